@@ -1,0 +1,14 @@
+"""A readable GPT-2 whose every activation is proven equal to TransformerLens's."""
+
+from clean_transformer.activations import ActivationCache as ActivationCache
+from clean_transformer.config import Config as Config
+from clean_transformer.hooks import HookPoint as HookPoint
+from clean_transformer.model import DemoTransformer as DemoTransformer
+from clean_transformer.modules.attention import Attention as Attention
+from clean_transformer.modules.block import TransformerBlock as TransformerBlock
+from clean_transformer.modules.embed import Embed as Embed
+from clean_transformer.modules.layer_norm import LayerNorm as LayerNorm
+from clean_transformer.modules.layer_norm import LayerNormPre as LayerNormPre
+from clean_transformer.modules.mlp import MLP as MLP
+from clean_transformer.modules.pos_embed import PosEmbed as PosEmbed
+from clean_transformer.modules.unembed import Unembed as Unembed

@@ -1,0 +1,115 @@
+"""`DemoTransformer`: GPT-2 from tokens to logits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from clean_transformer.activations import HookedModule
+from clean_transformer.config import Config
+from clean_transformer.device import resolve_device
+from clean_transformer.hooks import HookPoint
+from clean_transformer.modules.block import TransformerBlock
+from clean_transformer.modules.embed import Embed
+from clean_transformer.modules.layer_norm import NORMALIZATIONS
+from clean_transformer.modules.pos_embed import PosEmbed
+from clean_transformer.modules.unembed import TiedUnembed, Unembed
+from clean_transformer.weights.huggingface import write_folder
+from clean_transformer.weights.load import read_pretrained, read_state_dict
+
+
+class DemoTransformer(HookedModule):
+    """GPT-2: tokens → embed → blocks → unembed → logits (Radford et al. 2019)."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg = cfg
+        self.embed = Embed(cfg)
+        self.hook_embed = HookPoint()
+        self.pos_embed = PosEmbed(cfg)
+        self.hook_pos_embed = HookPoint()
+        self.blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))
+        self.ln_final = NORMALIZATIONS[cfg.normalization_type](cfg)
+        self.unembed = TiedUnembed(cfg, self.embed) if cfg.tied_unembed else Unembed(cfg)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of the token that follows each position.
+
+        Raises `TypeError` or `ValueError` for tokens that GPT-2 cannot read, before any work.
+        """
+        self.check_tokens(tokens)
+        embed = self.hook_embed(self.embed(tokens))
+        pos_embed = self.hook_pos_embed(self.pos_embed(tokens))
+        residual = embed + pos_embed
+        for block in self.blocks:
+            residual = block(residual)
+        return self.unembed(self.ln_final(residual))
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Refuse what the embeddings cannot look up: an accelerator would crash or make it up.
+
+        Raises `TypeError` for tokens that are not integers, `ValueError` for a wrong shape, none
+        at all, more than n_ctx, or ids outside the vocabulary.
+        """
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
+        if tokens.ndim != 2 or tokens.numel() == 0:
+            raise ValueError(
+                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], with one or more"
+            )
+        if tokens.shape[1] > self.cfg.n_ctx:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens are more than the n_ctx={self.cfg.n_ctx} positions that "
+                "the model has; shorten or split the text"
+            )
+        lowest, highest = (int(bound) for bound in tokens.aminmax())
+        if lowest < 0 or highest >= self.cfg.d_vocab:
+            raise ValueError(
+                f"token ids run from {lowest} to {highest}; "
+                f"this vocabulary has ids 0 to {self.cfg.d_vocab - 1}"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """GPT-2 from a hub id ("openai-community/gpt2"), its alias ("gpt2"), or a folder.
+
+        A folder has config.json and model.safetensors, shards of it, or pytorch_model.bin. Raises
+        `WeightsError` for weights that are not exactly this architecture's, naming every key.
+        """
+        cfg, state = read_pretrained(source, resolve_device(device), dtype)
+        with torch.device("meta"):  # nothing is initialised that is overwritten at once
+            model = cls(cfg)
+        model.load_state_dict(state, assign=True)
+        return model
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], cfg: Config | None = None) -> Self:
+        """GPT-2 with a copy of the weights of `HookedTransformer`, `TransformerBridge`,
+        `GPT2LMHeadModel` or `DemoTransformer`, in their dtype and on their device.
+
+        Without `cfg` the architecture is read off the shapes. Raises `WeightsError` as
+        `from_pretrained` does, and where the shapes leave the number of heads open.
+        """
+        cfg, state = read_state_dict(state, cfg)
+        weight = state["embed.W_E"]
+        with torch.device("meta"):
+            model = cls(cfg)
+        model = model.to(weight.dtype).to_empty(device=weight.device)
+        model.load_state_dict(state)
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors in Hugging Face's format, atomically.
+
+        Raises `WeightsError` for a model that the format cannot hold, before writing.
+        """
+        write_folder(Path(folder), self.cfg, self.state_dict())

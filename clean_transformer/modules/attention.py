@@ -1,0 +1,127 @@
+"""Causal self-attention with several heads."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clean_transformer.activations import HookedModule
+from clean_transformer.config import Config
+from clean_transformer.hooks import HookPoint, observed
+
+Residual = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
+
+
+class Attention(HookedModule):
+    """softmax(q kᵀ / √d_head) v per head, summed through W_O (Vaswani et al. 2017, equation 1).
+
+    W_Q, W_K, W_V [head d_model d_head], W_O [head d_head d_model]; b_Q, b_K, b_V [head d_head],
+    b_O [d_model]. `hook_attn_scores` and `hook_pattern` [batch head query key] are computed only
+    when observed, `hook_result` [batch pos head d_model] likewise: each head's part of the output.
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.W_Q = input_weight(cfg)
+        self.W_K = input_weight(cfg)
+        self.W_V = input_weight(cfg)
+        self.W_O = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_head, cfg.d_model))
+        # The residual stream sums 2 n_layers outputs (Radford et al. 2019, section 2.3).
+        nn.init.normal_(self.W_O, std=cfg.initializer_range / math.sqrt(2 * cfg.n_layers))
+        self.b_Q = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
+        self.b_K = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
+        self.b_V = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
+        self.b_O = nn.Parameter(torch.zeros(cfg.d_model))
+
+        self.hook_q = HookPoint()
+        self.hook_k = HookPoint()
+        self.hook_v = HookPoint()
+        self.hook_attn_scores = HookPoint()
+        self.hook_pattern = HookPoint()
+        self.hook_z = HookPoint()
+        self.hook_result = HookPoint()
+
+    def forward(
+        self,
+        query_input: Residual,
+        key_input: Residual | None = None,
+        value_input: Residual | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Attend. Keys and values are read from `query_input` too, unless given their own.
+
+        An input with a head axis [batch pos head d_model] gives each head a stream of its own.
+        """
+        key_input = query_input if key_input is None else key_input
+        value_input = query_input if value_input is None else value_input
+
+        q = self.hook_q(project(query_input, self.W_Q, self.b_Q))
+        k = self.hook_k(project(key_input, self.W_K, self.b_K))
+        v = self.hook_v(project(value_input, self.W_V, self.b_V))
+
+        watched = observed(self.hook_attn_scores, self.hook_pattern)
+        z = self.hook_z(self.mix_explicitly(q, k, v) if watched else mix_fused(q, k, v))
+
+        if observed(self.hook_result):
+            per_head = einsum(
+                z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model"
+            )
+            result = self.hook_result(per_head)
+            return reduce(result, "batch pos head d_model -> batch pos d_model", "sum") + self.b_O
+        merged = rearrange(z, "batch pos head d_head -> batch pos (head d_head)")
+        W_O = rearrange(self.W_O, "head d_head d_model -> (head d_head) d_model")
+        return merged @ W_O + self.b_O
+
+    def mix_explicitly(
+        self,
+        q: Float[Tensor, "batch query head d_head"],
+        k: Float[Tensor, "batch key head d_head"],
+        v: Float[Tensor, "batch key head d_head"],
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """Average the values by the pattern, through the hook points of scores and pattern."""
+        scores = einsum(
+            q, k, "batch query head d_head, batch key head d_head -> batch head query key"
+        ) / math.sqrt(q.shape[-1])
+        n_queries, n_keys = scores.shape[-2:]
+        # The queries are the last n_queries of the n_keys positions.
+        future = torch.ones(n_queries, n_keys, dtype=torch.bool, device=scores.device)
+        future = future.triu(diagonal=n_keys - n_queries + 1)
+        scores = self.hook_attn_scores(scores.masked_fill(future, -math.inf))
+        pattern = self.hook_pattern(scores.softmax(dim=-1))
+        return einsum(
+            pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
+        )
+
+
+def input_weight(cfg: Config) -> nn.Parameter:
+    """A new W_Q, W_K or W_V [head d_model d_head].
+
+    Its memory is laid out [d_model head d_head], so that merging the heads needs no copy.
+    """
+    weight = nn.Parameter(torch.empty(cfg.d_model, cfg.n_heads, cfg.d_head).permute(1, 0, 2))
+    nn.init.normal_(weight, std=cfg.initializer_range)
+    return weight
+
+
+def mix_fused(
+    q: Float[Tensor, "batch query head d_head"],
+    k: Float[Tensor, "batch key head d_head"],
+    v: Float[Tensor, "batch key head d_head"],
+) -> Float[Tensor, "batch query head d_head"]:
+    """The same average in one kernel, for when nobody watches the scores."""
+    q, k, v = (rearrange(x, "batch pos head d_head -> batch head pos d_head") for x in (q, k, v))
+    z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return rearrange(z, "batch head pos d_head -> batch pos head d_head")
+
+
+def project(
+    x: Residual, W: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"]
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Every head's x W + b: one matrix product, unless each head reads a stream of its own."""
+    if x.ndim == 4:
+        per_head = "batch pos head d_model, head d_model d_head -> batch pos head d_head"
+        return einsum(x, W, per_head) + b
+    merged = x @ rearrange(W, "head d_model d_head -> d_model (head d_head)")
+    return rearrange(merged, "batch pos (head d_head) -> batch pos head d_head", head=len(W)) + b

@@ -1,0 +1,56 @@
+"""One transformer block: attention and MLP, each added to the residual stream."""
+
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from clean_transformer.activations import HookedModule
+from clean_transformer.config import Config
+from clean_transformer.hooks import HookPoint, observed
+from clean_transformer.modules.attention import Attention, Residual
+from clean_transformer.modules.layer_norm import NORMALIZATIONS
+from clean_transformer.modules.mlp import MLP
+
+
+class TransformerBlock(HookedModule):
+    """x + attn(ln1(x)), then x + mlp(ln2(x)): pre-norm (Radford et al. 2019, section 2.3)."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.n_heads = cfg.n_heads
+        self.ln1 = NORMALIZATIONS[cfg.normalization_type](cfg)
+        self.attn = Attention(cfg)
+        self.ln2 = NORMALIZATIONS[cfg.normalization_type](cfg)
+        self.mlp = MLP(cfg)
+
+        self.hook_resid_pre = HookPoint()
+        self.hook_attn_in = HookPoint()
+        self.hook_q_input = HookPoint()
+        self.hook_k_input = HookPoint()
+        self.hook_v_input = HookPoint()
+        self.hook_attn_out = HookPoint()
+        self.hook_resid_mid = HookPoint()
+        self.hook_mlp_in = HookPoint()
+        self.hook_mlp_out = HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(
+        self, resid_pre: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this block."""
+        resid_pre = self.hook_resid_pre(resid_pre)
+        attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre)))
+        resid_mid = self.hook_resid_mid(resid_pre + attn_out)
+        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
+        return self.hook_resid_post(resid_mid + mlp_out)
+
+    def attn_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Residual, ...]:
+        """What attention reads: one normalised stream, or, where somebody watches the inputs of
+        single heads, one for the queries, keys and values of each head."""
+        split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        if not observed(self.hook_attn_in, *split):
+            return (self.ln1(resid_pre),)
+        attn_in = self.hook_attn_in(
+            repeat(resid_pre, "batch pos d_model -> batch pos head d_model", head=self.n_heads)
+        )
+        return tuple(self.ln1(hook(attn_in)) for hook in split)

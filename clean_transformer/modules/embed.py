@@ -1,0 +1,22 @@
+"""Token embedding."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from clean_transformer.activations import HookedModule
+from clean_transformer.config import Config
+
+
+class Embed(HookedModule):
+    """Look up each token's row of W_E [d_vocab d_model] (Radford et al. 2019)."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+        nn.init.normal_(self.W_E, std=cfg.initializer_range)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """Ids from 0 to d_vocab - 1."""
+        return F.embedding(tokens, self.W_E)

@@ -1,0 +1,62 @@
+"""Layer normalisation, with its gain and bias and without."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clean_transformer.activations import HookedModule
+from clean_transformer.config import Config
+from clean_transformer.hooks import HookPoint, observed
+
+
+class LayerNormPre(HookedModule):
+    """Centre, and divide by the scale √(var + eps); for weights with the gain folded in.
+
+    `hook_scale` [batch pos 1] and `hook_normalized` see float32 under half precision, as in
+    TransformerLens: a square of a residual stream of 3,000 overflows float16.
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.eps = cfg.eps
+        self.hook_scale = HookPoint()
+        self.hook_normalized = HookPoint()
+
+    def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Rows of mean 0 and, but for eps, variance 1."""
+        if observed(self.hook_scale, self.hook_normalized):
+            return self.normalize(residual)
+        return F.layer_norm(residual, residual.shape[-1:], eps=self.eps)
+
+    def normalize(
+        self, residual: Float[Tensor, "*batch d_model"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The same in explicit steps, through the hook points."""
+        exact = residual if residual.dtype == torch.float64 else residual.float()
+        centered = exact - exact.mean(dim=-1, keepdim=True)
+        variance = centered.pow(2).mean(dim=-1, keepdim=True)
+        scale = self.hook_scale((variance + self.eps).sqrt())
+        return self.hook_normalized(centered / scale).to(residual.dtype)
+
+
+class LayerNorm(LayerNormPre):
+    """(x - mean) / √(var + eps) · w + b over d_model (Ba et al. 2016, equation 4).
+
+    The variance is the biased one. `hook_normalized` is before the gain w [d_model] and the bias
+    b [d_model], as in `HookedTransformer`.
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        self.w = nn.Parameter(torch.ones(cfg.d_model))
+        self.b = nn.Parameter(torch.zeros(cfg.d_model))
+
+    def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Rows of mean 0 and variance 1, times w, plus b."""
+        if observed(self.hook_scale, self.hook_normalized):
+            return self.normalize(residual) * self.w + self.b
+        return F.layer_norm(residual, residual.shape[-1:], self.w, self.b, self.eps)
+
+
+NORMALIZATIONS = {"LN": LayerNorm, "LNPre": LayerNormPre}

@@ -1,0 +1,27 @@
+"""Learned positions."""
+
+import torch
+from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from clean_transformer.activations import HookedModule
+from clean_transformer.config import Config
+
+
+class PosEmbed(HookedModule):
+    """One learned row of W_pos [n_ctx d_model] for each position (Radford et al. 2018)."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
+        nn.init.normal_(self.W_pos, std=cfg.initializer_range)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], offset: int = 0
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The rows from position `offset` on, the same for every input of the batch."""
+        batch, length = tokens.shape
+        return repeat(
+            self.W_pos[offset : offset + length], "pos d_model -> batch pos d_model", batch=batch
+        )

@@ -1,0 +1,47 @@
+"""From the residual stream to logits."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clean_transformer.activations import HookedModule
+from clean_transformer.config import Config
+from clean_transformer.hooks import HookPoint
+from clean_transformer.modules.embed import Embed
+
+
+class Unembed(HookedModule):
+    """x W_U + b_U, with W_U [d_model d_vocab] and b_U [d_vocab] (zero in the published models)."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
+        self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
+        nn.init.normal_(self.W_U, std=cfg.initializer_range)
+        self.hook_in = HookPoint()
+        self.hook_out = HookPoint()
+
+    def forward(
+        self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits: the scores whose softmax is the distribution of the next token."""
+        return self.hook_out(self.hook_in(normalized_resid_post) @ self.W_U + self.b_U)
+
+
+class TiedUnembed(HookedModule):
+    """An `Unembed` whose W_U is the transposed W_E of an embedding, in training too."""
+
+    def __init__(self, cfg: Config, embed: Embed):
+        super().__init__()
+        # In a tuple, so that the embedding is not registered here as a second owner of W_E.
+        self._embed = (embed,)
+        self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
+        self.hook_in = HookPoint()
+        self.hook_out = HookPoint()
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """A view of the embedding."""
+        return self._embed[0].W_E.T
+
+    forward = Unembed.forward

@@ -1,0 +1,99 @@
+"""Question 1: is it the same function? Every activation beside a reference's, in float64."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.references import LOGITS, POSITIONS, TOKENS, Reference
+from clean_transformer.parity.verdict import Verdict, worst
+
+# In float64 rounding leaves about 1e-14 of an activation's scale, and a different formula at least
+# 1e-8: a tolerance between them tells the two apart.
+SAME_FUNCTION = 1e-12
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One key of the reference's cache beside our activation of the same place.
+
+    `error` is the largest |ours - theirs|, `scale` the root mean square of theirs.
+    """
+
+    key: str
+    name: str
+    error: float
+    scale: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def relative_error(self) -> float:
+        """The error in units of the activation's scale."""
+        return self.error / self.scale if self.scale else self.error
+
+    @property
+    def verdict(self) -> Verdict:
+        """PASS within the tolerance; WRONG above it, or where a number is not one."""
+        if not self.name:
+            return Verdict.NOT_CHECKED
+        return Verdict.PASS if self.relative_error <= self.tolerance else Verdict.WRONG
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Every key that the reference caches, in the order in which it caches them."""
+
+    reference: str
+    rows: list[Comparison]
+
+    @property
+    def coverage(self) -> tuple[int, int]:
+        """Keys compared, keys cached."""
+        return sum(bool(row.name) for row in self.rows), len(self.rows)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of the rows'."""
+        return worst(row.verdict for row in self.rows)
+
+    @property
+    def first_failure(self) -> Comparison | None:
+        """The first row, in the order of the forward pass, that does not pass."""
+        return next((row for row in self.rows if row.verdict is not Verdict.PASS), None)
+
+
+@torch.no_grad()
+def compare(
+    model: DemoTransformer,
+    reference: Reference,
+    tokens: Int[Tensor, "batch pos"],
+    tolerance: float = SAME_FUNCTION,
+) -> ParityReport:
+    """Run both on the same tokens and compare every activation that the reference caches."""
+    theirs = reference.run(tokens)
+    names = {key: reference.aliases.get(key, key) for key in theirs}
+    modules = {name for name, _ in model.named_modules()}
+    logits, cache = model.run_with_cache(tokens, names=sorted(modules & set(names.values())))
+    positions = torch.arange(tokens.shape[1]).expand(1, -1)
+    ours = {**cache, LOGITS: logits, TOKENS: tokens, POSITIONS: positions}
+    rows = [
+        _compare(key, name, ours[name], theirs[key], tolerance)
+        if name in ours
+        else Comparison(key, "", 0.0, 0.0, tolerance, note="no activation of ours is this one")
+        for key, name in names.items()
+    ]
+    return ParityReport(reference.title, rows)
+
+
+def _compare(key: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Comparison:
+    if ours.shape != theirs.shape:
+        note = f"shape {[*ours.shape]} instead of {[*theirs.shape]}"
+        return Comparison(key, name, torch.inf, 1.0, tolerance, note)
+    ours, theirs = ours.double().cpu(), theirs.double()
+    # Masked scores are -inf in both, and their difference would not be a number.
+    error = torch.where(ours == theirs, 0.0, (ours - theirs).abs()).max()
+    scale = theirs[theirs.isfinite()].square().mean().sqrt()
+    return Comparison(key, name, float(error), float(scale), tolerance)
