@@ -1,0 +1,124 @@
+"""A stand-in for the Hugging Face hub on this machine: folders served as repositories."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from time import sleep
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class HubServer(ThreadingHTTPServer):
+    """Serves each folder `repos/owner/name` as the repository "owner/name".
+
+    `faults` breaks things by name. A file: "cut" ends the connection after half of it, however
+    often the rest is asked for; "short" sends half of it as if that were all; "gone" answers 404
+    although the file is listed. A repository: "failing" answers 503, "silent" not at all.
+    `downloaded` collects the names of the files sent.
+
+    The hub answers 404 for a repository that does not exist, but to strangers 401, so as not to
+    tell them which ones are private: `status_of_unknown`.
+    """
+
+    def __init__(self, repos: Path) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.repos = repos
+        self.faults: dict[str, str] = {}
+        self.status_of_unknown = 401
+        self.downloaded: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: HubServer
+
+    def do_GET(self) -> None:
+        match self.path.partition("?")[0].strip("/").split("/"):
+            case ["api", "models", owner, name, *_]:
+                self.send_listing(f"{owner}/{name}")
+            case [owner, name, "resolve", _, file]:
+                self.send_file(self.server.repos / owner / name / file)
+            case ["cdn", owner, name, file]:
+                self.send_bytes(self.server.repos / owner / name / file)
+            case _:
+                self.send_reply(404)
+
+    do_HEAD = do_GET
+
+    def send_listing(self, repo: str) -> None:
+        folder = self.server.repos / repo
+        if not folder.is_dir():
+            return self.send_reply(self.server.status_of_unknown)
+        match self.server.faults.get(repo):
+            case "failing":
+                return self.send_reply(503)
+            case "silent":
+                sleep(3)
+                self.close_connection = True
+                return None
+        siblings = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
+        listing = {"id": repo, "sha": COMMIT, "siblings": siblings}
+        self.send_reply(200, {"Content-Type": "application/json"}, json.dumps(listing).encode())
+
+    def send_file(self, path: Path) -> None:
+        """Small files come from the hub itself, weights by a redirect to where they are stored."""
+        if self.server.faults.get(path.name) == "gone" or not path.is_file():
+            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            return self.send_reply(404, missing)
+        if path.suffix == ".json" or path.suffix == ".txt":
+            return self.send_bytes(path)
+        owner, name = path.parts[-3:-1]
+        location = {
+            "Location": f"{self.server.url}/cdn/{owner}/{name}/{path.name}",
+            "X-Linked-Size": str(path.stat().st_size),
+            "X-Linked-Etag": etag(path),
+            "X-Repo-Commit": COMMIT,
+        }
+        self.send_reply(302, location)
+
+    def send_bytes(self, path: Path) -> None:
+        content = path.read_bytes()
+        fault = self.server.faults.get(path.name)
+        start = int(self.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
+        headers = {"ETag": etag(path), "X-Repo-Commit": COMMIT}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if self.command == "GET":
+            self.server.downloaded.append(path.name)
+            if fault == "short":
+                content = content[: len(content) // 2]
+        headers["Content-Length"] = str(len(content) - start)
+        stop = len(content) // 2 if fault == "cut" else len(content)
+        self.send_reply(206 if start else 200, headers, content[start:stop])
+        self.close_connection = fault == "cut"
+
+    def send_reply(
+        self, status: int, headers: dict[str, str] | None = None, body: bytes = b""
+    ) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """The tests' output stays clean."""
+
+
+def etag(path: Path) -> str:
+    return f'"{sha1(path.read_bytes()).hexdigest()}"'
+
+
+@contextmanager
+def serving(repos: Path) -> Iterator[HubServer]:
+    """A running server of those repositories."""
+    with HubServer(repos) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.shutdown()

@@ -1,0 +1,205 @@
+import socket
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from clean_transformer.weights.hub import HUB_IDS, TOKENIZER, WEIGHTS, complete_set, fetch
+
+SHARDS = [f"model-0000{shard}-of-00002.safetensors" for shard in (1, 2)]
+INDEX = "model.safetensors.index.json"
+OTHER_FORMATS = [
+    "README.md",
+    "flax_model.msgpack",
+    "generation_config.json",
+    "model.safetensors.index.fp16.json",
+    "tf_model.h5",
+]
+
+
+def fetching(source: str, wanted: str = "WEIGHTS") -> str:
+    return f"from clean_transformer.weights.hub import *; print(fetch({source!r}, {wanted}))"
+
+
+def publish(hub, repo: str, *names: str) -> None:
+    """Each file's content tells its name, at some length."""
+    folder = hub.repos / repo
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(f"{repo} {name} " * 50)
+
+
+def last_line(process) -> str:
+    """The message of the error that ended the process, which is the only one in its traceback."""
+    assert process.returncode == 1
+    assert process.stderr.count("Traceback") == 1
+    return process.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["config.json", "model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
+        (["config.json", INDEX, *SHARDS, "pytorch_model.bin"], [INDEX, *SHARDS]),
+        (["config.json", "pytorch_model.bin"], ["pytorch_model.bin"]),
+    ],
+)
+def test_only_the_preferred_weights_are_downloaded(hub, with_hub, names, chosen):
+    publish(hub, "someone/model", *names, *OTHER_FORMATS)
+
+    process = with_hub(fetching("someone/model"))
+
+    assert hub.downloaded == ["config.json", *chosen], process.stderr
+    folder = Path(process.stdout.strip())
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["config.json", *chosen])
+    for path in folder.iterdir():
+        assert path.read_text() == (hub.repos / "someone/model" / path.name).read_text()
+
+
+@pytest.mark.parametrize(
+    "chosen", [["tokenizer.json"], ["vocab.json", "merges.txt"], ["encoder.json", "vocab.bpe"]]
+)
+def test_only_the_tokenizer_is_downloaded(hub, with_hub, chosen):
+    publish(hub, "someone/model", "config.json", "model.safetensors", *chosen, *OTHER_FORMATS)
+    process = with_hub(fetching("someone/model", "TOKENIZER"))
+    assert hub.downloaded == chosen, process.stderr
+
+
+def test_the_download_shows_its_progress(hub, with_hub):
+    publish(hub, "someone/model", "config.json", "model.safetensors")
+    process = with_hub(fetching("someone/model"), TQDM_POSITION="-1")  # as on a terminal
+    assert "model.safetensors: 100%" in process.stderr
+
+
+def test_an_alias_is_its_hub_id(hub, with_hub):
+    publish(hub, "openai-community/gpt2-xl", "tokenizer.json")
+    folder = Path(with_hub(fetching("gpt2-xl", "TOKENIZER")).stdout.strip())
+    assert (folder / "tokenizer.json").read_text().startswith("openai-community/gpt2-xl")
+
+
+def test_the_aliases_are_the_published_gpt2s():
+    sizes = {f"gpt2-{size}": f"openai-community/gpt2-{size}" for size in ("medium", "large", "xl")}
+    smallest = dict.fromkeys(["gpt2", "gpt2-small"], "openai-community/gpt2")
+    assert smallest | sizes | {"distilgpt2": "distilbert/distilgpt2"} == HUB_IDS
+
+
+def test_what_is_cached_is_not_downloaded_again(hub, with_hub):
+    publish(hub, "someone/model", "config.json", "model.safetensors")
+    first = with_hub(fetching("someone/model"))
+    again = with_hub(fetching("someone/model"))
+    assert again.stdout == first.stdout != ""
+    assert hub.downloaded == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("how", ["offline", "unreachable", "failing"])
+def test_without_the_hub_the_cached_copy_is_taken(hub, with_hub, how):
+    names = ["config.json", INDEX, *SHARDS]
+    publish(hub, "someone/model", *names)
+    first = with_hub(fetching("someone/model"))
+    hub.faults["someone/model"] = how
+
+    again = with_hub(fetching("someone/model"), **WITHOUT_HUB[how])
+
+    assert again.stdout == first.stdout != "", again.stderr
+    assert hub.downloaded == names
+
+
+def closed_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+WITHOUT_HUB = {
+    "offline": {"HF_HUB_OFFLINE": "1"},
+    "unreachable": {"HF_ENDPOINT": f"http://127.0.0.1:{closed_port()}"},
+    "failing": {},
+    "silent": {"HF_HUB_ETAG_TIMEOUT": "1"},
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("offline", "OfflineModeIsEnabled"),
+        ("unreachable", "Connection refused"),
+        ("failing", "503"),
+        ("silent", "Timeout"),
+    ],
+)
+def test_without_the_hub_and_a_cached_copy(hub, with_hub, how, why):
+    publish(hub, "someone/model", "config.json", "model.safetensors", "tokenizer.json")
+    with_hub(fetching("someone/model", "TOKENIZER"))  # of the same repository, but no weights
+    hub.faults["someone/model"] = how
+
+    start = monotonic()
+    error = last_line(with_hub(fetching("someone/model"), **WITHOUT_HUB[how]))
+
+    assert monotonic() - start < 10
+    assert error.startswith("clean_transformer.weights.hub.HubError: 'someone/model' is not in the")
+    assert why in error
+    assert "connect once to download it, or pass a folder with config.json" in error
+
+
+@pytest.mark.parametrize(("source", "status"), [("gpt2", 401), ("nobody/nothing", 404)])
+def test_a_repository_that_the_hub_does_not_have(hub, with_hub, source, status):
+    hub.status_of_unknown = status
+    error = last_line(with_hub(fetching(source)))
+    assert f"HubError: {HUB_IDS.get(source, source)!r} is neither a folder here nor a" in error
+    assert "check the spelling" in error
+
+
+def test_a_repository_without_the_files(hub, with_hub):
+    publish(hub, "someone/model", "config.json", INDEX, "model.onnx", *OTHER_FORMATS)
+    error = last_line(with_hub(fetching("someone/model")))
+    assert "HubError: 'someone/model' on the hub does not have config.json + model.saf" in error
+    assert error.endswith("choose another repository, or pass a folder with these files")
+    assert hub.downloaded == []
+
+
+@pytest.mark.parametrize("fault", ["cut", "short", "gone"])
+def test_a_download_that_breaks_off(hub, with_hub, fault):
+    publish(hub, "someone/model", "config.json", "model.safetensors")
+    hub.faults["model.safetensors"] = fault
+
+    error = last_line(with_hub(fetching("someone/model")))
+    assert "HubError: the download of model.safetensors from 'someone/model' failed (" in error
+    assert error.endswith("nothing incomplete was kept, try again")
+
+    del hub.faults["model.safetensors"]
+    folder = Path(with_hub(fetching("someone/model")).stdout.strip())
+    whole = hub.repos / "someone/model" / "model.safetensors"
+    assert (folder / "model.safetensors").read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_a_folder_is_returned_as_it_is(tmp_path, as_type):
+    assert fetch(as_type(tmp_path), WEIGHTS) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "suggested"),
+    [
+        ("gpt2-smal", "gpt2-small"),
+        ("GPT2", "gpt2"),
+        ("gpt2_medium", "gpt2-medium"),
+        ("gpt-2", "gpt2"),
+    ],
+)
+def test_an_unknown_alias(source, suggested):
+    with pytest.raises(ValueError, match=f"'{source}' is no folder.*did you mean.*{suggested}"):
+        fetch(source, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    "source", ["bert", "", "./model", "/no/folder", Path("../model"), "a/b/c", "a--b/c", "a/b."]
+)
+def test_a_source_that_is_nothing_of_the_known(source):
+    with pytest.raises(ValueError, match=r"aliases gpt2, gpt2-small, .*, distilgpt2$"):
+        fetch(source, WEIGHTS)
+
+
+def test_the_set_in_full_is_chosen_and_keeps_its_order():
+    assert complete_set(TOKENIZER, ["merges.txt", "vocab.json"]) == ["vocab.json", "merges.txt"]
+    assert complete_set(TOKENIZER, ["encoder.json", "vocab.json"]) == []
+    assert complete_set(WEIGHTS, [*reversed(SHARDS), INDEX, "config.json"])[2:] == SHARDS
