@@ -123,6 +123,14 @@ class HookedModule(nn.Module):
             name: module for name, module in self.named_modules() if isinstance(module, HookPoint)
         }
 
+    def default_points(self) -> dict[str, HookPoint]:
+        """The hook points that `run_with_cache` captures unless told otherwise."""
+        return {
+            name: point
+            for name, point in self.hook_points().items()
+            if name.split(".")[-1] not in PER_HEAD
+        }
+
     def run_with_cache(
         self,
         *inputs: Any,
@@ -141,7 +149,7 @@ class HookedModule(nn.Module):
         def capture(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
             captured[name] = output.detach()
 
-        wanted = self._named(names) if names is not None else self._default_points()
+        wanted = self._named(names) if names is not None else self.default_points()
         with _forward_hooks((module, partial(capture, name)) for name, module in wanted.items()):
             output = self(*inputs, **arguments)
         cache = ActivationCache(captured)
@@ -167,13 +175,6 @@ class HookedModule(nn.Module):
                 placed.append((point, partial(call, function)))
         with _forward_hooks(placed):
             return self(*inputs, **arguments)
-
-    def _default_points(self) -> dict[str, HookPoint]:
-        return {
-            name: point
-            for name, point in self.hook_points().items()
-            if name.split(".")[-1] not in PER_HEAD
-        }
 
     def _named(self, names: Names) -> Mapping[str, nn.Module]:
         if callable(names):

@@ -38,23 +38,34 @@ Seen = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of operation: the largest ratio of a healthy device, and of any order of summing.
+    """A kind of operation, and the largest ratio that a healthy device has and any device may have.
 
-    `wrong` is None where the second is the summed length k, from γ_k = k u / (1 - k u).
+    `wrong` is None where the second is the summed length k, from γ_k = k u / (1 - k u). Sums of
+    terms of one sign, such as an average, gather errors like √k: `healthy_per_root` is λ in the
+    probabilistic bound λ √k u (Higham and Mary 2019, theorem 2.4).
     """
 
     name: str
     healthy: float
     wrong: float | None
+    healthy_per_root: float = 0.0
+
+    def healthy_ratio(self, summed: int) -> float:
+        """The largest ratio that passes, for a sum of that many terms."""
+        return max(self.healthy, self.healthy_per_root * math.sqrt(summed))
+
+    def wrong_ratio(self, summed: int) -> float:
+        """The ratio above which no order of rounding explains the error."""
+        return max(self.healthy_ratio(summed), summed if self.wrong is None else self.wrong)
 
 
 COPY = Kind("gather, copy, mask", 0, 0)
 ADD = Kind("residual add", 1, 2)
 LINEAR = Kind("linear", 30, None)
-SOFTMAX = Kind("softmax", 30, 300)
+SOFTMAX = Kind("softmax", 30, None, healthy_per_root=6)
 LAYER_NORM = Kind("layer norm", 30, 300)
 GELU = Kind("gelu_new", 16, 160)
-ATTEND = Kind("fused attention", 30, None)
+ATTEND = Kind("attention", 30, None, healthy_per_root=6)
 
 
 @dataclass(frozen=True)
@@ -181,7 +192,7 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
         "hook_k": Rule(LINEAR, _projection("input 1", "K"), _rows_of_weight("W_K")),
         "hook_v": Rule(LINEAR, _projection("input 2", "V"), _rows_of_weight("W_V")),
         "hook_attn_scores": Rule(LINEAR, _scores, _rows_of_weight("W_O")),
-        "hook_pattern": Rule(SOFTMAX, _pattern),
+        "hook_pattern": Rule(SOFTMAX, _pattern, _keys),
         "hook_z": Rule(ATTEND, _z, _keys),
         "hook_result": Rule(LINEAR, _result, _rows_of_weight("W_O")),
         "output": Rule(LINEAR, _attn_out, lambda module, seen: math.prod(module.W_O.shape[:2])),
