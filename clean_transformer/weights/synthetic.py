@@ -34,7 +34,8 @@ class Spread(NamedTuple):
     largest: float | None = None
 
 
-# As in GPT-2 small, where those of W_E, W_in and W_out are guesses.
+# As in GPT-2 small, except that those of W_E, W_in and W_out are guesses.
+MEASURED_WIDTH = 768
 OUTSIDE_BLOCKS = {
     "embed.W_E": Spread(0.14),
     "pos_embed.W_pos": Spread(0.122, 40),
@@ -43,7 +44,7 @@ OUTSIDE_BLOCKS = {
     "unembed.W_U": Spread(0.14),
     "unembed.b_U": Spread(0.0),
 }
-# In the first block, in those between and in the last.
+# In the first block, in those between, and in the last if it is the fourth or later.
 IN_BLOCKS = {
     "ln1.w": (
         Spread(0.041, mean=0.18, largest=0.25),
@@ -94,11 +95,12 @@ def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
 def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
     """A state dict in float32 that is as hard to compute with as the published GPT-2's.
 
-    Its tensors have about the deviations, kurtoses and largest entries of GPT-2 small's. From the
-    third block on (the last, if there are fewer) the residual stream at position 0 is near 3,000
-    in three coordinates (more in a narrow model); the median magnitude of the rest is 0.9 after
-    the first block and 6 after the last of twelve. From the fourth block on, many heads look at
-    position 0 when they find nothing better. An untied unembedding has values of its own.
+    Its tensors have about the deviations, kurtoses and largest entries of GPT-2 small's, matrices
+    scaled to the width. From the third block on (the last, if there are fewer) the residual stream
+    at position 0 is near 3,000 in three coordinates, given a `d_model` of 32 or more; the median
+    magnitude of the rest is 0.9 after the first block and 6 after the last of twelve. From the
+    fourth block on, many heads look at position 0 when they find nothing better. An untied
+    unembedding has values of its own.
 
     "LNPre" weights are the "LN" ones with the gains folded in, and LayerNorm biases left out.
     """
@@ -118,7 +120,13 @@ def _published_spread(name: str, cfg: Config) -> Spread:
         return OUTSIDE_BLOCKS[name]
     _, layer, kind = name.split(".", 2)
     first, middle, last = IN_BLOCKS[kind]
-    return first if layer == "0" else last if int(layer) == cfg.n_layers - 1 else middle
+    spread = first if layer == "0" else last if 2 < int(layer) == cfg.n_layers - 1 else middle
+    return spread._replace(std=spread.std * _scale(cfg)) if ".W_" in kind else spread
+
+
+def _scale(cfg: Config) -> float:
+    """What keeps a sum over `d_model` products as large as it is in GPT-2 small."""
+    return math.sqrt(MEASURED_WIDTH / cfg.d_model)
 
 
 def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
@@ -134,20 +142,20 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     state["pos_embed.W_pos"][:, coordinates] = -0.5
     state["pos_embed.W_pos"][0, coordinates] = 4.5
 
-    # A LayerNorm leaves about 1 of the mark in each coordinate, far above the neuron's threshold
-    # of a half, and about 0 at the other positions.
+    # After LayerNorm the three entries sum to about 3 at position 0 and to about 0 elsewhere; the
+    # neuron fires above 0.8.
     gain = _published_spread(f"blocks.{layer}.ln2.w", cfg).mean
     mlp = f"blocks.{layer}.mlp"
     state[f"{mlp}.W_in"][:, 0] = 0
     state[f"{mlp}.W_in"][coordinates, 0] = 10 / gain
-    state[f"{mlp}.b_in"][0] = -15
+    state[f"{mlp}.b_in"][0] = -8
     state[f"{mlp}.W_out"][0] = 0
-    state[f"{mlp}.W_out"][0, coordinates] = 200
+    state[f"{mlp}.W_out"][0, coordinates] = 140
 
     # The key of position 0 is then what a head's queries have in common, and its value nearly 0.
     for later in range(layer + 1, cfg.n_layers):
         attn = f"blocks.{later}.attn"
-        state[f"{attn}.W_K"][:, coordinates] = state[f"{attn}.b_Q"][:, None]
+        state[f"{attn}.W_K"][:, coordinates] = state[f"{attn}.b_Q"][:, None] * _scale(cfg)
         state[f"{attn}.W_V"][:, coordinates] = 0
 
 
