@@ -115,7 +115,12 @@ class ActivationCache(Mapping[str, Tensor]):
 
 
 class HookedModule(nn.Module):
-    """A module whose hook points can be watched and patched, alone or inside a larger one."""
+    """A module whose hook points can be watched and patched, alone or inside a larger one.
+
+    `name` is as in `HookPoint`, for functions that are hooked onto a module's output.
+    """
+
+    name: str | None = None
 
     def hook_points(self) -> dict[str, HookPoint]:
         """Every hook point below this module, by name."""
@@ -171,7 +176,7 @@ class HookedModule(nn.Module):
         placed = []
         for names, function in hooks:
             for name, point in self._named(names).items():
-                point.name = name  # type: ignore[assignment]
+                point.name = name  # type: ignore[assignment, unused-ignore]
                 placed.append((point, partial(call, function)))
         with _forward_hooks(placed):
             return self(*inputs, **arguments)

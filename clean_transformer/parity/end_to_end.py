@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clean_transformer.activations import ActivationCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.isolate import upcast
 from clean_transformer.parity.verdict import Verdict
@@ -40,7 +39,7 @@ class EndToEnd:
 
     @property
     def verdict(self) -> Verdict:
-        """DEGRADED beyond the envelope: where it began is the teacher-forced comparison's to say."""
+        """DEGRADED beyond the envelope; where it began is for the teacher-forced rows to say."""
         return Verdict.PASS if self.rho <= self.healthy else Verdict.DEGRADED
 
 
@@ -61,9 +60,7 @@ def run(model: DemoTransformer, tokens: Int[Tensor, "batch pos"]) -> dict[str, T
     return {**cache.to("cpu"), LOGITS: logits.cpu()}
 
 
-def rms_errors(
-    activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]
-) -> dict[str, float]:
+def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:
     """The root mean square of the difference, per activation; masked scores agree or are inf."""
     errors = {}
     for name, exact in oracle.items():

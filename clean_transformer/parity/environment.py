@@ -10,7 +10,9 @@ import torch
 def environment() -> dict[str, str]:
     """Versions, operating system, processor and libraries, as a report states them."""
     build = torch.__config__.show()
-    libraries = re.findall(r"(BLAS_INFO=\w+|Intel\(R\) oneAPI Math Kernel Library|MKL-DNN v[\d.]+)", build)
+    libraries = re.findall(
+        r"(BLAS_INFO=\w+|Intel\(R\) oneAPI Math Kernel Library|MKL-DNN v[\d.]+)", build
+    )
     return {
         "torch": torch.__version__,
         "libraries": ", ".join(dict.fromkeys(libraries)),

@@ -7,12 +7,12 @@ device had (teacher forcing): an error shows where it is introduced, and nowhere
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,10 @@ class Isolated:
         return Verdict.WRONG if certain else Verdict.DEGRADED
 
 
-def float64_oracle(module: HookedModule) -> HookedModule:
+M = TypeVar("M", bound=HookedModule)
+
+
+def float64_oracle(module: M) -> M:
     """A copy of the module in float64 on the CPU, made without float64 on the module's device."""
     with trusted():
         return deepcopy(module).cpu().double()
@@ -143,7 +146,7 @@ def _teacher_force(
     def replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
         exact[name] = value
         given = upcast(device[name])
-        owner, _, point = name.rpartition(".")
+        owner, point = name.rpartition(".")[::2]
         if point.startswith("hook_"):
             seen[owner][point] = given
         return given
@@ -165,8 +168,8 @@ def upcast(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _rule(oracle: HookedModule, name: str, seen: dict[str, Seen]) -> tuple[Rule, Tensor, int]:
-    owner, _, point = name.rpartition(".")
+def _rule(oracle: HookedModule, name: str, seen: Mapping[str, Seen]) -> tuple[Rule, Tensor, int]:
+    owner, point = name.rpartition(".")[::2]
     if not point.startswith("hook_"):
         owner, point = name, "output"
     module = oracle.get_submodule(owner)

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
-from clean_transformer.device import is_available
+from clean_transformer.device import available, is_available, resolve_device
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.compare import ParityReport, compare
 from clean_transformer.parity.end_to_end import (
@@ -102,6 +104,33 @@ class SuiteReport:
         return worst([same, *(run.verdict for run in self.runs)])
 
 
+def choose_devices(names: str) -> list[str]:
+    """The devices named, between commas; "auto" is the fastest here, "all" cuda, mps and cpu.
+
+    Raises `ValueError` for one that PyTorch does not know; one that is absent is NOT CHECKED.
+    """
+    if names == "all":
+        return ["cpu", "cuda", "mps"]
+    chosen = [str(resolve_device()) if name == "auto" else name for name in names.split(",")]
+    for name in chosen:
+        try:
+            torch.device(name)
+        except RuntimeError:
+            raise ValueError(
+                f"PyTorch knows no device {name!r}; this machine has {available()}"
+            ) from None
+    return chosen
+
+
+def choose_dtypes(names: str) -> list[str]:
+    """The dtypes named, between commas, or all. Raises `ValueError` for an unknown one."""
+    chosen = [*DTYPES] if names == "all" else names.split(",")
+    for name in chosen:
+        if name not in DTYPES:
+            raise ValueError(f"no dtype {name!r}; choose from {', '.join(DTYPES)}, all")
+    return chosen
+
+
 def choose_weights(source: str | None) -> Weights:
     """The weights of a hub id, alias or folder; or of "stress" or "plain", also "stress:medium".
 
@@ -149,11 +178,11 @@ def check_device(
     on_step: Callable[[str], None] = lambda step: None,
 ) -> DeviceRun:
     """Questions 2 and 3 on one device in one dtype."""
-    named = {"device": device, "dtype": str(dtype).removeprefix("torch.")}
+    named = DeviceRun(device, str(dtype).removeprefix("torch."))
     if not is_available(device):
-        return DeviceRun(**named, not_checked=f"this machine has no {device}")
+        return replace(named, not_checked=f"this machine has no {device}")
     if dtype is torch.float64 and not _has_float64(device):
-        return DeviceRun(**named, not_checked=f"{device} has no float64")
+        return replace(named, not_checked=f"{device} has no float64")
 
     on_step("first call")
     on_cpu = DemoTransformer.from_state_dict(
@@ -166,25 +195,30 @@ def check_device(
 
     on_step("end to end")
     healthy = HEALTHY_RHO[dtype]
-    end_to_end, seen_impact, allowed = _end_to_end(model, on_cpu, oracle, tokens, reference, healthy)
+    end_to_end, seen_impact, allowed = _end_to_end(
+        model, on_cpu, oracle, tokens, reference, healthy
+    )
 
     isolated = []
     for path in PATHS:
         on_step(f"teacher-forced, {path}")
         case = f"{tokens.shape[0]} × {tokens.shape[1]} tokens"
         isolated += isolate(model, oracle, given, path=path, case=case)
-    for name, block_case, x in cliff_inputs(model):
-        on_step(f"teacher-forced, {block_case}")
+    layer, cases = cliff_inputs(model)
+    block = cast(HookedModule, model.blocks[layer])
+    exact_block = cast(HookedModule, oracle.blocks[layer])
+    for case, x in cases.items():
+        on_step(f"teacher-forced, {case}")
         for path in ("fused", "explicit"):
-            rows = isolate(
-                model.get_submodule(name), oracle.get_submodule(name), x, path=path, case=block_case
-            )
-            isolated += [replace(row, name=f"{name}.{row.name}".rstrip(".")) for row in rows]
+            rows = isolate(block, exact_block, x, path=path, case=case)
+            isolated += [
+                replace(row, name=f"blocks.{layer}.{row.name}".rstrip(".")) for row in rows
+            ]
 
     on_step("invariants")
     invariants = check_invariants(model, given, allowed, first)
-    return DeviceRun(
-        **named,
+    return replace(
+        named,
         settings=device_settings(torch.device(device)),
         isolated=isolated,
         end_to_end=end_to_end,
@@ -235,29 +269,23 @@ def run_suite(
     )
 
 
-def cliff_inputs(model: DemoTransformer) -> list[tuple[str, str, Tensor]]:
-    """A block to try, by name, with inputs of the lengths and layouts that have met faults.
+def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
+    """A block to try, with inputs of the lengths and layouts that have met faults, by name.
 
     The block is the fourth, or the last: GPT-2's residual stream is at its worst from there on.
     """
-    layer = min(3, model.cfg.n_layers - 1)
-    name, n_ctx = f"blocks.{layer}", model.cfg.n_ctx
-    ids = suite_tokens(model.cfg, 2, n_ctx).to(model.embed.W_E.device)
-    residual = model.embed(ids) + model.pos_embed(ids)
+    layer, n_ctx = min(3, model.cfg.n_layers - 1), model.cfg.n_ctx
+    tokens = suite_tokens(model.cfg, 2, n_ctx).to(model.embed.W_E.device)
+    residual = model.embed(tokens) + model.pos_embed(tokens)
     for block in list(model.blocks)[:layer]:
         residual = block(residual)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
-    one, both = residual[:1], residual[:, : min(33, n_ctx)]
-    cases = [
-        (f"1 × {length} tokens", one[:, :length].clone(memory_format=torch.contiguous_format))
-        for length in lengths
-    ]
-    cases += [
-        ("permuted input", both.transpose(0, 1).contiguous().transpose(0, 1)),
-        ("sliced input", residual[:, -both.shape[1] :]),
-        ("transposed input", both.mT.contiguous().mT),
-    ]
-    return [(name, case, x) for case, x in cases]
+    cases = {f"1 × {length} tokens": residual[:1, :length].clone() for length in lengths}
+    both = residual[:, : min(33, n_ctx)]
+    cases["permuted input"] = both.transpose(0, 1).contiguous().transpose(0, 1)
+    cases["transposed input"] = both.mT.contiguous().mT
+    cases["sliced input"] = residual[:, -both.shape[1] :]
+    return layer, cases
 
 
 def _end_to_end(
@@ -291,7 +319,9 @@ def _reference_errors(
     activations = theirs.run(tokens)
     ours = {theirs.aliases.get(key, key): value for key, value in activations.items()}
     same_shape = {
-        key: value for key, value in ours.items() if key in exact and value.shape == exact[key].shape
+        key: value
+        for key, value in ours.items()
+        if key in exact and value.shape == exact[key].shape
     }
     return rms_errors(same_shape, exact)
 
