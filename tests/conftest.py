@@ -21,6 +21,12 @@ settings.load_profile("tests")
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Every test draws the same ones, whichever tests run before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     """A hub on this machine, whose repositories are the folders that a test puts in `repos`."""

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -16,8 +17,8 @@ not_numbers = st.none() | st.text() | st.lists(st.integers())
 not_counts = not_numbers | st.integers(max_value=0) | st.floats() | st.booleans()
 not_positive = not_numbers | st.floats(max_value=0) | st.sampled_from([math.inf, math.nan, 0])
 IMPOSSIBLE = (
-    {field: not_counts for field in COUNTS}
-    | {field: not_positive for field in ("eps", "initializer_range")}
+    dict.fromkeys(COUNTS, not_counts)
+    | dict.fromkeys(("eps", "initializer_range"), not_positive)
     | {
         "normalization_type": (st.text() | st.none()).filter(lambda x: x not in ("LN", "LNPre")),
         "tied_unembed": st.none() | st.integers() | st.text(),
@@ -33,9 +34,9 @@ def test_every_field_has_impossible_values():
 @given(data=st.data())
 def test_impossible_value_is_refused_by_field_name(field: str, data: st.DataObject):
     value = data.draw(IMPOSSIBLE[field])
-    with pytest.raises(ValueError) as refusal, unchecked_types():
+    message = re.escape(f"Config.{field} is {value!r}; it must be ")
+    with pytest.raises(ValueError, match=message), unchecked_types():
         tiny(**{field: value})
-    assert str(refusal.value).startswith(f"Config.{field} is {value!r}; it must be ")
 
 
 def test_folded_layer_norms_exclude_a_tied_unembedding():
