@@ -60,13 +60,13 @@ class Kind:
         return max(self.healthy_ratio(summed), summed if self.wrong is None else self.wrong)
 
 
-COPY = Kind("gather, copy, mask", 0, 0)
-ADD = Kind("residual add", 1, 2)
-LINEAR = Kind("linear", 30, None)
-SOFTMAX = Kind("softmax", 30, None, healthy_per_root=8)
-LAYER_NORM = Kind("layer norm", 30, 300)
-GELU = Kind("gelu_new", 16, 160)
-ATTEND = Kind("attention", 30, None, healthy_per_root=8)
+COPY = Kind("gather, copy, mask", 0.0, 0.0)
+ADD = Kind("residual add", 1.0, 2.0)
+LINEAR = Kind("linear", 30.0, None)
+SOFTMAX = Kind("softmax", 30.0, None, healthy_per_root=8.0)
+LAYER_NORM = Kind("layer norm", 30.0, 300.0)
+GELU = Kind("gelu_new", 16.0, 160.0)
+ATTEND = Kind("attention", 30.0, None, healthy_per_root=8.0)
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,11 @@ def _same_function(report: SuiteReport) -> RenderableType:
     table = Table("", "keys", "largest error / scale", "at", "", box=None, padding=(0, 2))
     for place, rows in _grouped(same.rows).items():
         checked = [row for row in rows if row.name] or rows
-        largest = max(checked, key=lambda row: row.relative_error)
+        largest = max(checked, key=lambda row: row.error)
         table.add_row(
             place,
             str(len(rows)),
-            f"{largest.relative_error:.1e}",
+            f"{largest.error:.1e}",
             largest.key,
             styled(worst(row.verdict for row in rows)),
         )
@@ -105,10 +105,10 @@ def _grouped(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
 def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
     rows = same.rows
     if worst_rows:
-        rows = sorted(rows, key=lambda row: -row.relative_error)[:worst_rows]
-    table = Table("their key", "ours", "largest error", "scale", "error / scale", "", box=None)
+        rows = sorted(rows, key=lambda row: -row.error)[:worst_rows]
+    table = Table("their key", "ours", "largest error / scale", "scale", "", box=None)
     for row in rows:
-        numbers = (f"{row.error:.1e}", f"{row.scale:.2e}", f"{row.relative_error:.1e}")
+        numbers = (f"{row.error:.1e}", f"{row.scale:.2e}")
         table.add_row(row.key, row.name, *numbers, styled(row.verdict))
     return table
 
@@ -213,7 +213,7 @@ def to_json(report: SuiteReport) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        derived = ("verdict", "relative_error", "rho", "coverage")
+        derived = ("verdict", "rho", "coverage")
         return fields | {
             name: _plain(getattr(value, name)) for name in derived if hasattr(value, name)
         }
