@@ -1,320 +1,505 @@
-"""Wrong GPT-2s: mistakes that people make in writing one, planted in our classes.
-
-Each fault replaces methods of classes, or a function of a module, for as long as it is planted. So
-it acts on every model, made before or after, on the explicit path and on the fused one; no stored
-weight changes, and no other implementation of GPT-2 notices.
-"""
+"""The wrong GPT-2s: one row a mistake that people make in writing one."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from clean_transformer.model import DemoTransformer
-from clean_transformer.modules import attention
 from clean_transformer.modules.attention import Attention
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.embed import Embed
-from clean_transformer.modules.layer_norm import LayerNorm, LayerNormPre
+from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.pos_embed import PosEmbed
-from clean_transformer.modules.unembed import TiedUnembed, Unembed
-
-Edit = Callable[[Tensor], Tensor]
-# An owner, the name of its attribute, and what makes the faulty one of the right one.
-Change = tuple[Any, str, Callable[[Any], Any]]
-Changes = tuple[Change, ...]
-
-
-@dataclass(frozen=True)
-class SemanticFault:
-    """A model that computes another function.
-
-    `first` is the earliest activation that differs, as a pattern for `fnmatch`: a hook point, or
-    the output of a LayerNorm, which has no hook point. One that is never computed differs too.
-    `in_logits` is False where the mistake cancels, and the logits differ by rounding at most.
-    """
-
-    name: str
-    description: str
-    first: str
-    changes: Changes
-    in_logits: bool = True
-
-    def plant(self) -> AbstractContextManager[Any]:
-        """Within it, the fault."""
-        return planted(self.changes)
-
-
-@contextmanager
-def planted(changes: Changes) -> Iterator[None]:
-    """Within it, the changed attributes; after it, the right ones."""
-    with ExitStack() as stack:
-        for owner, attribute, change in changes:
-            faulty = change(getattr(owner, attribute))
-            stack.enter_context(replaced(owner, attribute, faulty))
-        yield
-
-
-@contextmanager
-def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
-    """Within it, `owner` has another value for an attribute of its own."""
-    original = getattr(owner, attribute)
-    setattr(owner, attribute, value)
-    try:
-        yield
-    finally:
-        setattr(owner, attribute, original)
-
-
-def weight_changed(
-    relative: float, parameter: str = "blocks.0.mlp.W_in", index: tuple[int, ...] = (0, 0)
-) -> AbstractContextManager[Any]:
-    """Within it, every model computes with one weight element made 1 + `relative` times as large.
-
-    For measuring how small a change is still found.
-    """
-    return planted(edited(DemoTransformer, {parameter: element(lambda w: w * (1 + relative), *index)}))
-
-
-class _Bound(nn.Module):
-    """A module that runs another one's original `forward`, so that parameters can be replaced."""
-
-    def __init__(self, module: nn.Module, forward: Callable[..., Any]):
-        super().__init__()
-        self.module = module
-        self.original = forward
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returned before it was faulty."""
-        return self.original(self.module, *args, **kwargs)
-
-
-def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Run with the parameters, by name, that `edit` makes from the module."""
-
-    def change(forward: Any) -> Any:
-        def faulty(self: Any, *args: Any, **kwargs: Any) -> Any:
-            values = {f"module.{name}": value for name, value in edit(self).items()}
-            return functional_call(_Bound(self, forward), values, args, kwargs)
-
-        return faulty
-
-    return ((owner, "forward", change),)
-
-
-def edited(owner: type, edits: dict[str, Edit]) -> Changes:
-    """Run with some parameters edited."""
-    return parameters(
-        owner, lambda module: {n: edit(module.get_parameter(n)) for n, edit in edits.items()}
-    )
-
-
-def mistaken(owner: type, others: dict[str, str]) -> Changes:
-    """Run with some parameters taken for others."""
-    return parameters(
-        owner, lambda module: {name: module.get_parameter(n) for name, n in others.items()}
-    )
-
-
-def arguments(owner: type, edit: Edit) -> Changes:
-    """Run on another first argument."""
-    return (
-        (owner, "forward", lambda forward: lambda self, x, *rest: forward(self, edit(x), *rest)),
-    )
-
-
-def result(owner: type, edit: Edit) -> Changes:
-    """Return something else."""
-    return ((owner, "forward", lambda forward: lambda *args: edit(forward(*args))),)
-
-
-def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:
-    """Run with another submodule in the place of one."""
-
-    def change(forward: Any) -> Any:
-        def faulty(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with replaced(self, name, substitute(getattr(self, name))):
-                return forward(self, *args, **kwargs)
-
-        return faulty
-
-    return ((owner, "forward", change),)
-
-
-def activation(function: Edit) -> Changes:
-    """An MLP with another activation function."""
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        post = self.hook_post(function(self.hook_pre(x @ self.W_in + self.b_in)))
-        return post @ self.W_out + self.b_out
-
-    return ((MLP, "forward", lambda _: forward),)
-
-
-def masked(
-    hides: Callable[[Tensor, Tensor], Tensor] = lambda query, key: key > query,
-    fill: float = -math.inf,
-) -> Edit:
-    """Fill the scores where `hides`, of the positions of query and key, says so."""
-
-    def mask(scores: Tensor) -> Tensor:
-        n_queries, n_keys = scores.shape[-2:]
-        position = torch.arange(n_keys, device=scores.device)
-        return scores.masked_fill(hides(position[n_keys - n_queries :, None], position), fill)
-
-    return mask
-
-
-def unchanged(activation: Tensor) -> Tensor:
-    """The same."""
-    return activation
-
-
-def mixing(
-    scale: Callable[[int, int], float] = lambda n_heads, d_head: math.sqrt(d_head),
-    mask: Edit = masked(),
-    normalise: Edit = lambda scores: scores.softmax(-1),
-) -> Changes:
-    """Attention with another scale, mask or softmax, on both of its paths."""
-
-    def mix(
-        q: Tensor, k: Tensor, v: Tensor, see_scores: Edit = unchanged, see_pattern: Edit = unchanged
-    ) -> Tensor:
-        scores = einsum(q, k, "b query h d, b key h d -> b h query key") / scale(*q.shape[-2:])
-        pattern = see_pattern(normalise(see_scores(mask(scores))))
-        return einsum(pattern, v, "b h query key, b key h d -> b query h d")
-
-    def mix_explicitly(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return mix(q, k, v, self.hook_attn_scores, self.hook_pattern)
-
-    return (
-        (Attention, "mix_explicitly", lambda _: mix_explicitly),
-        (attention, "mix_fused", lambda _: mix),
-    )
-
-
-def normalising(
-    root: Callable[[Tensor, float], Tensor] = lambda variance, eps: (variance + eps).sqrt(),
-    centre: Edit = lambda x: x - x.mean(-1, keepdim=True),
-    spread: Edit = lambda centered: centered.square().mean(-1, keepdim=True),
-) -> Changes:
-    """LayerNorms with another root, centring or variance, with and without gain and bias."""
-
-    def normalize(self: Any, residual: Tensor) -> Tensor:
-        centered = centre(residual if residual.dtype == torch.float64 else residual.float())
-        scale = self.hook_scale(root(spread(centered), self.eps))
-        return self.hook_normalized(centered / scale).to(residual.dtype)
-
-    def forward(self: Any, residual: Tensor) -> Tensor:
-        return self.normalize(residual) * self.w + self.b
-
-    return (
-        (LayerNormPre, "normalize", lambda _: normalize),
-        (LayerNormPre, "forward", lambda _: normalize),
-        (LayerNorm, "forward", lambda _: forward),
-    )
-
-
-def wired(
-    mid: Callable[[Tensor, Tensor], Tensor] = torch.add,
-    mlp_reads: Callable[[Tensor, Tensor], Tensor] = lambda resid_pre, resid_mid: resid_mid,
-    post: Callable[[Tensor, Tensor], Tensor] = torch.add,
-) -> Changes:
-    """Blocks whose residual stream runs otherwise."""
-
-    def forward(self: Any, resid_pre: Tensor) -> Tensor:
-        resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre)))
-        resid_mid = self.hook_resid_mid(mid(resid_pre, attn_out))
-        mlp_in = self.hook_mlp_in(mlp_reads(resid_pre, resid_mid))
-        return self.hook_resid_post(post(resid_mid, self.hook_mlp_out(self.mlp(self.ln2(mlp_in)))))
-
-    return ((TransformerBlock, "forward", lambda _: forward),)
-
-
-def post_norm(self: Any, resid_pre: Tensor) -> Tensor:
-    """A block that normalises after each addition, as the first GPT did (Radford et al. 2018)."""
-    resid_pre = self.hook_resid_pre(resid_pre)
-    resid_mid = self.ln1(self.hook_resid_mid(resid_pre + self.hook_attn_out(self.attn(resid_pre))))
-    mlp_out = self.hook_mlp_out(self.mlp(self.hook_mlp_in(resid_mid)))
-    return self.hook_resid_post(self.ln2(resid_mid + mlp_out))
-
-
-def unembedding(edit: Edit) -> Changes:
-    """Logits from other weights W_U [d_model d_vocab], tied and untied."""
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return self.hook_out(self.hook_in(x) @ edit(self.W_U) + self.b_U)
-
-    return tuple((owner, "forward", lambda _: forward) for owner in (Unembed, TiedUnembed))
-
-
-def element(edit: Edit, *index: int) -> Edit:
-    """Edit one element of a tensor."""
-
-    def change(weight: Tensor) -> Tensor:
-        changed = weight.clone()
-        changed[index] = edit(weight[index])
-        return changed
-
-    return change
-
-
-def next_float32(weight: Tensor) -> Tensor:
-    """A change by one unit in the last place of float32, whatever the dtype."""
-    single = weight.float()
-    return weight + (torch.nextafter(single, torch.full_like(single, math.inf)) - single)
-
-
-def tanh_gelu(cubic: float = 0.044715, root: float = math.sqrt(2 / math.pi)) -> Edit:
-    """GELU's tanh form with other constants (Hendrycks and Gimpel 2016)."""
-    return lambda x: 0.5 * x * (1 + torch.tanh(root * (x + cubic * x**3)))
-
-
-def without(*names: str) -> dict[str, Edit]:
-    """Those parameters zero."""
-    return dict.fromkeys(names, torch.zeros_like)
-
-
-def merged_transpose(merged: str, *weights: str) -> dict[str, Edit]:
-    """Weights whose square matrix over all heads is transposed."""
-
-    def transpose(weight: Tensor) -> Tensor:
-        matrix = rearrange(weight, f"head d_model d_head -> {merged}")
-        heads, first, second = weight.shape
-        return rearrange(
-            matrix.T, f"{merged} -> head d_model d_head", head=heads, d_head=second
-        )
-
-    return dict.fromkeys(weights, transpose)
-
-
-def reread(weight: Tensor) -> Tensor:
-    """A matrix whose memory is read as the transposed matrix's, as between Conv1D and Linear."""
-    return weight.T.reshape(weight.shape)
-
-
-def interleaved(module: Any) -> dict[str, Tensor]:
-    """Queries, keys and values split head by head, where GPT-2 splits them at the top."""
-    fused = {kind: torch.cat([getattr(module, f"{kind}_{x}") for x in "QKV"]) for kind in "Wb"}
-    return {f"{kind}_{x}": fused[kind][place::3] for kind in "Wb" for place, x in enumerate("QKV")}
-
-
-def value_bias_folded(module: Any) -> dict[str, Tensor]:
-    """The output bias with the value bias's share, which the values already carry."""
-    share = einsum(module.b_V, module.W_O, "head d_head, head d_head d_model -> d_model")
-    return {"b_O": module.b_O + share}
-
-
-def noise_like(weight: Tensor) -> Tensor:
-    """Fresh weights of the same deviation."""
-    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    return noise.to(weight) * weight.std()
+from clean_transformer.parity.wrong_models import (
+    SemanticFault,
+    activation,
+    arguments,
+    child,
+    edited,
+    element,
+    input_transposed,
+    interleaved,
+    masked,
+    mistaken,
+    mixing,
+    next_float32,
+    noise_like,
+    normalising,
+    output_transposed,
+    parameters,
+    post_norm,
+    reread,
+    result,
+    tanh_gelu,
+    unchanged,
+    unembedding,
+    value_bias_folded,
+    wired,
+    without,
+)
+
+# In the order of the forward pass.
+SEMANTIC_FAULTS = (
+    SemanticFault(
+        "tokens-shifted",
+        "each position reads the token before it",
+        "hook_embed",
+        arguments(Embed, lambda tokens: tokens.roll(1, -1)),
+    ),
+    SemanticFault(
+        "token-ids-off-by-one",
+        "each token reads the next row of the embedding",
+        "hook_embed",
+        edited(Embed, {"W_E": lambda W_E: W_E.roll(-1, 0)}),
+    ),
+    SemanticFault(
+        "embedding-scaled",
+        "the embedding is multiplied by √d_model, as in Vaswani et al. 2017",
+        "hook_embed",
+        result(Embed, lambda embed: embed * math.sqrt(embed.shape[-1])),
+    ),
+    SemanticFault(
+        "positions-shifted",
+        "positions count from 1",
+        "hook_pos_embed",
+        edited(PosEmbed, {"W_pos": lambda W_pos: W_pos.roll(-1, 0)}),
+    ),
+    SemanticFault(
+        "positions-late",
+        "every position but the first reads the row before its own",
+        "hook_pos_embed",
+        edited(PosEmbed, {"W_pos": lambda W_pos: torch.cat([W_pos[:1], W_pos[:-1]])}),
+    ),
+    SemanticFault(
+        "positions-missing",
+        "no position is added",
+        "hook_pos_embed",
+        edited(PosEmbed, without("W_pos")),
+    ),
+    SemanticFault(
+        "positions-constant",
+        "every position is the first",
+        "hook_pos_embed",
+        edited(PosEmbed, {"W_pos": lambda W_pos: W_pos[:1].expand_as(W_pos)}),
+    ),
+    SemanticFault(
+        "positions-reversed",
+        "positions count from the last token back",
+        "hook_pos_embed",
+        result(PosEmbed, lambda pos_embed: pos_embed.flip(1)),
+    ),
+    SemanticFault(
+        "unbiased-variance",
+        "LayerNorm divides the squares by d_model - 1",
+        "blocks.0.ln1.hook_scale",
+        normalising(spread=lambda centered: centered.var(-1, keepdim=True)),
+    ),
+    SemanticFault(
+        "epsilon-outside-root",
+        "LayerNorm divides by √var + eps",
+        "blocks.0.ln1.hook_scale",
+        normalising(root=lambda variance, eps: variance.sqrt() + eps),
+    ),
+    SemanticFault(
+        "epsilon-1e-6",
+        "LayerNorm's epsilon is 1e-6",
+        "blocks.0.ln1.hook_scale",
+        normalising(root=lambda variance, eps: (variance + 1e-6).sqrt()),
+    ),
+    SemanticFault(
+        "epsilon-1e-12",
+        "LayerNorm's epsilon is 1e-12, BERT's",
+        "blocks.0.ln1.hook_scale",
+        normalising(root=lambda variance, eps: (variance + 1e-12).sqrt()),
+    ),
+    SemanticFault(
+        "root-missing",
+        "LayerNorm divides by the variance",
+        "blocks.0.ln1.hook_scale",
+        normalising(root=lambda variance, eps: variance + eps),
+    ),
+    SemanticFault(
+        "centring-missing",
+        "LayerNorm divides by the root mean square and does not centre",
+        "blocks.0.ln1.hook_scale",
+        normalising(centre=unchanged),
+    ),
+    SemanticFault(
+        "gain-missing",
+        "LayerNorms have no gain",
+        "blocks.0.ln1",
+        edited(LayerNorm, {"w": torch.ones_like}),
+    ),
+    SemanticFault(
+        "gain-plus-one",
+        "LayerNorms multiply by 1 + w, as Gemma does",
+        "blocks.0.ln1",
+        edited(LayerNorm, {"w": lambda w: 1 + w}),
+    ),
+    SemanticFault(
+        "gain-twice",
+        "LayerNorms multiply by the gain twice",
+        "blocks.0.ln1",
+        edited(LayerNorm, {"w": torch.square}),
+    ),
+    SemanticFault(
+        "norm-bias-missing",
+        "LayerNorms have no bias",
+        "blocks.0.ln1",
+        edited(LayerNorm, without("b")),
+    ),
+    SemanticFault(
+        "norms-swapped",
+        "a block's two LayerNorms have each other's gain and bias",
+        "blocks.0.ln1",
+        mistaken(
+            TransformerBlock,
+            {"ln1.w": "ln2.w", "ln1.b": "ln2.b", "ln2.w": "ln1.w", "ln2.b": "ln1.b"},
+        ),
+    ),
+    SemanticFault(
+        "norm-before-attention-missing",
+        "attention reads the residual stream as it is",
+        "blocks.0.ln1.hook_scale",
+        child(TransformerBlock, "ln1", lambda _: nn.Identity()),
+    ),
+    SemanticFault(
+        "norm-before-mlp-missing",
+        "the MLP reads the residual stream as it is",
+        "blocks.0.ln2.hook_scale",
+        child(TransformerBlock, "ln2", lambda _: nn.Identity()),
+    ),
+    SemanticFault(
+        "post-norm",
+        "blocks normalise after each addition, not before attention and MLP",
+        "blocks.0.ln1.hook_scale",
+        ((TransformerBlock, "forward", lambda _: post_norm),),
+    ),
+    SemanticFault(
+        "query-bias-missing",
+        "b_Q is not added",
+        "blocks.0.attn.hook_q",
+        edited(Attention, without("b_Q")),
+    ),
+    SemanticFault(
+        "key-bias-missing",
+        "b_K is not added; it shifts all scores of a query alike, so that softmax hides it",
+        "blocks.0.attn.hook_k",
+        edited(Attention, without("b_K")),
+        in_logits=False,
+    ),
+    SemanticFault(
+        "value-bias-missing",
+        "b_V is not added",
+        "blocks.0.attn.hook_v",
+        edited(Attention, without("b_V")),
+    ),
+    SemanticFault(
+        "query-key-biases-swapped",
+        "b_Q and b_K are exchanged",
+        "blocks.0.attn.hook_q",
+        mistaken(Attention, {"b_Q": "b_K", "b_K": "b_Q"}),
+    ),
+    SemanticFault(
+        "queries-keys-swapped",
+        "queries are made with the weights of keys, keys with those of queries",
+        "blocks.0.attn.hook_q",
+        mistaken(Attention, {"W_Q": "W_K", "W_K": "W_Q", "b_Q": "b_K", "b_K": "b_Q"}),
+    ),
+    SemanticFault(
+        "keys-values-swapped",
+        "keys are made with the weights of values, values with those of keys",
+        "blocks.0.attn.hook_k",
+        mistaken(Attention, {"W_K": "W_V", "W_V": "W_K", "b_K": "b_V", "b_V": "b_K"}),
+    ),
+    SemanticFault(
+        "qkv-interleaved",
+        "queries, keys and values are split head by head, as in GPT-NeoX",
+        "blocks.0.attn.hook_q",
+        parameters(Attention, interleaved),
+    ),
+    SemanticFault(
+        "query-weight-transposed",
+        "W_Q is transposed, as one square matrix over all heads",
+        "blocks.0.attn.hook_q",
+        edited(Attention, {"W_Q": input_transposed}),
+    ),
+    SemanticFault(
+        "value-bias-transposed",
+        "b_V is read with its two axes exchanged",
+        "blocks.0.attn.hook_v",
+        edited(Attention, {"b_V": reread}),
+    ),
+    SemanticFault(
+        "value-heads-reversed",
+        "the heads' values are in the opposite order",
+        "blocks.0.attn.hook_v",
+        edited(Attention, dict.fromkeys(("W_V", "b_V"), lambda weight: weight.flip(0))),
+    ),
+    SemanticFault(
+        "scale-missing",
+        "scores are not divided",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(scale=lambda n_heads, d_head: 1),
+    ),
+    SemanticFault(
+        "scale-d-head",
+        "scores are divided by d_head",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(scale=lambda n_heads, d_head: d_head),
+    ),
+    SemanticFault(
+        "scale-d-model",
+        "scores are divided by √d_model",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(scale=lambda n_heads, d_head: math.sqrt(n_heads * d_head)),
+    ),
+    SemanticFault(
+        "mask-missing",
+        "every token sees all tokens",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(mask=unchanged),
+    ),
+    SemanticFault(
+        "mask-late",
+        "every token sees the next one too",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(mask=masked(lambda query, key: key > query + 1)),
+    ),
+    SemanticFault(
+        "mask-early",
+        "no token but the first sees itself",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(mask=masked(lambda query, key: (key >= query) & (key > 0))),
+    ),
+    SemanticFault(
+        "mask-reversed",
+        "every token sees itself and what follows",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(mask=masked(lambda query, key: key < query)),
+    ),
+    SemanticFault(
+        "mask-finite",
+        "masked scores are -10,000; their weights still come out as 0",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(mask=masked(fill=-1e4)),
+        in_logits=False,
+    ),
+    SemanticFault(
+        "mask-added-one",
+        "masked scores are lowered to 0",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(mask=masked(fill=0)),
+    ),
+    SemanticFault(
+        "mask-after-softmax",
+        "the pattern is masked, and not the scores",
+        "blocks.0.attn.hook_attn_scores",
+        mixing(mask=unchanged, normalise=lambda scores: masked(fill=0)(scores.softmax(-1))),
+    ),
+    SemanticFault(
+        "softmax-over-queries",
+        "the columns of the pattern add up to one, not its rows",
+        "blocks.0.attn.hook_pattern",
+        mixing(normalise=lambda scores: scores.softmax(-2)),
+    ),
+    SemanticFault(
+        "softmax-plus-one",
+        "softmax adds one to its denominator",
+        "blocks.0.attn.hook_pattern",
+        mixing(normalise=lambda scores: F.pad(scores, (1, 0)).softmax(-1)[..., 1:]),
+    ),
+    SemanticFault(
+        "softmax-float32",
+        "softmax is computed in float32; no fault in a float32 model",
+        "blocks.0.attn.hook_pattern",
+        mixing(normalise=lambda scores: scores.float().softmax(-1).to(scores.dtype)),
+    ),
+    SemanticFault(
+        "output-bias-missing",
+        "b_O is not added",
+        "blocks.0.hook_attn_out",
+        edited(Attention, without("b_O")),
+    ),
+    SemanticFault(
+        "output-weight-transposed",
+        "W_O is transposed, as one square matrix over all heads",
+        "blocks.0.hook_attn_out",
+        edited(Attention, {"W_O": output_transposed}),
+    ),
+    SemanticFault(
+        "heads-permuted",
+        "each head's output goes through the next head's W_O",
+        "blocks.0.hook_attn_out",
+        edited(Attention, {"W_O": lambda W_O: W_O.roll(1, 0)}),
+    ),
+    SemanticFault(
+        "one-head-scaled",
+        "the first head's output is 1% too large",
+        "blocks.0.hook_attn_out",
+        edited(Attention, {"W_O": element(lambda head: head * 1.01, 0)}),
+    ),
+    SemanticFault(
+        "one-head-dead",
+        "the last head's output is lost",
+        "blocks.0.hook_attn_out",
+        edited(Attention, {"W_O": element(torch.zeros_like, -1)}),
+    ),
+    SemanticFault(
+        "value-bias-folded-twice",
+        "b_V is folded into b_O and yet added to the values",
+        "blocks.0.hook_attn_out",
+        parameters(Attention, value_bias_folded),
+    ),
+    SemanticFault(
+        "attention-residual-missing",
+        "attention replaces the residual stream",
+        "blocks.0.hook_resid_mid",
+        wired(mid=lambda resid_pre, attn_out: attn_out),
+    ),
+    SemanticFault(
+        "attention-added-twice",
+        "attention is added to the residual stream twice",
+        "blocks.0.hook_resid_mid",
+        wired(mid=lambda resid_pre, attn_out: resid_pre + 2 * attn_out),
+    ),
+    SemanticFault(
+        "parallel-mlp",
+        "the MLP reads what attention reads, as in GPT-J",
+        "blocks.0.hook_mlp_in",
+        wired(mlp_reads=lambda resid_pre, resid_mid: resid_pre),
+    ),
+    SemanticFault(
+        "mlp-residual-missing",
+        "the MLP replaces the residual stream",
+        "blocks.0.hook_resid_post",
+        wired(post=lambda resid_mid, mlp_out: mlp_out),
+    ),
+    SemanticFault(
+        "mlp-subtracted",
+        "the MLP is subtracted from the residual stream",
+        "blocks.0.hook_resid_post",
+        wired(post=torch.sub),
+    ),
+    SemanticFault(
+        "input-bias-missing",
+        "b_in is not added",
+        "blocks.0.mlp.hook_pre",
+        edited(MLP, without("b_in")),
+    ),
+    SemanticFault(
+        "input-weight-reread",
+        "W_in's memory is read as that of its transpose",
+        "blocks.0.mlp.hook_pre",
+        edited(MLP, {"W_in": reread}),
+    ),
+    SemanticFault(
+        "one-weight-last-bit",
+        "one element of W_in is one unit in float32's last place too large",
+        "blocks.0.mlp.hook_pre",
+        edited(DemoTransformer, {"blocks.0.mlp.W_in": element(next_float32, 0, 0)}),
+    ),
+    SemanticFault(
+        "exact-gelu",
+        "GELU has the error function, not its tanh form",
+        "blocks.0.mlp.hook_post",
+        activation(F.gelu),
+    ),
+    SemanticFault(
+        "sigmoid-gelu",
+        "GELU is x σ(1.702 x)",
+        "blocks.0.mlp.hook_post",
+        activation(lambda x: x * torch.sigmoid(1.702 * x)),
+    ),
+    SemanticFault(
+        "relu",
+        "the activation function is ReLU",
+        "blocks.0.mlp.hook_post",
+        activation(F.relu),
+    ),
+    SemanticFault(
+        "silu",
+        "the activation function is SiLU",
+        "blocks.0.mlp.hook_post",
+        activation(F.silu),
+    ),
+    SemanticFault(
+        "gelu-cubic-truncated",
+        "GELU's 0.044715 is cut to 0.0447",
+        "blocks.0.mlp.hook_post",
+        activation(tanh_gelu(cubic=0.0447)),
+    ),
+    SemanticFault(
+        "gelu-root-rounded",
+        "GELU's √(2/π) is rounded to 0.7979",
+        "blocks.0.mlp.hook_post",
+        activation(tanh_gelu(root=0.7979)),
+    ),
+    SemanticFault(
+        "mlp-output-bias-missing",
+        "b_out is not added",
+        "blocks.0.hook_mlp_out",
+        edited(MLP, without("b_out")),
+    ),
+    SemanticFault(
+        "mlp-output-weight-reread",
+        "W_out's memory is read as that of its transpose",
+        "blocks.0.hook_mlp_out",
+        edited(MLP, {"W_out": reread}),
+    ),
+    SemanticFault(
+        "blocks-swapped",
+        "the first two blocks run in the opposite order",
+        "blocks.0.hook_resid_pre",
+        child(
+            DemoTransformer,
+            "blocks",
+            lambda blocks: nn.ModuleList([*blocks[:2][::-1], *blocks[2:]]),
+        ),
+    ),
+    SemanticFault(
+        "block-repeated",
+        "the first block runs twice",
+        "blocks.0.hook_resid_pre",
+        child(DemoTransformer, "blocks", lambda blocks: nn.ModuleList([blocks[0], *blocks])),
+    ),
+    SemanticFault(
+        "last-block-missing",
+        "the last block does not run",
+        "blocks.*.hook_resid_pre",
+        child(DemoTransformer, "blocks", lambda blocks: blocks[:-1]),
+    ),
+    SemanticFault(
+        "final-norm-missing",
+        "the unembedding reads the residual stream as it is",
+        "ln_final.hook_scale",
+        child(DemoTransformer, "ln_final", lambda _: nn.Identity()),
+    ),
+    SemanticFault(
+        "final-norm-bias-twice",
+        "ln_final's bias is added twice",
+        "ln_final",
+        edited(DemoTransformer, {"ln_final.b": lambda b: 2 * b}),
+    ),
+    SemanticFault(
+        "unembedding-untied",
+        "the unembedding has fresh weights of its own",
+        "unembed.hook_out",
+        unembedding(noise_like),
+    ),
+    SemanticFault(
+        "unembedding-rows-shifted",
+        "each token has the logit of the one before it",
+        "unembed.hook_out",
+        unembedding(lambda W_U: W_U.roll(1, -1)),
+    ),
+    SemanticFault(
+        "unembedding-reread",
+        "the embedding's memory is read as [d_model d_vocab] and not transposed",
+        "unembed.hook_out",
+        unembedding(lambda W_U: W_U.T.reshape(W_U.shape)),
+    ),
+)
