@@ -289,16 +289,16 @@ SEMANTIC_FAULTS = (
         in_logits=False,
     ),
     SemanticFault(
-        "mask-added-one",
-        "masked scores are lowered to 0",
+        "mask-fills-zero",
+        "masked scores are 0, not −∞",
         "blocks.0.attn.hook_attn_scores",
-        mixing(mask=masked(fill=0)),
+        mixing(mask=masked(fill=0.0)),
     ),
     SemanticFault(
         "mask-after-softmax",
         "the pattern is masked, and not the scores",
         "blocks.0.attn.hook_attn_scores",
-        mixing(mask=unchanged, normalise=lambda scores: masked(fill=0)(scores.softmax(-1))),
+        mixing(mask=unchanged, normalise=lambda scores: masked(fill=0.0)(scores.softmax(-1))),
     ),
     SemanticFault(
         "softmax-over-queries",

@@ -85,7 +85,8 @@ def _refuse_float64(func: Any, values: Any) -> None:
 def no_float64() -> AbstractContextManager[Any]:
     """Stands in for a device without float64, such as MPS.
 
-    Within it, an operation that takes or makes a float64 tensor raises `TypeError`.
+    Within it, an operation that takes or makes a float64 tensor raises `TypeError` (where it was
+    written as an operator, such as `+`, Python puts a message of its own in the place of ours).
     """
     return _NoFloat64()  # type: ignore[no-untyped-call]
 
