@@ -90,7 +90,7 @@ DEVICE_FAULTS = (
     own(
         "matmul-batch-dependent",
         "rows after the first 8 are less precise, so that an input's result depends on its batch",
-        "mm addmm linear",
+        "mm addmm",
         lambda call: is_dtype(call, torch.float32) and n_rows(call) > 8,
         batch_dependent,
     ),

@@ -139,7 +139,7 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         q, k, v = (argument.float() for argument in args[:3])
-        scores = q @ k.mT * options.get("scale", 1 / math.sqrt(q.shape[-1]))
+        scores = q @ k.mT * (options.get("scale") or 1 / math.sqrt(q.shape[-1]))
         key = torch.arange(k.shape[-2], device=k.device)
         query = torch.arange(q.shape[-2], device=q.device)[:, None]
         if not is_causal(Call.of(func, args, options)):
