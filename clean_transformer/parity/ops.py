@@ -34,7 +34,7 @@ class Judgement:
     `ratio` is the largest |device - exact| / (u G + η), infinite where the device's number is not
     one or where equality was due; `output` and `worst` say where. `bits` is the effective
     precision -log₂ RMS(|device - exact| / G). `precision` names the lower precision that alone
-    explains the error.
+    explains the error; `must_equal` says that no error was allowed.
     """
 
     verdict: Verdict
@@ -43,6 +43,7 @@ class Judgement:
     output: int = 0
     worst: tuple[int, ...] = ()
     precision: str = ""
+    must_equal: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,11 @@ def first_wrong_operation(
     return check_operations(function, *inputs, **arguments).finding
 
 
-class _Checker(TorchDispatchMode):
+class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Compares each call on its way; whatever mode is below, it too sees every call and retry."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.report = OperationsReport()
 
     def __torch_dispatch__(
@@ -249,8 +250,8 @@ class _Attempt:
             index=index,
             judgement=judgement,
             repeat_ratio=repeated.ratio,
-            contiguous_ratio=contiguous and contiguous.ratio,
-            unfused_ratio=unfused and unfused.ratio,
+            contiguous_ratio=contiguous.ratio if contiguous else None,
+            unfused_ratio=unfused.ratio if unfused else None,
             diagnosis="; ".join(conclusions) or "wrong in every form tried",
             known=tuple(fault.name for fault in match(self.call)),
         )
@@ -314,16 +315,20 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgement:
     if actual.shape != exact.shape:
         return Judgement(Verdict.WRONG, math.inf, -math.inf, number)
     # Rounded, an exact result may be infinite in the dtype: then infinity is right.
-    equal = (actual == exact.to(dtype)) | (actual.isnan() & exact.isnan())
-    if expected.scale is None or bool(equal.all()):
-        if bool(equal.all()):
-            return Judgement(Verdict.PASS, output=number)
-        return Judgement(Verdict.WRONG, math.inf, -math.inf, number, _where_largest(~equal))
-    u, underflow = UNIT_ROUNDOFF[dtype], max(torch.finfo(dtype).smallest_normal * 2.0**-10, 2**-126)
-    error = torch.where(equal, 0.0, (actual.double() - exact).abs())
+    rounded = exact.to(dtype)
+    equal = (actual == rounded) | (actual.isnan() & rounded.isnan())
+    if actual.numel() == 0 or (expected.scale is None and bool(equal.all())):
+        return Judgement(Verdict.PASS, output=number)
+    if expected.scale is None:
+        worst = _where_largest(~equal)
+        return Judgement(Verdict.WRONG, math.inf, -math.inf, number, worst, must_equal=True)
+    # float16 keeps its subnormal numbers; many devices flush those of the wider dtypes to zero.
+    u, underflow = UNIT_ROUNDOFF[dtype], 2.0**-24 if dtype == torch.float16 else 2.0**-126
+    error = torch.where(equal & ~rounded.isfinite(), 0.0, (actual.double() - exact).abs())
     ratios = (error / (u * expected.scale + underflow)).nan_to_num(math.inf, math.inf)
     ratio = float(ratios.max())
-    bits = -math.log2(u * float(ratios.square().mean().sqrt()))
+    rms = u * float(ratios.square().mean().sqrt())
+    bits = -math.log2(rms) if rms else math.inf
     precision = _explained_by(error, expected) if dtype == torch.float32 else ""
     if ratio <= expected.healthy:
         verdict = Verdict.PASS
