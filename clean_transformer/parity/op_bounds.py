@@ -58,7 +58,7 @@ def _unknown(call: Call64) -> list[Expected | None]:
     exact = tree_leaves(call.run())
     absolute = tree_leaves(call.run(abs))
     return [
-        Expected(value, value.abs() + of_absolute.abs(), None, 30, 300)
+        Expected(value, value.abs() + of_absolute.abs(), None, 30.0, 300.0)
         for value, of_absolute in zip(exact, absolute, strict=True)
     ]
 
@@ -74,7 +74,7 @@ def _sum_of_two(call: Call64, exact: Tensor) -> Tensor:
     return _term(call, "self") + _term(call, "other") * (alpha if alpha == 1 else 2 * alpha)
 
 
-def _summed(terms: Callable[[dict[str, Any], Tensor], float]) -> Rule:
+def _summed(terms: Callable[[dict[str, Any], Tensor], int]) -> Rule:
     """Σ aᵢbᵢ over k terms: |δ| ≤ γ_k Σ|aᵢ||bᵢ|, γ_k = ku / (1 - ku) (Higham, §3.1 and §3.5).
 
     Half precision is summed in float32 and rounded once or, in pieces, a few times: then G is
@@ -88,7 +88,7 @@ def _summed(terms: Callable[[dict[str, Any], Tensor], float]) -> Rule:
         if call.name == "mean":
             quadrature = quadrature / summed**0.5
         typical = exact.abs() + quadrature
-        return [_accumulated(call.u, exact, absolute, typical, max(30, summed))]
+        return [_accumulated(call.u, exact, absolute, typical, max(30.0, float(summed)))]
 
     return _unless_integer(rule)
 
@@ -97,8 +97,8 @@ def _accumulated(
     u: float, exact: Tensor, absolute: Tensor, typical: Tensor, wrong: float
 ) -> Expected:
     if u <= SINGLE:
-        return Expected(exact, absolute, typical, 30, wrong)
-    return Expected(exact, typical + absolute * SINGLE / u, typical, 30, 30)
+        return Expected(exact, absolute, typical, 30.0, wrong)
+    return Expected(exact, typical + absolute * SINGLE / u, typical, 30.0, 30.0)
 
 
 def _softmax(call: Call64) -> list[Expected | None]:
@@ -109,13 +109,13 @@ def _softmax(call: Call64) -> list[Expected | None]:
     exact, scores = call.run(), call.named["self"]
     below_highest = (scores - scores.amax(call.named["dim"], keepdim=True)).abs()
     scale = torch.where(exact == 0, 0.0, exact * (1 + below_highest))
-    return [Expected(exact, scale, None, 30, 300)]
+    return [Expected(exact, scale, None, 30.0, 300.0)]
 
 
 def _log_softmax(call: Call64) -> list[Expected | None]:
     exact, scores = call.run(), call.named["self"]
     below_highest = (scores - scores.amax(call.named["dim"], keepdim=True)).abs()
-    return [Expected(exact, 1 + below_highest + exact.abs(), None, 30, 300)]
+    return [Expected(exact, 1 + below_highest + exact.abs(), None, 30.0, 300.0)]
 
 
 def _layer_norm(call: Call64) -> list[Expected | None]:
@@ -135,7 +135,8 @@ def _layer_norm(call: Call64) -> list[Expected | None]:
     spread = (centered * rounding).mean(axes, keepdim=True) / variance.sqrt()
     scales = (output, mean_size, (1 + spread) / variance.sqrt())
     return [
-        Expected(value, scale, None, 30, 300) for value, scale in zip(exact, scales, strict=False)
+        Expected(value, scale, None, 30.0, 300.0)
+        for value, scale in zip(exact, scales, strict=False)
     ]
 
 
@@ -176,7 +177,7 @@ def _attention(call: Call64) -> list[Expected | None]:
     absolute = (pattern * (1 + size + average)) @ v.abs()
     typical = exact.abs() + ((pattern * (1 + scores.abs())).square() @ v.square()).sqrt()
     terms = q.shape[-1] + k.shape[-2]
-    return [_accumulated(call.u, exact, absolute, typical, max(30, terms))]
+    return [_accumulated(call.u, exact, absolute, typical, max(30.0, float(terms)))]
 
 
 def _additive_mask(named: dict[str, Any], n_queries: int, n_keys: int) -> Tensor:
@@ -212,12 +213,12 @@ def _multinomial(call: Call64) -> list[Expected | None]:
     return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]
 
 
-def _length(name: str) -> Callable[[dict[str, Any], Tensor], float]:
+def _length(name: str) -> Callable[[dict[str, Any], Tensor], int]:
     return lambda named, exact: named[name].shape[-1]
 
 
-def _reduced(named: dict[str, Any], exact: Tensor) -> float:
-    return named["self"].numel() / max(exact.numel(), 1)
+def _reduced(named: dict[str, Any], exact: Tensor) -> int:
+    return named["self"].numel() // max(exact.numel(), 1)
 
 
 def _rows(names: str, rule: Rule) -> dict[str, Rule]:
@@ -238,13 +239,13 @@ RULES: dict[str, Rule] = {
     ),
     **_rows("topk sort", _largest),
     **_rows("multinomial", _multinomial),
-    **_rows("add sub rsub", _approximate(1, 2, _sum_of_two)),
+    **_rows("add sub rsub", _approximate(1.0, 2.0, _sum_of_two)),
     **_rows(
         "mul div sqrt square reciprocal rsqrt tanh erf sigmoid pow",
-        _approximate(8, 64, lambda call, exact: exact.abs()),
+        _approximate(8.0, 64.0, lambda call, exact: exact.abs()),
     ),
-    **_rows("exp", _approximate(8, 64, lambda call, y: y * (1 + call.named["self"].abs()))),
-    **_rows("log", _approximate(8, 64, lambda call, y: 1 + y.abs())),
+    **_rows("exp", _approximate(8.0, 64.0, lambda call, y: y * (1 + call.named["self"].abs()))),
+    **_rows("log", _approximate(8.0, 64.0, lambda call, y: 1 + y.abs())),
     **_rows(
         "mm bmm matmul dot mv linear",
         _summed(lambda named, exact: named["input" if "input" in named else "self"].shape[-1]),
@@ -256,8 +257,8 @@ RULES: dict[str, Rule] = {
     **_rows("_softmax softmax", _unless_integer(_softmax)),
     **_rows("_log_softmax log_softmax", _unless_integer(_log_softmax)),
     **_rows("native_layer_norm layer_norm", _layer_norm),
-    **_rows("gelu", _approximate(16, 160, _gelu)),
-    **_rows("var", _approximate(30, 300, _variance)),
+    **_rows("gelu", _approximate(16.0, 160.0, _gelu)),
+    **_rows("var", _approximate(30.0, 300.0, _variance)),
     **dict.fromkeys(ATTENTIONS, _attention),
 }
 

@@ -48,7 +48,10 @@ class ProbeResult:
 
 def _attentions() -> Iterator[Probe]:
     attend: Callable[..., Tensor] = F.scaled_dot_product_attention
-    modes = {"": attend, ", is_causal": partial(attend, is_causal=True)}
+    modes: dict[str, Callable[..., Tensor]] = {
+        "": attend,
+        ", is_causal": partial(attend, is_causal=True),
+    }
     for queries, keys in product((1, 2, 8, 9, 31, 32, 33), (1023, 1024, 1025)):
         q, k = (1, 2, queries, 64), (1, 2, keys, 64)
         size = f"scaled_dot_product_attention {queries}x{keys}"
