@@ -164,7 +164,8 @@ def _attention(call: Call64) -> list[Expected | None]:
     if call.named.get("dropout_p"):
         return [None]
     q, k, v = (call.named[name] for name in ("query", "key", "value"))
-    k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    if k.shape[-3] != q.shape[-3]:
+        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
     scale = call.named.get("scale")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     mask = _additive_mask(call.named, q.shape[-2], k.shape[-2])

@@ -291,12 +291,12 @@ def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tens
     places = torch.arange(base.numel(), device="cpu").as_strided(
         layout.shape, layout.stride, layout.storage_offset
     )
-    base[places.flatten()] = values.flatten()
+    base[places] = values
     return base.to(device).as_strided(layout.shape, layout.stride, layout.storage_offset)
 
 
 def judge(expected: list[Expected | None], output: Any) -> Judgement:
-    """The worst of the outputs' judgements."""
+    """The first output's of the worst verdict or, where all are right, the largest ratio's."""
     with _disable_current_modes():
         judgements = [
             _judge(number, wanted, actual)
@@ -306,7 +306,10 @@ def judge(expected: list[Expected | None], output: Any) -> Judgement:
             if wanted is not None
         ]
     ranks = [*Verdict]
-    return max(judgements, key=lambda found: (ranks.index(found.verdict), found.ratio))
+    return max(
+        judgements,
+        key=lambda found: (ranks.index(found.verdict), found.ratio if _right(found) else 0.0),
+    )
 
 
 def _judge(number: int, expected: Expected, output: Any) -> Judgement:
@@ -325,7 +328,9 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgement:
     # float16 keeps its subnormal numbers; many devices flush those of the wider dtypes to zero.
     u, underflow = UNIT_ROUNDOFF[dtype], 2.0**-24 if dtype == torch.float16 else 2.0**-126
     error = torch.where(equal & ~rounded.isfinite(), 0.0, (actual.double() - exact).abs())
-    ratios = (error / (u * expected.scale + underflow)).nan_to_num(math.inf, math.inf)
+    # Where G is 0, so is the exact result: of zeros, of a masked score.
+    allowed = u * expected.scale + torch.where(expected.scale == 0, 0.0, underflow)
+    ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
     ratio = float(ratios.max())
     rms = u * float(ratios.square().mean().sqrt())
     bits = -math.log2(rms) if rms else math.inf

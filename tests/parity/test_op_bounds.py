@@ -8,6 +8,8 @@ from clean_transformer.parity.ops import check_operations, judge
 from clean_transformer.parity.replay import Call64
 from clean_transformer.parity.verdict import Verdict
 
+pytestmark = pytest.mark.usefixtures("known_faults")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention.default
 
@@ -103,7 +105,7 @@ def test_losses_and_samplers_are_compared(dtype: torch.dtype) -> None:
         ordered.softmax(-1).cumsum(-1)
         torch.multinomial(kept.float().softmax(-1), 1)
         logits.var(-1), logits.std(), logits.argmax(-1), logits.exp(), logits.abs().log()
-        logits[:, [1, 3]].sum(), torch.cat([logits, logits]).rsqrt()
+        logits[:, [1, 3]].sum(), torch.cat([logits, logits]).abs().rsqrt()
 
     report = check_operations(run)
     assert report.finding is None
