@@ -13,8 +13,8 @@ from typing import Any
 
 from clean_transformer.parity.device_faults import DEVICE_FAULTS as DEVICE_FAULTS
 from clean_transformer.parity.semantic_faults import SEMANTIC_FAULTS as SEMANTIC_FAULTS
+from clean_transformer.parity.trust import trusted as trusted
 from clean_transformer.parity.wrong_devices import no_float64 as no_float64
-from clean_transformer.parity.wrong_devices import trusted as trusted
 from clean_transformer.parity.wrong_models import weight_changed as weight_changed
 
 

@@ -7,7 +7,7 @@ device had (teacher forcing): an error shows where it is introduced, and nowhere
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,14 +22,11 @@ from clean_transformer.hooks import HookPoint
 from clean_transformer.parity.bounds import (
     ATTEND,
     LINEAR,
-    LOWER_PRECISION,
     PASSED_ON,
     RULES,
-    UNIT_ROUNDOFF,
     Kind,
-    Rule,
-    Seen,
 )
+from clean_transformer.parity.precision import LOWER_PRECISION, UNIT_ROUNDOFF, smallest_kept
 from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.verdict import Verdict
 
@@ -115,9 +112,12 @@ def isolate(
         exact, seen = _teacher_force(oracle, device, [x.cpu() for x in inputs])
         rows = []
         for name, value in exact.items():
-            rule, scale, summed = _rule(oracle, name, seen)
+            part, point = _owner(name)
+            made_by, its = oracle.get_submodule(part), seen[part]
+            rule = RULES.get(type(made_by), {}).get(point, PASSED_ON)
             u = _roundoff(rule.kind, device[name].dtype, autocast)
-            label = (name, case, path)
+            scale = rule.scale(made_by, its, value, u)
+            label, summed = (name, case, path), rule.summed(made_by, its)
             rows.append(_judge(label, device[name], value, rule.kind, u, scale, summed))
         return rows
 
@@ -146,9 +146,8 @@ def _teacher_force(
     def replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
         exact[name] = value
         given = upcast(device[name])
-        owner, point = name.rpartition(".")[::2]
-        if point.startswith("hook_"):
-            seen[owner][point] = given
+        owner, point = _owner(name)
+        seen[owner][point] = given
         return given
 
     with ExitStack() as placed:
@@ -168,13 +167,10 @@ def upcast(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _rule(oracle: HookedModule, name: str, seen: Mapping[str, Seen]) -> tuple[Rule, Tensor, int]:
+def _owner(name: str) -> tuple[str, str]:
+    """The module that makes an activation, and which of its activations it is."""
     owner, point = name.rpartition(".")[::2]
-    if not point.startswith("hook_"):
-        owner, point = name, "output"
-    module = oracle.get_submodule(owner)
-    rule = RULES.get(type(module), {}).get(point, PASSED_ON)
-    return rule, rule.scale(module, seen[owner]), rule.summed(module, seen[owner])
+    return (owner, point) if point.startswith("hook_") else (name, "output")
 
 
 def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
@@ -195,8 +191,7 @@ def _judge(
     name, case, path = label
     given = upcast(device)
     error = torch.where(given == exact, 0.0, (given - exact).abs())
-    # What underflows may be flushed to zero.
-    allowed = u * scale + (torch.finfo(device.dtype).tiny if kind.healthy else 0.0)
+    allowed = u * scale + (smallest_kept(device.dtype) if kind.healthy else 0.0)
     ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf)
     worst = int(ratios.argmax())
     axis = HEAD_AXIS.get(name.split(".")[-1])

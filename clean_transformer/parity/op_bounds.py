@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from clean_transformer.parity.replay import UNIT_ROUNDOFF, Call64, Expected
+from clean_transformer.parity.precision import ACCUMULATOR
+from clean_transformer.parity.replay import Call64, Expected
 from clean_transformer.parity.unfused import ATTENTIONS
-
-SINGLE = UNIT_ROUNDOFF[torch.float32]
 
 Rule = Callable[[Call64], list[Expected | None]]
 
@@ -96,9 +95,9 @@ def _summed(terms: Callable[[dict[str, Any], Tensor], int]) -> Rule:
 def _accumulated(
     u: float, exact: Tensor, absolute: Tensor, typical: Tensor, wrong: float
 ) -> Expected:
-    if u <= SINGLE:
+    if u <= ACCUMULATOR:
         return Expected(exact, absolute, typical, 30.0, wrong)
-    return Expected(exact, typical + absolute * SINGLE / u, typical, 30.0, 30.0)
+    return Expected(exact, typical + absolute * ACCUMULATOR / u, typical, 30.0, 30.0)
 
 
 def _softmax(call: Call64) -> list[Expected | None]:

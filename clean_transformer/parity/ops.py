@@ -8,23 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from clean_transformer.parity.calls import Call, Operand
+from clean_transformer.parity.known_faults import match
 from clean_transformer.parity.op_bounds import WITHOUT_VALUES, expected_outputs
-from clean_transformer.parity.replay import (
-    UNIT_ROUNDOFF,
-    Call64,
-    Expected,
-    named_arguments,
-    operation_name,
-)
+from clean_transformer.parity.precision import LOWER_PRECISION, UNIT_ROUNDOFF, smallest_kept
+from clean_transformer.parity.replay import Call64, Expected, named_arguments, operation_name
+from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.unfused import UNFUSED
 from clean_transformer.parity.verdict import Verdict
-
-# What a device may compute float32 products in where a setting allows it, by unit roundoff.
-LOWER_PRECISION = {2.0**-11: "TF32", 2.0**-8: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -187,7 +181,7 @@ class _Attempt:
             if isinstance(leaf, Tensor)
         }
         self.devices = {place: self.leaves[place].device for place in self.layouts}
-        with _disable_current_modes():
+        with trusted():
             for place in self.layouts:
                 # A copy: the call may write into its arguments.
                 copy = self.leaves[place].detach().to("cpu", copy=True)
@@ -201,7 +195,7 @@ class _Attempt:
             if isinstance(leaf, Tensor) and leaf.is_floating_point()
         ]
         dtype = floats[0] if floats else torch.int64
-        with _disable_current_modes():
+        with trusted():
             args, kwargs = tree_unflatten(self.leaves, self.form)
             expected = expected_outputs(Call64(self.func, args, kwargs, dtype))
         return expected if expected is not None and any(expected) else None
@@ -210,7 +204,7 @@ class _Attempt:
         """The arguments on the device, with the values from before the call."""
         leaves = [*self.leaves]
         for place, layout in layouts.items():
-            with _disable_current_modes():
+            with trusted():
                 leaves[place] = lay_out(self.leaves[place], layout, self.devices[place])
         return tree_unflatten(leaves, self.form)
 
@@ -239,8 +233,6 @@ class _Attempt:
             conclusions.append(f"wrong only when {self.guilty_layout(expected)}")
         if _right(unfused):
             conclusions.append("right in its unfused form")
-        from clean_transformer.parity.known_faults import match
-
         return Finding(
             call=self.call,
             func=self.func,
@@ -297,7 +289,7 @@ def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tens
 
 def judge(expected: list[Expected | None], output: Any) -> Judgement:
     """The first output's of the worst verdict or, where all are right, the largest ratio's."""
-    with _disable_current_modes():
+    with trusted():
         judgements = [
             _judge(number, wanted, actual)
             for number, (wanted, actual) in enumerate(
@@ -325,8 +317,7 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgement:
     if expected.scale is None:
         worst = _where_largest(~equal)
         return Judgement(Verdict.WRONG, math.inf, -math.inf, number, worst, must_equal=True)
-    # float16 keeps its subnormal numbers; many devices flush those of the wider dtypes to zero.
-    u, underflow = UNIT_ROUNDOFF[dtype], 2.0**-24 if dtype == torch.float16 else 2.0**-126
+    u, underflow = UNIT_ROUNDOFF[dtype], smallest_kept(dtype)
     error = torch.where(equal & ~rounded.isfinite(), 0.0, (actual.double() - exact).abs())
     # Where G is 0, so is the exact result: of zeros, of a masked score.
     allowed = u * expected.scale + torch.where(expected.scale == 0, 0.0, underflow)

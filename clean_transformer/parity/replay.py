@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-UNIT_ROUNDOFF = {
-    torch.float64: 2.0**-53,
-    torch.float32: 2.0**-24,
-    torch.float16: 2.0**-11,
-    torch.bfloat16: 2.0**-8,
-}
+from clean_transformer.parity.precision import UNIT_ROUNDOFF
 
 
 @dataclass(frozen=True)

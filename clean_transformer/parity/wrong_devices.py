@@ -5,14 +5,14 @@ float64 on the CPU is the oracle.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.calls import Call
@@ -89,16 +89,6 @@ def no_float64() -> AbstractContextManager[Any]:
     written as an operator, such as `+`, Python puts a message of its own in the place of ours).
     """
     return _NoFloat64()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def trusted() -> Iterator[None]:
-    """Within it, operations are the CPU's own: no planted device fault, no refusal of float64.
-
-    For the oracle's work inside a run on an emulated device. Semantic faults stay.
-    """
-    with _disable_current_modes():
-        yield
 
 
 def with_arguments(edit: Edit, *positions: int) -> Corruption:
