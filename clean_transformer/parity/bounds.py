@@ -45,13 +45,13 @@ class Kind:
     wrong: float | None
     healthy_per_root: float = 0.0
 
-    def healthy_ratio(self, summed: int) -> float:
-        """The largest ratio that passes, for a sum of that many terms."""
-        return max(self.healthy, self.healthy_per_root * math.sqrt(summed))
-
-    def wrong_ratio(self, summed: int) -> float:
-        """The ratio above which no order of rounding explains the error."""
-        return max(self.healthy_ratio(summed), summed if self.wrong is None else self.wrong)
+    def limits(self, summed: int, u: float) -> tuple[float, float]:
+        """The largest ratio that passes, and the one above which no order of rounding explains
+        the error, for a sum of that many terms. The two are one where G is not Σ|xW|."""
+        healthy = max(self.healthy, self.healthy_per_root * math.sqrt(summed))
+        if self.wrong is None:
+            return healthy, max(healthy, summed) if u <= ACCUMULATOR else healthy
+        return healthy, self.wrong
 
 
 COPY = Kind("gather, copy, mask", 0.0, 0.0)

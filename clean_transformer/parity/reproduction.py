@@ -1,9 +1,7 @@
 """A finding as a script that stands alone, to be attached to a report of the fault."""
 
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -82,14 +80,6 @@ def reproduction_script(finding: Finding) -> str:
     lines.append(f"actual = {operation}({_arguments(finding, '{}')}){output}.cpu().double()")
     lines.append(_assertion(finding, operation, names))
     return "\n".join(lines) + "\n"
-
-
-def write_reproduction(finding: Finding, path: Path) -> Path:
-    """Write the script, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(reproduction_script(finding), encoding="utf-8")
-    return unfinished.replace(path)
 
 
 def _arguments(finding: Finding, form: str) -> str:
