@@ -47,11 +47,12 @@ class Kind:
 
     def limits(self, summed: int, u: float) -> tuple[float, float]:
         """The largest ratio that passes, and the one above which no order of rounding explains
-        the error, for a sum of that many terms. The two are one where G is not Σ|xW|."""
+        the error, for a sum of that many terms. In half precision sums are held in float32: their
+        length does not matter, and the two are one."""
+        if u > ACCUMULATOR:
+            return self.healthy, self.healthy if self.wrong is None else self.wrong
         healthy = max(self.healthy, self.healthy_per_root * math.sqrt(summed))
-        if self.wrong is None:
-            return healthy, max(healthy, summed) if u <= ACCUMULATOR else healthy
-        return healthy, self.wrong
+        return healthy, max(healthy, summed if self.wrong is None else self.wrong)
 
 
 COPY = Kind("gather, copy, mask", 0.0, 0.0)
