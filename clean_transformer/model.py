@@ -91,7 +91,9 @@ class DemoTransformer(HookedModule):
         return model
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], cfg: Config | None = None) -> "DemoTransformer":
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], cfg: Config | None = None
+    ) -> "DemoTransformer":
         """GPT-2 with a copy of the weights of `HookedTransformer`, `TransformerBridge`,
         `GPT2LMHeadModel` or `DemoTransformer`, in their dtype and on their device.
 
