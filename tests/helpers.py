@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from inspect import getclosurevars
+from inspect import getclosurevars, unwrap
 
 import pytest
 import torch
@@ -148,7 +148,7 @@ class Watched:
 
 def reference_model(reference: Reference) -> nn.Module:
     """The other implementation's model, which a `Reference` keeps to itself."""
-    variables = getclosurevars(reference.run).nonlocals
+    variables = getclosurevars(unwrap(reference.run)).nonlocals
     return variables["bridge"] if "bridge" in variables else variables["model"]
 
 
