@@ -116,12 +116,25 @@ class ActivationCache(Mapping[str, Tensor]):
 
 
 class HookedModule(nn.Module):
-    """A module whose hook points can be watched and patched, alone or inside a larger one."""
+    """A module whose hook points can be watched and patched, alone or inside a larger one.
+
+    `name` is as in `HookPoint`, for functions that are hooked onto a module's output.
+    """
+
+    name: str | None = None
 
     def hook_points(self) -> dict[str, HookPoint]:
         """Every hook point below this module, by name."""
         return {
             name: module for name, module in self.named_modules() if isinstance(module, HookPoint)
+        }
+
+    def default_points(self) -> dict[str, HookPoint]:
+        """The hook points that `run_with_cache` captures unless told otherwise."""
+        return {
+            name: point
+            for name, point in self.hook_points().items()
+            if name.split(".")[-1] not in PER_HEAD
         }
 
     def run_with_cache(
@@ -142,7 +155,7 @@ class HookedModule(nn.Module):
         def capture(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
             captured[name] = output.detach()
 
-        wanted = self._named(names) if names is not None else self._default_points()
+        wanted = self._named(names) if names is not None else self.default_points()
         with _forward_hooks((module, partial(capture, name)) for name, module in wanted.items()):
             output = self(*inputs, **arguments)
         layers = {name.split(".")[1] for name in self.hook_points() if name.startswith("blocks.")}
@@ -165,17 +178,10 @@ class HookedModule(nn.Module):
         placed = []
         for names, function in hooks:
             for name, point in self._named(names).items():
-                point.name = name  # type: ignore[assignment]
+                point.name = name  # type: ignore[assignment, unused-ignore]
                 placed.append((point, partial(call, function)))
         with _forward_hooks(placed):
             return self(*inputs, **arguments)
-
-    def _default_points(self) -> dict[str, HookPoint]:
-        return {
-            name: point
-            for name, point in self.hook_points().items()
-            if name.split(".")[-1] not in PER_HEAD
-        }
 
     def _named(self, names: Names) -> Mapping[str, nn.Module]:
         if callable(names):

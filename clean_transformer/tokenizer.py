@@ -45,7 +45,7 @@ class Tokenizer:
                 f"such as {min(missing)!r}; give the files of a byte-level BPE with {END_OF_TEXT}"
             )
         backend.add_special_tokens([END_OF_TEXT])
-        # A saved tokenizer.json may still carry both from its training.
+        # A tokenizer.json may carry both from where it was saved.
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend

@@ -6,7 +6,7 @@ import tokenizers
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from clean_transformer.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -247,8 +247,12 @@ def test_from_the_hub(hub, with_hub):
     assert hub.downloaded == ["vocab.json", "merges.txt"]
 
 
-def test_what_a_saved_tokenizer_was_trained_with_is_left_behind(tmp_path):
+def test_what_a_saved_tokenizer_would_cut_or_add_is_left_behind(tmp_path):
     backend = trained()
+    ends = [(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {END_OF_TEXT}", special_tokens=ends
+    )
     backend.enable_truncation(2)
     backend.enable_padding(length=9)
     loaded = Tokenizer.from_pretrained(write(backend, tmp_path, "tokenizer.json"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -230,16 +231,24 @@ REFERENCES = {
 }
 
 
-def installed_reference() -> str:
-    """The TransformerLens reference that is installed, else Hugging Face's.
+def choose_reference(name: str) -> tuple[str | None, str]:
+    """The reference of that name, or None with the reason; "auto" takes the one installed.
 
-    Raises `ReferenceUnavailable` where there is none.
+    Raises `ValueError` for a name that is no reference.
     """
+    if name == "none":
+        return None, "no reference was asked for"
+    if name != "auto":
+        if name not in REFERENCES:
+            raise ValueError(f"no reference {name!r}; choose from auto, none, {[*REFERENCES]}")
+        return name, ""
     try:
-        return "bridge" if _major_version() >= 4 else "hooked"
+        return ("bridge" if _major_version() >= 4 else "hooked"), ""
     except PackageNotFoundError:
-        _import("transformers", "the extra 'bridge'")
-        return "huggingface"
+        pass
+    if find_spec("transformers"):
+        return "huggingface", ""
+    return None, "no reference is installed; install the extra 'bridge'"
 
 
 def _major_version() -> int:

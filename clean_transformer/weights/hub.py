@@ -70,7 +70,7 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
             ) from None
         raise HubError(
             f"{repo!r} is not in the cache and the hub cannot be asked ({_first_line(error)}); "
-            f"connect once to download it, or pass a folder with {describe(wanted)}"
+            "connect once to download it, or pass a folder with its files"
         ) from None
 
     files = complete_set(wanted, [sibling.rfilename for sibling in listing])
@@ -119,7 +119,7 @@ def _download(repo: str, file: str) -> Path:
     except Exception as error:  # of the HTTP library, the hub, the file system
         raise HubError(
             f"the download of {file} from {repo!r} failed ({_first_line(error)}); "
-            "nothing incomplete was kept, try again"
+            "no incomplete file is ever used, try again"
         ) from None
 
 
@@ -138,4 +138,4 @@ def _cached(repo: str, wanted: FileSets) -> Path | None:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")

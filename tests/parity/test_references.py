@@ -8,13 +8,12 @@ from clean_transformer.parity.references import (
     LOGITS,
     REFERENCES,
     ReferenceUnavailable,
-    installed_reference,
+    choose_reference,
 )
 
 from ..helpers import TINY, needs, quietly, random_model, random_tokens, reference_model, tiny
 
 TOKENS = random_tokens()
-OPTIONAL = ("attn_in", "q_input", "k_input", "v_input", "mlp_in", "attn.hook_result")
 
 
 @pytest.mark.parametrize("kind", REFERENCES)
@@ -40,16 +39,6 @@ def test_a_reference_has_weights_of_its_own(installed: str, kind: str):
 
 
 @torch.no_grad()
-def test_hooked_transformer_shows_every_optional_activation(installed: str):
-    needs("hooked", installed)
-    state = random_model().state_dict()
-    cache = quietly(REFERENCES["hooked"], TINY, state).run(TOKENS)
-    for point in OPTIONAL:
-        name = point if "." in point else f"hook_{point}"
-        assert f"blocks.1.{name}" in cache
-
-
-@torch.no_grad()
 def test_bridge_aliases_name_keys_that_it_caches(installed: str):
     needs("bridge", installed)
     reference = quietly(REFERENCES["bridge"], TINY, random_model().state_dict())
@@ -69,9 +58,19 @@ def test_hugging_face_is_watched_without_leaving_hooks():
 
 
 @pytest.mark.parametrize(("version", "kind"), [("4.3.0", "bridge"), ("3.9.0", "hooked")])
-def test_installed_reference_goes_by_the_version(monkeypatch, version: str, kind: str):
+def test_auto_goes_by_the_version_of_transformer_lens(monkeypatch, version: str, kind: str):
     monkeypatch.setattr(references, "version", lambda package: version)
-    assert installed_reference() == kind
+    assert choose_reference("auto") == (kind, "")
+
+
+def test_a_reference_is_chosen_by_name():
+    assert [choose_reference(kind) for kind in REFERENCES] == [(kind, "") for kind in REFERENCES]
+    assert choose_reference("none") == (None, "no reference was asked for")
+    message = (
+        r"no reference 'hugging'; choose from auto, none, \['bridge', 'hooked', 'huggingface'\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        choose_reference("hugging")
 
 
 def missing(monkeypatch, *packages: str) -> None:
@@ -87,12 +86,13 @@ def missing(monkeypatch, *packages: str) -> None:
 
     monkeypatch.setattr(references, "import_module", fail)
     monkeypatch.setattr(references, "version", no_version)
+    monkeypatch.setattr(references, "find_spec", lambda package: package not in packages)
 
 
 def test_without_transformer_lens_hugging_face_is_the_reference(monkeypatch):
     pytest.importorskip("transformers")
     missing(monkeypatch, "transformer_lens")
-    assert installed_reference() == "huggingface"
+    assert choose_reference("auto") == ("huggingface", "")
 
 
 def unavailable(message: str, build, *args) -> None:
@@ -104,7 +104,8 @@ def unavailable(message: str, build, *args) -> None:
 def test_without_any_package_every_reference_says_what_to_install(monkeypatch):
     missing(monkeypatch, "transformer_lens", "transformers")
     state = random_model().state_dict()
-    unavailable("transformers is not installed; install the extra 'bridge'", installed_reference)
+    none = (None, "no reference is installed; install the extra 'bridge'")
+    assert choose_reference("auto") == none
     for kind, package, extra in [
         ("bridge", "transformer_lens", "bridge"),
         ("hooked", "transformer_lens", "hooked"),

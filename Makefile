@@ -1,0 +1,41 @@
+# Everything happens in a virtual environment that the first command makes.
+PYTHON ?= python3
+VENV ?= .venv
+# Which TransformerLens to compare with: bridge (4.3.0) or hooked (3.9.0).
+REFERENCE ?= bridge
+# Pinned, and installed first, so that no other package chooses a build of PyTorch.
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+.PHONY: setup parity test test-hooked bench format check
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet $(TORCH)
+	$(VENV)/bin/pip install --quiet --editable ".[$(REFERENCE),dev]"
+	touch $@
+
+parity: setup
+	$(VENV)/bin/clean-transformer parity $(ARGS)
+
+test: setup
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+# The same parity, against the last TransformerLens that has HookedTransformer.
+test-hooked:
+	$(MAKE) test VENV=.venv-hooked REFERENCE=hooked \
+		ARGS="tests/parity tests/modules tests/weights/test_processing.py $(ARGS)"
+
+bench: setup
+	$(VENV)/bin/python -m benchmarks.sensitivity $(ARGS)
+
+format: setup
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+check: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy

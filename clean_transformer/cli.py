@@ -1,0 +1,97 @@
+"""The command line: one command per job."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def clean_transformer() -> None:
+    """A readable GPT-2 whose every activation is proven equal to TransformerLens's."""
+
+
+@app.command()
+def parity(
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id, alias or folder; 'stress' or 'plain' for synthetic ones, also with a "
+            "size, as in 'stress:xl'. Default: gpt2, or 'stress' where the hub is out of reach."
+        ),
+    ] = None,
+    devices: Annotated[
+        str, typer.Option("--devices", "--device", help="auto, all, or some: cpu,cuda,mps")
+    ] = "auto",
+    dtypes: Annotated[
+        str,
+        typer.Option("--dtypes", "--dtype", help="all, or some: float64,float32,bfloat16,float16"),
+    ] = "float32",
+    reference: Annotated[
+        str, typer.Option(help="bridge, hooked, huggingface; auto takes the one installed; none")
+    ] = "auto",
+    rows: Annotated[bool, typer.Option("--rows", help="Print every row.")] = False,
+    worst: Annotated[int, typer.Option(help="Print this many rows, the worst first.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+) -> None:
+    """Compare every activation with a reference, and measure every device's own error.
+
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run, 3 something NOT CHECKED.
+    """
+    from clean_transformer.parity.references import choose_reference
+    from clean_transformer.parity.report import print_report, write_json
+    from clean_transformer.parity.suite import (
+        choose_devices,
+        choose_dtypes,
+        choose_weights,
+        run_suite,
+    )
+
+    with one_line_errors():
+        chosen_devices, chosen_dtypes = choose_devices(devices), choose_dtypes(dtypes)
+        chosen_reference, no_reference = choose_reference(reference)
+        with progress() as on_step:
+            on_step("reading the weights")
+            report = run_suite(
+                choose_weights(weights),
+                chosen_devices,
+                chosen_dtypes,
+                reference=chosen_reference,
+                no_reference=no_reference,
+                on_step=on_step,
+            )
+        print_report(report, Console(), worst_rows=worst, all_rows=rows)
+        if json is not None:
+            write_json(report, json)
+    raise typer.Exit(report.verdict.exit_status)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End with status 2 and one line where a job cannot be done."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        Console(stderr=True, soft_wrap=True).print(f"error: {reason}", style="red", markup=False)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is being done, and for how long."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda step: bar.update(task, description=step)
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,67 @@
+"""One call of one ATen operation, described: what known faults and findings are matched on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor argument, without its values."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage_offset: int
+    dtype: torch.dtype
+    device: str
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Operand":
+        """The description of that tensor."""
+        return cls(
+            tuple(tensor.shape),
+            tensor.stride(),
+            int(tensor.storage_offset()),
+            tensor.dtype,
+            tensor.device.type,
+        )
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in memory in the order of the axes."""
+        expected = 1
+        for length, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if length != 1 and stride != expected:
+                return False
+            expected *= length
+        return True
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operation, such as "aten.mm.default", its tensor arguments in order, and the others."""
+
+    operation: str
+    operands: tuple[Operand, ...]
+    arguments: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, func: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> "Call":
+        """The description of a call that a dispatch mode sees."""
+        leaves = tree_leaves((tuple(args), kwargs))
+        return cls(
+            str(func),
+            tuple(Operand.of(leaf) for leaf in leaves if isinstance(leaf, Tensor)),
+            tuple(arg for arg in args if not isinstance(arg, Tensor)),
+            tuple((name, value) for name, value in kwargs.items() if not isinstance(value, Tensor)),
+        )
+
+    @property
+    def name(self) -> str:
+        """The operation without namespace and overload: "mm" of "aten.mm.default"."""
+        return self.operation.split(".")[1]

@@ -1,0 +1,44 @@
+"""What the numbers were measured on."""
+
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+
+def environment() -> dict[str, str]:
+    """Versions, operating system, processor and libraries, as a report states them."""
+    build = torch.__config__.show()
+    libraries = re.findall(
+        r"(BLAS_INFO=\w+|Intel\(R\) oneAPI Math Kernel Library|MKL-DNN v[\d.]+)", build
+    )
+    return {
+        "torch": torch.__version__,
+        "libraries": ", ".join(dict.fromkeys(libraries)),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        "transformer_lens": _version("transformer_lens"),
+        "transformers": _version("transformers"),
+    }
+
+
+def device_settings(device: torch.device) -> dict[str, str]:
+    """The device's name, and the settings that change what its kernels compute."""
+    settings = {"float32 matmul precision": torch.get_float32_matmul_precision()}
+    if device.type == "cuda":
+        settings |= {
+            "name": torch.cuda.get_device_name(device),
+            "cuda": str(torch.version.cuda),
+            "allow_tf32": str(torch.backends.cuda.matmul.allow_tf32),
+            "cudnn.allow_tf32": str(torch.backends.cudnn.allow_tf32),
+        }
+    return settings
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,141 @@
+"""Checks that need no oracle: what must not change when nothing that matters does."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clean_transformer.config import Config
+from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.isolate import upcast
+from clean_transformer.parity.trust import trusted
+from clean_transformer.parity.verdict import Verdict
+from clean_transformer.weights.synthetic import plain
+
+Tokens = Int[Tensor, "batch pos"]
+Logits = Float[Tensor, "batch pos d_vocab"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One statement about the device, with what was measured and what was allowed."""
+
+    name: str
+    verdict: Verdict
+    measured: float
+    allowed: float
+    note: str = ""
+
+
+def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+    """A token changes nothing before it: here the last one, and with it the one in the middle."""
+    last, middle = tokens.clone(), tokens.shape[1] // 2
+    last[:, -1] = (last[:, -1] + 1) % model.cfg.d_vocab
+    both = last.clone()
+    both[:, middle] = (both[:, middle] + 1) % model.cfg.d_vocab
+    before = model(tokens)
+    return (
+        torch.cat([before[:, :-1], before[:, :middle]], dim=1),
+        torch.cat([model(last)[:, :-1], model(both)[:, :middle]], dim=1),
+    )
+
+
+def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+    """n_ctx - 1 and n_ctx tokens agree on what they share."""
+    positions = torch.arange(model.cfg.n_ctx, device=tokens.device)
+    full = (positions * 7919 % model.cfg.d_vocab)[None]
+    return model(full)[:, :-1], model(full[:, :-1])
+
+
+def batch_permutation(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+    """The order of the inputs in a batch does not matter."""
+    return model(tokens), model(tokens.flip(0)).flip(0)
+
+
+def batch_size(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+    """An input gives the same alone."""
+    return model(tokens), torch.cat([model(row[None]) for row in tokens])
+
+
+def second_call(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+    """The same call gives the same again."""
+    return model(tokens), model(tokens)
+
+
+def fresh_process(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+    """A small model gives the same in a process of its own, where every call is the first."""
+    weight = model.embed.W_E
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "logits.pt")
+        call = f"import {__name__} as it; it.write_small_logits({str(weight.device)!r}, "
+        subprocess.run(
+            [sys.executable, "-c", f"{call}{str(weight.dtype)!r}, {str(file)!r})"],
+            check=True,
+            capture_output=True,
+        )
+        theirs = torch.load(file, weights_only=True)
+    return small_logits(str(weight.device), str(weight.dtype)), theirs
+
+
+INVARIANTS: tuple[Callable[[DemoTransformer, Tokens], tuple[Logits, Logits]], ...] = (
+    causality,
+    prefix_consistency,
+    batch_permutation,
+    batch_size,
+    second_call,
+    fresh_process,
+)
+
+
+@torch.no_grad()
+def small_logits(device: str, dtype: str) -> Logits:
+    """Logits of a small seeded model."""
+    cfg = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256, d_vocab=512, n_ctx=64)
+    model = DemoTransformer.from_state_dict(plain(cfg), cfg)
+    model.to(device, getattr(torch, dtype.removeprefix("torch.")))
+    return model((torch.arange(64, device=device) * 37 % 512)[None]).cpu()
+
+
+def write_small_logits(device: str, dtype: str, file: str) -> None:
+    """What `fresh_process` runs in a process of its own."""
+    torch.save(small_logits(device, dtype), file)
+
+
+@torch.no_grad()
+def check_invariants(
+    model: DemoTransformer, tokens: Tokens, allowed: float, first: Logits
+) -> list[Check]:
+    """Every invariant of the model on its device.
+
+    `allowed` bounds the difference of two healthy runs, as the root mean square over a row of
+    logits relative to the row's own; `first` are the logits of the device's very first call.
+    """
+    checks = [_judge("first_call", first, model(tokens), allowed)]
+    for invariant in INVARIANTS:
+        checks.append(_judge(invariant.__name__, *invariant(model, tokens), allowed))
+    return checks
+
+
+def _judge(name: str, one: Logits, other: Logits, allowed: float) -> Check:
+    with trusted():
+        measured = row_difference(one.cpu(), other.cpu())
+    verdict = Verdict.PASS if measured <= allowed else Verdict.WRONG
+    note = "bit-identical" if measured == 0 else ""
+    return Check(name.replace("_", " "), verdict, measured, allowed, note)
+
+
+def row_difference(one: Logits, other: Logits) -> float:
+    """The largest root mean square difference of a row of logits, relative to the row's own."""
+    worst = 0.0
+    for row, wanted in zip(one.flatten(0, 1), other.flatten(0, 1), strict=True):
+        difference = (upcast(row) - upcast(wanted)).square().mean().sqrt()
+        worst = max(worst, float(difference / upcast(wanted).square().mean().sqrt()))
+        if difference.isnan():
+            return torch.inf
+    return worst

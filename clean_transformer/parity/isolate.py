@@ -1,0 +1,230 @@
+"""Question 2: does this device compute accurately? Each activation judged by its own error.
+
+The oracle is the same model in float64 on the CPU. In one forward pass of it every activation is
+first recorded and then replaced by the device's, so that each is computed from exactly what the
+device had (teacher forcing): an error shows where it is introduced, and nowhere else.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from clean_transformer.activations import PER_HEAD, HookedModule
+from clean_transformer.hooks import HookPoint
+from clean_transformer.parity.bounds import (
+    ATTEND,
+    LINEAR,
+    LOWER_PRECISION,
+    PASSED_ON,
+    RULES,
+    UNIT_ROUNDOFF,
+    Kind,
+    Rule,
+    Seen,
+)
+from clean_transformer.parity.trust import trusted
+from clean_transformer.parity.verdict import Verdict
+
+# Watching an activation makes its module compute it; each path is what other users of it run.
+INNER = ("hook_attn_scores", "hook_pattern", "hook_scale", "hook_normalized")
+PATHS: dict[str, Callable[[str], bool]] = {
+    "fused": lambda point: point not in INNER + PER_HEAD,
+    "explicit": lambda point: point not in PER_HEAD,
+    "per head": lambda point: True,
+}
+HEAD_AXIS = {
+    "hook_q": 2,
+    "hook_k": 2,
+    "hook_v": 2,
+    "hook_z": 2,
+    "hook_result": 2,
+    "hook_attn_scores": 1,
+    "hook_pattern": 1,
+}
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """The error that one activation introduces, in units of u G.
+
+    `ratio` is the largest, `rms_ratio` the root mean square; `per_head` the largest of each head.
+    `bits` is the effective precision, -log2 of the root mean square error relative to G.
+    """
+
+    name: str
+    case: str
+    path: str
+    kind: Kind
+    ratio: float
+    rms_ratio: float
+    bits: float
+    summed: int
+    worst_index: tuple[int, ...]
+    per_head: tuple[float, ...]
+    lower_precision: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """WRONG beyond any order of rounding, DEGRADED beyond a healthy one."""
+        if self.lower_precision:
+            return Verdict.DEGRADED
+        if self.ratio <= self.kind.healthy_ratio(self.summed):
+            return Verdict.PASS
+        certain = self.ratio > self.kind.wrong_ratio(self.summed)
+        return Verdict.WRONG if certain else Verdict.DEGRADED
+
+
+M = TypeVar("M", bound=HookedModule)
+
+
+def float64_oracle(module: M) -> M:
+    """A copy of the module in float64 on the CPU, made without float64 on the module's device."""
+    with trusted():
+        return deepcopy(module).cpu().double()
+
+
+@torch.no_grad()
+def isolate(
+    module: HookedModule,
+    oracle: HookedModule,
+    *inputs: Tensor,
+    path: str = "explicit",
+    case: str = "",
+    autocast: torch.dtype | None = None,
+) -> list[Isolated]:
+    """Run the module, then the oracle on the module's own activations, and judge each of them.
+
+    `path` says what is watched: "fused" leaves attention and LayerNorm their single kernels,
+    "explicit" watches scores, patterns and scales, "per head" everything. `case` is a label.
+    """
+    names = watched_names(module, path)
+    device_type = inputs[0].device.type
+    with torch.autocast(device_type, dtype=autocast, enabled=autocast is not None):
+        output, cache = module.run_with_cache(*inputs, names=[name for name in names if name])
+    with trusted():
+        device = {name: value.cpu() for name, value in cache.items()}
+        device[""] = output.cpu()
+        exact, seen = _teacher_force(oracle, device, [x.cpu() for x in inputs])
+        rows = []
+        for name, value in exact.items():
+            rule, scale, summed = _rule(oracle, name, seen)
+            u = _roundoff(rule.kind, device[name].dtype, autocast)
+            label = (name, case, path)
+            rows.append(_judge(label, device[name], value, rule.kind, u, scale, summed))
+        return rows
+
+
+def watched_names(module: HookedModule, path: str) -> list[str]:
+    """The hook points of the path, and every submodule that has activations, for its output."""
+    return [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, HookedModule)
+        or (isinstance(part, HookPoint) and PATHS[path](name.split(".")[-1]))
+    ]
+
+
+def _teacher_force(
+    oracle: HookedModule, device: dict[str, Tensor], inputs: Iterable[Tensor]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    exact: dict[str, Tensor] = {}
+    seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
+
+    def take_inputs(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        for index, tensor in enumerate(tensors):
+            seen[name][f"input {index}" if index else "input"] = tensor
+
+    def replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
+        exact[name] = value
+        given = upcast(device[name])
+        owner, point = name.rpartition(".")[::2]
+        if point.startswith("hook_"):
+            seen[owner][point] = given
+        return given
+
+    with ExitStack() as placed:
+        for name, part in oracle.named_modules():
+            if isinstance(part, HookedModule):
+                handle = part.register_forward_pre_hook(partial(take_inputs, name))
+                placed.callback(handle.remove)
+            if name in device:
+                handle = part.register_forward_hook(partial(replace, name))
+                placed.callback(handle.remove)
+        oracle(*(upcast(x) for x in inputs))
+    return exact, seen
+
+
+def upcast(value: Tensor) -> Tensor:
+    """The same numbers in float64; token ids stay as they are."""
+    return value.double() if value.is_floating_point() else value
+
+
+def _rule(oracle: HookedModule, name: str, seen: Mapping[str, Seen]) -> tuple[Rule, Tensor, int]:
+    owner, point = name.rpartition(".")[::2]
+    if not point.startswith("hook_"):
+        owner, point = name, "output"
+    module = oracle.get_submodule(owner)
+    rule = RULES.get(type(module), {}).get(point, PASSED_ON)
+    return rule, rule.scale(module, seen[owner]), rule.summed(module, seen[owner])
+
+
+def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
+    # Autocast multiplies matrices in its own precision, whatever it returns.
+    lowered = autocast is not None and kind in (LINEAR, ATTEND)
+    return UNIT_ROUNDOFF[autocast if lowered and autocast else dtype]
+
+
+def _judge(
+    label: tuple[str, str, str],
+    device: Tensor,
+    exact: Tensor,
+    kind: Kind,
+    u: float,
+    scale: Tensor,
+    summed: int,
+) -> Isolated:
+    name, case, path = label
+    given = upcast(device)
+    error = torch.where(given == exact, 0.0, (given - exact).abs())
+    # What underflows may be flushed to zero.
+    allowed = u * scale + (torch.finfo(device.dtype).tiny if kind.healthy else 0.0)
+    ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf)
+    worst = int(ratios.argmax())
+    axis = HEAD_AXIS.get(name.split(".")[-1])
+    heads = ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist() if axis else []
+    rms = float(ratios.square().mean().sqrt())
+    return Isolated(
+        name=name,
+        case=case,
+        path=path,
+        kind=kind,
+        ratio=float(ratios.max()),
+        rms_ratio=rms,
+        bits=-math.log2(rms * u) if rms else math.inf,
+        summed=summed,
+        worst_index=tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), ratios.shape)),
+        per_head=tuple(heads),
+        lower_precision=_lower_precision(kind, u, ratios),
+    )
+
+
+def _lower_precision(kind: Kind, u: float, ratios: Tensor) -> str:
+    """The precision in which the errors would be healthy, where all of them are that large.
+
+    Rounding to a lower precision moves nearly every element, a fault in a kernel only some.
+    """
+    if kind not in (LINEAR, ATTEND) or float(ratios.median()) <= kind.healthy:
+        return ""
+    for lower, name in LOWER_PRECISION.items():
+        if float(ratios.max()) * u / lower <= kind.healthy:
+            return name
+    return ""

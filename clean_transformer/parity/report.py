@@ -1,0 +1,243 @@
+"""What a person and a program see of a parity run: the terminal, and JSON."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from clean_transformer.parity.compare import Comparison, ParityReport
+from clean_transformer.parity.isolate import Isolated
+from clean_transformer.parity.suite import DeviceRun, SuiteReport
+from clean_transformer.parity.verdict import Verdict, worst
+
+SCHEMA = "clean-transformer/parity"
+SCHEMA_VERSION = 1
+
+STYLES = {
+    Verdict.PASS: "green",
+    Verdict.NOT_CHECKED: "cyan",
+    Verdict.DEGRADED: "yellow",
+    Verdict.WRONG: "bold red",
+}
+MARKS = {
+    Verdict.PASS: "·",
+    Verdict.NOT_CHECKED: "?",
+    Verdict.DEGRADED: "D",
+    Verdict.WRONG: "W",
+}
+
+
+def styled(verdict: Verdict) -> Text:
+    """The verdict in its colour."""
+    return Text(verdict.value, style=STYLES[verdict])
+
+
+def group_of(name: str) -> str:
+    """Where an activation is: "block 3", or "outside" of the blocks."""
+    parts = name.split(".")
+    return f"block {parts[1]}" if parts[0] == "blocks" else "outside"
+
+
+def print_report(
+    report: SuiteReport, console: Console, *, worst_rows: int = 0, all_rows: bool = False
+) -> None:
+    """Verdict first, then what each question found, then the first failure."""
+    console.print(f"clean_transformer on {report.weights}")
+    console.print(Text("verdict: ").append_text(styled(report.verdict)))
+    console.print()
+    console.print(_same_function(report))
+    if report.same_function and (worst_rows or all_rows):
+        console.print(_comparison_rows(report.same_function, worst_rows))
+    for run in report.runs:
+        console.print()
+        console.print(_device_run(run))
+        if run.isolated and (worst_rows or all_rows):
+            console.print(_isolated_rows(run.isolated, worst_rows))
+    console.print()
+    console.print(Text("verdict: ").append_text(styled(report.verdict)))
+
+
+def _same_function(report: SuiteReport) -> RenderableType:
+    heading = Text("1. Is it the same function?  ", style="bold")
+    same = report.same_function
+    if same is None:
+        heading.append_text(styled(Verdict.NOT_CHECKED))
+        return Group(heading, Text(f"   {report.no_reference}"))
+    compared, cached = same.coverage
+    heading.append_text(styled(same.verdict))
+    summary = (
+        f"   beside {same.reference}, in float64 on the CPU: {compared} of its {cached} cached "
+        f"activations compared ({100 * compared / cached:.0f}%)"
+    )
+    table = Table("", "keys", "largest error / scale", "at", "", box=None, padding=(0, 2))
+    for place, rows in _grouped(same.rows).items():
+        checked = [row for row in rows if row.name] or rows
+        largest = max(checked, key=lambda row: row.relative_error)
+        table.add_row(
+            place,
+            str(len(rows)),
+            f"{largest.relative_error:.1e}",
+            largest.key,
+            styled(worst(row.verdict for row in rows)),
+        )
+    skipped = [
+        Text(f"   NOT CHECKED {row.key}: {row.note}", style=STYLES[Verdict.NOT_CHECKED])
+        for row in same.rows
+        if not row.name
+    ]
+    return Group(heading, Text(summary), table, *skipped)
+
+
+def _grouped(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
+    groups: dict[str, list[Comparison]] = {}
+    for row in rows:
+        groups.setdefault(group_of(row.name or row.key), []).append(row)
+    return groups
+
+
+def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
+    rows = same.rows
+    if worst_rows:
+        rows = sorted(rows, key=lambda row: -row.relative_error)[:worst_rows]
+    table = Table("their key", "ours", "largest error", "scale", "error / scale", "", box=None)
+    for row in rows:
+        numbers = (f"{row.error:.1e}", f"{row.scale:.2e}", f"{row.relative_error:.1e}")
+        table.add_row(row.key, row.name, *numbers, styled(row.verdict))
+    return table
+
+
+def _device_run(run: DeviceRun) -> RenderableType:
+    heading = Text(f"2. Does {run.device} compute {run.dtype} accurately?  ", style="bold")
+    heading.append_text(styled(run.verdict))
+    if run.not_checked:
+        return Group(heading, Text(f"   {run.not_checked}"))
+    parts: list[RenderableType] = [heading]
+    parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
+    parts += [_map(run.isolated), _kinds(run.isolated), _invariants(run)]
+    if run.impact:
+        parts.append(
+            Text(
+                f"   for a user: {run.impact.top1_flips} of {run.impact.positions} top-1 "
+                f"predictions flipped, KL divergence {run.impact.kl_divergence:.1e} nats, "
+                f"loss {run.impact.loss_change:+.1e} nats"
+            )
+        )
+    failed = run.first_failure
+    if failed:
+        parts.append(Text(f"   first bad activation: {describe(failed)}", style="bold"))
+    return Group(*parts)
+
+
+def describe(row: Isolated) -> str:
+    """One bad row in a sentence."""
+    heads = [head for head, ratio in enumerate(row.per_head) if ratio == row.ratio]
+    head = f", head {heads[0]}" if heads else ""
+    allowed = row.kind.healthy_ratio(row.summed)
+    lower = f", as if computed in {row.lower_precision}" if row.lower_precision else ""
+    return (
+        f"{row.name or 'logits'} ({row.kind.name}; {row.case}, {row.path}): error {row.ratio:.3g} "
+        f"roundings where {allowed:.3g} are healthy, {row.bits:.1f} bits, "
+        f"worst at {[*row.worst_index]}{head}{lower}"
+    )
+
+
+def _map(rows: list[Isolated]) -> Table:
+    cells: dict[str, dict[str, list[Isolated]]] = {}
+    for row in rows:
+        place = group_of(row.name)
+        point = ".".join(row.name.split(".")[2:]) if place != "outside" else row.name
+        cells.setdefault(point or ("output" if place != "outside" else "logits"), {}).setdefault(
+            place.removeprefix("block "), []
+        ).append(row)
+    layers = sorted({place for row in cells.values() for place in row} - {"outside"}, key=int)
+    ruler = "".join(layer[-1] for layer in layers)
+    table = Table("", ruler, "largest ratio", box=None, padding=(0, 2))
+    for point, places in cells.items():
+        marks = Text()
+        for place in layers if "outside" not in places else ["outside"]:
+            verdict = worst(row.verdict for row in places.get(place, []))
+            marks.append(MARKS[verdict] if place in places else " ", style=STYLES[verdict])
+        largest = max((row for rows in places.values() for row in rows), key=lambda row: row.ratio)
+        table.add_row(point, marks, f"{largest.ratio:.2g}")
+    return table
+
+
+def _kinds(rows: list[Isolated]) -> Table:
+    table = Table(
+        "operation", "activations", "largest ratio", "healthy", "at", box=None, padding=(0, 2)
+    )
+    for kind in dict.fromkeys(row.kind for row in rows):
+        same = [row for row in rows if row.kind == kind]
+        largest = max(same, key=lambda row: row.ratio)
+        table.add_row(
+            kind.name,
+            str(len(same)),
+            f"{largest.ratio:.3g}",
+            f"≤ {kind.healthy_ratio(largest.summed):.3g}",
+            f"{largest.name or 'logits'} ({largest.case}, {largest.path})",
+        )
+    return table
+
+
+def _invariants(run: DeviceRun) -> Table:
+    table = Table("invariant", "difference", "allowed", "", "", box=None, padding=(0, 2))
+    for check in run.invariants:
+        numbers = (f"{check.measured:.1e}", f"{check.allowed:.1e}")
+        table.add_row(check.name, *numbers, styled(check.verdict), check.note)
+    return table
+
+
+def _isolated_rows(rows: list[Isolated], worst_rows: int) -> Table:
+    if worst_rows:
+        rows = sorted(rows, key=lambda row: -row.ratio)[:worst_rows]
+    table = Table("activation", "case", "path", "operation", "ratio", "bits", "", box=None)
+    for row in rows:
+        numbers = (f"{row.ratio:.3g}", f"{row.bits:.1f}")
+        label = (row.name or "logits", row.case, row.path, row.kind.name)
+        table.add_row(*label, *numbers, styled(row.verdict))
+    return table
+
+
+def to_json(report: SuiteReport) -> dict[str, Any]:
+    """The whole report as plain values, with every verdict; see `SCHEMA_VERSION`."""
+    return {"schema": SCHEMA, "version": SCHEMA_VERSION, **_plain(report)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        fields = {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        derived = ("verdict", "relative_error", "rho", "coverage")
+        return fields | {
+            name: _plain(getattr(value, name)) for name in derived if hasattr(value, name)
+        }
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def write_json(report: SuiteReport, file: Path) -> None:
+    """Write the report, whole or not at all."""
+    write_atomically(file, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write the text beside the file, then put it in the file's place."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,201 @@
+"""Seeded weights for when the published ones cannot be had: the same bits on every machine.
+
+`torch.randn` is not, since processors differ in their logarithms and cosines. Here a value is a sum
+of integers from a bit generator whose stream NumPy guarantees, and all that follows is `+`, `-`,
+`*`, `/` and `sqrt`, which IEEE 754 rounds exactly, of single elements: no sum of floats.
+"""
+
+import math
+import zlib
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clean_transformer.config import Config
+from clean_transformer.weights.shapes import parameter_shapes
+
+Array = NDArray[np.float32]
+
+CHUNK = 2**16  # values drawn together: few enough for a processor's cache
+STRIDE = 257  # every 257th entry is an outlier; prime, so that a matrix has them in all columns
+BELL_KURTOSIS = 2.9  # of a sum of twelve uniform values: 3 − 1.2 / 12
+
+
+class Spread(NamedTuple):
+    """How the entries of a tensor are distributed. If `largest` is given, every outlier is that."""
+
+    std: float
+    kurtosis: float = BELL_KURTOSIS
+    mean: float = 0.0
+    largest: float | None = None
+
+
+# As in GPT-2 small, except that those of W_E, W_in and W_out are guesses.
+MEASURED_WIDTH = 768
+OUTSIDE_BLOCKS = {
+    "embed.W_E": Spread(0.14),
+    "pos_embed.W_pos": Spread(0.122, 40),
+    "ln_final.w": Spread(0.3, mean=1.4, largest=17.4),
+    "ln_final.b": Spread(0.42, 175),
+    "unembed.W_U": Spread(0.14),
+    "unembed.b_U": Spread(0.0),
+}
+# In the first block, in those between, and in the last if it is the fourth or later.
+IN_BLOCKS = {
+    "ln1.w": (
+        Spread(0.041, mean=0.18, largest=0.25),
+        Spread(0.04, mean=0.32, largest=0.8),
+        Spread(0.05, mean=0.48, largest=0.96),
+    ),
+    "ln1.b": (Spread(0.036, 12), Spread(0.02, largest=1.0), Spread(0.02, largest=0.9)),
+    "attn.W_Q": (Spread(0.24, 4.2), Spread(0.15, 4), Spread(0.11, 3.3)),
+    "attn.W_K": (Spread(0.24, 6.4), Spread(0.145, 4.5), Spread(0.105, 3.7)),
+    "attn.W_V": (Spread(0.058, 4.1), Spread(0.105, 3.5), Spread(0.16, 4)),
+    "attn.W_O": (Spread(0.147, 29), Spread(0.105, 8), Spread(0.18, 193)),
+    "attn.b_Q": (Spread(0.34, 3.6), Spread(0.19, 8), Spread(0.18, 4.3)),
+    "attn.b_K": (Spread(0.18, 13), Spread(0.1, 3.1), Spread(0.086, 3.8)),
+    "attn.b_V": (Spread(0.048, 17), Spread(0.055, 30), Spread(0.055, 11)),
+    "attn.b_O": (Spread(0.26, 52), Spread(0.13, 8), Spread(0.47, 91)),
+    "ln2.w": (
+        Spread(0.27, mean=0.87, largest=1.5),
+        Spread(0.03, mean=0.27, largest=1.1),
+        Spread(0.09, mean=0.5, largest=1.2),
+    ),
+    "ln2.b": (Spread(0.07, 54), Spread(0.04, 60), Spread(0.039, 50)),
+    "mlp.W_in": (Spread(0.06, 4), Spread(0.13, 4), Spread(0.13, 4)),
+    "mlp.b_in": (Spread(0.13, 3.3, -0.09), Spread(0.092, 9, -0.085), Spread(0.093, 15, -0.064)),
+    "mlp.W_out": (Spread(0.02, 10), Spread(0.03, 10), Spread(0.03, 10)),
+    "mlp.b_out": (Spread(0.1, 78), Spread(0.125, 30), Spread(0.108, 3.2)),
+}
+READERS = {"ln1.w": ("attn.W_Q", "attn.W_K", "attn.W_V"), "ln2.w": ("mlp.W_in",)}
+WRITERS = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
+
+
+def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
+    """A state dict in float32 as at the start of training: N(0, `cfg.initializer_range`).
+
+    A LayerNorm's gains are 1 + N(0, …); `unembed.b_U`, which no checkpoint format has, is 0.
+    """
+
+    def spread(name: str) -> Spread:
+        if name == "unembed.b_U":
+            return Spread(0.0)
+        return Spread(cfg.initializer_range, mean=1.0 if name.endswith(".w") else 0.0)
+
+    return {
+        name: torch.from_numpy(_draw(name, shape, seed, spread(name)))
+        for name, shape in parameter_shapes(cfg).items()
+    }
+
+
+def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
+    """A state dict in float32 that is as hard to compute with as the published GPT-2's.
+
+    Its tensors have about the deviations, kurtoses and largest entries of GPT-2 small's, matrices
+    scaled to the width. From the third block on (the last, if there are fewer) the residual stream
+    at position 0 is near 3,000 in three coordinates, given a `d_model` of 32 or more; the median
+    magnitude of the rest is 0.9 after the first block and 6 after the last of twelve. From the
+    fourth block on, many heads look at position 0 when they find nothing better. An untied
+    unembedding has values of its own.
+
+    "LNPre" weights are the "LN" ones with the gains folded in, and LayerNorm biases left out.
+    """
+    with_norms = replace(cfg, normalization_type="LN")
+    state = {
+        name: _draw(name, shape, seed, _published_spread(name, cfg))
+        for name, shape in parameter_shapes(with_norms).items()
+    }
+    _plant_massive_activation(state, cfg)
+    if cfg.normalization_type == "LNPre":
+        _fold_gains(state, cfg)
+    return {name: torch.from_numpy(state[name]) for name in parameter_shapes(cfg)}
+
+
+def _published_spread(name: str, cfg: Config) -> Spread:
+    if name in OUTSIDE_BLOCKS:
+        return OUTSIDE_BLOCKS[name]
+    _, layer, kind = name.split(".", 2)
+    first, middle, last = IN_BLOCKS[kind]
+    spread = first if layer == "0" else last if 2 < int(layer) == cfg.n_layers - 1 else middle
+    return spread._replace(std=spread.std * _scale(cfg)) if ".W_" in kind else spread
+
+
+def _scale(cfg: Config) -> float:
+    """What keeps a sum over `d_model` products as large as it is in GPT-2 small."""
+    return math.sqrt(MEASURED_WIDTH / cfg.d_model)
+
+
+def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
+    """Give three coordinates to position 0: marked in W_pos, made huge by a neuron, read by heads.
+
+    The mark stays legible because nothing before that neuron writes into those coordinates.
+    """
+    layer = min(2, cfg.n_layers - 1)
+    coordinates = [cfg.d_model * quarter // 4 for quarter in (1, 2, 3)]
+    for earlier in range(layer + 1):
+        for writer in WRITERS:
+            state[f"blocks.{earlier}.{writer}"][..., coordinates] = 0
+    state["pos_embed.W_pos"][:, coordinates] = -0.5
+    state["pos_embed.W_pos"][0, coordinates] = 4.5
+
+    # After LayerNorm the three entries sum to about 3 at position 0 and to about 0 elsewhere; the
+    # neuron fires above 0.8.
+    gain = _published_spread(f"blocks.{layer}.ln2.w", cfg).mean
+    mlp = f"blocks.{layer}.mlp"
+    state[f"{mlp}.W_in"][:, 0] = 0
+    state[f"{mlp}.W_in"][coordinates, 0] = 10 / gain
+    state[f"{mlp}.b_in"][0] = -8
+    state[f"{mlp}.W_out"][0] = 0
+    state[f"{mlp}.W_out"][0, coordinates] = 140
+
+    # The key of position 0 is then what a head's queries have in common, and its value nearly 0.
+    for later in range(layer + 1, cfg.n_layers):
+        attn = f"blocks.{later}.attn"
+        state[f"{attn}.W_K"][:, coordinates] = state[f"{attn}.b_Q"][:, None] * _scale(cfg)
+        state[f"{attn}.W_V"][:, coordinates] = 0
+
+
+def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
+    """Multiply every matrix [..., d_model, out] that reads a LayerNorm's output by its gain."""
+    for layer in range(cfg.n_layers):
+        for gain, readers in READERS.items():
+            for reader in readers:
+                state[f"blocks.{layer}.{reader}"] *= state[f"blocks.{layer}.{gain}"][:, None]
+    state["unembed.W_U"] *= state["ln_final.w"][:, None]
+
+
+def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
+    """The tensor of that name: bell-shaped values, of which the outliers are stretched.
+
+    If a share p of the values is multiplied by √(1 + e), their variance becomes 1 + p·e, and
+    their kurtosis BELL_KURTOSIS · (1 + r²) where r = √(p (1 − p)) · e / (1 + p·e).
+    """
+    values = _bell(name, math.prod(shape), seed)
+    p = 1 / STRIDE
+    r = math.sqrt(spread.kurtosis / BELL_KURTOSIS - 1)
+    excess = r / (math.sqrt(p * (1 - p)) - p * r)
+    values[::STRIDE] *= math.sqrt(1 + excess)
+    values *= spread.std / math.sqrt(1 + p * excess)
+    values += spread.mean
+    if spread.largest is not None:
+        values[::STRIDE] = spread.largest
+    return values.reshape(shape)
+
+
+def _bell(name: str, count: int, seed: int) -> Array:
+    """Values of mean 0 and variance 1, each the sum of twelve 16-bit integers (Irwin–Hall).
+
+    The name picks the stream, so that a tensor does not depend on the others in its model.
+    """
+    stream = np.random.SFC64([seed, zlib.crc32(name.encode())])
+    values = np.empty(count, dtype=np.float32)
+    for start in range(0, count, CHUNK):
+        chunk = values[start : start + CHUNK]
+        words = stream.random_raw(3 * len(chunk)).astype("<u8", copy=False)
+        sums = words.view("<u2").reshape(12, -1).sum(axis=0, dtype=np.int32)
+        chunk[:] = (sums - 6 * (2**16 - 1)) / 2**16
+    return values
