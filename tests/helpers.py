@@ -35,7 +35,12 @@ def configs(**fixed) -> st.SearchStrategy[Config]:
             name: draw(st.integers(1, 6)) for name in ("n_layers", "d_mlp", "d_vocab", "n_ctx")
         }
         sizes = {"n_heads": n_heads, "d_head": d_head, "d_model": n_heads * d_head}
-        return Config(**(sizes | lengths | {"tied_unembed": draw(st.booleans())} | fixed))
+        others = {
+            "eps": draw(st.sampled_from([1e-5, 1e-3])),
+            "initializer_range": draw(st.sampled_from([0.02, 0.3])),
+            "tied_unembed": draw(st.booleans()),
+        }
+        return Config(**(sizes | lengths | others | fixed))
 
     return draw_config()
 

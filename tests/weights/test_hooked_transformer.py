@@ -10,7 +10,8 @@ from clean_transformer.weights.table import WeightsError
 from ..helpers import assert_equal_states, configs, random_model, tiny
 
 
-@given(configs(tied_unembed=False), st.booleans())
+# No shape tells the last two.
+@given(configs(tied_unembed=False, eps=1e-5, initializer_range=0.02), st.booleans())
 def test_its_state_is_ours_with_buffers(cfg: Config, folded: bool):
     if folded:
         cfg = Config(**cfg.to_dict() | {"normalization_type": "LNPre"})
