@@ -33,6 +33,9 @@ def parity(
         str,
         typer.Option("--dtypes", "--dtype", help="all, or some: float64,float32,bfloat16,float16"),
     ] = "float32",
+    modes: Annotated[
+        str, typer.Option("--modes", "--mode", help="all, or some: eager,compiled,autocast")
+    ] = "eager",
     reference: Annotated[
         str, typer.Option(help="bridge, hooked, huggingface; auto takes the one installed; none")
     ] = "auto",
@@ -44,17 +47,20 @@ def parity(
 
     Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run, 3 something NOT CHECKED.
     """
+    from clean_transformer.files import write_atomically
     from clean_transformer.parity.references import choose_reference
-    from clean_transformer.parity.report import print_report, write_json
+    from clean_transformer.parity.report import print_report, script_name, write_json
     from clean_transformer.parity.suite import (
         choose_devices,
         choose_dtypes,
+        choose_modes,
         choose_weights,
         run_suite,
     )
 
     with one_line_errors():
         chosen_devices, chosen_dtypes = choose_devices(devices), choose_dtypes(dtypes)
+        chosen_modes = choose_modes(modes)
         chosen_reference, no_reference = choose_reference(reference)
         with progress() as on_step:
             on_step("reading the weights")
@@ -62,6 +68,7 @@ def parity(
                 choose_weights(weights),
                 chosen_devices,
                 chosen_dtypes,
+                chosen_modes,
                 reference=chosen_reference,
                 no_reference=no_reference,
                 on_step=on_step,
@@ -69,6 +76,9 @@ def parity(
         print_report(report, Console(), worst_rows=worst, all_rows=rows)
         if json is not None:
             write_json(report, json)
+        for run in report.runs:
+            if run.located:
+                write_atomically(Path(script_name(run)), run.located.script)
     raise typer.Exit(report.verdict.exit_status)
 
 

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.checks import Check
 from clean_transformer.parity.isolate import upcast
 from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.verdict import Verdict
@@ -20,17 +20,6 @@ from clean_transformer.weights.synthetic import plain
 
 Tokens = Int[Tensor, "batch pos"]
 Logits = Float[Tensor, "batch pos d_vocab"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One statement about the device, with what was measured and what was allowed."""
-
-    name: str
-    verdict: Verdict
-    measured: float
-    allowed: float
-    note: str = ""
 
 
 def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:

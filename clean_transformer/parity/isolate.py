@@ -7,7 +7,7 @@ device had (teacher forcing): an error shows where it is introduced, and nowhere
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,14 +22,11 @@ from clean_transformer.hooks import HookPoint
 from clean_transformer.parity.bounds import (
     ATTEND,
     LINEAR,
-    LOWER_PRECISION,
     PASSED_ON,
     RULES,
-    UNIT_ROUNDOFF,
     Kind,
-    Rule,
-    Seen,
 )
+from clean_transformer.parity.precision import LOWER_PRECISION, UNIT_ROUNDOFF, smallest_kept
 from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.verdict import Verdict
 
@@ -56,19 +53,21 @@ class Isolated:
     """The error that one activation introduces, in units of u G.
 
     `ratio` is the largest, `rms_ratio` the root mean square; `per_head` the largest of each head.
-    `bits` is the effective precision, -log2 of the root mean square error relative to G.
+    Above `healthy` it does not pass, above `wrong` no order of rounding explains it. `bits` is the
+    effective precision, -log2 of the root mean square error relative to G.
     """
 
     name: str
     case: str
     path: str
-    kind: Kind
+    operation: str
     ratio: float
+    healthy: float
+    wrong: float
     rms_ratio: float
     bits: float
-    summed: int
     worst_index: tuple[int, ...]
-    per_head: tuple[float, ...]
+    per_head: tuple[float, ...] = ()
     lower_precision: str = ""
 
     @property
@@ -76,10 +75,9 @@ class Isolated:
         """WRONG beyond any order of rounding, DEGRADED beyond a healthy one."""
         if self.lower_precision:
             return Verdict.DEGRADED
-        if self.ratio <= self.kind.healthy_ratio(self.summed):
+        if self.ratio <= self.healthy:
             return Verdict.PASS
-        certain = self.ratio > self.kind.wrong_ratio(self.summed)
-        return Verdict.WRONG if certain else Verdict.DEGRADED
+        return Verdict.WRONG if self.ratio > self.wrong else Verdict.DEGRADED
 
 
 M = TypeVar("M", bound=HookedModule)
@@ -115,10 +113,14 @@ def isolate(
         exact, seen = _teacher_force(oracle, device, [x.cpu() for x in inputs])
         rows = []
         for name, value in exact.items():
-            rule, scale, summed = _rule(oracle, name, seen)
+            part, point = owner_of(name)
+            made_by, its = oracle.get_submodule(part), seen[part]
+            rule = RULES.get(type(made_by), {}).get(point, PASSED_ON)
             u = _roundoff(rule.kind, device[name].dtype, autocast)
+            scale = rule.scale(made_by, its, value, u)
+            limits = rule.kind.limits(rule.summed(made_by, its), u)
             label = (name, case, path)
-            rows.append(_judge(label, device[name], value, rule.kind, u, scale, summed))
+            rows.append(_judge(label, device[name], value, rule.kind, u, scale, limits))
         return rows
 
 
@@ -146,9 +148,8 @@ def _teacher_force(
     def replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
         exact[name] = value
         given = upcast(device[name])
-        owner, point = name.rpartition(".")[::2]
-        if point.startswith("hook_"):
-            seen[owner][point] = given
+        owner, point = owner_of(name)
+        seen[owner][point] = given
         return given
 
     with ExitStack() as placed:
@@ -168,13 +169,10 @@ def upcast(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _rule(oracle: HookedModule, name: str, seen: Mapping[str, Seen]) -> tuple[Rule, Tensor, int]:
+def owner_of(name: str) -> tuple[str, str]:
+    """The module that makes an activation, and which of its activations it is."""
     owner, point = name.rpartition(".")[::2]
-    if not point.startswith("hook_"):
-        owner, point = name, "output"
-    module = oracle.get_submodule(owner)
-    rule = RULES.get(type(module), {}).get(point, PASSED_ON)
-    return rule, rule.scale(module, seen[owner]), rule.summed(module, seen[owner])
+    return (owner, point) if point.startswith("hook_") else (name, "output")
 
 
 def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
@@ -190,15 +188,13 @@ def _judge(
     kind: Kind,
     u: float,
     scale: Tensor,
-    summed: int,
+    limits: tuple[float, float],
 ) -> Isolated:
     name, case, path = label
     given = upcast(device)
     error = torch.where(given == exact, 0.0, (given - exact).abs())
-    # What underflows may be flushed to zero.
-    allowed = u * scale + (torch.finfo(device.dtype).tiny if kind.healthy else 0.0)
+    allowed = u * scale + (smallest_kept(device.dtype) if kind.healthy else 0.0)
     ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf)
-    worst = int(ratios.argmax())
     axis = HEAD_AXIS.get(name.split(".")[-1])
     heads = ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist() if axis else []
     rms = float(ratios.square().mean().sqrt())
@@ -206,15 +202,22 @@ def _judge(
         name=name,
         case=case,
         path=path,
-        kind=kind,
+        operation=kind.name,
         ratio=float(ratios.max()),
+        healthy=limits[0],
+        wrong=limits[1],
         rms_ratio=rms,
         bits=-math.log2(rms * u) if rms else math.inf,
-        summed=summed,
-        worst_index=tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), ratios.shape)),
+        worst_index=index_of_largest(ratios),
         per_head=tuple(heads),
         lower_precision=_lower_precision(kind, u, ratios),
     )
+
+
+def index_of_largest(values: Tensor) -> tuple[int, ...]:
+    """Where in the tensor its largest value is."""
+    place = torch.unravel_index(values.argmax(), values.shape)
+    return tuple(int(index) for index in place)
 
 
 def _lower_precision(kind: Kind, u: float, ratios: Tensor) -> str:

@@ -1,7 +1,6 @@
 """What a person and a program see of a parity run: the terminal, and JSON."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from enum import Enum
@@ -12,8 +11,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clean_transformer.files import write_atomically
 from clean_transformer.parity.compare import Comparison, ParityReport
 from clean_transformer.parity.isolate import Isolated
+from clean_transformer.parity.locate import Located
 from clean_transformer.parity.suite import DeviceRun, SuiteReport
 from clean_transformer.parity.verdict import Verdict, worst
 
@@ -79,11 +80,11 @@ def _same_function(report: SuiteReport) -> RenderableType:
     table = Table("", "keys", "largest error / scale", "at", "", box=None, padding=(0, 2))
     for place, rows in _grouped(same.rows).items():
         checked = [row for row in rows if row.name] or rows
-        largest = max(checked, key=lambda row: row.relative_error)
+        largest = max(checked, key=lambda row: row.error)
         table.add_row(
             place,
             str(len(rows)),
-            f"{largest.relative_error:.1e}",
+            f"{largest.error:.1e}",
             largest.key,
             styled(worst(row.verdict for row in rows)),
         )
@@ -105,22 +106,30 @@ def _grouped(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
 def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
     rows = same.rows
     if worst_rows:
-        rows = sorted(rows, key=lambda row: -row.relative_error)[:worst_rows]
-    table = Table("their key", "ours", "largest error", "scale", "error / scale", "", box=None)
+        rows = sorted(rows, key=lambda row: -row.error)[:worst_rows]
+    table = Table("their key", "ours", "largest error / scale", "scale", "", box=None)
     for row in rows:
-        numbers = (f"{row.error:.1e}", f"{row.scale:.2e}", f"{row.relative_error:.1e}")
+        numbers = (f"{row.error:.1e}", f"{row.scale:.2e}")
         table.add_row(row.key, row.name, *numbers, styled(row.verdict))
     return table
 
 
 def _device_run(run: DeviceRun) -> RenderableType:
-    heading = Text(f"2. Does {run.device} compute {run.dtype} accurately?  ", style="bold")
+    how = "" if run.mode == "eager" else f", {run.mode}"
+    heading = Text(f"2. Does {run.device} compute {run.dtype}{how} accurately?  ", style="bold")
     heading.append_text(styled(run.verdict))
     if run.not_checked:
         return Group(heading, Text(f"   {run.not_checked}"))
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
-    parts += [_map(run.isolated), _kinds(run.isolated), _invariants(run)]
+    parts += [_map(run.isolated), _kinds(run.isolated), _checks(run)]
+    drift = max(run.end_to_end, key=lambda row: row.rho)
+    parts.append(
+        Text(
+            f"   end to end: at most {drift.rho:.2f} times the error of healthy runs on the CPU "
+            f"(≤ {drift.healthy:g}), at {drift.name}"
+        )
+    )
     if run.impact:
         parts.append(
             Text(
@@ -131,19 +140,37 @@ def _device_run(run: DeviceRun) -> RenderableType:
         )
     failed = run.first_failure
     if failed:
-        parts.append(Text(f"   first bad activation: {describe(failed)}", style="bold"))
+        parts.append(Text(f"3. Where does it first go wrong?  {describe(failed)}", style="bold"))
+    if run.located:
+        parts += [_located(run.located), Text(f"   reproduction: {script_name(run)}")]
     return Group(*parts)
+
+
+def script_name(run: DeviceRun) -> str:
+    """The file name of a run's reproduction script."""
+    operation = run.located.operation.split(".")[1] if run.located else "nothing"
+    return f"reproduce-{operation}-{run.device.replace(':', '')}-{run.dtype}.py"
+
+
+def _located(located: Located) -> RenderableType:
+    operands = [f"     {operand}" for operand in located.operands]
+    lines = [
+        f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
+        f"{located.bits:.1f} bits; {located.diagnosis}",
+        *operands,
+        *(f"   matches the known fault {known}" for known in located.known),
+    ]
+    return Text("\n".join(lines))
 
 
 def describe(row: Isolated) -> str:
     """One bad row in a sentence."""
     heads = [head for head, ratio in enumerate(row.per_head) if ratio == row.ratio]
     head = f", head {heads[0]}" if heads else ""
-    allowed = row.kind.healthy_ratio(row.summed)
     lower = f", as if computed in {row.lower_precision}" if row.lower_precision else ""
     return (
-        f"{row.name or 'logits'} ({row.kind.name}; {row.case}, {row.path}): error {row.ratio:.3g} "
-        f"roundings where {allowed:.3g} are healthy, {row.bits:.1f} bits, "
+        f"{row.name or 'logits'} ({row.operation}; {row.case}, {row.path}): error {row.ratio:.3g} "
+        f"roundings where {row.healthy:.3g} are healthy, {row.bits:.1f} bits, "
         f"worst at {[*row.worst_index]}{head}{lower}"
     )
 
@@ -173,24 +200,32 @@ def _kinds(rows: list[Isolated]) -> Table:
     table = Table(
         "operation", "activations", "largest ratio", "healthy", "at", box=None, padding=(0, 2)
     )
-    for kind in dict.fromkeys(row.kind for row in rows):
-        same = [row for row in rows if row.kind == kind]
+    for operation in dict.fromkeys(row.operation for row in rows):
+        same = [row for row in rows if row.operation == operation]
         largest = max(same, key=lambda row: row.ratio)
         table.add_row(
-            kind.name,
+            operation,
             str(len(same)),
             f"{largest.ratio:.3g}",
-            f"≤ {kind.healthy_ratio(largest.summed):.3g}",
+            f"≤ {largest.healthy:.3g}",
             f"{largest.name or 'logits'} ({largest.case}, {largest.path})",
         )
     return table
 
 
-def _invariants(run: DeviceRun) -> Table:
+def _checks(run: DeviceRun) -> Table:
     table = Table("invariant", "difference", "allowed", "", "", box=None, padding=(0, 2))
     for check in run.invariants:
         numbers = (f"{check.measured:.1e}", f"{check.allowed:.1e}")
         table.add_row(check.name, *numbers, styled(check.verdict), check.note)
+    bad = [probe for probe in run.probes if probe.verdict is not Verdict.PASS]
+    if run.probes:
+        title = f"{len(run.probes)} single operations"
+        table.add_row(title, "", "", styled(worst(probe.verdict for probe in run.probes)), "")
+    for probe in bad:
+        table.add_row(
+            f"  {probe.name}", f"{probe.measured:.3g}", "", styled(probe.verdict), probe.note
+        )
     return table
 
 
@@ -200,7 +235,7 @@ def _isolated_rows(rows: list[Isolated], worst_rows: int) -> Table:
     table = Table("activation", "case", "path", "operation", "ratio", "bits", "", box=None)
     for row in rows:
         numbers = (f"{row.ratio:.3g}", f"{row.bits:.1f}")
-        label = (row.name or "logits", row.case, row.path, row.kind.name)
+        label = (row.name or "logits", row.case, row.path, row.operation)
         table.add_row(*label, *numbers, styled(row.verdict))
     return table
 
@@ -213,7 +248,7 @@ def to_json(report: SuiteReport) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        derived = ("verdict", "relative_error", "rho", "coverage")
+        derived = ("verdict", "rho", "coverage")
         return fields | {
             name: _plain(getattr(value, name)) for name in derived if hasattr(value, name)
         }
@@ -231,13 +266,3 @@ def _plain(value: Any) -> Any:
 def write_json(report: SuiteReport, file: Path) -> None:
     """Write the report, whole or not at all."""
     write_atomically(file, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write the text beside the file, then put it in the file's place."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
