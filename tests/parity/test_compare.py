@@ -90,7 +90,7 @@ def test_one_parameter_off_by_a_billionth(installed, parameter: str, seen_in: st
     row = first_wrong((model, reference))
     # With hook_result, HookedTransformer also shows the heads' parts of the output.
     assert row.name in (seen_in, "blocks.1.attn.hook_result")
-    assert 1e-12 < row.relative_error < 1e-7
+    assert 1e-12 < row.error < 1e-7
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -131,23 +131,36 @@ def test_their_number_that_is_none_is_wrong(value: float):
     assert compare(model, fake(logits=logits), TOKENS).verdict is Verdict.WRONG
 
 
-def test_a_tolerance_in_units_of_the_scale():
+def test_an_error_in_units_of_the_element_and_the_scale():
     model = random_model()
-    logits = model(TOKENS).detach()
-    scale = logits.square().mean().sqrt()
-    other = logits.clone()
-    other[0, 0, 0] += 1e-6 * scale
-    (row,) = compare(model, fake(logits=other), TOKENS, tolerance=2e-6).rows
+    theirs = model(TOKENS).detach()
+    theirs[0, 0, 0] *= 1 + 1e-6
+    (row,) = compare(model, fake(logits=theirs), TOKENS, tolerance=1e-6).rows
+    element, scale = float(theirs[0, 0, 0].abs()), float(theirs.square().mean().sqrt())
+    # Of the change, float64 keeps the first 10 of 16 digits.
+    assert row.error == pytest.approx(1e-6 * element / (element + scale), rel=1e-5)
+    assert row.scale == pytest.approx(scale)
     assert row.verdict is Verdict.PASS
-    # The scale itself is off by the change squared, and the logits by their rounding.
-    assert row.relative_error == pytest.approx(1e-6, rel=1e-6)
-    assert replace(row, tolerance=5e-7).verdict is Verdict.WRONG
+    assert replace(row, tolerance=row.error / 2).verdict is Verdict.WRONG
 
 
-def test_zeros_are_compared_as_they_are():
-    row = Comparison("b", "b", error=1e-13, scale=0.0, tolerance=1e-12)
-    assert row.relative_error == 1e-13
-    assert row.verdict is Verdict.PASS
+def test_zeros_agree_with_zeros_only():
+    model = random_model()
+    with torch.no_grad():
+        model.embed.W_E.zero_()  # and with it the unembedding
+    zeros = torch.zeros(*TOKENS.shape, TINY.d_vocab, dtype=torch.float64)
+    assert compare(model, fake(logits=zeros), TOKENS).verdict is Verdict.PASS
+    with torch.no_grad():
+        model.unembed.b_U[3] = 1e-300
+    assert compare(model, fake(logits=zeros), TOKENS).verdict is Verdict.WRONG
+
+
+def test_what_our_model_did_not_run_is_wrong():
+    model = random_model()
+    model.blocks[1].forward = lambda residual: residual
+    (row,) = compare(model, fake(**{"blocks.1.mlp": torch.ones(1)}), TOKENS).rows
+    assert row.verdict is Verdict.WRONG
+    assert row.note == "our model did not come to make it"
 
 
 def test_an_empty_report_is_not_checked():
