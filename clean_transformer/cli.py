@@ -82,6 +82,40 @@ def parity(
     raise typer.Exit(report.verdict.exit_status)
 
 
+@app.command()
+def doctor(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")] = "float32",
+    weights: Annotated[str | None, typer.Option(help="As for parity.")] = None,
+) -> None:
+    """Say in plain words whether this device computes GPT-2 correctly, within a minute.
+
+    Needs no other implementation. Exit status as for parity.
+    """
+    from clean_transformer.device import is_available
+    from clean_transformer.files import write_atomically
+    from clean_transformer.parity.report import print_diagnosis, script_name
+    from clean_transformer.parity.suite import (
+        DTYPES,
+        check_device,
+        choose_devices,
+        choose_dtypes,
+        choose_weights,
+    )
+
+    with one_line_errors():
+        [chosen_device], [chosen_dtype] = choose_devices(device), choose_dtypes(dtype)
+        with progress() as on_step:
+            on_step("reading the weights")
+            chosen_weights = choose_weights(weights)
+            run = check_device(chosen_weights, chosen_device, DTYPES[chosen_dtype], on_step=on_step)
+        absent = [kind for kind in ("cuda", "mps") if not is_available(kind)]
+        print_diagnosis(run, absent, chosen_weights.title, Console())
+        if run.located:
+            write_atomically(Path(script_name(run)), run.located.script)
+    raise typer.Exit(run.verdict.exit_status)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End with status 2 and one line where a job cannot be done."""

@@ -78,7 +78,7 @@ def compare(
     rows = []
     for key, name in names.items():
         if name in ours:
-            rows.append(_compare(key, name, ours[name], theirs[key], tolerance))
+            rows.append(compare_tensors(key, name, ours[name], theirs[key], tolerance))
         elif name in modules:
             note = "our model did not come to make it"
             rows.append(Comparison(key, name, torch.inf, 1.0, tolerance, note))
@@ -88,7 +88,10 @@ def compare(
     return ParityReport(reference.title, rows)
 
 
-def _compare(key: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Comparison:
+def compare_tensors(
+    key: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float
+) -> Comparison:
+    """One of our activations beside one of theirs, in float64 on the CPU."""
     if ours.shape != theirs.shape:
         note = f"shape {[*ours.shape]} instead of {[*theirs.shape]}"
         return Comparison(key, name, torch.inf, 1.0, tolerance, note)

@@ -62,12 +62,11 @@ def fresh_process(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logit
     weight = model.embed.W_E
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "logits.pt")
-        call = f"import {__name__} as it; it.write_small_logits({str(weight.device)!r}, "
-        subprocess.run(
-            [sys.executable, "-c", f"{call}{str(weight.dtype)!r}, {str(file)!r})"],
-            check=True,
-            capture_output=True,
+        code = (
+            f"import sys; sys.path = {sys.path!r}; from {__name__} import write_small_logits; "
+            f"write_small_logits({str(weight.device)!r}, {str(weight.dtype)!r}, {str(file)!r})"
         )
+        subprocess.run([sys.executable, "-c", code], check=True)
         theirs = torch.load(file, weights_only=True)
     return small_logits(str(weight.device), str(weight.dtype)), theirs
 

@@ -80,7 +80,7 @@ class Isolated:
         return Verdict.WRONG if self.ratio > self.wrong else Verdict.DEGRADED
 
 
-M = TypeVar("M", bound=HookedModule)
+M = TypeVar("M", bound=nn.Module)
 
 
 def float64_oracle(module: M) -> M:

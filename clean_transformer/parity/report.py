@@ -35,6 +35,15 @@ MARKS = {
 }
 
 
+# What makes a device compute float32 products in less, and how to turn it off.
+PRECISION_SETTINGS = {
+    "TF32": ", as if computed in TF32: torch.backends.cuda.matmul.allow_tf32 or "
+    "torch.set_float32_matmul_precision('high') is on; set 'highest' for float32",
+    "bfloat16": ", as if computed in bfloat16: torch.set_float32_matmul_precision('medium') or "
+    "autocast is on; set 'highest' for float32",
+}
+
+
 def styled(verdict: Verdict) -> Text:
     """The verdict in its colour."""
     return Text(verdict.value, style=STYLES[verdict])
@@ -63,6 +72,34 @@ def print_report(
             console.print(_isolated_rows(run.isolated, worst_rows))
     console.print()
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
+
+
+def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
+    """What `doctor` says: one device, in plain words."""
+    console.print(f"GPT-2 with {weights}, on {run.device} in {run.dtype}")
+    if run.not_checked:
+        console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
+        return
+    checked = len(run.isolated) + len(run.end_to_end) + len(run.invariants) + len(run.probes)
+    words = {
+        Verdict.PASS: f"{run.device} computes GPT-2 correctly in {run.dtype}.",
+        Verdict.DEGRADED: f"{run.device} computes GPT-2 less accurately than {run.dtype} should.",
+        Verdict.WRONG: f"{run.device} computes GPT-2 wrongly. Do not trust its results.",
+    }
+    console.print(styled(run.verdict), words[run.verdict])
+    console.print(
+        f"{checked:,} checks: every activation's own error, drift, invariants, operations"
+    )
+    bad = [check for check in (*run.invariants, *run.probes) if check.verdict is not Verdict.PASS]
+    if run.first_failure:
+        console.print(f"First bad activation: {describe(run.first_failure)}")
+    for check in bad[:5]:
+        console.print(f"Broken: {check.name} ({check.measured:.3g}) {check.note}")
+    if run.located:
+        console.print("\n".join(located_lines(run.located)), markup=False, highlight=False)
+        console.print(f"   reproduction: {script_name(run)}")
+    for device in absent:
+        console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has none")
 
 
 def _same_function(report: SuiteReport) -> RenderableType:
@@ -142,7 +179,10 @@ def _device_run(run: DeviceRun) -> RenderableType:
     if failed:
         parts.append(Text(f"3. Where does it first go wrong?  {describe(failed)}", style="bold"))
     if run.located:
-        parts += [_located(run.located), Text(f"   reproduction: {script_name(run)}")]
+        parts += [
+            Text("\n".join(located_lines(run.located))),
+            Text(f"   reproduction: {script_name(run)}"),
+        ]
     return Group(*parts)
 
 
@@ -152,22 +192,21 @@ def script_name(run: DeviceRun) -> str:
     return f"reproduce-{operation}-{run.device.replace(':', '')}-{run.dtype}.py"
 
 
-def _located(located: Located) -> RenderableType:
-    operands = [f"     {operand}" for operand in located.operands]
-    lines = [
+def located_lines(located: Located) -> list[str]:
+    """The operation, its operands and the known faults that it matches, a line each."""
+    return [
         f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
         f"{located.bits:.1f} bits; {located.diagnosis}",
-        *operands,
+        *(f"     {operand}" for operand in located.operands),
         *(f"   matches the known fault {known}" for known in located.known),
     ]
-    return Text("\n".join(lines))
 
 
 def describe(row: Isolated) -> str:
     """One bad row in a sentence."""
     heads = [head for head, ratio in enumerate(row.per_head) if ratio == row.ratio]
     head = f", head {heads[0]}" if heads else ""
-    lower = f", as if computed in {row.lower_precision}" if row.lower_precision else ""
+    lower = PRECISION_SETTINGS.get(row.lower_precision, "")
     return (
         f"{row.name or 'logits'} ({row.operation}; {row.case}, {row.path}): error {row.ratio:.3g} "
         f"roundings where {row.healthy:.3g} are healthy, {row.bits:.1f} bits, "
