@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from inspect import getclosurevars
+from inspect import getclosurevars, unwrap
 
 import pytest
 import torch
@@ -35,7 +35,12 @@ def configs(**fixed) -> st.SearchStrategy[Config]:
             name: draw(st.integers(1, 6)) for name in ("n_layers", "d_mlp", "d_vocab", "n_ctx")
         }
         sizes = {"n_heads": n_heads, "d_head": d_head, "d_model": n_heads * d_head}
-        return Config(**(sizes | lengths | {"tied_unembed": draw(st.booleans())} | fixed))
+        others = {
+            "eps": draw(st.sampled_from([1e-5, 1e-3])),
+            "initializer_range": draw(st.sampled_from([0.02, 0.3])),
+            "tied_unembed": draw(st.booleans()),
+        }
+        return Config(**(sizes | lengths | others | fixed))
 
     return draw_config()
 
@@ -148,7 +153,7 @@ class Watched:
 
 def reference_model(reference: Reference) -> nn.Module:
     """The other implementation's model, which a `Reference` keeps to itself."""
-    variables = getclosurevars(reference.run).nonlocals
+    variables = getclosurevars(unwrap(reference.run)).nonlocals
     return variables["bridge"] if "bridge" in variables else variables["model"]
 
 

@@ -80,12 +80,14 @@ def test_nothing_reads_the_future(watched: bool):
     assert not torch.isclose(attn(x)[:, 4:], attn(changed)[:, 4:]).any()
 
 
-@pytest.mark.parametrize("changed", ["query", "key", "value"])
-def test_queries_keys_and_values_can_read_streams_of_their_own(changed: str):
-    attn, x = randomized(Attention(TINY)), random_tensor(2, 5, TINY.d_model)
-    other = random_tensor(2, 5, TINY.d_model, seed=1)
-    streams = {name: other if name == changed else x for name in ("query", "key", "value")}
-    _, cache = attn.run_with_cache(*streams.values())
+@pytest.mark.parametrize("own", [(), ("key",), ("value",), ("key", "value")])
+def test_keys_and_values_read_the_queries_stream_unless_given_their_own(own: tuple[str, ...]):
+    attn = randomized(Attention(TINY))
+    streams = dict.fromkeys(("query", "key", "value"), random_tensor(2, 5, TINY.d_model))
+    streams |= {name: random_tensor(2, 5, TINY.d_model, seed=len(name)) for name in own}
+    _, cache = attn.run_with_cache(
+        streams["query"], **{f"{name}_input": streams[name] for name in own}
+    )
     for name, stream in streams.items():
         letter = name[0].upper()
         alone = torch.einsum("bpm,hmd->bphd", stream, getattr(attn, f"W_{letter}"))
