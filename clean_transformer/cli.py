@@ -48,15 +48,15 @@ def parity(
     Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run, 3 something NOT CHECKED.
     """
     from clean_transformer.files import write_atomically
-    from clean_transformer.parity.references import choose_reference
-    from clean_transformer.parity.report import print_report, script_name, write_json
-    from clean_transformer.parity.suite import (
+    from clean_transformer.parity.choices import (
         choose_devices,
         choose_dtypes,
         choose_modes,
         choose_weights,
-        run_suite,
     )
+    from clean_transformer.parity.references import choose_reference
+    from clean_transformer.parity.report import print_report, script_name, write_json
+    from clean_transformer.parity.suite import run_suite
 
     with one_line_errors():
         chosen_devices, chosen_dtypes = choose_devices(devices), choose_dtypes(dtypes)
@@ -94,14 +94,14 @@ def doctor(
     """
     from clean_transformer.device import is_available
     from clean_transformer.files import write_atomically
-    from clean_transformer.parity.report import print_diagnosis, script_name
-    from clean_transformer.parity.suite import (
+    from clean_transformer.parity.choices import (
         DTYPES,
-        check_device,
         choose_devices,
         choose_dtypes,
         choose_weights,
     )
+    from clean_transformer.parity.report import print_diagnosis, script_name
+    from clean_transformer.parity.suite import check_device
 
     with one_line_errors():
         [chosen_device], [chosen_dtype] = choose_devices(device), choose_dtypes(dtype)

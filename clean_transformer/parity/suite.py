@@ -11,9 +11,10 @@ from torch import Tensor
 
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
-from clean_transformer.device import available, is_available, resolve_device
+from clean_transformer.device import is_available
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.checks import Check
+from clean_transformer.parity.choices import DTYPES, Weights, suite_tokens
 from clean_transformer.parity.compare import ParityReport, compare
 from clean_transformer.parity.end_to_end import (
     LOGITS,
@@ -33,30 +34,9 @@ from clean_transformer.parity.references import REFERENCES, ReferenceUnavailable
 from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.verdict import Verdict, worst
 from clean_transformer.parity.whole import HEALTHY_RHO, compile_leaves, isolate_whole, leaves
-from clean_transformer.weights.hub import HubError
-from clean_transformer.weights.load import read_pretrained
-from clean_transformer.weights.synthetic import plain, stress
-from clean_transformer.weights.table import State
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 # Lengths at which kernels have changed their minds, besides those of the main run.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
-# Ways to run the model: as it is, its modules compiled, or float32 under autocast to bfloat16.
-MODES = ("eager", "compiled", "autocast")
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The parameters that a run uses, under our names in float32, and where they are from."""
-
-    title: str
-    cfg: Config
-    state: State
 
 
 @dataclass(frozen=True)
@@ -111,69 +91,6 @@ class SuiteReport:
         """PASS only if the function is the same and every device computes it accurately."""
         same = self.same_function.verdict if self.same_function else Verdict.NOT_CHECKED
         return worst([same, *(run.verdict for run in self.runs)])
-
-
-def choose_devices(names: str) -> list[str]:
-    """The devices named, between commas; "auto" is the fastest here, "all" cuda, mps and cpu.
-
-    Raises `ValueError` for one that PyTorch does not know; one that is absent is NOT CHECKED.
-    """
-    if names == "all":
-        return ["cpu", "cuda", "mps"]
-    chosen = [str(resolve_device()) if name == "auto" else name for name in names.split(",")]
-    for name in chosen:
-        try:
-            torch.device(name)
-        except RuntimeError:
-            raise ValueError(
-                f"PyTorch knows no device {name!r}; this machine has {available()}"
-            ) from None
-    return chosen
-
-
-def choose_dtypes(names: str) -> list[str]:
-    """The dtypes named, between commas, or all. Raises `ValueError` for an unknown one."""
-    chosen = [*DTYPES] if names == "all" else names.split(",")
-    for name in chosen:
-        if name not in DTYPES:
-            raise ValueError(f"no dtype {name!r}; choose from {', '.join(DTYPES)}, all")
-    return chosen
-
-
-def choose_modes(names: str) -> list[str]:
-    """The modes named, between commas, or all. Raises `ValueError` for an unknown one."""
-    chosen = [*MODES] if names == "all" else names.split(",")
-    for name in chosen:
-        if name not in MODES:
-            raise ValueError(f"no mode {name!r}; choose from {', '.join(MODES)}, all")
-    return chosen
-
-
-def choose_weights(source: str | None) -> Weights:
-    """The weights of a hub id, alias or folder; or of "stress" or "plain", also "stress:medium".
-
-    Without a source, GPT-2 small from the hub or its cache, else `stress` weights of its shape.
-    """
-    kind, _, size = (source or "").partition(":")
-    if kind in ("stress", "plain"):
-        cfg = Config.gpt2(size or "small")
-        title = f"synthetic {kind!r} weights of GPT-2 {size or 'small'}'s shape"
-        return Weights(title, cfg, (stress if kind == "stress" else plain)(cfg))
-    try:
-        cfg, state = read_pretrained(source or "gpt2", torch.device("cpu"), torch.float32)
-        return Weights(f"the weights of {source or 'gpt2'}", cfg, state)
-    except HubError as error:
-        if source:
-            raise
-        synthetic = choose_weights("stress")
-        return replace(synthetic, title=f"{synthetic.title}, because {error}")
-
-
-def suite_tokens(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]:
-    """Ids spread over the vocabulary, the first of each row its last (<|endoftext|> in GPT-2)."""
-    tokens = (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
-    tokens[:, 0] = cfg.d_vocab - 1
-    return tokens
 
 
 def same_function(
