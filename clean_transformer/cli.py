@@ -39,11 +39,13 @@ def parity(
     rows: Annotated[bool, typer.Option("--rows", help="Print every row.")] = False,
     worst: Annotated[int, typer.Option(help="Print this many rows, the worst first.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
 ) -> None:
     """Compare every activation with a reference, and measure every device's own error.
 
     Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run, 3 something NOT CHECKED.
     """
+    from clean_transformer.parity.html import write_html
     from clean_transformer.parity.references import choose_reference
     from clean_transformer.parity.report import print_report, write_json
     from clean_transformer.parity.suite import (
@@ -69,6 +71,8 @@ def parity(
         print_report(report, Console(), worst_rows=worst, all_rows=rows)
         if json is not None:
             write_json(report, json)
+        if html is not None:
+            write_html(report, html)
     raise typer.Exit(report.verdict.exit_status)
 
 
