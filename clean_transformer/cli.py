@@ -42,6 +42,7 @@ def parity(
     rows: Annotated[bool, typer.Option("--rows", help="Print every row.")] = False,
     worst: Annotated[int, typer.Option(help="Print this many rows, the worst first.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
 ) -> None:
     """Compare every activation with a reference, and measure every device's own error.
 
@@ -54,6 +55,7 @@ def parity(
         choose_modes,
         choose_weights,
     )
+    from clean_transformer.parity.html import write_html
     from clean_transformer.parity.references import choose_reference
     from clean_transformer.parity.report import print_report, script_name, write_json
     from clean_transformer.parity.suite import run_suite
@@ -76,6 +78,8 @@ def parity(
         print_report(report, Console(), worst_rows=worst, all_rows=rows)
         if json is not None:
             write_json(report, json)
+        if html is not None:
+            write_html(report, html)
         for run in report.runs:
             if run.located:
                 write_atomically(Path(script_name(run)), run.located.script)
