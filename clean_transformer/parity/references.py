@@ -286,7 +286,6 @@ def _masked_with_infinity(scores: Tensor) -> Tensor:
 
 
 def _import(package: str, extra: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError:
-        raise ReferenceUnavailable(f"{package} is not installed; install {extra}") from None
+    if find_spec(package) is None:
+        raise ReferenceUnavailable(f"{package} is not installed; install {extra}")
+    return import_module(package)

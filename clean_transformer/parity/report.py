@@ -114,7 +114,9 @@ def _same_function(report: SuiteReport) -> RenderableType:
         f"   beside {same.reference}, in float64 on the CPU: {compared} of its {cached} cached "
         f"activations compared ({100 * compared / cached:.0f}%)"
     )
-    table = Table("", "keys", "largest error / scale", "at", "", box=None, padding=(0, 2))
+    table = Table("", "keys", "largest error / scale", box=None, padding=(0, 2))
+    table.add_column("at", overflow="fold")
+    table.add_column("")
     for place, rows in _grouped(same.rows).items():
         checked = [row for row in rows if row.name] or rows
         largest = max(checked, key=lambda row: row.error)
@@ -236,9 +238,8 @@ def _map(rows: list[Isolated]) -> Table:
 
 
 def _kinds(rows: list[Isolated]) -> Table:
-    table = Table(
-        "operation", "activations", "largest ratio", "healthy", "at", box=None, padding=(0, 2)
-    )
+    table = Table("operation", "activations", "largest ratio", "healthy", box=None, padding=(0, 2))
+    table.add_column("at", overflow="fold")
     for operation in dict.fromkeys(row.operation for row in rows):
         same = [row for row in rows if row.operation == operation]
         largest = max(same, key=lambda row: row.ratio)
