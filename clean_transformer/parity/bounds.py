@@ -50,7 +50,7 @@ class Kind:
         the error, for a sum of that many terms. The two are one where G is not Σ|xW|."""
         healthy = max(self.healthy, self.healthy_per_root * math.sqrt(summed))
         if self.wrong is None:
-            return healthy, max(healthy, summed) if u <= ACCUMULATOR else healthy
+            return healthy, max(healthy, float(summed)) if u <= ACCUMULATOR else healthy
         return healthy, self.wrong
 
 
