@@ -20,6 +20,7 @@ import torch
 def tensor(dtype, shape, stride, offset, low, high):
     """Seeded numbers in memory with that stride and storage offset, made on the CPU."""
     length = offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride))
+    length = max(length, offset + torch.Size(shape).numel())  # expanded ones have others behind
     if dtype.is_floating_point:
         base = (torch.rand(length) if low >= 0 else torch.randn(length)).to(dtype)
     else:
