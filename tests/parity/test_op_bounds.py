@@ -8,8 +8,6 @@ from clean_transformer.parity.ops import check_operations, judge
 from clean_transformer.parity.replay import Call64
 from clean_transformer.parity.verdict import Verdict
 
-pytestmark = pytest.mark.usefixtures("known_faults")
-
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention.default
 

@@ -19,8 +19,6 @@ from clean_transformer.parity.verdict import Verdict
 from . import faulty_devices as faulty
 from .faulty_devices import Faulty, RefusesFloat64
 
-pytestmark = pytest.mark.usefixtures("known_faults")
-
 CFG = Config(n_layers=1, n_heads=4, d_model=64, d_head=16, d_mlp=256, d_vocab=100, n_ctx=64)
 
 
@@ -132,7 +130,7 @@ def test_a_finding_describes_the_call_and_what_was_tried() -> None:
     assert finding.contiguous_ratio is not None
     assert finding.contiguous_ratio < 30
     assert finding.unfused_ratio is None
-    assert finding.known == ("mm-permuted",)
+    assert finding.known == ("linear-noncontiguous-weight", "matmul-tf32")
 
 
 def test_effective_precision_tells_tf32_from_corruption() -> None:

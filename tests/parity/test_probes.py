@@ -11,8 +11,6 @@ from clean_transformer.parity.verdict import Verdict
 from . import faulty_devices as faulty
 from .faulty_devices import Faulty, RefusesFloat64
 
-pytestmark = pytest.mark.usefixtures("known_faults")
-
 # Every kind of operation and one size of attention, to be quick.
 FEW = [
     probe
