@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,24 @@ settings.register_profile("tests", deadline=None, max_examples=25)
 settings.load_profile("tests")
 
 ROOT = Path(__file__).parents[1]
+
+RATES = pytest.StashKey[Counter[str]]()
+
+
+@pytest.fixture(scope="session")
+def rates(pytestconfig: pytest.Config) -> Counter[str]:
+    """How many planted faults were tried, caught and attributed: printed at the end."""
+    return pytestconfig.stash.setdefault(RATES, Counter())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts = terminalreporter.config.stash.get(RATES, Counter())
+    for kind in ("semantic", "device"):
+        if planted := counts[kind]:
+            caught, attributed = counts[f"{kind} caught"], counts[f"{kind} attributed"]
+            terminalreporter.write_line(
+                f"planted {kind} faults: {caught} of {planted} caught, {attributed} attributed"
+            )
 
 
 @pytest.fixture(autouse=True)

@@ -37,27 +37,29 @@ class Kind:
     `wrong` is None where the second is the summed length k, from γ_k = k u / (1 - k u). Sums of
     terms of one sign, such as an average, gather errors like √k: `healthy_per_root` is λ in the
     probabilistic bound λ √k u, which one rounding exceeds with probability 2 exp(-λ²/2) (Higham
-    and Mary 2019, theorem 2.4): at λ = 8, 3e-14, less than one in all the sums of a run.
+    and Mary 2019, theorem 2.4): at λ = 8, 3e-14, less than one in all the sums of a run. In half
+    precision, where sums are kept in float32, their length does not matter: a product is rounded
+    a few times, and beyond `healthy_in_half` its running total was in half precision too.
     """
 
     name: str
     healthy: float
     wrong: float | None
     healthy_per_root: float = 0.0
+    healthy_in_half: float | None = None
 
     def limits(self, summed: int, u: float) -> tuple[float, float]:
         """The largest ratio that passes, and the one above which no order of rounding explains
-        the error, for a sum of that many terms. In half precision sums are held in float32: their
-        length does not matter, and the two are one."""
+        the error, for a sum of that many terms. The two are one where G is not Σ|xW|."""
         if u > ACCUMULATOR:
-            return self.healthy, self.healthy if self.wrong is None else self.wrong
+            return self.healthy_in_half or self.healthy, self.wrong or self.healthy
         healthy = max(self.healthy, self.healthy_per_root * math.sqrt(summed))
-        return healthy, max(healthy, summed if self.wrong is None else self.wrong)
+        return healthy, max(healthy, float(summed)) if self.wrong is None else self.wrong
 
 
 COPY = Kind("gather, copy, mask", 0.0, 0.0)
 ADD = Kind("residual add", 1.0, 2.0)
-LINEAR = Kind("linear", 30.0, None)
+LINEAR = Kind("linear", 30.0, None, healthy_in_half=8.0)
 SOFTMAX = Kind("softmax", 30.0, None, healthy_per_root=8.0)
 LAYER_NORM = Kind("layer norm", 30.0, 300.0)
 GELU = Kind("gelu_new", 16.0, 160.0)

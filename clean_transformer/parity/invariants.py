@@ -19,7 +19,7 @@ from clean_transformer.parity.verdict import Verdict
 from clean_transformer.weights.synthetic import plain
 
 Tokens = Int[Tensor, "batch pos"]
-Logits = Float[Tensor, "batch pos d_vocab"]
+Logits = Float[Tensor, "... d_vocab"]
 
 
 def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -120,7 +120,12 @@ def isolate(
             scale = rule.scale(made_by, its, value, u)
             limits = rule.kind.limits(rule.summed(made_by, its), u)
             label = (name, case, path)
-            rows.append(_judge(label, device[name], value, rule.kind, u, scale, limits))
+            row, ratios, error = _judge(label, device[name], value, rule.kind, u, scale, limits)
+            if row.verdict is not Verdict.PASS and rule.kind in (LINEAR, ATTEND):
+                gathered = rule.terms(made_by, its, torch.square).sqrt()
+                lower = _lower_precision(ratios, error / gathered, row.healthy, u)
+                row = replace(row, lower_precision=lower)
+            rows.append(row)
         return rows
 
 
@@ -145,7 +150,7 @@ def _teacher_force(
         for index, tensor in enumerate(tensors):
             seen[name][f"input {index}" if index else "input"] = tensor
 
-    def replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
+    def force(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
         exact[name] = value
         given = upcast(device[name])
         owner, point = owner_of(name)
@@ -158,7 +163,7 @@ def _teacher_force(
                 handle = part.register_forward_pre_hook(partial(take_inputs, name))
                 placed.callback(handle.remove)
             if name in device:
-                handle = part.register_forward_hook(partial(replace, name))
+                handle = part.register_forward_hook(partial(force, name))
                 placed.callback(handle.remove)
         oracle(*(upcast(x) for x in inputs))
     return exact, seen
@@ -189,16 +194,16 @@ def _judge(
     u: float,
     scale: Tensor,
     limits: tuple[float, float],
-) -> Isolated:
+) -> tuple[Isolated, Tensor, Tensor]:
     name, case, path = label
     given = upcast(device)
     error = torch.where(given == exact, 0.0, (given - exact).abs())
     allowed = u * scale + (smallest_kept(device.dtype) if kind.healthy else 0.0)
-    ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf)
+    ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
     axis = HEAD_AXIS.get(name.split(".")[-1])
     heads = ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist() if axis else []
     rms = float(ratios.square().mean().sqrt())
-    return Isolated(
+    row = Isolated(
         name=name,
         case=case,
         path=path,
@@ -210,8 +215,8 @@ def _judge(
         bits=-math.log2(rms * u) if rms else math.inf,
         worst_index=index_of_largest(ratios),
         per_head=tuple(heads),
-        lower_precision=_lower_precision(kind, u, ratios),
     )
+    return row, ratios, error
 
 
 def index_of_largest(values: Tensor) -> tuple[int, ...]:
@@ -220,14 +225,20 @@ def index_of_largest(values: Tensor) -> tuple[int, ...]:
     return tuple(int(index) for index in place)
 
 
-def _lower_precision(kind: Kind, u: float, ratios: Tensor) -> str:
-    """The precision in which the errors would be healthy, where all of them are that large.
+def _lower_precision(ratios: Tensor, relative: Tensor, healthy: float, u: float) -> str:
+    """The precision in which the errors would be healthy, where nearly all of them are that large.
 
-    Rounding to a lower precision moves nearly every element, a fault in a kernel only some.
+    Rounding to a lower precision moves nearly every element, a fault in a kernel only some. Of two
+    precisions the `relative` errors tell, in units of what independent roundings of the products
+    add up to: they seldom reach eight roundings.
     """
-    if kind not in (LINEAR, ATTEND) or float(ratios.median()) <= kind.healthy:
+    if float(ratios.median()) <= healthy:
         return ""
-    for lower, name in LOWER_PRECISION.items():
-        if float(ratios.max()) * u / lower <= kind.healthy:
-            return name
-    return ""
+    explain = {
+        lower: name
+        for lower, name in LOWER_PRECISION.items()
+        if float(ratios.max()) * u / lower <= healthy
+    }
+    largest = float(relative.nan_to_num(0.0).max())
+    typical = (name for lower, name in explain.items() if largest <= 8 * lower)
+    return next(typical, [*explain.values(), ""][0])

@@ -77,7 +77,7 @@ def _summed(terms: Callable[[dict[str, Any], Tensor], int]) -> Rule:
     """Σ aᵢbᵢ over k terms: |δ| ≤ γ_k Σ|aᵢ||bᵢ|, γ_k = ku / (1 - ku) (Higham, §3.1 and §3.5).
 
     Half precision is summed in float32 and rounded once or, in pieces, a few times: then G is
-    |result| + √Σ(aᵢbᵢ)², plus the float32 bound.
+    |result| + √Σ(aᵢbᵢ)², plus the float32 bound. Beyond 8, the total was in half precision too.
     """
 
     def rule(call: Call64) -> list[Expected | None]:
@@ -87,17 +87,22 @@ def _summed(terms: Callable[[dict[str, Any], Tensor], int]) -> Rule:
         if call.name == "mean":
             quadrature = quadrature / summed**0.5
         typical = exact.abs() + quadrature
-        return [_accumulated(call.u, exact, absolute, typical, max(30.0, float(summed)))]
+        return [_accumulated(call.u, exact, absolute, typical, max(30.0, float(summed)), 8.0)]
 
     return _unless_integer(rule)
 
 
 def _accumulated(
-    u: float, exact: Tensor, absolute: Tensor, typical: Tensor, wrong: float
+    u: float,
+    exact: Tensor,
+    absolute: Tensor,
+    typical: Tensor,
+    wrong: float,
+    healthy_in_half: float = 30.0,
 ) -> Expected:
     if u <= ACCUMULATOR:
         return Expected(exact, absolute, typical, 30.0, wrong)
-    return Expected(exact, typical + absolute * ACCUMULATOR / u, typical, 30.0, 30.0)
+    return Expected(exact, typical + absolute * ACCUMULATOR / u, typical, healthy_in_half, 30.0)
 
 
 def _softmax(call: Call64) -> list[Expected | None]:
@@ -157,8 +162,7 @@ def _attention(call: Call64) -> list[Expected | None]:
     A causal mask is aligned top-left. G = Σⱼ pⱼ|vⱼ| (1 + Sⱼ + Σₗ pₗSₗ), S = |q||k|scale + |mask|:
     a score is off by u S, and δp = p (δs - Σₗ pₗδsₗ) to first order, so that
     |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ), beside pⱼ's own rounding. A half-precision kernel rounds p and the
-    result, and keeps scores in float32: there G is |z| + √Σ(pⱼvⱼ(1 + |sⱼ|))², plus the float32
-    bound. The other outputs (logsumexp, seeds) serve a backward pass and are not compared.
+    result, and keeps scores in float32: there G is |z| + √Σ(pⱼvⱼ)², plus the float32 bound. The other outputs (logsumexp, seeds) serve a backward pass and are not compared.
     """
     if call.named.get("dropout_p"):
         return [None]
@@ -175,7 +179,8 @@ def _attention(call: Call64) -> list[Expected | None]:
     size = q.abs() @ k.abs().mT * abs(scale) + torch.where(mask.isinf(), 0.0, mask.abs())
     average = (pattern * size).sum(-1, keepdim=True)
     absolute = (pattern * (1 + size + average)) @ v.abs()
-    typical = exact.abs() + ((pattern * (1 + scores.abs())).square() @ v.square()).sqrt()
+    rounded = pattern if call.u > ACCUMULATOR else pattern * (1 + scores.abs())
+    typical = exact.abs() + (rounded.square() @ v.square()).sqrt()
     terms = q.shape[-1] + k.shape[-2]
     return [_accumulated(call.u, exact, absolute, typical, max(30.0, float(terms)))]
 

@@ -279,7 +279,9 @@ def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tens
     """The values, which are on the CPU, on that device with that stride and storage offset."""
     length = layout.storage_offset + 1
     length += sum((n - 1) * step for n, step in zip(layout.shape, layout.stride, strict=True))
-    base = torch.zeros(max(length, 0), dtype=values.dtype, device="cpu")
+    # Behind an expanded tensor there are zeros, for a device that overlooks its strides.
+    length = max(length, layout.storage_offset + values.numel())
+    base = torch.zeros(length, dtype=values.dtype, device="cpu")
     places = torch.arange(base.numel(), device="cpu").as_strided(
         layout.shape, layout.stride, layout.storage_offset
     )

@@ -1,6 +1,7 @@
 """What a person and a program see of a parity run: the terminal, and JSON."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from enum import Enum
@@ -298,8 +299,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return "inf" if value > 0 else "-inf"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no inf and no nan
     return value
 
 

@@ -18,13 +18,15 @@ import torch
 
 
 def tensor(dtype, shape, stride, offset, low, high):
-    """Seeded numbers in memory with that stride and storage offset, made on the CPU."""
+    """Seeded numbers, the first the highest, with that stride and storage offset in memory."""
     length = offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride))
+    length = max(length, offset + torch.Size(shape).numel())  # expanded ones have others behind
     if dtype.is_floating_point:
-        base = (torch.rand(length) if low >= 0 else torch.randn(length)).to(dtype)
+        base = torch.rand(length) if low >= 0 else torch.randn(length)
+        base[offset] = high
     else:
-        base = torch.randint(low, high + 1, (length,)).to(dtype)
-    return base.to({device!r}).as_strided(shape, stride, offset)
+        base = torch.randint(low, high + 1, (length,))
+    return base.to(dtype).to({device!r}).as_strided(shape, stride, offset)
 
 
 def exact(x):
@@ -59,9 +61,9 @@ SUMS = frozenset(("mm", "bmm", "matmul", "linear", "addmm", "baddbmm", "sum", "m
 def reproduction_script(finding: Finding) -> str:
     """Python source of under 40 lines that needs torch alone and fails where the device is faulty.
 
-    It draws its own numbers in the layout of the finding's tensors. The error may be up to 100 u
-    (8 u in half precision) times the operation on absolute values, for sums of products, or
-    1 + |expected|, since the numbers are of size 1.
+    It draws its own numbers in the layout of the finding's tensors, of size 1 but for the highest
+    that was there. The error may be up to 100 u times the operation on absolute values, for sums of
+    products, or 1 + |expected|; in half precision 8 u, and sums of products as in `op_bounds`.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")
@@ -134,10 +136,17 @@ def _assertion(finding: Finding, operation: str, names: list[str]) -> str:
     dtypes = [x.dtype for x in call.operands if x.dtype.is_floating_point]
     if finding.judgement.must_equal:
         return EQUAL.format(name=call.operation)
-    absolute = f"{operation}({_arguments(finding, 'exact({}).abs()')})"
+    halved = dtypes[0].itemsize == 2
+    if call.name not in SUMS:
+        scale = "(1 + expected.abs())"
+    elif halved:
+        squares = f"{operation}({_arguments(finding, 'exact({}).square()')})"
+        scale = f"(expected.abs() + {squares}.sqrt())"
+    else:
+        scale = f"{operation}({_arguments(finding, 'exact({}).abs()')})"
     return CLOSE.format(
         name=call.operation,
         u={torch.float16: "2**-11", torch.bfloat16: "2**-8"}.get(dtypes[0], "2**-24"),
-        scale=absolute if call.name in SUMS else "(1 + expected.abs())",
-        limit=8 if dtypes[0].itemsize == 2 else 100,
+        scale=scale,
+        limit=8 if halved else 100,
     )

@@ -75,7 +75,7 @@ def judge_whole(
     error, healthy_error = (upcast(x) - exact for x in (output, on_cpu(*inputs)))
     by_row = error.square().mean(dim=-1).sqrt()
     envelope = float(healthy_error.square().mean(dim=-1).sqrt().max())
-    largest = float(by_row.nan_to_num(nan=torch.inf).max())
+    largest = float(by_row.nan_to_num(torch.inf, torch.inf).max())
     healthy = HEALTHY_RHO[output.dtype]
     relative = float(error.square().mean().sqrt() / exact.square().mean().sqrt())
     return Isolated(
