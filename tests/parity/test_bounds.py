@@ -10,7 +10,16 @@ from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.mlp import MLP
-from clean_transformer.parity.bounds import ADD, ATTEND, COPY, GELU, LAYER_NORM, LINEAR, RULES, SOFTMAX
+from clean_transformer.parity.bounds import (
+    ADD,
+    ATTEND,
+    COPY,
+    GELU,
+    LAYER_NORM,
+    LINEAR,
+    RULES,
+    SOFTMAX,
+)
 from clean_transformer.parity.isolate import PATHS, float64_oracle, isolate, owner_of, watched_names
 from clean_transformer.parity.precision import UNIT_ROUNDOFF
 
@@ -45,7 +54,9 @@ def test_what_does_arithmetic_is_not_called_a_copy() -> None:
         for name, rule in rules.items()
         if rule.kind is COPY
     }
-    unembed = {(kind, name) for kind in ("Unembed", "TiedUnembed") for name in ("hook_in", "output")}
+    unembed = {
+        (kind, name) for kind in ("Unembed", "TiedUnembed") for name in ("hook_in", "output")
+    }
     split = ("attn_in", "q_input", "k_input", "v_input", "attn_out", "mlp_in", "mlp_out")
     block = {("TransformerBlock", f"hook_{name}") for name in split}
     embeds = {("Embed", "output"), ("PosEmbed", "output"), ("TransformerBlock", "output")}

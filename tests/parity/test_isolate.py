@@ -15,7 +15,7 @@ from clean_transformer.parity.isolate import HEAD_AXIS, PATHS, Isolated, float64
 from clean_transformer.parity.suite import suite_tokens
 from clean_transformer.parity.verdict import Verdict
 
-from .small import BF16, F16, F32, F64, corrupted, one_thread, small_model, small_weights  # noqa: F401
+from .small import BF16, F16, F32, F64, corrupted, small_model, small_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = small_weights(d_vocab=300)
@@ -69,7 +69,10 @@ def test_an_error_shows_where_it_is_made_and_nowhere_else(name: str) -> None:
     assert set(bad(rows)) <= {name, *also}
 
 
-@pytest.mark.parametrize("name", ["hook_q", "hook_k", "hook_v", "hook_z", "hook_attn_scores", "hook_pattern", "hook_result"])
+@pytest.mark.parametrize(
+    "name",
+    ["hook_q", "hook_k", "hook_v", "hook_z", "hook_attn_scores", "hook_pattern", "hook_result"],
+)
 def test_the_heads_ratios_point_at_the_corrupted_one(name: str) -> None:
     model = small_model(WEIGHTS)
     oracle = float64_oracle(model)
@@ -105,7 +108,11 @@ def test_what_is_not_a_number_is_wrong(value: float) -> None:
     with corrupted(model, "blocks.1.hook_resid_post", lambda x: torch.full_like(x, value)):
         rows = isolate(model, oracle, suite_tokens(model.cfg, 2, 9))
     first = next(row for row in rows if row.verdict is not PASS)
-    assert (first.name, first.verdict, first.ratio) == ("blocks.1.hook_resid_post", WRONG, torch.inf)
+    assert (first.name, first.verdict, first.ratio) == (
+        "blocks.1.hook_resid_post",
+        WRONG,
+        torch.inf,
+    )
 
 
 @pytest.mark.parametrize(

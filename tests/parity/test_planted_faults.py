@@ -6,7 +6,6 @@ from fnmatch import fnmatch
 
 import pytest
 import torch
-from torch import Tensor
 
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
@@ -21,7 +20,7 @@ from clean_transformer.parity.suite import check_device
 from clean_transformer.parity.verdict import Verdict
 
 from ..helpers import quietly
-from .small import BF16, F16, F32, model_alone, one_thread, small_weights  # noqa: F401
+from .small import BF16, F16, F32, small_weights
 
 
 class Beside:
@@ -87,7 +86,9 @@ def test_semantic_fault(fault, beside: Beside, rates: Counter[str]) -> None:
 def test_the_smallest_change_of_one_weight_that_is_seen(beside: Beside) -> None:
     """Below it a fault cannot be seen in principle: rounding may be as large."""
     with torch.no_grad():
-        _, cache = beside.model.run_with_cache(beside.tokens, names=["blocks.0.ln2", "blocks.0.mlp.hook_pre"])
+        _, cache = beside.model.run_with_cache(
+            beside.tokens, names=["blocks.0.ln2", "blocks.0.mlp.hook_pre"]
+        )
     read, pre = cache["blocks.0.ln2"][..., 0], cache["blocks.0.mlp.hook_pre"]
     moved = (read * beside.model.blocks[0].mlp.W_in[0, 0].detach()).abs()
     allowed = SAME_FUNCTION * (pre[..., 0].abs() + pre.square().mean().sqrt())

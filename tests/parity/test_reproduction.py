@@ -2,7 +2,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from clean_transformer.parity.ops import first_wrong_operation
