@@ -11,6 +11,8 @@ from hypothesis import settings
 
 from clean_transformer.config import Config
 from clean_transformer.device import is_available
+from clean_transformer.parity import invariants, probes
+from clean_transformer.parity.end_to_end import threads
 from clean_transformer.parity.references import REFERENCES, choose_reference
 
 from .helpers import Watched, quietly, random_model, random_tokens
@@ -123,3 +125,18 @@ def theirs(installed: str) -> Watched:
         cache = reference.run(tokens)
     named = {reference.aliases.get(key, key): value for key, value in cache.items()}
     return Watched(cfg, state, tokens, named)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they save on tensors as small as these."""
+    with threads(1):
+        yield
+
+
+@pytest.fixture
+def model_alone(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check_device` without what has tests of its own: a fresh process and single operations."""
+    here = [check for check in invariants.INVARIANTS if check.__name__ != "fresh_process"]
+    monkeypatch.setattr(invariants, "INVARIANTS", here)
+    monkeypatch.setattr(probes, "PROBES", ())

@@ -320,11 +320,11 @@ def _end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd]
             envelope = healthy_envelope(on_cpu, tokens, exact)
             allowed = 2 * healthy * row_difference(on_cpu(tokens), exact[LOGITS])
         theirs = _reference_errors(on_cpu, tokens, reference, exact) if reference else {}
-    rows = [
-        EndToEnd(name, error, envelope[name], healthy, theirs.get(name))
-        for name, error in rms_errors(device, exact).items()
-    ]
-    return rows, impact(device[LOGITS], exact[LOGITS], tokens), allowed
+        rows = [
+            EndToEnd(name, error, envelope[name], healthy, theirs.get(name))
+            for name, error in rms_errors(device, exact).items()
+        ]
+        return rows, impact(device[LOGITS], exact[LOGITS], tokens), allowed
 
 
 def _reference_errors(

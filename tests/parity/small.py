@@ -1,17 +1,14 @@
-"""Small runs of the parity suite: one thread, no process of their own, few single operations."""
+"""Small models with the weights of the parity suite, and how to spoil one of their activations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
 import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity import invariants, probes
 from clean_transformer.parity.choices import Weights
-from clean_transformer.parity.end_to_end import threads
 from clean_transformer.weights.synthetic import plain, stress
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -37,21 +34,6 @@ def small_weights(kind: str = "stress", seed: int = 0, **changes) -> Weights:
 def small_model(weights: Weights, dtype: torch.dtype = F32) -> DemoTransformer:
     state = {name: value.to(dtype) for name, value in weights.state.items()}
     return DemoTransformer.from_state_dict(state, weights.cfg)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they save on tensors as small as these."""
-    with threads(1):
-        yield
-
-
-@pytest.fixture
-def model_alone(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`check_device` without what has tests of its own: a fresh process and single operations."""
-    here = [check for check in invariants.INVARIANTS if check.__name__ != "fresh_process"]
-    monkeypatch.setattr(invariants, "INVARIANTS", here)
-    monkeypatch.setattr(probes, "PROBES", ())
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.choices import suite_tokens
 from clean_transformer.parity.end_to_end import threads
 from clean_transformer.parity.faults import inject
 from clean_transformer.parity.isolate import HEAD_AXIS, PATHS, Isolated, float64_oracle, isolate
-from clean_transformer.parity.suite import suite_tokens
 from clean_transformer.parity.verdict import Verdict
 
-from .small import BF16, F16, F32, F64, corrupted, one_thread, small_model, small_weights  # noqa: F401
+from .small import BF16, F16, F32, F64, corrupted, small_model, small_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = small_weights(d_vocab=300)

@@ -20,7 +20,7 @@ from clean_transformer.parity.suite import check_device
 from clean_transformer.parity.verdict import Verdict
 
 from ..helpers import quietly
-from .small import BF16, F16, F32, model_alone, one_thread, small_weights  # noqa: F401
+from .small import BF16, F16, F32, small_weights
 
 
 class Beside:

@@ -1,0 +1,111 @@
+"""Invariants: each holds for a healthy model, and fails where it is violated."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from clean_transformer.model import DemoTransformer
+from clean_transformer.parity import invariants
+from clean_transformer.parity.choices import suite_tokens
+from clean_transformer.parity.faults import inject
+from clean_transformer.parity.invariants import INVARIANTS, check_invariants, row_difference
+from clean_transformer.parity.verdict import Verdict
+
+from .small import BF16, F32, corrupted, small_model, small_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
+ALLOWED = {F32: 1e-4, BF16: 0.1}
+
+
+@torch.no_grad()
+def failures(model: DemoTransformer, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    here = [check for check in INVARIANTS if check is not invariants.fresh_process]
+    monkeypatch.setattr(invariants, "INVARIANTS", here)
+    tokens = suite_tokens(model.cfg, 2, 9)
+    checks = check_invariants(model, tokens, ALLOWED[model.embed.W_E.dtype], model(tokens))
+    assert [check.name for check in checks] == [
+        "first call",
+        "causality",
+        "prefix consistency",
+        "batch permutation",
+        "batch size",
+        "second call",
+    ]
+    return {check.name for check in checks if check.verdict is not Verdict.PASS}
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_a_healthy_model_keeps_them(dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert failures(small_model(WEIGHTS, dtype), monkeypatch) == set()
+
+
+class EveryOtherCall:
+    """Spoils every second result."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * (1 + 0.5 * (self.calls % 2))
+
+
+def at_full_length(x: Tensor) -> Tensor:
+    return x.roll(1, -1) if x.shape[1] == 16 else x
+
+
+def in_the_second_entry(x: Tensor) -> Tensor:
+    return torch.cat([x[:1], 2 * x[1:]])
+
+
+def in_a_batch(x: Tensor) -> Tensor:
+    return 2 * x if len(x) > 1 else x
+
+
+@pytest.mark.parametrize(
+    ("spoil", "broken"),
+    [
+        (EveryOtherCall, {"first call", "second call"}),
+        (lambda: at_full_length, {"prefix consistency"}),
+        (lambda: in_the_second_entry, {"batch permutation", "batch size"}),
+        (lambda: in_a_batch, {"batch size"}),
+        (lambda: lambda x: x + x.mean(1, keepdim=True), {"causality", "prefix consistency"}),
+    ],
+    ids=["second call", "length", "batch place", "batch size", "causality"],
+)
+def test_a_violation_is_caught(
+    spoil: Callable[[], Callable[[Tensor], Tensor]],
+    broken: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small_model(WEIGHTS)
+    with corrupted(model, "blocks.1.hook_resid_pre", spoil()):
+        assert broken <= failures(model, monkeypatch)
+
+
+def test_a_causal_leak_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALLOWED, BF16, 0.02)
+    with inject("sdpa-causal-leak"):
+        assert "causality" in failures(small_model(WEIGHTS, BF16), monkeypatch)
+
+
+@torch.no_grad()
+def test_a_process_of_its_own_agrees_and_a_device_that_changed_does_not() -> None:
+    model, tokens = small_model(WEIGHTS), suite_tokens(WEIGHTS.cfg, 1, 2)
+    ours, theirs = invariants.fresh_process(model, tokens)
+    assert row_difference(ours, theirs) < 1e-5
+    with inject("gelu-tanh-ignored"):
+        ours, _ = invariants.small_logits("cpu", "torch.float32"), None
+    assert row_difference(ours, theirs) > 1e-5
+
+
+def test_row_difference_by_hand() -> None:
+    other = torch.full((1, 2, 4), 2.0)
+    one = other.clone()
+    one[0, 1, 0] = 3.0
+    assert row_difference(one, other) == pytest.approx(0.25)
+    one[0, 0, 0] = torch.nan
+    assert row_difference(one, other) == torch.inf

@@ -1,0 +1,163 @@
+"""The whole suite: what is chosen, what is not checked, and what a report concludes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clean_transformer.parity import choices, suite
+from clean_transformer.parity.choices import (
+    choose_devices,
+    choose_dtypes,
+    choose_modes,
+    choose_weights,
+    suite_tokens,
+)
+from clean_transformer.parity.faults import inject, no_float64
+from clean_transformer.parity.isolate import PATHS, Isolated
+from clean_transformer.parity.suite import (
+    DeviceRun,
+    check_device,
+    cliff_inputs,
+    run_suite,
+)
+from clean_transformer.parity.verdict import Verdict
+from clean_transformer.weights.hub import HubError
+
+from .small import BF16, F16, F32, F64, small_model, small_weights
+
+WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
+
+
+@pytest.mark.parametrize(
+    ("choose", "names", "message"),
+    [
+        (choose_devices, "cpu,gpu", "PyTorch knows no device 'gpu'; this machine has"),
+        (choose_devices, "", "PyTorch knows no device ''"),
+        (choose_dtypes, "float32,fp8", "no dtype 'fp8'; choose from float64, float32"),
+        (choose_modes, "fast", "no mode 'fast'; choose from eager, compiled, autocast, all"),
+        (choose_weights, "stress:tiny", "no published GPT-2 has size 'tiny'"),
+    ],
+)
+def test_what_does_not_exist_is_refused(choose, names: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(names)
+
+
+def test_all_and_some() -> None:
+    assert choose_devices("all") == ["cpu", "cuda", "mps"]
+    assert choose_devices("cpu,cuda:1") == ["cpu", "cuda:1"]
+    assert len(choose_devices("auto")) == 1
+    assert choose_dtypes("all") == ["float64", "float32", "bfloat16", "float16"]
+    assert choose_dtypes("float16,float32") == ["float16", "float32"]
+    assert choose_modes("all") == ["eager", "compiled", "autocast"]
+
+
+def test_weights_fall_back_only_where_none_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object) -> None:
+        raise HubError("the hub is out of reach")
+
+    monkeypatch.setattr(choices, "read_pretrained", unreachable)
+    monkeypatch.setattr(choices, "stress", lambda cfg: {})
+    fallen_back = choose_weights(None)
+    assert "synthetic 'stress' weights" in fallen_back.title
+    assert fallen_back.title.endswith("because the hub is out of reach")
+    with pytest.raises(HubError):
+        choose_weights("gpt2")
+
+
+def test_tokens_begin_with_the_last_id() -> None:
+    tokens = suite_tokens(WEIGHTS.cfg, 2, 9)
+    assert tokens.shape == (2, 9)
+    assert tokens[:, 0].tolist() == [299, 299]
+    assert len(tokens.unique()) == 17
+
+
+def test_cliffs_have_their_lengths_and_layouts() -> None:
+    layer, cases = cliff_inputs(small_model(WEIGHTS))
+    assert layer == 1
+    assert {name: x.shape[1] for name, x in cases.items() if "tokens" in name} == {
+        f"1 × {length} tokens": length for length in (1, 2, 8, 9, 16)
+    }
+    assert not cases["permuted input"].is_contiguous()
+    assert not cases["transposed input"].is_contiguous()
+    assert cases["sliced input"].shape == (2, 16, 128)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "mode", "reason"),
+    [
+        ("mps", F32, "eager", "this machine has no mps"),
+        ("cuda", F32, "eager", "this machine has no cuda"),
+        ("cpu", BF16, "autocast", "autocast lowers the precision of float32 only"),
+    ],
+)
+def test_what_cannot_be_checked_is_not_checked(device, dtype, mode, reason) -> None:
+    if reason.startswith("this machine") and device in choose_devices("auto"):
+        pytest.skip("this machine has it")
+    run = check_device(WEIGHTS, device, dtype, mode=mode)
+    assert (run.verdict, run.not_checked) == (Verdict.NOT_CHECKED, reason)
+    assert run.verdict.exit_status == 3
+
+
+def test_mps_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "is_available", lambda device: True)
+    assert check_device(WEIGHTS, "mps", F64).not_checked == "mps has no float64"
+
+
+@pytest.mark.usefixtures("model_alone")
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_a_healthy_device_passes_and_meets_no_float64(dtype: torch.dtype) -> None:
+    steps: list[str] = []
+    with no_float64():
+        run = check_device(WEIGHTS, "cpu", dtype, on_step=steps.append)
+    assert run.verdict is Verdict.PASS, (run.first_failure, run.invariants)
+    assert run.first_failure is run.located is None
+    assert {row.path for row in run.isolated} == {*PATHS}
+    assert len({row.case for row in run.isolated}) == 1 + 5 + 3
+    assert run.impact is not None
+    assert (steps[0], steps[-1]) == ("first call", "single operations")
+
+
+@pytest.mark.usefixtures("model_alone")
+def test_float64_and_autocast_pass() -> None:
+    assert check_device(WEIGHTS, "cpu", F64).verdict is Verdict.PASS
+    run = check_device(WEIGHTS, "cpu", F32, mode="autocast")
+    assert run.verdict is Verdict.PASS, (run.first_failure, run.invariants)
+    assert run.probes == []
+
+
+def row(name: str, ratio: float, case: str = "") -> Isolated:
+    return Isolated(name, case, "fused", "linear", ratio, 30.0, 100.0, ratio, 24.0, (0,))
+
+
+def test_the_first_failure_is_the_first_of_the_forward_pass() -> None:
+    """A later run of one block may find what the first run passed by."""
+    rows = [row("a", 1.0), row("b", 1.0), row("c", 999.0)]
+    rows += [row("a", 1.0, "long"), row("b", 50.0, "long")]
+    run = DeviceRun("cpu", "float32", isolated=rows)
+    assert run.first_failure == rows[4]
+    assert run.verdict is Verdict.WRONG
+    assert DeviceRun("cpu", "float32", isolated=rows[:2]).verdict is Verdict.PASS
+    assert DeviceRun("cpu", "float32").verdict is Verdict.NOT_CHECKED
+
+
+@pytest.mark.usefixtures("model_alone")
+def test_a_run_without_a_reference_or_a_device_does_not_pass() -> None:
+    report = run_suite(WEIGHTS, ["cpu"], ["float32"], reference=None, no_reference="not asked for")
+    assert (report.verdict, report.verdict.exit_status) == (Verdict.NOT_CHECKED, 3)
+    assert [run.verdict for run in report.runs] == [Verdict.PASS]
+    assert (report.no_reference, report.tokens) == ("not asked for", (2, 16))
+
+
+@pytest.mark.usefixtures("model_alone")
+def test_the_whole_suite(installed: str) -> None:
+    report = run_suite(WEIGHTS, ["cpu"], ["float32"], reference=installed)
+    assert report.verdict is Verdict.PASS
+    compared, cached = report.same_function.coverage
+    assert compared == cached > 50
+    assert any(row.reference_error for row in report.runs[0].end_to_end)
+    absent = replace(report, runs=[*report.runs, DeviceRun("mps", "float32", not_checked="none")])
+    assert absent.verdict is Verdict.NOT_CHECKED
+    with inject("exact-gelu"):
+        assert run_suite(WEIGHTS, [], [], reference=installed).verdict is Verdict.WRONG
