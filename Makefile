@@ -6,6 +6,9 @@ REFERENCE ?= bridge
 # Pinned, and installed first, so that no other package chooses a build of PyTorch.
 TORCH ?= torch==2.13.0
 ARGS ?=
+# The tests whose outcome depends on the reference that is installed.
+WITH_REFERENCE = tests/modules tests/weights tests/parity/test_same_function.py \
+	tests/parity/test_compare.py tests/parity/test_references.py tests/parity/test_planted_faults.py
 
 .PHONY: setup parity test test-hooked bench format check
 
@@ -25,8 +28,7 @@ test: setup
 
 # The same parity, against the last TransformerLens that has HookedTransformer.
 test-hooked:
-	$(MAKE) test VENV=.venv-hooked REFERENCE=hooked \
-		ARGS="tests/parity tests/modules tests/weights/test_processing.py $(ARGS)"
+	$(MAKE) test VENV=.venv-hooked REFERENCE=hooked ARGS="$(WITH_REFERENCE) $(ARGS)"
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks.sensitivity $(ARGS)

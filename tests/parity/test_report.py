@@ -156,8 +156,8 @@ def test_the_doctor_speaks_plainly(run: DeviceRun, says: str) -> None:
 def test_a_bad_row_in_a_sentence() -> None:
     sentence = describe(row("", 40.0, per_head=(1.0, 40.0), lower_precision="TF32"))
     assert sentence.startswith(
-        "logits (linear; 2 × 33 tokens, fused): error 40 roundings where 30 are healthy, 24.0 bits, "
-        "worst at [1, 2], head 1"
+        "logits (linear; 2 × 33 tokens, fused): error 40 roundings where 30 are healthy, "
+        "24.0 bits, worst at [1, 2], head 1"
     )
     assert sentence.endswith(PRECISION_SETTINGS["TF32"])
     assert "allow_tf32" in sentence
