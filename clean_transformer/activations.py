@@ -37,10 +37,12 @@ class ActivationCache(Mapping[str, Tensor]):
 
     Takes full names, `cache["blocks.0.attn.hook_pattern"]`, and TransformerLens's shorthand:
     `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]`, `cache["normalized", "ln_final"]`.
+    Negative layers count from `n_layers`, the model's, of which only some may have been captured.
     """
 
-    def __init__(self, activations: Mapping[str, Tensor]):
+    def __init__(self, activations: Mapping[str, Tensor], n_layers: int):
         self._activations = dict(activations)
+        self.n_layers = n_layers
 
     def __getitem__(self, key: str | tuple[str | int, ...]) -> Tensor:
         return self._activations[self.full_name(key)]
@@ -67,7 +69,10 @@ class ActivationCache(Mapping[str, Tensor]):
             return key
         word, *place = key if isinstance(key, tuple) else (key,)
         point = f"hook_{SHORTHAND.get(str(word), word)}"
-        wanted = {str(part % self.n_layers if isinstance(part, int) else part) for part in place}
+        wanted = {
+            str(part + self.n_layers if isinstance(part, int) and part < 0 else part)
+            for part in place
+        }
         found = [
             name
             for name in self
@@ -79,22 +84,18 @@ class ActivationCache(Mapping[str, Tensor]):
             raise KeyError(f"{key!r} {problem}; did you mean one of {near}? (cached: {len(self)})")
         return found[0]
 
-    @property
-    def n_layers(self) -> int:
-        """How many blocks have an activation here (at least 1, so that -1 is always a layer)."""
-        layers = {name.split(".")[1] for name in self if name.startswith("blocks.")}
-        return max(len(layers), 1)
-
     def to(self, device: str | torch.device) -> "ActivationCache":
         """The same activations on another device."""
-        return ActivationCache({name: value.to(device) for name, value in self.items()})
+        moved = {name: value.to(device) for name, value in self.items()}
+        return ActivationCache(moved, self.n_layers)
 
     def remove_batch_dim(self) -> "ActivationCache":
         """The same activations without their first axis. Raises `ValueError` unless it is 1."""
         longest = max((value.shape[0] for value in self.values()), default=1)
         if longest != 1:
             raise ValueError(f"cannot remove the batch dimension: the batch holds {longest} inputs")
-        return ActivationCache({name: value[0] for name, value in self.items()})
+        single = {name: value[0] for name, value in self.items()}
+        return ActivationCache(single, self.n_layers)
 
     def accumulated_resid(
         self, *, incl_mid: bool = False
@@ -157,7 +158,8 @@ class HookedModule(nn.Module):
         wanted = self._named(names) if names is not None else self.default_points()
         with _forward_hooks((module, partial(capture, name)) for name, module in wanted.items()):
             output = self(*inputs, **arguments)
-        cache = ActivationCache(captured)
+        layers = {name.split(".")[1] for name in self.hook_points() if name.startswith("blocks.")}
+        cache = ActivationCache(captured, len(layers))
         return output, cache.remove_batch_dim() if remove_batch_dim else cache
 
     def run_with_hooks(

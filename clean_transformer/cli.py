@@ -33,6 +33,9 @@ def parity(
         str,
         typer.Option("--dtypes", "--dtype", help="all, or some: float64,float32,bfloat16,float16"),
     ] = "float32",
+    modes: Annotated[
+        str, typer.Option("--modes", "--mode", help="all, or some: eager,compiled,autocast")
+    ] = "eager",
     reference: Annotated[
         str, typer.Option(help="bridge, hooked, huggingface; auto takes the one installed; none")
     ] = "auto",
@@ -45,18 +48,21 @@ def parity(
 
     Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run, 3 something NOT CHECKED.
     """
-    from clean_transformer.parity.html import write_html
-    from clean_transformer.parity.references import choose_reference
-    from clean_transformer.parity.report import print_report, write_json
-    from clean_transformer.parity.suite import (
+    from clean_transformer.files import write_atomically
+    from clean_transformer.parity.choices import (
         choose_devices,
         choose_dtypes,
+        choose_modes,
         choose_weights,
-        run_suite,
     )
+    from clean_transformer.parity.html import write_html
+    from clean_transformer.parity.references import choose_reference
+    from clean_transformer.parity.report import print_report, script_name, write_json
+    from clean_transformer.parity.suite import run_suite
 
     with one_line_errors():
         chosen_devices, chosen_dtypes = choose_devices(devices), choose_dtypes(dtypes)
+        chosen_modes = choose_modes(modes)
         chosen_reference, no_reference = choose_reference(reference)
         with progress() as on_step:
             on_step("reading the weights")
@@ -64,6 +70,7 @@ def parity(
                 choose_weights(weights),
                 chosen_devices,
                 chosen_dtypes,
+                chosen_modes,
                 reference=chosen_reference,
                 no_reference=no_reference,
                 on_step=on_step,
@@ -73,7 +80,44 @@ def parity(
             write_json(report, json)
         if html is not None:
             write_html(report, html)
+        for run in report.runs:
+            if run.located:
+                write_atomically(Path(script_name(run)), run.located.script)
     raise typer.Exit(report.verdict.exit_status)
+
+
+@app.command()
+def doctor(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")] = "float32",
+    weights: Annotated[str | None, typer.Option(help="As for parity.")] = None,
+) -> None:
+    """Say in plain words whether this device computes GPT-2 correctly, within a minute.
+
+    Needs no other implementation. Exit status as for parity.
+    """
+    from clean_transformer.device import is_available
+    from clean_transformer.files import write_atomically
+    from clean_transformer.parity.choices import (
+        DTYPES,
+        choose_devices,
+        choose_dtypes,
+        choose_weights,
+    )
+    from clean_transformer.parity.report import print_diagnosis, script_name
+    from clean_transformer.parity.suite import check_device
+
+    with one_line_errors():
+        [chosen_device], [chosen_dtype] = choose_devices(device), choose_dtypes(dtype)
+        with progress() as on_step:
+            on_step("reading the weights")
+            chosen_weights = choose_weights(weights)
+            run = check_device(chosen_weights, chosen_device, DTYPES[chosen_dtype], on_step=on_step)
+        absent = [kind for kind in ("cuda", "mps") if not is_available(kind)]
+        print_diagnosis(run, absent, chosen_weights.title, Console())
+        if run.located:
+            write_atomically(Path(script_name(run)), run.located.script)
+    raise typer.Exit(run.verdict.exit_status)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
@@ -79,7 +78,7 @@ class DemoTransformer(HookedModule):
         *,
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
-    ) -> Self:
+    ) -> "DemoTransformer":
         """GPT-2 from a hub id ("openai-community/gpt2"), its alias ("gpt2"), or a folder.
 
         A folder has config.json and model.safetensors, shards of it, or pytorch_model.bin. Raises
@@ -92,7 +91,9 @@ class DemoTransformer(HookedModule):
         return model
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], cfg: Config | None = None) -> Self:
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], cfg: Config | None = None
+    ) -> "DemoTransformer":
         """GPT-2 with a copy of the weights of `HookedTransformer`, `TransformerBridge`,
         `GPT2LMHeadModel` or `DemoTransformer`, in their dtype and on their device.
 

@@ -1,14 +1,49 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
 
+from clean_transformer.config import Config
+from clean_transformer.device import is_available
+from clean_transformer.parity.references import REFERENCES, choose_reference
+
+from .helpers import Watched, quietly, random_model, random_tokens
 from .hub_server import HubServer, serving
 
+settings.register_profile("tests", deadline=None, max_examples=25)
+settings.load_profile("tests")
+
 ROOT = Path(__file__).parents[1]
+
+RATES = pytest.StashKey[Counter[str]]()
+
+
+@pytest.fixture(scope="session")
+def rates(pytestconfig: pytest.Config) -> Counter[str]:
+    """How many planted faults were tried, caught and attributed: printed at the end."""
+    return pytestconfig.stash.setdefault(RATES, Counter())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts = terminalreporter.config.stash.get(RATES, Counter())
+    for kind in ("semantic", "device"):
+        if planted := counts[kind]:
+            caught, attributed = counts[f"{kind} caught"], counts[f"{kind} attributed"]
+            terminalreporter.write_line(
+                f"planted {kind} faults: {caught} of {planted} caught, {attributed} attributed"
+            )
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Every test draws the same ones, whichever tests run before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -45,3 +80,46 @@ def with_hub(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.Complet
         )
 
     return run
+
+
+@pytest.fixture(params=["cpu", "cuda", "mps"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every kind of device; those that this machine lacks are skipped."""
+    if not is_available(request.param):
+        pytest.skip(f"this machine has no {request.param}")
+    return request.param
+
+
+@pytest.fixture
+def dtype(device: str) -> torch.dtype:
+    """The most exact numbers that the device has."""
+    return torch.float32 if device == "mps" else torch.float64
+
+
+@pytest.fixture(scope="session")
+def installed() -> str:
+    """The version of TransformerLens in this environment."""
+    return choose_reference("auto")[0] or pytest.skip("no reference is installed")
+
+
+@pytest.fixture(scope="session")
+def theirs(installed: str) -> Watched:
+    """The installed TransformerLens, which has run on random weights."""
+    cfg = Config(
+        n_layers=12,
+        n_heads=3,
+        d_model=24,
+        # Square W_Q and W_O hide a transposition; only HookedTransformer can have others.
+        d_head=5 if installed == "hooked" else 8,
+        d_mlp=40,
+        d_vocab=101,
+        n_ctx=11,
+        tied_unembed=False,
+    )
+    state = random_model(cfg).state_dict()
+    tokens = random_tokens(cfg, batch=2, length=9)
+    reference = quietly(REFERENCES[installed], cfg, state)
+    with torch.no_grad():
+        cache = reference.run(tokens)
+    named = {reference.aliases.get(key, key): value for key, value in cache.items()}
+    return Watched(cfg, state, tokens, named)

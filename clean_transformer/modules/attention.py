@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint, observed
+from clean_transformer.modules.initial import normal
 
 Residual = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 
@@ -28,9 +29,9 @@ class Attention(HookedModule):
         self.W_Q = input_weight(cfg)
         self.W_K = input_weight(cfg)
         self.W_V = input_weight(cfg)
-        self.W_O = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_head, cfg.d_model))
         # The residual stream sums 2 n_layers outputs (Radford et al. 2019, section 2.3).
-        nn.init.normal_(self.W_O, std=cfg.initializer_range / math.sqrt(2 * cfg.n_layers))
+        std_out = cfg.initializer_range / math.sqrt(2 * cfg.n_layers)
+        self.W_O = normal(cfg.n_heads, cfg.d_head, cfg.d_model, std=std_out)
         self.b_Q = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
         self.b_K = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
         self.b_V = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
@@ -100,9 +101,8 @@ def input_weight(cfg: Config) -> nn.Parameter:
 
     Its memory is laid out [d_model head d_head], so that merging the heads needs no copy.
     """
-    weight = nn.Parameter(torch.empty(cfg.d_model, cfg.n_heads, cfg.d_head).permute(1, 0, 2))
-    nn.init.normal_(weight, std=cfg.initializer_range)
-    return weight
+    weight = normal(cfg.d_model, cfg.n_heads, cfg.d_head, std=cfg.initializer_range)
+    return nn.Parameter(weight.detach().permute(1, 0, 2))
 
 
 def mix_fused(

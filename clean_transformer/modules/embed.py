@@ -1,12 +1,12 @@
 """Token embedding."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
+from clean_transformer.modules.initial import normal
 
 
 class Embed(HookedModule):
@@ -14,8 +14,7 @@ class Embed(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
-        nn.init.normal_(self.W_E, std=cfg.initializer_range)
+        self.W_E = normal(cfg.d_vocab, cfg.d_model, std=cfg.initializer_range)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """Ids from 0 to d_vocab - 1."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint
+from clean_transformer.modules.initial import normal
 
 
 class MLP(HookedModule):
@@ -22,13 +23,12 @@ class MLP(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
-        self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp))
-        self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
-        self.b_out = nn.Parameter(torch.zeros(cfg.d_model))
-        nn.init.normal_(self.W_in, std=cfg.initializer_range)
         # The residual stream sums 2 n_layers outputs (Radford et al. 2019, section 2.3).
-        nn.init.normal_(self.W_out, std=cfg.initializer_range / math.sqrt(2 * cfg.n_layers))
+        std_out = cfg.initializer_range / math.sqrt(2 * cfg.n_layers)
+        self.W_in = normal(cfg.d_model, cfg.d_mlp, std=cfg.initializer_range)
+        self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp))
+        self.W_out = normal(cfg.d_mlp, cfg.d_model, std=std_out)
+        self.b_out = nn.Parameter(torch.zeros(cfg.d_model))
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()
 

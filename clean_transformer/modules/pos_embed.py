@@ -1,12 +1,12 @@
 """Learned positions."""
 
-import torch
 from einops import repeat
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
+from clean_transformer.modules.initial import normal
 
 
 class PosEmbed(HookedModule):
@@ -14,8 +14,7 @@ class PosEmbed(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
-        nn.init.normal_(self.W_pos, std=cfg.initializer_range)
+        self.W_pos = normal(cfg.n_ctx, cfg.d_model, std=cfg.initializer_range)
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], offset: int = 0

@@ -8,6 +8,7 @@ from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint
 from clean_transformer.modules.embed import Embed
+from clean_transformer.modules.initial import normal
 
 
 class Unembed(HookedModule):
@@ -15,9 +16,8 @@ class Unembed(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
+        self.W_U = normal(cfg.d_model, cfg.d_vocab, std=cfg.initializer_range)
         self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
-        nn.init.normal_(self.W_U, std=cfg.initializer_range)
         self.hook_in = HookPoint()
         self.hook_out = HookPoint()
 

@@ -21,19 +21,13 @@ from clean_transformer.modules.layer_norm import LayerNorm, LayerNormPre
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
+from clean_transformer.parity.precision import ACCUMULATOR
 
-UNIT_ROUNDOFF = {
-    torch.float64: 2.0**-53,
-    torch.float32: 2.0**-24,
-    torch.float16: 2.0**-11,
-    torch.bfloat16: 2.0**-8,
-}
-# What a float32 matrix product is computed in where a setting allows it, by unit roundoff.
-LOWER_PRECISION = {2.0**-11: "TF32", 2.0**-8: "bfloat16"}
-
-# A module's activations in float64, as the device gave them: "input" (and "input 1", …), hook
-# points by name, "output".
+# A module's activations in float64, as the device gave them: "input" (and "input 1", …), and its
+# hook points by name.
 Seen = Mapping[str, Tensor]
+# What is taken of every factor of a sum of products: its size, or its square.
+Size = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,122 +37,148 @@ class Kind:
     `wrong` is None where the second is the summed length k, from γ_k = k u / (1 - k u). Sums of
     terms of one sign, such as an average, gather errors like √k: `healthy_per_root` is λ in the
     probabilistic bound λ √k u, which one rounding exceeds with probability 2 exp(-λ²/2) (Higham
-    and Mary 2019, theorem 2.4): at λ = 8, 3e-14, less than one in all the sums of a run.
+    and Mary 2019, theorem 2.4): at λ = 8, 3e-14, less than one in all the sums of a run. In half
+    precision, where sums are kept in float32, their length does not matter: a product is rounded
+    a few times, and beyond `healthy_in_half` its running total was in half precision too.
     """
 
     name: str
     healthy: float
     wrong: float | None
     healthy_per_root: float = 0.0
+    healthy_in_half: float | None = None
 
-    def healthy_ratio(self, summed: int) -> float:
-        """The largest ratio that passes, for a sum of that many terms."""
-        return max(self.healthy, self.healthy_per_root * math.sqrt(summed))
+    def limits(self, summed: int, u: float) -> tuple[float, float]:
+        """The largest ratio that passes, and the one above which no order of rounding explains
+        the error, for a sum of that many terms. The two are one where G is not Σ|xW|."""
+        if u > ACCUMULATOR:
+            return self.healthy_in_half or self.healthy, self.wrong or self.healthy
+        healthy = max(self.healthy, self.healthy_per_root * math.sqrt(summed))
+        return healthy, max(healthy, float(summed)) if self.wrong is None else self.wrong
 
-    def wrong_ratio(self, summed: int) -> float:
-        """The ratio above which no order of rounding explains the error."""
-        return max(self.healthy_ratio(summed), summed if self.wrong is None else self.wrong)
 
-
-COPY = Kind("gather, copy, mask", 0, 0)
-ADD = Kind("residual add", 1, 2)
-LINEAR = Kind("linear", 30, None)
-SOFTMAX = Kind("softmax", 30, None, healthy_per_root=8)
-LAYER_NORM = Kind("layer norm", 30, 300)
-GELU = Kind("gelu_new", 16, 160)
-ATTEND = Kind("attention", 30, None, healthy_per_root=8)
+COPY = Kind("gather, copy, mask", 0.0, 0.0)
+ADD = Kind("residual add", 1.0, 2.0)
+LINEAR = Kind("linear", 30.0, None, healthy_in_half=8.0)
+SOFTMAX = Kind("softmax", 30.0, None, healthy_per_root=8.0)
+LAYER_NORM = Kind("layer norm", 30.0, 300.0)
+GELU = Kind("gelu_new", 16.0, 160.0)
+ATTEND = Kind("attention", 30.0, None, healthy_per_root=8.0)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The kind of operation that makes an activation, its G, and how many terms it sums."""
+    """The kind of operation that makes an activation, and how many terms it sums.
+
+    `terms(module, seen, size)` adds up the sizes of what is summed: with `abs` it is G. With
+    `square`, for sums of products, its root is what independent roundings of them add up to.
+    """
 
     kind: Kind
-    scale: Callable[[Any, Seen], Tensor]
+    terms: Callable[[Any, Seen, Size], Tensor]
     summed: Callable[[Any, Seen], int] = lambda module, seen: 1
 
+    def scale(self, module: nn.Module, seen: Seen, exact: Tensor, u: float) -> Tensor:
+        """G, for an activation computed with that unit roundoff.
 
-def _exact(module: nn.Module, seen: Seen) -> Tensor:
+        In half precision the products are exact and summed in float32, so that only the result is
+        rounded to it: G is then far below Σ|xW|, which a sum of thousands of terms that is plain
+        wrong would not exceed.
+        """
+        if self.kind not in (LINEAR, ATTEND) or u <= ACCUMULATOR:
+            return self.terms(module, seen, torch.abs)
+        return (
+            exact.abs().nan_to_num(posinf=0.0)
+            + self.terms(module, seen, torch.square).sqrt()
+            + ACCUMULATOR / u * self.terms(module, seen, torch.abs)
+        )
+
+
+def _exact(module: nn.Module, seen: Seen, size: Size) -> Tensor:
     return torch.ones(())
 
 
-def _layer_norm(module: LayerNormPre, seen: Seen) -> Tensor:
+def _layer_norm(module: LayerNormPre, seen: Seen, size: Size) -> Tensor:
     x = seen["input"]
     sigma = (x.var(dim=-1, keepdim=True, correction=0) + module.eps).sqrt()
     return (x.abs() + x.abs().mean(dim=-1, keepdim=True)) / sigma
 
 
-def _layer_norm_scale(module: LayerNormPre, seen: Seen) -> Tensor:
+def _layer_norm_scale(module: LayerNormPre, seen: Seen, size: Size) -> Tensor:
     # δσ = Σ c δc / (n σ) with δc as above, c the centred x; then the root's own rounding.
     x = seen["input"]
     centered = (x - x.mean(dim=-1, keepdim=True)).abs()
     sigma = (centered.square().mean(dim=-1, keepdim=True) + module.eps).sqrt()
-    return (centered * _layer_norm(module, seen)).mean(dim=-1, keepdim=True) + sigma
+    return (centered * _layer_norm(module, seen, size)).mean(dim=-1, keepdim=True) + sigma
 
 
-def _layer_norm_output(module: LayerNorm, seen: Seen) -> Tensor:
-    return _layer_norm(module, seen) * module.w.abs() + module.b.abs()
+def _layer_norm_output(module: LayerNorm, seen: Seen, size: Size) -> Tensor:
+    return _layer_norm(module, seen, size) * module.w.abs() + module.b.abs()
 
 
-def _projection(source: str, letter: str) -> Callable[[Attention, Seen], Tensor]:
-    def scale(module: Attention, seen: Seen) -> Tensor:
+def _projection(source: str, letter: str) -> Callable[[Attention, Seen, Size], Tensor]:
+    def terms(module: Attention, seen: Seen, size: Size) -> Tensor:
         W, b = getattr(module, f"W_{letter}"), getattr(module, f"b_{letter}")
-        return project(seen.get(source, seen["input"]).abs(), W.abs(), b.abs())
+        return project(size(seen.get(source, seen["input"])), size(W), size(b))
 
-    return scale
+    return terms
 
 
-def _scores(module: Attention, seen: Seen) -> Tensor:
-    q, k = seen["hook_q"].abs(), seen["hook_k"].abs()
+def _scores(module: Attention, seen: Seen, size: Size) -> Tensor:
     pairs = "batch query head d_head, batch key head d_head -> batch head query key"
-    return einsum(q, k, pairs) / math.sqrt(q.shape[-1])
+    q = seen["hook_q"] / math.sqrt(seen["hook_q"].shape[-1])
+    return einsum(size(q), size(seen["hook_k"]), pairs)
 
 
-def _pattern(module: Attention, seen: Seen) -> Tensor:
+def _pattern(module: Attention, seen: Seen, size: Size) -> Tensor:
     scores = seen["hook_attn_scores"]
     below_highest = (scores - scores.amax(dim=-1, keepdim=True)).abs()
     return torch.where(scores.isinf(), 0.0, scores.softmax(dim=-1) * (1 + below_highest))
 
 
-def _average(pattern: Tensor, seen: Seen) -> Tensor:
+def _z(module: Attention, seen: Seen, size: Size) -> Tensor:
     values = "batch head query key, batch key head d_head -> batch query head d_head"
-    return einsum(pattern, seen["hook_v"].abs(), values)
-
-
-def _z(module: Attention, seen: Seen) -> Tensor:
     if "hook_pattern" in seen:
-        return _average(seen["hook_pattern"], seen)
-    # Fused: an error u S in the scores changes p_j by p_j (S_j + Σ p S) u, to first order.
-    size = _scores(module, seen)
-    q, k = seen["hook_q"], seen["hook_k"]
-    pairs = "batch query head d_head, batch key head d_head -> batch head query key"
-    scores = einsum(q, k, pairs) / math.sqrt(q.shape[-1])
+        return einsum(size(seen["hook_pattern"]), size(seen["hook_v"]), values)
+    scores = _scores(module, seen, lambda factor: factor)
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(
         diagonal=scores.shape[-1] - scores.shape[-2] + 1
     )
     pattern = scores.masked_fill(future, -math.inf).softmax(dim=-1)
-    spread = 1 + size + (pattern * size).sum(dim=-1, keepdim=True)
-    return _average(pattern * spread, seen)
+    if size is torch.square:
+        return einsum(pattern.square(), seen["hook_v"].square(), values)
+    # Fused: an error u S in the scores changes p_j by p_j (S_j + Σ p S) u, to first order.
+    gathered = _scores(module, seen, torch.abs)
+    spread = 1 + gathered + (pattern * gathered).sum(dim=-1, keepdim=True)
+    return einsum(pattern * spread, seen["hook_v"].abs(), values)
 
 
-def _result(module: Attention, seen: Seen) -> Tensor:
+def _result(module: Attention, seen: Seen, size: Size) -> Tensor:
     pairs = "batch pos head d_head, head d_head d_model -> batch pos head d_model"
-    return einsum(seen["hook_z"].abs(), module.W_O.abs(), pairs)
+    return einsum(size(seen["hook_z"]), size(module.W_O), pairs)
 
 
-def _attn_out(module: Attention, seen: Seen) -> Tensor:
-    per_head = seen["hook_result"].abs() if "hook_result" in seen else _result(module, seen)
-    return reduce(per_head, "batch pos head d_model -> batch pos d_model", "sum") + module.b_O.abs()
+def _attn_out(module: Attention, seen: Seen, size: Size) -> Tensor:
+    watched = "hook_result" in seen
+    per_head = size(seen["hook_result"]) if watched else _result(module, seen, size)
+    return reduce(per_head, "batch pos head d_model -> batch pos d_model", "sum") + size(module.b_O)
 
 
-def _gelu(module: MLP, seen: Seen) -> Tensor:
+def _matrix(source: str, W: str, b: str) -> Callable[[Any, Seen, Size], Tensor]:
+    def terms(module: Any, seen: Seen, size: Size) -> Tensor:
+        return size(seen[source]) @ size(getattr(module, W)) + size(getattr(module, b))
+
+    return terms
+
+
+def _gelu(module: MLP, seen: Seen, size: Size) -> Tensor:
     x = seen["hook_pre"]
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))
     return 0.5 * x.abs() * (1 + inner.tanh().abs())
 
 
-def _sum(*names: str) -> Callable[[TransformerBlock, Seen], Tensor]:
-    return lambda module, seen: sum((seen[name].abs() for name in names), torch.zeros(()))
+def _sum(*names: str) -> Callable[[TransformerBlock, Seen, Size], Tensor]:
+    return lambda module, seen, size: sum((seen[name].abs() for name in names), torch.zeros(()))
 
 
 def _rows_of_weight(name: str) -> Callable[[Any, Seen], int]:
@@ -176,11 +196,7 @@ _LAYER_NORM_PRE = {
 }
 _UNEMBED = {
     "hook_in": Rule(COPY, _exact),
-    "hook_out": Rule(
-        LINEAR,
-        lambda module, seen: seen["hook_in"].abs() @ module.W_U.abs() + module.b_U.abs(),
-        _rows_of_weight("W_U"),
-    ),
+    "hook_out": Rule(LINEAR, _matrix("hook_in", "W_U", "b_U"), _rows_of_weight("W_U")),
     "output": Rule(COPY, _exact),
 }
 RULES: dict[type[nn.Module], dict[str, Rule]] = {
@@ -199,17 +215,9 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
         "output": Rule(LINEAR, _attn_out, lambda module, seen: math.prod(module.W_O.shape[:2])),
     },
     MLP: {
-        "hook_pre": Rule(
-            LINEAR,
-            lambda module, seen: seen["input"].abs() @ module.W_in.abs() + module.b_in.abs(),
-            _rows_of_weight("W_in"),
-        ),
+        "hook_pre": Rule(LINEAR, _matrix("input", "W_in", "b_in"), _rows_of_weight("W_in")),
         "hook_post": Rule(GELU, _gelu),
-        "output": Rule(
-            LINEAR,
-            lambda module, seen: seen["hook_post"].abs() @ module.W_out.abs() + module.b_out.abs(),
-            _rows_of_weight("W_out"),
-        ),
+        "output": Rule(LINEAR, _matrix("hook_post", "W_out", "b_out"), _rows_of_weight("W_out")),
     },
     TransformerBlock: {
         # The first block's is the rounded sum of token and position embedding.

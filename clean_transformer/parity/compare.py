@@ -19,7 +19,8 @@ SAME_FUNCTION = 1e-12
 class Comparison:
     """One key of the reference's cache beside our activation of the same place.
 
-    `error` is the largest |ours - theirs|, `scale` the root mean square of theirs.
+    `error` is the largest |ours - theirs| / (|theirs| + scale) of any element, `scale` the root
+    mean square of theirs. `name` is empty where nothing of ours was compared.
     """
 
     key: str
@@ -30,16 +31,11 @@ class Comparison:
     note: str = ""
 
     @property
-    def relative_error(self) -> float:
-        """The error in units of the activation's scale."""
-        return self.error / self.scale if self.scale else self.error
-
-    @property
     def verdict(self) -> Verdict:
         """PASS within the tolerance; WRONG above it, or where a number is not one."""
         if not self.name:
             return Verdict.NOT_CHECKED
-        return Verdict.PASS if self.relative_error <= self.tolerance else Verdict.WRONG
+        return Verdict.PASS if self.error <= self.tolerance else Verdict.WRONG
 
 
 @dataclass(frozen=True)
@@ -79,21 +75,28 @@ def compare(
     logits, cache = model.run_with_cache(tokens, names=sorted(modules & set(names.values())))
     positions = torch.arange(tokens.shape[1]).expand(1, -1)
     ours = {**cache, LOGITS: logits, TOKENS: tokens, POSITIONS: positions}
-    rows = [
-        _compare(key, name, ours[name], theirs[key], tolerance)
-        if name in ours
-        else Comparison(key, "", 0.0, 0.0, tolerance, note="no activation of ours is this one")
-        for key, name in names.items()
-    ]
+    rows = []
+    for key, name in names.items():
+        if name in ours:
+            rows.append(compare_tensors(key, name, ours[name], theirs[key], tolerance))
+        elif name in modules:
+            note = "our model did not come to make it"
+            rows.append(Comparison(key, name, torch.inf, 1.0, tolerance, note))
+        else:
+            note = "no activation of ours is this one"
+            rows.append(Comparison(key, "", 0.0, 1.0, tolerance, note))
     return ParityReport(reference.title, rows)
 
 
-def _compare(key: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Comparison:
+def compare_tensors(
+    key: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float
+) -> Comparison:
+    """One of our activations beside one of theirs, in float64 on the CPU."""
     if ours.shape != theirs.shape:
         note = f"shape {[*ours.shape]} instead of {[*theirs.shape]}"
         return Comparison(key, name, torch.inf, 1.0, tolerance, note)
     ours, theirs = ours.double().cpu(), theirs.double()
-    # Masked scores are -inf in both, and their difference would not be a number.
-    error = torch.where(ours == theirs, 0.0, (ours - theirs).abs()).max()
     scale = theirs[theirs.isfinite()].square().mean().sqrt()
-    return Comparison(key, name, float(error), float(scale), tolerance)
+    # Masked scores are -inf in both, and their difference would not be a number.
+    error = torch.where(ours == theirs, 0.0, (ours - theirs).abs() / (theirs.abs() + scale))
+    return Comparison(key, name, float(error.max()), float(scale), tolerance)

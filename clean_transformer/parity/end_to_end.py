@@ -1,6 +1,6 @@
 """How far the whole run drifts from the oracle, next to what rounding alone does on the CPU."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,10 +53,12 @@ class Impact:
     loss_change: float
 
 
-def run(model: DemoTransformer, tokens: Int[Tensor, "batch pos"]) -> dict[str, Tensor]:
-    """Every default activation and the logits, on the CPU."""
+def run(
+    model: DemoTransformer, tokens: Int[Tensor, "batch pos"], names: list[str] | None = None
+) -> dict[str, Tensor]:
+    """The named activations, by default all but the per-head ones, and the logits, on the CPU."""
     with torch.no_grad():
-        logits, cache = model.run_with_cache(tokens)
+        logits, cache = model.run_with_cache(tokens, names=names)
     return {**cache.to("cpu"), LOGITS: logits.cpu()}
 
 
@@ -80,48 +82,36 @@ def healthy_envelope(
 
     They differ in the number of threads, in the batch size, and by one ulp in the embeddings.
     """
-    variants: list[Callable[[], dict[str, Tensor]]] = [
-        lambda: run(model, tokens),
-        lambda: _with_threads(1, model, tokens),
-        lambda: _one_by_one(model, tokens),
-        lambda: _nudged(model, tokens, up=True),
-        lambda: _nudged(model, tokens, up=False),
-    ]
+    names = [name for name in oracle if name != LOGITS]
     envelope: dict[str, float] = {}
-    for variant in variants:
-        for name, error in rms_errors(variant(), oracle).items():
+
+    def widen(activations: Mapping[str, Tensor]) -> None:
+        for name, error in rms_errors(activations, oracle).items():
             envelope[name] = max(envelope.get(name, 0.0), error)
+
+    widen(run(model, tokens, names))
+    with threads(1):
+        widen(run(model, tokens, names))
+    alone = [run(model, row[None], names) for row in tokens]
+    widen({name: torch.cat([one[name] for one in alone]) for name in alone[0]})
+    for parity in (0, 1):
+        with _nudged(model, parity):
+            widen(run(model, tokens, names))
     return envelope
 
 
-def _with_threads(
-    count: int, model: DemoTransformer, tokens: Int[Tensor, "batch pos"]
-) -> dict[str, Tensor]:
-    with threads(count):
-        return run(model, tokens)
-
-
-def _one_by_one(model: DemoTransformer, tokens: Int[Tensor, "batch pos"]) -> dict[str, Tensor]:
-    alone = [run(model, row[None]) for row in tokens]
-    return {name: torch.cat([one[name] for one in alone]) for name in alone[0]}
-
-
-def _nudged(
-    model: DemoTransformer, tokens: Int[Tensor, "batch pos"], *, up: bool
-) -> dict[str, Tensor]:
-    def nudge(embed: Tensor, hook: object) -> Tensor:
+@contextmanager
+def _nudged(model: DemoTransformer, parity: int) -> Iterator[None]:
+    def nudge(_: object, args: object, embed: Tensor) -> Tensor:
         ulp = torch.finfo(embed.dtype).eps
-        return embed * (1 + ulp if up else 1 - ulp / 2)
+        up = torch.arange(embed.shape[-1]) % 2 == parity
+        return embed * torch.where(up, 1 + ulp, 1 - ulp / 2).to(embed.dtype)
 
-    names = [*model.default_points()]
-    kept: dict[str, Tensor] = {}
-
-    def keep(value: Tensor, hook: object) -> None:
-        kept[str(getattr(hook, "name", ""))] = value
-
-    with torch.no_grad():
-        logits = model.run_with_hooks(tokens, hooks=[("hook_embed", nudge), (names, keep)])
-    return kept | {LOGITS: logits}
+    handle = model.hook_embed.register_forward_hook(nudge)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

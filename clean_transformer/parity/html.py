@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from clean_transformer.parity.bounds import Kind
-from clean_transformer.parity.report import MARKS, group_of, to_json, write_atomically
+from clean_transformer.files import write_atomically
+from clean_transformer.parity.report import MARKS, group_of, to_json
 from clean_transformer.parity.suite import SuiteReport
 from clean_transformer.parity.verdict import Verdict, worst
 
@@ -143,7 +143,12 @@ def render(report: Row) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "title": title, "worst": worst_verdict}
+    environment.filters |= {
+        "number": number,
+        "title": title,
+        "worst": worst_verdict,
+        "run_name": run_name,
+    }
     template = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         report=report,
@@ -190,7 +195,7 @@ def reasons(report: Row) -> list[tuple[str, str, str, str]]:
         found.append(("same-function", "the same function", same["verdict"], why))
     for index, run in enumerate(report["runs"], 1):
         if run["verdict"] != "PASS":
-            name = f"{run['device']} {run['dtype']}"
+            name = run_name(run)
             found.append((f"run-{index}", name, run["verdict"], _why(run)))
     return found
 
@@ -203,7 +208,16 @@ def _why(run: Row) -> str:
         for row in run[part]:
             if row["verdict"] != "PASS":
                 return f"{says} {row['name']}"
+    for row in run["probes"]:
+        if row["verdict"] != "PASS":
+            return f"wrong in single operations, first {row['name']}"
     return run["not_checked"]
+
+
+def run_name(run: Row) -> str:
+    """Where and how a run was made."""
+    how = "" if run["mode"] == "eager" else f", {run['mode']}"
+    return f"{run['device']} {run['dtype']}{how}"
 
 
 def first_failure(run: Row) -> Cell | None:
@@ -227,16 +241,14 @@ def places(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _error(row: Row) -> float:
-    error = float(row["relative_error"])
+    error = float(row["error"])
     return math.inf if math.isnan(error) else error
 
 
 def kinds(run: Row) -> dict[str, tuple[int, Cell]]:
     """Every kind of operation: how many activations, and the worst of them."""
-    by_kind = sorted(run["isolated"], key=lambda row: row["kind"]["name"])
-    groups = {
-        kind: [*rows] for kind, rows in groupby(by_kind, key=lambda row: row["kind"]["name"])
-    }
+    by_kind = sorted(run["isolated"], key=lambda row: row["operation"])
+    groups = {kind: [*rows] for kind, rows in groupby(by_kind, key=lambda row: row["operation"])}
     return {kind: (len(rows), isolated_cell(rows)) for kind, rows in groups.items()}
 
 
@@ -258,12 +270,12 @@ def isolated_cell(rows: list[Row]) -> Cell:
 
 
 def _isolated_cell(row: Row) -> Cell:
-    ratio, healthy = float(row["ratio"]), Kind(**row["kind"]).healthy_ratio(row["summed"])
+    ratio, healthy = float(row["ratio"]), row["healthy"]
     heads = [head for head, largest in enumerate(row["per_head"]) if largest == row["ratio"]]
     facts = {
         "name": row["name"],
         "verdict": row["verdict"],
-        "operation": row["kind"]["name"],
+        "operation": row["operation"],
         "ratio": number(ratio, 4),
         "healthy": number(healthy, 4),
         "bits": number(row["bits"], 4),
@@ -346,5 +358,3 @@ def depth_chart(run: Row) -> Chart | None:
     low = math.floor(min(logs))
     decades = range(low, max(math.ceil(max(logs)), low + 1) + 1)
     return Chart([row["name"] for row in residual], curves, allowed, decades)
-
-

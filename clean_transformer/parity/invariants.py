@@ -4,7 +4,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,24 +12,14 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.checks import Check
 from clean_transformer.parity.isolate import upcast
 from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.weights.synthetic import plain
 
 Tokens = Int[Tensor, "batch pos"]
-Logits = Float[Tensor, "batch pos d_vocab"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One statement about the device, with what was measured and what was allowed."""
-
-    name: str
-    verdict: Verdict
-    measured: float
-    allowed: float
-    note: str = ""
+Logits = Float[Tensor, "... d_vocab"]
 
 
 def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
@@ -73,12 +62,11 @@ def fresh_process(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logit
     weight = model.embed.W_E
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "logits.pt")
-        call = f"import {__name__} as it; it.write_small_logits({str(weight.device)!r}, "
-        subprocess.run(
-            [sys.executable, "-c", f"{call}{str(weight.dtype)!r}, {str(file)!r})"],
-            check=True,
-            capture_output=True,
+        code = (
+            f"import sys; sys.path = {sys.path!r}; from {__name__} import write_small_logits; "
+            f"write_small_logits({str(weight.device)!r}, {str(weight.dtype)!r}, {str(file)!r})"
         )
+        subprocess.run([sys.executable, "-c", code], check=True)
         theirs = torch.load(file, weights_only=True)
     return small_logits(str(weight.device), str(weight.dtype)), theirs
 

@@ -7,10 +7,10 @@ device had (teacher forcing): an error shows where it is introduced, and nowhere
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,14 +22,11 @@ from clean_transformer.hooks import HookPoint
 from clean_transformer.parity.bounds import (
     ATTEND,
     LINEAR,
-    LOWER_PRECISION,
     PASSED_ON,
     RULES,
-    UNIT_ROUNDOFF,
     Kind,
-    Rule,
-    Seen,
 )
+from clean_transformer.parity.precision import LOWER_PRECISION, UNIT_ROUNDOFF, smallest_kept
 from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.verdict import Verdict
 
@@ -56,19 +53,21 @@ class Isolated:
     """The error that one activation introduces, in units of u G.
 
     `ratio` is the largest, `rms_ratio` the root mean square; `per_head` the largest of each head.
-    `bits` is the effective precision, -log2 of the root mean square error relative to G.
+    Above `healthy` it does not pass, above `wrong` no order of rounding explains it. `bits` is the
+    effective precision, -log2 of the root mean square error relative to G.
     """
 
     name: str
     case: str
     path: str
-    kind: Kind
+    operation: str
     ratio: float
+    healthy: float
+    wrong: float
     rms_ratio: float
     bits: float
-    summed: int
     worst_index: tuple[int, ...]
-    per_head: tuple[float, ...]
+    per_head: tuple[float, ...] = ()
     lower_precision: str = ""
 
     @property
@@ -76,13 +75,12 @@ class Isolated:
         """WRONG beyond any order of rounding, DEGRADED beyond a healthy one."""
         if self.lower_precision:
             return Verdict.DEGRADED
-        if self.ratio <= self.kind.healthy_ratio(self.summed):
+        if self.ratio <= self.healthy:
             return Verdict.PASS
-        certain = self.ratio > self.kind.wrong_ratio(self.summed)
-        return Verdict.WRONG if certain else Verdict.DEGRADED
+        return Verdict.WRONG if self.ratio > self.wrong else Verdict.DEGRADED
 
 
-M = TypeVar("M", bound=HookedModule)
+M = TypeVar("M", bound=nn.Module)
 
 
 def float64_oracle(module: M) -> M:
@@ -115,10 +113,19 @@ def isolate(
         exact, seen = _teacher_force(oracle, device, [x.cpu() for x in inputs])
         rows = []
         for name, value in exact.items():
-            rule, scale, summed = _rule(oracle, name, seen)
+            part, point = owner_of(name)
+            made_by, its = oracle.get_submodule(part), seen[part]
+            rule = RULES.get(type(made_by), {}).get(point, PASSED_ON)
             u = _roundoff(rule.kind, device[name].dtype, autocast)
+            scale = rule.scale(made_by, its, value, u)
+            limits = rule.kind.limits(rule.summed(made_by, its), u)
             label = (name, case, path)
-            rows.append(_judge(label, device[name], value, rule.kind, u, scale, summed))
+            row, ratios, error = _judge(label, device[name], value, rule.kind, u, scale, limits)
+            if row.verdict is not Verdict.PASS and rule.kind in (LINEAR, ATTEND):
+                gathered = rule.terms(made_by, its, torch.square).sqrt()
+                lower = _lower_precision(ratios, error / gathered, row.healthy, u)
+                row = replace(row, lower_precision=lower)
+            rows.append(row)
         return rows
 
 
@@ -143,12 +150,11 @@ def _teacher_force(
         for index, tensor in enumerate(tensors):
             seen[name][f"input {index}" if index else "input"] = tensor
 
-    def replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
+    def force(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
         exact[name] = value
         given = upcast(device[name])
-        owner, point = name.rpartition(".")[::2]
-        if point.startswith("hook_"):
-            seen[owner][point] = given
+        owner, point = owner_of(name)
+        seen[owner][point] = given
         return given
 
     with ExitStack() as placed:
@@ -157,7 +163,7 @@ def _teacher_force(
                 handle = part.register_forward_pre_hook(partial(take_inputs, name))
                 placed.callback(handle.remove)
             if name in device:
-                handle = part.register_forward_hook(partial(replace, name))
+                handle = part.register_forward_hook(partial(force, name))
                 placed.callback(handle.remove)
         oracle(*(upcast(x) for x in inputs))
     return exact, seen
@@ -168,13 +174,10 @@ def upcast(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _rule(oracle: HookedModule, name: str, seen: Mapping[str, Seen]) -> tuple[Rule, Tensor, int]:
+def owner_of(name: str) -> tuple[str, str]:
+    """The module that makes an activation, and which of its activations it is."""
     owner, point = name.rpartition(".")[::2]
-    if not point.startswith("hook_"):
-        owner, point = name, "output"
-    module = oracle.get_submodule(owner)
-    rule = RULES.get(type(module), {}).get(point, PASSED_ON)
-    return rule, rule.scale(module, seen[owner]), rule.summed(module, seen[owner])
+    return (owner, point) if point.startswith("hook_") else (name, "output")
 
 
 def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
@@ -190,41 +193,52 @@ def _judge(
     kind: Kind,
     u: float,
     scale: Tensor,
-    summed: int,
-) -> Isolated:
+    limits: tuple[float, float],
+) -> tuple[Isolated, Tensor, Tensor]:
     name, case, path = label
     given = upcast(device)
     error = torch.where(given == exact, 0.0, (given - exact).abs())
-    # What underflows may be flushed to zero.
-    allowed = u * scale + (torch.finfo(device.dtype).tiny if kind.healthy else 0.0)
-    ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=math.inf)
-    worst = int(ratios.argmax())
+    allowed = u * scale + (smallest_kept(device.dtype) if kind.healthy else 0.0)
+    ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
     axis = HEAD_AXIS.get(name.split(".")[-1])
     heads = ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist() if axis else []
     rms = float(ratios.square().mean().sqrt())
-    return Isolated(
+    row = Isolated(
         name=name,
         case=case,
         path=path,
-        kind=kind,
+        operation=kind.name,
         ratio=float(ratios.max()),
+        healthy=limits[0],
+        wrong=limits[1],
         rms_ratio=rms,
         bits=-math.log2(rms * u) if rms else math.inf,
-        summed=summed,
-        worst_index=tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), ratios.shape)),
+        worst_index=index_of_largest(ratios),
         per_head=tuple(heads),
-        lower_precision=_lower_precision(kind, u, ratios),
     )
+    return row, ratios, error
 
 
-def _lower_precision(kind: Kind, u: float, ratios: Tensor) -> str:
-    """The precision in which the errors would be healthy, where all of them are that large.
+def index_of_largest(values: Tensor) -> tuple[int, ...]:
+    """Where in the tensor its largest value is."""
+    place = torch.unravel_index(values.argmax(), values.shape)
+    return tuple(int(index) for index in place)
 
-    Rounding to a lower precision moves nearly every element, a fault in a kernel only some.
+
+def _lower_precision(ratios: Tensor, relative: Tensor, healthy: float, u: float) -> str:
+    """The precision in which the errors would be healthy, where nearly all of them are that large.
+
+    Rounding to a lower precision moves nearly every element, a fault in a kernel only some. Of two
+    precisions the `relative` errors tell, in units of what independent roundings of the products
+    add up to: they seldom reach eight roundings.
     """
-    if kind not in (LINEAR, ATTEND) or float(ratios.median()) <= kind.healthy:
+    if float(ratios.median()) <= healthy:
         return ""
-    for lower, name in LOWER_PRECISION.items():
-        if float(ratios.max()) * u / lower <= kind.healthy:
-            return name
-    return ""
+    explain = {
+        lower: name
+        for lower, name in LOWER_PRECISION.items()
+        if float(ratios.max()) * u / lower <= healthy
+    }
+    largest = float(relative.nan_to_num(0.0).max())
+    typical = (name for lower, name in explain.items() if largest <= 8 * lower)
+    return next(typical, [*explain.values(), ""][0])

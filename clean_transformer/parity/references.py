@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from clean_transformer.config import Config
 from clean_transformer.weights.hooked_transformer import HOOKED_TRANSFORMER
 from clean_transformer.weights.huggingface import HUGGINGFACE, config_to_json
-from clean_transformer.weights.table import State
+from clean_transformer.weights.table import State, WeightsError
 
 # What is compared besides hook points and the outputs of submodules.
 TOKENS, POSITIONS, LOGITS = "tokens", "positions", "logits"
@@ -85,7 +85,7 @@ class Reference:
 def hooked_transformer(cfg: Config, state: State) -> Reference:
     """`HookedTransformer` of transformer_lens before 4, with every optional activation."""
     transformer_lens = _import("transformer_lens", "the extra 'hooked'")
-    if not hasattr(transformer_lens, "HookedTransformer"):
+    if _major_version() >= 4:
         raise ReferenceUnavailable(
             f"transformer_lens {version('transformer_lens')} has no HookedTransformer; "
             "install the extra 'hooked' (transformer_lens 3.9.0) in an environment of its own"
@@ -130,7 +130,7 @@ def hooked_transformer(cfg: Config, state: State) -> Reference:
 def transformer_bridge(cfg: Config, state: State) -> Reference:
     """`TransformerBridge` of transformer_lens 4, around Hugging Face's model."""
     _import("transformer_lens", "the extra 'bridge'")
-    if int(version("transformer_lens").split(".")[0]) < 4:
+    if _major_version() < 4:
         raise ReferenceUnavailable(
             f"transformer_lens {version('transformer_lens')} is not the TransformerBridge of 4.x; "
             "install the extra 'bridge'"
@@ -243,7 +243,7 @@ def choose_reference(name: str) -> tuple[str | None, str]:
             raise ValueError(f"no reference {name!r}; choose from auto, none, {[*REFERENCES]}")
         return name, ""
     try:
-        return ("bridge" if int(version("transformer_lens").split(".")[0]) >= 4 else "hooked"), ""
+        return ("bridge" if _major_version() >= 4 else "hooked"), ""
     except PackageNotFoundError:
         pass
     if find_spec("transformers"):
@@ -251,21 +251,28 @@ def choose_reference(name: str) -> tuple[str | None, str]:
     return None, "no reference is installed; install the extra 'bridge'"
 
 
+def _major_version() -> int:
+    return int(version("transformer_lens").split(".")[0])
+
+
 def _gpt2_lm_head_model(cfg: Config, state: State) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    try:
+        fields, theirs = config_to_json(cfg), HUGGINGFACE.write(cfg, state)
+    except WeightsError as error:
+        raise ReferenceUnavailable(f"GPT2LMHeadModel cannot hold this model: {error}") from None
     dtype = state["embed.W_E"].dtype
     end_of_text = cfg.d_vocab - 1
     with torch.device("meta"):
         model = GPT2LMHeadModel(
             GPT2Config(
-                **config_to_json(cfg),
+                **fields,
                 attn_implementation="eager",
                 bos_token_id=end_of_text,
                 eos_token_id=end_of_text,
             )
         )
-    theirs = HUGGINGFACE.write(cfg, state)
     model = model.to(dtype).to_empty(device="cpu").eval()
     model.tie_weights()
     model.load_state_dict(
@@ -279,7 +286,6 @@ def _masked_with_infinity(scores: Tensor) -> Tensor:
 
 
 def _import(package: str, extra: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError:
-        raise ReferenceUnavailable(f"{package} is not installed; install {extra}") from None
+    if find_spec(package) is None:
+        raise ReferenceUnavailable(f"{package} is not installed; install {extra}")
+    return import_module(package)

@@ -1,7 +1,7 @@
 """What a person and a program see of a parity run: the terminal, and JSON."""
 
 import json
-import os
+import math
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from enum import Enum
@@ -12,8 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clean_transformer.files import write_atomically
 from clean_transformer.parity.compare import Comparison, ParityReport
 from clean_transformer.parity.isolate import Isolated
+from clean_transformer.parity.locate import Located
 from clean_transformer.parity.suite import DeviceRun, SuiteReport
 from clean_transformer.parity.verdict import Verdict, worst
 
@@ -31,6 +33,15 @@ MARKS = {
     Verdict.NOT_CHECKED: "?",
     Verdict.DEGRADED: "D",
     Verdict.WRONG: "W",
+}
+
+
+# What makes a device compute float32 products in less, and how to turn it off.
+PRECISION_SETTINGS = {
+    "TF32": ", as if computed in TF32: torch.backends.cuda.matmul.allow_tf32 or "
+    "torch.set_float32_matmul_precision('high') is on; set 'highest' for float32",
+    "bfloat16": ", as if computed in bfloat16: torch.set_float32_matmul_precision('medium') or "
+    "autocast is on; set 'highest' for float32",
 }
 
 
@@ -64,6 +75,34 @@ def print_report(
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
 
 
+def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
+    """What `doctor` says: one device, in plain words."""
+    console.print(f"GPT-2 with {weights}, on {run.device} in {run.dtype}")
+    if run.not_checked:
+        console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
+        return
+    checked = len(run.isolated) + len(run.end_to_end) + len(run.invariants) + len(run.probes)
+    words = {
+        Verdict.PASS: f"{run.device} computes GPT-2 correctly in {run.dtype}.",
+        Verdict.DEGRADED: f"{run.device} computes GPT-2 less accurately than {run.dtype} should.",
+        Verdict.WRONG: f"{run.device} computes GPT-2 wrongly. Do not trust its results.",
+    }
+    console.print(styled(run.verdict), words[run.verdict])
+    console.print(
+        f"{checked:,} checks: every activation's own error, drift, invariants, operations"
+    )
+    bad = [check for check in (*run.invariants, *run.probes) if check.verdict is not Verdict.PASS]
+    if run.first_failure:
+        console.print(f"First bad activation: {describe(run.first_failure)}")
+    for check in bad[:5]:
+        console.print(f"Broken: {check.name} ({check.measured:.3g}) {check.note}")
+    if run.located:
+        console.print("\n".join(located_lines(run.located)), markup=False, highlight=False)
+        console.print(f"   reproduction: {script_name(run)}")
+    for device in absent:
+        console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has none")
+
+
 def _same_function(report: SuiteReport) -> RenderableType:
     heading = Text("1. Is it the same function?  ", style="bold")
     same = report.same_function
@@ -76,14 +115,16 @@ def _same_function(report: SuiteReport) -> RenderableType:
         f"   beside {same.reference}, in float64 on the CPU: {compared} of its {cached} cached "
         f"activations compared ({100 * compared / cached:.0f}%)"
     )
-    table = Table("", "keys", "largest error / scale", "at", "", box=None, padding=(0, 2))
+    table = Table("", "keys", "largest error / scale", box=None, padding=(0, 2))
+    table.add_column("at", overflow="fold")
+    table.add_column("")
     for place, rows in _grouped(same.rows).items():
         checked = [row for row in rows if row.name] or rows
-        largest = max(checked, key=lambda row: row.relative_error)
+        largest = max(checked, key=lambda row: row.error)
         table.add_row(
             place,
             str(len(rows)),
-            f"{largest.relative_error:.1e}",
+            f"{largest.error:.1e}",
             largest.key,
             styled(worst(row.verdict for row in rows)),
         )
@@ -105,22 +146,30 @@ def _grouped(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
 def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
     rows = same.rows
     if worst_rows:
-        rows = sorted(rows, key=lambda row: -row.relative_error)[:worst_rows]
-    table = Table("their key", "ours", "largest error", "scale", "error / scale", "", box=None)
+        rows = sorted(rows, key=lambda row: -row.error)[:worst_rows]
+    table = Table("their key", "ours", "largest error / scale", "scale", "", box=None)
     for row in rows:
-        numbers = (f"{row.error:.1e}", f"{row.scale:.2e}", f"{row.relative_error:.1e}")
+        numbers = (f"{row.error:.1e}", f"{row.scale:.2e}")
         table.add_row(row.key, row.name, *numbers, styled(row.verdict))
     return table
 
 
 def _device_run(run: DeviceRun) -> RenderableType:
-    heading = Text(f"2. Does {run.device} compute {run.dtype} accurately?  ", style="bold")
+    how = "" if run.mode == "eager" else f", {run.mode}"
+    heading = Text(f"2. Does {run.device} compute {run.dtype}{how} accurately?  ", style="bold")
     heading.append_text(styled(run.verdict))
     if run.not_checked:
         return Group(heading, Text(f"   {run.not_checked}"))
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
-    parts += [_map(run.isolated), _kinds(run.isolated), _invariants(run)]
+    parts += [_map(run.isolated), _kinds(run.isolated), _checks(run)]
+    drift = max(run.end_to_end, key=lambda row: row.rho)
+    parts.append(
+        Text(
+            f"   end to end: at most {drift.rho:.2f} times the error of healthy runs on the CPU "
+            f"(≤ {drift.healthy:g}), at {drift.name}"
+        )
+    )
     if run.impact:
         parts.append(
             Text(
@@ -131,19 +180,39 @@ def _device_run(run: DeviceRun) -> RenderableType:
         )
     failed = run.first_failure
     if failed:
-        parts.append(Text(f"   first bad activation: {describe(failed)}", style="bold"))
+        parts.append(Text(f"3. Where does it first go wrong?  {describe(failed)}", style="bold"))
+    if run.located:
+        parts += [
+            Text("\n".join(located_lines(run.located))),
+            Text(f"   reproduction: {script_name(run)}"),
+        ]
     return Group(*parts)
+
+
+def script_name(run: DeviceRun) -> str:
+    """The file name of a run's reproduction script."""
+    operation = run.located.operation.split(".")[1] if run.located else "nothing"
+    return f"reproduce-{operation}-{run.device.replace(':', '')}-{run.dtype}.py"
+
+
+def located_lines(located: Located) -> list[str]:
+    """The operation, its operands and the known faults that it matches, a line each."""
+    return [
+        f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
+        f"{located.bits:.1f} bits; {located.diagnosis}",
+        *(f"     {operand}" for operand in located.operands),
+        *(f"   matches the known fault {known}" for known in located.known),
+    ]
 
 
 def describe(row: Isolated) -> str:
     """One bad row in a sentence."""
     heads = [head for head, ratio in enumerate(row.per_head) if ratio == row.ratio]
     head = f", head {heads[0]}" if heads else ""
-    allowed = row.kind.healthy_ratio(row.summed)
-    lower = f", as if computed in {row.lower_precision}" if row.lower_precision else ""
+    lower = PRECISION_SETTINGS.get(row.lower_precision, "")
     return (
-        f"{row.name or 'logits'} ({row.kind.name}; {row.case}, {row.path}): error {row.ratio:.3g} "
-        f"roundings where {allowed:.3g} are healthy, {row.bits:.1f} bits, "
+        f"{row.name or 'logits'} ({row.operation}; {row.case}, {row.path}): error {row.ratio:.3g} "
+        f"roundings where {row.healthy:.3g} are healthy, {row.bits:.1f} bits, "
         f"worst at {[*row.worst_index]}{head}{lower}"
     )
 
@@ -170,27 +239,34 @@ def _map(rows: list[Isolated]) -> Table:
 
 
 def _kinds(rows: list[Isolated]) -> Table:
-    table = Table(
-        "operation", "activations", "largest ratio", "healthy", "at", box=None, padding=(0, 2)
-    )
-    for kind in dict.fromkeys(row.kind for row in rows):
-        same = [row for row in rows if row.kind == kind]
+    table = Table("operation", "activations", "largest ratio", "healthy", box=None, padding=(0, 2))
+    table.add_column("at", overflow="fold")
+    for operation in dict.fromkeys(row.operation for row in rows):
+        same = [row for row in rows if row.operation == operation]
         largest = max(same, key=lambda row: row.ratio)
         table.add_row(
-            kind.name,
+            operation,
             str(len(same)),
             f"{largest.ratio:.3g}",
-            f"≤ {kind.healthy_ratio(largest.summed):.3g}",
+            f"≤ {largest.healthy:.3g}",
             f"{largest.name or 'logits'} ({largest.case}, {largest.path})",
         )
     return table
 
 
-def _invariants(run: DeviceRun) -> Table:
+def _checks(run: DeviceRun) -> Table:
     table = Table("invariant", "difference", "allowed", "", "", box=None, padding=(0, 2))
     for check in run.invariants:
         numbers = (f"{check.measured:.1e}", f"{check.allowed:.1e}")
         table.add_row(check.name, *numbers, styled(check.verdict), check.note)
+    bad = [probe for probe in run.probes if probe.verdict is not Verdict.PASS]
+    if run.probes:
+        title = f"{len(run.probes)} single operations"
+        table.add_row(title, "", "", styled(worst(probe.verdict for probe in run.probes)), "")
+    for probe in bad:
+        table.add_row(
+            f"  {probe.name}", f"{probe.measured:.3g}", "", styled(probe.verdict), probe.note
+        )
     return table
 
 
@@ -200,7 +276,7 @@ def _isolated_rows(rows: list[Isolated], worst_rows: int) -> Table:
     table = Table("activation", "case", "path", "operation", "ratio", "bits", "", box=None)
     for row in rows:
         numbers = (f"{row.ratio:.3g}", f"{row.bits:.1f}")
-        label = (row.name or "logits", row.case, row.path, row.kind.name)
+        label = (row.name or "logits", row.case, row.path, row.operation)
         table.add_row(*label, *numbers, styled(row.verdict))
     return table
 
@@ -213,7 +289,7 @@ def to_json(report: SuiteReport) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        derived = ("verdict", "relative_error", "rho", "coverage")
+        derived = ("verdict", "rho", "coverage")
         return fields | {
             name: _plain(getattr(value, name)) for name in derived if hasattr(value, name)
         }
@@ -223,21 +299,11 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return "inf" if value > 0 else "-inf"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no inf and no nan
     return value
 
 
 def write_json(report: SuiteReport, file: Path) -> None:
     """Write the report, whole or not at all."""
     write_atomically(file, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write the text beside the file, then put it in the file's place."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The whole parity suite: every question, on every device and in every dtype asked for."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
-from clean_transformer.device import available, is_available, resolve_device
+from clean_transformer.device import is_available
 from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.checks import Check
+from clean_transformer.parity.choices import DTYPES, Weights, suite_tokens
 from clean_transformer.parity.compare import ParityReport, compare
 from clean_transformer.parity.end_to_end import (
     LOGITS,
@@ -23,48 +26,33 @@ from clean_transformer.parity.end_to_end import (
     run,
 )
 from clean_transformer.parity.environment import device_settings, environment
-from clean_transformer.parity.invariants import Check, check_invariants, row_difference
+from clean_transformer.parity.invariants import check_invariants, row_difference
 from clean_transformer.parity.isolate import PATHS, Isolated, float64_oracle, isolate
+from clean_transformer.parity.locate import Located, in_words, locate
+from clean_transformer.parity.probes import run_probes
 from clean_transformer.parity.references import REFERENCES, ReferenceUnavailable
 from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.verdict import Verdict, worst
-from clean_transformer.weights.hub import HubError
-from clean_transformer.weights.load import read_pretrained
-from clean_transformer.weights.synthetic import plain, stress
-from clean_transformer.weights.table import State
+from clean_transformer.parity.whole import HEALTHY_RHO, compile_leaves, isolate_whole, leaves
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 # Lengths at which kernels have changed their minds, besides those of the main run.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
-# A device's own rounding may differ from the CPU's this many times over.
-HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The parameters that a run uses, under our names in float32, and where they are from."""
-
-    title: str
-    cfg: Config
-    state: State
 
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """Questions 2 and 3 for one device and dtype; `not_checked` says why there is nothing."""
+    """Questions 2 and 3 for one device, dtype and mode; `not_checked` says why there is nothing."""
 
     device: str
     dtype: str
+    mode: str = "eager"
     settings: dict[str, str] = field(default_factory=dict)
     isolated: list[Isolated] = field(default_factory=list)
     end_to_end: list[EndToEnd] = field(default_factory=list)
     invariants: list[Check] = field(default_factory=list)
+    probes: list[Check] = field(default_factory=list)
     impact: Impact | None = None
+    located: Located | None = None
     not_checked: str = ""
 
     @property
@@ -74,6 +62,7 @@ class DeviceRun:
             *self.isolated,
             *self.end_to_end,
             *self.invariants,
+            *self.probes,
         ]
         return worst(row.verdict for row in rows)
 
@@ -104,67 +93,14 @@ class SuiteReport:
         return worst([same, *(run.verdict for run in self.runs)])
 
 
-def choose_devices(names: str) -> list[str]:
-    """The devices named, between commas; "auto" is the fastest here, "all" cuda, mps and cpu.
-
-    Raises `ValueError` for one that PyTorch does not know; one that is absent is NOT CHECKED.
-    """
-    if names == "all":
-        return ["cpu", "cuda", "mps"]
-    chosen = [str(resolve_device()) if name == "auto" else name for name in names.split(",")]
-    for name in chosen:
-        try:
-            torch.device(name)
-        except RuntimeError:
-            raise ValueError(
-                f"PyTorch knows no device {name!r}; this machine has {available()}"
-            ) from None
-    return chosen
-
-
-def choose_dtypes(names: str) -> list[str]:
-    """The dtypes named, between commas, or all. Raises `ValueError` for an unknown one."""
-    chosen = [*DTYPES] if names == "all" else names.split(",")
-    for name in chosen:
-        if name not in DTYPES:
-            raise ValueError(f"no dtype {name!r}; choose from {', '.join(DTYPES)}, all")
-    return chosen
-
-
-def choose_weights(source: str | None) -> Weights:
-    """The weights of a hub id, alias or folder; or of "stress" or "plain", also "stress:medium".
-
-    Without a source, GPT-2 small from the hub or its cache, else `stress` weights of its shape.
-    """
-    kind, _, size = (source or "").partition(":")
-    if kind in ("stress", "plain"):
-        cfg = Config.gpt2(size or "small")
-        title = f"synthetic {kind!r} weights of GPT-2 {size or 'small'}'s shape"
-        return Weights(title, cfg, (stress if kind == "stress" else plain)(cfg))
-    try:
-        cfg, state = read_pretrained(source or "gpt2", torch.device("cpu"), torch.float32)
-        return Weights(f"the weights of {source or 'gpt2'}", cfg, state)
-    except HubError as error:
-        if source:
-            raise
-        synthetic = choose_weights("stress")
-        return replace(synthetic, title=f"{synthetic.title}, because {error}")
-
-
-def suite_tokens(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]:
-    """Ids spread over the vocabulary, the first of each row its last (<|endoftext|> in GPT-2)."""
-    tokens = (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
-    tokens[:, 0] = cfg.d_vocab - 1
-    return tokens
-
-
 def same_function(
     weights: Weights, reference: str, tokens: Int[Tensor, "batch pos"]
 ) -> ParityReport:
     """Question 1: our model beside the reference, both in float64 on the CPU."""
-    state = {name: value.double() for name, value in weights.state.items()}
-    model = DemoTransformer.from_state_dict(state, weights.cfg)
-    return compare(model, REFERENCES[reference](weights.cfg, state), tokens)
+    with trusted():
+        state = {name: value.double() for name, value in weights.state.items()}
+        model = DemoTransformer.from_state_dict(state, weights.cfg)
+        return compare(model, REFERENCES[reference](weights.cfg, state), tokens)
 
 
 @torch.no_grad()
@@ -172,72 +108,95 @@ def check_device(
     weights: Weights,
     device: str,
     dtype: torch.dtype,
-    tokens: Int[Tensor, "batch pos"],
     *,
+    mode: str = "eager",
     reference: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> DeviceRun:
     """Questions 2 and 3 on one device in one dtype."""
-    named = DeviceRun(device, str(dtype).removeprefix("torch."))
-    if not is_available(device):
-        return replace(named, not_checked=f"this machine has no {device}")
-    if dtype is torch.float64 and not _has_float64(device):
-        return replace(named, not_checked=f"{device} has no float64")
+    started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
+    reason = _cannot_check(device, dtype, mode)
+    if reason:
+        return replace(started, not_checked=reason)
 
     on_step("first call")
+    cfg, tokens = weights.cfg, suite_tokens(weights.cfg, 2, min(33, weights.cfg.n_ctx))
     on_cpu = DemoTransformer.from_state_dict(
-        {name: value.to(dtype) for name, value in weights.state.items()}, weights.cfg
+        {name: value.to(dtype) for name, value in weights.state.items()}, cfg
     )
-    model = DemoTransformer.from_state_dict(on_cpu.state_dict(), weights.cfg).to(device)
-    given = tokens.to(device)
-    first = model(given)
+    model = DemoTransformer.from_state_dict(on_cpu.state_dict(), cfg).to(device)
     oracle = float64_oracle(on_cpu)
+    if mode == "compiled":
+        compile_leaves(model)
+    autocast = torch.bfloat16 if mode == "autocast" else None
+    under_test = Subject(model, on_cpu, oracle, tokens, autocast)
+    with under_test.context():
+        first = model(under_test.given)
 
-    on_step("end to end")
-    healthy = HEALTHY_RHO[dtype]
-    end_to_end, seen_impact, allowed = _end_to_end(
-        model, on_cpu, oracle, tokens, reference, healthy
-    )
-
-    isolated = []
-    for path in PATHS:
-        on_step(f"teacher-forced, {path}")
-        case = f"{tokens.shape[0]} × {tokens.shape[1]} tokens"
-        isolated += isolate(model, oracle, given, path=path, case=case)
-    layer, cases = cliff_inputs(model)
-    block = cast(HookedModule, model.blocks[layer])
-    exact_block = cast(HookedModule, oracle.blocks[layer])
-    for case, x in cases.items():
-        on_step(f"teacher-forced, {case}")
-        for path in ("fused", "explicit"):
-            rows = isolate(block, exact_block, x, path=path, case=case)
-            isolated += [
-                replace(row, name=f"blocks.{layer}.{row.name}".rstrip(".")) for row in rows
-            ]
-
-    on_step("invariants")
-    invariants = check_invariants(model, given, allowed, first)
+        on_step("end to end")
+        rows, felt, allowed = _end_to_end(under_test, reference)
+        isolated, located = _teacher_forced(under_test, on_step)
+        on_step("invariants")
+        invariants = check_invariants(model, under_test.given, allowed, first)
+    on_step("single operations")
+    probes, faulty_probe = _probe(device, dtype) if mode == "eager" else ([], None)
     return replace(
-        named,
+        started,
         settings=device_settings(torch.device(device)),
         isolated=isolated,
-        end_to_end=end_to_end,
+        end_to_end=rows,
         invariants=invariants,
-        impact=seen_impact,
+        probes=probes,
+        impact=felt,
+        located=located or faulty_probe,
     )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on the device under test, with its copies on the CPU, in the same dtype and exact."""
+
+    model: DemoTransformer
+    on_cpu: DemoTransformer
+    oracle: DemoTransformer
+    tokens: Int[Tensor, "batch pos"]
+    autocast: torch.dtype | None
+
+    @property
+    def given(self) -> Int[Tensor, "batch pos"]:
+        """The tokens on the device."""
+        return self.tokens.to(self.model.embed.W_E.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that its results claim."""
+        return self.autocast or self.on_cpu.embed.W_E.dtype
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its modules can be watched from outside only."""
+        return "forward" in vars(self.model.ln_final)
+
+    def context(self) -> AbstractContextManager[object]:
+        """What the model runs in."""
+        kind = self.given.device.type
+        return torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
 
 
 def run_suite(
     weights: Weights,
     devices: Iterable[str],
     dtypes: Iterable[str],
+    modes: Iterable[str] = ("eager",),
     *,
     reference: str | None,
     no_reference: str = "",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> SuiteReport:
-    """Question 1 once, then each device in each dtype. Without a reference, `no_reference` says
-    why, and the first question is NOT CHECKED."""
+    """Question 1 once, then each device in each dtype and mode.
+
+    Without a reference the first question is NOT CHECKED, and `no_reference` says why.
+    """
     tokens = suite_tokens(weights.cfg, 2, min(33, weights.cfg.n_ctx))
     same = None
     if reference is not None:
@@ -251,12 +210,13 @@ def run_suite(
             weights,
             device,
             DTYPES[dtype],
-            tokens,
+            mode=mode,
             reference=reference,
-            on_step=lambda step, where=f"{device} {dtype}": on_step(f"{where}: {step}"),
+            on_step=lambda step, where=f"{device} {dtype} {mode}": on_step(f"{where}: {step}"),
         )
         for device in devices
         for dtype in dtypes
+        for mode in modes
     ]
     return SuiteReport(
         weights=weights.title,
@@ -288,23 +248,81 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
     return layer, cases
 
 
-def _end_to_end(
-    model: DemoTransformer,
-    on_cpu: DemoTransformer,
-    oracle: DemoTransformer,
-    tokens: Int[Tensor, "batch pos"],
-    reference: str | None,
-    healthy: float,
-) -> tuple[list[EndToEnd], Impact, float]:
-    device = run(model, tokens.to(model.embed.W_E.device))
+def _teacher_forced(
+    subject: Subject, on_step: Callable[[str], None]
+) -> tuple[list[Isolated], Located | None]:
+    model, oracle, given = subject.model, subject.oracle, subject.given
+    case = f"{given.shape[0]} × {given.shape[1]} tokens"
+    if subject.is_compiled:
+        on_step("teacher-forced, as a whole")
+        return isolate_whole(model, subject.on_cpu, oracle, given, case=case), None
+
+    layer, cliffs = cliff_inputs(model)
+    name = f"blocks.{layer}"
+    block, exact_block = (
+        cast(HookedModule, model.blocks[layer]),
+        cast(HookedModule, oracle.blocks[layer]),
+    )
+    runs: list[tuple[str, HookedModule, HookedModule, str, str, Tensor]] = [
+        ("", model, oracle, case, path, given) for path in PATHS
+    ]
+    runs += [
+        (name, block, exact_block, cliff, path, x)
+        for cliff, x in cliffs.items()
+        for path in ("fused", "explicit")
+    ]
+    isolated: list[Isolated] = []
+    located = None
+    for prefix, module, exact, case, path, x in runs:
+        on_step(f"teacher-forced, {case}, {path}")
+        rows = isolate(module, exact, x, path=path, case=case, autocast=subject.autocast)
+        bad = next((row for row in rows if row.verdict is not Verdict.PASS), None)
+        if bad and located is None:
+            located = locate(module, bad.name, path, x)
+        isolated += [replace(row, name=f"{prefix}.{row.name}".strip(".")) for row in rows]
+    return isolated, located
+
+
+def _probe(device: str, dtype: torch.dtype) -> tuple[list[Check], Located | None]:
+    results = run_probes(device, dtype)
+    checks = [
+        Check(
+            f"{result.name}, {result.layout}",
+            result.verdict,
+            result.ratio,
+            note=result.finding.diagnosis if result.finding else "",
+        )
+        for result in results
+    ]
+    faulty = next((result for result in results if result.finding), None)
+    if faulty is None or faulty.finding is None:
+        return checks, None
+    return checks, in_words(faulty.finding, f"{faulty.name}, {faulty.layout}")
+
+
+def _cannot_check(device: str, dtype: torch.dtype, mode: str) -> str:
+    if not is_available(device):
+        return f"this machine has no {device}"
+    if dtype is torch.float64 and torch.device(device).type == "mps":
+        return f"{device} has no float64"
+    if mode == "autocast" and dtype is not torch.float32:
+        return "autocast lowers the precision of float32 only"
+    return ""
+
+
+def _end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd], Impact, float]:
+    tokens, on_cpu, healthy = subject.tokens, subject.on_cpu, HEALTHY_RHO[subject.dtype]
+    names = [*leaves(subject.model)] if subject.is_compiled else None
+    device = run(subject.model, subject.given, names)
     with trusted():
-        exact = run(oracle, tokens)
-        errors, envelope = rms_errors(device, exact), healthy_envelope(on_cpu, tokens, exact)
+        exact = run(subject.oracle, tokens, names)
+        with subject.context():
+            envelope = healthy_envelope(on_cpu, tokens, exact)
+            allowed = 2 * healthy * row_difference(on_cpu(tokens), exact[LOGITS])
         theirs = _reference_errors(on_cpu, tokens, reference, exact) if reference else {}
-        allowed = 2 * healthy * row_difference(on_cpu(tokens), exact[LOGITS])
     rows = [
         EndToEnd(name, error, envelope[name], healthy, theirs.get(name))
-        for name, error in errors.items()
+        for name, error in rms_errors(device, exact).items()
     ]
     return rows, impact(device[LOGITS], exact[LOGITS], tokens), allowed
 
@@ -324,7 +342,3 @@ def _reference_errors(
         if key in exact and value.shape == exact[key].shape
     }
     return rms_errors(same_shape, exact)
-
-
-def _has_float64(device: str) -> bool:
-    return torch.device(device).type != "mps"

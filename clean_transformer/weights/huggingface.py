@@ -82,7 +82,7 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
             raise WeightsError(f"config.json says {field}={value!r}; supported: {list(values)}")
     try:
         d_model, n_heads = fields["n_embd"], fields["n_head"]
-        if d_model % n_heads:
+        if not n_heads or d_model % n_heads:
             raise WeightsError(
                 f"config.json: n_embd {d_model} is not a multiple of {n_heads} heads"
             )
@@ -137,10 +137,7 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     config = folder / "config.json"
     if not config.is_file():
         raise FileNotFoundError(f"{folder} has no config.json; is it a model's folder?")
-    try:
-        cfg = config_from_json(json.loads(config.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise WeightsError(f"{config} is not JSON ({error}); copy or download it again") from None
+    cfg = config_from_json(_read_json(config))
     state: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         state |= _read_file(file)
@@ -152,7 +149,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = _read_json(index).get("weight_map", {}).values()
         shards = [folder / name for name in dict.fromkeys(names)]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
@@ -163,6 +160,16 @@ def _weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
 
 
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file} is not JSON ({error}); copy or download it again") from None
+    if not isinstance(fields, dict):
+        raise WeightsError(f"{file} is not a JSON object; copy or download it again")
+    return fields
+
+
 def _read_file(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -171,7 +178,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{file} is damaged ({reason}); copy or download it again") from None
 

@@ -1,0 +1,98 @@
+"""The ratios that healthy runs have: the figures by which the suite's bounds are judged.
+
+Each run draws a model (shape, seed, kind of weights), a batch, a dtype and a number of threads, and
+judges every activation on every path. Prints the largest ratio of each kind of operation and how
+many rows did not pass, which on a healthy machine is none.
+
+    python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from clean_transformer.config import Config
+from clean_transformer.files import write_atomically
+from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.choices import DTYPES
+from clean_transformer.parity.end_to_end import threads
+from clean_transformer.parity.environment import environment
+from clean_transformer.parity.isolate import PATHS, Isolated, float64_oracle, isolate
+from clean_transformer.parity.verdict import Verdict
+from clean_transformer.weights.synthetic import plain, stress
+
+
+def draw_config(draw: random.Random) -> Config:
+    """A small GPT-2 of any proportions."""
+    n_heads, d_head = draw.choice((1, 2, 3, 4)), draw.choice((8, 16, 32, 64))
+    return Config(
+        n_layers=draw.choice((1, 2, 3, 4)),
+        n_heads=n_heads,
+        d_model=draw.choice((n_heads * d_head, 32, 96, 256)),
+        d_head=d_head,
+        d_mlp=draw.choice((64, 256, 1024, 3072)),
+        d_vocab=draw.choice((50, 1025, 5000)),
+        n_ctx=draw.choice((33, 64, 257)),
+        tied_unembed=draw.random() < 0.5,
+    )
+
+
+def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
+    """Every row of one run."""
+    draw = random.Random(seed)
+    cfg = draw_config(draw)
+    weights = draw.choice((plain, stress))(cfg, seed)
+    model = DemoTransformer.from_state_dict(weights, cfg).to(dtype)
+    oracle = float64_oracle(model)
+    length = draw.choice([n for n in (1, 2, 8, 9, 33, 64, 257) if n <= cfg.n_ctx])
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(cfg.d_vocab, (draw.choice((1, 2, 3)), length), generator=generator)
+    with threads(draw.choice((1, 2))):
+        for path in PATHS:
+            yield from isolate(model, oracle, tokens, path=path)
+
+
+def main(
+    runs: Annotated[int, typer.Option(help="How many models to draw, in each dtype.")] = 50,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
+) -> None:
+    """Measure the largest healthy ratio of each kind of operation, in every dtype."""
+    largest: dict[str, dict[str, float]] = {}
+    alarms, rows = 0, 0
+    progress = Console(stderr=True)
+    for name, dtype in DTYPES.items():
+        for seed in track(range(runs), f"{name}", console=progress, transient=True):
+            for row in healthy_run(seed, dtype):
+                by_dtype = largest.setdefault(row.operation, {})
+                by_dtype[name] = max(by_dtype.get(name, 0.0), row.ratio)
+                alarms += row.verdict is not Verdict.PASS
+                rows += 1
+    table = Table("largest healthy ratio", *DTYPES, box=None)
+    for operation, by_dtype in largest.items():
+        table.add_row(operation, *(f"{by_dtype[name]:.2g}" for name in DTYPES))
+    console = Console()
+    console.print(table)
+    total = runs * len(DTYPES)
+    console.print(f"{alarms} false alarms in {total} runs, {rows:,} activations judged")
+    if json_file is not None:
+        figures = {
+            "runs": total,
+            "rows": rows,
+            "false_alarms": alarms,
+            "largest_ratio": largest,
+            "environment": environment(),
+        }
+        write_atomically(json_file, json.dumps(figures, indent=1) + "\n")
+    raise typer.Exit(1 if alarms else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,78 @@
+"""`assert_parity`: the suite's questions, asked of one module in somebody's own tests."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from clean_transformer.activations import HookedModule
+from clean_transformer.device import resolve_device
+from clean_transformer.parity.compare import SAME_FUNCTION, compare_tensors
+from clean_transformer.parity.isolate import PATHS, float64_oracle, isolate, upcast
+from clean_transformer.parity.locate import locate
+from clean_transformer.parity.report import describe, located_lines
+from clean_transformer.parity.trust import trusted
+from clean_transformer.parity.verdict import Verdict
+from clean_transformer.parity.whole import judge_whole
+
+
+@torch.no_grad()
+def assert_parity(
+    module: nn.Module,
+    *inputs: Tensor,
+    reference: nn.Module | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Assert that the module is the reference's function, and that the device computes it well.
+
+    With a `reference` that takes the same inputs, both run in float64 on the CPU and must agree to
+    1e-12 of the output's scale. Then the module runs on the device in the dtype, and every
+    activation of its hook points (of a module that has none of ours, its output) must be within
+    the bound of its operation. The module itself is left as it is.
+
+    Raises `AssertionError` with the first divergence: the activation, its error, and the operation.
+    """
+    if reference is not None:
+        _assert_same_function(module, reference, *inputs)
+
+    chosen = resolve_device(device)
+    under_test = deepcopy(module).to(chosen, dtype)
+    given = [_to(x, dtype).to(chosen) for x in inputs]
+    with trusted():
+        on_cpu = deepcopy(module).to("cpu", dtype)
+        oracle = float64_oracle(on_cpu)
+    where = f"{type(module).__name__} on {chosen} in {str(dtype).removeprefix('torch.')}"
+    if not (isinstance(under_test, HookedModule) and isinstance(oracle, HookedModule)):
+        output = under_test(*given).cpu()
+        with trusted():
+            row = judge_whole("output", "", output, on_cpu, oracle, *(x.cpu() for x in given))
+        if row.verdict is not Verdict.PASS:
+            raise AssertionError(f"{where} is {row.verdict.value}: {describe(row)}")
+        return
+    for path in PATHS:
+        rows = isolate(under_test, oracle, *given, path=path, case="the inputs given")
+        bad = next((row for row in rows if row.verdict is not Verdict.PASS), None)
+        if bad is not None:
+            located = locate(under_test, bad.name, path, *given)
+            lines = [f"{where} is {bad.verdict.value}: {describe(bad)}"]
+            raise AssertionError("\n".join(lines + (located_lines(located) if located else [])))
+
+
+def _assert_same_function(module: nn.Module, reference: nn.Module, *inputs: Tensor) -> None:
+    with trusted():
+        ours, theirs = (
+            deepcopy(each).cpu().double()(*(upcast(x.cpu()) for x in inputs))
+            for each in (module, reference)
+        )
+        row = compare_tensors("output", "output", ours, theirs, SAME_FUNCTION)
+    if row.verdict is not Verdict.PASS:
+        raise AssertionError(
+            f"{type(module).__name__} is not the function of {type(reference).__name__}: in "
+            f"float64 the outputs differ by {row.error:.1e} of their scale, where rounding leaves "
+            f"less than {row.tolerance:g}; {row.note}".rstrip("; ")
+        )
+
+
+def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x

@@ -1,0 +1,96 @@
+"""What a run is made of: its devices, dtypes, modes, weights and tokens, chosen by name."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clean_transformer.config import Config
+from clean_transformer.device import available, resolve_device
+from clean_transformer.weights.hub import HubError
+from clean_transformer.weights.load import read_pretrained
+from clean_transformer.weights.synthetic import plain, stress
+from clean_transformer.weights.table import State
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Ways to run the model: as it is, its modules compiled, or float32 under autocast to bfloat16.
+MODES = ("eager", "compiled", "autocast")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The parameters that a run uses, under our names in float32, and where they are from."""
+
+    title: str
+    cfg: Config
+    state: State
+
+
+def choose_devices(names: str) -> list[str]:
+    """The devices named, between commas; "auto" is the fastest here, "all" cuda, mps and cpu.
+
+    Raises `ValueError` for one that PyTorch does not know; one that is absent is NOT CHECKED.
+    """
+    if names == "all":
+        return ["cpu", "cuda", "mps"]
+    chosen = [str(resolve_device()) if name == "auto" else name for name in names.split(",")]
+    for name in chosen:
+        try:
+            torch.device(name)
+        except RuntimeError:
+            raise ValueError(
+                f"PyTorch knows no device {name!r}; this machine has {available()}"
+            ) from None
+    return chosen
+
+
+def choose_dtypes(names: str) -> list[str]:
+    """The dtypes named, between commas, or all. Raises `ValueError` for an unknown one."""
+    return _choose("dtype", names, DTYPES)
+
+
+def choose_modes(names: str) -> list[str]:
+    """The modes named, between commas, or all. Raises `ValueError` for an unknown one."""
+    return _choose("mode", names, MODES)
+
+
+def choose_weights(source: str | None) -> Weights:
+    """The weights of a hub id, alias or folder; or of "stress" or "plain", also "stress:medium".
+
+    Without a source, GPT-2 small from the hub or its cache, else `stress` weights of its shape.
+    """
+    kind, _, size = (source or "").partition(":")
+    if kind in ("stress", "plain"):
+        cfg = Config.gpt2(size or "small")
+        title = f"synthetic {kind!r} weights of GPT-2 {size or 'small'}'s shape"
+        return Weights(title, cfg, (stress if kind == "stress" else plain)(cfg))
+    try:
+        cfg, state = read_pretrained(source or "gpt2", torch.device("cpu"), torch.float32)
+        return Weights(f"the weights of {source or 'gpt2'}", cfg, state)
+    except HubError as error:
+        if source:
+            raise
+        synthetic = choose_weights("stress")
+        return replace(synthetic, title=f"{synthetic.title}, because {error}")
+
+
+def suite_tokens(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]:
+    """Ids spread over the vocabulary, the first of each row its last (<|endoftext|> in GPT-2)."""
+    tokens = (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
+    tokens[:, 0] = cfg.d_vocab - 1
+    return tokens
+
+
+def _choose(what: str, names: str, known: Collection[str]) -> list[str]:
+    chosen = [*known] if names == "all" else names.split(",")
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"no {what} {name!r}; choose from {', '.join(known)}, all")
+    return chosen

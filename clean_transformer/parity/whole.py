@@ -1,0 +1,92 @@
+"""Modules as black boxes: compiled ones, and a person's own, whose inner steps nobody can watch."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clean_transformer.activations import HookedModule
+from clean_transformer.parity.isolate import Isolated, index_of_largest, upcast
+from clean_transformer.parity.trust import trusted
+
+# How much larger than the CPU's a healthy device's error may be.
+HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
+WRONG_FACTOR = 10.0
+
+
+def leaves(model: nn.Module) -> dict[str, HookedModule]:
+    """The modules that do the arithmetic: those without modules of ours inside."""
+    return {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, HookedModule)
+        and not any(isinstance(child, HookedModule) for child in part.children())
+    }
+
+
+def compile_leaves(model: nn.Module) -> None:
+    """Let `torch.compile` take each of them, in place; hooks on their outputs keep working."""
+    for part in leaves(model).values():
+        part.forward = torch.compile(part.forward, dynamic=False)
+
+
+@torch.no_grad()
+def isolate_whole(
+    model: HookedModule, on_cpu: HookedModule, oracle: HookedModule, *inputs: Tensor, case: str
+) -> list[Isolated]:
+    """Each leaf's own error, in units of what the CPU's module of the same dtype makes of the
+    device's input: root mean squares over the worst row (the last axis)."""
+    calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
+
+    def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        calls[name] = (args, output)
+
+    with ExitStack() as placed:
+        for name, part in leaves(model).items():
+            placed.callback(part.register_forward_hook(partial(keep, name)).remove)
+        model(*inputs)
+    with trusted():
+        return [
+            judge_whole(
+                name,
+                case,
+                output.cpu(),
+                on_cpu.get_submodule(name),
+                oracle.get_submodule(name),
+                *(arg.cpu() if isinstance(arg, Tensor) else arg for arg in args),
+            )
+            for name, (args, output) in calls.items()
+        ]
+
+
+def judge_whole(
+    name: str,
+    case: str,
+    output: Tensor,
+    on_cpu: Callable[..., Tensor],
+    oracle: Callable[..., Tensor],
+    *inputs: Any,
+) -> Isolated:
+    """A module's output beside that of the same module on the CPU and in float64."""
+    exact = oracle(*(upcast(x) if isinstance(x, Tensor) else x for x in inputs))
+    error, healthy_error = (upcast(x) - exact for x in (output, on_cpu(*inputs)))
+    by_row = error.square().mean(dim=-1).sqrt()
+    envelope = float(healthy_error.square().mean(dim=-1).sqrt().max())
+    largest = float(by_row.nan_to_num(torch.inf, torch.inf).max())
+    healthy = HEALTHY_RHO[output.dtype]
+    relative = float(error.square().mean().sqrt() / exact.square().mean().sqrt())
+    return Isolated(
+        name=name,
+        case=case,
+        path="as a whole",
+        operation="module as a whole",
+        ratio=largest / envelope if envelope else (torch.inf if largest else 0.0),
+        healthy=healthy,
+        wrong=WRONG_FACTOR * healthy,
+        rms_ratio=float(by_row.square().mean().sqrt()) / envelope if envelope else 0.0,
+        bits=-float(torch.tensor(relative).log2()),
+        worst_index=index_of_largest(by_row),
+    )

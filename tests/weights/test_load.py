@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.references import REFERENCES
+from clean_transformer.weights.huggingface import write_folder
+from clean_transformer.weights.load import FORMATS, read_pretrained, read_state_dict
+from clean_transformer.weights.table import WeightsError
+
+from ..helpers import (
+    TINY,
+    assert_equal_states,
+    assert_same_function,
+    needs,
+    quietly,
+    random_model,
+    random_tokens,
+    reference_model,
+    tiny,
+)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
+def test_every_format_is_recognised(known, tied: bool):
+    cfg = tiny(tied_unembed=tied)
+    state = random_model(cfg).state_dict()
+    read_cfg, read = read_state_dict(known.write(cfg, state), cfg)
+    assert read_cfg == cfg
+    assert_equal_states(read, state)
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_state_dict_of_the_reference_itself(installed: str, kind: str, tied: bool):
+    needs(kind, installed)
+    cfg = tiny(tied_unembed=tied)
+    model = random_model(cfg)
+    theirs = reference_model(quietly(REFERENCES[kind], cfg, model.state_dict())).state_dict()
+    expected = model.state_dict()
+    if kind == "hooked":  # its unembedding is a parameter of its own, even where it repeats W_E
+        assert {"blocks.0.attn.mask", "blocks.1.attn.IGNORE"} <= theirs.keys()
+        cfg, expected = None, expected | {"unembed.W_U": model.unembed.W_U}
+    copied = DemoTransformer.from_state_dict(theirs, cfg)
+    assert copied.cfg == (cfg or tiny(tied_unembed=False))
+    assert_equal_states(copied.state_dict(), expected)
+    assert_same_function(copied(random_tokens()), model(random_tokens()))
+
+
+def test_the_bare_models_state_dict_is_recognised():
+    state = random_model().state_dict()
+    bare = {
+        key.removeprefix("transformer."): tensor
+        for key, tensor in FORMATS[2].write(TINY, state).items()
+    }
+    assert_equal_states(read_state_dict(bare, TINY)[1], state)
+
+
+def test_a_given_config_is_believed_over_the_shapes():
+    state = random_model(tiny(n_heads=3, d_head=4)).state_dict()
+    cfg = tiny(n_heads=2, d_head=6, eps=1e-6)
+    theirs = FORMATS[2].write(TINY, state)
+    assert read_state_dict(theirs, cfg)[0] == cfg
+    with pytest.raises(WeightsError, match="d_model 12 is not a published width"):
+        read_state_dict(theirs)
+
+
+def test_our_own_tied_state_is_inferred_tied():
+    cfg, _ = read_state_dict(random_model().state_dict())
+    assert cfg == TINY
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_folder_arrives_on_the_device_in_the_dtype(tmp_path: Path, device: str, dtype):
+    if device == "mps" and dtype == torch.float64:
+        pytest.skip("mps has no float64")
+    state = random_model(dtype=torch.float32).state_dict()
+    write_folder(tmp_path, TINY, state)
+    cfg, read = read_pretrained(tmp_path, torch.device(device), dtype)
+    assert cfg == TINY
+    assert {tensor.device.type for tensor in read.values()} == {device}
+    expected = {name: tensor.to(dtype) for name, tensor in state.items()}
+    assert_equal_states({name: tensor.cpu() for name, tensor in read.items()}, expected)
