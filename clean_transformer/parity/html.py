@@ -122,9 +122,9 @@ class Chart:
         return self.left + (index + 0.5) * self.step
 
     def y(self, value: float) -> float:
-        """Zero and infinity are drawn at the edges."""
+        """Zero is drawn at the lower edge, what is no number at the upper one."""
         low, high = self.decades[0], self.decades[-1]
-        depth = math.log10(value) if value > 0 else low
+        depth = low if value == 0 else high if math.isnan(value) else math.log10(value)
         share = (min(max(depth, low), high) - low) / (high - low)
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
@@ -170,7 +170,7 @@ def number(value: float | str, digits: int = 3) -> str:
     value = float(value)
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else f"{'−' if value < 0 else ''}∞"
-    return f"{value:.{digits}g}"
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def worst_verdict(rows: Iterable[Row]) -> str:

@@ -1,0 +1,460 @@
+"""The page says what the JSON says, to every reader, on a machine without a network."""
+
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from clean_transformer.cli import app
+from clean_transformer.config import Config
+from clean_transformer.parity import suite
+from clean_transformer.parity.compare import Comparison, ParityReport
+from clean_transformer.parity.html import render, write_html
+from clean_transformer.parity.report import group_of, to_json
+from clean_transformer.parity.suite import SuiteReport, Weights, run_suite
+from clean_transformer.parity.verdict import Verdict
+from clean_transformer.weights.synthetic import stress
+
+TINY = Config(n_layers=3, n_heads=2, d_model=64, d_head=32, d_mlp=128, d_vocab=300, n_ctx=64)
+MARKUP = """<b onclick="x('y')">&amp;</b>"""
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+VOID = {"meta", "br"}
+
+
+@pytest.fixture(scope="module")
+def measured() -> SuiteReport:
+    """A real report: a CPU that is healthy, and a device that most machines do not have."""
+    weights = Weights("tiny 'stress' weights", TINY, stress(TINY))
+    devices, dtypes = ["cpu", "mps"], ["float32", "bfloat16"]
+    return run_suite(weights, devices, dtypes, reference=None, no_reference="no reference here")
+
+
+@pytest.fixture(scope="module")
+def broken(measured: SuiteReport) -> SuiteReport:
+    """The same with a fault of every sort."""
+    first, *others = measured.runs
+    query = "blocks.1.attn.hook_q"
+    isolated = [
+        replace(row, ratio=1e5, bits=3.25, per_head=(2.0, 1e5)) if row.name == query else row
+        for row in first.isolated
+    ]
+    isolated = [
+        replace(row, ratio=math.inf, bits=-math.inf) if row.name == "blocks.2.mlp" else row
+        for row in isolated
+    ]
+    errors = {"blocks.2.hook_resid_mid": math.inf, "blocks.2.hook_resid_post": math.nan}
+    end_to_end = [
+        replace(row, error=errors.get(row.name, row.error), reference_error=3 * row.envelope)
+        for row in first.end_to_end
+    ]
+    checks = [replace(check, verdict=Verdict.WRONG, note=MARKUP) for check in first.invariants]
+    run = replace(first, isolated=isolated, end_to_end=end_to_end, invariants=checks)
+    rows = [
+        Comparison("hook_embed", "hook_embed", 0.0, 1.5, 1e-12),
+        Comparison("blocks.0.attn.hook_q", "blocks.0.attn.hook_q", 3e-3, 1.5, 1e-12),
+        Comparison("blocks.0.attn.hook_k", "blocks.0.attn.hook_k", 3e-14, 1.5, 1e-12),
+        Comparison("blocks.1.hook_rot", "", 0.0, 0.0, 1e-12, note=MARKUP),
+    ]
+    return replace(
+        measured, weights=MARKUP, runs=[run, *others], same_function=ParityReport("theirs", rows)
+    )
+
+
+@pytest.fixture(params=["measured", "broken"])
+def report(request: pytest.FixtureRequest) -> SuiteReport:
+    return request.getfixturevalue(request.param)
+
+
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str]
+    children: list["Element"] = field(default_factory=list)
+    text: str = ""
+
+    def walk(self) -> Iterator["Element"]:
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def all(self, attribute: str, value: str | None = None) -> list["Element"]:
+        """The descendants with that attribute, or with that word in it."""
+        return [
+            element
+            for element in self.walk()
+            if attribute in element.attributes
+            and (value is None or value in element.attributes[attribute].split())
+        ]
+
+    def words(self) -> str:
+        return " ".join(" ".join(element.text for element in self.walk()).split())
+
+
+class Page(HTMLParser):
+    """The elements of a page; every one of them must be closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.root = Element("", {})
+        self.open = [self.root]
+        self.feed(text)
+        self.close()
+        assert self.open == [self.root]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {name: value or "" for name, value in attrs})
+        self.open[-1].children.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop().tag == tag
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].text += data
+
+
+def run_sections(page: Element) -> list[Element]:
+    return page.all("class", "run")
+
+
+def facts(part: Element) -> dict[str, dict[str, str]]:
+    """What every square or point of a figure tells, by the activation's name."""
+    told = {}
+    for figure in part.all("data-fields"):
+        fields = figure.attributes["data-fields"].split("|")
+        for element in figure.all("data-facts"):
+            values = element.attributes["data-facts"].split("|")
+            told[values[0]] = dict(zip(fields, values, strict=True))
+    return told
+
+
+def same_number(shown: str, value: float | str, digits: int = 4) -> bool:
+    value = float(value)
+    words = {"∞": math.inf, "−∞": -math.inf, "not a number": math.nan}
+    read = words[shown] if shown in words else float(shown)
+    return read == pytest.approx(value, rel=0.5 * 10 ** (1 - digits), abs=0, nan_ok=True)
+
+
+def badness(row: dict[str, Any]) -> tuple[int, float]:
+    healthy = healthy_ratio(row)
+    ratio = float(row["ratio"])
+    share = ratio / healthy if healthy else math.inf * ratio if ratio else 0.0
+    return [verdict.value for verdict in Verdict].index(row["verdict"]), share
+
+
+def healthy_ratio(row: dict[str, Any]) -> float:
+    kind = row["kind"]
+    return max(kind["healthy"], kind["healthy_per_root"] * math.sqrt(row["summed"]))
+
+
+# --- the numbers are the JSON's ---
+
+
+def test_every_teacher_forced_square(report: SuiteReport):
+    plain = to_json(report)
+    page = Page(render(plain)).root
+    for section, run in zip(run_sections(page), plain["runs"], strict=True):
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for row in run["isolated"]:
+            rows.setdefault(row["name"], []).append(row)
+        squares = {} if run["not_checked"] else facts(section.all("class", "teacher-forced")[0])
+        assert squares.keys() == rows.keys()
+        for name, told in squares.items():
+            worst = max(map(badness, rows[name]))
+            candidates = [row for row in rows[name] if badness(row) == worst]
+            (row,) = [
+                row
+                for row in candidates
+                if (told["case"], told["path"]) == (row["case"], row["path"])
+            ]
+            assert told["verdict"] == row["verdict"]
+            assert told["operation"] == row["kind"]["name"]
+            assert same_number(told["ratio"], row["ratio"])
+            assert same_number(told["healthy"], healthy_ratio(row))
+            assert same_number(told["bits"], row["bits"])
+            assert told["index"] == ", ".join(map(str, row["worst_index"]))
+            assert told["precision"] == row["lower_precision"]
+            if row["per_head"]:
+                assert row["per_head"][int(told["head"])] == max(row["per_head"])
+            else:
+                assert told["head"] == ""
+
+
+def test_every_end_to_end_square(report: SuiteReport):
+    plain = to_json(report)
+    for section, run in zip(run_sections(Page(render(plain)).root), plain["runs"], strict=True):
+        rows = {row["name"]: row for row in run["end_to_end"]}
+        squares = {} if run["not_checked"] else facts(section.all("class", "end-to-end")[0])
+        assert squares.keys() == rows.keys()
+        for name, told in squares.items():
+            row = rows[name]
+            assert told["verdict"] == row["verdict"]
+            for key in ("rho", "healthy", "error", "envelope"):
+                assert same_number(told[key], row[key])
+            theirs = row["reference_error"]
+            assert told["reference"] == "" if theirs is None else same_number(told["reference"], theirs)
+
+
+def test_every_point_of_the_chart(report: SuiteReport):
+    plain = to_json(report)
+    for section, run in zip(run_sections(Page(render(plain)).root), plain["runs"], strict=True):
+        rows = {row["name"]: row for row in run["end_to_end"] if "hook_resid" in row["name"]}
+        points = {} if run["not_checked"] else facts(section.all("class", "chart")[0])
+        assert [*points] == [*rows]
+        for name, told in points.items():
+            row = rows[name]
+            assert same_number(told["ours"], row["error"])
+            assert same_number(told["envelope"], row["envelope"])
+            assert same_number(told["allowed"], row["healthy"] * float(row["envelope"]))
+            if row["reference_error"] is not None:
+                assert same_number(told["reference"], row["reference_error"])
+            else:
+                assert "reference" not in told
+
+
+def test_higher_on_the_chart_is_a_larger_error(measured: SuiteReport):
+    section = run_sections(Page(render(to_json(measured))).root)[0]
+    line = next(e for e in section.all("class", "ours") if e.tag == "polyline")
+    heights = [-float(point.split(",")[1]) for point in line.attributes["points"].split()]
+    residual = [row for row in measured.runs[0].end_to_end if "hook_resid" in row.name]
+    by_height = sorted(range(len(residual)), key=lambda i: (heights[i], residual[i].error))
+    by_error = sorted(residual, key=lambda row: row.error)
+    assert [residual[i].error for i in by_height] == [row.error for row in by_error]
+
+
+def test_tables(report: SuiteReport):
+    plain = to_json(report)
+    page = Page(render(plain)).root
+    for section, run in zip(run_sections(page), plain["runs"], strict=True):
+        checks = {row.attributes["data-invariant"]: row for row in section.all("data-invariant")}
+        assert [*checks] == [check["name"] for check in run["invariants"]]
+        for check in run["invariants"]:
+            _, measured, allowed, note, verdict = checks[check["name"]].children
+            assert same_number(measured.text, check["measured"], 3)
+            assert same_number(allowed.text.removeprefix("≤ "), check["allowed"], 3)
+            assert note.text == check["note"]
+            assert verdict.words() == check["verdict"]
+        kinds = {row.attributes["data-kind"]: row for row in section.all("data-kind")}
+        assert kinds.keys() == {row["kind"]["name"] for row in run["isolated"]}
+        for name, row in kinds.items():
+            same = [row for row in run["isolated"] if row["kind"]["name"] == name]
+            worst = max(same, key=badness)
+            _, count, ratio, healthy, _, verdict = row.children
+            assert int(count.text) == len(same)
+            assert same_number(ratio.text, worst["ratio"], 3)
+            assert same_number(healthy.text.removeprefix("≤ "), healthy_ratio(worst))
+            assert verdict.words() == worst["verdict"]
+        if run["impact"]:
+            flips = f"{run['impact']['top1_flips']} of {run['impact']['positions']} most likely"
+            assert flips in section.words()
+
+
+def test_the_first_question(broken: SuiteReport):
+    plain = to_json(broken)
+    page = Page(render(plain)).root
+    (section,) = page.all("id", "same-function")
+    assert "3 of its 4" in section.words()
+    table = {row.attributes["data-place"]: row for row in section.all("data-place")}
+    rows = plain["same_function"]["rows"]
+    assert table.keys() == {group_of(row["key"]) for row in rows}
+    for place, row in table.items():
+        same = [row for row in rows if group_of(row["key"]) == place]
+        largest = max(same, key=lambda row: row["relative_error"])
+        _, compared, error, key, _ = row.children
+        assert compared.text == f"{sum(bool(row['name']) for row in same)} of {len(same)}"
+        assert same_number(error.text, largest["relative_error"], 3)
+        assert key.children[0].text == largest["key"]
+    assert table["block 0"].children[-1].words() == "WRONG"
+    assert f"NOT CHECKED blocks.1.hook_rot {MARKUP}" in section.words()
+
+
+def test_verdicts_in_words(report: SuiteReport):
+    plain = to_json(report)
+    page = Page(render(plain)).root
+    (top,) = page.all("id", "top")
+    assert top.attributes["data-verdict"] == plain["verdict"]
+    assert top.words().startswith(plain["verdict"])
+    for section, run in zip(run_sections(page), plain["runs"], strict=True):
+        assert section.children[0].words().endswith(run["verdict"])
+    linked = [e for e in page.all("href") if e.attributes["href"].startswith("#run-")]
+    matrix = [e.words() for e in linked][-len(plain["runs"]) :]
+    assert matrix == [run["verdict"] for run in plain["runs"]]
+
+
+# --- what is wrong, and what was not checked ---
+
+
+def test_reasons_why_something_was_not_checked(measured: SuiteReport):
+    page = Page(render(to_json(measured))).root
+    (top,) = page.all("id", "top")
+    assert "not everything was checked" in top.words()
+    assert "no reference here" in top.words()
+    assert "no reference here" in page.all("id", "same-function")[0].words()
+    for section, run in zip(run_sections(page), measured.runs, strict=True):
+        if run.not_checked:
+            assert run.not_checked in section.words()
+            assert run.not_checked in top.words()
+
+
+def test_the_first_bad_activation(broken: SuiteReport):
+    page = Page(render(to_json(broken))).root
+    words = run_sections(page)[0].words()
+    assert "First bad activation: blocks.1.attn.hook_q WRONG" in words
+    assert "is off by 100000 roundings where 30 are healthy" in words
+    assert "head 1" in words
+    assert "The reference itself is off" in words
+    assert "first at blocks.1.attn.hook_q" in page.all("id", "top")[0].words()
+
+
+def test_a_bad_square_has_a_letter(broken: SuiteReport):
+    squares = run_sections(Page(render(to_json(broken))).root)[0].all("data-facts")
+    for square in squares:
+        if "square" in square.attributes.get("class", "").split():
+            verdict = square.attributes["data-facts"].split("|")[1]
+            assert square.text == {"PASS": "", "DEGRADED": "D", "WRONG": "W"}[verdict]
+
+
+def test_the_operation(measured: SuiteReport):
+    plain = to_json(measured)
+    assert "First bad operation" not in render(plain)
+    plain["runs"][0]["finding"] = None
+    assert "First bad operation" not in render(plain)
+    plain["runs"][0]["finding"] = {
+        "operation": "aten.linear",
+        "diagnosis": "wrong only when the weight is not contiguous",
+        "known": [f"linear returns garbage {MARKUP}"],
+        "script": 'assert x < 3 and "quotes" & y\n',
+    }
+    page = Page(render(plain)).root
+    (card,) = page.all("class", "finding")
+    for words in ("aten.linear", "only when the weight", f"linear returns garbage {MARKUP}"):
+        assert words in card.words()
+    (script,) = [element for element in card.walk() if element.tag == "pre"]
+    assert script.text == plain["runs"][0]["finding"]["script"]
+
+
+# --- one file, and nothing else ---
+
+
+def test_no_network(report: SuiteReport):
+    text = render(to_json(report))
+    assert not re.search(r"://|url\(|@import|\bimport\b|fetch\(|XMLHttpRequest", text)
+    links = ("src", "srcset", "href", "action", "data", "poster", "background")
+    for element in Page(text).root.walk():
+        assert element.tag not in ("link", "img", "iframe", "object", "base")
+        for name in set(links) & set(element.attributes):
+            assert element.attributes[name].startswith("#"), element
+    page = Page(text).root
+    names = {element.attributes["id"] for element in page.all("id")}
+    assert {e.attributes["href"].removeprefix("#") for e in page.all("href")} <= names
+
+
+def test_everything_is_escaped(broken: SuiteReport):
+    text = render(to_json(broken))
+    assert "<b onclick" not in text
+    page = Page(text).root
+    assert f"Measured on {MARKUP}" in page.words()
+    assert not [e for e in page.walk() if any(name.startswith("on") for name in e.attributes)]
+
+
+def test_the_file_is_written_whole(measured: SuiteReport, tmp_path: Path):
+    file = tmp_path / "page.html"
+    file.write_text("before")
+    write_html(measured, file)
+    assert file.read_text(encoding="utf-8") == render(to_json(measured))
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_the_command_writes_it(
+    measured: SuiteReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(suite, "choose_weights", lambda source: None)
+    monkeypatch.setattr(suite, "run_suite", lambda *args, **options: measured)
+    file = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["parity", "--reference", "none", "--html", str(file)])
+    assert result.exit_code == 3, result.output
+    assert file.read_text(encoding="utf-8") == render(to_json(measured))
+
+
+@pytest.mark.parametrize(("layers", "runs", "megabytes"), [(12, 4, 0.7), (48, 3, 1.5)])
+def test_size(measured: SuiteReport, layers: int, runs: int, megabytes: float):
+    plain = to_json(measured)
+    deep = plain["runs"][0]
+    for part in ("isolated", "end_to_end"):
+        deep[part] = deeper(deep[part], layers)
+    plain["runs"] = [deepcopy(deep) for _ in range(runs)]
+    text = render(plain)
+    assert len(text.encode()) < megabytes * 1e6
+    for section in run_sections(Page(text).root):
+        told = facts(section.all("class", "teacher-forced")[0])
+        assert sum(name.endswith("attn.hook_q") for name in told) == layers
+
+
+def deeper(rows: list[dict[str, Any]], layers: int) -> list[dict[str, Any]]:
+    """The rows of a model with more blocks like the second."""
+    more = []
+    for row in rows:
+        more.append(row)
+        if row["name"].startswith("blocks.1."):
+            rest = row["name"].removeprefix("blocks.1.")
+            more += [{**row, "name": f"blocks.{layer}.{rest}"} for layer in range(3, layers)]
+    return more
+
+
+# --- in a browser ---
+
+
+def browse(file: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page as the browser has it once its script has run, and what its console says."""
+    assert CHROMIUM
+    quiet = "gpu quic background-networking component-update sync".split()
+    options = ["--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr", "--v=0"]
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *options,
+            *(f"--disable-{part}" for part in quiet),
+            f"--user-data-dir={profile}",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--dump-dom",
+            file.as_uri(),
+        ],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+def test_in_a_browser_without_a_network(broken: SuiteReport, tmp_path: Path):
+    file = tmp_path / "page.html"
+    write_html(broken, file)
+    document, console = browse(file, tmp_path / "profile")
+    assert console == []
+    shown, written = Page(document).root, Page(file.read_text(encoding="utf-8")).root
+    for ours, theirs in zip(run_sections(written), run_sections(shown), strict=True):
+        assert facts(ours) == facts(theirs)
+    # The script has run: every figure can be reached with the keyboard.
+    for figure in shown.all("data-fields"):
+        assert len(figure.all("tabindex", "0")) == 1
+
+    bad = file.read_text(encoding="utf-8").replace('"use strict";', '"use strict"; console.error(1);')
+    file.write_text(bad.replace("</main>", '<img src="https://example.org/x.png"></main>'))
+    _, console = browse(file, tmp_path / "profile")
+    assert len(console) == 2
