@@ -162,7 +162,8 @@ def _attention(call: Call64) -> list[Expected | None]:
     A causal mask is aligned top-left. G = Σⱼ pⱼ|vⱼ| (1 + Sⱼ + Σₗ pₗSₗ), S = |q||k|scale + |mask|:
     a score is off by u S, and δp = p (δs - Σₗ pₗδsₗ) to first order, so that
     |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ), beside pⱼ's own rounding. A half-precision kernel rounds p and the
-    result, and keeps scores in float32: there G is |z| + √Σ(pⱼvⱼ)², plus the float32 bound. The other outputs (logsumexp, seeds) serve a backward pass and are not compared.
+    result, and keeps scores in float32: there G is |z| + √Σ(pⱼvⱼ)², plus the float32 bound. The
+    other outputs (logsumexp, seeds) serve a backward pass and are not compared.
     """
     if call.named.get("dropout_p"):
         return [None]
