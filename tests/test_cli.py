@@ -40,7 +40,7 @@ def test_0_where_everything_passes(small: Path) -> None:
     assert result.exit_code == (0 if REFERENCE else 3), result.output
     assert result.stdout.splitlines()[0] == "clean_transformer on small stress weights"
     read = json.loads((small / "r.json").read_text())
-    assert read["verdict"] == "PASS"
+    assert read["verdict"] == ("PASS" if REFERENCE else "NOT CHECKED")
     assert [*small.iterdir()] == [small / "r.json"]
 
 
