@@ -5,18 +5,19 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import groupby
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, StrictUndefined
 
 from clean_transformer.files import write_atomically
-from clean_transformer.parity.report import MARKS, group_of, to_json
+from clean_transformer.parity.report import MARKS, PRECISION_SETTINGS, group_of, to_json
 from clean_transformer.parity.suite import SuiteReport
 from clean_transformer.parity.verdict import Verdict, worst
 
 Row = Mapping[str, Any]
+Key = TypeVar("Key")
 
 # A square's colour: the first of these that its error, as a share of the healthy, does not exceed.
 SHARES = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 8, 64, 512, math.inf)
@@ -117,7 +118,7 @@ class Chart:
         """The width of one activation."""
         return (self.width - self.left) / len(self.names)
 
-    def x(self, index: int) -> float:
+    def x(self, index: int | float) -> float:
         """The middle of an activation."""
         return self.left + (index + 0.5) * self.step
 
@@ -157,6 +158,7 @@ def render(report: Row) -> str:
         reasons=reasons(report),
         places=places,
         kinds=kinds,
+        precision_settings=PRECISION_SETTINGS,
         first_failure=first_failure,
         worst_reference=worst_reference,
         teacher_forced=lambda run: heat_map(run["isolated"], isolated_cell),
@@ -165,7 +167,7 @@ def render(report: Row) -> str:
     )
 
 
-def number(value: float | str, digits: int = 3) -> str:
+def number(value: int | float | str, digits: int = 3) -> str:
     """A number to read, also one that is none."""
     value = float(value)
     if not math.isfinite(value):
@@ -231,25 +233,26 @@ def first_failure(run: Row) -> Cell | None:
 
 def places(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Question 1's rows, by the block that they are in, the worst of each first."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(group_of(row["name"] or row["key"]), []).append(row)
-    return {
-        place: sorted(same, key=lambda row: (bool(row["name"]), _error(row)), reverse=True)
-        for place, same in groups.items()
-    }
 
+    def concern(row: Row) -> tuple[bool, float]:
+        error = float(row["error"])
+        return bool(row["name"]), math.inf if math.isnan(error) else error
 
-def _error(row: Row) -> float:
-    error = float(row["error"])
-    return math.inf if math.isnan(error) else error
+    groups = _grouped(rows, lambda row: group_of(row["name"] or row["key"]))
+    return {place: sorted(same, key=concern, reverse=True) for place, same in groups.items()}
 
 
 def kinds(run: Row) -> dict[str, tuple[int, Cell]]:
     """Every kind of operation: how many activations, and the worst of them."""
-    by_kind = sorted(run["isolated"], key=lambda row: row["operation"])
-    groups = {kind: [*rows] for kind, rows in groupby(by_kind, key=lambda row: row["operation"])}
+    groups = _grouped(run["isolated"], lambda row: row["operation"])
     return {kind: (len(rows), isolated_cell(rows)) for kind, rows in groups.items()}
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def worst_reference(run: Row) -> tuple[int, Row] | None:
@@ -270,7 +273,7 @@ def isolated_cell(rows: list[Row]) -> Cell:
 
 
 def _isolated_cell(row: Row) -> Cell:
-    ratio, healthy = float(row["ratio"]), row["healthy"]
+    ratio, healthy = float(row["ratio"]), float(row["healthy"])
     heads = [head for head, largest in enumerate(row["per_head"]) if largest == row["ratio"]]
     facts = {
         "name": row["name"],
@@ -330,14 +333,9 @@ def _by_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
     Every run of the suite tells a part of that order: the one that watched the most goes first.
     """
-    runs: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        runs.setdefault((row.get("case", ""), row.get("path", "")), []).append(row)
-    named: dict[str, list[Row]] = {}
-    for run in sorted(runs.values(), key=len, reverse=True):
-        for row in run:
-            named.setdefault(row["name"], []).append(row)
-    return named
+    runs = _grouped(rows, lambda row: (row.get("case"), row.get("path")))
+    longest_first = sorted(runs.values(), key=len, reverse=True)
+    return _grouped(chain.from_iterable(longest_first), lambda row: row["name"])
 
 
 def depth_chart(run: Row) -> Chart | None:

@@ -15,16 +15,17 @@ import pytest
 from typer.testing import CliRunner
 
 from clean_transformer.cli import app
-from clean_transformer.config import Config
-from clean_transformer.parity import suite
+from clean_transformer.parity import choices, invariants, probes, suite
 from clean_transformer.parity.compare import Comparison, ParityReport
+from clean_transformer.parity.end_to_end import threads
 from clean_transformer.parity.html import render, write_html
+from clean_transformer.parity.locate import Located
 from clean_transformer.parity.report import group_of, to_json
-from clean_transformer.parity.suite import SuiteReport, Weights, run_suite
+from clean_transformer.parity.suite import SuiteReport, run_suite
 from clean_transformer.parity.verdict import Verdict
-from clean_transformer.weights.synthetic import stress
 
-TINY = Config(n_layers=3, n_heads=2, d_model=64, d_head=32, d_mlp=128, d_vocab=300, n_ctx=64)
+from .small import small_weights
+
 MARKUP = """<b onclick="x('y')">&amp;</b>"""
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "br"}
@@ -33,9 +34,12 @@ VOID = {"meta", "br"}
 @pytest.fixture(scope="module")
 def measured() -> SuiteReport:
     """A real report: a CPU that is healthy, and a device that most machines do not have."""
-    weights = Weights("tiny 'stress' weights", TINY, stress(TINY))
+    weights = small_weights(n_layers=3, d_model=64, d_head=32, d_mlp=128, d_vocab=300)
     devices, dtypes = ["cpu", "mps"], ["float32", "bfloat16"]
-    return run_suite(weights, devices, dtypes, reference=None, no_reference="no reference here")
+    with pytest.MonkeyPatch.context() as few, threads(1):
+        few.setattr(probes, "PROBES", probes.PROBES[:1])
+        few.setattr(invariants, "INVARIANTS", invariants.INVARIANTS[:2])
+        return run_suite(weights, devices, dtypes, reference=None, no_reference="no reference here")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,23 @@ def broken(measured: SuiteReport) -> SuiteReport:
         for row in first.end_to_end
     ]
     checks = [replace(check, verdict=Verdict.WRONG, note=MARKUP) for check in first.invariants]
-    run = replace(first, isolated=isolated, end_to_end=end_to_end, invariants=checks)
+    run = replace(
+        first,
+        isolated=isolated,
+        end_to_end=end_to_end,
+        invariants=checks,
+        probes=[replace(first.probes[0], verdict=Verdict.WRONG, note=MARKUP), *first.probes[1:]],
+        located=Located(
+            where="blocks.1.attn.hook_q",
+            operation="aten.linear",
+            operands=("float32 [2, 33, 64]", "float32 [64, 64]"),
+            ratio=1e5,
+            bits=3.25,
+            diagnosis="wrong only when the weight is not contiguous",
+            known=(f"linear returns garbage {MARKUP}",),
+            script='assert x < 3 and "quotes" & y\n',
+        ),
+    )
     rows = [
         Comparison("hook_embed", "hook_embed", 0.0, 1.5, 1e-12),
         Comparison("blocks.0.attn.hook_q", "blocks.0.attn.hook_q", 3e-3, 1.5, 1e-12),
@@ -78,8 +98,16 @@ def report(request: pytest.FixtureRequest) -> SuiteReport:
 class Element:
     tag: str
     attributes: dict[str, str]
-    children: list["Element"] = field(default_factory=list)
-    text: str = ""
+    parts: list["Element | str"] = field(default_factory=list)
+
+    @property
+    def children(self) -> list["Element"]:
+        return [part for part in self.parts if isinstance(part, Element)]
+
+    @property
+    def text(self) -> str:
+        """All of it, in order."""
+        return "".join(part if isinstance(part, str) else part.text for part in self.parts)
 
     def walk(self) -> Iterator["Element"]:
         yield self
@@ -96,7 +124,7 @@ class Element:
         ]
 
     def words(self) -> str:
-        return " ".join(" ".join(element.text for element in self.walk()).split())
+        return " ".join(self.text.split())
 
 
 class Page(HTMLParser):
@@ -112,7 +140,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         element = Element(tag, {name: value or "" for name, value in attrs})
-        self.open[-1].children.append(element)
+        self.open[-1].parts.append(element)
         if tag not in VOID:
             self.open.append(element)
 
@@ -124,7 +152,7 @@ class Page(HTMLParser):
         assert self.open.pop().tag == tag
 
     def handle_data(self, data: str) -> None:
-        self.open[-1].text += data
+        self.open[-1].parts.append(data)
 
 
 def run_sections(page: Element) -> list[Element]:
@@ -150,15 +178,9 @@ def same_number(shown: str, value: float | str, digits: int = 4) -> bool:
 
 
 def badness(row: dict[str, Any]) -> tuple[int, float]:
-    healthy = healthy_ratio(row)
-    ratio = float(row["ratio"])
-    share = ratio / healthy if healthy else math.inf * ratio if ratio else 0.0
+    ratio, healthy = float(row["ratio"]), float(row["healthy"])
+    share = ratio / healthy if healthy else math.inf if ratio else 0.0
     return [verdict.value for verdict in Verdict].index(row["verdict"]), share
-
-
-def healthy_ratio(row: dict[str, Any]) -> float:
-    kind = row["kind"]
-    return max(kind["healthy"], kind["healthy_per_root"] * math.sqrt(row["summed"]))
 
 
 # --- the numbers are the JSON's ---
@@ -182,9 +204,9 @@ def test_every_teacher_forced_square(report: SuiteReport):
                 if (told["case"], told["path"]) == (row["case"], row["path"])
             ]
             assert told["verdict"] == row["verdict"]
-            assert told["operation"] == row["kind"]["name"]
+            assert told["operation"] == row["operation"]
             assert same_number(told["ratio"], row["ratio"])
-            assert same_number(told["healthy"], healthy_ratio(row))
+            assert same_number(told["healthy"], row["healthy"])
             assert same_number(told["bits"], row["bits"])
             assert told["index"] == ", ".join(map(str, row["worst_index"]))
             assert told["precision"] == row["lower_precision"]
@@ -206,7 +228,11 @@ def test_every_end_to_end_square(report: SuiteReport):
             for key in ("rho", "healthy", "error", "envelope"):
                 assert same_number(told[key], row[key])
             theirs = row["reference_error"]
-            assert told["reference"] == "" if theirs is None else same_number(told["reference"], theirs)
+            assert (
+                told["reference"] == ""
+                if theirs is None
+                else same_number(told["reference"], theirs)
+            )
 
 
 def test_every_point_of_the_chart(report: SuiteReport):
@@ -249,14 +275,14 @@ def test_tables(report: SuiteReport):
             assert note.text == check["note"]
             assert verdict.words() == check["verdict"]
         kinds = {row.attributes["data-kind"]: row for row in section.all("data-kind")}
-        assert kinds.keys() == {row["kind"]["name"] for row in run["isolated"]}
+        assert kinds.keys() == {row["operation"] for row in run["isolated"]}
         for name, row in kinds.items():
-            same = [row for row in run["isolated"] if row["kind"]["name"] == name]
+            same = [row for row in run["isolated"] if row["operation"] == name]
             worst = max(same, key=badness)
             _, count, ratio, healthy, _, verdict = row.children
             assert int(count.text) == len(same)
             assert same_number(ratio.text, worst["ratio"], 3)
-            assert same_number(healthy.text.removeprefix("≤ "), healthy_ratio(worst))
+            assert same_number(healthy.text.removeprefix("≤ "), worst["healthy"])
             assert verdict.words() == worst["verdict"]
         if run["impact"]:
             flips = f"{run['impact']['top1_flips']} of {run['impact']['positions']} most likely"
@@ -273,10 +299,10 @@ def test_the_first_question(broken: SuiteReport):
     assert table.keys() == {group_of(row["key"]) for row in rows}
     for place, row in table.items():
         same = [row for row in rows if group_of(row["key"]) == place]
-        largest = max(same, key=lambda row: row["relative_error"])
+        largest = max(same, key=lambda row: row["error"])
         _, compared, error, key, _ = row.children
         assert compared.text == f"{sum(bool(row['name']) for row in same)} of {len(same)}"
-        assert same_number(error.text, largest["relative_error"], 3)
+        assert same_number(error.text, largest["error"], 3)
         assert key.children[0].text == largest["key"]
     assert table["block 0"].children[-1].words() == "WRONG"
     assert f"NOT CHECKED blocks.1.hook_rot {MARKUP}" in section.words()
@@ -314,7 +340,7 @@ def test_the_first_bad_activation(broken: SuiteReport):
     page = Page(render(to_json(broken))).root
     words = run_sections(page)[0].words()
     assert "First bad activation: blocks.1.attn.hook_q WRONG" in words
-    assert "is off by 100000 roundings where 30 are healthy" in words
+    assert "has an error ratio of 100000 where 30 is healthy" in words
     assert "head 1" in words
     assert "The reference itself is off" in words
     assert "first at blocks.1.attn.hook_q" in page.all("id", "top")[0].words()
@@ -328,23 +354,40 @@ def test_a_bad_square_has_a_letter(broken: SuiteReport):
             assert square.text == {"PASS": "", "DEGRADED": "D", "WRONG": "W"}[verdict]
 
 
-def test_the_operation(measured: SuiteReport):
-    plain = to_json(measured)
-    assert "First bad operation" not in render(plain)
-    plain["runs"][0]["finding"] = None
-    assert "First bad operation" not in render(plain)
-    plain["runs"][0]["finding"] = {
-        "operation": "aten.linear",
-        "diagnosis": "wrong only when the weight is not contiguous",
-        "known": [f"linear returns garbage {MARKUP}"],
-        "script": 'assert x < 3 and "quotes" & y\n',
-    }
-    page = Page(render(plain)).root
-    (card,) = page.all("class", "finding")
-    for words in ("aten.linear", "only when the weight", f"linear returns garbage {MARKUP}"):
-        assert words in card.words()
+def test_the_operation(measured: SuiteReport, broken: SuiteReport):
+    assert not Page(render(to_json(measured))).root.all("class", "finding")
+    plain = to_json(broken)
+    (card,) = Page(render(plain)).root.all("class", "finding")
+    located = plain["runs"][0]["located"]
+    texts = ("operation", "where", "diagnosis")
+    for text in (*(located[key] for key in texts), *located["operands"], *located["known"]):
+        assert text in card.words()
     (script,) = [element for element in card.walk() if element.tag == "pre"]
-    assert script.text == plain["runs"][0]["finding"]["script"]
+    assert script.text == located["script"]
+
+
+def test_single_operations_that_do_not_pass(broken: SuiteReport):
+    (first, *_), run = run_sections(Page(render(to_json(broken))).root), broken.runs[0]
+    bad = [probe for probe in run.probes if probe.verdict is not Verdict.PASS]
+    shown = first.all("data-probe")
+    assert [row.attributes["data-probe"] for row in shown] == [probe.name for probe in bad]
+    for row, probe in zip(shown, bad, strict=True):
+        _, ratio, note, verdict = row.children
+        assert same_number(ratio.text, probe.measured, 3)
+        assert (note.text, verdict.words()) == (probe.note, probe.verdict.value)
+    total = len(run.probes)
+    assert f"{total - len(bad)} of {total} pass" in first.words()
+
+
+def test_a_compiled_run_is_named_and_needs_no_chart(measured: SuiteReport):
+    plain = to_json(measured)
+    run = plain["runs"][0]
+    run["mode"] = "compiled"
+    run["end_to_end"] = [row for row in run["end_to_end"] if "hook_" not in row["name"]]
+    section = run_sections(Page(render(plain)).root)[0]
+    assert "compute float32, compiled accurately?" in section.words()
+    assert not section.all("class", "chart")
+    assert facts(section.all("class", "end-to-end")[0]).keys() == {"logits"}
 
 
 # --- one file, and nothing else ---
@@ -382,7 +425,7 @@ def test_the_file_is_written_whole(measured: SuiteReport, tmp_path: Path):
 def test_the_command_writes_it(
     measured: SuiteReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(suite, "choose_weights", lambda source: None)
+    monkeypatch.setattr(choices, "choose_weights", lambda source: None)
     monkeypatch.setattr(suite, "run_suite", lambda *args, **options: measured)
     file = tmp_path / "page.html"
     result = CliRunner().invoke(app, ["parity", "--reference", "none", "--html", str(file)])
@@ -421,7 +464,7 @@ def deeper(rows: list[dict[str, Any]], layers: int) -> list[dict[str, Any]]:
 def browse(file: Path, profile: Path) -> tuple[str, list[str]]:
     """The page as the browser has it once its script has run, and what its console says."""
     assert CHROMIUM
-    quiet = "gpu quic background-networking component-update sync".split()
+    quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
     options = ["--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr", "--v=0"]
     done = subprocess.run(
         [
@@ -454,7 +497,9 @@ def test_in_a_browser_without_a_network(broken: SuiteReport, tmp_path: Path):
     for figure in shown.all("data-fields"):
         assert len(figure.all("tabindex", "0")) == 1
 
-    bad = file.read_text(encoding="utf-8").replace('"use strict";', '"use strict"; console.error(1);')
+    bad = file.read_text(encoding="utf-8").replace(
+        '"use strict";', '"use strict"; console.error(1);'
+    )
     file.write_text(bad.replace("</main>", '<img src="https://example.org/x.png"></main>'))
     _, console = browse(file, tmp_path / "profile")
     assert len(console) == 2
