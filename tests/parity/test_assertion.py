@@ -1,0 +1,84 @@
+"""`assert_parity` in other people's tests: passing, failing with the first divergence, skipping."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clean_transformer.config import Config
+from clean_transformer.modules.attention import Attention
+from clean_transformer.modules.mlp import MLP
+from clean_transformer.parity.assertion import assert_parity
+from clean_transformer.parity.faults import inject
+
+pytest_plugins = ["pytester"]
+
+CFG = Config(n_layers=1, n_heads=2, d_model=32, d_head=16, d_mlp=64)
+
+
+class TheirMLP(nn.Module):
+    """Somebody's port: plain linear layers, no hook points."""
+
+    def __init__(self, mlp: MLP, approximate: str):
+        super().__init__()
+        self.mlp, self.approximate = mlp, approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        pre = nn.functional.linear(x, self.mlp.W_in.T, self.mlp.b_in)
+        post = nn.functional.gelu(pre, approximate=self.approximate)
+        return nn.functional.linear(post, self.mlp.W_out.T, self.mlp.b_out)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_right_modules_pass_and_stay_as_they_are(x: Tensor, dtype: torch.dtype):
+    mlp, attention = MLP(CFG), Attention(CFG)
+    assert_parity(TheirMLP(mlp, "tanh"), x, reference=mlp, device="cpu", dtype=dtype)
+    assert_parity(attention, x, device="cpu", dtype=dtype)
+    assert attention.W_Q.dtype == torch.float32
+
+
+def test_another_function_is_named_with_its_distance(x: Tensor):
+    mlp = MLP(CFG)
+    with torch.no_grad():
+        mlp.W_in.mul_(50)  # exact and approximate GELU differ where its input is not near zero
+    message = r"TheirMLP is not the function of MLP: in float64 the outputs differ by \d"
+    with pytest.raises(AssertionError, match=message):
+        assert_parity(TheirMLP(mlp, "none"), x, reference=mlp, device="cpu")
+
+
+def test_a_wrong_device_is_named_with_the_activation_and_the_operation(x: Tensor):
+    with inject("gelu-tanh-ignored"), pytest.raises(AssertionError) as failure:
+        assert_parity(MLP(CFG), 100 * x, device="cpu")
+    message = str(failure.value)
+    assert message.startswith("MLP on cpu in float32 is WRONG: hook_post (gelu_new; ")
+    assert "aten.gelu.default" in message
+
+
+def test_an_opaque_module_on_a_wrong_device(x: Tensor):
+    with (
+        inject("gelu-tanh-ignored"),
+        pytest.raises(AssertionError, match="TheirMLP on cpu in float32 is WRONG: output"),
+    ):
+        assert_parity(TheirMLP(MLP(CFG), "tanh"), 100 * x, device="cpu")
+
+
+def test_the_fixture_takes_its_device_from_the_option(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        import torch
+        from clean_transformer import MLP, Config
+
+        def test_mine(assert_parity):
+            cfg = Config(n_layers=1, n_heads=1, d_model=8, d_head=8, d_mlp=16)
+            assert_parity(MLP(cfg), torch.randn(1, 3, 8))
+        """
+    )
+    plugin = ("-p", "clean_transformer.parity.pytest_plugin", "-p", "no:cacheprovider", "-rs")
+    pytester.runpytest_subprocess(*plugin, "--parity-device=cpu").assert_outcomes(passed=1)
+    absent = pytester.runpytest_subprocess(*plugin, "--parity-device=xpu:7")
+    absent.assert_outcomes(skipped=1)
+    absent.stdout.fnmatch_lines(["*NOT CHECKED: this machine has no xpu:7*"])
