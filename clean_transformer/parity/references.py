@@ -286,6 +286,9 @@ def _masked_with_infinity(scores: Tensor) -> Tensor:
 
 
 def _import(package: str, extra: str) -> Any:
-    if find_spec(package) is None:
-        raise ReferenceUnavailable(f"{package} is not installed; install {extra}")
-    return import_module(package)
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:  # it is installed, and something that it needs is not
+            raise
+        raise ReferenceUnavailable(f"{package} is not installed; install {extra}") from None

@@ -78,7 +78,7 @@ def missing(monkeypatch, *packages: str) -> None:
 
     def fail(package: str):
         if package in packages:
-            raise ModuleNotFoundError(package)
+            raise ModuleNotFoundError(package, name=package)
         return imported(package)
 
     def no_version(package: str):
