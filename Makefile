@@ -7,7 +7,8 @@ REFERENCE ?= bridge
 TORCH ?= torch==2.13.0
 ARGS ?=
 # The tests whose outcome depends on the reference that is installed.
-WITH_REFERENCE = tests/modules tests/weights tests/parity/test_same_function.py \
+WITH_REFERENCE = tests/modules tests/weights/test_processing.py tests/weights/test_load.py \
+	tests/weights/test_hooked_transformer.py tests/parity/test_same_function.py \
 	tests/parity/test_compare.py tests/parity/test_references.py tests/parity/test_planted_faults.py
 
 .PHONY: setup parity test test-hooked bench format check
