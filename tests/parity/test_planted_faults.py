@@ -60,6 +60,10 @@ def test_without_a_fault_the_function_is_the_same(beside: Beside) -> None:
     assert not [row for row in beside.compare().rows if row.verdict is not Verdict.PASS]
 
 
+@pytest.mark.skipif(
+    choose_reference("auto")[0] != "bridge",
+    reason="the rows name what TransformerBridge caches, which has no optional activations",
+)
 @pytest.mark.parametrize("fault", SEMANTIC_FAULTS, ids=lambda fault: fault.name)
 def test_semantic_fault(fault, beside: Beside, rates: Counter[str]) -> None:
     """WRONG, first in the row's activation: of those from there on, the first the reference has."""
