@@ -15,7 +15,7 @@ from clean_transformer.parity import probes, suite
 from clean_transformer.parity.compare import SAME_FUNCTION, ParityReport, compare
 from clean_transformer.parity.faults import DEVICE_FAULTS, SEMANTIC_FAULTS, inject, weight_changed
 from clean_transformer.parity.known_faults import KNOWN_FAULTS
-from clean_transformer.parity.references import REFERENCES, Reference
+from clean_transformer.parity.references import REFERENCES, Reference, choose_reference
 from clean_transformer.parity.suite import check_device
 from clean_transformer.parity.verdict import Verdict
 
