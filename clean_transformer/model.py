@@ -11,6 +11,7 @@ from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.device import resolve_device
 from clean_transformer.hooks import HookPoint
+from clean_transformer.kv_cache import KVCache, read_on
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
@@ -34,17 +35,26 @@ class DemoTransformer(HookedModule):
         self.ln_final = NORMALIZATIONS[cfg.normalization_type](cfg)
         self.unembed = TiedUnembed(cfg, self.embed) if cfg.tied_unembed else Unembed(cfg)
 
-    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None = None
+    ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of the token that follows each position.
 
-        Raises `TypeError` or `ValueError` for tokens that GPT-2 cannot read, before any work.
+        With `kv_cache`, the tokens are those after the ones that were read into it, and are added
+        to it. Raises `TypeError` or `ValueError` for tokens that GPT-2 cannot read, before any
+        work.
         """
         self.check_tokens(tokens)
+        # Only what needs to know is told of a cache, so that other modules can take its place.
+        positions = () if kv_cache is None else (kv_cache.positions(tokens),)
+        layers = [None] * len(self.blocks) if kv_cache is None else kv_cache.layers
         embed = self.hook_embed(self.embed(tokens))
-        pos_embed = self.hook_pos_embed(self.pos_embed(tokens))
+        pos_embed = self.hook_pos_embed(self.pos_embed(tokens, *positions))
         residual = embed + pos_embed
-        for block in self.blocks:
-            residual = block(residual)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            residual = read_on(block, (residual,), layer)
+        if kv_cache is not None:
+            kv_cache.length += tokens.shape[1]
         return self.unembed(self.ln_final(residual))
 
     def check_tokens(self, tokens: Tensor) -> None:

@@ -5,15 +5,18 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint, observed
+from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.initial import normal
 
 Residual = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
+# True where a query sees a key, or what is added to its score; None for every key up to its own.
+Mask = Bool[Tensor, "... query key"] | Float[Tensor, "... query key"] | None
 
 
 class Attention(HookedModule):
@@ -50,10 +53,12 @@ class Attention(HookedModule):
         query_input: Residual,
         key_input: Residual | None = None,
         value_input: Residual | None = None,
+        kv_cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Attend. Keys and values are read from `query_input` too, unless given their own.
 
         An input with a head axis [batch pos head d_model] gives each head a stream of its own.
+        With `kv_cache`, the inputs are those of new positions, and it holds the earlier ones.
         """
         key_input = query_input if key_input is None else key_input
         value_input = query_input if value_input is None else value_input
@@ -62,8 +67,11 @@ class Attention(HookedModule):
         k = self.hook_k(project(key_input, self.W_K, self.b_K))
         v = self.hook_v(project(value_input, self.W_V, self.b_V))
 
-        watched = observed(self.hook_attn_scores, self.hook_pattern)
-        z = self.hook_z(self.mix_explicitly(q, k, v) if watched else mix_fused(q, k, v))
+        mask = None
+        if kv_cache is not None:
+            mask = kv_cache.mask(q.shape[1])
+            k, v = kv_cache.append(k, v)
+        z = self.hook_z(self.mix(q, k, v, mask))
 
         if observed(self.hook_result):
             per_head = einsum(
@@ -75,22 +83,33 @@ class Attention(HookedModule):
         W_O = rearrange(self.W_O, "head d_head d_model -> (head d_head) d_model")
         return merged @ W_O + self.b_O
 
+    def mix(
+        self,
+        q: Float[Tensor, "batch query head d_head"],
+        k: Float[Tensor, "batch key head d_head"],
+        v: Float[Tensor, "batch key head d_head"],
+        mask: Mask = None,
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """Each query's average of the values. The queries are the last of the positions."""
+        if observed(self.hook_attn_scores, self.hook_pattern):
+            return self.mix_explicitly(q, k, v, mask)
+        return mix_fused(q, k, v, mask)
+
     def mix_explicitly(
         self,
         q: Float[Tensor, "batch query head d_head"],
         k: Float[Tensor, "batch key head d_head"],
         v: Float[Tensor, "batch key head d_head"],
+        mask: Mask = None,
     ) -> Float[Tensor, "batch query head d_head"]:
-        """Average the values by the pattern, through the hook points of scores and pattern."""
+        """Step by step, through the hook points of scores and pattern."""
         scores = einsum(
             q, k, "batch query head d_head, batch key head d_head -> batch head query key"
         ) / math.sqrt(q.shape[-1])
-        n_queries, n_keys = scores.shape[-2:]
-        # The queries are the last n_queries of the n_keys positions.
-        future = torch.ones(n_queries, n_keys, dtype=torch.bool, device=scores.device)
-        future = future.triu(diagonal=n_keys - n_queries + 1)
-        scores = self.hook_attn_scores(scores.masked_fill(future, -math.inf))
-        pattern = self.hook_pattern(scores.softmax(dim=-1))
+        if mask is None:
+            mask = causal_mask(q, k)
+        masked = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        pattern = self.hook_pattern(self.hook_attn_scores(masked).softmax(dim=-1))
         return einsum(
             pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
         )
@@ -105,14 +124,29 @@ def input_weight(cfg: Config) -> nn.Parameter:
     return nn.Parameter(weight.detach().permute(1, 0, 2))
 
 
+def causal_mask(
+    q: Float[Tensor, "batch query head d_head"], k: Float[Tensor, "batch key head d_head"]
+) -> Bool[Tensor, "query key"]:
+    """Each query sees the keys up to its own position, the queries being the last positions."""
+    n_queries, n_keys = q.shape[1], k.shape[1]
+    seen = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
+    return seen.tril(diagonal=n_keys - n_queries)
+
+
 def mix_fused(
     q: Float[Tensor, "batch query head d_head"],
     k: Float[Tensor, "batch key head d_head"],
     v: Float[Tensor, "batch key head d_head"],
+    mask: Mask = None,
 ) -> Float[Tensor, "batch query head d_head"]:
     """The same average in one kernel, for when nobody watches the scores."""
+    # The kernel's own causal mask is for queries and keys of the same positions; a single query
+    # sees every key.
+    is_causal = mask is None and q.shape[1] == k.shape[1]
+    if mask is None and 1 < q.shape[1] < k.shape[1]:
+        mask = causal_mask(q, k)
     q, k, v = (rearrange(x, "batch pos head d_head -> batch head pos d_head") for x in (q, k, v))
-    z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     return rearrange(z, "batch head pos d_head -> batch pos head d_head")
 
 

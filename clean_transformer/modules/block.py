@@ -7,6 +7,7 @@ from torch import Tensor
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint, observed
+from clean_transformer.kv_cache import LayerCache, read_on
 from clean_transformer.modules.attention import Attention, Residual
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.mlp import MLP
@@ -35,11 +36,11 @@ class TransformerBlock(HookedModule):
         self.hook_resid_post = HookPoint()
 
     def forward(
-        self, resid_pre: Float[Tensor, "batch pos d_model"]
+        self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this block."""
+        """The residual stream after this block; with `kv_cache`, of positions after those in it."""
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre)))
+        attn_out = self.hook_attn_out(read_on(self.attn, self.attn_inputs(resid_pre), kv_cache))
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
         return self.hook_resid_post(resid_mid + mlp_out)

@@ -1,5 +1,6 @@
 """Learned positions."""
 
+import torch.nn.functional as F
 from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,10 +18,10 @@ class PosEmbed(HookedModule):
         self.W_pos = normal(cfg.n_ctx, cfg.d_model, std=cfg.initializer_range)
 
     def forward(
-        self, tokens: Int[Tensor, "batch pos"], offset: int = 0
+        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The rows from position `offset` on, the same for every input of the batch."""
+        """The rows of the tokens' positions: unless given, from 0 on in every input."""
+        if positions is not None:
+            return F.embedding(positions, self.W_pos)
         batch, length = tokens.shape
-        return repeat(
-            self.W_pos[offset : offset + length], "pos d_model -> batch pos d_model", batch=batch
-        )
+        return repeat(self.W_pos[:length], "pos d_model -> batch pos d_model", batch=batch)

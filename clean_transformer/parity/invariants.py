@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clean_transformer.config import Config
+from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.checks import Check
 from clean_transformer.parity.isolate import upcast
@@ -61,6 +62,14 @@ def batch_size(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
     return model(tokens), torch.cat([model(row[None]) for row in tokens])
 
 
+def cached_decoding(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+    """Reading on with a KV cache, by many tokens and by one, gives what reading at once gives."""
+    cache = KVCache(len(model.blocks), model.cfg.n_ctx)
+    half = tokens.shape[1] // 2
+    parts = (tokens[:, :half], tokens[:, half:-1], tokens[:, -1:])
+    return torch.cat([model(part, kv_cache=cache) for part in parts], dim=1), model(tokens)
+
+
 def second_call(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
     """The same call gives the same again."""
     return model(tokens), model(tokens)
@@ -85,6 +94,7 @@ INVARIANTS: tuple[Callable[[DemoTransformer, Tokens], tuple[Logits, Logits]], ..
     prefix_consistency,
     batch_permutation,
     batch_size,
+    cached_decoding,
     second_call,
     fresh_process,
 )

@@ -16,6 +16,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from clean_transformer.kv_cache import LayerCache, read_on
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules import attention
 from clean_transformer.modules.attention import Attention
@@ -192,14 +193,23 @@ def mixing(
     """Attention with another scale, mask or softmax, on both of its paths."""
 
     def mix(
-        q: Tensor, k: Tensor, v: Tensor, see_scores: Edit = unchanged, see_pattern: Edit = unchanged
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        seen: Tensor | None = None,
+        see_scores: Edit = unchanged,
+        see_pattern: Edit = unchanged,
     ) -> Tensor:
         scores = einsum(q, k, "b query h d, b key h d -> b h query key") / scale(*q.shape[-2:])
+        if seen is not None:
+            scores = scores.masked_fill(~seen, -math.inf)
         pattern = see_pattern(normalise(see_scores(mask(scores))))
         return einsum(pattern, v, "b h query key, b key h d -> b query h d")
 
-    def mix_explicitly(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return mix(q, k, v, self.hook_attn_scores, self.hook_pattern)
+    def mix_explicitly(
+        self: Any, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None
+    ) -> Tensor:
+        return mix(q, k, v, seen, self.hook_attn_scores, self.hook_pattern)
 
     return (
         (Attention, "mix_explicitly", lambda _: mix_explicitly),
@@ -236,9 +246,9 @@ def wired(
 ) -> Changes:
     """Blocks whose residual stream runs otherwise."""
 
-    def forward(self: Any, resid_pre: Tensor) -> Tensor:
+    def forward(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre)))
+        attn_out = self.hook_attn_out(read_on(self.attn, self.attn_inputs(resid_pre), kv_cache))
         resid_mid = self.hook_resid_mid(mid(resid_pre, attn_out))
         mlp_in = self.hook_mlp_in(mlp_reads(resid_pre, resid_mid))
         return self.hook_resid_post(post(resid_mid, self.hook_mlp_out(self.mlp(self.ln2(mlp_in)))))
@@ -246,10 +256,11 @@ def wired(
     return ((TransformerBlock, "forward", lambda _: forward),)
 
 
-def post_norm(self: Any, resid_pre: Tensor) -> Tensor:
+def post_norm(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
     """A block that normalises after each addition, as the first GPT did (Radford et al. 2018)."""
     resid_pre = self.hook_resid_pre(resid_pre)
-    resid_mid = self.ln1(self.hook_resid_mid(resid_pre + self.hook_attn_out(self.attn(resid_pre))))
+    attn_out = self.hook_attn_out(read_on(self.attn, (resid_pre,), kv_cache))
+    resid_mid = self.ln1(self.hook_resid_mid(resid_pre + attn_out))
     mlp_out = self.hook_mlp_out(self.mlp(self.hook_mlp_in(resid_mid)))
     return self.hook_resid_post(self.ln2(resid_mid + mlp_out))
 

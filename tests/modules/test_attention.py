@@ -6,7 +6,7 @@ from einops import repeat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clean_transformer.modules.attention import Attention
+from clean_transformer.modules.attention import Attention, mix_fused
 
 from ..helpers import (
     TINY,
@@ -94,12 +94,28 @@ def test_keys_and_values_read_the_queries_stream_unless_given_their_own(own: tup
         assert_same_function(cache[name[0]], alone + getattr(attn, f"b_{letter}"))
 
 
-@pytest.mark.parametrize("n_keys", [3, 5, 8])
-def test_fewer_queries_than_keys_are_the_last_ones(n_keys: int):
+@pytest.mark.parametrize("n_queries", [1, 3, 8])
+def test_fewer_queries_than_keys_are_the_last_ones(n_queries: int):
     attn = randomized(Attention(TINY))
-    q, k, v = (random_tensor(2, n_keys, 3, 4, seed=seed) for seed in range(3))
-    whole = attn.mix_explicitly(q, k, v)
-    assert_same_function(attn.mix_explicitly(q[:, -3:], k, v), whole[:, -3:])
+    q, k, v = (random_tensor(2, 8, 3, 4, seed=seed) for seed in range(3))
+    whole = attn.mix_explicitly(q, k, v)[:, -n_queries:]
+    assert_same_function(attn.mix_explicitly(q[:, -n_queries:], k, v), whole)
+    assert_same_function(mix_fused(q[:, -n_queries:], k, v), whole)
+
+
+@pytest.mark.parametrize("kind", ["seen", "added"])
+def test_both_paths_obey_a_mask(kind: str):
+    attn = randomized(Attention(TINY))
+    q, k, v = (random_tensor(2, 8, 3, 4, seed=seed) for seed in range(3))
+    seen = random_tensor(2, 3, 8, 8) > 0
+    seen[..., 0] = True
+    added = random_tensor(1, 3, 8, 8)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 2
+    scores = scores.masked_fill(~seen, -math.inf) if kind == "seen" else scores + added
+    expected = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
+    mask = seen if kind == "seen" else added
+    assert_same_function(mix_fused(q, k, v, mask), expected)
+    assert_same_function(attn.mix_explicitly(q, k, v, mask), expected)
 
 
 def test_patterns_are_distributions_over_the_past():

@@ -12,11 +12,17 @@ def test_equals_transformer_lens(theirs, device, dtype):
     assert_same_function(ours, theirs.cache["hook_pos_embed"].expand_as(ours))
 
 
-@pytest.mark.parametrize("offset", [0, 1, 3])
-def test_gives_every_input_the_rows_from_the_offset_on(offset: int):
+def test_gives_every_input_the_rows_from_the_first_on():
     pos_embed, tokens = randomized(PosEmbed(TINY)), random_tokens(batch=3, length=7)
-    rows = [pos_embed.W_pos[offset + position] for position in range(7)]
-    assert torch.equal(pos_embed(tokens, offset), torch.stack([torch.stack(rows)] * 3))
+    rows = [pos_embed.W_pos[position] for position in range(7)]
+    assert torch.equal(pos_embed(tokens), torch.stack([torch.stack(rows)] * 3))
+
+
+def test_gives_the_rows_of_positions_that_are_named():
+    pos_embed = randomized(PosEmbed(TINY))
+    positions = torch.tensor([[0, 0, 1], [4, 5, 6]])
+    for row, named in zip(pos_embed(positions, positions), positions.tolist(), strict=True):
+        assert torch.equal(row, torch.stack([pos_embed.W_pos[place] for place in named]))
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -1,0 +1,134 @@
+"""Keys and values that were computed before, so that reading on costs only the new tokens."""
+
+import inspect
+from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+New = Float[Tensor, "batch new head d_head"]
+Heads = Float[Tensor, "batch pos head d_head"]
+
+
+@runtime_checkable
+class LayerCache(Protocol):
+    """What attention receives as `kv_cache`: the earlier positions of its own layer."""
+
+    def append(self, k: New, v: New) -> tuple[Heads, Heads]:
+        """Keep the keys and values of the new positions, and give back those of all so far."""
+
+    def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
+        """Which keys each of the last `n_queries` positions sees; None for all up to its own."""
+
+
+class KVCache:
+    """The keys and values of every layer, and how many positions they are of.
+
+    Memory for `n_ctx` positions is taken once per layer, when its first keys come, in their dtype
+    and on their device. Inputs of unequal length are padded on the left: `attention_mask`
+    [batch pos] is 1 for a token and 0 for padding, as in transformers; whatever is read after
+    those positions is tokens. It is on the device of the tokens. Reading advances `length`.
+    """
+
+    def __init__(
+        self, n_layers: int, n_ctx: int, attention_mask: Int[Tensor, "batch pos"] | None = None
+    ):
+        self.n_ctx = n_ctx
+        self.length = 0
+        self.padding = None if attention_mask is None else left_padding(attention_mask)
+        self.layers = [_Layer(self) for _ in range(n_layers)]
+
+    def positions(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+        """The positions of the next tokens, counted from each input's first that is not padding.
+
+        Raises `ValueError` if they run past `n_ctx`.
+        """
+        end = self.length + tokens.shape[1]
+        if end > self.n_ctx:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens after the {self.length} in the cache are more than its "
+                f"n_ctx={self.n_ctx} positions"
+            )
+        slots = torch.arange(self.length, end, device=tokens.device).expand(tokens.shape)
+        if self.padding is None:
+            return slots
+        return (slots - self.padding[:, None]).clamp(min=0)
+
+
+class _Layer:
+    """One layer of a `KVCache`."""
+
+    def __init__(self, cache: KVCache):
+        self.cache = cache
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, k: New, v: New) -> tuple[Heads, Heads]:
+        if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+            raise RuntimeError("a KVCache keeps no gradients; use it under torch.no_grad()")
+        if self.keys is None or self.values is None:
+            room = (len(k), self.cache.n_ctx)
+            self.keys = k.new_empty(*room, *k.shape[2:])
+            self.values = v.new_empty(*room, *v.shape[2:])
+        # Behind `length`, which moves at the end: a pass that breaks off leaves nothing behind.
+        start, end = self.cache.length, self.cache.length + k.shape[1]
+        self.keys[:, start:end] = k
+        self.values[:, start:end] = v
+        return self.keys[:, :end], self.values[:, :end]
+
+    def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
+        padding = self.cache.padding
+        if padding is None:
+            return None
+        n_keys = self.cache.length + n_queries
+        key = torch.arange(n_keys, device=padding.device)
+        query = key[-n_queries:, None]
+        is_token = key >= padding[:, None, None, None]
+        # Padding sees itself: the softmax over nothing at all would not be a number.
+        return (key <= query) & is_token | (key == query)
+
+
+def left_padding(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
+    """How many positions of each input are padding.
+
+    Raises `ValueError` unless each row is zeros, then one or more ones.
+    """
+    padding = (attention_mask == 0).sum(dim=1)
+    slots = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    wanted = slots >= padding[:, None]
+    if not (torch.equal(attention_mask, wanted.to(attention_mask.dtype)) and wanted[:, -1:].all()):
+        raise ValueError(
+            "attention_mask must be 0 for padding on the left, then 1 for one or more tokens, in "
+            f"every row; given {attention_mask.tolist()}"
+        )
+    return padding
+
+
+def read_on(module: nn.Module, inputs: tuple[Tensor, ...], kv_cache: LayerCache | None) -> Any:
+    """What `module` makes of new positions, where those before them are in `kv_cache`.
+
+    A module that takes no `kv_cache` is run on all its inputs so far, which are kept in the place
+    of keys and values: slower, and the same for whatever it computes.
+    """
+    if kv_cache is None:
+        return module(*inputs)
+    if takes_kv_cache(type(module).forward):
+        return module(*inputs, kv_cache=kv_cache)
+    x = inputs[0]
+    so_far = kv_cache.append(x[:, :, None], x[:, :, None])[0].squeeze(2)
+    mask = kv_cache.mask(x.shape[1])
+    if mask is None:
+        return module(so_far)[:, -x.shape[1] :]
+    # It knows nothing of padding either: each input goes by itself, without its own.
+    output = torch.zeros_like(so_far)
+    for row, is_token in enumerate(mask[:, 0, -1]):
+        output[row, is_token] = module(so_far[row, is_token][None])[0]
+    return output[:, -x.shape[1] :]
+
+
+@lru_cache
+def takes_kv_cache(forward: Any) -> bool:
+    """Whether a `forward` has a parameter of that name."""
+    return "kv_cache" in inspect.signature(forward).parameters
