@@ -29,6 +29,8 @@ LAYERS = (
     ("modules/mlp", "modules/unembed"),
     ("modules/block",),
     ("model",),
+    ("conventions",),
+    ("places",),
     ("generate", "swap", "variants", "train", "parity/*"),
     ("plots",),
     ("cli",),
