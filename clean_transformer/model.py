@@ -90,8 +90,10 @@ class DemoTransformer(HookedModule):
     ) -> "DemoTransformer":
         """GPT-2 from a hub id ("openai-community/gpt2"), its alias ("gpt2"), or a folder.
 
-        A folder has config.json and model.safetensors, shards of it, or pytorch_model.bin. Raises
-        `WeightsError` for weights that are not exactly this architecture's, naming every key.
+        A folder has config.json and model.safetensors, shards of it, or pytorch_model.bin; or it is
+        OpenAI's own ("124M"), with hparams.json, checkpoint, and model.ckpt in TensorFlow's format.
+        Raises `WeightsError` for a damaged file, and for weights that are not exactly this
+        architecture's, naming every key.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
         with torch.device("meta"):  # nothing is initialised that is overwritten at once

@@ -22,9 +22,11 @@ FILES = {
 LAYERS = (
     ("config", "hooks", "device", "files", "weights/hub"),
     ("tokenizer", "activations", "kv_cache", "weights/shapes", "modules/initial"),
-    ("weights/table",),
+    ("weights/table", "weights/leveldb"),
     ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
-    ("weights/openai", "weights/processing", "weights/synthetic", "weights/load"),
+    ("weights/tensor_bundle",),
+    ("weights/openai", "weights/processing", "weights/synthetic"),
+    ("weights/load",),
     ("modules/embed", "modules/pos_embed", "modules/layer_norm", "modules/attention"),
     ("modules/mlp", "modules/unembed"),
     ("modules/block",),

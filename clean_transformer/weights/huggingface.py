@@ -1,9 +1,7 @@
 """Hugging Face's GPT-2: its rows, its config.json, and its folders, read and written."""
 
 import json
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
+from clean_transformer.files import appearing_whole
 from clean_transformer.weights.table import Format, Row, State, WeightsError
 
 # Conv1D keeps its weight as [in, out], the queries, keys and values side by side.
@@ -134,14 +133,22 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     pytorch_model.bin, whichever comes first. Raises `WeightsError` for a damaged file and
     `FileNotFoundError` for a missing one.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; is it a model's folder?")
-    cfg = config_from_json(_read_json(config))
+    cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         state |= _read_file(file)
     return cfg, with_prefix(state)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The fields of a JSON object. Raises `WeightsError` for a damaged file."""
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file} is not JSON ({error}); copy or download it again") from None
+    if not isinstance(fields, dict):
+        raise WeightsError(f"{file} is not a JSON object; copy or download it again")
+    return fields
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -149,7 +156,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if index.is_file():
-        names = _read_json(index).get("weight_map", {}).values()
+        names = read_json(index).get("weight_map", {}).values()
         shards = [folder / name for name in dict.fromkeys(names)]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
@@ -158,16 +165,6 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / "pytorch_model.bin").is_file():
         return [folder / "pytorch_model.bin"]
     raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is not JSON ({error}); copy or download it again") from None
-    if not isinstance(fields, dict):
-        raise WeightsError(f"{file} is not a JSON object; copy or download it again")
-    return fields
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -188,9 +185,6 @@ def write_folder(folder: Path, cfg: Config, state: State) -> None:
     from safetensors.torch import save_file
 
     config, tensors = config_to_json(cfg), HUGGINGFACE.write(cfg, state)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as unfinished:
-        save_file(tensors, Path(unfinished, "model.safetensors"), metadata={"format": "pt"})
-        Path(unfinished, "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        for name in ("model.safetensors", "config.json"):
-            os.replace(Path(unfinished, name), folder / name)
+    with appearing_whole(folder) as unfinished:
+        save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
+        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -1,5 +1,6 @@
 """From a hub id, a folder or a state dict to an architecture and our parameters. Strict."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -7,12 +8,19 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.weights.hooked_transformer import HOOKED_TRANSFORMER
-from clean_transformer.weights.hub import WEIGHTS, fetch
+from clean_transformer.weights.hub import WEIGHTS, complete_set, fetch
 from clean_transformer.weights.huggingface import HUGGINGFACE, read_folder, with_prefix
+from clean_transformer.weights.openai import OPENAI, read_openai
 from clean_transformer.weights.table import State, detect
 from clean_transformer.weights.transformer_bridge import TRANSFORMER_BRIDGE
 
-FORMATS = (HOOKED_TRANSFORMER, TRANSFORMER_BRIDGE, HUGGINGFACE)
+FORMATS = (HOOKED_TRANSFORMER, TRANSFORMER_BRIDGE, HUGGINGFACE, OPENAI)
+
+# How a folder is read, and the format of what is in it, by the file that tells the architecture.
+FOLDERS = {
+    "config.json": (read_folder, HUGGINGFACE),
+    "hparams.json": (read_openai, OPENAI),
+}
 
 
 def read_pretrained(
@@ -22,9 +30,15 @@ def read_pretrained(
 
     Where nothing has to be converted, the parameters are views of the memory-mapped file.
     """
-    cfg, state = read_folder(fetch(source, WEIGHTS))
-    converted = {key: tensor.to(device, dtype) for key, tensor in state.items()}
-    return cfg, HUGGINGFACE.read(cfg, converted)
+    folder = fetch(source, WEIGHTS)
+    names = os.listdir(folder)
+    names = complete_set(WEIGHTS, names) or names  # an incomplete set is refused by its reader
+    for file, (read, known) in FOLDERS.items():
+        if file in names:
+            cfg, state = read(folder)
+            converted = {key: tensor.to(device, dtype) for key, tensor in state.items()}
+            return cfg, known.read(cfg, converted)
+    raise FileNotFoundError(f"{folder} has no {' or '.join(FOLDERS)}; is it a model's folder?")
 
 
 def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, dict[str, Tensor]]:

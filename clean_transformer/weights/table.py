@@ -12,6 +12,7 @@ from clean_transformer.config import PUBLISHED, Config
 from clean_transformer.weights.shapes import parameter_axes, parameter_shapes
 
 State = Mapping[str, Tensor]
+AXIS = r"[a-z]\w*"  # the name of one in an einops pattern, whose 1 is an axis without a name
 
 
 class WeightsError(ValueError):
@@ -50,9 +51,15 @@ class Format:
     buffers: str = r"(?!)"
 
     def rows(self, cfg: Config) -> list[Row]:
-        """A row for each parameter of the architecture."""
+        """A row for each parameter of the architecture.
+
+        Raises `WeightsError` for one that the format has no place for.
+        """
+        rows = {row.ours: row for row in self._all_rows(cfg.n_layers)}
         names = parameter_axes(cfg)
-        return [row for row in self._all_rows(cfg.n_layers) if row.ours in names]
+        if missing := [name for name in names if name not in rows]:
+            raise WeightsError(f"the {self.name} format has no place for {', '.join(missing)}")
+        return [row for name, row in rows.items() if name in names]
 
     def _all_rows(self, n_layers: int) -> list[Row]:
         blocks = [
@@ -123,11 +130,11 @@ class Format:
         rows = {row.ours: row for row in self._all_rows(len(layers))}
         folded = not any(row.theirs in state for row in rows.values() if ".ln1." in row.ours)
         any_heads = Config.gpt2("small", n_layers=len(layers), tied_unembed=False)
+        axes = parameter_axes(any_heads)
         lengths: dict[str, int] = {}
-        for name, axes in parameter_axes(any_heads).items():
-            row = rows[name]
+        for name, row in rows.items():
             if row.theirs is not None and row.theirs in state and row.pattern is None:
-                lengths |= zip(axes.split(), state[row.theirs].shape, strict=False)
+                lengths |= zip(axes[name].split(), state[row.theirs].shape, strict=False)
         if "head" not in lengths:
             heads = {width: n_heads for _, n_heads, width in PUBLISHED.values()}
             width = lengths.get("d_model", 0)
@@ -152,8 +159,8 @@ class Format:
 
     def _is_tied(self, state: State) -> bool:
         rows = {row.ours: row for row in self.outer}
-        embed, unembed = rows["embed.W_E"], rows["unembed.W_U"]
-        if unembed.theirs not in state:
+        embed, unembed = rows["embed.W_E"], rows.get("unembed.W_U")
+        if unembed is None or unembed.theirs not in state:
             return True
         # HookedTransformer's own W_U is a parameter of its own, whatever it was loaded from; in the
         # checkpoint's axes, an unembedding that repeats the embedding is the tied one.
@@ -193,7 +200,7 @@ def detect(formats: Iterable[Format], state: State) -> Format:
 
 def _lengths(pattern: str, cfg: Config) -> dict[str, int]:
     axes = cfg.axes() | {"qkv": 3}
-    return {axis: axes[axis] for axis in re.findall(r"\w+", pattern.split("->")[0])}
+    return {axis: axes[axis] for axis in re.findall(AXIS, pattern.split("->")[0])}
 
 
 def _their_shape(row: Row, cfg: Config) -> tuple[int, ...]:
@@ -203,7 +210,7 @@ def _their_shape(row: Row, cfg: Config) -> tuple[int, ...]:
     shape = []
     for group in re.findall(r"\([^)]*\)|\w+", row.pattern.split("->")[0]):
         length = 1
-        for axis in re.findall(r"\w+", group):
+        for axis in re.findall(AXIS, group):
             length *= lengths[axis]
         shape.append(length)
     return tuple(shape)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +19,16 @@ from clean_transformer.weights.table import (
 from ..helpers import assert_equal_states, configs, random_model, tiny
 
 EVERY_FORMAT = pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
+# Of which OpenAI's has no place for an unembedding of its own.
+UNTIED_FORMATS = [
+    known for known in FORMATS if any(row.ours == "unembed.W_U" for row in known.outer)
+]
+EVERY_UNTIED_FORMAT = pytest.mark.parametrize("known", UNTIED_FORMATS, ids=lambda known: known.name)
+
+
+def held_by(known: Format, cfg: Config) -> Config:
+    """The architecture, or the tied one where the format can hold no other."""
+    return cfg if known in UNTIED_FORMATS else replace(cfg, tied_unembed=True)
 
 
 def state_of(cfg: Config) -> dict[str, torch.Tensor]:
@@ -26,6 +38,7 @@ def state_of(cfg: Config) -> dict[str, torch.Tensor]:
 @EVERY_FORMAT
 @given(cfg=configs())
 def test_writing_and_reading_keep_every_bit(known: Format, cfg: Config):
+    cfg = held_by(known, cfg)
     state = state_of(cfg)
     theirs = known.write(cfg, state)
     assert all(tensor.is_contiguous() for tensor in theirs.values())
@@ -35,6 +48,7 @@ def test_writing_and_reading_keep_every_bit(known: Format, cfg: Config):
 @EVERY_FORMAT
 @given(cfg=configs())
 def test_reading_gives_views(known: Format, cfg: Config):
+    cfg = held_by(known, cfg)
     theirs = known.write(cfg, state_of(cfg))
     owned = {tensor.untyped_storage().data_ptr() for tensor in theirs.values()}
     for name, tensor in known.read(cfg, theirs).items():
@@ -44,11 +58,11 @@ def test_reading_gives_views(known: Format, cfg: Config):
 
 @EVERY_FORMAT
 def test_every_parameter_has_a_row_in_every_layer(known: Format):
-    for cfg in (tiny(), tiny(tied_unembed=False)):
+    for cfg in (tiny(), held_by(known, tiny(tied_unembed=False))):
         assert {row.ours for row in known.rows(cfg)} == set(parameter_shapes(cfg))
 
 
-@EVERY_FORMAT
+@EVERY_UNTIED_FORMAT
 def test_folded_layer_norms_have_no_rows(known: Format):
     cfg = tiny(normalization_type="LNPre", tied_unembed=False)
     assert [row.ours for row in known.rows(cfg) if "ln" in row.ours] == []
@@ -152,6 +166,13 @@ def test_a_tied_unembedding_may_be_repeated_but_not_be_another(boxes):
         BOXES.read(tied, boxes)
 
 
+def test_a_parameter_without_a_row_is_refused(boxes, state):
+    without = replace(BOXES, outer=tuple(row for row in BOXES.outer if row.ours != "unembed.W_U"))
+    for refuse in (lambda: without.read(CFG, boxes), lambda: without.write(CFG, state)):
+        with pytest.raises(WeightsError, match=r"the boxes format has no place for unembed\.W_U$"):
+            refuse()
+
+
 @given(st.dictionaries(st.text("ab", min_size=1), st.tuples(st.integers(1, 3))))
 def test_equal_shapes_are_not_refused(shapes: dict[str, tuple[int, ...]]):
     refuse_differences("problem", shapes, dict(shapes))
@@ -159,7 +180,7 @@ def test_equal_shapes_are_not_refused(shapes: dict[str, tuple[int, ...]]):
 
 def test_detection_by_marker():
     assert detect([*FORMATS, BOXES], {"x": torch.ones(1), "word.table": torch.ones(1)}) is BOXES
-    names = "HookedTransformer, TransformerBridge, Hugging Face GPT-2"
+    names = "HookedTransformer, TransformerBridge, Hugging Face GPT-2, OpenAI GPT-2"
     message = rf"not a GPT-2 .* \({names}\); its keys begin \['a', 'b', 'c'\]"
     with pytest.raises(WeightsError, match=message):
         detect(FORMATS, dict.fromkeys("abcd", torch.ones(1)))
@@ -167,14 +188,15 @@ def test_detection_by_marker():
 
 @EVERY_FORMAT
 def test_markers_tell_the_formats_apart(known: Format):
-    assert detect(FORMATS, known.write(CFG, state_of(CFG))) is known
+    cfg = held_by(known, CFG)
+    assert detect(FORMATS, known.write(cfg, state_of(cfg))) is known
 
 
 # What the shapes tell of an architecture.
 
 
 @pytest.mark.parametrize("normalization_type", ["LN", "LNPre"])
-@pytest.mark.parametrize("known", FORMATS[1:], ids=lambda known: known.name)
+@pytest.mark.parametrize("known", UNTIED_FORMATS[1:], ids=lambda known: known.name)
 def test_merged_heads_are_told_by_a_published_width_only(known: Format, normalization_type: str):
     changes = {"tied_unembed": False, "normalization_type": normalization_type}
     sizes = {"d_vocab": 5, "n_ctx": 3, "d_mlp": 7, "n_layers": 2}
