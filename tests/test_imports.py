@@ -24,7 +24,8 @@ LAYERS = (
     ("tokenizer", "activations", "kv_cache", "weights/shapes", "modules/initial"),
     ("weights/table",),
     ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
-    ("weights/openai", "weights/processing", "weights/synthetic", "weights/load"),
+    ("weights/nanogpt", "weights/gguf", "weights/processing", "weights/synthetic"),
+    ("weights/openai", "weights/load"),
     ("modules/embed", "modules/pos_embed", "modules/layer_norm", "modules/attention"),
     ("modules/mlp", "modules/unembed"),
     ("modules/block",),
@@ -37,7 +38,7 @@ LAYERS = (
 EMPTY = ("modules/__init__", "weights/__init__", "parity/__init__")
 
 OTHER_IMPLEMENTATIONS = {"transformer_lens", "transformers"}
-HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "typer", "rich", "plotly"}
+HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "gguf", "typer", "rich", "plotly"}
 
 
 def layer(file: str) -> int:

@@ -5,7 +5,7 @@ import torch
 
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.references import REFERENCES
-from clean_transformer.weights.huggingface import write_folder
+from clean_transformer.weights.huggingface import HUGGINGFACE, write_folder
 from clean_transformer.weights.load import FORMATS, read_pretrained, read_state_dict
 from clean_transformer.weights.table import WeightsError
 
@@ -16,6 +16,7 @@ from ..helpers import (
     needs,
     quietly,
     random_model,
+    random_state,
     random_tokens,
     reference_model,
     tiny,
@@ -26,7 +27,7 @@ from ..helpers import (
 @pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
 def test_every_format_is_recognised(known, tied: bool):
     cfg = tiny(tied_unembed=tied)
-    state = random_model(cfg).state_dict()
+    state = random_state(known, cfg)
     read_cfg, read = read_state_dict(known.write(cfg, state), cfg)
     assert read_cfg == cfg
     assert_equal_states(read, state)
@@ -53,7 +54,7 @@ def test_the_bare_models_state_dict_is_recognised():
     state = random_model().state_dict()
     bare = {
         key.removeprefix("transformer."): tensor
-        for key, tensor in FORMATS[2].write(TINY, state).items()
+        for key, tensor in HUGGINGFACE.write(TINY, state).items()
     }
     assert_equal_states(read_state_dict(bare, TINY)[1], state)
 
@@ -61,7 +62,7 @@ def test_the_bare_models_state_dict_is_recognised():
 def test_a_given_config_is_believed_over_the_shapes():
     state = random_model(tiny(n_heads=3, d_head=4)).state_dict()
     cfg = tiny(n_heads=2, d_head=6, eps=1e-6)
-    theirs = FORMATS[2].write(TINY, state)
+    theirs = HUGGINGFACE.write(TINY, state)
     assert read_state_dict(theirs, cfg)[0] == cfg
     with pytest.raises(WeightsError, match="d_model 12 is not a published width"):
         read_state_dict(theirs)
