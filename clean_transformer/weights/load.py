@@ -11,7 +11,7 @@ from clean_transformer.weights.hooked_transformer import HOOKED_TRANSFORMER
 from clean_transformer.weights.hub import WEIGHTS, fetch
 from clean_transformer.weights.huggingface import HUGGINGFACE, read_folder, with_prefix
 from clean_transformer.weights.nanogpt import NANOGPT, NANOGPT_WITHOUT_BIASES, read_checkpoint
-from clean_transformer.weights.table import State, detect
+from clean_transformer.weights.table import State, WeightsError, detect
 from clean_transformer.weights.transformer_bridge import TRANSFORMER_BRIDGE
 
 # Hugging Face's has nanoGPT's names, and is what nanoGPT's layouts leave over.
@@ -35,13 +35,21 @@ def read_pretrained(
     Where nothing has to be converted, the parameters are views of the memory-mapped file.
     """
     file = Path(source)
-    if file.suffix not in FILES:
-        cfg, state = read_folder(fetch(source, WEIGHTS))
-        return cfg, HUGGINGFACE.read(cfg, _converted(state, device, dtype))
+    if file.is_file() or (file.suffix in FILES and not file.is_dir()):
+        told, state = _read_file(file)
+        return read_state_dict(_converted(state, device, dtype), told)
+    cfg, state = read_folder(fetch(source, WEIGHTS))
+    return cfg, HUGGINGFACE.read(cfg, _converted(state, device, dtype))
+
+
+def _read_file(file: Path) -> tuple[Config | None, State]:
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; pass a {' or '.join(FILES)} file")
-    told, state = FILES[file.suffix](file)
-    return read_state_dict(_converted(state, device, dtype), told)
+        raise FileNotFoundError(f"{file} does not exist")
+    if file.suffix not in FILES:
+        raise WeightsError(
+            f"{file} is no {' or '.join(FILES)} file; pass the folder that it is a part of"
+        )
+    return FILES[file.suffix](file)
 
 
 def _converted(state: State, device: torch.device, dtype: torch.dtype) -> State:

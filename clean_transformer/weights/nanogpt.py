@@ -78,7 +78,7 @@ def read_checkpoint(file: Path) -> tuple[Config | None, dict[str, Tensor]]:
         "nanoGPT has computed the exact GELU since June 2023; this model computes GPT-2's tanh "
         "form, which differs by up to 5e-4. For a checkpoint trained since then, replace each "
         "block's mlp by one with the exact GELU.",
-        stacklevel=4,
+        stacklevel=5,  # at the line that calls from_pretrained
     )
     return _config(file, saved["model_args"]), dict(state)
 

@@ -180,6 +180,18 @@ def test_a_file_of_another_kind(tmp_path: Path):
     refused(tmp_path / "model.gguf", r"is damaged \(GGUF magic invalid\)")
 
 
+def test_a_file_that_says_a_thing_twice(tmp_path: Path):
+    file = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(file, "gpt2")
+    writer.add_context_length(1)
+    writer.add_uint32("gpt3.context_length", 2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    file.write_bytes(file.read_bytes().replace(b"gpt3", b"gpt2"))
+    refused(file, r"is damaged \('Duplicate gpt2\.context_length")
+
+
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = random_model(dtype=torch.float32)
     write_gguf(tmp_path / "model.gguf", TINY, model.state_dict())

@@ -84,3 +84,17 @@ def test_a_folder_arrives_on_the_device_in_the_dtype(tmp_path: Path, device: str
     assert {tensor.device.type for tensor in read.values()} == {device}
     expected = {name: tensor.to(dtype) for name, tensor in state.items()}
     assert_equal_states({name: tensor.cpu() for name, tensor in read.items()}, expected)
+
+
+def test_a_file_of_another_kind(tmp_path: Path):
+    write_folder(tmp_path, TINY, random_model(dtype=torch.float32).state_dict())
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(
+        WeightsError, match=r"model\.safetensors is no \.gguf or \.pt file; pass the"
+    ):
+        read_pretrained(file, torch.device("cpu"), torch.float32)
+
+
+def test_a_folder_with_the_name_of_a_file(tmp_path: Path):
+    write_folder(tmp_path / "model.pt", TINY, random_model(dtype=torch.float32).state_dict())
+    assert read_pretrained(tmp_path / "model.pt", torch.device("cpu"), torch.float32)[0] == TINY
