@@ -24,7 +24,7 @@ LAYERS = (
     ("tokenizer", "activations", "kv_cache", "weights/shapes", "modules/initial"),
     ("weights/table", "weights/leveldb"),
     ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
-    ("weights/tensor_bundle",),
+    ("weights/tensor_bundle", "weights/nanogpt", "weights/gguf"),
     ("weights/openai", "weights/processing", "weights/synthetic"),
     ("weights/load",),
     ("modules/embed", "modules/pos_embed", "modules/layer_norm", "modules/attention"),
@@ -41,7 +41,7 @@ LAYERS = (
 EMPTY = ("modules/__init__", "weights/__init__", "parity/__init__")
 
 OTHER_IMPLEMENTATIONS = {"transformer_lens", "transformers"}
-HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "typer", "rich", "plotly"}
+HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "gguf", "typer", "rich", "plotly"}
 
 
 def layer(file: str) -> int:

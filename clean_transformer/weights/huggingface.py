@@ -11,7 +11,14 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.files import appearing_whole
-from clean_transformer.weights.table import Format, Row, State, WeightsError
+from clean_transformer.weights.table import (
+    Format,
+    Row,
+    State,
+    WeightsError,
+    head_width,
+    refuse_architecture,
+)
 
 # Conv1D keeps its weight as [in, out], the queries, keys and values side by side.
 QKV_WEIGHT = "d_model (qkv head d_head) -> qkv head d_model d_head"
@@ -81,15 +88,11 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
             raise WeightsError(f"config.json says {field}={value!r}; supported: {list(values)}")
     try:
         d_model, n_heads = fields["n_embd"], fields["n_head"]
-        if not n_heads or d_model % n_heads:
-            raise WeightsError(
-                f"config.json: n_embd {d_model} is not a multiple of {n_heads} heads"
-            )
         return Config(
             n_layers=fields["n_layer"],
             n_heads=n_heads,
             d_model=d_model,
-            d_head=d_model // n_heads,
+            d_head=head_width("config.json", d_model, n_heads),
             d_mlp=fields.get("n_inner") or 4 * d_model,
             d_vocab=fields["vocab_size"],
             n_ctx=fields.get("n_positions") or fields["n_ctx"],
@@ -103,13 +106,7 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
 
 def config_to_json(cfg: Config) -> dict[str, Any]:
     """The fields of a config.json. Raises `WeightsError` for what Hugging Face cannot hold."""
-    if cfg.normalization_type != "LN":
-        raise WeightsError("the Hugging Face format has no place for folded LayerNorms")
-    if cfg.n_heads * cfg.d_head != cfg.d_model:
-        raise WeightsError(
-            f"the Hugging Face format needs n_heads × d_head = d_model, "
-            f"not {cfg.n_heads} × {cfg.d_head} = {cfg.d_model}"
-        )
+    refuse_architecture("Hugging Face", cfg)
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -136,7 +133,7 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}
     for file in _weight_files(folder):
-        state |= _read_file(file)
+        state |= read_tensors(file)
     return cfg, with_prefix(state)
 
 
@@ -167,17 +164,24 @@ def _weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
 
 
-def _read_file(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Any]:
+    """What is in a .safetensors file, or in a dictionary that `torch.save` wrote; memory-mapped.
+
+    Raises `WeightsError` for a damaged file, and for objects that only running code restores.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{file} is damaged ({reason}); copy or download it again") from None
+    if not isinstance(saved, dict):
+        raise WeightsError(f"{file} holds a {type(saved).__name__}, not a state dict")
+    return saved
 
 
 def write_folder(folder: Path, cfg: Config, state: State) -> None:
