@@ -99,7 +99,7 @@ def before(theirs: Theirs) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def losing_hook_points_is_no_error(one_thread: None) -> Iterator[None]:
+def losing_hook_points_is_no_error() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HookPointsLost)
         yield
