@@ -1,6 +1,7 @@
 """`DemoTransformer`: GPT-2 from tokens to logits."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,12 +18,18 @@ from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
+from clean_transformer.tokenizer import Tokenizer, Tokens
 from clean_transformer.weights.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
 
 
 class DemoTransformer(HookedModule):
-    """GPT-2: tokens → embed → blocks → unembed → logits (Radford et al. 2019)."""
+    """GPT-2: tokens → embed → blocks → unembed → logits (Radford et al. 2019).
+
+    `source` is the folder or repository that the weights came from, if they did.
+    """
+
+    source: str | Path | None = None
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -36,9 +43,12 @@ class DemoTransformer(HookedModule):
         self.unembed = TiedUnembed(cfg, self.embed) if cfg.tied_unembed else Unembed(cfg)
 
     def forward(
-        self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None = None
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits of the token that follows each position.
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        kv_cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> Float[Tensor, "batch logit_pos d_vocab"]:
+        """Logits of the token that follows each position, or `last_only` the last one.
 
         With `kv_cache`, the tokens are those after the ones that were read into it, and are added
         to it. Raises `TypeError` or `ValueError` for tokens that GPT-2 cannot read, before any
@@ -55,6 +65,8 @@ class DemoTransformer(HookedModule):
             residual = read_on(block, (residual,), layer)
         if kv_cache is not None:
             kv_cache.length += tokens.shape[1]
+        if last_only:
+            residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))
 
     def check_tokens(self, tokens: Tensor) -> None:
@@ -81,6 +93,38 @@ class DemoTransformer(HookedModule):
                 f"this vocabulary has ids 0 to {self.cfg.d_vocab - 1}"
             )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embed.W_E.device
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """That of `source`, read when it is first asked for; or assign another.
+
+        Raises `ValueError` for a model that came from no source.
+        """
+        if self.source is None:
+            raise ValueError(
+                "this model came without a tokenizer; give it token ids, or assign "
+                "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
+            )
+        return Tokenizer.from_pretrained(self.source)
+
+    def to_tokens(
+        self, text: str | list[str], prepend_bos: bool = True
+    ) -> Int[Tensor, "batch pos"]:
+        """`Tokenizer.to_tokens`, on the model's device."""
+        return self.tokenizer.to_tokens(text, prepend_bos).to(self.device)
+
+    def to_str_tokens(self, text: str | Tokens, prepend_bos: bool = True) -> list[str]:
+        """`Tokenizer.to_str_tokens`: each token of one text, for display."""
+        return self.tokenizer.to_str_tokens(text, prepend_bos)
+
+    def to_string(self, tokens: Tokens) -> str | list[str]:
+        """`Tokenizer.to_string`: the text of tokens, or the texts of a batch."""
+        return self.tokenizer.to_string(tokens)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -98,6 +142,7 @@ class DemoTransformer(HookedModule):
         with torch.device("meta"):  # nothing is initialised that is overwritten at once
             model = cls(cfg)
         model.load_state_dict(state, assign=True)
+        model.source = source
         return model
 
     @classmethod

@@ -29,7 +29,7 @@ LAYERS = (
     ("modules/mlp", "modules/unembed"),
     ("modules/block",),
     ("model",),
-    ("generate", "swap", "variants", "train", "parity/*"),
+    ("predict", "swap", "variants", "train", "parity/*"),
     ("plots",),
     ("cli",),
     ("__init__",),
