@@ -1,35 +1,28 @@
 """`DemoTransformer`: GPT-2 from tokens to logits."""
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.device import resolve_device
 from clean_transformer.hooks import HookPoint
 from clean_transformer.kv_cache import KVCache, read_on
+from clean_transformer.language_model import LanguageModel
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
-from clean_transformer.tokenizer import Tokenizer, Tokens
 from clean_transformer.weights.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
 
 
-class DemoTransformer(HookedModule):
-    """GPT-2: tokens → embed → blocks → unembed → logits (Radford et al. 2019).
-
-    `source` is the folder or repository that the weights came from, if they did.
-    """
-
-    source: str | Path | None = None
+class DemoTransformer(LanguageModel):
+    """GPT-2: tokens → embed → blocks → unembed → logits (Radford et al. 2019)."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -92,38 +85,6 @@ class DemoTransformer(HookedModule):
                 f"token ids run from {lowest} to {highest}; "
                 f"this vocabulary has ids 0 to {self.cfg.d_vocab - 1}"
             )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.embed.W_E.device
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """That of `source`, read when it is first asked for; or assign another.
-
-        Raises `ValueError` for a model that came from no source.
-        """
-        if self.source is None:
-            raise ValueError(
-                "this model came without a tokenizer; give it token ids, or assign "
-                "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
-            )
-        return Tokenizer.from_pretrained(self.source)
-
-    def to_tokens(
-        self, text: str | list[str], prepend_bos: bool = True
-    ) -> Int[Tensor, "batch pos"]:
-        """`Tokenizer.to_tokens`, on the model's device."""
-        return self.tokenizer.to_tokens(text, prepend_bos).to(self.device)
-
-    def to_str_tokens(self, text: str | Tokens, prepend_bos: bool = True) -> list[str]:
-        """`Tokenizer.to_str_tokens`: each token of one text, for display."""
-        return self.tokenizer.to_str_tokens(text, prepend_bos)
-
-    def to_string(self, tokens: Tokens) -> str | list[str]:
-        """`Tokenizer.to_string`: the text of tokens, or the texts of a batch."""
-        return self.tokenizer.to_string(tokens)
 
     @classmethod
     def from_pretrained(
