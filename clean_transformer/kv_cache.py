@@ -16,6 +16,10 @@ Heads = Float[Tensor, "batch pos head d_head"]
 class LayerCache(Protocol):
     """What attention receives as `kv_cache`: the earlier positions of its own layer."""
 
+    @property
+    def length(self) -> int:
+        """How many positions it held before this pass."""
+
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
         """Keep the keys and values of the new positions, and give back those of all so far."""
 
@@ -73,6 +77,10 @@ class _Layer:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
+    @property
+    def length(self) -> int:
+        return self.cache.length
+
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
         if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
             raise RuntimeError("a KVCache keeps no gradients; use it under torch.no_grad()")
@@ -81,21 +89,27 @@ class _Layer:
             self.keys = k.new_empty(*room, *k.shape[2:])
             self.values = v.new_empty(*room, *v.shape[2:])
         # Behind `length`, which moves at the end: a pass that breaks off leaves nothing behind.
-        start, end = self.cache.length, self.cache.length + k.shape[1]
+        start, end = self.length, self.length + k.shape[1]
         self.keys[:, start:end] = k
         self.values[:, start:end] = v
         return self.keys[:, :end], self.values[:, :end]
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        padding = self.cache.padding
-        if padding is None:
+        if self.cache.padding is None:
             return None
-        n_keys = self.cache.length + n_queries
-        key = torch.arange(n_keys, device=padding.device)
-        query = key[-n_queries:, None]
-        is_token = key >= padding[:, None, None, None]
-        # Padding sees itself: the softmax over nothing at all would not be a number.
-        return (key <= query) & is_token | (key == query)
+        slots = torch.arange(self.length + n_queries, device=self.cache.padding.device)
+        return padding_mask(slots >= self.cache.padding[:, None], n_queries)
+
+
+def padding_mask(
+    is_token: Bool[Tensor, "batch key"], n_queries: int
+) -> Bool[Tensor, "batch 1 query key"]:
+    """What each of the last positions sees: the tokens up to its own position."""
+    n_keys = is_token.shape[1]
+    key = torch.arange(n_keys, device=is_token.device)
+    seen = (key <= key[n_keys - n_queries :, None]) & is_token[:, None, None]
+    # Padding before the first token sees everything: a softmax over nothing is not a number.
+    return seen | ~seen.any(dim=-1, keepdim=True)
 
 
 def left_padding(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
@@ -122,7 +136,7 @@ def read_on(module: nn.Module, inputs: tuple[Tensor, ...], kv_cache: LayerCache 
     """
     if kv_cache is None:
         return module(*inputs)
-    if takes_kv_cache(type(module).forward):
+    if takes(type(module).forward, "kv_cache"):
         return module(*inputs, kv_cache=kv_cache)
     x = inputs[0]
     so_far = kv_cache.append(x[:, :, None], x[:, :, None])[0].squeeze(2)
@@ -130,13 +144,31 @@ def read_on(module: nn.Module, inputs: tuple[Tensor, ...], kv_cache: LayerCache 
     if mask is None:
         return module(so_far)[:, -x.shape[1] :]
     # It knows nothing of padding either: each input goes by itself, without its own.
-    output = torch.zeros_like(so_far)
+    output = torch.zeros_like(x)
     for row, is_token in enumerate(mask[:, 0, -1]):
-        output[row, is_token] = module(so_far[row, is_token][None])[0]
-    return output[:, -x.shape[1] :]
+        new = module(so_far[row, is_token][None])[0, -x.shape[1] :]
+        output[row, x.shape[1] - len(new) :] = new
+    return output
+
+
+def embed_positions(
+    pos_embed: nn.Module,
+    tokens: Int[Tensor, "batch pos"],
+    positions: Int[Tensor, "batch pos"] | None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """What `pos_embed` adds to the tokens at those positions; None is from 0 on.
+
+    A module that takes no `positions` is asked for every position from 0 on.
+    """
+    if positions is None:
+        return pos_embed(tokens)
+    if takes(type(pos_embed).forward, "positions"):
+        return pos_embed(tokens, positions)
+    from_the_first = tokens.new_zeros(1, int(positions.max()) + 1)
+    return pos_embed(from_the_first)[0, positions]
 
 
 @lru_cache
-def takes_kv_cache(forward: Any) -> bool:
-    """Whether a `forward` has a parameter of that name."""
-    return "kv_cache" in inspect.signature(forward).parameters
+def takes(forward: Any, argument: str) -> bool:
+    """Whether a `forward` has an argument of that name."""
+    return argument in inspect.signature(forward).parameters

@@ -125,15 +125,15 @@ class LanguageModel(HookedModule):
             yield rest
 
     def _ids(self, prompt: Prompt) -> Rows:
-        each = prompt.tolist() if isinstance(prompt, Tensor) else prompt
-        each = [each] if isinstance(each, str) else each
-        ids = [self.to_tokens(one)[0].tolist() if isinstance(one, str) else one for one in each]
-        if not all(isinstance(row, list) for row in ids):
+        each: Any = prompt.tolist() if isinstance(prompt, Tensor) else prompt
+        texts = [each] if isinstance(each, str) else each
+        rows = [self.to_tokens(one)[0].tolist() if isinstance(one, str) else one for one in texts]
+        if not all(isinstance(row, list) for row in rows):
             raise TypeError(
-                "a prompt is a text, a list of texts, tokens [batch pos] or a list of lists of ids, "
-                f"not {shorten(prompt)}"
+                "a prompt is a text, a list of texts, tokens [batch pos] or a list of lists of "
+                f"ids, not {shorten(prompt)}"
             )
-        return ids
+        return rows
 
     def _stop(
         self, prompt: Prompt, tokens: Sequence[int] | None, strings: str | Sequence[str]

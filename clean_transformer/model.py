@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clean_transformer.config import Config
 from clean_transformer.device import resolve_device
 from clean_transformer.hooks import HookPoint
-from clean_transformer.kv_cache import KVCache, read_on
+from clean_transformer.kv_cache import KVCache, embed_positions, read_on
 from clean_transformer.language_model import LanguageModel
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.embed import Embed
@@ -48,11 +48,10 @@ class DemoTransformer(LanguageModel):
         work.
         """
         self.check_tokens(tokens)
-        # Only what needs to know is told of a cache, so that other modules can take its place.
-        positions = () if kv_cache is None else (kv_cache.positions(tokens),)
+        positions = None if kv_cache is None else kv_cache.positions(tokens)
         layers = [None] * len(self.blocks) if kv_cache is None else kv_cache.layers
         embed = self.hook_embed(self.embed(tokens))
-        pos_embed = self.hook_pos_embed(self.pos_embed(tokens, *positions))
+        pos_embed = self.hook_pos_embed(embed_positions(self.pos_embed, tokens, positions))
         residual = embed + pos_embed
         for block, layer in zip(self.blocks, layers, strict=True):
             residual = read_on(block, (residual,), layer)

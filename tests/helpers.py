@@ -7,15 +7,18 @@ from dataclasses import dataclass, replace
 from inspect import getclosurevars, unwrap
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import strategies as st
 from jaxtyping import config
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.references import Reference
+from clean_transformer.tokenizer import END_OF_TEXT, Tokenizer
 
 # No two axes are equally long, so that nothing fits where it does not belong.
 TINY = Config(n_layers=2, n_heads=3, d_model=12, d_head=4, d_mlp=20, d_vocab=31, n_ctx=10)
@@ -58,6 +61,29 @@ def random_model(
         for name, parameter in model.named_parameters():
             if b_U or name != "unembed.b_U":
                 parameter.normal_(std=0.3, generator=generator)
+    return model
+
+
+def trained(**special: str) -> tokenizers.Tokenizer:
+    """A byte-level BPE like GPT-2's, of 270 tokens."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=270,
+        special_tokens=[special.get("end", END_OF_TEXT)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["the cat sat on the mat, then the other cat sat there"], trainer)
+    return backend
+
+
+def reading_model(*, b_U: bool = True, **changes) -> DemoTransformer:
+    """A small random model in float32 that has a tokenizer."""
+    cfg = tiny(**{"d_vocab": 270, "n_ctx": 60} | changes)
+    model = random_model(cfg, dtype=torch.float32, b_U=b_U)
+    model.tokenizer = Tokenizer(trained())
     return model
 
 

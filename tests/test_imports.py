@@ -32,6 +32,8 @@ LAYERS = (
     ("modules/mlp", "modules/unembed"),
     ("modules/block",),
     ("model",),
+    ("conventions",),
+    ("places",),
     ("predict", "swap", "variants", "train", "parity/*"),
     ("plots",),
     ("cli",),

@@ -140,3 +140,23 @@ def test_gradients_are_refused():
 def test_padding_anywhere_else_is_refused(row: list[int]):
     with pytest.raises(ValueError, match=re.escape(f"given [{row}]")):
         left_padding(torch.tensor([row]))
+
+
+class ByLength(nn.Module):
+    """Position embeddings that know of no positions but those from 0 on."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = torch.arange(tokens.shape[1], dtype=torch.float64)
+        return places[:, None].sin().expand(*tokens.shape, TINY.d_model)
+
+
+@torch.no_grad()
+def test_position_embeddings_without_positions_are_asked_from_the_first_on():
+    ours, tokens = model(), random_tokens(TINY, 2, 6)
+    ours.pos_embed = ByLength()
+    is_token = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    cache = KVCache(N_LAYERS, N_CTX, attention_mask=is_token)
+    parts = [ours(tokens[:, :4], cache), ours(tokens[:, 4:], cache)]
+    for row, padding in enumerate([2, 0]):
+        alone = ours(tokens[row : row + 1, padding:])
+        assert_same_function(torch.cat(parts, 1)[row : row + 1, padding:], alone)

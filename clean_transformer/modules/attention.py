@@ -29,6 +29,7 @@ class Attention(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
+        self.cfg = cfg
         self.W_Q = input_weight(cfg)
         self.W_K = input_weight(cfg)
         self.W_V = input_weight(cfg)

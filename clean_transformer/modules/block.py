@@ -18,7 +18,7 @@ class TransformerBlock(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.n_heads = cfg.n_heads
+        self.cfg = cfg
         self.ln1 = NORMALIZATIONS[cfg.normalization_type](cfg)
         self.attn = Attention(cfg)
         self.ln2 = NORMALIZATIONS[cfg.normalization_type](cfg)
@@ -52,6 +52,6 @@ class TransformerBlock(HookedModule):
         if not observed(self.hook_attn_in, *split):
             return (self.ln1(resid_pre),)
         attn_in = self.hook_attn_in(
-            repeat(resid_pre, "batch pos d_model -> batch pos head d_model", head=self.n_heads)
+            repeat(resid_pre, "batch pos d_model -> batch pos head d_model", head=self.cfg.n_heads)
         )
         return tuple(self.ln1(hook(attn_in)) for hook in split)

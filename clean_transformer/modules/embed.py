@@ -14,6 +14,7 @@ class Embed(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
+        self.cfg = cfg
         self.W_E = normal(cfg.d_vocab, cfg.d_model, std=cfg.initializer_range)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:

@@ -19,6 +19,7 @@ class LayerNormPre(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
+        self.cfg = cfg
         self.eps = cfg.eps
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()

@@ -23,6 +23,7 @@ class MLP(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
+        self.cfg = cfg
         # The residual stream sums 2 n_layers outputs (Radford et al. 2019, section 2.3).
         std_out = cfg.initializer_range / math.sqrt(2 * cfg.n_layers)
         self.W_in = normal(cfg.d_model, cfg.d_mlp, std=cfg.initializer_range)

@@ -15,6 +15,7 @@ class PosEmbed(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
+        self.cfg = cfg
         self.W_pos = normal(cfg.n_ctx, cfg.d_model, std=cfg.initializer_range)
 
     def forward(

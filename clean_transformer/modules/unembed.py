@@ -16,6 +16,7 @@ class Unembed(HookedModule):
 
     def __init__(self, cfg: Config):
         super().__init__()
+        self.cfg = cfg
         self.W_U = normal(cfg.d_model, cfg.d_vocab, std=cfg.initializer_range)
         self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
         self.hook_in = HookPoint()
@@ -33,6 +34,7 @@ class TiedUnembed(HookedModule):
 
     def __init__(self, cfg: Config, embed: Embed):
         super().__init__()
+        self.cfg = cfg
         # In a tuple, so that the embedding is not registered here as a second owner of W_E.
         self._embed = (embed,)
         self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))

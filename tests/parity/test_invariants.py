@@ -32,6 +32,7 @@ def failures(model: DemoTransformer, monkeypatch: pytest.MonkeyPatch) -> set[str
         "prefix consistency",
         "batch permutation",
         "batch size",
+        "cached decoding",
         "second call",
     ]
     return {check.name for check in checks if check.verdict is not Verdict.PASS}
@@ -57,6 +58,10 @@ def at_full_length(x: Tensor) -> Tensor:
     return x.roll(1, -1) if x.shape[1] == 16 else x
 
 
+def of_a_single_position(x: Tensor) -> Tensor:
+    return 2 * x if x.shape[1] == 1 else x
+
+
 def in_the_second_entry(x: Tensor) -> Tensor:
     return torch.cat([x[:1], 2 * x[1:]])
 
@@ -70,11 +75,12 @@ def in_a_batch(x: Tensor) -> Tensor:
     [
         (EveryOtherCall, {"first call", "second call"}),
         (lambda: at_full_length, {"prefix consistency"}),
+        (lambda: of_a_single_position, {"cached decoding"}),
         (lambda: in_the_second_entry, {"batch permutation", "batch size"}),
         (lambda: in_a_batch, {"batch size"}),
         (lambda: lambda x: x + x.mean(1, keepdim=True), {"causality", "prefix consistency"}),
     ],
-    ids=["second call", "length", "batch place", "batch size", "causality"],
+    ids=["second call", "length", "single position", "batch place", "batch size", "causality"],
 )
 def test_a_violation_is_caught(
     spoil: Callable[[], Callable[[Tensor], Tensor]],
