@@ -63,7 +63,6 @@ class Search:
         return parents
 
 
-@torch.no_grad()
 def search_beams(
     model: Model, prompts: Rows, max_new_tokens: int, width: int, sampling: Sampling, stop: Stop
 ) -> list[list[int]]:

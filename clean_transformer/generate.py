@@ -73,6 +73,7 @@ class Stop:
         return str(self.tokenizer.to_string(tokens))
 
 
+@torch.no_grad()
 def prefill(model: Model, prompts: Rows, max_new_tokens: int) -> tuple[Logits, KVCache]:
     """Read the prompts, padded on the left; the logits of what follows them, in float32.
 
@@ -99,12 +100,12 @@ def prefill(model: Model, prompts: Rows, max_new_tokens: int) -> tuple[Logits, K
     return model(tokens, kv_cache=cache, last_only=True)[:, -1].float(), cache
 
 
+@torch.no_grad()
 def decode_one(model: Model, tokens: Int[Tensor, "batch"], kv_cache: KVCache) -> Logits:
     """Read one more token of each input; the logits of what follows it, in float32."""
     return model(tokens[:, None], kv_cache=kv_cache)[:, -1].float()
 
 
-@torch.no_grad()
 def decode(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[list[int]]:

@@ -204,3 +204,18 @@ def quietly(build, *args):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return build(*args)
+
+
+def assert_drawn_from(drawn: Tensor, probabilities: Tensor) -> None:
+    """A chi-squared test, that draws as unlikely as one in a thousand fail.
+
+    The seed being fixed, a test passes always or never.
+    """
+    counts = torch.bincount(drawn, minlength=len(probabilities)).double()
+    possible = probabilities > 0
+    assert not counts[~possible].any()
+    expected = probabilities[possible] * len(drawn)
+    assert expected.min() >= 5, "too few draws for a chi-squared test"
+    statistic = ((counts[possible] - expected) ** 2 / expected).sum()
+    freedom = torch.tensor(len(expected) - 1.0).double()
+    assert len(expected) == 1 or torch.special.gammaincc(freedom / 2, statistic / 2) > 0.001

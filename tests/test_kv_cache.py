@@ -84,6 +84,28 @@ def test_padding_on_the_left_changes_nothing(
         assert_same_function(torch.cat(parts, 1)[row : row + 1, padding:], alone)
 
 
+@pytest.mark.parametrize("attn", ["ours", "of a person"])
+@pytest.mark.parametrize("paddings", [None, [0, 2, 1]])
+@given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=5))
+@torch.no_grad()
+def test_selected_rows_are_read_on_from(attn: str, paddings: list[int] | None, rows: list[int]):
+    ours, tokens = model(attn), random_tokens(TINY, 3, 5)
+    more = random_tokens(TINY, len(rows), 1, seed=1)
+
+    def read(tokens: Tensor, chosen: list[int]) -> KVCache:
+        mask = None
+        if paddings is not None:
+            starts = torch.tensor([paddings[row] for row in chosen])
+            mask = (torch.arange(5) >= starts[:, None]).int()
+        cache = KVCache(N_LAYERS, N_CTX, mask)
+        ours(tokens, cache)
+        return cache
+
+    selected = read(tokens, [0, 1, 2])
+    selected.select(torch.tensor(rows))
+    assert_same_function(ours(more, selected), ours(more, read(tokens[rows], rows)))
+
+
 @torch.no_grad()
 def test_a_module_without_a_cache_reads_everything_so_far():
     attn, cache = Averaging(), KVCache(1, 8)
