@@ -86,24 +86,21 @@ def test_padding_on_the_left_changes_nothing(
 
 @pytest.mark.parametrize("attn", ["ours", "of a person"])
 @pytest.mark.parametrize("paddings", [None, [0, 2, 1]])
-@given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=5))
 @torch.no_grad()
-def test_selected_rows_are_read_on_from(attn: str, paddings: list[int] | None, rows: list[int]):
-    ours, tokens = model(attn), random_tokens(TINY, 3, 5)
+def test_selected_rows_are_read_on_from(attn: str, paddings: list[int] | None):
+    ours, tokens, rows = model(attn), random_tokens(TINY, 3, 5), [1, 2, 0, 1]
     more = random_tokens(TINY, len(rows), 1, seed=1)
 
-    def read(tokens: Tensor, chosen: list[int]) -> KVCache:
-        mask = None
-        if paddings is not None:
-            starts = torch.tensor([paddings[row] for row in chosen])
-            mask = (torch.arange(5) >= starts[:, None]).int()
+    def read(rows: list[int]) -> KVCache:
+        starts = torch.tensor([paddings[row] for row in rows] if paddings else [])
+        mask = (torch.arange(5) >= starts[:, None]).int() if paddings else None
         cache = KVCache(N_LAYERS, N_CTX, mask)
-        ours(tokens, cache)
+        ours(tokens[rows], cache)
         return cache
 
-    selected = read(tokens, [0, 1, 2])
+    selected = read([0, 1, 2])
     selected.select(torch.tensor(rows))
-    assert_same_function(ours(more, selected), ours(more, read(tokens[rows], rows)))
+    assert_same_function(ours(more, selected), ours(more, read(rows)))
 
 
 @torch.no_grad()
