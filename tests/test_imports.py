@@ -35,7 +35,8 @@ LAYERS = (
     ("conventions",),
     ("places",),
     ("predict", "swap", "variants", "train", "parity/*"),
-    ("plots",),
+    ("plots", "terminal"),
+    ("cli_text",),
     ("cli",),
     ("__init__",),
 )
