@@ -172,7 +172,7 @@ def tokens(
     """Show how a text splits into tokens."""
     with one_line_errors():
         read = read_text(text, file)
-        tokenizer = Tokenizer.from_pretrained(weights or "gpt2")
+        tokenizer = read_tokenizer(weights)
         ids = tokenizer.to_tokens(read, bos)[0].tolist()
         words = tokenizer.to_str_tokens(ids)
         if as_json:
@@ -255,7 +255,7 @@ def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> 
     Console().print(table)
 
 
-def format_cell(value: str | float | None) -> str:
+def format_cell(value: str | int | float | None) -> str:
     """As a person reads it."""
     if value is None:
         return ""

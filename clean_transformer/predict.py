@@ -33,8 +33,8 @@ class Prediction:
 
     top: list[TokenScore]
     bottom: list[TokenScore]
-    token_probabilities: Float[Tensor, "pos-1"]
-    losses: Float[Tensor, "pos-1"]
+    token_probabilities: Float[Tensor, "later_pos"]
+    losses: Float[Tensor, "later_pos"]
 
 
 @torch.no_grad()
