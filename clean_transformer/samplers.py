@@ -115,7 +115,10 @@ class Sampling:
         return None if self.seed is None else torch.Generator().manual_seed(self.seed)
 
     def penalize(self, logits: Logits, prompts: Rows, new: Rows) -> Logits:
-        """The logits after both penalties, given each prompt and what was generated after it."""
+        """The logits after both penalties, given each prompt and what was generated after it.
+
+        In a batch, transformers takes the padding for text that occurred; here it is nothing.
+        """
         if self.repetition_penalty != 1:
             so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]
             logits = penalize_repetition(logits, so_far, self.repetition_penalty)
