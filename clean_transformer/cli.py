@@ -1,15 +1,19 @@
 """The command line: one command per job."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from clean_transformer import cli_text
+from clean_transformer.terminal import one_line_errors, progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+for command in (cli_text.generate, cli_text.predict, cli_text.tokens, cli_text.info):
+    app.command()(command)
 
 
 @app.callback()
@@ -118,26 +122,6 @@ def doctor(
         if run.located:
             write_atomically(Path(script_name(run)), run.located.script)
     raise typer.Exit(run.verdict.exit_status)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End with status 2 and one line where a job cannot be done."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        Console(stderr=True, soft_wrap=True).print(f"error: {reason}", style="red", markup=False)
-        raise typer.Exit(2) from None
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """A bar on standard error that says what is being done, and for how long."""
-    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda step: bar.update(task, description=step)
 
 
 def main() -> None:

@@ -21,7 +21,10 @@ FILES = {
 # A file imports from the lines above its own only; the files of parity/ also from each other.
 LAYERS = (
     ("config", "hooks", "device", "files", "weights/hub"),
-    ("tokenizer", "activations", "kv_cache", "weights/shapes", "modules/initial"),
+    ("tokenizer", "activations", "kv_cache", "samplers", "weights/shapes", "modules/initial"),
+    ("generate",),
+    ("beam_search",),
+    ("language_model",),
     ("weights/table", "weights/leveldb"),
     ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
     ("weights/tensor_bundle", "weights/nanogpt", "weights/gguf"),
@@ -33,8 +36,9 @@ LAYERS = (
     ("model",),
     ("conventions",),
     ("places",),
-    ("generate", "swap", "variants", "train", "parity/*"),
-    ("plots",),
+    ("predict", "swap", "variants", "train", "parity/*"),
+    ("plots", "terminal"),
+    ("cli_text",),
     ("cli",),
     ("__init__",),
 )
