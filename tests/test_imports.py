@@ -35,7 +35,7 @@ LAYERS = (
     ("conventions",),
     ("places",),
     ("predict", "swap", "variants", "train", "parity/*"),
-    ("plots", "terminal"),
+    ("plots", "explain", "terminal"),
     ("cli_text",),
     ("cli",),
     ("__init__",),
