@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from clean_transformer import cli_text
-from clean_transformer.terminal import one_line_errors, progress
+from clean_transformer.terminal import one_line_errors, progress, read_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -122,6 +122,30 @@ def doctor(
         if run.located:
             write_atomically(Path(script_name(run)), run.located.script)
     raise typer.Exit(run.verdict.exit_status)
+
+
+@app.command()
+def explain(
+    html: Annotated[Path, typer.Option(help="Write the page here.")],
+    text: cli_text.TextArgument = None,
+    file: cli_text.FileOption = None,
+    weights: cli_text.WeightsOption = None,
+    device: cli_text.DeviceOption = "auto",
+    dtype: cli_text.DtypeOption = "float32",
+) -> None:
+    """Show on one page what a model makes of a text: predictions, attention, layer by layer."""
+    from clean_transformer.explain import explain, write_html
+    from clean_transformer.files import require_folder
+
+    with one_line_errors():
+        require_folder(html)
+        read = read_text(text, file)
+        with progress() as on_step:
+            on_step("reading the weights")
+            model = cli_text.load(weights, device, dtype)
+            on_step("reading the text")
+            write_html(explain(model, read), html)
+        print(f"wrote {html}")
 
 
 def main() -> None:

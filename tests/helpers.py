@@ -89,10 +89,10 @@ def trained(**special: str) -> tokenizers.Tokenizer:
     return backend
 
 
-def reading_model(*, b_U: bool = True, **changes) -> DemoTransformer:
+def reading_model(*, b_U: bool = True, seed: int = 0, **changes) -> DemoTransformer:
     """A small random model in float32 that has a tokenizer."""
     cfg = tiny(**{"d_vocab": 270, "n_ctx": 60} | changes)
-    model = random_model(cfg, dtype=torch.float32, b_U=b_U)
+    model = random_model(cfg, dtype=torch.float32, b_U=b_U, seed=seed)
     model.tokenizer = Tokenizer(trained())
     return model
 

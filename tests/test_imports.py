@@ -37,7 +37,7 @@ LAYERS = (
     ("conventions",),
     ("places",),
     ("predict", "swap", "variants", "train", "parity/*"),
-    ("plots", "terminal"),
+    ("plots", "explain", "terminal"),
     ("cli_text",),
     ("cli",),
     ("__init__",),
