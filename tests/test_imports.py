@@ -21,7 +21,7 @@ FILES = {
 # A file imports from the lines above its own only; the files of parity/ also from each other.
 LAYERS = (
     ("config", "hooks", "device", "files", "weights/hub"),
-    ("tokenizer", "activations", "kv_cache", "weights/shapes", "modules/initial"),
+    ("tokenizer", "activations", "kv_cache", "reports", "weights/shapes", "modules/initial"),
     ("weights/table",),
     ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
     ("weights/openai", "weights/processing", "weights/synthetic", "weights/load"),
