@@ -104,16 +104,31 @@ class HeatMap:
         return [*squares[0].facts] if squares else []
 
 
-def heat_map(squares: Mapping[str, Square]) -> HeatMap:
-    """Lay the activations out that are given by name, in the order of the forward pass."""
+def heat_map(squares: Mapping[str, Square | None]) -> HeatMap:
+    """Lay the activations out that are given by name, in the order of the forward pass.
+
+    Those without a square only tell where the others are.
+    """
     before: dict[str, Square] = {}
     points: dict[str, dict[int, Square]] = {}
     after: dict[str, Square] = {}
+    outside = before
     for name, square in squares.items():
-        if name.startswith("blocks."):
-            _, layer, *point = name.split(".")
-            points.setdefault(".".join(point), {})[int(layer)] = square
-        else:
-            (after if points else before)[name] = square
+        block, point = block_of(name)
+        if block is not None:
+            outside = after
+        if square is not None:
+            if block is None:
+                outside[name] = square
+            else:
+                points.setdefault(point, {})[block] = square
     layers = sorted({layer for places in points.values() for layer in places})
     return HeatMap(layers, before, points, after)
+
+
+def block_of(name: str) -> tuple[int | None, str]:
+    """Which block an activation is in, if any, and its name there."""
+    if not name.startswith("blocks."):
+        return None, name
+    _, block, *point = name.split(".")
+    return int(block), ".".join(point)

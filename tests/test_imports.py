@@ -32,6 +32,8 @@ LAYERS = (
     ("conventions",),
     ("places",),
     ("generate", "swap", "variants", "train", "parity/*"),
+    ("effect", "makes"),
+    ("effect_report",),
     ("plots",),
     ("cli",),
     ("__init__",),
