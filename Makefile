@@ -25,7 +25,7 @@ parity: setup
 	$(VENV)/bin/clean-transformer parity $(ARGS)
 
 test: setup
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 # The same parity, against the last TransformerLens that has HookedTransformer.
 test-hooked:

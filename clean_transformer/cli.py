@@ -23,8 +23,8 @@ def parity(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Hub id, alias or folder; 'stress' or 'plain' for synthetic ones, also with a "
-            "size, as in 'stress:xl'. Default: gpt2, or 'stress' where the hub is out of reach."
+            help="Hub id, alias, folder or file; 'stress' or 'plain' for synthetic ones, also with "
+            "a size, as in 'stress:xl'. Default: gpt2, or 'stress' where the hub is out of reach."
         ),
     ] = None,
     devices: Annotated[

@@ -239,16 +239,10 @@ class _AsLensEntry:
 
 
 class FromLensBlock(Adapter):
-    """Their `TransformerBlock` or `Attention`, called as ours."""
+    """Their `TransformerBlock`, called as ours."""
 
     def forward(self, *inputs: Tensor, kv_cache: LayerCache | None = None) -> Residual:
-        """A block takes one input; attention one for queries, keys and values, or each its own."""
-        if takes(type(self.module).forward, "query_input"):
-            inputs = inputs * 3 if len(inputs) == 1 else inputs
-            cfg = self.module.cfg
-            if inputs[0].ndim == 3 and (cfg.use_attn_in or cfg.use_split_qkv_input):
-                each_head = "batch pos d_model -> batch pos head d_model"
-                inputs = tuple(repeat(x, each_head, head=cfg.n_heads) for x in inputs)
+        """The output; with `kv_cache`, of positions after those in it."""
         if kv_cache is None:
             return self.module(*inputs)
         seen = kv_cache.mask(inputs[0].shape[1])
@@ -257,6 +251,25 @@ class FromLensBlock(Adapter):
             past_kv_cache_entry=_AsLensEntry(kv_cache, inputs[0]),
             attention_mask=None if seen is None else seen[:, 0, -1].int(),
         )
+
+
+class FromLensAttention(FromLensBlock):
+    """Their `Attention`, called as ours."""
+
+    def forward(  # type: ignore[override]
+        self,
+        query_input: Tensor,
+        key_input: Tensor | None = None,
+        value_input: Tensor | None = None,
+        kv_cache: LayerCache | None = None,
+    ) -> Residual:
+        """Keys and values are read from `query_input` too, unless given their own."""
+        inputs = [query_input if x is None else x for x in (query_input, key_input, value_input)]
+        cfg: Any = self.module.cfg
+        if query_input.ndim == 3 and (cfg.use_attn_in or cfg.use_split_qkv_input):
+            each_head = "batch pos d_model -> batch pos head d_model"
+            inputs = [repeat(x, each_head, head=cfg.n_heads) for x in inputs]
+        return super().forward(*inputs, kv_cache=kv_cache)
 
 
 class FromLensPositions(Adapter):

@@ -1,14 +1,37 @@
 """Writing files so that a reader sees the old one or the new one, never half of one."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def in_place_of(file: Path) -> Iterator[Path]:
+    """A file beside it to write, which is put in its place at the end, unless an error comes."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_atomically(file: Path, text: str) -> None:
     """Write the text beside the file, then put it in the file's place."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
-    try:
+    with in_place_of(file) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def appearing_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write files in, which then take their places in `folder` one by one.
+
+    If the writing breaks off, none of them does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as unfinished:
+        yield Path(unfinished)
+        for file in sorted(Path(unfinished).iterdir()):
+            os.replace(file, folder / file.name)

@@ -17,8 +17,8 @@ class HookPoint(nn.Module):
         return activation
 
 
-def observed(*points: HookPoint) -> bool:
-    """Whether a forward or backward hook sits on any of the points.
+def observed(*points: nn.Module) -> bool:
+    """Whether a forward or backward hook sits on any of the points, ours or another library's.
 
     Modules ask this to choose between a fused kernel and the explicit steps between hook points.
     """

@@ -88,10 +88,13 @@ class DemoTransformer(HookedModule):
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> "DemoTransformer":
-        """GPT-2 from a hub id ("openai-community/gpt2"), its alias ("gpt2"), or a folder.
+        """GPT-2 from a hub id ("openai-community/gpt2"), its alias ("gpt2"), a folder, or a file.
 
-        A folder has config.json and model.safetensors, shards of it, or pytorch_model.bin. Raises
-        `WeightsError` for weights that are not exactly this architecture's, naming every key.
+        A folder has config.json and model.safetensors, shards of it, or pytorch_model.bin; or it is
+        OpenAI's own ("124M"), with hparams.json, checkpoint, and model.ckpt in TensorFlow's format.
+        A file is llama.cpp's (.gguf, not quantised), or what `torch.save` wrote (.pt): nanoGPT's
+        checkpoint, or a state dict as for `from_state_dict`. Raises `WeightsError` for a damaged
+        file, and for weights that are not exactly this architecture's, naming every key.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
         with torch.device("meta"):  # nothing is initialised that is overwritten at once
@@ -104,7 +107,7 @@ class DemoTransformer(HookedModule):
         cls, state: Mapping[str, Tensor], cfg: Config | None = None
     ) -> "DemoTransformer":
         """GPT-2 with a copy of the weights of `HookedTransformer`, `TransformerBridge`,
-        `GPT2LMHeadModel` or `DemoTransformer`, in their dtype and on their device.
+        `GPT2LMHeadModel`, nanoGPT, minGPT or `DemoTransformer`, in their dtype and on their device.
 
         Without `cfg` the architecture is read off the shapes. Raises `WeightsError` as
         `from_pretrained` does, and where the shapes leave the number of heads open.

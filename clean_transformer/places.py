@@ -14,6 +14,7 @@ from clean_transformer.config import Config
 from clean_transformer.conventions import (
     Bridged,
     FromHuggingFaceBlock,
+    FromLensAttention,
     FromLensBlock,
     FromLensPositions,
     FromPositions,
@@ -26,7 +27,11 @@ from clean_transformer.conventions import (
     MergedHeads,
 )
 from clean_transformer.hooks import HookPoint
+from clean_transformer.kv_cache import takes
 from clean_transformer.weights.huggingface import config_from_json
+
+# What a block makes for attention only if that takes a stream for each.
+PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 
 
 def parts(n_layers: int) -> Iterator[str]:
@@ -84,9 +89,13 @@ class Ours:
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
         """The hook points that nothing fires any more, by their full names."""
-        new = {name for name, _ in _hook_points(places[-1].module)}
-        old = model.get_submodule(path)
-        return [f"{path}.{name}" for name, _ in _hook_points(old) if name not in new]
+        [place] = places
+        old, new = self.find(model, path), place.module
+        kept = {name for name, _ in _hook_points(new)}
+        lost = [f"{path}.{name}" for name, _ in _hook_points(old) if name not in kept]
+        if kind(path) == "attn" and not takes(type(new).forward, "key_input"):
+            lost += [f"{path.removesuffix('attn')}{name}" for name in PER_HEAD_INPUTS]
+        return lost
 
 
 class _HuggingFace(Ours):
@@ -236,9 +245,9 @@ class _Bridge(_Lens):
             [at[f"{path}.{name}"] for name in self.COMING_IN.get(kind(path), ("hook_in",))],
             [at[f"{path}.{name}"] for name in self.GOING_OUT.get(kind(path), ("hook_out",))],
         )
-        places = [*points, _place(model.original_model, self.name(path), shelled)]
-        # What is outside of the blocks is registered in the bridge itself as well.
-        return places if "." in path else [*places, Place(model, path, shelled)]
+        # In Hugging Face's model, which runs, and in the bridge's own tree, which people look at.
+        there = _place(model.original_model, self.name(path), shelled)
+        return [*points, there, _place(model, path, shelled)]
 
 
 LIBRARIES: Mapping[str, Ours] = {
@@ -255,7 +264,7 @@ FROM_THEIRS: Mapping[str, type[nn.Module]] = {
     "transformer_lens.AttentionBridge": FromHuggingFaceBlock,
     "transformer_lens.BlockBridge": FromHuggingFaceBlock,
     "transformer_lens.PosEmbedBridge": FromPositions,
-    "transformer_lens.AbstractAttention": FromLensBlock,
+    "transformer_lens.AbstractAttention": FromLensAttention,
     "transformer_lens.TransformerBlock": FromLensBlock,
     "transformer_lens.PosEmbed": FromLensPositions,
 }
@@ -291,5 +300,6 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> Place:
     return Place(root.get_submodule(owner), name, module)
 
 
-def _hook_points(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, part) for name, part in module.named_modules() if isinstance(part, HookPoint))
+def _hook_points(module: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
+    named = module.named_modules() if module else ()
+    return ((name, part) for name, part in named if isinstance(part, HookPoint))

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,23 @@ settings.load_profile("tests")
 
 ROOT = Path(__file__).parents[1]
 
-RATES = pytest.StashKey[Counter[str]]()
 
-
-@pytest.fixture(scope="session")
-def rates(pytestconfig: pytest.Config) -> Counter[str]:
-    """How many planted faults were tried, caught and attributed: printed at the end."""
-    return pytestconfig.stash.setdefault(RATES, Counter())
+@pytest.fixture
+def planted(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Tells of a planted fault that it was tried, caught or attributed: counted at the end."""
+    return partial(record_property, "planted")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    counts = terminalreporter.config.stash.get(RATES, Counter())
+    calls = [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+    ]
+    counts = Counter(
+        what for call in calls for name, what in call.user_properties if name == "planted"
+    )
     for kind in ("semantic", "device"):
         if planted := counts[kind]:
             caught, attributed = counts[f"{kind} caught"], counts[f"{kind} attributed"]
@@ -46,6 +53,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def same_random_numbers() -> None:
     """Every test draws the same ones, whichever tests run before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they save on tensors as small as these; tests run side by side."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture
@@ -128,14 +142,7 @@ def theirs(installed: str) -> Watched:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they save on tensors as small as these."""
-    with threads(1):
-        yield
-
-
-@pytest.fixture
-def model_alone(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """`check_device` without what has tests of its own: a fresh process and single operations."""
     here = [check for check in invariants.INVARIANTS if check.__name__ != "fresh_process"]
     monkeypatch.setattr(invariants, "INVARIANTS", here)

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.references import Reference
+from clean_transformer.weights.table import Format
 
 # No two axes are equally long, so that nothing fits where it does not belong.
 TINY = Config(n_layers=2, n_heads=3, d_model=12, d_head=4, d_mlp=20, d_vocab=31, n_ctx=10)
@@ -59,6 +60,15 @@ def random_model(
             if b_U or name != "unembed.b_U":
                 parameter.normal_(std=0.3, generator=generator)
     return model
+
+
+def random_state(known: Format, cfg: Config) -> dict[str, Tensor]:
+    """Random parameters, but zeros where the format has no place for them."""
+    state = random_model(cfg, b_U=True).state_dict()
+    return {
+        row.ours: state[row.ours] if row.theirs else torch.zeros_like(state[row.ours])
+        for row in known.rows(cfg)
+    }
 
 
 def random_tokens(cfg: Config = TINY, batch: int = 2, length: int = 7, seed: int = 0) -> Tensor:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from clean_transformer.files import write_atomically
+from clean_transformer.files import appearing_whole, write_atomically
 
 
 def test_the_text_is_in_the_file_and_nothing_else_is_left(tmp_path: Path):
@@ -21,3 +21,28 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         write_atomically(file, "new")
     assert file.read_text() == "old"
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_files_appear_together_beside_those_of_other_names(tmp_path: Path):
+    folder = tmp_path / "new/folder"
+    for content in ("old", "new"):
+        with appearing_whole(folder) as unfinished:
+            (unfinished / "a").write_text(content)
+            (unfinished / content).touch()
+            assert not (folder / content).exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "new", "old"]
+    assert (folder / "a").read_text() == "new"
+
+
+def test_files_that_were_not_finished_never_appear(tmp_path: Path):
+    (tmp_path / "a").write_text("old")
+
+    def break_off() -> None:
+        with appearing_whole(tmp_path) as unfinished:
+            (unfinished / "a").write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert [*tmp_path.iterdir()] == [tmp_path / "a"]
+    assert (tmp_path / "a").read_text() == "old"

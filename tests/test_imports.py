@@ -22,9 +22,11 @@ FILES = {
 LAYERS = (
     ("config", "hooks", "device", "files", "weights/hub"),
     ("tokenizer", "activations", "kv_cache", "reports", "weights/shapes", "modules/initial"),
-    ("weights/table",),
+    ("weights/table", "weights/leveldb"),
     ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
-    ("weights/openai", "weights/processing", "weights/synthetic", "weights/load"),
+    ("weights/tensor_bundle", "weights/nanogpt", "weights/gguf"),
+    ("weights/openai", "weights/processing", "weights/synthetic"),
+    ("weights/load",),
     ("modules/embed", "modules/pos_embed", "modules/layer_norm", "modules/attention"),
     ("modules/mlp", "modules/unembed"),
     ("modules/block",),
@@ -41,7 +43,7 @@ LAYERS = (
 EMPTY = ("modules/__init__", "weights/__init__", "parity/__init__")
 
 OTHER_IMPLEMENTATIONS = {"transformer_lens", "transformers"}
-HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "typer", "rich", "plotly"}
+HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "gguf", "typer", "rich", "plotly"}
 
 
 def layer(file: str) -> int:

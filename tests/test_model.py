@@ -436,7 +436,9 @@ def test_missing_files(folder: Path):
     (folder / "model.safetensors").unlink()
     refused(folder, FileNotFoundError, "has neither model.safetensors nor pytorch_model.bin")
     (folder / "config.json").unlink()
-    refused(folder, FileNotFoundError, "has no config.json; is it a model's folder?")
+    refused(
+        folder, FileNotFoundError, "has no config.json or hparams.json; is it a model's folder?"
+    )
 
 
 def test_missing_shard(folder: Path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,18 @@ def test_the_vocabulary_is_that_of_the_transcripts(gpt2):
     assert (vocab[: len(first)], vocab[-len(last) :]) == (first, last)
     assert gpt2.d_vocab == 50257
     assert gpt2.bos_token_id == gpt2.eos_token_id == 50256
+
+
+@needs_gpt2
+def test_openais_files_give_the_same_tokenizer(gpt2, tmp_path):
+    # The same two files, under other names; OpenAI's JSON has no letter outside ASCII.
+    vocab = json.loads((GPT2 / "vocab.json").read_text(encoding="utf-8"))
+    (tmp_path / "encoder.json").write_text(json.dumps(vocab), encoding="ascii")
+    shutil.copy(GPT2 / "merges.txt", tmp_path / "vocab.bpe")
+    openais = Tokenizer.from_pretrained(tmp_path)
+    assert openais.backend.get_vocab() == gpt2.backend.get_vocab()
+    for text, ids in transcripts("encode"):
+        assert openais.to_tokens(text, prepend_bos=False).tolist() == [ids]
 
 
 def test_tiny_tokenizer(tiny):

@@ -7,7 +7,7 @@ from torch import Tensor
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint, observed
-from clean_transformer.kv_cache import LayerCache, read_on
+from clean_transformer.kv_cache import LayerCache, read_on, takes
 from clean_transformer.modules.attention import Attention, Residual
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.mlp import MLP
@@ -49,7 +49,8 @@ class TransformerBlock(HookedModule):
         """What attention reads: one normalised stream, or, where somebody watches the inputs of
         single heads, one for the queries, keys and values of each head."""
         split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
-        if not observed(self.hook_attn_in, *split):
+        watched = observed(self.hook_attn_in, *split)
+        if not (watched and takes(type(self.attn).forward, "key_input")):
             return (self.ln1(resid_pre),)
         attn_in = self.hook_attn_in(
             repeat(resid_pre, "batch pos d_model -> batch pos head d_model", head=self.cfg.n_heads)

@@ -65,7 +65,7 @@ def choose_modes(names: str) -> list[str]:
 
 
 def choose_weights(source: str | None) -> Weights:
-    """The weights of a hub id, alias or folder; or of "stress" or "plain", also "stress:medium".
+    """The weights of a hub id, alias, folder or file; or of "stress", "plain" or "stress:medium".
 
     Without a source, GPT-2 small from the hub or its cache, else `stress` weights of its shape.
     """

@@ -22,6 +22,7 @@ WEIGHTS: FileSets = (
     ("config.json", "model.safetensors"),
     ("config.json", "model.safetensors.index.json", "model-?????-of-?????.safetensors"),
     ("config.json", "pytorch_model.bin"),
+    ("hparams.json", "checkpoint", "model.ckpt.index", "model.ckpt.data-?????-of-?????"),
 )
 TOKENIZER: FileSets = (
     ("tokenizer.json",),

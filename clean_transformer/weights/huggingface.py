@@ -1,9 +1,7 @@
 """Hugging Face's GPT-2: its rows, its config.json, and its folders, read and written."""
 
 import json
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,15 @@ import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.weights.table import Format, Row, State, WeightsError
+from clean_transformer.files import appearing_whole
+from clean_transformer.weights.table import (
+    Format,
+    Row,
+    State,
+    WeightsError,
+    head_width,
+    refuse_architecture,
+)
 
 # Conv1D keeps its weight as [in, out], the queries, keys and values side by side.
 QKV_WEIGHT = "d_model (qkv head d_head) -> qkv head d_model d_head"
@@ -82,15 +88,11 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
             raise WeightsError(f"config.json says {field}={value!r}; supported: {list(values)}")
     try:
         d_model, n_heads = fields["n_embd"], fields["n_head"]
-        if not n_heads or d_model % n_heads:
-            raise WeightsError(
-                f"config.json: n_embd {d_model} is not a multiple of {n_heads} heads"
-            )
         return Config(
             n_layers=fields["n_layer"],
             n_heads=n_heads,
             d_model=d_model,
-            d_head=d_model // n_heads,
+            d_head=head_width("config.json", d_model, n_heads),
             d_mlp=fields.get("n_inner") or 4 * d_model,
             d_vocab=fields["vocab_size"],
             n_ctx=fields.get("n_positions") or fields["n_ctx"],
@@ -104,13 +106,7 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
 
 def config_to_json(cfg: Config) -> dict[str, Any]:
     """The fields of a config.json. Raises `WeightsError` for what Hugging Face cannot hold."""
-    if cfg.normalization_type != "LN":
-        raise WeightsError("the Hugging Face format has no place for folded LayerNorms")
-    if cfg.n_heads * cfg.d_head != cfg.d_model:
-        raise WeightsError(
-            f"the Hugging Face format needs n_heads × d_head = d_model, "
-            f"not {cfg.n_heads} × {cfg.d_head} = {cfg.d_model}"
-        )
+    refuse_architecture("Hugging Face", cfg)
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -134,14 +130,22 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     pytorch_model.bin, whichever comes first. Raises `WeightsError` for a damaged file and
     `FileNotFoundError` for a missing one.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; is it a model's folder?")
-    cfg = config_from_json(_read_json(config))
+    cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}
     for file in _weight_files(folder):
-        state |= _read_file(file)
+        state |= read_tensors(file)
     return cfg, with_prefix(state)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The fields of a JSON object. Raises `WeightsError` for a damaged file."""
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file} is not JSON ({error}); copy or download it again") from None
+    if not isinstance(fields, dict):
+        raise WeightsError(f"{file} is not a JSON object; copy or download it again")
+    return fields
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -149,7 +153,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if index.is_file():
-        names = _read_json(index).get("weight_map", {}).values()
+        names = read_json(index).get("weight_map", {}).values()
         shards = [folder / name for name in dict.fromkeys(names)]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
@@ -160,27 +164,24 @@ def _weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is not JSON ({error}); copy or download it again") from None
-    if not isinstance(fields, dict):
-        raise WeightsError(f"{file} is not a JSON object; copy or download it again")
-    return fields
+def read_tensors(file: Path) -> dict[str, Any]:
+    """What is in a .safetensors file, or in a dictionary that `torch.save` wrote; memory-mapped.
 
-
-def _read_file(file: Path) -> dict[str, Tensor]:
+    Raises `WeightsError` for a damaged file, and for objects that only running code restores.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{file} is damaged ({reason}); copy or download it again") from None
+    if not isinstance(saved, dict):
+        raise WeightsError(f"{file} holds a {type(saved).__name__}, not a state dict")
+    return saved
 
 
 def write_folder(folder: Path, cfg: Config, state: State) -> None:
@@ -188,9 +189,6 @@ def write_folder(folder: Path, cfg: Config, state: State) -> None:
     from safetensors.torch import save_file
 
     config, tensors = config_to_json(cfg), HUGGINGFACE.write(cfg, state)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as unfinished:
-        save_file(tensors, Path(unfinished, "model.safetensors"), metadata={"format": "pt"})
-        Path(unfinished, "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        for name in ("model.safetensors", "config.json"):
-            os.replace(Path(unfinished, name), folder / name)
+    with appearing_whole(folder) as unfinished:
+        save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
+        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

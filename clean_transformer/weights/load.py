@@ -1,30 +1,68 @@
-"""From a hub id, a folder or a state dict to an architecture and our parameters. Strict."""
+"""From a hub id, a folder, a file or a state dict to an architecture and our parameters. Strict."""
 
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
+from clean_transformer.weights.gguf import GGUF, read_gguf
 from clean_transformer.weights.hooked_transformer import HOOKED_TRANSFORMER
-from clean_transformer.weights.hub import WEIGHTS, fetch
+from clean_transformer.weights.hub import WEIGHTS, complete_set, fetch
 from clean_transformer.weights.huggingface import HUGGINGFACE, read_folder, with_prefix
-from clean_transformer.weights.table import State, detect
+from clean_transformer.weights.nanogpt import NANOGPT, NANOGPT_WITHOUT_BIASES, read_checkpoint
+from clean_transformer.weights.openai import OPENAI, read_openai
+from clean_transformer.weights.table import State, WeightsError, detect
 from clean_transformer.weights.transformer_bridge import TRANSFORMER_BRIDGE
 
-FORMATS = (HOOKED_TRANSFORMER, TRANSFORMER_BRIDGE, HUGGINGFACE)
+# Hugging Face's has nanoGPT's names, and is what nanoGPT's layouts leave over.
+FORMATS = (
+    HOOKED_TRANSFORMER,
+    TRANSFORMER_BRIDGE,
+    OPENAI,
+    GGUF,
+    NANOGPT,
+    NANOGPT_WITHOUT_BIASES,
+    HUGGINGFACE,
+)
+# How a folder is read, by the file that tells the architecture, and how a single file is.
+FOLDERS = {"config.json": read_folder, "hparams.json": read_openai}
+FILES = {".gguf": read_gguf, ".pt": read_checkpoint}
 
 
 def read_pretrained(
     source: str | Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The architecture and parameters of a hub id, alias or folder, on that device in that dtype.
+    """The architecture and parameters of a hub id, alias, folder or file, on that device in that
+    dtype.
 
     Where nothing has to be converted, the parameters are views of the memory-mapped file.
     """
-    cfg, state = read_folder(fetch(source, WEIGHTS))
+    file = Path(source)
+    is_file = file.is_file() or (file.suffix in FILES and not file.is_dir())
+    told, state = _read_file(file) if is_file else _read_folder(fetch(source, WEIGHTS))
     converted = {key: tensor.to(device, dtype) for key, tensor in state.items()}
-    return cfg, HUGGINGFACE.read(cfg, converted)
+    return read_state_dict(converted, told)
+
+
+def _read_file(file: Path) -> tuple[Config | None, State]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist")
+    if file.suffix not in FILES:
+        raise WeightsError(
+            f"{file} is no {' or '.join(FILES)} file; pass the folder that it is a part of"
+        )
+    return FILES[file.suffix](file)
+
+
+def _read_folder(folder: Path) -> tuple[Config | None, State]:
+    names = os.listdir(folder)
+    names = complete_set(WEIGHTS, names) or names  # an incomplete set is refused by its reader
+    for file, read in FOLDERS.items():
+        if file in names:
+            return read(folder)
+    raise FileNotFoundError(f"{folder} has no {' or '.join(FOLDERS)}; is it a model's folder?")
 
 
 def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, dict[str, Tensor]]:
@@ -32,7 +70,8 @@ def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, di
 
     Without `cfg` the architecture is read off the shapes (and eps taken as GPT-2's 1e-5).
     """
-    state = with_prefix(state)
+    # torch.compile puts this before the names in whatever it compiles.
+    state = with_prefix({key.replace("_orig_mod.", ""): state[key] for key in state})
     known = detect(FORMATS, state)
     cfg = cfg or known.infer_config(state)
     return cfg, known.read(cfg, state)

@@ -1,7 +1,8 @@
 """Translating state dicts: a format is a table of rows, and this applies the rows both ways."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,7 @@ from clean_transformer.config import PUBLISHED, Config
 from clean_transformer.weights.shapes import parameter_axes, parameter_shapes
 
 State = Mapping[str, Tensor]
+AXIS = r"[a-z]\w*"  # the name of one in an einops pattern, whose 1 is an axis without a name
 
 
 class WeightsError(ValueError):
@@ -38,8 +40,8 @@ class Format:
     """How a family of checkpoints names and lays out GPT-2's parameters.
 
     `block` rows are for one layer; their names follow `blocks.{layer}.` and `block_prefix`.
-    `marker` is a key that every such checkpoint has and no other format does. Keys that match
-    `buffers` are not weights, and are passed over.
+    `marker` is a key that every such checkpoint has; where another format has it too, `layout`
+    tells them apart. Keys that match `buffers` are not weights, and are passed over.
     """
 
     name: str
@@ -48,11 +50,18 @@ class Format:
     block: tuple[Row, ...]
     block_prefix: str
     buffers: str = r"(?!)"
+    layout: Callable[[State], bool] = lambda state: True
 
     def rows(self, cfg: Config) -> list[Row]:
-        """A row for each parameter of the architecture."""
+        """A row for each parameter of the architecture.
+
+        Raises `WeightsError` for one that the format has no place for.
+        """
+        rows = {row.ours: row for row in self._all_rows(cfg.n_layers)}
         names = parameter_axes(cfg)
-        return [row for row in self._all_rows(cfg.n_layers) if row.ours in names]
+        if missing := [name for name in names if name not in rows]:
+            raise WeightsError(f"the {self.name} format has no place for {', '.join(missing)}")
+        return [row for name, row in rows.items() if name in names]
 
     def _all_rows(self, n_layers: int) -> list[Row]:
         blocks = [
@@ -84,7 +93,7 @@ class Format:
                 if key in wanted or not (key in known or re.fullmatch(self.buffers, key))
             },
         )
-        if cfg.tied_unembed and not self._is_tied(state):
+        if cfg.tied_unembed and not self.is_tied(state):
             raise WeightsError(
                 f"this {self.name} state dict has an unembedding of its own, but the architecture "
                 "ties it to the embedding; set tied_unembed (tie_word_embeddings) to false"
@@ -123,18 +132,20 @@ class Format:
         rows = {row.ours: row for row in self._all_rows(len(layers))}
         folded = not any(row.theirs in state for row in rows.values() if ".ln1." in row.ours)
         any_heads = Config.gpt2("small", n_layers=len(layers), tied_unembed=False)
+        axes = parameter_axes(any_heads)
         lengths: dict[str, int] = {}
-        for name, axes in parameter_axes(any_heads).items():
-            row = rows[name]
-            if row.theirs is not None and row.theirs in state and row.pattern is None:
-                lengths |= zip(axes.split(), state[row.theirs].shape, strict=False)
+        for name, row in rows.items():
+            if row.theirs is not None and row.theirs in state:
+                their_axes = _their_axes(row, axes[name])
+                lengths |= zip(their_axes, state[row.theirs].shape, strict=False)
+        lengths = {axis: length for axis, length in lengths.items() if axis.isidentifier()}
         if "head" not in lengths:
             heads = {width: n_heads for _, n_heads, width in PUBLISHED.values()}
             width = lengths.get("d_model", 0)
             if width not in heads:
                 raise WeightsError(
                     f"a {self.name} state dict does not say how many heads it has, and d_model "
-                    f"{width} is not a published width; pass cfg=Config(...)"
+                    f"{width} is not a published width; pass cfg=Config(...) to from_state_dict"
                 )
             lengths |= {"head": heads[width], "d_head": width // heads[width]}
         missing = {"d_vocab", "n_ctx", "d_model", "d_mlp"} - set(lengths)
@@ -147,13 +158,14 @@ class Format:
             n_heads=lengths.pop("head"),
             **lengths,
             normalization_type="LNPre" if folded else "LN",
-            tied_unembed=self._is_tied(state) and not folded,
+            tied_unembed=self.is_tied(state) and not folded,
         )
 
-    def _is_tied(self, state: State) -> bool:
+    def is_tied(self, state: State) -> bool:
+        """Whether the state dict has no unembedding of its own."""
         rows = {row.ours: row for row in self.outer}
-        embed, unembed = rows["embed.W_E"], rows["unembed.W_U"]
-        if unembed.theirs not in state:
+        embed, unembed = rows["embed.W_E"], rows.get("unembed.W_U")
+        if unembed is None or unembed.theirs not in state:
             return True
         # HookedTransformer's own W_U is a parameter of its own, whatever it was loaded from; in the
         # checkpoint's axes, an unembedding that repeats the embedding is the tied one.
@@ -180,10 +192,31 @@ def refuse_differences(
         raise WeightsError(f"{problem}; {'; '.join(lists)}")
 
 
+def refuse_architecture(name: str, cfg: Config) -> None:
+    """Raise `WeightsError` for an architecture that files of plain GPT-2 cannot describe."""
+    if cfg.normalization_type != "LN":
+        raise WeightsError(f"the {name} format has no place for folded LayerNorms")
+    if cfg.n_heads * cfg.d_head != cfg.d_model:
+        raise WeightsError(
+            f"the {name} format needs n_heads × d_head = d_model, "
+            f"not {cfg.n_heads} × {cfg.d_head} = {cfg.d_model}"
+        )
+
+
+def head_width(file: str, d_model: int, n_heads: int) -> int:
+    """The d_head of a file of plain GPT-2. Raises `WeightsError` for heads that do not fit."""
+    if not n_heads or d_model % n_heads:
+        raise WeightsError(f"{file}: n_embd {d_model} is not a multiple of {n_heads} heads")
+    return d_model // n_heads
+
+
 def detect(formats: Iterable[Format], state: State) -> Format:
-    """The format whose marker is among the keys. Raises `WeightsError` for a foreign checkpoint."""
+    """The first format whose marker is among the keys, if the layout is its own too.
+
+    Raises `WeightsError` for a foreign checkpoint.
+    """
     for known in formats:
-        if known.marker in state:
+        if known.marker in state and known.layout(state):
             return known
     names = ", ".join(known.name for known in formats)
     raise WeightsError(
@@ -193,20 +226,22 @@ def detect(formats: Iterable[Format], state: State) -> Format:
 
 def _lengths(pattern: str, cfg: Config) -> dict[str, int]:
     axes = cfg.axes() | {"qkv": 3}
-    return {axis: axes[axis] for axis in re.findall(r"\w+", pattern.split("->")[0])}
+    return {axis: axes[axis] for axis in re.findall(AXIS, pattern.split("->")[0])}
+
+
+def _their_axes(row: Row, our_axes: str) -> list[str]:
+    """Their tensor's axes by name, and in brackets those that they merge into one."""
+    return re.findall(r"\([^)]*\)|\w+", (row.pattern or our_axes).split("->")[0])
 
 
 def _their_shape(row: Row, cfg: Config) -> tuple[int, ...]:
     if row.pattern is None:
         return parameter_shapes(cfg)[row.ours]
     lengths = _lengths(row.pattern, cfg)
-    shape = []
-    for group in re.findall(r"\([^)]*\)|\w+", row.pattern.split("->")[0]):
-        length = 1
-        for axis in re.findall(r"\w+", group):
-            length *= lengths[axis]
-        shape.append(length)
-    return tuple(shape)
+    return tuple(
+        math.prod(lengths[axis] for axis in re.findall(AXIS, group))
+        for group in _their_axes(row, "")
+    )
 
 
 def _ours(row: Row, tensor: Tensor, cfg: Config) -> Tensor:

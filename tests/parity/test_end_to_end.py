@@ -21,7 +21,6 @@ from clean_transformer.parity.verdict import Verdict
 
 from .small import BF16, F16, F32, corrupted, small_model, small_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = small_weights(d_vocab=300)
 
 

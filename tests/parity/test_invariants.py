@@ -15,7 +15,6 @@ from clean_transformer.parity.verdict import Verdict
 
 from .small import BF16, F32, corrupted, small_model, small_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
 ALLOWED = {F32: 1e-4, BF16: 0.1}
 

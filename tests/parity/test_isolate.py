@@ -17,7 +17,6 @@ from clean_transformer.parity.verdict import Verdict
 
 from .small import BF16, F16, F32, F64, corrupted, small_model, small_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = small_weights(d_vocab=300)
 PASS, WRONG = Verdict.PASS, Verdict.WRONG
 

@@ -8,7 +8,6 @@ from clean_transformer.parity.locate import locate
 
 from .small import corrupted, small_model, small_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = small_weights(d_vocab=300)
 TOKENS = torch.arange(10).view(2, 5)
 

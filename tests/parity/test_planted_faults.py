@@ -1,7 +1,6 @@
 """The sensitivity of the suite: every planted fault is caught, and laid at the right door."""
 
 import re
-from collections import Counter
 from fnmatch import fnmatch
 
 import pytest
@@ -65,7 +64,7 @@ def test_without_a_fault_the_function_is_the_same(beside: Beside) -> None:
     reason="the rows name what TransformerBridge caches, which has no optional activations",
 )
 @pytest.mark.parametrize("fault", SEMANTIC_FAULTS, ids=lambda fault: fault.name)
-def test_semantic_fault(fault, beside: Beside, rates: Counter[str]) -> None:
+def test_semantic_fault(fault, beside: Beside, planted: Callable[[str], None]) -> None:
     """WRONG, first in the row's activation: of those from there on, the first the reference has."""
     names = beside.names()
     last = f"blocks.{beside.model.cfg.n_layers - 1}"
@@ -77,14 +76,14 @@ def test_semantic_fault(fault, beside: Beside, rates: Counter[str]) -> None:
     compared = {row.name for row in beside.compare().rows}
     expected = next(name for name in names[start:] if name in compared)
 
-    rates["semantic"] += 1
+    planted("semantic")
     with inject(fault.name):
         report = beside.compare()
     assert report.verdict is Verdict.WRONG
-    rates["semantic caught"] += 1
+    planted("semantic caught")
     assert report.first_failure is not None
     assert report.first_failure.name == expected
-    rates["semantic attributed"] += 1
+    planted("semantic attributed")
 
 
 def test_the_smallest_change_of_one_weight_that_is_seen(beside: Beside) -> None:
@@ -135,13 +134,13 @@ def check(fault: str) -> suite.DeviceRun:
     return check_device(small_weights(**changes), "cpu", dtype)
 
 
-def assert_located(fault, located, rates: Counter[str]) -> None:
+def assert_located(fault, located, planted: Callable[[str], None]) -> None:
     """The operation, the known fault, and a script that shows the fault and only the fault."""
     assert located is not None
     assert located.operation.split(".")[1] in fault.operations
     if fault.name in KNOWN:
         assert fault.name in [match.split(":")[0] for match in located.known]
-    rates["device attributed"] += 1
+    planted("device attributed")
     assert len(located.script.splitlines()) < 40
     assert set(re.findall(r"^(?:import|from) (\S+)", located.script, re.M)) == {"torch"}
     script = compile(located.script, fault.name, "exec")
@@ -152,22 +151,21 @@ def assert_located(fault, located, rates: Counter[str]) -> None:
 
 @pytest.mark.usefixtures("model_alone")
 @pytest.mark.parametrize("fault", IN_THE_MODEL, ids=lambda fault: fault.name)
-def test_device_fault(fault, rates: Counter[str]) -> None:
-    rates["device"] += 1
+def test_device_fault(fault, planted: Callable[[str], None]) -> None:
+    planted("device")
     with inject(fault.name):
         run = check(fault.name)
     assert run.verdict in (Verdict.WRONG, Verdict.DEGRADED)
-    rates["device caught"] += 1
+    planted("device caught")
     assert run.first_failure is not None
-    assert_located(fault, run.located, rates)
+    assert_located(fault, run.located, planted)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "fault", [fault for fault in DEVICE_FAULTS if fault.probe_only], ids=lambda fault: fault.name
 )
 def test_device_fault_that_single_operations_find(
-    fault, rates: Counter[str], monkeypatch: pytest.MonkeyPatch
+    fault, planted: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = [probe for probe in probes.PROBES if not re.search(r" (?!8x1024)\d+x\d+", probe.name)]
     monkeypatch.setattr(probes, "PROBES", few)
@@ -176,22 +174,22 @@ def test_device_fault_that_single_operations_find(
     assert {row.verdict for row in checks} == {Verdict.PASS}
     assert healthy is None
 
-    rates["device"] += 1
+    planted("device")
     with inject(fault.name):
         checks, located = suite._probe("cpu", dtype)
     assert Verdict.WRONG in {row.verdict for row in checks}
-    rates["device caught"] += 1
-    assert_located(fault, located, rates)
+    planted("device caught")
+    assert_located(fault, located, planted)
 
 
 @pytest.mark.usefixtures("model_alone")
-def test_device_fault_of_the_first_call_alone(rates: Counter[str]) -> None:
+def test_device_fault_of_the_first_call_alone(planted: Callable[[str], None]) -> None:
     """Caught where it first strikes; by the time an operation is looked for, it is over."""
-    rates["device"] += 1
+    planted("device")
     with inject("first-call-imprecise"):
         run = check("first-call-imprecise")
     assert run.verdict in (Verdict.WRONG, Verdict.DEGRADED)
-    rates["device caught"] += 1
+    planted("device caught")
     assert run.located is None
 
 

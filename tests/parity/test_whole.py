@@ -17,7 +17,6 @@ from clean_transformer.parity.whole import isolate_whole, judge_whole, leaves
 
 from .small import BF16, F16, F32, F64, corrupted, small_model, small_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = small_weights(d_vocab=300)
 
 

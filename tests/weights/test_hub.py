@@ -8,6 +8,12 @@ from clean_transformer.weights.hub import HUB_IDS, TOKENIZER, WEIGHTS, complete_
 
 SHARDS = [f"model-0000{shard}-of-00002.safetensors" for shard in (1, 2)]
 INDEX = "model.safetensors.index.json"
+OPENAIS = [
+    "hparams.json",
+    "checkpoint",
+    "model.ckpt.index",
+    "model.ckpt.data-00000-of-00001",
+]
 OTHER_FORMATS = [
     "README.md",
     "flax_model.msgpack",
@@ -39,19 +45,20 @@ def last_line(process) -> str:
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
-        (["config.json", "model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
-        (["config.json", INDEX, *SHARDS, "pytorch_model.bin"], [INDEX, *SHARDS]),
-        (["config.json", "pytorch_model.bin"], ["pytorch_model.bin"]),
+        (["model.safetensors", "pytorch_model.bin"], ["config.json", "model.safetensors"]),
+        ([INDEX, *SHARDS, "pytorch_model.bin"], ["config.json", INDEX, *SHARDS]),
+        (["pytorch_model.bin", *OPENAIS], ["config.json", "pytorch_model.bin"]),
+        (OPENAIS, OPENAIS),
     ],
 )
 def test_only_the_preferred_weights_are_downloaded(hub, with_hub, names, chosen):
-    publish(hub, "someone/model", *names, *OTHER_FORMATS)
+    publish(hub, "someone/model", "config.json", *names, *OTHER_FORMATS)
 
     process = with_hub(fetching("someone/model"))
 
-    assert hub.downloaded == ["config.json", *chosen], process.stderr
+    assert hub.downloaded == chosen, process.stderr
     folder = Path(process.stdout.strip())
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["config.json", *chosen])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(chosen)
     for path in folder.iterdir():
         assert path.read_text() == (hub.repos / "someone/model" / path.name).read_text()
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,19 +16,26 @@ from clean_transformer.weights.table import (
     refuse_differences,
 )
 
-from ..helpers import assert_equal_states, configs, random_model, tiny
+from ..helpers import assert_equal_states, configs, random_model, random_state, tiny
 
 EVERY_FORMAT = pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
+# Of which OpenAI's has no place for an unembedding of its own.
+UNTIED_FORMATS = [
+    known for known in FORMATS if any(row.ours == "unembed.W_U" for row in known.outer)
+]
+EVERY_UNTIED_FORMAT = pytest.mark.parametrize("known", UNTIED_FORMATS, ids=lambda known: known.name)
 
 
-def state_of(cfg: Config) -> dict[str, torch.Tensor]:
-    return random_model(cfg).state_dict()
+def held_by(known: Format, cfg: Config) -> Config:
+    """The architecture, or the tied one where the format can hold no other."""
+    return cfg if known in UNTIED_FORMATS else replace(cfg, tied_unembed=True)
 
 
 @EVERY_FORMAT
 @given(cfg=configs())
 def test_writing_and_reading_keep_every_bit(known: Format, cfg: Config):
-    state = state_of(cfg)
+    cfg = held_by(known, cfg)
+    state = random_state(known, cfg)
     theirs = known.write(cfg, state)
     assert all(tensor.is_contiguous() for tensor in theirs.values())
     assert_equal_states(known.read(cfg, theirs), state)
@@ -35,24 +44,26 @@ def test_writing_and_reading_keep_every_bit(known: Format, cfg: Config):
 @EVERY_FORMAT
 @given(cfg=configs())
 def test_reading_gives_views(known: Format, cfg: Config):
-    theirs = known.write(cfg, state_of(cfg))
+    cfg = held_by(known, cfg)
+    theirs = known.write(cfg, random_state(known, cfg))
     owned = {tensor.untyped_storage().data_ptr() for tensor in theirs.values()}
-    for name, tensor in known.read(cfg, theirs).items():
-        if name != "unembed.b_U":
-            assert tensor.untyped_storage().data_ptr() in owned
+    read = known.read(cfg, theirs)
+    for row in known.rows(cfg):
+        if row.theirs is not None:
+            assert read[row.ours].untyped_storage().data_ptr() in owned
 
 
 @EVERY_FORMAT
 def test_every_parameter_has_a_row_in_every_layer(known: Format):
-    for cfg in (tiny(), tiny(tied_unembed=False)):
+    for cfg in (tiny(), held_by(known, tiny(tied_unembed=False))):
         assert {row.ours for row in known.rows(cfg)} == set(parameter_shapes(cfg))
 
 
-@EVERY_FORMAT
+@EVERY_UNTIED_FORMAT
 def test_folded_layer_norms_have_no_rows(known: Format):
     cfg = tiny(normalization_type="LNPre", tied_unembed=False)
     assert [row.ours for row in known.rows(cfg) if "ln" in row.ours] == []
-    state = state_of(cfg)
+    state = random_state(known, cfg)
     assert_equal_states(known.read(cfg, known.write(cfg, state)), state)
 
 
@@ -95,7 +106,7 @@ CFG = tiny(tied_unembed=False)
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
-    return state_of(CFG)
+    return random_model(CFG).state_dict()
 
 
 @pytest.fixture
@@ -152,6 +163,13 @@ def test_a_tied_unembedding_may_be_repeated_but_not_be_another(boxes):
         BOXES.read(tied, boxes)
 
 
+def test_a_parameter_without_a_row_is_refused(boxes, state):
+    without = replace(BOXES, outer=tuple(row for row in BOXES.outer if row.ours != "unembed.W_U"))
+    for refuse in (lambda: without.read(CFG, boxes), lambda: without.write(CFG, state)):
+        with pytest.raises(WeightsError, match=r"the boxes format has no place for unembed\.W_U$"):
+            refuse()
+
+
 @given(st.dictionaries(st.text("ab", min_size=1), st.tuples(st.integers(1, 3))))
 def test_equal_shapes_are_not_refused(shapes: dict[str, tuple[int, ...]]):
     refuse_differences("problem", shapes, dict(shapes))
@@ -159,7 +177,10 @@ def test_equal_shapes_are_not_refused(shapes: dict[str, tuple[int, ...]]):
 
 def test_detection_by_marker():
     assert detect([*FORMATS, BOXES], {"x": torch.ones(1), "word.table": torch.ones(1)}) is BOXES
-    names = "HookedTransformer, TransformerBridge, Hugging Face GPT-2"
+    names = (
+        "HookedTransformer, TransformerBridge, OpenAI GPT-2, GGUF gpt2, nanoGPT or minGPT, "
+        "nanoGPT without biases, Hugging Face GPT-2"
+    )
     message = rf"not a GPT-2 .* \({names}\); its keys begin \['a', 'b', 'c'\]"
     with pytest.raises(WeightsError, match=message):
         detect(FORMATS, dict.fromkeys("abcd", torch.ones(1)))
@@ -167,25 +188,27 @@ def test_detection_by_marker():
 
 @EVERY_FORMAT
 def test_markers_tell_the_formats_apart(known: Format):
-    assert detect(FORMATS, known.write(CFG, state_of(CFG))) is known
+    cfg = held_by(known, CFG)
+    assert detect(FORMATS, known.write(cfg, random_state(known, cfg))) is known
 
 
 # What the shapes tell of an architecture.
 
 
 @pytest.mark.parametrize("normalization_type", ["LN", "LNPre"])
-@pytest.mark.parametrize("known", FORMATS[1:], ids=lambda known: known.name)
+@pytest.mark.parametrize("known", UNTIED_FORMATS[1:], ids=lambda known: known.name)
 def test_merged_heads_are_told_by_a_published_width_only(known: Format, normalization_type: str):
     changes = {"tied_unembed": False, "normalization_type": normalization_type}
     sizes = {"d_vocab": 5, "n_ctx": 3, "d_mlp": 7, "n_layers": 2}
     medium = Config.gpt2("medium", **sizes, **changes)
     theirs = known.write(medium, zeros(medium))
-    theirs["unembed.weight" if "unembed.weight" in theirs else "lm_head.weight"] += 1
+    (unembedding,) = (row.theirs for row in known.rows(medium) if row.ours == "unembed.W_U")
+    theirs[unembedding] += 1
     assert known.infer_config(theirs) == medium
 
     message = "does not say how many heads it has, and d_model 12 is not a published width; pass"
     with pytest.raises(WeightsError, match=message):
-        known.infer_config(known.write(tiny(**changes), state_of(tiny(**changes))))
+        known.infer_config(known.write(tiny(**changes), zeros(tiny(**changes))))
 
 
 @EVERY_FORMAT
@@ -201,7 +224,7 @@ def test_what_the_missing_tensors_would_tell_is_named(known: Format):
     kept = {
         key: tensor
         for key, tensor in theirs.items()
-        if not any(part in key for part in ("pos", "wpe", "mlp"))
+        if not any(part in key for part in ("pos", "wpe", "mlp", "ffn_up", "ffn_down"))
     }
     with pytest.raises(WeightsError, match=r"lacks the tensors that tell \['d_mlp', 'n_ctx'\]"):
         known.infer_config(kept)
