@@ -1,19 +1,18 @@
 """What a model makes of one text, as one page that needs no network and no other file."""
 
 import math
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.files import write_atomically
 from clean_transformer.model import DemoTransformer
 from clean_transformer.predict import logit_lens, predict, single
+from clean_transformer.reports import render_page
 from clean_transformer.tokenizer import visible
 
 # How many of the likeliest tokens are told.
@@ -69,12 +68,7 @@ def explain(model: DemoTransformer, text: str) -> dict[str, Any]:
 
 def render(explanation: dict[str, Any]) -> str:
     """The page of what `explain` found."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    template = files(__package__).joinpath("explain.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(explanation)
+    return render_page("explain.html.jinja", **explanation)
 
 
 def write_html(explanation: dict[str, Any], file: Path) -> None:

@@ -21,7 +21,10 @@ FILES = {
 # A file imports from the lines above its own only; the files of parity/ also from each other.
 LAYERS = (
     ("config", "hooks", "device", "files", "weights/hub"),
-    ("tokenizer", "activations", "kv_cache", "samplers", "weights/shapes", "modules/initial"),
+    (
+        *("tokenizer", "activations", "kv_cache", "samplers", "reports"),
+        *("weights/shapes", "modules/initial"),
+    ),
     ("generate",),
     ("beam_search",),
     ("language_model",),
@@ -37,7 +40,8 @@ LAYERS = (
     ("conventions",),
     ("places",),
     ("predict", "swap", "variants", "train", "parity/*"),
-    ("plots", "explain", "terminal"),
+    ("effect", "makes"),
+    ("plots", "explain", "terminal", "effect_report"),
     ("cli_text",),
     ("cli",),
     ("__init__",),
