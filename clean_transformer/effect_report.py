@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from clean_transformer.effect import Change, Effect
@@ -198,7 +198,9 @@ def print_effect(report: Effect, console: Console) -> None:
 def _map(report: Effect) -> Table:
     total, introduced = total_map(report), introduced_map(report)
     ruler = "".join(str(layer % 10) for layer in total.layers)
-    table = Table("", ruler, "changed", "introduced", box=None, padding=(0, 2))
+    # A narrow terminal continues the layers on the next line.
+    layers = Column(ruler, overflow="fold")
+    table = Table("", layers, "changed", "introduced", box=None, padding=(0, 2, 0, 0))
 
     def outside(squares: Mapping[str, Square], own: Mapping[str, Square]) -> None:
         for name, square in squares.items():
@@ -218,7 +220,9 @@ def _bar(square: Square) -> Text:
 
 
 def _most_introduced(report: Effect) -> Table:
-    table = Table("introduced most", "introduced", "inherited", "changed", box=None, padding=(0, 2))
+    table = Table(
+        "introduced most", "introduced", "inherited", "changed", box=None, padding=(0, 2, 0, 0)
+    )
     for row in report.most_introduced[:LISTED]:
         sizes = (row.introduced or 0, row.inherited or 0, row.total or 0)
         table.add_row(row.name, *(number(size, 2) for size in sizes))

@@ -71,9 +71,9 @@ def test_it_prints_and_writes_what_changed(folder: Path) -> None:
     assert first == "small stress weights; on ids spread over the vocabulary"
     assert tokens == "2 × 16 tokens, float32 on cpu"
     assert swapped == "swapped: Attention → Halved at blocks.1.attn"
-    assert "attn.hook_result in block 1: only the original model makes it" in " ".join(
-        result.stdout.split()
-    )
+    said = " ".join(result.stdout.split())
+    assert "attn.hook_q, " in said
+    assert "in block 1: only the original model makes it" in said
     assert "Warning" not in result.stderr
     read = json.loads((folder / "e.json").read_text())
     assert read["swapped"] == [{"path": "blocks.1.attn", "old": "Attention", "new": "Halved"}]

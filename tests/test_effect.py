@@ -108,6 +108,16 @@ def test_rows_are_every_activation_in_the_order_of_the_forward_pass() -> None:
     assert names.index("blocks.0.ln1") == names.index("blocks.0.ln1.hook_normalized") + 1
 
 
+def test_block_1_is_not_block_10() -> None:
+    model = random_model(tiny(n_layers=11, d_vocab=3, n_ctx=2))
+    report = effect_of(
+        model, "blocks.1", lambda old, path: Scaled(old), random_tokens(model.cfg, 1, 2)
+    )
+    made = {row.name for row in report.rows if row.module and row.total is not None}
+    assert made == {"blocks.1.hook_resid_post"}
+    assert not [row for row in report.rows if row.module and not row.name.startswith("blocks.1.")]
+
+
 @settings(max_examples=6)
 @given(data=st.data(), cfg=configs(n_layers=2, d_vocab=5))
 def test_a_change_in_one_layer_begins_there(data: st.DataObject, cfg) -> None:

@@ -74,9 +74,9 @@ def report(request: pytest.FixtureRequest) -> Effect:
     return request.getfixturevalue(request.param)
 
 
-def printed(report: Effect) -> str:
+def printed(report: Effect, width: int = 160) -> str:
     file = io.StringIO()
-    print_effect(report, Console(file=file, width=160))
+    print_effect(report, Console(file=file, width=width))
     return file.getvalue()
 
 
@@ -130,6 +130,12 @@ def test_without_a_change_it_says_so(measured: Effect) -> None:
     assert "introduced most" not in text
     *lines, _, _ = text.splitlines()  # the last two are the legend
     assert not {*"".join(lines)} & {*BARS[1:]}
+
+
+def test_a_narrow_terminal_leaves_no_layer_out(measured: Effect) -> None:
+    rows = [Change(f"blocks.{layer}.a", "", 1.0, 0.5, 0.0, 0.5) for layer in range(70)]
+    table = printed(replace(measured, rows=rows), width=60).rpartition("· ≤ 0")[0]
+    assert table.count("▇") == 70
 
 
 def test_a_larger_change_has_a_higher_bar_and_another_shade() -> None:
