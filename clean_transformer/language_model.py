@@ -110,7 +110,10 @@ class LanguageModel(HookedModule):
         stop_strings: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Iterator[str]:
-        """What `generate` puts after a text, piece by piece, as soon as each is certain."""
+        """What `generate` puts after a text, piece by piece, as soon as each is certain.
+
+        Raises what it raises, when the first piece is asked for.
+        """
         stop = self._stop(text, stop_tokens, stop_strings)
         new: list[int] = []
         shown = 0

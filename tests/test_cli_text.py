@@ -156,6 +156,11 @@ def test_2_and_one_line_for_what_cannot_be_done(folder: Path, arguments, message
     assert_one_line(call("generate", " the cat", "--weights", folder, *arguments), message)
 
 
+def test_settings_are_refused_before_the_weights_are_read():
+    result = call("generate", "text", "--weights", "no/such/folder", "--top-k", 5)
+    assert_one_line(result, "top_k chooses among tokens that are drawn")
+
+
 @pytest.mark.parametrize("command", ["generate", "predict", "tokens", "info"])
 def test_2_and_one_line_for_what_is_no_source(command: str):
     text = () if command == "info" else ("text",)

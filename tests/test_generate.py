@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.generate import Stop, decode_one, prefill
@@ -196,6 +196,34 @@ def test_a_prompt_goes_on_in_a_batch_as_it_does_alone(lengths: list[int], method
     prompts = [random_tokens(batch=1, length=n, seed=n)[0].tolist() for n in lengths]
     alone = [model.generate([ids], 4, stop_tokens=[3, 7], **method)[0] for ids in prompts]
     assert model.generate(prompts, 4, stop_tokens=[3, 7], **method) == alone
+
+
+class Averaging(nn.Module):
+    """Somebody's attention, which knows of no cache: the mean of what came so far."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+
+
+@torch.no_grad()
+def test_modules_that_know_of_no_cache_generate_too():
+    model, tokens = small_model("random"), torch.tensor(PROMPTS[3:4])
+    model.blocks[1].attn = Averaging()
+    expected = tokens
+    for _ in range(6):
+        following = model(expected)[:, -1:].argmax(-1)
+        expected = torch.cat([expected, following], dim=1)
+    assert torch.equal(model.generate(tokens, 6), expected)
+    assert model.generate([*PROMPTS[:1], *expected[:, :-6].tolist()], 6)[1] == expected[0].tolist()
+
+
+@pytest.mark.parametrize("method", [GREEDY, BEAMS, {"temperature": 1.0, "top_p": 0.9, "seed": 1}])
+def test_every_device_generates_the_same(device: str, dtype: torch.dtype, method: dict):
+    model, prompts = small_model("stress").to(dtype), [ids[:12] for ids in PROMPTS[:4]]
+    expected = model.generate(prompts, 12, **method)
+    moved = model.to(device)
+    assert moved.generate(prompts, 12, **method) == expected
+    assert moved.generate(torch.tensor(prompts[1:2], device=device), 1).device.type == device
 
 
 # When a continuation ends.

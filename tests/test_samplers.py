@@ -37,7 +37,7 @@ def kept(logits: Tensor) -> list[int]:
         (partial(keep_top_k, k=2), [0, 1]),
         (partial(keep_top_k, k=3), [0, 1, 2, 3]),  # the fourth is as likely
         (partial(keep_top_k, k=9), [0, 1, 2, 3]),
-        (partial(keep_top_p, p=0.01), [0]),
+        (partial(keep_top_p, p=1e-9), [0]),
         (partial(keep_top_p, p=0.49), [0]),
         (partial(keep_top_p, p=0.51), [0, 1]),
         (partial(keep_top_p, p=1.0), [0, 1, 2, 3]),
@@ -53,6 +53,10 @@ def test_what_is_kept(keep, ids: list[int]):
     assert kept(keep(given_logits)) == ids
     assert torch.equal(keep(given_logits)[:, ids], LOGITS[:, ids])
     assert torch.equal(given_logits, LOGITS)
+
+
+def test_the_fewest_that_reach_p():
+    assert len(kept(keep_top_p(torch.zeros(1, 2), p=0.5))) == 1
 
 
 def test_repetition_counts_once_and_frequency_every_time():
