@@ -24,6 +24,7 @@ from clean_transformer.data import Tokens, refuse_tokens, window
 from clean_transformer.device import resolve_device
 from clean_transformer.distributed import joined as joined
 from clean_transformer.distributed import mean, n_processes, rank, spread, unsummed
+from clean_transformer.hooks import HookPoint
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.unembed import TiedUnembed
 
@@ -111,7 +112,12 @@ def train(
     refuse_tokens("the tokens", tokens, model.cfg)
     if held_out is not None:
         refuse_tokens("the held-out tokens", held_out, model.cfg)
-    about = model.cfg.to_dict() | asdict(training) | {"n_tokens": len(tokens)}
+    modules = {
+        path: type(module).__name__
+        for path, module in model.named_modules()
+        if not isinstance(module, HookPoint)
+    }
+    about = model.cfg.to_dict() | asdict(training) | {"n_tokens": len(tokens)} | modules
     saved = checkpoint.read(folder, about)
 
     def windows(of: Tokens, batch: int) -> Int[Tensor, "window pos"]:
@@ -150,9 +156,7 @@ def train(
                 held_out_loss = evaluate(engine, batches, training)
             if rank() == 0:
                 speed = training.batch * model.cfg.n_ctx / seconds
-                measured = Measured(
-                    step + 1, loss, norm, training.rate(step), speed, held_out_loss
-                )
+                measured = Measured(step + 1, loss, norm, training.rate(step), speed, held_out_loss)
                 metrics.add(measured)
                 on_step(measured)
             if last or (step + 1) % training.save_every == 0:
@@ -195,7 +199,11 @@ def update(
             loss = next_token_loss(engine, part, training) / len(parts)
             loss.backward()
         total += loss.detach()
-    norm = nn.utils.clip_grad_norm_(engine.parameters(), training.clip)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        if parameter.grad is None:  # a variant may leave one unused
+            parameter.grad = torch.zeros_like(parameter)
+    norm = nn.utils.clip_grad_norm_(parameters, training.clip)
     for group in optimizer.param_groups:
         group["lr"] = training.rate(step)
     optimizer.step()
@@ -265,6 +273,8 @@ def _share(training: Training) -> int:
             f"a batch of {training.batch} windows is not divisible by {n_processes()} processes × "
             f"{training.accumulation} parts each; take a multiple of {parts}"
         )
+    if training.sharded and n_processes() == 1:
+        raise ValueError("sharded needs several processes, as torchrun starts them; this is one")
     return training.batch // n_processes()
 
 

@@ -1,5 +1,6 @@
 """Small training runs, for the tests to start here or in processes of their own."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +34,7 @@ def run(
     options = {"held_out": TOKENS[:100], "device": CPU, "on_step": on_step}
     train(model, TOKENS, folder, training, **options)
     return model
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
