@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from clean_transformer.files import appearing_whole, write_atomically
+from clean_transformer.files import appearing_whole, require_folder, write_atomically
 
 
 def test_the_text_is_in_the_file_and_nothing_else_is_left(tmp_path: Path):
@@ -46,3 +46,15 @@ def test_files_that_were_not_finished_never_appear(tmp_path: Path):
         break_off()
     assert [*tmp_path.iterdir()] == [tmp_path / "a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_bytes_are_written_as_they_are(tmp_path: Path):
+    file = tmp_path / "picture.png"
+    write_atomically(file, b"\x89\r\n\x00")
+    assert file.read_bytes() == b"\x89\r\n\x00"
+
+
+def test_a_missing_folder_is_told_before_the_work(tmp_path: Path):
+    require_folder(tmp_path / "report.json")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere' for 'report.json'"):
+        require_folder(tmp_path / "nowhere" / "report.json")
