@@ -22,7 +22,6 @@ from clean_transformer import checkpoint
 from clean_transformer.checkpoint import Measured, Metrics
 from clean_transformer.data import Tokens, refuse_tokens, window
 from clean_transformer.device import resolve_device
-from clean_transformer.distributed import joined as joined
 from clean_transformer.distributed import mean, n_processes, rank, spread, unsummed
 from clean_transformer.hooks import HookPoint
 from clean_transformer.model import DemoTransformer
@@ -99,8 +98,9 @@ def train(
     end: everything else a step depends on, its windows and its random numbers, follows from
     `training.seed` and its number.
 
-    With `torch.distributed` initialised (see `joined`), all processes train together. b_U is left
-    as it is: GPT-2 has none, and Hugging Face's format no place for it.
+    With `torch.distributed` initialised (see `distributed.joined`), all processes train together;
+    a sharded model is left in shards, and whole in the checkpoint. b_U is left as it is: GPT-2 has
+    none, and Hugging Face's format no place for it.
 
     Raises `ValueError` before any work for tokens that the model cannot read, too few of them, a
     batch that the processes cannot share, and a folder with another run, naming what differs;
@@ -168,7 +168,8 @@ def adamw(model: nn.Module, training: Training) -> AdamW:
 
     Gains and biases do not, whose last names begin with b (b_Q has two axes, but is one).
     """
-    decaying, others = [], []
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and not name.rpartition(".")[2].startswith("b")
         if parameter.requires_grad:
@@ -197,7 +198,7 @@ def update(
     for number, part in enumerate(parts):
         with nullcontext() if number + 1 == len(parts) else unsummed(engine):
             loss = next_token_loss(engine, part, training) / len(parts)
-            loss.backward()
+            torch.autograd.backward(loss)
         total += loss.detach()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in parameters:

@@ -4,15 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers
 
 from clean_transformer.data import load_tokens, refuse_tokens, tokenize, window
 from clean_transformer.tokenizer import END_OF_TEXT, Tokenizer
 
-from .helpers import TINY, unchecked_types
+from .helpers import TINY, trained, unchecked_types
 
 
 @given(st.integers(1, 9), st.integers(1, 60), st.integers(0, 2**40))
@@ -58,32 +56,19 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path, content: bytes):
         load_tokens(tmp_path / "tokens.npy")
 
 
-@pytest.fixture
-def bytewise() -> Tokenizer:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: number for number, token in enumerate([*letters, END_OF_TEXT])}
-    backend = tokenizers.Tokenizer(models.BPE(vocab, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return Tokenizer(backend)
-
-
-def test_texts_are_joined_by_the_end_of_text(tmp_path: Path, bytewise: Tokenizer):
+def test_texts_are_joined_by_the_end_of_text(tmp_path: Path):
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for file, text in zip(files, ("one×", "two"), strict=True):
         file.write_text(text, encoding="utf-8")
-    tokens = tokenize(files, bytewise)
-    end = bytewise.eos_token_id
-    assert tokens[0] == end
-    assert (
-        tokens.tolist()
-        == bytewise.to_tokens(f"{END_OF_TEXT}one×{END_OF_TEXT}two", False)[0].tolist()
-    )
+    tokenizer = Tokenizer(trained())
+    whole = tokenizer.to_tokens(f"{END_OF_TEXT}one×{END_OF_TEXT}two", prepend_bos=False)
+    assert tokenize(files, tokenizer).tolist() == whole[0].tolist()
 
 
-def test_a_text_that_is_not_utf_8_is_refused(tmp_path: Path, bytewise: Tokenizer):
+def test_a_text_that_is_not_utf_8_is_refused(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text"):
-        tokenize([tmp_path / "a.txt"], bytewise)
+        tokenize([tmp_path / "a.txt"], Tokenizer(trained()))
 
 
 @pytest.mark.parametrize(

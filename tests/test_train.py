@@ -1,6 +1,5 @@
 """Training in one process: what a step does, what a run leaves, and how it goes on."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from clean_transformer.model import DemoTransformer
-from clean_transformer.train import Training, joined, train
+from clean_transformer.train import Training, train
 
 from .helpers import random_model, tiny
 
