@@ -14,7 +14,7 @@ from .helpers import random_model, tiny
 CFG = tiny(n_layers=1)
 CPU = torch.device("cpu")
 TOKENS = np.random.default_rng(0).integers(CFG.d_vocab, size=500).astype(np.uint16)
-RUN = Training(steps=5, batch=4, accumulation=2, warmup=2, save_every=2)
+RUN = Training(steps=5, batch=4, accumulation=2, warmup=2, save_every=2, held_out_batches=2)
 
 
 class Stopped(Exception):
