@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -209,7 +208,8 @@ def update(
         group["lr"] = training.rate(step)
     optimizer.step()
     optimizer.zero_grad()
-    return mean(total), (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    norm = norm.full_tensor() if training.sharded else norm  # type: ignore[attr-defined]
+    return mean(total), norm.item()
 
 
 def next_token_loss(
