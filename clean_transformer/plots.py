@@ -5,6 +5,7 @@ as strings (`Tokenizer.to_str_tokens`). `STYLE` is the template that they share.
 """
 
 import html
+import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -224,6 +225,19 @@ def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:
         width=240 + 72 * len(names),
         height=180 + 28 * len(labels),
     )
+
+
+def losses(metrics: str | Path) -> go.Figure:
+    """The loss of each training step, and of what was held out, from a run's metrics.jsonl."""
+    lines = [json.loads(line) for line in Path(metrics).read_text("utf-8").splitlines()]
+    figure = go.Figure()
+    for key, name in (("loss", "training"), ("held_out_loss", "held out")):
+        taken = [line for line in lines if line[key] is not None]
+        steps, values = [line["step"] for line in taken], [line[key] for line in taken]
+        figure.add_scatter(x=steps, y=values, name=name, mode="lines")
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="nats per token")
+    return figure.update_layout(template=STYLE, title="Loss")
 
 
 def save(figure: go.Figure, path: str | Path) -> None:

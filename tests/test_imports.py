@@ -28,7 +28,8 @@ LAYERS = (
     ("generate",),
     ("beam_search",),
     ("language_model",),
-    ("weights/table", "weights/leveldb"),
+    ("weights/table", "weights/leveldb", "data", "distributed"),
+    ("checkpoint",),
     ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
     ("weights/tensor_bundle", "weights/nanogpt", "weights/gguf"),
     ("weights/openai", "weights/processing", "weights/synthetic"),
@@ -42,7 +43,7 @@ LAYERS = (
     ("predict", "swap", "variants", "train", "parity/*"),
     ("effect", "makes"),
     ("plots", "explain", "terminal", "effect_report"),
-    ("cli_text",),
+    ("cli_text", "cli_train"),
     ("cli",),
     ("__init__",),
 )

@@ -1,6 +1,7 @@
 """The figures hold the numbers that they are drawn from, and are written whole or not at all."""
 
 import importlib
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -136,6 +137,17 @@ def test_residual_norms(cache, tokens):
         norms = [cache[f"resid_{name[2:]}", int(name[0])][0, position].norm() for name in names]
         norms.append(cache["resid_post", 2][0, position].norm())
         np.testing.assert_allclose(line.y, norms, rtol=1e-6)
+
+
+def test_losses_of_a_training_run(tmp_path: Path):
+    lines = [(1, 3.5, None), (2, 3.25, 3.4), (3, 3.0, None), (4, 2.5, 3.1)]
+    keys = ("step", "loss", "held_out_loss")
+    text = "".join(json.dumps(dict(zip(keys, line, strict=True))) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    drawn = plots.losses(tmp_path / "metrics.jsonl").data
+    assert [line.name for line in drawn] == ["training", "held out"]
+    assert [[*line.x] for line in drawn] == [[1, 2, 3, 4], [2, 4]]
+    assert [[*line.y] for line in drawn] == [[3.5, 3.25, 3.0, 2.5], [3.4, 3.1]]
 
 
 def test_logit_lens(model, tokens):
