@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from clean_transformer.beam_search import search_beams
+from clean_transformer.beam_search import Search, search_beams
 from clean_transformer.generate import Stop
 from clean_transformer.model import DemoTransformer
 from clean_transformer.samplers import Sampling
@@ -43,6 +43,15 @@ def test_as_many_beams_as_continuations_find_the_likeliest(stop: list[int]):
     found = search_beams(model, prompts, LONGEST, CFG.d_vocab**2, Sampling(), Stop(stop))
     assert found == [likeliest(model, prompt, stop) for prompt in prompts]
     assert found != search_beams(model, prompts, LONGEST, 1, Sampling(), Stop(stop))
+
+
+def test_beams_go_on_however_many_stop():
+    search = Search([0], LONGEST, 2, Stop([0, 1, 2, 3]))
+    parents = search.advance(torch.tensor([[-1.0, -3.0, -4.0, -6.0, -2.0, -5.0]]))
+    assert parents == [0, 0]
+    assert [beam.new for beam in search.running] == [[4], [5]]
+    # The third best is no candidate for the end: only two beams are followed.
+    assert [beam.new for beam in search.ended] == [[0]]
 
 
 def test_penalties_act_on_log_probabilities():

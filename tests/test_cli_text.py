@@ -1,6 +1,7 @@
 """The commands for text: what they print for people and programs, and how they end."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from clean_transformer import tokenizer
 from clean_transformer.cli import app
+from clean_transformer.cli_text import print_json
 from clean_transformer.model import DemoTransformer
 from clean_transformer.predict import predict
 from clean_transformer.weights.hub import HubError
@@ -50,9 +52,10 @@ def out(folder: Path):
     return run
 
 
-SETTINGS = ("--temperature", 1.5, "--top-k", 20, "--top-p", 0.9, "--min-p", 0.01, "--seed", 4)
+SETTINGS = ("--temperature", 1.5, "--top-k", 20, "--top-p", 0.9, "--seed", 4)
 PENALTIES = ("--repetition-penalty", 1.3, "--frequency-penalty", 0.2)
-DRAWN = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 4}
+DRAWN = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": 4}
+MIN_P = {"temperature": 3.0, "min_p": 0.5, "seed": 4}
 PENALISED = {"repetition_penalty": 1.3, "frequency_penalty": 0.2}
 
 
@@ -61,6 +64,7 @@ PENALISED = {"repetition_penalty": 1.3, "frequency_penalty": 0.2}
     [
         ((), {}),
         (SETTINGS + PENALTIES, DRAWN | PENALISED),
+        (("--min-p", 0.5, "--temperature", 3, "--seed", 4), MIN_P),
         (("--beams", 3, *PENALTIES), {"beams": 3} | PENALISED),
         (("--stop", "a", "--stop", "e", *SETTINGS), {"stop_strings": ["a", "e"]} | DRAWN),
     ],
@@ -178,6 +182,12 @@ def test_what_to_name_where_the_hub_is_out_of_reach(command: str, folder: Path, 
     assert_one_line(result, "no --weights are named, and the hub cannot be asked; pass a folder")
     assert "--weights FOLDER, with config.json + model.safetensors and vocab.json" in result.stderr
     assert_one_line(call(command, "text", "--weights", "gpt2"), "error: the hub cannot be asked")
+
+
+def test_numbers_that_json_has_not_are_refused(capsys):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json(loss=math.nan)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path):

@@ -267,6 +267,13 @@ def test_a_text_ends_where_a_stop_string_begins(tokens: list[int], strings: list
         assert longer.startswith(shorter)
 
 
+def test_the_first_of_two_stop_strings_counts():
+    cat = TEXT.to_tokens(" cat", prepend_bos=False)[0].tolist()
+    assert len(cat) == 1
+    for strings in (["t", "c"], ["c", "t"]):
+        assert Stop(strings=strings, tokenizer=TEXT).text(cat) == " "
+
+
 def test_text_is_settled_as_soon_as_it_can_be():
     stop = Stop(strings=["cat!"], tokenizer=TEXT)
 
