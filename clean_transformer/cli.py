@@ -40,7 +40,12 @@ def parity(
         typer.Option("--dtypes", "--dtype", help="all, or some: float64,float32,bfloat16,float16"),
     ] = "float32",
     modes: Annotated[
-        str, typer.Option("--modes", "--mode", help="all, or some: eager,compiled,autocast")
+        str,
+        typer.Option(
+            "--modes",
+            "--mode",
+            help="all, or some: eager,compiled,autocast,optimized,optimized-compiled",
+        ),
     ] = "eager",
     reference: Annotated[
         str, typer.Option(help="bridge, hooked, huggingface; auto takes the one installed; none")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
+from clean_transformer.optimize import Optimized, optimize
 from clean_transformer.weights.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
 
@@ -60,6 +62,10 @@ class DemoTransformer(LanguageModel):
         if last_only:
             residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))
+
+    def optimize(self, weights: Literal["int8"] | None = None) -> Optimized:
+        """Prepare the model for inference, until `undo`; see `optimize.optimize`."""
+        return optimize(self, weights)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Refuse what the embeddings cannot look up: an accelerator would crash or make it up.

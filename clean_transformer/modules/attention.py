@@ -12,6 +12,7 @@ from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint, observed
 from clean_transformer.kv_cache import LayerCache
+from clean_transformer.modules.affine import affine
 from clean_transformer.modules.initial import normal
 
 Residual = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
@@ -80,9 +81,7 @@ class Attention(HookedModule):
             )
             result = self.hook_result(per_head)
             return reduce(result, "batch pos head d_model -> batch pos d_model", "sum") + self.b_O
-        merged = rearrange(z, "batch pos head d_head -> batch pos (head d_head)")
-        W_O = rearrange(self.W_O, "head d_head d_model -> (head d_head) d_model")
-        return merged @ W_O + self.b_O
+        return affine(z.flatten(start_dim=2), self.W_O.flatten(end_dim=1), self.b_O)
 
     def mix(
         self,
@@ -146,9 +145,9 @@ def mix_fused(
     is_causal = mask is None and q.shape[1] == k.shape[1]
     if mask is None and 1 < q.shape[1] < k.shape[1]:
         mask = causal_mask(q, k)
-    q, k, v = (rearrange(x, "batch pos head d_head -> batch head pos d_head") for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [batch head pos d_head]
     z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
-    return rearrange(z, "batch head pos d_head -> batch pos head d_head")
+    return z.transpose(1, 2)
 
 
 def project(
@@ -164,5 +163,5 @@ def project(
         groups = "batch pos (head group) d_model -> batch pos head d_model"
         per_head = "batch pos head d_model, head d_model d_head -> batch pos head d_head"
         return einsum(reduce(x, groups, "mean", head=len(W)), W, per_head) + b
-    merged = x @ rearrange(W, "head d_model d_head -> d_model (head d_head)")
-    return rearrange(merged, "batch pos (head d_head) -> batch pos head d_head", head=len(W)) + b
+    merged = affine(x, rearrange(W, "head d_model d_head -> d_model (head d_head)"), b.flatten())
+    return merged.view(*x.shape[:-1], *b.shape)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint
+from clean_transformer.modules.affine import affine
 from clean_transformer.modules.initial import normal
 
 
@@ -37,6 +38,6 @@ class MLP(HookedModule):
         self, normalized_resid_mid: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
         """Each position by itself; `hook_pre` and `hook_post` are [batch pos d_mlp]."""
-        pre = self.hook_pre(normalized_resid_mid @ self.W_in + self.b_in)
+        pre = self.hook_pre(affine(normalized_resid_mid, self.W_in, self.b_in))
         post = self.hook_post(F.gelu(pre, approximate="tanh"))
-        return post @ self.W_out + self.b_out
+        return affine(post, self.W_out, self.b_out)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint
+from clean_transformer.modules.affine import affine
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.initial import normal
 
@@ -26,7 +27,7 @@ class Unembed(HookedModule):
         self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits: the scores whose softmax is the distribution of the next token."""
-        return self.hook_out(self.hook_in(normalized_resid_post) @ self.W_U + self.b_U)
+        return self.hook_out(affine(self.hook_in(normalized_resid_post), self.W_U, self.b_U))
 
 
 class TiedUnembed(HookedModule):

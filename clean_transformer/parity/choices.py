@@ -23,8 +23,9 @@ DTYPES = {
 }
 # Weights that are made up, with GPT-2's vocabulary.
 SYNTHETIC = {"stress": stress, "plain": plain}
-# Ways to run the model: as it is, its modules compiled, or float32 under autocast to bfloat16.
-MODES = ("eager", "compiled", "autocast")
+# Ways to run the model: as it is, its modules compiled, float32 under autocast to bfloat16, or
+# optimised.
+MODES = ("eager", "compiled", "autocast", "optimized", "optimized-compiled")
 
 
 @dataclass(frozen=True)

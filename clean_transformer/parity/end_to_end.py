@@ -109,8 +109,9 @@ def healthy_envelope(
 def _nudged(model: DemoTransformer, parity: int) -> Iterator[None]:
     def nudge(_: object, args: object, embed: Tensor) -> Tensor:
         ulp = torch.finfo(embed.dtype).eps
-        up = torch.arange(embed.shape[-1]) % 2 == parity
-        return embed * torch.where(up, 1 + ulp, 1 - ulp / 2).to(embed.dtype)
+        by = torch.full(embed.shape[-1:], 1 - ulp / 2, dtype=embed.dtype)
+        by[parity::2] = 1 + ulp
+        return embed * by
 
     handle = model.hook_embed.register_forward_hook(nudge)
     try:

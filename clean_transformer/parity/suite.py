@@ -33,7 +33,13 @@ from clean_transformer.parity.probes import run_probes
 from clean_transformer.parity.references import REFERENCES, ReferenceUnavailable
 from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.verdict import Verdict, worst
-from clean_transformer.parity.whole import HEALTHY_RHO, compile_leaves, isolate_whole, leaves
+from clean_transformer.parity.whole import (
+    HEALTHY_RHO,
+    compile_leaves,
+    is_whole,
+    isolate_whole,
+    leaves,
+)
 
 # Lengths at which kernels have changed their minds, besides those of the main run.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
@@ -126,7 +132,9 @@ def check_device(
     )
     model = DemoTransformer.from_state_dict(on_cpu.state_dict(), cfg).to(device)
     oracle = float64_oracle(on_cpu)
-    if mode == "compiled":
+    if mode.startswith("optimized"):
+        model.optimize()
+    if mode.endswith("compiled"):
         compile_leaves(model)
     autocast = torch.bfloat16 if mode == "autocast" else None
     under_test = Subject(model, on_cpu, oracle, tokens, autocast)
@@ -173,9 +181,9 @@ class Subject:
         return self.autocast or self.on_cpu.embed.W_E.dtype
 
     @property
-    def is_compiled(self) -> bool:
-        """Whether its modules can be watched from outside only."""
-        return "forward" in vars(self.model.ln_final)
+    def has_wholes(self) -> bool:
+        """Whether some of its modules can be watched from outside only."""
+        return any(is_whole(part) for part in self.model.modules())
 
     def context(self) -> AbstractContextManager[object]:
         """What the model runs in."""
@@ -253,7 +261,7 @@ def _teacher_forced(
 ) -> tuple[list[Isolated], Located | None]:
     model, oracle, given = subject.model, subject.oracle, subject.given
     case = f"{given.shape[0]} × {given.shape[1]} tokens"
-    if subject.is_compiled:
+    if subject.has_wholes:
         on_step("teacher-forced, as a whole")
         return isolate_whole(model, subject.on_cpu, oracle, given, case=case), None
 
@@ -312,7 +320,7 @@ def _cannot_check(device: str, dtype: torch.dtype, mode: str) -> str:
 
 def _end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd], Impact, float]:
     tokens, on_cpu, healthy = subject.tokens, subject.on_cpu, HEALTHY_RHO[subject.dtype]
-    names = [*leaves(subject.model)] if subject.is_compiled else None
+    names = [*leaves(subject.model)] if subject.has_wholes else None
     device = run(subject.model, subject.given, names)
     with trusted():
         exact = run(subject.oracle, tokens, names)

@@ -44,6 +44,18 @@ def test_the_envelope_holds_healthy_runs_and_not_a_drift(dtype: torch.dtype) -> 
     assert LOGITS in grown
 
 
+def test_the_envelope_is_of_rounding_in_every_dtype() -> None:
+    """In float64 too, whose unit a factor in PyTorch's default dtype could not tell from nothing."""
+    weights = small_weights()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        model = small_model(weights, dtype)
+        tokens = suite_tokens(weights.cfg, 2, 9)
+
+        envelope = healthy_envelope(model, tokens, run(float64_oracle(model), tokens))
+
+        assert envelope["blocks.0.hook_resid_post"] > torch.finfo(dtype).eps / 100
+
+
 def test_the_envelope_leaves_the_model_as_it_was() -> None:
     model = small_model(WEIGHTS)
     tokens = suite_tokens(model.cfg, 2, 5)

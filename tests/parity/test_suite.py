@@ -35,7 +35,7 @@ WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
         (choose_devices, "cpu,gpu", "PyTorch knows no device 'gpu'; this machine has"),
         (choose_devices, "", "PyTorch knows no device ''"),
         (choose_dtypes, "float32,fp8", "no dtype 'fp8'; choose from float64, float32"),
-        (choose_modes, "fast", "no mode 'fast'; choose from eager, compiled, autocast, all"),
+        (choose_modes, "fast", "no mode 'fast'; choose from eager, compiled, autocast, opt"),
         (choose_weights, "stress:tiny", "no published GPT-2 has size 'tiny'"),
     ],
 )
@@ -50,7 +50,13 @@ def test_all_and_some() -> None:
     assert len(choose_devices("auto")) == 1
     assert choose_dtypes("all") == ["float64", "float32", "bfloat16", "float16"]
     assert choose_dtypes("float16,float32") == ["float16", "float32"]
-    assert choose_modes("all") == ["eager", "compiled", "autocast"]
+    assert choose_modes("all") == [
+        "eager",
+        "compiled",
+        "autocast",
+        "optimized",
+        "optimized-compiled",
+    ]
 
 
 def test_weights_fall_back_only_where_none_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

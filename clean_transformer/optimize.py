@@ -1,0 +1,284 @@
+"""`optimize`: the same modules in fewer and faster steps, for inference."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clean_transformer.hooks import HookPoint
+from clean_transformer.kv_cache import LayerCache
+from clean_transformer.modules.attention import Attention, mix_fused
+from clean_transformer.modules.block import TransformerBlock
+from clean_transformer.modules.layer_norm import LayerNorm, LayerNormPre
+from clean_transformer.modules.mlp import MLP
+from clean_transformer.modules.unembed import TiedUnembed, Unembed
+from clean_transformer.products import (
+    Choice,
+    Int8,
+    Product,
+    fastest_for_blocks,
+    fastest_for_unembed,
+)
+
+# The modules that the fast steps were written from; of another class, a block stays as it is.
+WRITTEN_FOR = (Attention, MLP, LayerNorm, LayerNormPre, HookPoint)
+
+
+class NotOptimized(UserWarning):
+    """An optimised module runs as it is written; the message says why."""
+
+
+class Optimized:
+    """Modules that run faster, until `undo` or the end of a `with` block.
+
+    `modules` are the paths of those that do; the others are of classes that it does not know.
+    """
+
+    def __init__(self, fast: dict[str, "Fast"]):
+        self.modules = tuple(fast)
+        self._fast = fast
+        for each in fast.values():
+            each.module.forward = each  # type: ignore[assignment]
+
+    def undo(self) -> None:
+        """Run the modules as they are written again. A second call does nothing.
+
+        Their parameters keep the order in memory that they were given, which nothing else shows.
+        """
+        for each in self._fast.values():
+            if vars(each.module).get("forward") is each:
+                del each.module.forward
+
+    def __repr__(self) -> str:
+        chosen = {
+            type(each.module).__name__: {
+                rows: type(product).__name__ for rows, product in each.choice.by_rows.items()
+            }
+            for each in self._fast.values()
+        }
+        return f"Optimized({len(self.modules)} modules; products by number of rows: {chosen})"
+
+    def __enter__(self) -> "Optimized":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+
+def optimize(model: nn.Module, weights: Literal["int8"] | None = None) -> Optimized:
+    """Prepare our blocks and unembeddings in a model for inference, on its device, in its dtype.
+
+    Names, shapes and values of all parameters stay, and so does all that can be watched: while
+    somebody watches or patches inside a block, while gradients are on, and once a module or weight
+    was replaced, that block runs as it is written, and `NotOptimized` says so, once. On a processor
+    the products are the fastest of several, which takes a second or two to measure. "int8" computes
+    with 8-bit copies of the weights: less to read, and less accurate.
+
+    Raises `ValueError` for int8 weights on another device than the processor.
+    """
+    parameter = next(model.parameters())
+    if weights == "int8" and parameter.device.type != "cpu":
+        raise ValueError(
+            f"int8 weights are computed with on the cpu only, and the model is on "
+            f"{parameter.device}; use bfloat16 there"
+        )
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), Fast):  # of a call before this one
+            del module.forward
+    parts = {
+        path: (module, FAST[type(module)])
+        for path, module in model.named_modules()
+        if type(module) in FAST and all(type(m) in WRITTEN_FOR for m in [*module.modules()][1:])
+    }
+    return Optimized({path: kind(module, weights) for path, (module, kind) in parts.items()})
+
+
+class Fast:
+    """What stands in for a module's `forward`, for as long as the module is as it was prepared."""
+
+    def __init__(self, module: nn.Module, choice: Choice, *also_read: nn.Module):
+        self.module, self.choice = module, choice
+        inside = [*module.modules()]
+        self.hooks = [
+            hooks
+            for part in inside[1:]
+            for hooks in (
+                part._forward_hooks,
+                part._forward_pre_hooks,
+                part._backward_hooks,
+                part._backward_pre_hooks,
+            )
+        ]
+        self.children = [
+            (part._modules, name, child) for part in inside for name, child in part.named_children()
+        ]
+        self.parameters = [
+            (part._parameters, name, parameter)
+            for part in (*inside, *also_read)
+            for name, parameter in part.named_parameters(recurse=False)
+        ]
+        self.state = self.state_of_parameters()
+
+    def state_of_parameters(self) -> list[tuple[int, int]]:
+        """Where each is in memory, and how often it was changed there if a copy of it is read."""
+        copied = isinstance(self.choice(1), Int8)
+        return [
+            (parameter.data_ptr(), parameter._version if copied else 0)
+            for _, _, parameter in self.parameters
+        ]
+
+    def steps_aside(self) -> bool:
+        """Whether the module has to run as it is written; it warns why."""
+        if torch.compiler.is_compiling():
+            return True
+        if torch.is_grad_enabled():
+            reason = "gradients are on; use it under torch.no_grad()"
+        elif any(self.hooks):
+            reason = "something inside it is watched or patched"
+        elif torch.is_autocast_enabled(self.parameters[0][2].device.type):
+            reason = "autocast is on"
+        elif not (
+            all(owner.get(name) is part for owner, name, part in self.children)
+            and all(owner.get(name) is part for owner, name, part in self.parameters)
+            and self.state == self.state_of_parameters()
+        ):
+            reason = "its modules or weights have changed; call optimize() again"
+        else:
+            return False
+        warnings.warn(
+            f"an optimised {type(self.module).__name__} runs as it is written: {reason}",
+            NotOptimized,
+            stacklevel=3,
+        )
+        return True
+
+
+class FastBlock(Fast):
+    """`TransformerBlock.forward`, in the four products that it needs."""
+
+    module: TransformerBlock
+
+    def __init__(self, block: TransformerBlock, weights: str | None):
+        cfg, attn, mlp = block.cfg, block.attn, block.mlp
+        choice = choose(attn.W_Q, weights, fastest_for_blocks, cfg.d_model, cfg.d_mlp, cfg.n_layers)
+        W_QKV, b_QKV = merge_heads(attn, choice.transposed)
+        for parameter in (mlp.W_in, mlp.W_out, attn.W_O):
+            lay_out(parameter, choice.transposed)
+        prepare = choice(1).prepare
+        self.qkv = prepare(W_QKV, b_QKV)
+        self.out = prepare(attn.W_O.data.flatten(end_dim=1), attn.b_O.data)
+        self.mlp_in = prepare(mlp.W_in.data, mlp.b_in.data)
+        self.mlp_out = prepare(mlp.W_out.data, mlp.b_out.data)
+        super().__init__(block, choice)
+
+    def __call__(
+        self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """As `TransformerBlock.forward`."""
+        block = self.module
+        if self.steps_aside():
+            return TransformerBlock.forward(block, resid_pre, kv_cache)
+        batch, pos, d_model = resid_pre.shape
+        residual = resid_pre.reshape(batch * pos, d_model)
+        product = self.choice(batch * pos)
+
+        qkv = product(block.ln1.forward(residual), self.qkv)
+        q, k, v = qkv.view(batch, pos, 3, block.cfg.n_heads, block.cfg.d_head).unbind(dim=2)
+        mask = None
+        if kv_cache is not None:
+            mask = kv_cache.mask(pos)
+            k, v = kv_cache.append(k, v)
+        z = mix_fused(q, k, v, mask).reshape(batch * pos, -1)
+        resid_mid = product.add(residual, z, self.out)
+
+        post = product.gelu(block.ln2.forward(resid_mid), self.mlp_in)
+        return product.add(resid_mid, post, self.mlp_out).view(batch, pos, d_model)
+
+
+class FastUnembed(Fast):
+    """`Unembed.forward` by the fastest product."""
+
+    module: Unembed | TiedUnembed
+
+    def __init__(self, unembed: Unembed | TiedUnembed, weights: str | None):
+        cfg, W_U = unembed.cfg, unembed.W_U.detach()
+        choice = choose(W_U, weights, fastest_for_unembed, cfg.d_model, cfg.d_vocab)
+        self.weight = choice(1).prepare(W_U, unembed.b_U.data)
+        super().__init__(unembed, choice, *getattr(unembed, "_embed", ()))
+
+    def __call__(
+        self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """As `Unembed.forward`."""
+        if self.steps_aside():
+            # One function serves both classes.
+            return Unembed.forward(self.module, normalized_resid_post)  # type: ignore[arg-type]
+        rows = normalized_resid_post.flatten(end_dim=1)
+        logits = self.choice(len(rows))(rows, self.weight)
+        return logits.view(*normalized_resid_post.shape[:2], -1)
+
+
+FAST = {TransformerBlock: FastBlock, Unembed: FastUnembed, TiedUnembed: FastUnembed}
+
+
+def choose(W: Tensor, weights: str | None, fastest: Callable[..., Choice], *sizes: int) -> Choice:
+    """The products for such weights, where they are."""
+    if weights == "int8":
+        return Choice({1: Int8()}, transposed=False)
+    if W.device.type != "cpu":
+        return Choice({1: Product()}, transposed=False)
+    return fastest(*sizes, W.dtype, torch.get_num_threads())
+
+
+def merge_heads(attn: Attention, transposed: bool) -> tuple[Tensor, Tensor]:
+    """All heads' queries, keys and values as one W [d_model 3·head·d_head] and one b.
+
+    The parameters become views of them. Weights from GPT-2's checkpoint are so already, and are
+    not copied.
+    """
+    weights, biases = (attn.W_Q, attn.W_K, attn.W_V), (attn.b_Q, attn.b_K, attn.b_V)
+    b = torch.stack([bias.data for bias in biases])
+    for bias, part in zip(biases, b, strict=True):
+        bias.data = part
+    if not transposed and (merged := side_by_side(weights)) is not None:
+        return merged, b.flatten()
+    order = "part head d_head d_model" if transposed else "d_model part head d_head"
+    given = torch.stack([W.data for W in weights])
+    W = rearrange(given, f"part head d_model d_head -> {order}").contiguous()
+    for weight, part in zip(
+        weights, rearrange(W, f"{order} -> part head d_model d_head"), strict=True
+    ):
+        weight.data = part
+    return rearrange(W, f"{order} -> d_model (part head d_head)"), b.flatten()
+
+
+def side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
+    """The three as one [d_model 3·head·d_head], a view, if they lie side by side in memory."""
+    first = weights[0].data
+    n_heads, d_model, d_head = first.shape
+    width = n_heads * d_head
+    lies_so = first.stride() == (d_head, 3 * width, 1) and all(
+        W.stride() == first.stride()
+        and W.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and W.storage_offset() == first.storage_offset() + part * width
+        for part, W in enumerate(weights)
+    )
+    return first.as_strided((d_model, 3 * width), (3 * width, 1)) if lies_so else None
+
+
+def lay_out(parameter: nn.Parameter, transposed: bool) -> None:
+    """Let its outputs, the last axis, be the first in memory or the last."""
+    given = parameter.data
+    parameter.data = (
+        given.movedim(-1, 0).contiguous().movedim(0, -1) if transposed else given.contiguous()
+    )

@@ -1,0 +1,247 @@
+"""Ways to compute x W + b, and what comes right after it, of which a machine has a fastest."""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from jaxtyping import Int8 as Int8Tensor
+from torch import Tensor
+
+Rows = Float[Tensor, "row d_in"]
+Output = Float[Tensor, "row d_out"]
+
+
+class Weight(NamedTuple):
+    """W [d_in d_out], in either order in memory, and b [d_out]."""
+
+    W: Float[Tensor, "d_in d_out"]
+    b: Float[Tensor, "d_out"]
+
+
+class Product:
+    """x W + b in one call of the BLAS: what PyTorch does by itself."""
+
+    def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Any:
+        """What it reads the weights from: for most, the very same memory."""
+        return Weight(W, b)
+
+    def __call__(self, x: Rows, weight: Any) -> Output:
+        """x W + b."""
+        return torch.addmm(weight.b, x, weight.W)
+
+    def gelu(self, x: Rows, weight: Any) -> Output:
+        """gelu(x W + b), in GPT-2's tanh form."""
+        return F.gelu(self(x, weight), approximate="tanh")
+
+    def add(self, residual: Output, x: Rows, weight: Any) -> Output:
+        """residual + x W + b, in new memory."""
+        return (residual + weight.b).addmm_(x, weight.W)
+
+
+class WithoutBias(Product):
+    """The bias by itself: in some BLAS a product of one row is faster when it adds to nothing."""
+
+    def __call__(self, x: Rows, weight: Any) -> Output:
+        """x W, then + b."""
+        return (x @ weight.W).add_(weight.b)
+
+    def add(self, residual: Output, x: Rows, weight: Any) -> Output:
+        """x W, then + b, then + residual."""
+        return self(x, weight).add_(residual)
+
+
+class EachThreadItsInputs(WithoutBias):
+    """As many products as threads, each of a part of the inputs: some BLAS reads the weights of a
+    single row with one thread only."""
+
+    def __call__(self, x: Rows, weight: Any) -> Output:
+        """The sum over parts of the inputs of x W, then + b."""
+        parts = torch.get_num_threads()
+        (d_in, d_out), n_rows = weight.W.shape, len(x)
+        if d_in % parts:
+            return super().__call__(x, weight)
+        x = x.view(n_rows, parts, d_in // parts).transpose(0, 1)
+        return torch.bmm(x, weight.W.view(parts, d_in // parts, d_out)).sum(dim=0).add_(weight.b)
+
+
+_onednn = torch.ops.mkldnn._linear_pointwise
+
+
+class OneDNN(Product):
+    """oneDNN's kernels, which take the GELU and the residual into the product. No gradients."""
+
+    def __call__(self, x: Rows, weight: Any) -> Output:
+        """x W + b."""
+        return _onednn.default(x, weight.W.T, weight.b, "none", [], "")
+
+    def gelu(self, x: Rows, weight: Any) -> Output:
+        """gelu(x W + b), in one kernel."""
+        return _onednn.default(x, weight.W.T, weight.b, "gelu", [], "tanh")
+
+    def add(self, residual: Output, x: Rows, weight: Any) -> Output:
+        """residual + x W + b, in one kernel."""
+        return _onednn.binary(x, residual, weight.W.T, weight.b, "add")
+
+
+class InFloat32(Product):
+    """Half precision through float32: far faster where the processor has no instructions for it,
+    and rounded once, at the end."""
+
+    def __call__(self, x: Rows, weight: Any) -> Output:
+        """x W + b in float32, then rounded."""
+        exact = torch.addmm(weight.b.float(), x.float(), weight.W.float())
+        return exact.to(x.dtype)
+
+    def add(self, residual: Output, x: Rows, weight: Any) -> Output:
+        """residual + x W + b, each sum rounded."""
+        return residual + self(x, weight)
+
+
+class Int8Weight(NamedTuple):
+    """W in 8 bits, transposed in memory, the size of a step of each output, and b."""
+
+    W: Int8Tensor[Tensor, "d_in d_out"]
+    step: Float[Tensor, "d_out"]
+    b: Float[Tensor, "d_out"]
+
+
+class Int8(Product):
+    """Weights and rows in 8 bits, each output and each row with a step of its own, summed exactly
+    in 32 bits (Dettmers et al. 2022, section 2.1): a quarter of float32's memory to read."""
+
+    def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Int8Weight:
+        """A copy of the weights in 8 bits. Raises `ValueError` for weights of a single input."""
+        if len(W) == 1:  # of which torch._int_mm makes something else (seen in PyTorch 2.13)
+            raise ValueError("weights of a single input cannot be in 8 bits")
+        whole, step = in_8_bits(W.detach().T)
+        return Int8Weight(whole.T, step.flatten(), b)
+
+    def __call__(self, x: Rows, weight: Int8Weight) -> Output:
+        """x W + b, each factor rounded to 127 steps on both sides of zero."""
+        whole, step = in_8_bits(x)
+        sums = torch._int_mm(whole, weight.W)
+        return torch.addcmul(weight.b, sums * step, weight.step)
+
+    def add(self, residual: Output, x: Rows, weight: Int8Weight) -> Output:
+        """residual + x W + b."""
+        return self(x, weight).add_(residual)
+
+
+def in_8_bits(
+    x: Float[Tensor, "row column"],
+) -> tuple[Int8Tensor[Tensor, "row column"], Float[Tensor, "row 1"]]:
+    """Each row in whole steps of a 127th of its largest entry, and those steps."""
+    step = x.abs().amax(dim=1, keepdim=True) / 127
+    smallest = torch.finfo(x.dtype).tiny  # a row of zeros has steps, too
+    return (x / step.clamp(min=smallest)).round_().to(torch.int8), step
+
+
+class Choice(NamedTuple):
+    """The fastest product from so many rows on, and whether they want W transposed in memory."""
+
+    by_rows: dict[int, Product]
+    transposed: bool
+
+    def __call__(self, n_rows: int) -> Product:
+        """The product for that many rows."""
+        return self.by_rows[max(known for known in self.by_rows if known <= n_rows)]
+
+
+# Where the fastest changes: one row reads weights, many compute.
+ROWS = (1, 8, 64, 512)
+# What is read between two uses of the same weights, so that no cache holds them, in bytes.
+STREAMED = 128 * 2**20
+# How many times slower than the best a product may be at few rows to be tried at more.
+HOPELESS = 4.0
+# Transposing copies every weight, and has to be faster by so much.
+WORTH_A_COPY = 1.05
+
+Race = dict[int, tuple[float, Product]]
+
+
+@lru_cache
+def fastest_for_blocks(
+    d_model: int, d_mlp: int, n_layers: int, dtype: torch.dtype, n_threads: int
+) -> Choice:
+    """Which products compute MLPs of that size fastest on this processor: measured, in seconds.
+
+    They differ by the last bits, and near ties may fall differently in another process.
+    """
+
+    def race_with(transposed: bool) -> Race:
+        shapes = ((d_model, d_mlp), (d_mlp, d_model))
+        enough = math.ceil(STREAMED / (2 * d_model * d_mlp * dtype.itemsize))
+        layers = [
+            [_some_weight(*shape, dtype, transposed) for shape in shapes]
+            for _ in range(min(n_layers, enough))
+        ]
+
+        def run(product: Product, x: Tensor) -> int:
+            used = layers if len(x) < 64 else layers[:1]
+            for W_in, W_out in used:
+                product.add(x, product.gelu(x, W_in), W_out)
+            return len(used)
+
+        return race(run, d_model, dtype)
+
+    with torch.no_grad():
+        as_it_is, transposed = race_with(False), race_with(True)
+    gains = [as_it_is[rows][0] / transposed[rows][0] for rows in ROWS]
+    worth_it = math.prod(gains) ** (1 / len(ROWS)) > WORTH_A_COPY
+    times = transposed if worth_it else as_it_is
+    return Choice({rows: product for rows, (_, product) in times.items()}, worth_it)
+
+
+@lru_cache
+def fastest_for_unembed(d_model: int, d_vocab: int, dtype: torch.dtype, n_threads: int) -> Choice:
+    """The same for logits, through the transposed embedding."""
+    weight = _some_weight(d_model, d_vocab, dtype, transposed=True)
+
+    def run(product: Product, x: Tensor) -> int:
+        product(x, weight)
+        return 1
+
+    with torch.no_grad():
+        times = race(run, d_model, dtype)
+    return Choice({rows: product for rows, (_, product) in times.items()}, transposed=True)
+
+
+def race(run: Callable[[Product, Tensor], int], d_model: int, dtype: torch.dtype) -> Race:
+    """By number of rows, the seconds of the fastest product, and which that is.
+
+    `run` says how many times it went through the work.
+    """
+    products = candidates(dtype)
+    best: Race = {}
+    for n_rows in ROWS:
+        x = torch.ones(n_rows, d_model, dtype=dtype)
+        times = dict.fromkeys(products, math.inf)
+        for _ in range(3):  # they take turns, so that whatever else goes on meets them all
+            for product in products:
+                start = perf_counter()
+                n_times = run(product, x)
+                times[product] = min(times[product], (perf_counter() - start) / n_times)
+        winner = min(times, key=times.__getitem__)
+        best[n_rows] = (times[winner], winner)
+        products = [each for each in products if times[each] < HOPELESS * times[winner]]
+    return best
+
+
+def candidates(dtype: torch.dtype) -> list[Product]:
+    """What may be the fastest on a processor."""
+    if dtype == torch.float64:
+        return [Product()]
+    if dtype == torch.float32:
+        return [Product(), WithoutBias(), EachThreadItsInputs(), OneDNN()]
+    return [Product(), WithoutBias(), InFloat32()]
+
+
+def _some_weight(d_in: int, d_out: int, dtype: torch.dtype, transposed: bool) -> Weight:
+    shape = (d_out, d_in) if transposed else (d_in, d_out)
+    W = torch.full(shape, 0.01, dtype=dtype)
+    return Weight(W.T if transposed else W, torch.zeros(d_out, dtype=dtype))

@@ -1,0 +1,347 @@
+import copy
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from clean_transformer import DemoTransformer, HookPoint, optimize
+from clean_transformer.config import Config
+from clean_transformer.optimize import NotOptimized, merge_heads, side_by_side
+from clean_transformer.parity import invariants
+from clean_transformer.parity.choices import Weights
+from clean_transformer.parity.suite import check_device
+from clean_transformer.products import (
+    Choice,
+    EachThreadItsInputs,
+    InFloat32,
+    OneDNN,
+    Product,
+    WithoutBias,
+)
+from clean_transformer.swap import swap
+from clean_transformer.variants import ReluMLP
+from clean_transformer.weights.synthetic import stress
+
+from .helpers import TINY, configs, random_model, tiny
+
+TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+CHOICES = [
+    Choice({1: product}, transposed)
+    for product in (Product(), WithoutBias(), EachThreadItsInputs(), OneDNN(), InFloat32())
+    for transposed in (False, True)
+]
+
+
+@pytest.fixture(autouse=True)
+def no_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is the fastest differs by machine; a test that needs it asks for it."""
+    choose(monkeypatch, Choice({1: Product()}, transposed=False))
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, choice: Choice) -> None:
+    monkeypatch.setattr(optimize, "fastest_for_blocks", lambda *_: choice)
+    monkeypatch.setattr(optimize, "fastest_for_unembed", lambda *_: choice)
+
+
+@pytest.fixture
+def model() -> Iterator[DemoTransformer]:
+    with torch.no_grad():
+        yield random_model()
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    scale = theirs.abs().max()
+    assert (ours - theirs).abs().max() <= 1e3 * torch.finfo(ours.dtype).eps * scale
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: f"{type(c(1)).__name__} {c.transposed}")
+@given(cfg=configs(tied_unembed=True) | configs(normalization_type="LNPre", tied_unembed=False))
+@torch.no_grad()
+def test_every_choice_computes_the_same(choice: Choice, cfg: Config):
+    # float64 where the products have it, to see any other function at all.
+    dtype = torch.float32 if isinstance(choice(1), OneDNN | InFloat32) else torch.float64
+    model = random_model(cfg, dtype=dtype)
+    tokens = torch.arange(2 * cfg.n_ctx).view(2, -1) % cfg.d_vocab
+    before, logits = copy.deepcopy(model.state_dict()), model(tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        choose(patch, choice)
+        optimized = model.optimize()
+
+    assert optimized.modules == (*(f"blocks.{n}" for n in range(cfg.n_layers)), "unembed")
+    assert_close(model(tokens), logits)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_parity_suite_passes(monkeypatch, dtype: torch.dtype):
+    monkeypatch.undo()  # with whatever is the fastest here
+    monkeypatch.setattr(invariants, "INVARIANTS", ())
+    cfg = tiny(n_ctx=33)
+
+    run = check_device(Weights("", cfg, stress(cfg)), "cpu", dtype, mode="optimized")
+
+    assert run.verdict.value == "PASS", run
+    names = {row.name for row in run.isolated}
+    assert names == {"embed", "pos_embed", "blocks.0", "blocks.1", "ln_final", "unembed"}
+
+
+def test_the_parity_suite_sees_a_wrong_product(monkeypatch):
+    class Wrong(Product):
+        def gelu(self, x, weight):
+            return nn.functional.gelu(self(x, weight))  # the exact one
+
+    choose(monkeypatch, Choice({1: Wrong()}, transposed=False))
+    monkeypatch.setattr(invariants, "INVARIANTS", ())
+    cfg = tiny(n_ctx=33)
+
+    run = check_device(Weights("", cfg, stress(cfg)), "cpu", torch.float32, mode="optimized")
+
+    assert run.first_failure is not None
+    assert run.first_failure.name == "blocks.0"
+
+
+def test_undone_everything_is_as_it_was(model):
+    logits = model(TOKENS)
+
+    with model.optimize() as optimized:
+        assert "forward" in vars(model.blocks[0])
+    optimized.undo()
+
+    assert not any("forward" in vars(part) for part in model.modules())
+    assert torch.equal(model(TOKENS), logits)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    untied=st.booleans(),
+)
+@settings(max_examples=20)
+@torch.no_grad()
+def test_generation_is_the_same(lengths: list[int], untied: bool):
+    model = random_model(tiny(tied_unembed=not untied))
+    prompts = [[(7 * n + length) % 31 for n in range(length)] for length in lengths]
+    new = model.generate(prompts, 5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        choose(patch, Choice({1: WithoutBias()}, transposed=True))
+        model.optimize()
+
+    assert model.generate(prompts, 5) == new
+
+
+# Where it steps aside.
+
+
+def runs_as_written(model: DemoTransformer, why: str):
+    return pytest.warns(NotOptimized, match=why)
+
+
+def test_what_is_watched_is_what_the_modules_compute(model):
+    logits, cache = model.run_with_cache(TOKENS)
+
+    model.optimize()
+    with runs_as_written(model, "watched or patched"):
+        again, watched = model.run_with_cache(TOKENS)
+
+    assert torch.equal(again, logits)
+    assert [*watched] == [*cache]
+    assert all(torch.equal(watched[name], cache[name]) for name in cache)
+
+
+@pytest.mark.parametrize(
+    "point", ["blocks.1.attn.hook_z", "blocks.1.hook_resid_mid", "blocks.0.mlp"]
+)
+def test_a_patch_inside_takes_effect(model, point: str):
+    hooks = [(point, lambda activation, hook: activation * 0)]
+    patched = model.run_with_hooks(TOKENS, hooks=hooks)
+
+    model.optimize()
+    with runs_as_written(model, "watched or patched"):
+        again = model.run_with_hooks(TOKENS, hooks=hooks)
+
+    assert_close(again, patched)
+
+
+def test_the_outputs_of_blocks_are_watched_without_leaving_the_fast_path(model):
+    model.optimize()
+
+    _, cache = model.run_with_cache(TOKENS, names=["blocks.0", "hook_embed", "ln_final"])
+
+    assert len(cache) == 3
+
+
+def test_gradients_are_those_of_the_modules():
+    model = random_model()
+    model(TOKENS).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    model.optimize()
+    with runs_as_written(model, "gradients are on"):
+        model(TOKENS).sum().backward()
+
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-12, atol=1e-12)
+
+
+def test_under_autocast_it_runs_as_written():
+    model = random_model(dtype=torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(TOKENS)
+        model.optimize()
+        with runs_as_written(model, "autocast"):
+            assert torch.equal(model(TOKENS), logits)
+
+
+def every_weight_changed(model: DemoTransformer) -> None:
+    for parameter in model.parameters():
+        parameter.mul_(1.5)
+
+
+def replaced_weight(model: DemoTransformer) -> None:
+    model.blocks[1].attn.W_K = nn.Parameter(model.blocks[1].attn.W_K * 2)
+
+
+def replaced_data(model: DemoTransformer) -> None:
+    model.blocks[1].attn.W_V.data = model.blocks[1].attn.W_V * 2
+
+
+def loaded_weights(model: DemoTransformer) -> None:
+    model.load_state_dict(random_model(seed=1).state_dict(), assign=True)
+
+
+def another_embedding(model: DemoTransformer) -> None:
+    model.embed.W_E = nn.Parameter(model.embed.W_E * 2)
+
+
+def another_module(model: DemoTransformer) -> None:
+    swap(model, "blocks.1.mlp", ReluMLP)
+
+
+def another_dtype(model: DemoTransformer) -> None:
+    model.float()
+
+
+CHANGES = [replaced_weight, replaced_data, loaded_weights, another_embedding, another_module]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, another_dtype])
+def test_a_changed_module_is_never_computed_from_what_was_prepared(model, change):
+    expected = copy.deepcopy(model)
+    change(expected)
+
+    model.optimize()
+    change(model)
+    with runs_as_written(model, "call optimize"):
+        logits = model(TOKENS)
+
+    assert_close(logits, expected(TOKENS))
+    model.optimize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_close(model(TOKENS), logits)
+
+
+def test_weights_changed_in_place_are_read_as_they_are(model):
+    expected = copy.deepcopy(model)
+    every_weight_changed(expected)
+
+    model.optimize()
+    every_weight_changed(model)
+
+    assert_close(model(TOKENS), expected(TOKENS))
+
+
+def test_8_bit_copies_notice_a_change_in_place(model):
+    expected = copy.deepcopy(model)
+    every_weight_changed(expected)
+
+    model.optimize("int8")
+    every_weight_changed(model)
+    with runs_as_written(model, "call optimize"):
+        logits = model(TOKENS)
+
+    assert_close(logits, expected(TOKENS))
+
+
+def test_other_hook_points_than_it_knew_are_seen(model):
+    model.optimize()
+    seen = []
+    point = HookPoint()
+    point.register_forward_hook(lambda *_: seen.append(True))
+    model.blocks[0].attn.hook_q = point
+
+    with runs_as_written(model, "call optimize"):
+        model(TOKENS)
+
+    assert seen
+
+
+def test_a_copy_computes_from_its_own_weights(model):
+    model.optimize()
+    copied = copy.deepcopy(model)
+    every_weight_changed(copied)
+    plain = copy.deepcopy(random_model())
+    every_weight_changed(plain)
+
+    with runs_as_written(model, "call optimize"):
+        assert_close(copied(TOKENS), plain(TOKENS))
+
+
+def test_modules_of_other_classes_stay_as_they_are(model):
+    swap(model, "blocks.0.mlp", ReluMLP)
+    logits = model(TOKENS)
+
+    optimized = model.optimize()
+
+    assert optimized.modules == ("blocks.1", "unembed")
+    assert_close(model(TOKENS), logits)
+
+
+# The order in memory.
+
+
+def test_a_loaded_checkpoint_is_merged_without_a_copy(tmp_path, model):
+    model.float().save_pretrained(tmp_path)
+    loaded = DemoTransformer.from_pretrained(tmp_path, device="cpu")
+    attn = loaded.blocks[0].attn
+
+    merged, _ = merge_heads(attn, transposed=False)
+
+    assert merged.data_ptr() == attn.W_Q.data_ptr()
+    assert side_by_side((attn.W_Q, attn.W_K, attn.W_V)).data_ptr() == attn.W_Q.data_ptr()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_merged_heads_are_all_three_side_by_side(model, transposed: bool):
+    attn = model.blocks[0].attn
+    wanted = torch.cat([W.movedim(1, 0).flatten(1) for W in (attn.W_Q, attn.W_K, attn.W_V)], dim=1)
+    biases = torch.cat([attn.b_Q, attn.b_K, attn.b_V]).flatten()
+
+    merged, b = merge_heads(attn, transposed)
+
+    assert torch.equal(merged, wanted)
+    assert torch.equal(b, biases)
+    assert merged.T.is_contiguous() if transposed else merged.is_contiguous()
+    attn.W_V += 1
+    attn.b_K += 1
+    assert not torch.equal(merged, wanted)
+    assert not torch.equal(b, biases)
+
+
+def test_8_bits_need_a_processor():
+    with torch.device("meta"):
+        model = DemoTransformer(TINY)
+
+    with pytest.raises(ValueError, match="computed with on the cpu only, and the model is on meta"):
+        model.optimize("int8")
+
+
+def test_it_tells_what_it_chose(model):
+    assert "{1: 'Product'}" in repr(model.optimize())

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clean_transformer import products
+from clean_transformer.products import (
+    Choice,
+    EachThreadItsInputs,
+    InFloat32,
+    Int8,
+    OneDNN,
+    Product,
+    WithoutBias,
+    in_8_bits,
+)
+
+FLOAT32 = [Product(), WithoutBias(), EachThreadItsInputs(), OneDNN(), InFloat32()]
+HALF = [Product(), WithoutBias(), InFloat32()]
+LIPSCHITZ_OF_GELU = 1.13
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("product", "dtype"),
+    [
+        *((product, torch.float32) for product in FLOAT32),
+        *((product, dtype) for product in HALF for dtype in (torch.bfloat16, torch.float16)),
+    ],
+    ids=lambda value: str(value) if isinstance(value, torch.dtype) else type(value).__name__,
+)
+@given(
+    sizes=st.tuples(*[st.integers(1, 33)] * 3), transposed=st.booleans(), seed=st.integers(0, 99)
+)
+@torch.no_grad()
+def test_every_product_is_accurate(product, dtype, sizes, transposed: bool, seed: int):
+    n_rows, d_in, d_out = sizes
+    x, b = drawn(n_rows, d_in, seed=seed).to(dtype), drawn(d_out, seed=seed + 1).to(dtype)
+    residual = drawn(n_rows, d_out, seed=seed + 2).to(dtype)
+    W = drawn(d_in, d_out, seed=seed + 3).to(dtype)
+    W = W.T.contiguous().T if transposed else W
+    weight = product.prepare(W, b)
+    before = residual.clone()
+
+    pre, post = product(x, weight), product.gelu(x, weight)
+    added = product.add(residual, x, weight)
+
+    exact = x.double() @ W.double() + b.double()
+    # d_in + 3 sums and products in any order, rounded to the dtype (Higham 2002, section 3.1).
+    size = x.double().abs() @ W.double().abs() + b.double().abs() + residual.double().abs()
+    unit = torch.finfo(dtype).eps / 2
+    bound = (d_in + 3) * unit * size
+    assert pre.dtype == post.dtype == added.dtype == dtype
+    assert ((pre.double() - exact).abs() <= bound).all()
+    assert ((added.double() - exact - residual.double()).abs() <= bound).all()
+    gelu = torch.nn.functional.gelu(exact, approximate="tanh")
+    # The GELU itself: a tanh and five products, next to 1 where the exact one is next to 0.
+    assert (
+        (post.double() - gelu).abs() <= LIPSCHITZ_OF_GELU * bound + 8 * unit * exact.abs()
+    ).all()
+    assert torch.equal(residual, before)
+
+
+@given(sizes=st.tuples(*[st.integers(2, 33)] * 3), seed=st.integers(0, 99))
+def test_8_bits_are_off_by_half_a_step_of_each_factor(sizes: tuple[int, int, int], seed: int):
+    n_rows, d_in, d_out = sizes
+    x, W, b = drawn(n_rows, d_in, seed=seed), drawn(d_in, d_out, seed=seed + 1), torch.ones(d_out)
+
+    output = Int8()(x, Int8().prepare(W, b))
+
+    half_x = x.abs().amax(dim=1, keepdim=True) / 254
+    half_W = W.abs().amax(dim=0) / 254
+    bound = x.abs().sum(dim=1, keepdim=True) * half_W + W.abs().sum(dim=0) * half_x
+    bound = (bound + d_in * half_x * half_W) * (1 + 1e-5) + 1e-5
+    assert ((output - x @ W - b).abs() <= bound).all()
+    assert not torch.equal(output, x @ W + b)
+
+
+def test_8_bits_of_a_single_input_are_refused():
+    with pytest.raises(ValueError, match="single input"):
+        Int8().prepare(torch.ones(1, 3), torch.zeros(3))
+
+
+def test_a_row_of_zeros_in_8_bits_is_zeros():
+    whole, step = in_8_bits(torch.tensor([[0.0, 0.0], [-2.0, 1.0]]))
+
+    assert whole.tolist() == [[0, 0], [-127, 64]]
+    assert step.tolist() == [[0.0], [pytest.approx(2 / 127)]]
+
+
+def test_a_choice_goes_by_the_number_of_rows():
+    few, many = Product(), InFloat32()
+    choice = Choice({1: few, 64: many}, transposed=False)
+
+    assert [choice(rows) for rows in (1, 63, 64, 1000)] == [few, few, many, many]
+
+
+class Clock:
+    """A clock that the products move, each by its own time for one row and for many."""
+
+    now = 0.0
+
+    def runs(self, seconds: dict[type, tuple[float, float]]):
+        self.calls: list[tuple[type, int]] = []
+
+        def run(product: Product, x: Tensor) -> int:
+            self.calls.append((type(product), len(x)))
+            self.now += seconds[type(product)][len(x) >= 64]
+            return 1
+
+        return run
+
+
+def test_the_fastest_wins_and_the_hopeless_are_not_tried_again(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(products, "perf_counter", lambda: clock.now)
+    run = clock.runs({Product: (3, 2), WithoutBias: (1, 5), InFloat32: (99, 0)})
+
+    best = products.race(run, 4, torch.bfloat16)
+
+    winners = {rows: (seconds, type(product)) for rows, (seconds, product) in best.items()}
+    few, many = (1, WithoutBias), (2, Product)
+    assert winners == {1: few, 8: few, 64: many, 512: many}
+    assert {rows for product, rows in clock.calls if product is InFloat32} == {1}
+
+
+@pytest.mark.parametrize(("gain", "transposed"), [(1.2, True), (1.04, False), (0.5, False)])
+def test_weights_are_copied_only_where_it_pays(monkeypatch, gain: float, transposed: bool):
+    times = iter([1.0, 1.0 / gain])
+
+    def race(*_):
+        seconds = next(times)
+        return {rows: (seconds, Product()) for rows in products.ROWS}
+
+    monkeypatch.setattr(products, "race", race)
+    products.fastest_for_blocks.cache_clear()
+
+    assert products.fastest_for_blocks(4, 8, 1, torch.float32, 1).transposed is transposed
+    products.fastest_for_blocks.cache_clear()
+
+
+def test_the_real_race_runs():
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        choice = products.fastest_for_blocks(8, 16, 2, dtype, 77)
+        assert choice(1) in [*choice.by_rows.values()]
+        assert products.fastest_for_unembed(8, 11, dtype, 77).transposed in (True, False)
