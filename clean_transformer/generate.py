@@ -74,11 +74,13 @@ class Stop:
 
 
 @torch.no_grad()
-def prefill(model: Model, prompts: Rows, max_new_tokens: int) -> tuple[Logits, KVCache]:
+def prefill(
+    model: Model, prompts: Rows, max_new_tokens: int, cache_class: type[KVCache] = KVCache
+) -> tuple[Logits, KVCache]:
     """Read the prompts, padded on the left; the logits of what follows them, in float32.
 
-    The cache has room for as many new tokens. Raises `ValueError` if the model has not, and for
-    none at all, before any work.
+    The cache, of that class, has room for as many new tokens. Raises `ValueError` if the model has
+    not, and for none at all, before any work.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
@@ -96,7 +98,7 @@ def prefill(model: Model, prompts: Rows, max_new_tokens: int) -> tuple[Logits, K
     tokens = torch.tensor(rows, device=model.device)
     is_token = torch.arange(longest) >= torch.tensor(paddings)[:, None]
     attention_mask = is_token.int().to(model.device) if any(paddings) else None
-    cache = KVCache(model.cfg.n_layers, longest + max_new_tokens, attention_mask)
+    cache = cache_class(model.cfg.n_layers, longest + max_new_tokens, attention_mask)
     return model(tokens, kv_cache=cache, last_only=True)[:, -1].float(), cache
 
 
@@ -112,7 +114,8 @@ def decode(
     """The next token of every prompt, step by step."""
     generator = sampling.generator()
     new: list[list[int]] = [[] for _ in prompts]
-    logits, cache = prefill(model, prompts, max_new_tokens)
+    cache_class = getattr(model, "cache_class", KVCache)
+    logits, cache = prefill(model, prompts, max_new_tokens, cache_class)
     for step in range(1, max_new_tokens + 1):
         chosen = sampling.choose(sampling.penalize(logits, prompts, new), generator)
         tokens = chosen.tolist()

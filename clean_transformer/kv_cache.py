@@ -44,21 +44,28 @@ class KVCache:
         self.padding = None if attention_mask is None else left_padding(attention_mask)
         self.layers = [_Layer(self) for _ in range(n_layers)]
 
-    def positions(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-        """The positions of the next tokens, counted from each input's first that is not padding.
-
-        Raises `ValueError` if they run past `n_ctx`.
-        """
-        end = self.length + tokens.shape[1]
-        if end > self.n_ctx:
+    def require_room(self, new: int) -> None:
+        """Raise `ValueError` if so many more tokens run past `n_ctx`."""
+        if self.length + new > self.n_ctx:
             raise ValueError(
-                f"{tokens.shape[1]} tokens after the {self.length} in the cache are more than its "
+                f"{new} tokens after the {self.length} in the cache are more than its "
                 f"n_ctx={self.n_ctx} positions"
             )
-        slots = torch.arange(self.length, end, device=tokens.device).expand(tokens.shape)
+
+    def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
+        """Where the next tokens go."""
+        return torch.arange(self.length, self.length + new, device=device)
+
+    def positions(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+        """The positions of the next tokens, counted from each input's first that is not padding."""
+        slots = self.slots(tokens.shape[1], tokens.device).expand(tokens.shape)
         if self.padding is None:
             return slots
         return (slots - self.padding[:, None]).clamp(min=0)
+
+    def advance(self, new: int) -> None:
+        """Count so many tokens as read."""
+        self.length += new
 
     def select(self, rows: Int[Tensor, "new_batch"]) -> None:
         """Go on with these rows of the batch, in this order; a row may be there more than once."""
@@ -99,6 +106,62 @@ class _Layer:
             return None
         slots = torch.arange(self.length + n_queries, device=self.cache.padding.device)
         return padding_mask(slots >= self.cache.padding[:, None], n_queries)
+
+
+class StaticKVCache(KVCache):
+    """A `KVCache` whose every step of one token is the same computation on the same memory.
+
+    That is what `torch.compile` and CUDA graphs can take whole: where the next token goes is a
+    tensor, `slot` [1], attention reads all `n_ctx` places, and a mask leaves out the empty ones.
+    """
+
+    slot: Int[Tensor, "1"] | None = None
+
+    def __init__(
+        self, n_layers: int, n_ctx: int, attention_mask: Int[Tensor, "batch pos"] | None = None
+    ):
+        super().__init__(n_layers, n_ctx, attention_mask)
+        self.layers = [_StaticLayer(self) for _ in range(n_layers)]
+
+    def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
+        """Where the next tokens go."""
+        if self.slot is None:
+            self.slot = torch.zeros(1, dtype=torch.int64, device=device)
+            torch._dynamo.mark_static_address(self.slot)
+        return self.slot + torch.arange(new, device=device)
+
+    def advance(self, new: int) -> None:
+        """Count so many tokens as read."""
+        super().advance(new)
+        if self.slot is not None:
+            self.slot += new
+
+
+class _StaticLayer(_Layer):
+    """One layer of a `StaticKVCache`."""
+
+    cache: StaticKVCache
+
+    def append(self, k: New, v: New) -> tuple[Heads, Heads]:
+        if self.keys is None or self.values is None:
+            room = (len(k), self.cache.n_ctx, *k.shape[2:])
+            # Zeros: what a mask leaves out still has to be a number.
+            self.keys, self.values = k.new_zeros(room), v.new_zeros(room)
+            for memory in (self.keys, self.values):
+                torch._dynamo.mark_static_address(memory)
+        slots = self.cache.slots(k.shape[1], k.device)
+        self.keys.index_copy_(1, slots, k)
+        self.values.index_copy_(1, slots, v)
+        return self.keys, self.values
+
+    def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
+        assert self.cache.slot is not None  # the positions were asked for before
+        key = torch.arange(self.cache.n_ctx, device=self.cache.slot.device)
+        seen = (key <= self.cache.slots(n_queries, key.device)[:, None])[None, None]
+        if self.cache.padding is None:
+            return seen
+        seen = seen & (key >= self.cache.padding[:, None])[:, None, None]
+        return seen | ~seen.any(dim=-1, keepdim=True)
 
 
 def padding_mask(
@@ -145,7 +208,7 @@ def read_on(module: nn.Module, inputs: tuple[Tensor, ...], kv_cache: LayerCache 
         return module(so_far)[:, -x.shape[1] :]
     # It knows nothing of padding either: each input goes by itself, without its own.
     output = torch.zeros_like(x)
-    for row, is_token in enumerate(mask[:, 0, -1]):
+    for row, is_token in enumerate(mask[:, 0, -1].expand(len(x), -1)):
         new = module(so_far[row, is_token][None])[0, -x.shape[1] :]
         output[row, x.shape[1] - len(new) :] = new
     return output

@@ -15,6 +15,7 @@ from clean_transformer.activations import HookedModule
 from clean_transformer.beam_search import search_beams
 from clean_transformer.config import Config
 from clean_transformer.generate import Stop, decode, decode_until
+from clean_transformer.kv_cache import KVCache
 from clean_transformer.samplers import Rows, Sampling
 from clean_transformer.tokenizer import Tokenizer, Tokens
 
@@ -25,10 +26,12 @@ Prompt = TypeVar("Prompt", str, list[str], Tensor, list[list[int]])
 class LanguageModel(HookedModule):
     """A model from tokens to logits, called as `DemoTransformer` is.
 
-    `source` is the folder or repository that its weights came from, if they did.
+    `source` is the folder or repository that its weights came from, if they did; `cache_class` what
+    its `generate` keeps keys and values in.
     """
 
     cfg: Config
+    cache_class: type[KVCache] = KVCache
     source: str | Path | None = None
 
     @property

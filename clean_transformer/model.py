@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clean_transformer.config import Config
 from clean_transformer.device import resolve_device
 from clean_transformer.hooks import HookPoint
-from clean_transformer.kv_cache import KVCache, embed_positions, read_on
+from clean_transformer.kv_cache import KVCache, StaticKVCache, embed_positions, read_on
 from clean_transformer.language_model import LanguageModel
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.embed import Embed
@@ -50,6 +50,18 @@ class DemoTransformer(LanguageModel):
         work.
         """
         self.check_tokens(tokens)
+        if kv_cache is None:
+            return self.read(tokens, None, last_only)
+        kv_cache.require_room(tokens.shape[1])
+        is_step = isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1
+        logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
+        kv_cache.advance(tokens.shape[1])
+        return logits
+
+    def read(
+        self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
+    ) -> Float[Tensor, "batch logit_pos d_vocab"]:
+        """`forward` without the checks, and without counting the tokens as read."""
         positions = None if kv_cache is None else kv_cache.positions(tokens)
         layers = [None] * len(self.blocks) if kv_cache is None else kv_cache.layers
         embed = self.hook_embed(self.embed(tokens))
@@ -57,15 +69,18 @@ class DemoTransformer(LanguageModel):
         residual = embed + pos_embed
         for block, layer in zip(self.blocks, layers, strict=True):
             residual = read_on(block, (residual,), layer)
-        if kv_cache is not None:
-            kv_cache.length += tokens.shape[1]
         if last_only:
             residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))
 
-    def optimize(self, weights: Literal["int8"] | None = None) -> Optimized:
+    # Of one more token, with a `StaticKVCache`; `optimize` puts a compiled one in its place.
+    read_one = read
+
+    def optimize(
+        self, weights: Literal["int8"] | None = None, *, compile: bool = False
+    ) -> Optimized:
         """Prepare the model for inference, until `undo`; see `optimize.optimize`."""
-        return optimize(self, weights)
+        return optimize(self, weights, compile=compile)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Refuse what the embeddings cannot look up: an accelerator would crash or make it up.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from clean_transformer.kv_cache import KVCache, left_padding, read_on
+from clean_transformer.kv_cache import KVCache, StaticKVCache, left_padding, read_on
 from clean_transformer.model import DemoTransformer
 
 from .helpers import TINY, assert_same_function, random_tokens, randomized
@@ -40,16 +40,17 @@ def chunks(length: int) -> st.SearchStrategy[list[int]]:
     return st.sets(st.integers(1, max(length - 1, 1))).map(lambda cuts: sorted({0, *cuts, length}))
 
 
+@pytest.mark.parametrize("kind", [KVCache, StaticKVCache])
 @pytest.mark.parametrize("attn", ["ours", "of a person"])
 @pytest.mark.parametrize("watched", [False, True])
 @given(data=st.data(), batch=st.integers(1, 3), length=st.integers(1, N_CTX))
 @torch.no_grad()
 def test_reading_in_chunks_gives_what_reading_at_once_gives(
-    attn: str, watched: bool, data: st.DataObject, batch: int, length: int
+    kind: type[KVCache], attn: str, watched: bool, data: st.DataObject, batch: int, length: int
 ):
     ours, tokens = model(attn), random_tokens(TINY, batch, length)
     cuts = data.draw(chunks(length))
-    cache = KVCache(N_LAYERS, N_CTX)
+    cache = kind(N_LAYERS, N_CTX)
     parts = []
     for start, end in pairwise(cuts):
         if watched:
@@ -62,6 +63,7 @@ def test_reading_in_chunks_gives_what_reading_at_once_gives(
     assert_same_function(torch.cat(parts, dim=1), ours(tokens))
 
 
+@pytest.mark.parametrize("kind", [KVCache, StaticKVCache])
 @pytest.mark.parametrize("attn", ["ours", "of a person"])
 @pytest.mark.parametrize("watched", [False, True])
 @given(
@@ -71,11 +73,11 @@ def test_reading_in_chunks_gives_what_reading_at_once_gives(
 )
 @torch.no_grad()
 def test_padding_on_the_left_changes_nothing(
-    attn: str, watched: bool, paddings: list[int], length: int, more: int
+    kind: type[KVCache], attn: str, watched: bool, paddings: list[int], length: int, more: int
 ):
     ours, tokens = model(attn), random_tokens(TINY, len(paddings), length + more)
     is_token = torch.arange(length) >= torch.tensor(paddings)[:, None]
-    cache = KVCache(N_LAYERS, N_CTX, attention_mask=is_token.int())
+    cache = kind(N_LAYERS, N_CTX, attention_mask=is_token.int())
     run = (lambda *args: ours.run_with_cache(*args)[0]) if watched else ours
     parts = [run(tokens[:, :length], cache)]
     parts += [run(tokens[:, place, None], cache) for place in range(length, length + more)]
@@ -84,17 +86,18 @@ def test_padding_on_the_left_changes_nothing(
         assert_same_function(torch.cat(parts, 1)[row : row + 1, padding:], alone)
 
 
+@pytest.mark.parametrize("kind", [KVCache, StaticKVCache])
 @pytest.mark.parametrize("attn", ["ours", "of a person"])
 @pytest.mark.parametrize("paddings", [None, [0, 2, 1]])
 @torch.no_grad()
-def test_selected_rows_are_read_on_from(attn: str, paddings: list[int] | None):
+def test_selected_rows_are_read_on_from(kind: type[KVCache], attn: str, paddings: list[int] | None):
     ours, tokens, rows = model(attn), random_tokens(TINY, 3, 5), [1, 2, 0, 1]
     more = random_tokens(TINY, len(rows), 1, seed=1)
 
     def read(rows: list[int]) -> KVCache:
         starts = torch.tensor([paddings[row] for row in rows] if paddings else [])
         mask = (torch.arange(5) >= starts[:, None]).int() if paddings else None
-        cache = KVCache(N_LAYERS, N_CTX, mask)
+        cache = kind(N_LAYERS, N_CTX, mask)
         ours(tokens[rows], cache)
         return cache
 

@@ -1,6 +1,11 @@
 import copy
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -345,3 +350,38 @@ def test_8_bits_need_a_processor():
 
 def test_it_tells_what_it_chose(model):
     assert "{1: 'Product'}" in repr(model.optimize())
+
+
+COMPILED = """
+import torch
+from clean_transformer import Config, DemoTransformer
+
+torch.manual_seed(0)
+cfg = Config(n_layers=1, n_heads=2, d_model=16, d_head=8, d_mlp=32, d_vocab=50, n_ctx=20,
+             initializer_range=0.5)
+model = DemoTransformer(cfg)
+prompts = [[3, 1, 4], [1, 5]]
+written = [model.generate(prompts, 12), model.generate(prompts, 12, beams=2)]
+with model.optimize(compile=True), torch._dynamo.config.patch(recompile_limit=1):
+    print([model.generate(prompts, 12), model.generate(prompts, 12, beams=2)] == written)
+    print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+print(model.generate(prompts, 12) == written[0], vars(model).keys() & {"read_one", "cache_class"})
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_step_generates_the_same_and_is_compiled_once():
+    """In a process of its own: the checks of types that tests have cannot be compiled."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILED],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split("\n")[:3] == ["True", "1", "True set()"], done.stderr
+
+
+def test_only_our_models_have_a_step_to_compile():
+    with pytest.raises(TypeError, match="a Sequential has no step to compile"):
+        optimize.optimize(nn.Sequential(nn.Linear(1, 1)), compile=True)

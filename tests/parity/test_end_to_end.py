@@ -45,7 +45,7 @@ def test_the_envelope_holds_healthy_runs_and_not_a_drift(dtype: torch.dtype) -> 
 
 
 def test_the_envelope_is_of_rounding_in_every_dtype() -> None:
-    """In float64 too, whose unit a factor in PyTorch's default dtype could not tell from nothing."""
+    """In float64 too, whose unit is lost in a factor of the default dtype."""
     weights = small_weights()
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         model = small_model(weights, dtype)
