@@ -104,7 +104,7 @@ DEVICE_FAULTS = (
     own(
         "matmul-half-accumulator",
         "half-precision products keep their running total in half precision",
-        "mm bmm",
+        "mm addmm bmm",
         lambda call: is_dtype(call, *HALF) and factors(call)[0].shape[-1] > 8,
         half_accumulator,
     ),

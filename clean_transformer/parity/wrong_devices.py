@@ -177,10 +177,10 @@ def batch_dependent(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -
 
 def half_accumulator(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """A product summed in blocks of 8, whose running total is kept in half precision."""
-    left, right = args
-    total = torch.zeros((), dtype=left.dtype, device=left.device)
+    *bias, left, right = args
+    total = bias[0] if bias else torch.zeros((), dtype=left.dtype, device=left.device)
     for part, other in zip(left.split(8, -1), right.split(8, -2), strict=True):
-        total = total + func(part, other)
+        total = func(total, part, other) if bias else total + func(part, other)
     return total
 
 

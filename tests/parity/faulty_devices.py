@@ -70,7 +70,8 @@ def as_tf32(args: Any, output: Tensor) -> Tensor:
     def rounded(x: Tensor) -> Tensor:
         return (((x.view(torch.int32) + (1 << 12)) >> 13) << 13).view(torch.float32)
 
-    return rounded(args[0]) @ rounded(args[1])
+    *bias, left, right = args
+    return sum(bias, rounded(left) @ rounded(right))
 
 
 def int64_min(args: Any, output: Tensor) -> Tensor:

@@ -69,11 +69,11 @@ FAULTS = {
         "aten.mm.default",
         "wrong in every form tried",
     ),
-    "mm, TF32": (
-        lambda: Faulty("mm", faulty.as_tf32),
+    "addmm, TF32": (
+        lambda: Faulty("addmm", faulty.as_tf32),
         lambda: (seeded(MLP), sample(2, 9, 64)),
-        "aten.mm.default",
-        "computed in TF32 precision",
+        "aten.addmm.default",
+        "computed in TF32 precision; right in its unfused form",
     ),
     "argmax, INT64_MIN": (
         lambda: Faulty("argmax", faulty.int64_min),
@@ -172,11 +172,11 @@ def test_a_wrong_operation_is_found_behind_a_degraded_one() -> None:
     def spoil(args: Any, output: Tensor) -> Tensor:
         return faulty.as_tf32(args, output) if output.shape[-1] == 256 else output.flip(-1)
 
-    with Faulty("mm", spoil):
+    with Faulty("addmm", spoil):
         finding = first_wrong_operation(seeded(MLP), sample(2, 9, 64))
     assert finding is not None
     assert finding.verdict is Verdict.WRONG
-    assert finding.call.operands[1].shape == (256, 64)
+    assert finding.call.operands[2].shape == (256, 64)
 
 
 def test_a_number_that_is_none_is_wrong() -> None:
