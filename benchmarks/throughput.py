@@ -1,0 +1,139 @@
+"""The runs: every measurement of a plan, its contestants taking turns."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.processes import Failed, Worker, command
+from benchmarks.results import Result
+from benchmarks.work import Entrant, Measurement, Part
+from clean_transformer.model import DemoTransformer
+
+# What logits may differ by, as a share of their own deviation: those of a wrong model are 1 away.
+AGREEMENT = {"float32": 1e-3, "tf32": 0.05, "float16": 0.1, "bfloat16": 0.5, "int8": 0.7}
+CHECKED_TOKENS = [[*range(1, 33)]]
+
+OnTurn = Callable[[Part], object]
+
+
+class Race:
+    """The processes of a run, started when they are first needed and ended after their last use."""
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        threads: int,
+        hooked_python: str | None = None,
+        at_least: float = 0.2,
+        start: Callable[[list[str]], Any] = Worker,
+    ):
+        self.folders, self.threads, self.hooked_python = folders, threads, hooked_python
+        self.at_least, self.start = at_least, start
+        self.workers: dict[Entrant, Any] = {}
+        self.titles: dict[Entrant, str] = {}
+        self.failures: dict[Entrant, str] = {}
+        self.expected: dict[str, Tensor] = {}  # our logits, by model
+
+    def run(
+        self, measurements: Sequence[Measurement], on_turn: OnTurn = lambda part: None
+    ) -> list[Result]:
+        """Every measurement, one after the other."""
+        results = []
+        try:
+            for number, measurement in enumerate(measurements):
+                self.prepare(part.entrant for part in measurement.parts)
+                results += self.measure(measurement, on_turn)
+                later = {p.entrant for other in measurements[number + 1 :] for p in other.parts}
+                for entrant in {*self.workers} - later:
+                    self.workers.pop(entrant).close()
+        finally:
+            for worker in self.workers.values():
+                worker.close()
+        return results
+
+    def prepare(self, wanted: Iterable[Entrant]) -> None:
+        """Start those that do not run yet, all at once, and see that they compute GPT-2."""
+        started = []
+        for entrant in dict.fromkeys(wanted):
+            if entrant in self.workers or entrant in self.failures:
+                continue
+            try:
+                worker = self.start(command(entrant.contestant, self.hooked_python))
+            except Failed as error:
+                self.failures[entrant] = str(error)
+                continue
+            self.workers[entrant] = worker
+            worker.send(
+                {
+                    "do": "load",
+                    "contestant": entrant.contestant,
+                    "folder": str(self.folders[entrant.model]),
+                    "device": entrant.device,
+                    "dtype": entrant.dtype,
+                    "threads": self.threads,
+                }
+            )
+            started.append(entrant)
+        for entrant in started:
+            worker = self.workers[entrant]
+            try:
+                self.titles[entrant] = worker.receive()
+                if entrant.contestant != "limit":
+                    self.require_agreement(entrant, worker.ask("check", tokens=CHECKED_TOKENS))
+            except Failed as error:
+                self.failures[entrant] = str(error)
+                self.workers.pop(entrant).close()
+
+    def require_agreement(self, entrant: Entrant, found: Mapping[str, Any]) -> None:
+        """Raise `Failed` unless it computes what our model does: no other is worth timing."""
+        if entrant.model not in self.expected:
+            model = DemoTransformer.from_pretrained(self.folders[entrant.model], device="cpu")
+            with torch.inference_mode():
+                self.expected[entrant.model] = model(torch.tensor(CHECKED_TOKENS))[0, -1]
+        expected = self.expected[entrant.model]
+        bound = AGREEMENT[entrant.dtype]
+        if found["logits"] is not None:
+            logits = torch.tensor(found["logits"])
+            apart = ((logits - expected).std() / expected.std()).item()
+            if not apart <= bound:
+                raise Failed(f"its logits are {apart:.2g} of their deviation from ours")
+        if found["generated"] is not None:
+            lack = (expected.max() - expected[found["generated"]]) / expected.std()
+            if not lack <= bound:
+                raise Failed(f"it goes on with a token that is {lack:.2g} deviations less likely")
+
+    def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
+        """Every part in turn, each round beginning with another; the first is for warming up."""
+        values: dict[Part, list[float]] = {part: [] for part in measurement.parts}
+        failures: dict[Part, str] = {}
+        for number in range(measurement.rounds + 1):
+            first = number % len(measurement.parts)
+            for part in measurement.parts[first:] + measurement.parts[:first]:
+                on_turn(part)
+                if part.entrant in self.failures:
+                    failures[part] = self.failures[part.entrant]
+                if part in failures:
+                    continue
+                try:
+                    value = self.workers[part.entrant].ask(
+                        "measure", work=asdict(part.work), at_least=self.at_least
+                    )
+                except Failed as error:
+                    failures[part] = str(error)
+                    continue
+                if number:
+                    values[part].append(value)
+        return [
+            Result(
+                measurement.title,
+                part,
+                self.titles.get(part.entrant, ""),
+                [] if part in failures else values[part],
+                failures.get(part, ""),
+            )
+            for part in measurement.parts
+        ]
