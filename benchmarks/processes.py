@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+# Nobody is to look anything up in a network.
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # HookedTransformer needs an environment of its own, since it ended with TransformerLens 3.
 HOOKED = "HookedTransformer"
 
@@ -28,7 +30,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.printed,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"},
+            env=os.environ | ENVIRONMENT,
             encoding="utf-8",
         )
 

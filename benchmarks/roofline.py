@@ -4,6 +4,7 @@ It is a contestant like any other, so that it is measured in the same rounds: it
 work is the least that the arithmetic, or the reading of the weights, can take here.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from clean_transformer.weights.huggingface import config_from_json, read_json
 
 BUFFER = 2**29  # bytes: far more than any processor's cache
 Product = Callable[[Tensor], Tensor]
+Way = Callable[[Tensor, int], Product]
 
 
 class Shape(NamedTuple):
@@ -63,20 +65,36 @@ def cache_bytes(cfg: Config, positions: int, dtype: str) -> int:
     return 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * positions * DTYPES[dtype].itemsize
 
 
-def ways(weight: Tensor, rows: int) -> dict[str, Product]:
-    """Every library here that can multiply by a weight [inputs outputs], each as it likes it."""
+def by_mm(weight: Tensor, rows: int) -> Product:
+    """The BLAS, or the GPU's library, on the weight [inputs outputs]."""
     out = weight.new_empty(rows, weight.shape[1])
-    transposed = weight.T.contiguous().T
-    found: dict[str, Product] = {
-        "mm": lambda x: torch.mm(x, weight, out=out),
-        "mm, [out, in]": lambda x: torch.mm(x, transposed, out=out),
-    }
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous().to_mkldnn(), rows)
-        found["oneDNN"] = lambda x: torch.ops.mkldnn._linear_pointwise(
-            x, packed, None, "none", [], ""
-        )
-    return found
+    return lambda x: torch.mm(x, weight, out=out)
+
+
+def by_mm_transposed(weight: Tensor, rows: int) -> Product:
+    """The same on a weight that lies in memory as [outputs inputs]."""
+    return by_mm(weight.T.contiguous().T, rows)
+
+
+def by_onednn(weight: Tensor, rows: int) -> Product:
+    """oneDNN on a weight [outputs inputs]."""
+    transposed = weight.T.contiguous()
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, transposed, None, "none", [], "")
+
+
+def by_onednn_packed(weight: Tensor, rows: int) -> Product:
+    """oneDNN on a weight in the order that it prefers for as many rows."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def in_float32(weight: Tensor, rows: int) -> Product:
+    """In float32 and rounded: for processors that multiply nothing narrower."""
+    multiply = by_onednn(weight.float(), rows)
+    return lambda x: multiply(x.float()).to(x.dtype)
+
+
+WAYS = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, in_float32)
 
 
 class Limit(Contestant):
@@ -91,7 +109,7 @@ class Limit(Contestant):
             torch.randn(shape.inputs, shape.outputs, device=device, dtype=DTYPES[dtype])
             for shape in products(self.cfg, 1, 1)
         ]
-        self.chosen: dict[tuple[int, int], list[tuple[str, Product, Tensor]]] = {}
+        self.chosen: dict[tuple[int, int], list[tuple[Product, Tensor]]] = {}
         self.buffer = torch.ones(BUFFER // 4, device=device)
 
     def measure(self, work: Work, at_least: float) -> float:
@@ -122,25 +140,34 @@ class Limit(Contestant):
         if (rows, logit_rows) not in self.chosen:
             self.chosen = {(rows, logit_rows): self.choose(rows, logit_rows)}
         best = self.chosen[rows, logit_rows]
-        taken = median_seconds(lambda: [multiply(x) for _, multiply, x in best], self.device, at_least)
+
+        def multiply_all() -> None:
+            for multiply, x in best:
+                multiply(x)
+
+        taken = median_seconds(multiply_all, self.device, at_least)
         flops = sum(shape.flops for shape in products(self.cfg, rows, logit_rows))
         return taken * (1 + attention_flops(self.cfg, batch, length) / flops)
 
-    def choose(self, rows: int, logit_rows: int) -> list[tuple[str, Product, Tensor]]:
-        """For each product its fastest library, tried on the first of its shape."""
-        best: dict[Shape, str] = {}
+    def choose(self, rows: int, logit_rows: int) -> list[tuple[Product, Tensor]]:
+        """For each product its fastest way, tried on the first of its shape."""
+        fastest: dict[Shape, Way] = {}
         chosen = []
-        for shape, weight in zip(
-            products(self.cfg, rows, logit_rows), self.weights, strict=True
-        ):
+        for shape, weight in zip(products(self.cfg, rows, logit_rows), self.weights, strict=True):
             x = torch.randn(shape.rows, shape.inputs, device=self.device, dtype=weight.dtype)
-            found = ways(weight, shape.rows)
-            if shape not in best:
-                def time(multiply: Product, x: Tensor = x) -> float:
-                    return min(seconds(lambda: multiply(x), self.device) for _ in range(3))
-                best[shape] = min(found, key=lambda name: time(found[name]))
-            chosen.append((best[shape], found[best[shape]], x))
+            if shape not in fastest:
+                times = {way: self.least_seconds(way, weight, x) for way in WAYS}
+                fastest[shape] = min(times, key=times.__getitem__)
+            chosen.append((fastest[shape](weight, shape.rows), x))
         return chosen
+
+    def least_seconds(self, way: Way, weight: Tensor, x: Tensor) -> float:
+        """Of three tries; infinity for what this machine does not have."""
+        try:
+            multiply = way(weight, len(x))
+            return min(seconds(lambda: multiply(x), self.device) for _ in range(3))
+        except (RuntimeError, AttributeError):
+            return math.inf
 
     def reading(self, batch: int, contexts: Iterable[int], at_least: float) -> float:
         """Seconds to read the weights once, and the keys and values, for each of the steps."""

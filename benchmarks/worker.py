@@ -120,7 +120,8 @@ def main() -> None:
         try:
             answer = {"value": getattr(server, request.pop("do"))(**request)}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            reason = str(error).strip().split("\n")[0]
+            answer = {"error": f"{type(error).__name__}: {reason}"}
         wait_until_idle()  # so that the next contestant has the machine to itself
         print(json.dumps(answer), file=answers, flush=True)
 
