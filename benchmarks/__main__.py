@@ -1,7 +1,7 @@
 """The benchmark: ours beside its peers and the machine's limit, in one run.
 
-    python -m benchmarks --quick
-    python -m benchmarks --json results.json --html figures.html
+python -m benchmarks --quick
+python -m benchmarks --json results.json --html figures.html
 """
 
 import os

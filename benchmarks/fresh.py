@@ -1,6 +1,6 @@
 """What must be measured in a fresh process: the time to import, and the most memory at once.
 
-    python -m benchmarks.fresh contestant folder device dtype   prints the bytes
+python -m benchmarks.fresh contestant folder device dtype   prints the bytes
 """
 
 import resource

@@ -91,7 +91,5 @@ class NanoGPT(nn.Module):
         renamed.pop("lm_head.weight", None)
         with torch.device("meta"):
             model = cls(cfg)
-        model.load_state_dict(
-            {key: t.contiguous() for key, t in renamed.items()}, assign=True
-        )
+        model.load_state_dict({key: t.contiguous() for key, t in renamed.items()}, assign=True)
         return model

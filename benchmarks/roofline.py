@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks._timing import median_seconds, seconds
 from benchmarks.contestants import DTYPES, Contestant
+from benchmarks.fresh import import_seconds
 from benchmarks.work import Work
 from clean_transformer.config import Config
 from clean_transformer.weights.huggingface import config_from_json, read_json
@@ -128,8 +129,10 @@ class Limit(Contestant):
             case "step":
                 steps = range(work.length + 1, work.length + work.new + 1)
                 return self.reading(work.batch, steps, at_least) / work.new
+            case "import":
+                return import_seconds("torch")
             case "memory":
-                tables = (self.cfg.n_ctx + (0 if self.cfg.tied_unembed else self.cfg.d_vocab))
+                tables = self.cfg.n_ctx + (0 if self.cfg.tied_unembed else self.cfg.d_vocab)
                 extra = tables * self.cfg.d_model * DTYPES[self.dtype].itemsize
                 return weight_bytes(self.cfg, self.dtype) + extra
         raise NotImplementedError(f"no limit is known for {work.kind}")
