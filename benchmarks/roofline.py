@@ -1,11 +1,13 @@
 """The limit: how fast this machine multiplies in a model's own shapes, and reads memory.
 
-It is a contestant like any other, so that it is measured in the same rounds: its time for a piece of
-work is the least that the arithmetic, or the reading of the weights, can take here.
+It is a contestant like any other, so that it is measured in the same rounds: its time for a piece
+of work is the least that the arithmetic, or the reading of the weights, can take here.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,16 +39,16 @@ class Shape(NamedTuple):
         return 2 * self.rows * self.inputs * self.outputs
 
 
-def products(cfg: Config, rows: int, logit_rows: int) -> list[Shape]:
-    """Every product with a weight in a forward pass of as many tokens, in their order."""
+def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
+    """Every product with a weight in a forward pass of as many tokens, and how often it comes."""
     width = cfg.n_heads * cfg.d_head
-    block = [
+    block = (
         Shape(rows, cfg.d_model, 3 * width),
         Shape(rows, width, cfg.d_model),
         Shape(rows, cfg.d_model, cfg.d_mlp),
         Shape(rows, cfg.d_mlp, cfg.d_model),
-    ]
-    return cfg.n_layers * block + [Shape(logit_rows, cfg.d_model, cfg.d_vocab)]
+    )
+    return Counter([*cfg.n_layers * block, Shape(logit_rows, cfg.d_model, cfg.d_vocab)])
 
 
 def attention_flops(cfg: Config, batch: int, length: int) -> int:
@@ -58,7 +60,8 @@ def attention_flops(cfg: Config, batch: int, length: int) -> int:
 def weight_bytes(cfg: Config, dtype: str) -> int:
     """What decoding a token must read: every matrix that multiplies, and little else."""
     size = 1 if dtype == "int8" else DTYPES[dtype].itemsize
-    return sum(shape.inputs * shape.outputs for shape in products(cfg, 1, 1)) * size
+    every = products(cfg, 1, 1).items()
+    return sum(count * shape.inputs * shape.outputs for shape, count in every) * size
 
 
 def cache_bytes(cfg: Config, positions: int, dtype: str) -> int:
@@ -95,22 +98,30 @@ def in_float32(weight: Tensor, rows: int) -> Product:
     return lambda x: multiply(x.float()).to(x.dtype)
 
 
-WAYS = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, in_float32)
+WAYS: tuple[Way, ...] = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, in_float32)
+
+
+def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
+    """Ways to read the whole buffer [n], of which processors differ in the fastest."""
+    rows = buffer.view(-1, 1024)
+    vector = buffer[:1024].clone()
+    return (buffer.sum, rows.sum, lambda: rows @ vector)
 
 
 class Limit(Contestant):
-    """What no implementation can beat: the products alone, or the reading alone."""
+    """What no implementation can beat: the roofline of Williams et al. 2009, product by product.
+
+    A forward pass takes at least as long as its products, each in the fastest library for its
+    shape, and as reading every weight once; a decoded token as long as reading the weights and the
+    keys and values. The products are timed on one weight each, which may stay in the cache.
+    """
 
     title = "the machine"
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
         self.cfg = config_from_json(read_json(folder / "config.json"))
-        self.weights = [
-            torch.randn(shape.inputs, shape.outputs, device=device, dtype=DTYPES[dtype])
-            for shape in products(self.cfg, 1, 1)
-        ]
-        self.chosen: dict[tuple[int, int], list[tuple[Product, Tensor]]] = {}
+        self.fastest: dict[Shape, Callable[[], object]] = {}
         self.buffer = torch.ones(BUFFER // 4, device=device)
 
     def measure(self, work: Work, at_least: float) -> float:
@@ -118,63 +129,80 @@ class Limit(Contestant):
         match work.kind:
             case "forward" | "capture":
                 logit_rows = work.batch if work.last_only else work.batch * work.length
-                return self.arithmetic(work.batch, work.length, logit_rows, at_least)
+                return self.forward_pass(work.batch, work.length, logit_rows, at_least)
             case "train":  # the backward pass multiplies twice for each product
                 rows = work.batch * work.length
-                return 3 * self.arithmetic(work.batch, work.length, rows, at_least)
+                return 3 * self.forward_pass(work.batch, work.length, rows, at_least)
             case "generate":
-                prefill = self.arithmetic(work.batch, work.length, work.batch, at_least)
-                steps = range(work.length + 1, work.length + work.new)
-                return prefill + self.reading(work.batch, steps, at_least)
+                first = self.forward_pass(work.batch, work.length, work.batch, at_least)
+                lengths = range(work.length + 1, work.length + work.new)
+                return first + self.reading(work.batch, lengths, at_least)
             case "step":
-                steps = range(work.length + 1, work.length + work.new + 1)
-                return self.reading(work.batch, steps, at_least) / work.new
+                lengths = range(work.length + 1, work.length + work.new + 1)
+                return self.reading(work.batch, lengths, at_least) / work.new
             case "import":
                 return import_seconds("torch")
             case "memory":
-                tables = self.cfg.n_ctx + (0 if self.cfg.tied_unembed else self.cfg.d_vocab)
-                extra = tables * self.cfg.d_model * DTYPES[self.dtype].itemsize
-                return weight_bytes(self.cfg, self.dtype) + extra
+                rows = self.cfg.n_ctx + (0 if self.cfg.tied_unembed else self.cfg.d_vocab)
+                tables = rows * self.cfg.d_model * DTYPES[self.dtype].itemsize
+                return weight_bytes(self.cfg, self.dtype) + tables
         raise NotImplementedError(f"no limit is known for {work.kind}")
 
-    def arithmetic(self, batch: int, length: int, logit_rows: int, at_least: float) -> float:
-        """Seconds for a forward pass's products, in the best library for each shape."""
-        rows = batch * length
-        if (rows, logit_rows) not in self.chosen:
-            self.chosen = {(rows, logit_rows): self.choose(rows, logit_rows)}
-        best = self.chosen[rows, logit_rows]
+    def forward_pass(self, batch: int, length: int, logit_rows: int, at_least: float) -> float:
+        """Seconds for the products and the attention, or for reading the weights."""
+        shapes = products(self.cfg, batch * length, logit_rows)
+        each = at_least / len(shapes)
+        taken = sum(count * self.product(shape, each) for shape, count in shapes.items())
+        flops = sum(count * shape.flops for shape, count in shapes.items())
+        taken *= 1 + attention_flops(self.cfg, batch, length) / flops
+        return max(taken, self.reading(batch, [0], at_least))
 
-        def multiply_all() -> None:
-            for multiply, x in best:
-                multiply(x)
-
-        taken = median_seconds(multiply_all, self.device, at_least)
-        flops = sum(shape.flops for shape in products(self.cfg, rows, logit_rows))
-        return taken * (1 + attention_flops(self.cfg, batch, length) / flops)
-
-    def choose(self, rows: int, logit_rows: int) -> list[tuple[Product, Tensor]]:
-        """For each product its fastest way, tried on the first of its shape."""
-        fastest: dict[Shape, Way] = {}
-        chosen = []
-        for shape, weight in zip(products(self.cfg, rows, logit_rows), self.weights, strict=True):
-            x = torch.randn(shape.rows, shape.inputs, device=self.device, dtype=weight.dtype)
-            if shape not in fastest:
-                times = {way: self.least_seconds(way, weight, x) for way in WAYS}
-                fastest[shape] = min(times, key=times.__getitem__)
-            chosen.append((fastest[shape](weight, shape.rows), x))
-        return chosen
-
-    def least_seconds(self, way: Way, weight: Tensor, x: Tensor) -> float:
-        """Of three tries; infinity for what this machine does not have."""
-        try:
-            multiply = way(weight, len(x))
-            return min(seconds(lambda: multiply(x), self.device) for _ in range(3))
-        except (RuntimeError, AttributeError):
-            return math.inf
+    def product(self, shape: Shape, at_least: float) -> float:
+        """Seconds for one product, by its fastest way, which is found the first time."""
+        if shape not in self.fastest:
+            dtype = DTYPES[self.dtype]
+            x = torch.randn(shape.rows, shape.inputs, device=self.device).to(dtype)
+            weight = torch.randn(shape.inputs, shape.outputs, device=self.device).to(dtype)
+            self.fastest[shape] = fastest(
+                [partial(prepared, x, way, weight) for way in WAYS], self.device
+            )
+        return median_seconds(self.fastest[shape], self.device, at_least)
 
     def reading(self, batch: int, contexts: Iterable[int], at_least: float) -> float:
-        """Seconds to read the weights once, and the keys and values, for each of the steps."""
-        rate = BUFFER / median_seconds(self.buffer.sum, self.device, at_least)
+        """Seconds to read the weights, and the keys and values, for each of the steps."""
+        rate = BUFFER / median_seconds(self.read, self.device, at_least)
         weights = weight_bytes(self.cfg, self.dtype)
         each = (weights + batch * cache_bytes(self.cfg, n, self.dtype) for n in contexts)
         return sum(each) / rate
+
+    @cached_property
+    def read(self) -> Callable[[], object]:
+        """The fastest way to read the buffer."""
+        return fastest([lambda call=call: call for call in readings(self.buffer)], self.device)
+
+
+def prepared(x: Tensor, way: Way, weight: Tensor) -> Callable[[], object]:
+    """The product, with the weight laid out as that way likes it."""
+    return partial(way(weight, len(x)), x)
+
+
+def fastest(
+    prepare: Iterable[Callable[[], Callable[[], object]]], device: str
+) -> Callable[[], object]:
+    """Of several ways the one with the least time, without what is not there.
+
+    Each has two tries, of which the first warms up, unless it is hopeless.
+    """
+    best, least = None, math.inf
+    for make in prepare:
+        try:
+            call = make()
+            taken = seconds(call, device)
+            if taken < 3 * least:
+                taken = min(taken, seconds(call, device))
+        except (RuntimeError, AttributeError):  # this build or processor does not have it
+            continue
+        if taken < least:
+            best, least = call, taken
+    assert best is not None
+    return best
