@@ -115,8 +115,7 @@ class OnnxRuntime(Exported):
             verbose=False,
             input_names=["tokens", "past"][: len(inputs)],
             dynamic_shapes=tuple(
-                {axis: torch.export.Dim.DYNAMIC for axis in axes}
-                for axes in any_length[: len(inputs)]
+                dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in any_length[: len(inputs)]
             ),
         )
         return self.session(file)

@@ -1,12 +1,12 @@
 """Whether the goals hold, and if not, why."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks._timing import Spread
 from benchmarks.goals import Goal
-from benchmarks.results import Results
+from benchmarks.results import Result, Results
 from benchmarks.work import Part
 
 
@@ -28,43 +28,45 @@ class Judged:
 
 def judge(goal: Goal, results: Results) -> Judged:
     """Compare a goal with what was measured, with the reason where that is not enough."""
-    found = {part: results.of(part) for part in goal.over + goal.under}
-    missing = [part for part, result in found.items() if result is None]
-    if missing:
-        return Judged(goal, None, why_missing(missing[0], results))
-    rounds = min(len(result.values) for result in found.values() if result)
+    parts = goal.over + goal.under
+    found = results.together(parts)
+    if found is None:
+        return Judged(goal, None, f"{parts[0].work} is not in this run")
+    for part in parts:
+        if not found[part].values:
+            return Judged(goal, None, f"{part.entrant.contestant}: {found[part].why}")
 
-    def product(parts: Sequence[Part], number: int) -> float:
-        return math.prod(found[part].values[number] for part in parts)  # type: ignore[union-attr]
+    def product(of: Sequence[Part], number: int) -> float:
+        return math.prod(found[part].values[number] for part in of)
 
-    quotients = [
-        goal.factor * product(goal.over, number) / product(goal.under, number)
-        for number in range(rounds)
-    ]
-    measured = Spread.of(quotients)
-    return Judged(goal, measured, "" if goal.holds(measured.median) else why_missed(goal, results))
-
-
-def why_missing(part: Part, results: Results) -> str:
-    """Why there is no value of that part."""
-    for result in results.results:
-        if result.part == part:
-            return f"{part.entrant.contestant}: {result.why}"
-    return f"{part.entrant} took no part in {part.work}"
+    measured = Spread.of(
+        [
+            goal.factor * product(goal.over, number) / product(goal.under, number)
+            for number in range(len(found[parts[0]].values))
+        ]
+    )
+    held = goal.holds(measured.median)
+    return Judged(goal, measured, "" if held else why_missed(goal, found))
 
 
-def why_missed(goal: Goal, results: Results) -> str:
-    """What the machine's own limit would have allowed for a speed-up, where it was measured."""
+def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
+    """What the machine's own limit would allow, for a speed-up over others."""
     if len(goal.under) != 1 or goal.at_least is None:
         return ""
-    [mine], limit = goal.under, results.of(goal.under[0].by("limit"))
-    if limit is None or goal.over == (limit.part,):
+    mine = goal.under[0]
+    limit, whole = (found.get(mine.by("limit", dtype)) for dtype in (None, "float32"))
+    if limit is None or not limit.values or goal.over == (limit.part,):
         return ""
-    peers = [results.of(part) for part in goal.over]
-    allowed = goal.factor * math.prod(p.spread.median for p in peers if p) / limit.spread.median
-    said = f"at the machine's limit for {mine.entrant.dtype} it were {goal.number(allowed)}"
-    whole = results.of(mine.by("limit", "float32"))
-    if whole is not None and mine.entrant.dtype != "float32":
-        rate = whole.spread.median / limit.spread.median
-        said += f", which is {rate:.2f} × as fast here as for float32"
-    return said
+    allowed = goal.factor * math.prod(found[part].spread.median for part in goal.over)
+    said = f"the limit allows {goal.number(allowed / limit.spread.median)}"
+    if whole is None or not whole.values or whole is limit:
+        return said
+    rate = whole.spread.median / limit.spread.median
+    return f"{said}: here {mine.entrant.dtype} is at most {rate:.2f} × as fast as float32"
+
+
+def exit_status(judged: Sequence[Judged]) -> int:
+    """0 if all goals hold, 1 if one is missed, 3 if one was not measured that had to be."""
+    if any(one.verdict == "MISSED" for one in judged):
+        return 1
+    return 3 if any(one.measured is None and not one.goal.optional for one in judged) else 0

@@ -5,77 +5,166 @@ from dataclasses import dataclass, replace
 
 from benchmarks.work import Entrant, Measurement, Part, Work
 
+PEERS = ("transformers sdpa", "HookedTransformer", "TransformerBridge")
+COMPILED = ("transformers eager", "compiled", "transformers compiled")
 ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Works:
-    """The sizes of a run."""
+    """The sizes of a run, and what it leaves out to be quick.
+
+    `grid` are forward passes, `contexts` the lengths after which a decoding step is timed, `other`
+    what is measured in every dtype, `sizes` the models whose growth is measured.
+    """
 
     forward: Work
     generate: Work
     capture: Work
-    train: Work
     rounds: int
+    peers: tuple[str, ...] = PEERS
+    compiled: tuple[str, ...] = COMPILED
+    engines: tuple[str, ...] = ENGINES
+    narrow: tuple[str, ...] = ("bfloat16",)
+    first: Work | None = None
+    train: Work | None = None
+    batched: Work | None = None
+    grid: tuple[Work, ...] = ()
+    contexts: tuple[int, ...] = ()
+    sizes: tuple[str, ...] = ()
+
+    @property
+    def batches(self) -> tuple[Work, ...]:
+        """Of the grid, what differs in the batch only, the smallest first."""
+        longest = [one for one in self.grid if not one.last_only and one.length == 256]
+        return tuple(sorted(longest, key=lambda one: one.batch))
+
+    def step(self, context: int) -> Work:
+        """A decoding step after as many tokens."""
+        return Work(kind="step", length=context, new=16)
+
+
+def forward(batch: int, length: int, last_only: bool = False) -> Work:
+    """A forward pass."""
+    return Work(kind="forward", batch=batch, length=length, last_only=last_only)
+
+
+def generate(batch: int, length: int, new: int) -> Work:
+    """A prompt and its continuation."""
+    return Work(kind="generate", batch=batch, length=length, new=new)
 
 
 FULL = Works(
-    forward=Work(kind="forward", batch=4, length=256),
-    generate=Work(kind="generate", length=16, new=64),
+    forward=forward(4, 256),
+    generate=generate(1, 16, 64),
     capture=Work(kind="capture", batch=4, length=256),
     train=Work(kind="train", batch=4, length=256),
+    first=generate(1, 256, 1),
+    batched=generate(8, 16, 32),
+    grid=(
+        *(forward(batch, 256) for batch in (1, 2, 4)),
+        *(forward(1, length, last) for length in (16, 64, 1024) for last in (False, True)),
+    ),
+    contexts=(16, 256, 1000),
+    sizes=("small", "medium", "xl"),
     rounds=5,
 )
 QUICK = Works(
-    forward=Work(kind="forward", length=256),
-    generate=Work(kind="generate", length=16, new=16),
+    forward=forward(1, 256),
+    generate=generate(1, 16, 16),
     capture=Work(kind="capture", length=256),
-    train=Work(kind="train", length=256),
+    peers=("transformers sdpa", "HookedTransformer"),
+    compiled=(),
+    engines=(),
     rounds=3,
 )
+# A GPU is only busy with more.
+GPU = replace(
+    FULL,
+    forward=forward(32, 1024, last_only=True),
+    generate=generate(1, 16, 128),
+    capture=Work(kind="capture", batch=8, length=1024),
+    train=Work(kind="train", batch=16, length=1023),
+    first=generate(1, 512, 1),
+    batched=generate(32, 16, 64),
+    grid=(
+        *(forward(batch, 256) for batch in (1, 4, 16, 64)),
+        *(forward(8, length, last) for length in (16, 64, 1024) for last in (False, True)),
+    ),
+    engines=(),
+    narrow=("tf32", "bfloat16", "float16"),
+)
+GPU_QUICK = replace(
+    GPU, peers=QUICK.peers, compiled=(), train=None, batched=None, grid=(), contexts=(), sizes=()
+)
+
+
+def works(device: str, quick: bool) -> Works:
+    """What is done on that device."""
+    if device == "cpu":
+        return QUICK if quick else FULL
+    return GPU_QUICK if quick else GPU
 
 
 def measurements(device: str, works: Works) -> list[Measurement]:
     """What is measured on that device, in this order."""
-    return [*_measurements(device, works)]
+    return [replace(one, title=f"{one.title}, {device}") for one in _measurements(device, works)]
+
+
+def parts(
+    device: str, work: Work, *contestants: str, dtype: str = "float32", model: str = "small"
+) -> tuple[Part, ...]:
+    """The same work for each of them."""
+    return tuple(
+        Part(Entrant(contestant=contestant, device=device, dtype=dtype, model=model), work)
+        for contestant in contestants
+    )
 
 
 def _measurements(device: str, works: Works) -> Iterator[Measurement]:
-    def parts(work: Work, *contestants: str, dtype: str = "float32") -> tuple[Part, ...]:
-        return tuple(
-            Part(Entrant(contestant=contestant, device=device, dtype=dtype), work)
-            for contestant in contestants
-        )
+    few = ("limit", "ours", "optimized", "transformers sdpa")
+    narrow = (*works.narrow, "int8")
 
-    peers = ("transformers sdpa", "HookedTransformer", "TransformerBridge")
-    watched = replace(works.capture, kind="forward")
-    yield Measurement(
+    def measured(title: str, *groups: tuple[Part, ...]) -> Measurement:
+        return Measurement(title, sum(groups, ()), works.rounds)
+
+    # Whoever has no logits of the last position only gives all of them, if it can.
+    yield measured(
         "forward",
-        parts(works.forward, "limit", "ours", "optimized", *peers, *ENGINES)
-        + parts(works.forward, "limit", "optimized", dtype="bfloat16"),
-        works.rounds,
+        parts(device, works.forward, *few, *works.compiled, *works.peers[1:], *works.engines),
+        *(
+            parts(device, works.forward, "limit", "optimized", dtype=dtype)
+            for dtype in works.narrow
+        ),
     )
-    yield Measurement(
+    yield measured(
         "generate",
-        parts(works.generate, "limit", "ours", "optimized", *peers, *ENGINES)
-        + parts(works.generate, "limit", "optimized", dtype="bfloat16")
-        + parts(works.generate, "limit", "optimized", dtype="int8"),
-        works.rounds,
+        parts(device, works.generate, *few, *works.peers[1:], *works.engines),
+        *(parts(device, works.generate, "limit", "optimized", dtype=dtype) for dtype in narrow),
     )
-    yield Measurement(
+    yield measured(
         "capture",
-        parts(works.capture, "limit", "ours", "HookedTransformer", "TransformerBridge")
-        + parts(watched, "watched"),
-        works.rounds,
+        parts(device, works.capture, "limit", "ours", *works.peers[1:]),
+        parts(device, replace(works.capture, kind="forward"), "watched"),
     )
     for kind in ("import", "memory"):
-        yield Measurement(
-            kind, parts(Work(kind=kind), "limit", "ours", "transformers sdpa"), works.rounds
-        )
+        yield measured(kind, parts(device, Work(kind=kind), "limit", "ours", "transformers sdpa"))
     for kind in ("load", "first_use"):
-        yield Measurement(kind, parts(Work(kind=kind), "ours", "transformers sdpa"), works.rounds)
-    yield Measurement(
-        "train",
-        parts(works.train, "limit", "ours", "nanoGPT-style", "transformers sdpa"),
-        works.rounds,
-    )
+        yield measured(kind, parts(device, Work(kind=kind), "ours", "transformers sdpa"))
+    for work, title in ((works.first, "first token"), (works.batched, "generate a batch")):
+        if work is not None:
+            yield measured(title, parts(device, work, *few))
+    if works.grid:
+        yield measured("growth", *(parts(device, work, *few) for work in works.grid))
+    if works.contexts:
+        steps = [works.step(context) for context in works.contexts]
+        yield measured("decoding", *(parts(device, step, *few) for step in steps))
+    if works.train is not None:
+        trained = ("limit", "ours", "nanoGPT-style", "transformers sdpa")
+        yield measured("training", parts(device, works.train, *trained))
+    if works.sizes:
+        work = forward(1, 128)
+        yield measured(
+            "size",
+            *(parts(device, work, "limit", "optimized", model=size) for size in works.sizes),
+        )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,8 @@ class Worker:
     def send(self, request: Mapping[str, Any]) -> None:
         """Ask, and do not wait for the answer."""
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # `receive` tells what it died of
             print(json.dumps(request), file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # `receive` tells what it died of
 
     def receive(self) -> Any:
         """The answer to what was sent. Raises `Failed` with the contestant's own error."""
@@ -65,10 +64,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         self.process.kill()
         self.process.wait()
         self.printed.close()

@@ -1,8 +1,11 @@
 """The results on a terminal."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.judge import Judged
@@ -17,7 +20,8 @@ def print_results(results: Results, console: Console) -> None:
     titles = dict.fromkeys(result.measurement for result in results.results)
     for title in titles:
         rows = [result for result in results.results if result.measurement == title]
-        table = Table(title, "contestant", "dtype", "median", "quartiles", "tokens/s", "of limit")
+        columns = ("contestant", "dtype", "median", "quartiles", "tokens/s", "of limit")
+        table = Table(title, *columns, box=box.SIMPLE)
         for result in rows:
             table.add_row(*_cells(results, result))
         console.print(table)
@@ -27,7 +31,7 @@ def _cells(results: Results, result: Result) -> Iterable[str]:
     part = result.part
     yield from (str(part.work), result.title or part.entrant.contestant, part.entrant.dtype)
     if not result.values:
-        yield f"[yellow]NOT MEASURED[/]: {result.why}"
+        yield f"[yellow]NOT MEASURED[/]: {escape(result.why)}"
         return
     spread = result.spread
     unit = _megabytes if part.work.kind in BYTES else _seconds
@@ -38,18 +42,23 @@ def _cells(results: Results, result: Result) -> Iterable[str]:
     yield f"{100 * share.median:.0f}%" if share else ""
 
 
-def print_goals(judged: Sequence[Judged], console: Console) -> None:
+def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Console) -> None:
     """The goals, what was measured, and why where that is not enough."""
-    table = Table("what", "goal", "measured", "", "note")
+    table = Table("device", "what", "goal", "measured", "quartiles", "", "note", box=box.SIMPLE)
     for one in judged:
+        number, measured = one.goal.number, one.measured
         table.add_row(
+            one.goal.device,
             one.goal.what,
             one.goal.bound,
-            "" if one.measured is None else one.goal.number(one.measured.median),
+            number(measured.median) if measured else "",
+            f"{number(measured.low)} – {number(measured.high)}" if measured else "",
             f"[{COLORS[one.verdict]}]{one.verdict}[/]",
-            one.note,
+            "there is no such device here" if one.goal.device in absent else escape(one.note),
         )
     console.print(table)
+    count = Counter(one.verdict for one in judged)
+    console.print(", ".join(f"{count[verdict]} {verdict}" for verdict in COLORS if count[verdict]))
 
 
 def _seconds(value: float) -> str:

@@ -1,14 +1,17 @@
 """What came out of a run, as it is kept in a file of JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks._timing import Spread
 from benchmarks.work import Entrant, Part, Work
 from clean_transformer.files import write_atomically
+
+if TYPE_CHECKING:
+    from benchmarks.judge import Judged
 
 SCHEMA, VERSION = "clean-transformer/bench", 1
 
@@ -41,10 +44,14 @@ class Results:
     environment: Mapping[str, str]
     results: Sequence[Result]
 
-    def of(self, part: Part) -> Result | None:
-        """What that part gave; None if it was no part of the run, or gave nothing."""
-        found = [result for result in self.results if result.part == part and result.values]
-        return found[0] if found else None
+    def by_measurement(self) -> Iterator[Mapping[Part, Result]]:
+        """What took turns, together."""
+        for title in dict.fromkeys(result.measurement for result in self.results):
+            yield {r.part: r for r in self.results if r.measurement == title}
+
+    def together(self, parts: Collection[Part]) -> Mapping[Part, Result] | None:
+        """The measurement in which all of these took turns."""
+        return next((one for one in self.by_measurement() if one.keys() >= {*parts}), None)
 
     def limit_of(self, result: Result) -> Result | None:
         """What the machine can do at most of the same work, in the same rounds."""
@@ -61,14 +68,25 @@ class Results:
         return Spread.of([least / value for least, value in pairs])
 
 
-def write_results(results: Results, file: Path, goals: Sequence[Mapping[str, Any]] = ()) -> None:
+def write_results(results: Results, judged: Sequence["Judged"], file: Path) -> None:
     """Write everything as JSON, whole or not at all."""
     values = {
         "schema": SCHEMA,
         "version": VERSION,
         "environment": dict(results.environment),
         "results": [asdict(result) | _derived(results, result) for result in results.results],
-        "goals": [*goals],
+        "goals": [
+            {
+                "device": one.goal.device,
+                "what": one.goal.what,
+                "at_least": one.goal.at_least,
+                "at_most": one.goal.at_most,
+                "measured": None if one.measured is None else one.measured.median,
+                "verdict": one.verdict,
+                "note": one.note,
+            }
+            for one in judged
+        ],
     }
     write_atomically(file, json.dumps(values, indent=1, allow_nan=False) + "\n")
 

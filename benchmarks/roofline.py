@@ -7,6 +7,7 @@ of work is the least that the arithmetic, or the reading of the weights, can tak
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +56,19 @@ def attention_flops(cfg: Config, batch: int, length: int) -> int:
     """Scores and averages of a causal pass, without the half that the mask leaves out."""
     pairs = batch * length * (length + 1) // 2
     return cfg.n_layers * 4 * pairs * cfg.n_heads * cfg.d_head
+
+
+def flops(cfg: Config, work: Work) -> int:
+    """What a forward pass, or a decoding step, cannot do without."""
+    if work.kind == "step":
+        context = attention_flops(cfg, work.batch, work.length + 1)
+        attention = context - attention_flops(cfg, work.batch, work.length)
+        shapes = products(cfg, work.batch, work.batch)
+    else:
+        rows = work.batch * work.length
+        attention = attention_flops(cfg, work.batch, work.length)
+        shapes = products(cfg, rows, work.batch if work.last_only else rows)
+    return attention + sum(count * shape.flops for shape, count in shapes.items())
 
 
 def weight_bytes(cfg: Config, dtype: str) -> int:
@@ -128,13 +142,11 @@ class Limit(Contestant):
         """The least seconds, or bytes, for that work."""
         match work.kind:
             case "forward" | "capture":
-                logit_rows = work.batch if work.last_only else work.batch * work.length
-                return self.forward_pass(work.batch, work.length, logit_rows, at_least)
+                return self.forward_pass(work, at_least)
             case "train":  # the backward pass multiplies twice for each product
-                rows = work.batch * work.length
-                return 3 * self.forward_pass(work.batch, work.length, rows, at_least)
+                return 3 * self.forward_pass(work, at_least)
             case "generate":
-                first = self.forward_pass(work.batch, work.length, work.batch, at_least)
+                first = self.forward_pass(replace(work, last_only=True), at_least)
                 lengths = range(work.length + 1, work.length + work.new)
                 return first + self.reading(work.batch, lengths, at_least)
             case "step":
@@ -148,14 +160,15 @@ class Limit(Contestant):
                 return weight_bytes(self.cfg, self.dtype) + tables
         raise NotImplementedError(f"no limit is known for {work.kind}")
 
-    def forward_pass(self, batch: int, length: int, logit_rows: int, at_least: float) -> float:
+    def forward_pass(self, work: Work, at_least: float) -> float:
         """Seconds for the products and the attention, or for reading the weights."""
-        shapes = products(self.cfg, batch * length, logit_rows)
+        rows = work.batch * work.length
+        shapes = products(self.cfg, rows, work.batch if work.last_only else rows)
         each = at_least / len(shapes)
         taken = sum(count * self.product(shape, each) for shape, count in shapes.items())
-        flops = sum(count * shape.flops for shape, count in shapes.items())
-        taken *= 1 + attention_flops(self.cfg, batch, length) / flops
-        return max(taken, self.reading(batch, [0], at_least))
+        multiplied = sum(count * shape.flops for shape, count in shapes.items())
+        taken *= 1 + attention_flops(self.cfg, work.batch, work.length) / multiplied
+        return max(taken, self.reading(work.batch, [0], at_least))
 
     def product(self, shape: Shape, at_least: float) -> float:
         """Seconds for one product, by its fastest way, which is found the first time."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ class Race:
         folders: Mapping[str, Path],
         threads: int,
         hooked_python: str | None = None,
+        missing: Mapping[str, str] = MappingProxyType({}),
         at_least: float = 0.2,
         start: Callable[[list[str]], Any] = Worker,
     ):
         self.folders, self.threads, self.hooked_python = folders, threads, hooked_python
-        self.at_least, self.start = at_least, start
+        self.missing, self.at_least, self.start = missing, at_least, start
         self.workers: dict[Entrant, Any] = {}
         self.titles: dict[Entrant, str] = {}
         self.failures: dict[Entrant, str] = {}
@@ -62,6 +64,8 @@ class Race:
             if entrant in self.workers or entrant in self.failures:
                 continue
             try:
+                if entrant.model in self.missing:
+                    raise Failed(self.missing[entrant.model])
                 worker = self.start(command(entrant.contestant, self.hooked_python))
             except Failed as error:
                 self.failures[entrant] = str(error)
