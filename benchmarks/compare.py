@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.results import Result, Results, read_results
-from benchmarks.work import Part
+from benchmarks.work import BYTES, Part
 from clean_transformer.terminal import one_line_errors
 
 OURS = ("ours", "optimized", "compiled", "watched")
 LEAST = 0.05  # a smaller change is never reported
+SIGMAS = 4  # of noise: with a hundred parts, three would come by chance
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
     peers = [
         math.log(_factor(one, other))
         for one, other in pairs
-        if one.part.entrant.contestant not in OURS and one.title == other.title
+        if one.part.entrant.contestant not in OURS
+        and one.title == other.title
+        and one.part.work.kind not in BYTES
     ]
     drift = statistics.median(peers) if peers else 0.0
     scatter = _deviation(peers, drift)
@@ -68,8 +71,10 @@ def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
     for one, other in pairs:
         if one.part.entrant.contestant in OURS:
             own = math.hypot(_noise(one), _noise(other))
-            noise = max(LEAST, 3 * math.hypot(own, scatter))
-            factor = _factor(one, other) / math.exp(drift)
+            noise = max(LEAST, SIGMAS * math.hypot(own, scatter))
+            factor = _factor(one, other)
+            if one.part.work.kind not in BYTES:
+                factor /= math.exp(drift)
             changes.append(Change(one.measurement, one.part, factor, noise))
     return math.exp(drift), changes
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.work import Entrant, Measurement, Part, Work
 
+FEW = ("limit", "ours", "optimized", "transformers sdpa")
 PEERS = ("transformers sdpa", "HookedTransformer", "TransformerBridge")
 COMPILED = ("transformers eager", "compiled", "transformers compiled")
 ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
@@ -14,8 +15,9 @@ ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
 class Works:
     """The sizes of a run, and what it leaves out to be quick.
 
-    `grid` are forward passes, `contexts` the lengths after which a decoding step is timed, `other`
-    what is measured in every dtype, `sizes` the models whose growth is measured.
+    `narrow` are the other dtypes, and `in_narrow` those who are measured in them; `grid` are forward
+    passes, `contexts` the lengths after which a decoding step is timed, `sizes` the models whose
+    growth is measured.
     """
 
     forward: Work
@@ -26,6 +28,7 @@ class Works:
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
     narrow: tuple[str, ...] = ("bfloat16",)
+    in_narrow: tuple[str, ...] = ("limit", "optimized")
     first: Work | None = None
     train: Work | None = None
     batched: Work | None = None
@@ -93,6 +96,7 @@ GPU = replace(
     ),
     engines=(),
     narrow=("tf32", "bfloat16", "float16"),
+    in_narrow=FEW,
 )
 GPU_QUICK = replace(
     GPU, peers=QUICK.peers, compiled=(), train=None, batched=None, grid=(), contexts=(), sizes=()
@@ -122,8 +126,6 @@ def parts(
 
 
 def _measurements(device: str, works: Works) -> Iterator[Measurement]:
-    few = ("limit", "ours", "optimized", "transformers sdpa")
-    narrow = (*works.narrow, "int8")
 
     def measured(title: str, *groups: tuple[Part, ...]) -> Measurement:
         return Measurement(title, sum(groups, ()), works.rounds)
@@ -131,16 +133,14 @@ def _measurements(device: str, works: Works) -> Iterator[Measurement]:
     # Whoever has no logits of the last position only gives all of them, if it can.
     yield measured(
         "forward",
-        parts(device, works.forward, *few, *works.compiled, *works.peers[1:], *works.engines),
-        *(
-            parts(device, works.forward, "limit", "optimized", dtype=dtype)
-            for dtype in works.narrow
-        ),
+        parts(device, works.forward, *FEW, *works.compiled, *works.peers[1:], *works.engines),
+        *(parts(device, works.forward, *works.in_narrow, dtype=dtype) for dtype in works.narrow),
     )
     yield measured(
         "generate",
-        parts(device, works.generate, *few, *works.peers[1:], *works.engines),
-        *(parts(device, works.generate, "limit", "optimized", dtype=dtype) for dtype in narrow),
+        parts(device, works.generate, *FEW, *works.peers[1:], *works.engines),
+        *(parts(device, works.generate, *works.in_narrow, dtype=dtype) for dtype in works.narrow),
+        parts(device, works.generate, "limit", "optimized", dtype="int8"),
     )
     yield measured(
         "capture",
@@ -153,12 +153,12 @@ def _measurements(device: str, works: Works) -> Iterator[Measurement]:
         yield measured(kind, parts(device, Work(kind=kind), "ours", "transformers sdpa"))
     for work, title in ((works.first, "first token"), (works.batched, "generate a batch")):
         if work is not None:
-            yield measured(title, parts(device, work, *few))
+            yield measured(title, parts(device, work, *FEW))
     if works.grid:
-        yield measured("growth", *(parts(device, work, *few) for work in works.grid))
+        yield measured("growth", *(parts(device, work, *FEW) for work in works.grid))
     if works.contexts:
         steps = [works.step(context) for context in works.contexts]
-        yield measured("decoding", *(parts(device, step, *few) for step in steps))
+        yield measured("decoding", *(parts(device, step, *FEW) for step in steps))
     if works.train is not None:
         trained = ("limit", "ours", "nanoGPT-style", "transformers sdpa")
         yield measured("training", parts(device, works.train, *trained))

@@ -63,11 +63,8 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
         self.printed.close()
 
 
