@@ -62,6 +62,8 @@ def main(
     3 one was not measured, though its device is here.
     """
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
     with one_line_errors(), tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for path in (json, figures):
             if path is not None:
@@ -79,10 +81,10 @@ def main(
             measured = race.run(planned, on_turn)
         results = Results(about(present, n_threads, quick), measured)
     judged = [judge(goal, results) for name in devices for goal in goals(name, works(name, quick))]
-    print_results(results, console)
-    print_goals(judged, [name for name in devices if name not in present], console)
     if json is not None:
         write_results(results, judged, json)
+    print_results(results, console)
+    print_goals(judged, [name for name in devices if name not in present], console)
     if figures is not None:
         from benchmarks.figures import write_figures
 

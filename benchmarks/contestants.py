@@ -1,12 +1,4 @@
-"""The implementations that are measured, each with its own best settings.
-
-A contestant is made by loading it. It has those of the methods below that it can do:
-
-    forward(tokens, last_only)  logits
-    generate(tokens, new)       the new tokens, greedily, without a stop
-    capture(tokens)             a forward pass that keeps every activation
-    train_step(tokens)          forward, backward, and an optimiser's step
-"""
+"""The implementations that are measured, each with its own best settings."""
 
 import warnings
 from collections.abc import Callable
@@ -38,7 +30,11 @@ Tokens = Int[Tensor, "batch pos"]
 
 
 class Contestant:
-    """What all have in common. `model` is what was loaded."""
+    """What all have in common: they are made by loading, and do what they can of the rest.
+
+    `forward` gives logits, `generate` new tokens, greedily and without a stop, `capture` every
+    activation of a forward pass, and `train_step` trains `model`.
+    """
 
     package = "torch"
     imported = "torch"  # what a user imports
@@ -54,7 +50,15 @@ class Contestant:
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
         """Logits."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward pass of its own")
+        raise NotImplementedError(f"{type(self).__name__} gives no logits")
+
+    def generate(self, tokens: Tokens, new: int) -> Any:
+        """The new tokens."""
+        raise NotImplementedError(f"{type(self).__name__} generates nothing")
+
+    def capture(self, tokens: Tokens) -> Any:
+        """Logits and cache."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no activations")
 
     def last_logits(self, tokens: Tokens) -> Float[Tensor, "d_vocab"]:
         """The logits after the first input, to see that it computes the same function."""
@@ -65,7 +69,7 @@ class Contestant:
         optimizer = self.optimizer
         logits = self.forward(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()

@@ -34,15 +34,15 @@ GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
 }
 
 
-def throughput(results: Results, measurement: str) -> go.Figure:
-    """Tokens per second of whoever took part, with quartiles."""
-    rows = [row for row in results.results if row.measurement == measurement and row.values]
+def throughput(results: Results, name: str) -> go.Figure:
+    """Tokens per second of whoever took part in that measurement on any device, with quartiles."""
+    rows = [row for row in results.results if _name(row) == name and row.values]
     speeds = [row.tokens_per_second for row in rows]
     best = [row.part.work.tokens / row.spread.low for row in rows]
     worst = [row.part.work.tokens / row.spread.high for row in rows]
     bars = go.Bar(
         x=speeds,
-        y=[str(row.part.entrant) for row in rows],
+        y=[f"{row.part.entrant}, {row.part.entrant.device}" for row in rows],
         orientation="h",
         error_x={
             "symmetric": False,
@@ -54,8 +54,7 @@ def throughput(results: Results, measurement: str) -> go.Figure:
     figure = go.Figure(bars)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title="tokens per second")
-    work = rows[0].part.work if rows else "not measured"
-    return figure.update_layout(template=STYLE, title=f"{measurement}: {work}", margin_l=220)
+    return figure.update_layout(template=STYLE, title=f"{name}: {rows[0].part.work}", margin_l=240)
 
 
 def roofline(results: Results) -> go.Figure:
@@ -79,20 +78,30 @@ def roofline(results: Results) -> go.Figure:
 def growth(results: Results, axis: str) -> go.Figure:
     """Tokens per second as the batch, the length, the context or the model grows."""
     measurement, belongs, size = GROWTH[axis]
-    rows = [r for r in results.results if r.measurement.startswith(measurement) and belongs(r)]
+    rows = [row for row in results.results if _name(row) == measurement and belongs(row)]
     title = f"Throughput over the {axis}"
     return _lines(rows, size, lambda row: row.tokens_per_second, title, axis, "tokens per second")
 
 
 def write_figures(results: Results, folder: Path) -> None:
-    """Write every figure as a page that needs no network."""
+    """Write every figure as a page that needs no network, by its name."""
     folder.mkdir(parents=True, exist_ok=True)
-    titles = dict.fromkeys(r.measurement for r in results.results if r.part.work.tokens)
-    figures = {f"throughput, {title}": throughput(results, title) for title in titles}
+    shown = [row for row in results.results if row.part.work.tokens and row.values]
+    growing = {measurement for measurement, _, _ in GROWTH.values()}
+    figures = {
+        f"throughput-{name.replace(' ', '-')}": throughput(results, name)
+        for name in dict.fromkeys(_name(row) for row in shown)
+        if name not in growing
+    }
     figures["roofline"] = roofline(results)
-    figures |= {f"growth, {axis}": growth(results, axis) for axis in GROWTH}
+    figures |= {f"growth-{axis}": growth(results, axis) for axis in GROWTH}
     for name, figure in figures.items():
-        save(figure, folder / f"{name.replace(', ', '-').replace(' ', '_')}.html")
+        save(figure, folder / f"{name}.html")
+
+
+def _name(row: Result) -> str:
+    """The measurement's, on whatever device."""
+    return row.measurement.rpartition(", ")[0]
 
 
 def _lines(

@@ -20,7 +20,7 @@ def import_seconds(package: str) -> float:
 
 
 def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
-    """By how much loading the model and reading one token raises the most memory used at once."""
+    """The most memory at once, above what there was, to load the model and read one token."""
     command = [sys.executable, "-m", "benchmarks.fresh", contestant, str(folder), device, dtype]
     ran = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if ran.returncode:
@@ -36,6 +36,15 @@ def most_so_far(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def now() -> int:
+    """The bytes that the process holds at this moment; where it is not told, the most so far."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return most_so_far("cpu")
+    return pages * resource.getpagesize()
+
+
 def main(contestant: str, folder: str, device: str, dtype: str) -> None:
     """Use a tiny model first, so that libraries are loaded and only the model itself counts."""
     from benchmarks.worker import ALL
@@ -46,7 +55,7 @@ def main(contestant: str, folder: str, device: str, dtype: str) -> None:
             made.last_logits(torch.zeros(1, 1, dtype=torch.long, device=device))
 
     use(Path(folder).with_name("tiny"))
-    before = most_so_far(device)
+    before = most_so_far(device) if device.startswith("cuda") else now()
     use(Path(folder))
     print(most_so_far(device) - before)
 

@@ -15,9 +15,9 @@ ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
 class Works:
     """The sizes of a run, and what it leaves out to be quick.
 
-    `narrow` are the other dtypes, and `in_narrow` those who are measured in them; `grid` are forward
-    passes, `contexts` the lengths after which a decoding step is timed, `sizes` the models whose
-    growth is measured.
+    `narrow` are the other dtypes, and `in_narrow` those who are measured in them; `grid` are
+    forward passes, `contexts` the lengths after which a decoding step is timed, `sizes` the models
+    whose growth is measured.
     """
 
     forward: Work

@@ -1,7 +1,7 @@
 """The results on a terminal."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console
@@ -17,44 +17,53 @@ COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
 
 def print_results(results: Results, console: Console) -> None:
     """A table for each measurement: what each contestant did, and how near the limit that is."""
-    titles = dict.fromkeys(result.measurement for result in results.results)
-    for title in titles:
-        rows = [result for result in results.results if result.measurement == title]
-        columns = ("contestant", "dtype", "median", "quartiles", "tokens/s", "of limit")
-        table = Table(title, *columns, box=box.SIMPLE)
-        for result in rows:
-            table.add_row(*_cells(results, result))
+    for rows in results.by_measurement():
+        [title] = {row.measurement for row in rows.values()}
+        table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
+        table.add_column("work")
+        table.add_column("contestant", no_wrap=True)
+        table.add_column("dtype", no_wrap=True)
+        for column in ("median", "quartiles", "tokens/s", "of limit"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for part, row in rows.items():
+            names = (str(part.work), part.entrant.contestant, part.entrant.dtype)
+            table.add_row(*names, *_figures(results, row))
         console.print(table)
+        for part, row in rows.items():
+            if not row.values:
+                console.print(f"NOT MEASURED: {part}: {row.why}", style="yellow", markup=False)
 
 
-def _cells(results: Results, result: Result) -> Iterable[str]:
-    part = result.part
-    yield from (str(part.work), result.title or part.entrant.contestant, part.entrant.dtype)
-    if not result.values:
-        yield f"[yellow]NOT MEASURED[/]: {escape(result.why)}"
+def _figures(results: Results, row: Result) -> Iterator[str]:
+    if not row.values:
+        yield "[yellow]—[/]"
         return
-    spread = result.spread
-    unit = _megabytes if part.work.kind in BYTES else _seconds
+    spread, work = row.spread, row.part.work
+    unit = _megabytes if work.kind in BYTES else _seconds
     yield unit(spread.median)
     yield f"{unit(spread.low)} – {unit(spread.high)}"
-    yield f"{result.tokens_per_second:,.0f}" if part.work.tokens else ""
-    share = results.share_of_limit(result)
-    yield f"{100 * share.median:.0f}%" if share else ""
+    yield f"{row.tokens_per_second:,.0f}" if work.tokens else ""
+    share = results.share_of_limit(row)
+    yield f"{share.median:.0%}" if share else ""
 
 
 def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Console) -> None:
     """The goals, what was measured, and why where that is not enough."""
-    table = Table("device", "what", "goal", "measured", "quartiles", "", "note", box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, title="goals", title_justify="left", title_style="bold")
+    table.add_column("device", no_wrap=True)
+    table.add_column("what")
+    for column in ("goal", "measured", ""):
+        table.add_column(column, no_wrap=True)
+    table.add_column("note")
     for one in judged:
-        number, measured = one.goal.number, one.measured
+        goal, measured = one.goal, one.measured
         table.add_row(
-            one.goal.device,
-            one.goal.what,
-            one.goal.bound,
-            number(measured.median) if measured else "",
-            f"{number(measured.low)} – {number(measured.high)}" if measured else "",
+            goal.device,
+            goal.what,
+            goal.bound,
+            goal.number(measured.median) if measured else "",
             f"[{COLORS[one.verdict]}]{one.verdict}[/]",
-            "there is no such device here" if one.goal.device in absent else escape(one.note),
+            "there is no such device here" if goal.device in absent else escape(one.note),
         )
     console.print(table)
     count = Counter(one.verdict for one in judged)

@@ -18,8 +18,8 @@ PACKAGES = {
     "llama.cpp": "llama_cpp",
     "TransformerBridge": "transformer_lens.model_bridge",
 }
-# Compiling and exporting take a minute, and HookedTransformer has another environment; but every run
-# of the benchmark compares everyone's logits and first token with ours.
+# Compiling and exporting take a minute, and HookedTransformer has another environment; but every
+# run of the benchmark compares everyone's logits and first token with ours.
 LEFT_OUT = ("compiled", "transformers compiled", "onnxruntime", "HookedTransformer")
 TESTED = [name for name in CONTESTANTS | EXPORTED if name not in LEFT_OUT]
 
