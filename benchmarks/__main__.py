@@ -77,7 +77,7 @@ def main(
             on_step("writing the weights")
             folders, missing = write_models(sorted(sizes), Path(folder))
         race = Race(folders, n_threads, hooked_python, missing)
-        with bar(sum(len(one.parts) * (one.rounds + 1) for one in planned)) as on_turn:
+        with bar(sum(one.turns for one in planned)) as on_turn:
             measured = race.run(planned, on_turn)
         results = Results(about(present, n_threads, quick), measured)
     judged = [judge(goal, results) for name in devices for goal in goals(name, works(name, quick))]

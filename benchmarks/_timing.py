@@ -1,11 +1,14 @@
 """Seconds, and what many of them say."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+
+SHORT = 0.002  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,30 @@ def synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    """How long one call takes, until the device is done."""
+def seconds(call: Callable[[], object], device: str, times: int = 1) -> float:
+    """How long a call takes, of several in a row, until the device is done with all."""
     synchronize(device)
     began = time.perf_counter()
-    result = call()
+    for _ in range(times):
+        result = call()
     synchronize(device)
     taken = time.perf_counter() - began
-    del result  # freeing it is no part of the call
-    return taken
+    del result  # freeing the last is no part of the call
+    return taken / times
 
 
 def median_seconds(call: Callable[[], object], device: str, at_least: float) -> float:
-    """The median of as many calls as it takes to fill `at_least` seconds, or of one."""
-    times = [seconds(call, device)]
-    while sum(times) < at_least:
-        times.append(seconds(call, device))
-    return statistics.median(times)
+    """The median of as many calls as it takes to fill `at_least` seconds, or of one.
+
+    Short ones are timed several in a row, since waiting for a device takes as long as they do.
+    """
+    measured = [seconds(call, device)]
+    times = math.ceil(SHORT / measured[0])
+    filled = measured[0]
+    while filled < at_least:
+        measured.append(seconds(call, device, times))
+        filled += times * measured[-1]
+    return statistics.median(measured)
 
 
 def wait_until_idle(most: float = 1.0) -> None:

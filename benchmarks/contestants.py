@@ -113,11 +113,13 @@ class Optimized(Ours):
 
 
 class Compiled(Ours):
-    """Under `torch.compile`."""
+    """Its forward pass under `torch.compile`."""
+
+    generate = Contestant.generate  # each length would be compiled anew
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
-        self.model.compile()
+        self.model.compile(dynamic=any_shape(device))
 
 
 class Watched(Ours):
@@ -164,11 +166,13 @@ class TransformersEager(Transformers):
 
 
 class TransformersCompiled(Transformers):
-    """Under `torch.compile`, generating with a cache of fixed shape."""
+    """Its forward pass under `torch.compile`."""
+
+    generate = Contestant.generate
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
-        self.model.compile()
+        self.model.compile(dynamic=any_shape(device))
 
 
 class HookedTransformer(Contestant):
@@ -260,6 +264,11 @@ class NanoGPTStyle(Contestant):
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
         """Logits."""
         return self.model(tokens)
+
+
+def any_shape(device: str) -> bool | None:
+    """Whether to compile for all shapes at once: on a CPU that takes half a minute, and as fast."""
+    return True if device == "cpu" else None
 
 
 def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention: str) -> Any:

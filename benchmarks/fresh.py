@@ -28,21 +28,24 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
     return int(ran.stdout.splitlines()[-1])
 
 
+def in_use(device: str) -> int:
+    """The bytes that the GPU, or the process, holds now; of processes not all systems tell it."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return most_so_far(device)
+    return pages * resource.getpagesize()
+
+
 def most_so_far(device: str) -> int:
-    """The most bytes in use at once so far: of the GPU if that is the device, of the process."""
+    """The most bytes at once: since `in_use` of the GPU, ever of the process."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def now() -> int:
-    """The bytes that the process holds at this moment; where it is not told, the most so far."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return most_so_far("cpu")
-    return pages * resource.getpagesize()
 
 
 def main(contestant: str, folder: str, device: str, dtype: str) -> None:
@@ -55,7 +58,7 @@ def main(contestant: str, folder: str, device: str, dtype: str) -> None:
             made.last_logits(torch.zeros(1, 1, dtype=torch.long, device=device))
 
     use(Path(folder).with_name("tiny"))
-    before = most_so_far(device) if device.startswith("cuda") else now()
+    before = in_use(device)
     use(Path(folder))
     print(most_so_far(device) - before)
 

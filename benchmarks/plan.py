@@ -66,20 +66,21 @@ FULL = Works(
     batched=generate(8, 16, 32),
     grid=(
         *(forward(batch, 256) for batch in (1, 2, 4)),
-        *(forward(1, length, last) for length in (16, 64, 1024) for last in (False, True)),
+        *(forward(1, length) for length in (16, 64, 1024)),
+        *(forward(batch, length, last_only=True) for batch, length in ((4, 256), (1, 1024))),
     ),
     contexts=(16, 256, 1000),
     sizes=("small", "medium", "xl"),
-    rounds=5,
+    rounds=3,
 )
 QUICK = Works(
-    forward=forward(1, 256),
+    forward=forward(1, 128),
     generate=generate(1, 16, 16),
-    capture=Work(kind="capture", length=256),
+    capture=Work(kind="capture", length=128),
     peers=("transformers sdpa", "HookedTransformer"),
     compiled=(),
     engines=(),
-    rounds=3,
+    rounds=2,
 )
 # A GPU is only busy with more.
 GPU = replace(
@@ -92,7 +93,8 @@ GPU = replace(
     batched=generate(32, 16, 64),
     grid=(
         *(forward(batch, 256) for batch in (1, 4, 16, 64)),
-        *(forward(8, length, last) for length in (16, 64, 1024) for last in (False, True)),
+        *(forward(1, length) for length in (16, 64, 1024)),
+        *(forward(batch, length, last_only=True) for batch, length in ((64, 256), (1, 1024))),
     ),
     engines=(),
     narrow=("tf32", "bfloat16", "float16"),
@@ -107,7 +109,8 @@ def works(device: str, quick: bool) -> Works:
     """What is done on that device."""
     if device == "cpu":
         return QUICK if quick else FULL
-    return GPU_QUICK if quick else GPU
+    chosen = GPU_QUICK if quick else GPU
+    return chosen if device == "cuda" else replace(chosen, narrow=("bfloat16", "float16"))
 
 
 def measurements(device: str, works: Works) -> list[Measurement]:
@@ -147,21 +150,25 @@ def _measurements(device: str, works: Works) -> Iterator[Measurement]:
         parts(device, works.capture, "limit", "ours", *works.peers[1:]),
         parts(device, replace(works.capture, kind="forward"), "watched"),
     )
-    for kind in ("import", "memory"):
-        yield measured(kind, parts(device, Work(kind=kind), "limit", "ours", "transformers sdpa"))
+    yield measured("import", parts(device, Work(kind="import"), "limit", "ours"))
+    memory = parts(device, Work(kind="memory"), "limit", "ours", "transformers sdpa")
+    yield replace(measured("memory", memory), rounds=1)  # it does not vary
     for kind in ("load", "first_use"):
         yield measured(kind, parts(device, Work(kind=kind), "ours", "transformers sdpa"))
     for work, title in ((works.first, "first token"), (works.batched, "generate a batch")):
         if work is not None:
             yield measured(title, parts(device, work, *FEW))
+    fewest = ("limit", "optimized", "transformers sdpa")
     if works.grid:
-        yield measured("growth", *(parts(device, work, *FEW) for work in works.grid))
+        yield measured("growth", *(parts(device, work, *fewest) for work in works.grid))
     if works.contexts:
         steps = [works.step(context) for context in works.contexts]
-        yield measured("decoding", *(parts(device, step, *FEW) for step in steps))
+        yield measured("decoding", *(parts(device, step, *fewest) for step in steps))
     if works.train is not None:
         trained = ("limit", "ours", "nanoGPT-style", "transformers sdpa")
-        yield measured("training", parts(device, works.train, *trained))
+        dtypes = ("float32", "tf32") if "tf32" in works.narrow else ("float32",)
+        groups = (parts(device, works.train, *trained, dtype=dtype) for dtype in dtypes)
+        yield measured("training", *groups)
     if works.sizes:
         work = forward(1, 128)
         yield measured(

@@ -23,6 +23,7 @@ from clean_transformer.config import Config
 from clean_transformer.weights.huggingface import config_from_json, read_json
 
 BUFFER = 2**29  # bytes: far more than any processor's cache
+HOPELESS = 0.3  # seconds
 Product = Callable[[Tensor], Tensor]
 Way = Callable[[Tensor, int], Product]
 
@@ -204,15 +205,15 @@ def fastest(
 ) -> Callable[[], object]:
     """Of several ways the one with the least time, without what is not there.
 
-    Each has two tries, of which the first warms up, unless it is hopeless.
+    The first call of each warms up; one that was hopelessly slow is not repeated.
     """
     best, least = None, math.inf
     for make in prepare:
         try:
             call = make()
             taken = seconds(call, device)
-            if taken < 3 * least:
-                taken = min(taken, seconds(call, device))
+            if taken < max(3 * least, HOPELESS):
+                taken = median_seconds(call, device, at_least=0.01)
         except (RuntimeError, AttributeError):  # this build or processor does not have it
             continue
         if taken < least:

@@ -16,7 +16,7 @@ from clean_transformer.model import DemoTransformer
 
 # What logits may differ by, as a share of their own deviation: those of a wrong model are 1 away.
 AGREEMENT = {"float32": 1e-3, "tf32": 0.05, "float16": 0.1, "bfloat16": 0.5, "int8": 0.7}
-CHECKED_TOKENS = [[*range(1, 33)]]
+CHECKED_TOKENS = [[*range(1, 33)], [*range(33, 65)]]
 
 OnTurn = Callable[[Part], object]
 
@@ -81,13 +81,14 @@ class Race:
                     "threads": self.threads,
                 }
             )
+            if entrant.contestant != "limit":
+                worker.send({"do": "check", "tokens": CHECKED_TOKENS})
             started.append(entrant)
         for entrant in started:
-            worker = self.workers[entrant]
             try:
-                self.titles[entrant] = worker.receive()
+                self.titles[entrant] = self.workers[entrant].receive()
                 if entrant.contestant != "limit":
-                    self.require_agreement(entrant, worker.ask("check", tokens=CHECKED_TOKENS))
+                    self.require_agreement(entrant, self.workers[entrant].receive())
             except Failed as error:
                 self.failures[entrant] = str(error)
                 self.workers.pop(entrant).close()
@@ -111,10 +112,10 @@ class Race:
                 raise Failed(f"it goes on with a token that is {lack:.2g} deviations less likely")
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
-        """Every part in turn, each round beginning with another; the first is for warming up."""
+        """Every part in turn, each round beginning with another."""
         values: dict[Part, list[float]] = {part: [] for part in measurement.parts}
         failures: dict[Part, str] = {}
-        for number in range(measurement.rounds + 1):
+        for number in range(measurement.warm_ups + measurement.rounds):
             first = number % len(measurement.parts)
             for part in measurement.parts[first:] + measurement.parts[:first]:
                 on_turn(part)
@@ -129,7 +130,7 @@ class Race:
                 except Failed as error:
                     failures[part] = str(error)
                     continue
-                if number:
+                if number >= measurement.warm_ups:
                     values[part].append(value)
         return [
             Result(

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 # Kinds whose figure is not a time.
 BYTES = ("memory",)
+# Kinds that are done in a process of their own.
+FRESH = ("import", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +87,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Parts that take turns, so that whatever drifts hits all alike."""
+    """Parts that take turns, so that whatever drifts hits all alike.
+
+    A round before the others warms up, unless the work is done in fresh processes.
+    """
 
     title: str
     parts: tuple[Part, ...]
     rounds: int
+
+    @property
+    def warm_ups(self) -> int:
+        """How many rounds do not count."""
+        return 0 if all(part.work.kind in FRESH for part in self.parts) else 1
+
+    @property
+    def turns(self) -> int:
+        """How many there are, over all rounds."""
+        return len(self.parts) * (self.warm_ups + self.rounds)
