@@ -60,9 +60,9 @@ class Contestant:
         """Logits and cache."""
         raise NotImplementedError(f"{type(self).__name__} keeps no activations")
 
-    def last_logits(self, tokens: Tokens) -> Float[Tensor, "d_vocab"]:
-        """The logits after the first input, to see that it computes the same function."""
-        return self.forward(tokens)[0, -1].float().cpu()
+    def last_logits(self, tokens: Tokens) -> Float[Tensor, "batch d_vocab"]:
+        """The logits after each input, to see that it computes the same function."""
+        return self.forward(tokens)[:, -1].float().cpu()
 
     def train_step(self, tokens: Tokens) -> float:
         """Cross-entropy of the next token and a step of AdamW, the same for all."""

@@ -71,8 +71,8 @@ class CTranslate2(Exported):
         return self.generator.forward_batch(ids, lengths)
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The logits after the first input."""
-        return torch.from_numpy(np.array(self.forward(tokens))[0, -1])
+        """The logits after each input."""
+        return torch.from_numpy(np.array(self.forward(tokens))[:, -1])
 
     def generate(self, tokens: Tokens, new: int) -> Any:
         """The new tokens."""
@@ -143,8 +143,8 @@ class OnnxRuntime(Exported):
         return session.run_with_ort_values(None, {"tokens": self.value(tokens.numpy())})[0]
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The logits after the first input."""
-        return torch.from_numpy(self.forward(tokens).numpy())[0, -1]
+        """The logits after each input."""
+        return torch.from_numpy(self.forward(tokens).numpy())[:, -1]
 
     def generate(self, tokens: Tokens, new: int) -> Any:
         """The new tokens."""
@@ -213,12 +213,12 @@ class LlamaCpp(Exported):
         for row in tokens.tolist():
             model.reset()
             model.eval(row)
-            rows.append(model.scores[: len(row)])
+            rows.append(model.scores[: len(row)])  # in memory that the next input writes to
         return rows
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The logits after the first input."""
-        return torch.from_numpy(self.forward(tokens)[0][-1].copy())
+        """The logits after each input."""
+        return torch.tensor(np.stack([self.forward(row[None])[0][-1] for row in tokens]))
 
     def generate(self, tokens: Tokens, new: int) -> Any:
         """The new tokens."""

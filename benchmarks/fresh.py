@@ -3,6 +3,7 @@
 python -m benchmarks.fresh contestant folder device dtype   prints the bytes
 """
 
+import re
 import resource
 import subprocess
 import sys
@@ -29,23 +30,28 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
 
 
 def in_use(device: str) -> int:
-    """The bytes that the GPU, or the process, holds now; of processes not all systems tell it."""
+    """The bytes that the GPU, or the process, holds now."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return most_so_far(device)
-    return pages * resource.getpagesize()
+    return of_process("VmRSS")
 
 
 def most_so_far(device: str) -> int:
     """The most bytes at once: since `in_use` of the GPU, ever of the process."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return of_process("VmHWM")
+
+
+def of_process(field: str) -> int:
+    """What Linux tells of the process; elsewhere the most so far, which on Linux is inherited."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    [kilobytes] = re.findall(rf"{field}:\s+(\d+) kB", status)
+    return int(kilobytes) * 1024
 
 
 def main(contestant: str, folder: str, device: str, dtype: str) -> None:

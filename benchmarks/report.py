@@ -23,7 +23,7 @@ def print_results(results: Results, console: Console) -> None:
         table.add_column("work")
         table.add_column("contestant", no_wrap=True)
         table.add_column("dtype", no_wrap=True)
-        for column in ("median", "quartiles", "tokens/s", "of limit"):
+        for column in ("median", "quartiles", "tokens/s", "of limit", "KL"):
             table.add_column(column, justify="right", no_wrap=True)
         for part, row in rows.items():
             names = (str(part.work), part.entrant.contestant, part.entrant.dtype)
@@ -45,6 +45,8 @@ def _figures(results: Results, row: Result) -> Iterator[str]:
     yield f"{row.tokens_per_second:,.0f}" if work.tokens else ""
     share = results.share_of_limit(row)
     yield f"{share.median:.0%}" if share else ""
+    narrow = row.kl_divergence is not None and row.part.entrant.dtype != "float32"
+    yield f"{row.kl_divergence:.1g}" if narrow else ""
 
 
 def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Console) -> None:

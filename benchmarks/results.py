@@ -18,13 +18,17 @@ SCHEMA, VERSION = "clean-transformer/bench", 1
 
 @dataclass(frozen=True)
 class Result:
-    """The values of one part, seconds or bytes, a round each; or why there are none."""
+    """The values of one part, seconds or bytes, a round each; or why there are none.
+
+    `kl_divergence` is that of its next token from ours in float32, in nats, where it gives logits.
+    """
 
     measurement: str
     part: Part
     title: str
     values: Sequence[float]
     why: str = ""
+    kl_divergence: float | None = None
 
     @property
     def spread(self) -> Spread:
@@ -121,6 +125,7 @@ def read_results(file: Path) -> Results:
             row["title"],
             row["values"],
             row["why"],
+            row["kl_divergence"],
         )
         for row in values["results"]
     ]

@@ -19,7 +19,7 @@ app.command()(cli_train.train)
 # Every option is the benchmark's own.
 app.command(
     add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    context_settings={"ignore_unknown_options": True},
 )(cli_bench.bench)
 
 

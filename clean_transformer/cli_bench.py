@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -12,7 +13,7 @@ from clean_transformer.terminal import one_line_errors
 ROOT = Path(__file__).parents[1]
 
 
-def bench(context: typer.Context) -> None:
+def bench(options: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Measure tokens per second beside other libraries and the machine's limit.
 
     Needs a clone of the repository, whose `python -m benchmarks` this is: --help tells its options.
@@ -25,6 +26,6 @@ def bench(context: typer.Context) -> None:
             )
         paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        command = [sys.executable, "-m", "benchmarks", *context.args]
+        command = [sys.executable, "-m", "benchmarks", *(options or [])]
         ran = subprocess.run(command, env=environment, check=False)
     raise typer.Exit(ran.returncode)
