@@ -30,7 +30,7 @@ def test_a_gpu_tells_its_own(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_process_prints_bytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fresh.sys, "executable", "echo")
-    with pytest.raises(ValueError, match="benchmarks.fresh ours folder cpu float32"):
+    with pytest.raises(ValueError, match=r"benchmarks\.fresh ours folder cpu float32"):
         peak_bytes("ours", Path("folder"), "cpu", "float32")
 
 
