@@ -107,9 +107,18 @@ class Ours(Contestant):
 class Optimized(Ours):
     """After `optimize()`."""
 
+    compile = False
+
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
-        self.handle = self.model.optimize(*(["int8"] if dtype == "int8" else []))
+        weights = "int8" if dtype == "int8" else None
+        self.handle = self.model.optimize(weights, compile=self.compile)
+
+
+class OptimizedCompiled(Optimized):
+    """After `optimize(compile=True)`, whose decoding step is one graph."""
+
+    compile = True
 
 
 class Compiled(Ours):
@@ -284,6 +293,7 @@ def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention:
 CONTESTANTS: dict[str, Callable[[Path, str, str], Contestant]] = {
     "ours": Ours,
     "optimized": Optimized,
+    "optimized compiled": OptimizedCompiled,
     "compiled": Compiled,
     "watched": Watched,
     "transformers sdpa": Transformers,

@@ -15,7 +15,8 @@ ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
 class Works:
     """The sizes of a run, and what it leaves out to be quick.
 
-    `narrow` are the other dtypes, and `in_narrow` those who are measured in them; `grid` are
+    `graphs` are measured in generating only. `narrow` are the other dtypes, `in_narrow` those who
+    are measured in them, `quantized` the dtypes that only our weights are made for; `grid` are
     forward passes, `contexts` the lengths after which a decoding step is timed, `sizes` the models
     whose growth is measured.
     """
@@ -27,8 +28,10 @@ class Works:
     peers: tuple[str, ...] = PEERS
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
+    graphs: tuple[str, ...] = ()
     narrow: tuple[str, ...] = ("bfloat16",)
     in_narrow: tuple[str, ...] = ("limit", "optimized")
+    quantized: tuple[str, ...] = ("int8",)
     first: Work | None = None
     train: Work | None = None
     batched: Work | None = None
@@ -97,6 +100,8 @@ GPU = replace(
         *(forward(batch, length, last_only=True) for batch, length in ((64, 256), (1, 1024))),
     ),
     engines=(),
+    graphs=("optimized compiled",),
+    quantized=(),
     narrow=("tf32", "bfloat16", "float16"),
     in_narrow=FEW,
 )
@@ -141,9 +146,15 @@ def _measurements(device: str, works: Works) -> Iterator[Measurement]:
     )
     yield measured(
         "generate",
-        parts(device, works.generate, *FEW, *works.peers[1:], *works.engines),
-        *(parts(device, works.generate, *works.in_narrow, dtype=dtype) for dtype in works.narrow),
-        parts(device, works.generate, "limit", "optimized", dtype="int8"),
+        parts(device, works.generate, *FEW, *works.graphs, *works.peers[1:], *works.engines),
+        *(
+            parts(device, works.generate, *works.in_narrow, *works.graphs, dtype=dtype)
+            for dtype in works.narrow
+        ),
+        *(
+            parts(device, works.generate, "limit", "optimized", dtype=dtype)
+            for dtype in works.quantized
+        ),
     )
     yield measured(
         "capture",
