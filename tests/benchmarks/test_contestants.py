@@ -20,7 +20,13 @@ PACKAGES = {
 }
 # Compiling and exporting take a minute, and HookedTransformer has another environment; but every
 # run of the benchmark compares everyone's logits and first token with ours.
-LEFT_OUT = ("compiled", "optimized compiled", "transformers compiled", "onnxruntime", "HookedTransformer")
+LEFT_OUT = (
+    "compiled",
+    "optimized compiled",
+    "transformers compiled",
+    "onnxruntime",
+    "HookedTransformer",
+)
 TESTED = [name for name in CONTESTANTS | EXPORTED if name not in LEFT_OUT]
 
 

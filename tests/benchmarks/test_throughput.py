@@ -148,6 +148,30 @@ def test_a_process_lives_as_long_as_it_is_needed(race: Callable[..., Race]):
     assert alive == [[True, True], [True, True], [True, False]]
 
 
+def test_who_measures_while_loading_is_alone(race: Callable[..., Race]):
+    started: list[tuple[str, int]] = []
+
+    class Counting(Fake):
+        working = 0
+
+        def send(self, request: dict[str, Any]) -> None:
+            super().send(request)
+            if request["do"] == "load":
+                Counting.working += 1
+                started.append((self.name, Counting.working))
+
+        def receive(self) -> Any:
+            if self.sent[0] == "check" or self.name == "limit":
+                Counting.working -= 1
+            return super().receive()
+
+    racing = race()
+    racing.start = Counting
+    parts = (part("optimized"), part("ours"), part("optimized", "bfloat16"), part("limit"))
+    racing.run([Measurement("forward", parts, 0)])
+    assert started == [("ours", 1), ("limit", 2), ("optimized", 1), ("optimized", 1)]
+
+
 def test_processes_end_with_the_run(race: Callable[..., Race]):
     def stop(_: Part) -> None:
         raise KeyboardInterrupt
