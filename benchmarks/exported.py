@@ -97,7 +97,7 @@ class OnnxRuntime(Exported):
         if dtype != "float32":
             raise NotImplementedError("it is exported in float32 only")
         self.cfg, state = read_folder(folder)
-        self.model = NanoGPT.from_huggingface(self.cfg, state)
+        self.model = NanoGPT.from_huggingface(self.cfg, state).eval()
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
