@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.contestants import Contestant, Tokens, hugging_face_model
+from benchmarks.contestants import Contestant, Tokens
 from benchmarks.nanogpt import NanoGPT
+from benchmarks.peers import hugging_face_model
 from clean_transformer.weights.gguf import write_gguf
 from clean_transformer.weights.huggingface import read_folder
 from clean_transformer.weights.load import read_pretrained

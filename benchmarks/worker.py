@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from benchmarks._timing import median_seconds, wait_until_idle
-from benchmarks.contestants import CONTESTANTS, Contestant
+from benchmarks.contestants import OURS, Contestant
 from benchmarks.exported import EXPORTED
 from benchmarks.fresh import import_seconds, peak_bytes
+from benchmarks.peers import PEERS
 from benchmarks.roofline import Limit
 from benchmarks.work import Work
 
-ALL = CONTESTANTS | EXPORTED | {"limit": Limit}
+ALL = OURS | PEERS | EXPORTED | {"limit": Limit}
 
 
 class Server:

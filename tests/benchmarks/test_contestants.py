@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.contestants import CONTESTANTS, Contestant, Ours
-from benchmarks.exported import EXPORTED
-from benchmarks.worker import has, some_tokens
+from benchmarks.contestants import Contestant, Ours
+from benchmarks.worker import ALL, has, some_tokens
 from clean_transformer.config import Config
 from clean_transformer.weights.huggingface import write_folder
 from clean_transformer.weights.synthetic import plain
@@ -20,14 +19,9 @@ PACKAGES = {
 }
 # Compiling and exporting take a minute, and HookedTransformer has another environment; but every
 # run of the benchmark compares everyone's logits and first token with ours.
-LEFT_OUT = (
-    "compiled",
-    "optimized compiled",
-    "transformers compiled",
-    "onnxruntime",
-    "HookedTransformer",
-)
-TESTED = [name for name in CONTESTANTS | EXPORTED if name not in LEFT_OUT]
+COMPILED = ("compiled", "optimized compiled", "transformers compiled", "onnxruntime")
+LEFT_OUT = (*COMPILED, "HookedTransformer", "limit")
+TESTED = [name for name in ALL if name not in LEFT_OUT]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +36,7 @@ def contestant(request: pytest.FixtureRequest, folder: Path) -> Contestant:
     name = request.param
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name])
-    return (CONTESTANTS | EXPORTED)[name](folder, "cpu", "float32")
+    return ALL[name](folder, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +58,14 @@ def test_the_same_logits_and_tokens(contestant: Contestant, ours: Ours):
 @pytest.mark.parametrize("name", ["ours", "transformers sdpa"])
 @torch.inference_mode()
 def test_the_last_logits_only(name: str, folder: Path):
-    contestant, tokens = CONTESTANTS[name](folder, "cpu", "float32"), some_tokens(2, 6, "cpu")
+    contestant, tokens = ALL[name](folder, "cpu", "float32"), some_tokens(2, 6, "cpu")
     last = contestant.forward(tokens, last_only=True)
     torch.testing.assert_close(last[:, 0], contestant.forward(tokens)[:, -1])
 
 
 @pytest.mark.parametrize("name", ["ours", "transformers sdpa", "nanoGPT-style"])
 def test_training_learns(name: str, folder: Path):
-    contestant, tokens = CONTESTANTS[name](folder, "cpu", "float32"), some_tokens(2, 9, "cpu")
+    contestant, tokens = ALL[name](folder, "cpu", "float32"), some_tokens(2, 9, "cpu")
     losses = [contestant.train_step(tokens) for _ in range(3)]
     assert losses == sorted(losses, reverse=True)
     assert losses[0] > losses[-1]
@@ -81,6 +75,6 @@ def test_training_learns(name: str, folder: Path):
 def test_watched_attention_is_explicit(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """So that what capturing costs is not what the other kernel costs."""
     monkeypatch.setattr("clean_transformer.modules.attention.mix_fused", None)
-    CONTESTANTS["watched"](folder, "cpu", "float32").forward(some_tokens(1, 4, "cpu"))
+    ALL["watched"](folder, "cpu", "float32").forward(some_tokens(1, 4, "cpu"))
     with pytest.raises(TypeError):
-        CONTESTANTS["ours"](folder, "cpu", "float32").forward(some_tokens(1, 4, "cpu"))
+        ALL["ours"](folder, "cpu", "float32").forward(some_tokens(1, 4, "cpu"))
