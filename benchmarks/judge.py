@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from benchmarks._timing import Spread
 from benchmarks.goals import Goal
 from benchmarks.results import Result, Results
-from benchmarks.work import Part
+from benchmarks.work import Part, amount
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,12 @@ def judge(goal: Goal, results: Results) -> Judged:
 
 
 def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
-    """What the machine's own limit would allow, for a speed-up over others."""
+    """The values themselves; for a speed-up over others, what the machine's limit would allow."""
     if len(goal.under) != 1 or goal.at_least is None:
-        return ""
+        return " over ".join(
+            " · ".join(amount(found[part].spread.median, part.work) for part in parts)
+            for parts in (goal.over, goal.under)
+        )
     mine = goal.under[0]
     limit, whole = (found.get(mine.by("limit", dtype)) for dtype in (None, "float32"))
     if limit is None or not limit.values or goal.over == (limit.part,):

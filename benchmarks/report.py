@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.judge import Judged
 from benchmarks.results import Result, Results
-from benchmarks.work import BYTES
+from benchmarks.work import amount
 
 COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
 
@@ -39,9 +39,8 @@ def _figures(results: Results, row: Result) -> Iterator[str]:
         yield "[yellow]—[/]"
         return
     spread, work = row.spread, row.part.work
-    unit = _megabytes if work.kind in BYTES else _seconds
-    yield unit(spread.median)
-    yield f"{unit(spread.low)} – {unit(spread.high)}"
+    yield amount(spread.median, work)
+    yield f"{amount(spread.low, work)} – {amount(spread.high, work)}"
     yield f"{row.tokens_per_second:,.0f}" if work.tokens else ""
     share = results.share_of_limit(row)
     yield f"{share.median:.0%}" if share else ""
@@ -70,11 +69,3 @@ def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Consol
     console.print(table)
     count = Counter(one.verdict for one in judged)
     console.print(", ".join(f"{count[verdict]} {verdict}" for verdict in COLORS if count[verdict]))
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
-
-
-def _megabytes(value: float) -> str:
-    return f"{value / 1e6:,.0f} MB"

@@ -56,6 +56,13 @@ class Work:
         return self.kind.replace("_", " ")
 
 
+def amount(value: float, work: Work) -> str:
+    """What was measured of that work, to read."""
+    if work.kind in BYTES:
+        return f"{value / 1e6:,.0f} MB"
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
     """One process: a contestant with a model on a device in a dtype."""

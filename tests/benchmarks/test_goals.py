@@ -93,6 +93,13 @@ def test_a_missed_goal_tells_what_the_limit_allows():
     )
 
 
+def test_a_missed_cost_tells_its_values():
+    cost = replace(GOAL, at_least=None, at_most=0.3)
+    assert (
+        judge(cost, results(result(*OVER, 1.5), result(*UNDER, 0.2))).note == "1.50 s over 200 ms"
+    )
+
+
 def test_what_is_read():
     share = replace(GOAL, at_least=0.9, percent=True)
     assert (share.bound, share.number(0.876)) == ("≥ 90%", "88%")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.work import Part, Work
+from benchmarks.work import Part, Work, amount
 
 from .made_up import part
 
@@ -23,6 +23,14 @@ from .made_up import part
 def test_tokens_and_names(work: Work, tokens: int, name: str):
     assert work.tokens == tokens
     assert str(work) == name
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "said"),
+    [(1.234, "load", "1.23 s"), (0.01234, "load", "12.3 ms"), (1.234e9, "memory", "1,234 MB")],
+)
+def test_amounts(value: float, kind: str, said: str):
+    assert amount(value, Work(kind=kind)) == said
 
 
 def test_the_same_work_by_another():
