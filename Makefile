@@ -12,7 +12,7 @@ WITH_REFERENCE = tests/modules tests/weights/test_processing.py tests/weights/te
 	tests/parity/test_compare.py tests/parity/test_references.py tests/test_transplant.py \
 	tests/test_variants.py tests/parity/test_gradients.py
 
-.PHONY: setup parity test test-hooked bench format check
+.PHONY: setup parity test test-hooked bench sensitivity format check
 
 setup: $(VENV)/.installed
 
@@ -32,7 +32,14 @@ test: setup
 test-hooked:
 	$(MAKE) test VENV=.venv-hooked REFERENCE=hooked ARGS="$(WITH_REFERENCE) $(ARGS)"
 
+# Beside both TransformerLenses, each in an environment of its own, and the engines that install.
 bench: setup
+	$(MAKE) setup VENV=.venv-hooked REFERENCE=hooked
+	-$(VENV)/bin/pip install --quiet --editable ".[bench]"
+	$(VENV)/bin/clean-transformer bench --hooked-python .venv-hooked/bin/python $(ARGS)
+
+# The ratios that healthy runs have, by which the suite's bounds are judged.
+sensitivity: setup
 	$(VENV)/bin/python -m benchmarks.sensitivity $(ARGS)
 
 format: setup

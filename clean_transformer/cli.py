@@ -7,7 +7,7 @@ from warnings import catch_warnings, simplefilter
 import typer
 from rich.console import Console
 
-from clean_transformer import cli_text, cli_train
+from clean_transformer import cli_bench, cli_text, cli_train
 from clean_transformer.terminal import one_line_errors, progress, read_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -16,6 +16,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 for command in (cli_text.generate, cli_text.predict, cli_text.tokens, cli_text.info):
     app.command()(command)
 app.command()(cli_train.train)
+# Every option is the benchmark's own.
+app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+)(cli_bench.bench)
 
 
 @app.callback()

@@ -45,7 +45,7 @@ LAYERS = (
     ("predict", "swap", "variants", "train", "parity/*"),
     ("effect", "makes"),
     ("plots", "explain", "terminal", "effect_report"),
-    ("cli_text", "cli_train"),
+    ("cli_text", "cli_train", "cli_bench"),
     ("cli",),
     ("__init__",),
 )

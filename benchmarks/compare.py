@@ -1,0 +1,122 @@
+"""What got slower from one run to another, beyond the noise.
+
+    python -m benchmarks.compare before.json after.json
+
+Two runs differ by more than their rounds tell: the machine is warmer, or its neighbours are busier.
+Contestants that are not ours have the same code in both runs, so that they show it: their middle
+change is taken for the machine's and divided out, and what they scatter by counts as noise.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.results import Result, Results, read_results
+from benchmarks.work import BYTES, Part
+from clean_transformer.terminal import one_line_errors
+
+OURS = ("ours", "optimized", "optimized compiled", "compiled", "watched")
+LEAST = 0.05  # a smaller change is never reported
+SIGMAS = 4  # of noise: with a hundred parts, three would come by chance
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the time of one part changed, as a factor, and how much of that noise can be."""
+
+    measurement: str
+    part: Part
+    factor: float
+    noise: float
+
+    @property
+    def verdict(self) -> str:
+        """slower, faster, or the same."""
+        if abs(math.log(self.factor)) <= self.noise:
+            return "the same"
+        return "slower" if self.factor > 1 else "faster"
+
+
+def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
+    """The machine's own change, and that of everything of ours beyond it.
+
+    Raises `ValueError` where the runs have nothing in common.
+    """
+    old = {(row.measurement, row.part): row for row in before.results if row.values}
+    pairs = [
+        (old[row.measurement, row.part], row)
+        for row in after.results
+        if row.values and (row.measurement, row.part) in old
+    ]
+    if not pairs:
+        raise ValueError("the two runs have no measurement in common; use the same options")
+    peers = [
+        math.log(_factor(one, other))
+        for one, other in pairs
+        if one.part.entrant.contestant not in OURS
+        and one.title == other.title
+        and one.part.work.kind not in BYTES
+    ]
+    drift = statistics.median(peers) if peers else 0.0
+    scatter = _deviation(peers, drift)
+    changes = []
+    for one, other in pairs:
+        if one.part.entrant.contestant in OURS:
+            own = math.hypot(_noise(one), _noise(other))
+            noise = max(LEAST, SIGMAS * math.hypot(own, scatter))
+            factor = _factor(one, other)
+            if one.part.work.kind not in BYTES:
+                factor /= math.exp(drift)
+            changes.append(Change(one.measurement, one.part, factor, noise))
+    return math.exp(drift), changes
+
+
+def _factor(before: Result, after: Result) -> float:
+    return after.spread.median / before.spread.median
+
+
+def _noise(result: Result) -> float:
+    """The standard error of the median of the rounds, on a log scale."""
+    logs = [math.log(value) for value in result.values]
+    # That of a median is √(π/2) times that of a mean.
+    return 1.25 * _deviation(logs, statistics.median(logs)) / math.sqrt(len(logs))
+
+
+def _deviation(values: Sequence[float], middle: float) -> float:
+    """The standard deviation as the median distance tells it, which no outlier can spoil."""
+    if not values:
+        return 0.0
+    return 1.4826 * statistics.median(abs(value - middle) for value in values)
+
+
+def main(
+    before: Annotated[Path, typer.Argument(help="What `python -m benchmarks --json` wrote.")],
+    after: Annotated[Path, typer.Argument(help="The same, later.")],
+) -> None:
+    """Say what got slower. Exit status: 0 nothing, 1 something, 2 they cannot be compared."""
+    console = Console()
+    with one_line_errors():
+        drift, changes = compare(read_results(before), read_results(after))
+    table = Table("measurement", "what", "time", "noise", "", box=box.SIMPLE)
+    for change in sorted(changes, key=lambda change: -change.factor):
+        color = {"slower": "red", "faster": "green"}.get(change.verdict, "default")
+        cells = (change.measurement, str(change.part), f"× {change.factor:.2f}")
+        table.add_row(*cells, f"± {change.noise:.0%}", f"[{color}]{change.verdict}[/]")
+    console.print(table)
+    slower = sum(change.verdict == "slower" for change in changes)
+    console.print(
+        f"{slower} of {len(changes)} got slower, beside others, whose time is × {drift:.2f}"
+    )
+    raise typer.Exit(1 if slower else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,215 @@
+"""Contestants take turns, wrong ones are not timed, and one that fails spoils nothing."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import throughput
+from benchmarks.models import TINY
+from benchmarks.processes import Failed, Worker, command
+from benchmarks.throughput import CHECKED_TOKENS, Race
+from benchmarks.work import Entrant, Measurement, Part, Work
+from clean_transformer.model import DemoTransformer
+from clean_transformer.weights.huggingface import write_folder
+from clean_transformer.weights.synthetic import stress
+
+from .made_up import WORK, part
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "small"
+    write_folder(folder, TINY, stress(TINY))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def logits(folder: Path) -> torch.Tensor:
+    model = DemoTransformer.from_pretrained(folder, device="cpu")
+    with torch.inference_mode():
+        return model(torch.tensor(CHECKED_TOKENS))[:, -1]
+
+
+class Fake:
+    """A process that is none: each measurement takes as many seconds as there were before."""
+
+    made: "list[Fake]"
+    logits: torch.Tensor
+
+    def __init__(self, command: list[str]):
+        self.name = ""
+        self.sent: list[str] = []
+        self.measured = 0
+        self.closed = False
+        self.made.append(self)
+
+    def send(self, request: dict[str, Any]) -> None:
+        self.name = request.get("contestant", self.name)
+        self.sent.append(request["do"])
+
+    def receive(self) -> Any:
+        if self.sent.pop(0) == "load":
+            if self.name == "onnxruntime":
+                raise Failed("it is not installed")
+            return f"the {self.name}"
+        wrong = {"watched": self.logits.flip(-1), "compiled": self.logits * torch.nan}
+        tokens = self.logits.argmin(-1) if self.name == "llama.cpp" else self.logits.argmax(-1)
+        logits = wrong.get(self.name, self.logits)
+        return {"logits": logits.tolist(), "generated": tokens.tolist()}
+
+    def ask(self, do: str, **request: Any) -> Any:
+        assert not self.closed
+        assert do == "measure"
+        assert not self.sent
+        if self.name == "TransformerBridge":
+            raise Failed("it has no room")
+        self.measured += 1
+        return float(self.measured)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def race(
+    folder: Path, logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Race]]:
+    monkeypatch.setattr(Fake, "made", [], raising=False)
+    monkeypatch.setattr(Fake, "logits", logits, raising=False)
+
+    def make(**settings: Any) -> Race:
+        return Race({"small": folder}, 1, "python", start=Fake, **settings)
+
+    yield make
+    assert all(fake.closed for fake in Fake.made)
+
+
+def test_contestants_take_turns_in_rotating_order(race: Callable[..., Race]):
+    parts = part("ours"), part("optimized"), part("limit")
+    turns: list[Part] = []
+    results = race().run([Measurement("forward", parts, 2)], turns.append)
+    a, b, c = parts
+    assert turns == [a, b, c, b, c, a, c, a, b]
+    # The first round warms up.
+    assert [result.values for result in results] == [[2.0, 3.0]] * 3
+    assert [result.kl_divergence for result in results] == [0.0, 0.0, None]
+    assert [result.title for result in results] == ["the ours", "the optimized", "the limit"]
+
+
+@pytest.mark.parametrize(
+    ("contestant", "why"),
+    [
+        ("onnxruntime", "it is not installed"),
+        ("TransformerBridge", "it has no room"),
+        ("watched", "its logits are"),
+        ("compiled", "its logits are nan"),
+        ("llama.cpp", "a token that is"),
+    ],
+)
+def test_who_fails_or_computes_something_else_is_not_measured(
+    contestant: str, why: str, race: Callable[..., Race]
+):
+    measurement = Measurement("forward", (part(contestant), part("ours")), 2)
+    failed, ours = race().run([measurement])
+    assert failed.values == []
+    assert why in failed.why
+    assert (len(ours.values), ours.why) == (2, "")
+
+
+def test_without_an_environment_it_is_not_measured(race: Callable[..., Race]):
+    racing = race()
+    racing.hooked_python = None
+    [failed] = racing.run([Measurement("forward", (part("HookedTransformer"),), 1)])
+    assert "no other environment" in failed.why
+
+
+def test_a_model_that_is_too_large_is_not_measured(race: Callable[..., Race]):
+    large = Part(Entrant(contestant="ours", model="xl"), WORK)
+    racing = race(missing={"xl": "xl needs 19 GB"})
+    [failed] = racing.run([Measurement("size", (large,), 1)])
+    assert failed.why == "xl needs 19 GB"
+
+
+def test_a_process_lives_as_long_as_it_is_needed(race: Callable[..., Race]):
+    alive: list[list[bool]] = []
+
+    def look(_: Part) -> None:
+        alive.append([not fake.closed for fake in Fake.made])
+
+    measurements = [
+        Measurement("one", (part("ours"), part("limit")), 0),
+        Measurement("two", (part("ours"),), 0),
+    ]
+    race().run(measurements, look)
+    assert alive == [[True, True], [True, True], [True, False]]
+
+
+def test_who_measures_while_loading_is_alone(race: Callable[..., Race]):
+    started: list[tuple[str, int]] = []
+
+    class Counting(Fake):
+        working = 0
+
+        def send(self, request: dict[str, Any]) -> None:
+            super().send(request)
+            if request["do"] == "load":
+                Counting.working += 1
+                started.append((self.name, Counting.working))
+
+        def receive(self) -> Any:
+            if self.sent[0] == "check" or self.name == "limit":
+                Counting.working -= 1
+            return super().receive()
+
+    racing = race()
+    racing.start = Counting
+    parts = (part("optimized"), part("ours"), part("optimized", "bfloat16"), part("limit"))
+    racing.run([Measurement("forward", parts, 0)])
+    assert started == [("ours", 1), ("limit", 2), ("optimized", 1), ("optimized", 1)]
+
+
+def test_processes_end_with_the_run(race: Callable[..., Race]):
+    def stop(_: Part) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        race().run([Measurement("one", (part("ours"),), 1)], stop)
+
+
+def test_a_real_process(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ours, in a process of its own; it is given no time to be measured well."""
+    monkeypatch.setattr(throughput, "CHECKED_TOKENS", [[1, 2, 3]])
+    racing = Race({"small": folder}, 1, at_least=0)
+    works = [
+        Work(kind="forward", batch=2, length=4),
+        Work(kind="forward", length=4, last_only=True),
+        Work(kind="generate", length=4, new=2),
+        Work(kind="step", length=4, new=2),
+        Work(kind="capture", length=4),
+        Work(kind="load"),
+        Work(kind="first_use"),
+        Work(kind="train", batch=2, length=4),
+        Work(kind="sleep"),
+    ]
+    parts = tuple(part("ours", work=work) for work in works)
+    *results, unknown = racing.run([Measurement("all", parts, 1)])
+    for result in results:
+        assert len(result.values) == 1, result.why
+        assert isinstance(result.values[0], float)
+    assert unknown.why == "ValueError: there is no kind of work 'sleep'"
+
+
+def test_a_process_that_dies_tells_its_last_words():
+    worker = Worker([sys.executable, "-c", "raise SystemExit('out of memory')"])
+    with pytest.raises(Failed, match="ended with status 1: out of memory"):
+        worker.ask("load")
+    worker.close()
+
+
+def test_hooked_transformer_runs_in_its_own_environment():
+    assert command("HookedTransformer", "/other/python")[0] == "/other/python"
+    assert command("ours", "/other/python")[0] == sys.executable
