@@ -80,8 +80,8 @@ class Format:
 
         Raises `WeightsError` with every missing, unused and misshapen key.
         """
-        rows = self.rows(cfg)
-        wanted = {row.theirs: _their_shape(row, cfg) for row in rows if row.theirs}
+        rows, shapes = self.rows(cfg), parameter_shapes(cfg)
+        wanted = {row.theirs: _their_shape(row, cfg, shapes) for row in rows if row.theirs}
         # A tied unembedding may stand in the checkpoint as well as the embedding.
         known = {row.theirs for row in self._all_rows(cfg.n_layers) if row.ours == "unembed.W_U"}
         refuse_differences(
@@ -98,7 +98,6 @@ class Format:
                 f"this {self.name} state dict has an unembedding of its own, but the architecture "
                 "ties it to the embedding; set tied_unembed (tie_word_embeddings) to false"
             )
-        shapes = parameter_shapes(cfg)
         like = next(iter(state.values()))
         return {
             row.ours: _ours(row, state[row.theirs], cfg)
@@ -234,9 +233,9 @@ def _their_axes(row: Row, our_axes: str) -> list[str]:
     return re.findall(r"\([^)]*\)|\w+", (row.pattern or our_axes).split("->")[0])
 
 
-def _their_shape(row: Row, cfg: Config) -> tuple[int, ...]:
+def _their_shape(row: Row, cfg: Config, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     if row.pattern is None:
-        return parameter_shapes(cfg)[row.ours]
+        return shapes[row.ours]
     lengths = _lengths(row.pattern, cfg)
     return tuple(
         math.prod(lengths[axis] for axis in re.findall(AXIS, group))
