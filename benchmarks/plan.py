@@ -17,9 +17,8 @@ class Works:
 
     `graphs` are measured in generating only. `narrow` are the other dtypes, `in_narrow` those who
     are measured in them, `quantized` the dtypes that only our weights are made for, and
-    `in_memory` those whose memory is measured. `grid` are
-    forward passes, `contexts` the lengths after which a decoding step is timed, `sizes` the models
-    whose growth is measured.
+    `in_memory` those whose memory is measured. `grid` are forward passes, `contexts` the lengths
+    after which a decoding step is timed, `sizes` the models whose growth is measured.
     """
 
     forward: Work
