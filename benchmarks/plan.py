@@ -48,7 +48,7 @@ class Works:
 
     def step(self, context: int) -> Work:
         """A decoding step after as many tokens."""
-        return Work(kind="step", length=context, new=16)
+        return Work(kind="step", length=context, new=48)
 
 
 def forward(batch: int, length: int, last_only: bool = False) -> Work:
@@ -73,7 +73,7 @@ FULL = Works(
         *(forward(1, length) for length in (16, 64, 1024)),
         *(forward(batch, length, last_only=True) for batch, length in ((4, 256), (1, 1024))),
     ),
-    contexts=(16, 256, 1000),
+    contexts=(16, 256, 960),
     sizes=("small", "medium", "xl"),
     rounds=3,
 )
