@@ -16,9 +16,9 @@ class Works:
     """The sizes of a run, and what it leaves out to be quick.
 
     `graphs` are measured in generating only. `narrow` are the other dtypes, `in_narrow` those who
-    are measured in them, `quantized` the dtypes that only our weights are made for; `grid` are
-    forward passes, `contexts` the lengths after which a decoding step is timed, `sizes` the models
-    whose growth is measured.
+    are measured in them, `quantized` the dtypes that only our weights are made for, and
+    `in_memory` those whose memory is measured. `grid` are forward passes, `contexts` the lengths
+    after which a decoding step is timed, `sizes` the models whose growth is measured.
     """
 
     forward: Work
@@ -32,6 +32,7 @@ class Works:
     narrow: tuple[str, ...] = ("bfloat16",)
     in_narrow: tuple[str, ...] = ("limit", "optimized")
     quantized: tuple[str, ...] = ("int8",)
+    in_memory: tuple[str, ...] = ("limit", "ours", "transformers sdpa")
     first: Work | None = None
     train: Work | None = None
     batched: Work | None = None
@@ -47,7 +48,7 @@ class Works:
 
     def step(self, context: int) -> Work:
         """A decoding step after as many tokens."""
-        return Work(kind="step", length=context, new=16)
+        return Work(kind="step", length=context, new=48)
 
 
 def forward(batch: int, length: int, last_only: bool = False) -> Work:
@@ -72,17 +73,18 @@ FULL = Works(
         *(forward(1, length) for length in (16, 64, 1024)),
         *(forward(batch, length, last_only=True) for batch, length in ((4, 256), (1, 1024))),
     ),
-    contexts=(16, 256, 1000),
+    contexts=(16, 256, 960),
     sizes=("small", "medium", "xl"),
     rounds=3,
 )
 QUICK = Works(
     forward=forward(1, 128),
-    generate=generate(1, 16, 16),
+    generate=generate(1, 16, 8),
     capture=Work(kind="capture", length=128),
     peers=("transformers sdpa", "HookedTransformer"),
     compiled=(),
     engines=(),
+    in_memory=("limit", "ours"),
     rounds=2,
 )
 # A GPU is only busy with more.
@@ -162,7 +164,7 @@ def _measurements(device: str, works: Works) -> Iterator[Measurement]:
         parts(device, replace(works.capture, kind="forward"), "watched"),
     )
     yield measured("import", parts(device, Work(kind="import"), "limit", "ours"))
-    memory = parts(device, Work(kind="memory"), "limit", "ours", "transformers sdpa")
+    memory = parts(device, Work(kind="memory"), *works.in_memory)
     yield replace(measured("memory", memory), rounds=1)  # it does not vary
     for kind in ("load", "first_use"):
         yield measured(kind, parts(device, Work(kind=kind), "ours", "transformers sdpa"))

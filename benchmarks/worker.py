@@ -57,9 +57,10 @@ class Server:
     def measure(self, work: dict[str, Any], at_least: float) -> float:
         """Seconds for one call of that work, or bytes."""
         wanted = Work(**work)
-        with torch.inference_mode(wanted.kind != "train"):
-            if isinstance(self.contestant, Limit):
-                return self.contestant.measure(wanted, at_least)
+        limit = self.contestant if isinstance(self.contestant, Limit) else None
+        with torch.inference_mode(limit is not None or wanted.kind != "train"):
+            if limit is not None:
+                return limit.measure(wanted, at_least)
             return measure(self.name, self.contestant, wanted, at_least)
 
 
@@ -95,7 +96,10 @@ def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> f
             return timed(lambda: contestant.generate(tokens, work.new))
         case "step":
             first = timed(lambda: contestant.generate(tokens, 1))
-            return (timed(lambda: contestant.generate(tokens, 1 + work.new)) - first) / work.new
+            rest = timed(lambda: contestant.generate(tokens, 1 + work.new)) - first
+            if rest <= 0:
+                raise RuntimeError("its steps are lost in the noise of reading the context")
+            return rest / work.new
         case "capture":
             return timed(lambda: contestant.capture(tokens))
         case "train":
