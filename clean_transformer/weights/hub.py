@@ -16,6 +16,9 @@ HUB_IDS = {
     "distilgpt2": "distilbert/distilgpt2",
 }
 
+# The small model that comes with the package, under the name "demo".
+DEMO = Path(__file__).with_name("demo")
+
 # Sets of file names (or patterns) of which any one will do, the preferred set first.
 FileSets = tuple[tuple[str, ...], ...]
 WEIGHTS: FileSets = (
@@ -50,6 +53,8 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
     """
     if os.path.isdir(source):
         return Path(source)
+    if source == "demo":
+        return DEMO
     repo = _hub_id(str(source))
 
     from huggingface_hub import HfApi
