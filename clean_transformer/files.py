@@ -18,6 +18,12 @@ def in_place_of(file: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed left of `in_place_of`; nobody may be writing there."""
+    for unfinished in folder.glob(".*.unfinished"):
+        unfinished.unlink()
+
+
 def write_atomically(file: Path, text: str) -> None:
     """Write the text beside the file, then put it in the file's place."""
     with in_place_of(file) as unfinished:

@@ -22,7 +22,8 @@ FILES = {
 LAYERS = (
     ("config", "hooks", "device", "files", "weights/hub"),
     ("tokenizer", "activations", "kv_cache", "weights/shapes", "modules/initial"),
-    ("weights/table", "weights/leveldb"),
+    ("weights/table", "weights/leveldb", "data", "distributed"),
+    ("checkpoint",),
     ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
     ("weights/tensor_bundle", "weights/nanogpt", "weights/gguf"),
     ("weights/openai", "weights/processing", "weights/synthetic"),

@@ -1,0 +1,65 @@
+"""Processes of their own: several that train together, and one that is killed in the middle.
+
+They are forked from a server that has imported what they need, since an import takes seconds.
+"""
+
+import os
+import signal
+import socket
+import sys
+from multiprocessing import get_context
+
+import torch
+
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["clean_transformer.train", "torch.distributed.fsdp", "tests.training_runs"]
+)
+
+
+def run(work, *arguments, environment=None) -> int:
+    """The exit status of a process that calls `work`; minus the signal that killed it."""
+    return together(work, [(arguments, environment or {})])[0]
+
+
+def together(work, calls) -> list[int]:
+    processes = [CONTEXT.Process(target=_work, args=(work, *call)) for call in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def as_torchrun(work, n: int, *arguments) -> list[int]:
+    """The exit statuses of `n` processes with the environment that `torchrun` gives."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(n),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "tests",
+    }
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
+    return together(work, [(arguments, shared | rank) for rank in ranks])
+
+
+def _work(work, arguments, environment) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    work(*arguments)
+
+
+def kill_after(events: int) -> None:
+    """Kill this process, as `kill -9` does, once it has made so many calls and returns."""
+    left = events
+
+    def count(*_) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)
