@@ -11,7 +11,7 @@ WITH_REFERENCE = tests/modules tests/weights/test_processing.py tests/weights/te
 	tests/weights/test_hooked_transformer.py tests/parity/test_same_function.py \
 	tests/parity/test_compare.py tests/parity/test_references.py
 
-.PHONY: setup parity test test-hooked bench format check
+.PHONY: setup parity test test-hooked bench demo-model format check
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ test-hooked:
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks.sensitivity $(ARGS)
+
+# Writes the stories, and trains the tokenizer and the model that the package ships.
+demo-model: setup
+	$(VENV)/bin/python -m clean_transformer.demo
 
 format: setup
 	$(VENV)/bin/ruff format .

@@ -1,48 +1,90 @@
-"""Makes the model in `weights/demo/`: `python -m clean_transformer.demo [folder]`, or
-`make demo-model`."""
+"""Makes the model in `weights/demo/` from nothing: `make demo-model`."""
 
-import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 import torch
-from jaxtyping import Float, Int
-from rich.progress import track
+from jaxtyping import Float
+from rich.progress import Progress
 from tokenizers import models, pre_tokenizers, trainers
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from clean_transformer import stories
+from clean_transformer.checkpoint import Measured
 from clean_transformer.config import Config
+from clean_transformer.data import Tokens
 from clean_transformer.files import appearing_whole
 from clean_transformer.model import DemoTransformer
 from clean_transformer.tokenizer import END_OF_TEXT, Tokenizer
+from clean_transformer.train import Training, train
 from clean_transformer.weights.hub import DEMO
 
-CFG = Config(n_layers=3, n_heads=4, d_model=128, d_head=32, d_mlp=512, d_vocab=1024, n_ctx=320)
-TRAINING_SEED, HELD_OUT_SEED = 0, 1
-BATCH, STEPS, WARM_UP, LEARNING_RATE = 8, 2200, 50, 3e-3
+CFG = Config(
+    n_layers=2,
+    n_heads=4,
+    d_model=128,
+    d_head=32,
+    d_mlp=512,
+    d_vocab=1024,
+    n_ctx=320,
+    initializer_range=0.06,
+)
+TRAINING = Training(
+    steps=1600, batch=4, learning_rate=3e-3, warmup=50, save_every=200, held_out_batches=25
+)
+SEED, HELD_OUT_SEED = 0, 1
 
 
-def main(folder: Path = DEMO) -> None:
-    """Train the tokenizer and the model from their seed, and print the loss on other stories."""
-    torch.manual_seed(TRAINING_SEED)
-    # A row holds less than two stories, and is begun with a new one.
-    texts = stories.generate(TRAINING_SEED, 2 * BATCH * STEPS)
-    with appearing_whole(folder) as unfinished:
-        tokenizer = train_tokenizer(texts[:4000], unfinished)
-        model = DemoTransformer(CFG)
-        train(model, rows(tokenizer, texts))
-        model.save_pretrained(unfinished)
-    held_out = rows(tokenizer, stories.generate(HELD_OUT_SEED, 400))
-    with torch.no_grad():
-        print(f"loss on stories of another seed: {loss(model, held_out):.3f} nats per token")
+def main(run: Path = Path("build/demo-model")) -> None:
+    """Train the tokenizer and the model, and put both in the package.
+
+    A run that was broken off goes on from its last checkpoint in `run`.
+    """
+    # No story is longer than a window, so that two always fill one.
+    texts = stories.generate(SEED, 2 * TRAINING.steps * TRAINING.batch)
+    others = stories.generate(HELD_OUT_SEED, 2 * TRAINING.held_out_batches * TRAINING.batch)
+    torch.manual_seed(SEED)
+    model = DemoTransformer(CFG)
+    begin_with_waves(model.pos_embed.W_pos)
+    tokenizer = train_tokenizer(texts[:4000])
+    with Progress() as bar:
+        task = bar.add_task("training", total=TRAINING.steps)
+
+        def show(measured: Measured) -> None:
+            bar.update(task, completed=measured.step, description=f"loss {measured.loss:.3f}")
+            if measured.held_out_loss is not None:
+                bar.print(f"step {measured.step}: held-out loss {measured.held_out_loss:.3f}")
+
+        train(
+            model,
+            windows(tokenizer, texts),
+            run,
+            TRAINING,
+            held_out=windows(tokenizer, others),
+            device="cpu",
+            on_step=show,
+        )
+    with appearing_whole(DEMO) as folder:
+        tokenizer.backend.model.save(str(folder))  # vocab.json and merges.txt
+        model.save_pretrained(folder)
 
 
-def train_tokenizer(texts: list[str], folder: Path) -> Tokenizer:
-    """A byte-level BPE of those texts, written as GPT-2's is: vocab.json and merges.txt."""
+@torch.no_grad()
+def begin_with_waves(W_pos: Float[Tensor, "n_ctx d_model"]) -> None:
+    """Sines and cosines of the position (Vaswani et al. 2017, section 3.5) to learn on from.
+
+    A head finds the previous token by a rotation of these; from noise, it has to learn the
+    neighbours of every position by heart, which takes many times as many stories.
+    """
+    n_ctx, d_model = W_pos.shape
+    rate = 10_000 ** -torch.linspace(0, 1, d_model // 2)
+    angle = torch.arange(n_ctx)[:, None] * rate
+    W_pos.copy_(CFG.initializer_range * 2**0.5 * torch.cat([angle.sin(), angle.cos()], dim=1))
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """A byte-level BPE of those texts, as GPT-2's is of its own."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -52,47 +94,24 @@ def train_tokenizer(texts: list[str], folder: Path) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    backend.model.save(str(folder))
-    return Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+    return Tokenizer(backend)
 
 
-def rows(tokenizer: Tokenizer, texts: list[str]) -> Int[Tensor, "row n_ctx+1"]:
-    """Rows that begin with a story's <|endoftext|> and go on with the next one's until full."""
+def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
+    """Windows of n_ctx tokens side by side, each of which begins with the <|endoftext|> of a story.
 
-    def full() -> Iterator[list[int]]:
-        row: list[int] = []
-        for encoding in tokenizer.backend.encode_batch(texts):
-            row += [tokenizer.bos_token_id, *encoding.ids]
-            if len(row) > CFG.n_ctx:
-                yield row[: CFG.n_ctx + 1]
-                row = []
-
-    return torch.tensor([*full()])
-
-
-def loss(model: DemoTransformer, tokens: Int[Tensor, "row n_ctx+1"]) -> Float[Tensor, ""]:
-    """The mean cross-entropy of each next token, in nats."""
-    logits = model(tokens[:, :-1])
-    return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def train(model: DemoTransformer, tokens: Int[Tensor, "row n_ctx+1"]) -> None:
-    """One pass over the rows with AdamW, whose rate warms up, then falls as a cosine."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / WARM_UP, (1 + math.cos(math.pi * step / STEPS)) / 2 + 0.01),
-    )
-    for batch in track(tokens[: BATCH * STEPS].split(BATCH), "training"):
-        optimizer.zero_grad()
-        batch_loss = loss(model, batch)
-        batch_loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    Where a window ends, it leaves the rest of its last story out: training reads whole windows,
+    and in each of them every name is told before it is needed.
+    """
+    ids: list[int] = []
+    window: list[int] = []
+    for encoding in tokenizer.backend.encode_batch(texts):
+        window += [tokenizer.bos_token_id, *encoding.ids]
+        if len(window) >= CFG.n_ctx:
+            ids += window[: CFG.n_ctx]
+            window = []
+    return np.array([*ids, tokenizer.bos_token_id], dtype=np.int32)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

@@ -10,6 +10,26 @@ import random
 import re
 from collections.abc import Iterator
 
+WORDS = {
+    "Start": "B D F G H J K L M N P R S T V W Z",
+    "start": "b d f g h j k l m n p r s t v w z",
+    "vowel": "a e i o u ai oo",
+    "animal": "bear cat dog fox goat hare wolf",
+    "small_animal": "bird duck frog hen mole mouse pig",
+    "trade": "baker dwarf fairy farmer giant king miller queen sailor tailor witch",
+    "temper": "brave clever gentle happy kind lazy little poor proud quiet shy young",
+    "colour_word": "black blue brown golden green grey pink purple red silver white yellow",
+    "thing_word": (
+        "ball bell boat book box button cap coat cup drum flute hat key kite lamp ring shoe spoon"
+    ),
+    "food_word": "bread cake cheese corn honey jam milk nuts pie plums rice soup",
+    "quality": "big cold dark deep green high little old quiet wild",
+    "house": "castle cottage farm house mill town village",
+    "spot": "barn cave forest garden harbour tower valley",
+    "day": "day evening morning night",
+    "number": "one two three four five six seven eight nine ten",
+}
+
 # What stands for a symbol, at random; `{symbol}` stands for one of its own lines.
 RULES = {
     "story": ["{opening} {friendship} {lost}", "{opening} {friendship} {found}"],
@@ -107,34 +127,22 @@ RULES = {
     "word": [
         "{start}{vowel}{end}",
         "{start}{vowel}{start}{vowel}",
-        *("{colour_word}", "{thing_word}", "{food_word}", "{kind_word}"),
-        *("{temper}", "{spot}", "{day}", "{quality}", "{number}"),
+        *("{animal}", "{small_animal}", "{trade}", "{temper}", "{number}"),
+        *("{colour_word}", "{thing_word}", "{food_word}", "{house}", "{spot}"),
     ],
     "song_words": [" ".join(["{word}"] * length) for length in (5, 6, 7, 8)],
-    "place": ["the {quality} {spot}"],
-    "Start": "B D F G H J K L M N P R S T V W Z".split(),
-    "start": "b d f g h j k l m n p r s t v w z".split(),
-    "vowel": "a e i o u ai oo".split(),
+    "near_place": ["the {quality} {house}"],
+    "far_place": ["the {quality} {spot}"],
     "end": ["", "", "n", "l", "m", "x", "p", "t"],
-    "kind_word": "bear boy cat dog duck fox frog girl goat hare hen mouse mole pig wolf".split(),
-    "temper": "brave clever gentle happy kind lazy little poor proud quiet shy young".split(),
-    "colour_word": "black blue brown golden green grey pink purple red silver white yellow".split(),
-    "thing_word": (
-        "ball bell boat book box button cap coat cup drum flute hat key kite lamp ring shoe spoon"
-    ).split(),
-    "food_word": "bread cake cheese corn honey jam milk nuts pie plums rice soup".split(),
-    "quality": "big cold dark deep green high little old quiet wild".split(),
-    "spot": "barn castle cave forest garden mill tower town valley village".split(),
-    "day": "day evening morning night".split(),
     "went": ["climbed", "sailed", "walked", "walked and walked"],
-    "number": "one two three four five six seven eight nine ten".split(),
+    **{symbol: words.split() for symbol, words in WORDS.items()},
 }
 
 # What a story settles once: from then on the symbol stands for the same text. No two are equal.
 FACTS = {
     **dict.fromkeys(("hero", "friend", "helper"), "name"),
-    **dict.fromkeys(("kind", "friend_kind", "helper_kind"), "kind_word"),
-    **dict.fromkeys(("home", "far"), "place"),
+    **{"kind": "animal", "friend_kind": "small_animal", "helper_kind": "trade"},
+    **{"home": "near_place", "far": "far_place"},
     **{"colour": "colour_word", "thing": "thing_word", "food": "food_word", "song": "song_words"},
 }
 

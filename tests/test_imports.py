@@ -20,7 +20,7 @@ FILES = {
 
 # A file imports from the lines above its own only; the files of parity/ also from each other.
 LAYERS = (
-    ("config", "hooks", "device", "files", "weights/hub"),
+    ("config", "hooks", "device", "files", "weights/hub", "stories"),
     ("tokenizer", "activations", "kv_cache", "weights/shapes", "modules/initial"),
     ("weights/table", "weights/leveldb", "data", "distributed"),
     ("checkpoint",),
@@ -35,7 +35,7 @@ LAYERS = (
     ("conventions",),
     ("places",),
     ("generate", "swap", "variants", "train", "parity/*"),
-    ("plots",),
+    ("plots", "demo"),
     ("cli",),
     ("__init__",),
 )
