@@ -31,9 +31,10 @@ CFG = Config(
     initializer_range=0.06,
 )
 TRAINING = Training(
-    steps=1600, batch=4, learning_rate=3e-3, warmup=50, save_every=200, held_out_batches=25
+    steps=6000, batch=4, learning_rate=3e-3, warmup=50, save_every=200, held_out_batches=25
 )
 SEED, HELD_OUT_SEED = 0, 1
+TOKENIZER_STORIES = 4000
 
 
 def main(run: Path = Path("build/demo-model")) -> None:
@@ -41,13 +42,12 @@ def main(run: Path = Path("build/demo-model")) -> None:
 
     A run that was broken off goes on from its last checkpoint in `run`.
     """
-    # No story is longer than a window, so that two always fill one.
-    texts = stories.generate(SEED, 2 * TRAINING.steps * TRAINING.batch)
-    others = stories.generate(HELD_OUT_SEED, 2 * TRAINING.held_out_batches * TRAINING.batch)
+    tokenizer = train_tokenizer(stories.generate(SEED, TOKENIZER_STORIES))
+    tokens = written(tokenizer, SEED, TRAINING.steps)
+    held_out = written(tokenizer, HELD_OUT_SEED, TRAINING.held_out_batches)
     torch.manual_seed(SEED)
     model = DemoTransformer(CFG)
     begin_with_waves(model.pos_embed.W_pos)
-    tokenizer = train_tokenizer(texts[:4000])
     with Progress() as bar:
         task = bar.add_task("training", total=TRAINING.steps)
 
@@ -56,18 +56,16 @@ def main(run: Path = Path("build/demo-model")) -> None:
             if measured.held_out_loss is not None:
                 bar.print(f"step {measured.step}: held-out loss {measured.held_out_loss:.3f}")
 
-        train(
-            model,
-            windows(tokenizer, texts),
-            run,
-            TRAINING,
-            held_out=windows(tokenizer, others),
-            device="cpu",
-            on_step=show,
-        )
+        train(model, tokens, run, TRAINING, held_out=held_out, device="cpu", on_step=show)
     with appearing_whole(DEMO) as folder:
         tokenizer.backend.model.save(str(folder))  # vocab.json and merges.txt
         model.save_pretrained(folder)
+
+
+def written(tokenizer: Tokenizer, seed: int, batches: int) -> Tokens:
+    """The stories of that seed, enough for so many batches of windows."""
+    # No story is longer than a window, so that two always fill one.
+    return windows(tokenizer, stories.generate(seed, 2 * batches * TRAINING.batch))
 
 
 @torch.no_grad()
@@ -75,7 +73,7 @@ def begin_with_waves(W_pos: Float[Tensor, "n_ctx d_model"]) -> None:
     """Sines and cosines of the position (Vaswani et al. 2017, section 3.5) to learn on from.
 
     A head finds the previous token by a rotation of these; from noise, it has to learn the
-    neighbours of every position by heart, which takes many times as many stories.
+    neighbours of every position by heart.
     """
     n_ctx, d_model = W_pos.shape
     rate = 10_000 ** -torch.linspace(0, 1, d_model // 2)
