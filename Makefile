@@ -9,7 +9,8 @@ ARGS ?=
 # The tests whose outcome depends on the reference that is installed.
 WITH_REFERENCE = tests/modules tests/weights/test_processing.py tests/weights/test_load.py \
 	tests/weights/test_hooked_transformer.py tests/parity/test_same_function.py \
-	tests/parity/test_compare.py tests/parity/test_references.py
+	tests/parity/test_compare.py tests/parity/test_references.py tests/test_transplant.py \
+	tests/test_variants.py tests/parity/test_gradients.py
 
 .PHONY: setup parity test test-hooked bench demo-model format check
 

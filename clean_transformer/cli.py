@@ -1,15 +1,21 @@
 """The command line: one command per job."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+from warnings import catch_warnings, simplefilter
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from clean_transformer import cli_text, cli_train
+from clean_transformer.terminal import one_line_errors, progress, read_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+for command in (cli_text.generate, cli_text.predict, cli_text.tokens, cli_text.info):
+    app.command()(command)
+app.command()(cli_train.train)
 
 
 @app.callback()
@@ -120,24 +126,88 @@ def doctor(
     raise typer.Exit(run.verdict.exit_status)
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End with status 2 and one line where a job cannot be done."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        Console(stderr=True, soft_wrap=True).print(f"error: {reason}", style="red", markup=False)
-        raise typer.Exit(2) from None
+@app.command("swap")
+def swap_modules(
+    text: Annotated[
+        str | None, typer.Argument(help="What to read. Default: ids spread over the vocabulary.")
+    ] = None,
+    *,
+    module: Annotated[
+        str, typer.Option(help="Where: embed, blocks.3.attn, 'blocks.[3-7].mlp', 'blocks.*', …")
+    ],
+    with_: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            help="variants.NAME, or FILE.py:NAME for a class of your own, made with the Config, "
+            "or a function of the old module and its path.",
+        ),
+    ],
+    weights: Annotated[str | None, typer.Option(help="As for parity.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")] = "float32",
+    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
+) -> None:
+    """Put other modules in the place of some, and show what that changes.
+
+    Exit status: 0, or 2 where it could not be done.
+    """
+    from clean_transformer.device import resolve_device
+    from clean_transformer.effect import effect
+    from clean_transformer.effect_report import print_effect, write_html, write_json
+    from clean_transformer.makes import chosen_make
+    from clean_transformer.model import DemoTransformer
+    from clean_transformer.parity.choices import (
+        DTYPES,
+        choose_dtypes,
+        choose_tokens,
+        choose_weights,
+    )
+    from clean_transformer.swap import HookPointsLost, swap
+
+    with one_line_errors(), chosen_make(with_) as make:
+        chosen_device, [chosen_dtype] = resolve_device(device), choose_dtypes(dtype)
+        with progress() as on_step:
+            on_step("reading the weights")
+            chosen = choose_weights(weights)
+            tokens, read = choose_tokens(text, weights, chosen.cfg)
+            model = DemoTransformer.from_state_dict(chosen.state, chosen.cfg)
+            model.to(chosen_device, DTYPES[chosen_dtype])
+            on_step("running the model as it was, and swapped")
+            with catch_warnings():
+                simplefilter("ignore", HookPointsLost)  # the report has them
+                swapped = swap(model, module, make)
+            report = effect(model, swapped, tokens.to(chosen_device), f"{chosen.title}; on {read}")
+        print_effect(report, Console())
+        if json is not None:
+            write_json(report, json)
+        if html is not None:
+            write_html(report, html)
 
 
-@contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """A bar on standard error that says what is being done, and for how long."""
-    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda step: bar.update(task, description=step)
+@app.command()
+def explain(
+    html: Annotated[Path, typer.Option(help="Write the page here.")],
+    text: cli_text.TextArgument = None,
+    file: cli_text.FileOption = None,
+    weights: cli_text.WeightsOption = None,
+    device: cli_text.DeviceOption = "auto",
+    dtype: cli_text.DtypeOption = "float32",
+) -> None:
+    """Show on one page what a model makes of a text: predictions, attention, layer by layer."""
+    from clean_transformer.explain import explain, write_html
+    from clean_transformer.files import require_folder
+
+    with one_line_errors():
+        require_folder(html)
+        read = read_text(text, file)
+        with progress() as on_step:
+            on_step("reading the weights")
+            model = cli_text.load(weights, device, dtype)
+            on_step("reading the text")
+            write_html(explain(model, read), html)
+        print(f"wrote {html}")
 
 
 def main() -> None:

@@ -7,6 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def require_folder(file: Path) -> None:
+    """Raise `FileNotFoundError` unless there is a folder for it: ask before the work it holds."""
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"no folder {str(file.parent)!r} for {file.name!r}; make it first")
+
+
 @contextmanager
 def in_place_of(file: Path) -> Iterator[Path]:
     """A file beside it to write, which is put in its place at the end, unless an error comes."""
@@ -24,10 +30,10 @@ def remove_unfinished(folder: Path) -> None:
         unfinished.unlink()
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Write the text beside the file, then put it in the file's place."""
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Write the content, text as UTF-8, beside the file, then put it in the file's place."""
     with in_place_of(file) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

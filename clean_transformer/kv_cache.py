@@ -60,6 +60,14 @@ class KVCache:
             return slots
         return (slots - self.padding[:, None]).clamp(min=0)
 
+    def select(self, rows: Int[Tensor, "new_batch"]) -> None:
+        """Go on with these rows of the batch, in this order; a row may be there more than once."""
+        if self.padding is not None:
+            self.padding = self.padding[rows]
+        for layer in self.layers:
+            if layer.keys is not None and layer.values is not None:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
 
 class _Layer:
     """One layer of a `KVCache`."""

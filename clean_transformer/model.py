@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
 from clean_transformer.device import resolve_device
 from clean_transformer.hooks import HookPoint
 from clean_transformer.kv_cache import KVCache, embed_positions, read_on
+from clean_transformer.language_model import LanguageModel
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
@@ -21,7 +21,7 @@ from clean_transformer.weights.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
 
 
-class DemoTransformer(HookedModule):
+class DemoTransformer(LanguageModel):
     """GPT-2: tokens → embed → blocks → unembed → logits (Radford et al. 2019)."""
 
     def __init__(self, cfg: Config):
@@ -36,9 +36,12 @@ class DemoTransformer(HookedModule):
         self.unembed = TiedUnembed(cfg, self.embed) if cfg.tied_unembed else Unembed(cfg)
 
     def forward(
-        self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None = None
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits of the token that follows each position.
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        kv_cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> Float[Tensor, "batch logit_pos d_vocab"]:
+        """Logits of the token that follows each position, or `last_only` the last one.
 
         With `kv_cache`, the tokens are those after the ones that were read into it, and are added
         to it. Raises `TypeError` or `ValueError` for tokens that GPT-2 cannot read, before any
@@ -54,6 +57,8 @@ class DemoTransformer(HookedModule):
             residual = read_on(block, (residual,), layer)
         if kv_cache is not None:
             kv_cache.length += tokens.shape[1]
+        if last_only:
+            residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))
 
     def check_tokens(self, tokens: Tensor) -> None:
@@ -100,6 +105,7 @@ class DemoTransformer(HookedModule):
         with torch.device("meta"):  # nothing is initialised that is overwritten at once
             model = cls(cfg)
         model.load_state_dict(state, assign=True)
+        model.source = source
         return model
 
     @classmethod

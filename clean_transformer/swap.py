@@ -4,7 +4,8 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from types import TracebackType
@@ -55,6 +56,28 @@ class Swap:
 
         Raises `RuntimeError`, and restores nothing, while a later swap is still in a place.
         """
+        self._put_back()
+        self._now, self._before = [], []
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Within it, the very same modules as before are in their places; then the new ones are.
+
+        Raises `RuntimeError`, and undoes nothing, while a later swap is still in a place.
+        """
+        self._put_back()
+        try:
+            yield
+        finally:
+            for place in self._now:
+                place.put()
+
+    def is_in(self, model: nn.Module) -> bool:
+        """Whether all that was swapped is in that model, and not restored."""
+        parts = set(model.modules())
+        return bool(self._now) and all(place.owner in parts for place in self._now)
+
+    def _put_back(self) -> None:
         moved = next((place for place in self._now if not place.is_put), None)
         if moved is not None:
             raise RuntimeError(
@@ -63,7 +86,6 @@ class Swap:
             )
         for place in reversed(self._before):
             place.put()
-        self._now, self._before = [], []
 
     def __enter__(self) -> "Swap":
         return self
@@ -176,19 +198,26 @@ def made(
     make: Make, old: nn.Module, path: str, cfg: Config, like: Tensor, *, alone: bool
 ) -> nn.Module:
     """The new module for one place. Raises `SwapError` if `make` gives none."""
-    if isinstance(make, type):
-        new = make(cfg).to(like.device, like.dtype)
-        (new.load_from if hasattr(new, "load_from") else partial(copy_parameters, new))(old)
-        return new.train(old.training)
     if isinstance(make, nn.Module):
         source = library(make)
         part = source.find(make, path) if source and hasattr(source, "find") else None
         if part is not None:
             return part
         return make if alone else deepcopy(make)
-    new = make(old, path)
+    is_class = isinstance(make, type)
+    try:
+        new = make(cfg) if is_class else make(old, path)  # type: ignore[call-arg, arg-type]
+    except Exception as error:
+        asked = f"{getattr(make, '__name__', make)}({'cfg' if is_class else 'old, path'})"
+        raise SwapError(
+            f"{path}: wanted a torch.nn.Module, but {asked} raised {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(new, nn.Module):
         raise SwapError(f"{path}: wanted a torch.nn.Module, but make gave {type(new).__name__}")
+    if is_class:
+        new = new.to(like.device, like.dtype).train(old.training)
+        load_from = getattr(new, "load_from", partial(copy_parameters, new))
+        load_from(old)
     return new
 
 

@@ -16,6 +16,9 @@ from clean_transformer.weights import hub
 
 END_OF_TEXT = "<|endoftext|>"
 
+# What is seen of characters that leave no mark: Unicode has a picture of each control character.
+_PICTURES = {code: 0x2400 + code for code in range(32)} | {127: "␡", ord(" "): "·", ord("\n"): "↵"}
+
 # Token ids as the methods below take them.
 Tokens = (
     Int[Tensor, "batch pos"]
@@ -178,6 +181,11 @@ class Tokenizer:
                 "so these tokens come from another vocabulary"
             )
         return ids
+
+
+def visible(token: str) -> str:
+    """The token as a label: "·" for a space, "↵" for a line break, "␉" for a tab, …"""
+    return token.translate(_PICTURES)
 
 
 def _malformed(files: str | Path, error: Exception) -> str:

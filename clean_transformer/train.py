@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -22,8 +21,8 @@ from clean_transformer import checkpoint
 from clean_transformer.checkpoint import Measured, Metrics
 from clean_transformer.data import Tokens, refuse_tokens, window
 from clean_transformer.device import resolve_device
-from clean_transformer.distributed import joined as joined
 from clean_transformer.distributed import mean, n_processes, rank, spread, unsummed
+from clean_transformer.hooks import HookPoint
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.unembed import TiedUnembed
 
@@ -98,8 +97,9 @@ def train(
     end: everything else a step depends on, its windows and its random numbers, follows from
     `training.seed` and its number.
 
-    With `torch.distributed` initialised (see `joined`), all processes train together. b_U is left
-    as it is: GPT-2 has none, and Hugging Face's format no place for it.
+    With `torch.distributed` initialised (see `distributed.joined`), all processes train together;
+    a sharded model is left in shards, and whole in the checkpoint. b_U is left as it is: GPT-2 has
+    none, and Hugging Face's format no place for it.
 
     Raises `ValueError` before any work for tokens that the model cannot read, too few of them, a
     batch that the processes cannot share, and a folder with another run, naming what differs;
@@ -111,7 +111,12 @@ def train(
     refuse_tokens("the tokens", tokens, model.cfg)
     if held_out is not None:
         refuse_tokens("the held-out tokens", held_out, model.cfg)
-    about = model.cfg.to_dict() | asdict(training) | {"n_tokens": len(tokens)}
+    modules = {
+        path: type(module).__name__
+        for path, module in model.named_modules()
+        if not isinstance(module, HookPoint)
+    }
+    about = model.cfg.to_dict() | asdict(training) | {"n_tokens": len(tokens)} | modules
     saved = checkpoint.read(folder, about)
 
     def windows(of: Tokens, batch: int) -> Int[Tensor, "window pos"]:
@@ -150,9 +155,7 @@ def train(
                 held_out_loss = evaluate(engine, batches, training)
             if rank() == 0:
                 speed = training.batch * model.cfg.n_ctx / seconds
-                measured = Measured(
-                    step + 1, loss, norm, training.rate(step), speed, held_out_loss
-                )
+                measured = Measured(step + 1, loss, norm, training.rate(step), speed, held_out_loss)
                 metrics.add(measured)
                 on_step(measured)
             if last or (step + 1) % training.save_every == 0:
@@ -164,7 +167,8 @@ def adamw(model: nn.Module, training: Training) -> AdamW:
 
     Gains and biases do not, whose last names begin with b (b_Q has two axes, but is one).
     """
-    decaying, others = [], []
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and not name.rpartition(".")[2].startswith("b")
         if parameter.requires_grad:
@@ -193,14 +197,19 @@ def update(
     for number, part in enumerate(parts):
         with nullcontext() if number + 1 == len(parts) else unsummed(engine):
             loss = next_token_loss(engine, part, training) / len(parts)
-            loss.backward()
+            torch.autograd.backward(loss)
         total += loss.detach()
-    norm = nn.utils.clip_grad_norm_(engine.parameters(), training.clip)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        if parameter.grad is None:  # a variant may leave one unused
+            parameter.grad = torch.zeros_like(parameter)
+    norm = nn.utils.clip_grad_norm_(parameters, training.clip)
     for group in optimizer.param_groups:
         group["lr"] = training.rate(step)
     optimizer.step()
     optimizer.zero_grad()
-    return mean(total), (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    norm = norm.full_tensor() if training.sharded else norm  # type: ignore[attr-defined]
+    return mean(total), norm.item()
 
 
 def next_token_loss(
@@ -265,6 +274,8 @@ def _share(training: Training) -> int:
             f"a batch of {training.batch} windows is not divisible by {n_processes()} processes × "
             f"{training.accumulation} parts each; take a multiple of {parts}"
         )
+    if training.sharded and n_processes() == 1:
+        raise ValueError("sharded needs several processes, as torchrun starts them; this is one")
     return training.batch // n_processes()
 
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass, replace
 from inspect import getclosurevars, unwrap
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import strategies as st
 from jaxtyping import config
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.references import Reference
+from clean_transformer.tokenizer import END_OF_TEXT, Tokenizer
 from clean_transformer.weights.table import Format
 
 # No two axes are equally long, so that nothing fits where it does not belong.
@@ -71,6 +74,29 @@ def random_state(known: Format, cfg: Config) -> dict[str, Tensor]:
     }
 
 
+def trained(**special: str) -> tokenizers.Tokenizer:
+    """A byte-level BPE like GPT-2's, of 270 tokens."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=270,
+        special_tokens=[special.get("end", END_OF_TEXT)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["the cat sat on the mat, then the other cat sat there"], trainer)
+    return backend
+
+
+def reading_model(*, b_U: bool = True, seed: int = 0, **changes) -> DemoTransformer:
+    """A small random model in float32 that has a tokenizer."""
+    cfg = tiny(**{"d_vocab": 270, "n_ctx": 60} | changes)
+    model = random_model(cfg, dtype=torch.float32, b_U=b_U, seed=seed)
+    model.tokenizer = Tokenizer(trained())
+    return model
+
+
 def random_tokens(cfg: Config = TINY, batch: int = 2, length: int = 7, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(cfg.d_vocab, (batch, length), generator=generator)
@@ -120,6 +146,28 @@ def assert_gradients(module: nn.Module, *inputs: Tensor) -> None:
         return functional_call(module, parameters, values[len(names) :])
 
     assert torch.autograd.gradcheck(run, (*values, *inputs))
+
+
+class Rounding:
+    """How far apart rounding may take two runs of AdamW (betas 0.9 and 0.95), element by element.
+
+    Where two sequences of gradients g differ by δ or less, so do their means m̂, and their root mean
+    squares √v̂, which is a norm. The step m̂ / (√v̂ + ε) then differs by δ (1 + C) / (√v̂ + ε) or less,
+    where |m̂| ≤ C √v̂ by Cauchy and Schwarz; in ten steps C is 1.02 or less. To first order the
+    differences add up. Rounding in float64 leaves δ ≤ 1e-12 of the largest gradient.
+    """
+
+    def __init__(self) -> None:
+        self.allowed: dict[str, Tensor] = {}
+
+    def add(
+        self, step: int, rate: float, gradient: float, exp_avg_sq: Mapping[str, Tensor]
+    ) -> None:
+        """One step more, from 0, whose gradients are no larger than `gradient`."""
+        for name, squares in exp_avg_sq.items():
+            root = (squares / (1 - 0.95 ** (step + 1))).sqrt()
+            moved = rate * 2.02 * 1e-12 * gradient / (root + 1e-8)
+            self.allowed[name] = self.allowed.get(name, 0) + moved
 
 
 def watch_everything(module: nn.Module) -> None:
@@ -188,3 +236,18 @@ def quietly(build, *args):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return build(*args)
+
+
+def assert_drawn_from(drawn: Tensor, probabilities: Tensor) -> None:
+    """A chi-squared test, that draws as unlikely as one in a thousand fail.
+
+    The seed being fixed, a test passes always or never.
+    """
+    counts = torch.bincount(drawn, minlength=len(probabilities)).double()
+    possible = probabilities > 0
+    assert not counts[~possible].any()
+    expected = probabilities[possible] * len(drawn)
+    assert expected.min() >= 5, "too few draws for a chi-squared test"
+    statistic = ((counts[possible] - expected) ** 2 / expected).sum()
+    freedom = torch.tensor(len(expected) - 1.0).double()
+    assert len(expected) == 1 or torch.special.gammaincc(freedom / 2, statistic / 2) > 0.001

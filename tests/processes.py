@@ -3,18 +3,20 @@
 They are forked from a server that has imported what they need, since an import takes seconds.
 """
 
+import itertools
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 import torch
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["clean_transformer.train", "torch.distributed.fsdp", "tests.training_runs"]
-)
+CONTEXT.set_forkserver_preload(["tests.training_runs", "torch.distributed.fsdp", "torch._dynamo"])
+KILLED = signal.SIGKILL
 
 
 def run(work, *arguments, environment=None) -> int:
@@ -54,12 +56,16 @@ def _work(work, arguments, environment) -> None:
 
 def kill_after(events: int) -> None:
     """Kill this process, as `kill -9` does, once it has made so many calls and returns."""
-    left = events
+    left = itertools.count(events, -1)
+    sys.setprofile(lambda *_: next(left) or os.kill(os.getpid(), KILLED))
 
-    def count(*_) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.setprofile(count)
+@contextmanager
+def counting() -> Iterator[Callable[[], int]]:
+    """How many calls and returns happen meanwhile."""
+    number = itertools.count()
+    sys.setprofile(lambda *_: next(number) and None)
+    try:
+        yield lambda: next(number)
+    finally:
+        sys.setprofile(None)

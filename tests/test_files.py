@@ -2,7 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from clean_transformer.files import appearing_whole, write_atomically
+from clean_transformer.files import (
+    appearing_whole,
+    in_place_of,
+    remove_unfinished,
+    require_folder,
+    write_atomically,
+)
 
 
 def test_the_text_is_in_the_file_and_nothing_else_is_left(tmp_path: Path):
@@ -46,3 +52,26 @@ def test_files_that_were_not_finished_never_appear(tmp_path: Path):
         break_off()
     assert [*tmp_path.iterdir()] == [tmp_path / "a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_bytes_are_written_as_they_are(tmp_path: Path):
+    file = tmp_path / "picture.png"
+    write_atomically(file, b"\x89\r\n\x00")
+    assert file.read_bytes() == b"\x89\r\n\x00"
+
+
+def test_a_missing_folder_is_told_before_the_work(tmp_path: Path):
+    require_folder(tmp_path / "report.json")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere' for 'report.json'"):
+        require_folder(tmp_path / "nowhere" / "report.json")
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path):
+    (tmp_path / "report.json").touch()
+    with pytest.MonkeyPatch.context() as patch, in_place_of(tmp_path / "report.json") as unfinished:
+        patch.setattr("os.replace", lambda *paths: None)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        unfinished.touch()
+    assert len([*tmp_path.iterdir()]) == 2
+    remove_unfinished(tmp_path)
+    assert [*tmp_path.iterdir()] == [tmp_path / "report.json"]

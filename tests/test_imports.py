@@ -21,7 +21,13 @@ FILES = {
 # A file imports from the lines above its own only; the files of parity/ also from each other.
 LAYERS = (
     ("config", "hooks", "device", "files", "weights/hub", "stories"),
-    ("tokenizer", "activations", "kv_cache", "weights/shapes", "modules/initial"),
+    (
+        *("tokenizer", "activations", "kv_cache", "samplers", "reports"),
+        *("weights/shapes", "modules/initial"),
+    ),
+    ("generate",),
+    ("beam_search",),
+    ("language_model",),
     ("weights/table", "weights/leveldb", "data", "distributed"),
     ("checkpoint",),
     ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
@@ -34,8 +40,10 @@ LAYERS = (
     ("model",),
     ("conventions",),
     ("places",),
-    ("generate", "swap", "variants", "train", "parity/*"),
-    ("plots", "demo"),
+    ("predict", "swap", "variants", "train", "parity/*"),
+    ("effect", "makes", "demo"),
+    ("plots", "explain", "terminal", "effect_report"),
+    ("cli_text", "cli_train"),
     ("cli",),
     ("__init__",),
 )

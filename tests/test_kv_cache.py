@@ -84,6 +84,25 @@ def test_padding_on_the_left_changes_nothing(
         assert_same_function(torch.cat(parts, 1)[row : row + 1, padding:], alone)
 
 
+@pytest.mark.parametrize("attn", ["ours", "of a person"])
+@pytest.mark.parametrize("paddings", [None, [0, 2, 1]])
+@torch.no_grad()
+def test_selected_rows_are_read_on_from(attn: str, paddings: list[int] | None):
+    ours, tokens, rows = model(attn), random_tokens(TINY, 3, 5), [1, 2, 0, 1]
+    more = random_tokens(TINY, len(rows), 1, seed=1)
+
+    def read(rows: list[int]) -> KVCache:
+        starts = torch.tensor([paddings[row] for row in rows] if paddings else [])
+        mask = (torch.arange(5) >= starts[:, None]).int() if paddings else None
+        cache = KVCache(N_LAYERS, N_CTX, mask)
+        ours(tokens[rows], cache)
+        return cache
+
+    selected = read([0, 1, 2])
+    selected.select(torch.tensor(rows))
+    assert_same_function(ours(more, selected), ours(more, read(rows)))
+
+
 @torch.no_grad()
 def test_a_module_without_a_cache_reads_everything_so_far():
     attn, cache = Averaging(), KVCache(1, 8)

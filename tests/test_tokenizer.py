@@ -7,9 +7,11 @@ import tokenizers
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import models, processors
 
-from clean_transformer.tokenizer import END_OF_TEXT, Tokenizer
+from clean_transformer.tokenizer import END_OF_TEXT, Tokenizer, visible
+
+from .helpers import trained
 
 GPT2 = Path(__file__).parents[2] / "shared" / "gpt2"
 needs_gpt2 = pytest.mark.skipif(
@@ -28,21 +30,6 @@ TEXTS = [
     "one<|endoftext|>two <|endoftext|>",
     "<|endoftext|",
 ]
-
-
-def trained(**special: str) -> tokenizers.Tokenizer:
-    """A byte-level BPE like GPT-2's, of 270 tokens."""
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=270,
-        special_tokens=[special.get("end", END_OF_TEXT)],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(["the cat sat on the mat, then the other cat sat there"], trainer)
-    return backend
 
 
 def write(backend: tokenizers.Tokenizer, folder: Path, *names: str) -> Path:
@@ -306,3 +293,15 @@ def test_a_vocabulary_that_is_not_gpt2s():
     words = tokenizers.Tokenizer(models.WordLevel({END_OF_TEXT: 0, "a": 1}, unk_token="a"))
     with pytest.raises(ValueError, match="lacks 255 of the tokens"):
         Tokenizer(words)
+
+
+def test_what_leaves_no_mark_is_seen():
+    assert visible(" a\n\t\x00\x1f\x7f�日") == "·a↵␉␀␟␡�日"
+
+
+@given(st.characters())
+def test_no_two_characters_look_the_same_but_their_pictures(character: str):
+    seen = visible(character)
+    assert len(seen) == 1
+    assert seen.isprintable() or not character.isascii()
+    assert seen == character or ord(character) <= 32 or character == "\x7f"

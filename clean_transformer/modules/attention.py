@@ -152,11 +152,17 @@ def mix_fused(
 
 
 def project(
-    x: Residual, W: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"]
+    x: Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos stream d_model"],
+    W: Float[Tensor, "head d_model d_head"],
+    b: Float[Tensor, "head d_head"],
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Every head's x W + b: one matrix product, unless each head reads a stream of its own."""
+    """Every head's x W + b: one matrix product, unless each head reads a stream of its own.
+
+    Of more streams than heads of W, which are then shared in groups, each reads its group's mean.
+    """
     if x.ndim == 4:
+        groups = "batch pos (head group) d_model -> batch pos head d_model"
         per_head = "batch pos head d_model, head d_model d_head -> batch pos head d_head"
-        return einsum(x, W, per_head) + b
+        return einsum(reduce(x, groups, "mean", head=len(W)), W, per_head) + b
     merged = x @ rearrange(W, "head d_model d_head -> d_model (head d_head)")
     return rearrange(merged, "batch pos (head d_head) -> batch pos head d_head", head=len(W)) + b

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.device import available, resolve_device
+from clean_transformer.tokenizer import Tokenizer
 from clean_transformer.weights.hub import HubError
 from clean_transformer.weights.load import read_pretrained
 from clean_transformer.weights.synthetic import plain, stress
@@ -20,6 +21,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# Weights that are made up, with GPT-2's vocabulary.
+SYNTHETIC = {"stress": stress, "plain": plain}
 # Ways to run the model: as it is, its modules compiled, or float32 under autocast to bfloat16.
 MODES = ("eager", "compiled", "autocast")
 
@@ -67,10 +70,10 @@ def choose_weights(source: str | None) -> Weights:
     Without a source, GPT-2 small from the hub or its cache, else `stress` weights of its shape.
     """
     kind, _, size = (source or "").partition(":")
-    if kind in ("stress", "plain"):
+    if kind in SYNTHETIC:
         cfg = Config.gpt2(size or "small")
         title = f"synthetic {kind!r} weights of GPT-2 {size or 'small'}'s shape"
-        return Weights(title, cfg, (stress if kind == "stress" else plain)(cfg))
+        return Weights(title, cfg, SYNTHETIC[kind](cfg))
     try:
         cfg, state = read_pretrained(source or "gpt2", torch.device("cpu"), torch.float32)
         return Weights(f"the weights of {source or 'gpt2'}", cfg, state)
@@ -86,6 +89,26 @@ def suite_tokens(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos
     tokens = (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
     tokens[:, 0] = cfg.d_vocab - 1
     return tokens
+
+
+def choose_tokens(
+    text: str | None, source: str | None, cfg: Config
+) -> tuple[Int[Tensor, "batch pos"], str]:
+    """The text as tokens, and what they are in words.
+
+    The tokenizer is the one that is with the weights, GPT-2's for synthetic ones. Without a text,
+    or where there is no tokenizer to read it, they are `suite_tokens`.
+    """
+    spread = suite_tokens(cfg, 2, min(33, cfg.n_ctx))
+    if text is None:
+        return spread, "ids spread over the vocabulary"
+    source = source or "gpt2"
+    try:
+        kind = source.partition(":")[0]
+        tokenizer = Tokenizer.from_pretrained("gpt2" if kind in SYNTHETIC else source)
+    except (ValueError, OSError) as error:
+        return spread, f"ids spread over the vocabulary, not on the text, because {error}"
+    return tokenizer.to_tokens(text), repr(text)
 
 
 def _choose(what: str, names: str, known: Collection[str]) -> list[str]:

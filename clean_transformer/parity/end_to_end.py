@@ -63,14 +63,19 @@ def run(
 
 
 def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:
-    """The root mean square of the difference, per activation; masked scores agree or are inf."""
-    errors = {}
-    for name, exact in oracle.items():
-        if name in activations:
-            given = upcast(activations[name])
-            difference = torch.where(given == exact, 0.0, given - exact)
-            errors[name] = float(difference.square().mean().sqrt())
-    return errors
+    """The root mean square of the difference, per activation."""
+    return {
+        name: rms_difference(activations[name], exact)
+        for name, exact in oracle.items()
+        if name in activations
+    }
+
+
+def rms_difference(given: Tensor, exact: Tensor) -> float:
+    """The root mean square of given - exact, in float64; masked scores agree or are inf."""
+    given, exact = upcast(given), upcast(exact)
+    difference = torch.where(given == exact, 0.0, given - exact)
+    return float(difference.square().mean().sqrt())
 
 
 def healthy_envelope(

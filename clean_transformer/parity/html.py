@@ -4,17 +4,15 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
-
-from jinja2 import Environment, StrictUndefined
 
 from clean_transformer.files import write_atomically
 from clean_transformer.parity.report import MARKS, PRECISION_SETTINGS, group_of, to_json
 from clean_transformer.parity.suite import SuiteReport
 from clean_transformer.parity.verdict import Verdict, worst
+from clean_transformer.reports import heat_map, number, render_page
 
 Row = Mapping[str, Any]
 Key = TypeVar("Key")
@@ -58,6 +56,11 @@ class Cell:
         return len(SHARES) - 1 if math.isnan(self.share) else bisect_left(SHARES, self.share)
 
     @property
+    def label(self) -> str:
+        """The value, to read."""
+        return number(self.value, 2)
+
+    @property
     def mark(self) -> str:
         """A letter for what does not pass, so that it is not told by colour alone."""
         return "" if self.verdict is Verdict.PASS else MARKS[self.verdict]
@@ -67,27 +70,6 @@ class Cell:
         """The larger, the worse."""
         share = math.inf if math.isnan(self.share) else self.share
         return [*Verdict].index(self.verdict), share, self.value
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Layers × activations, in the order of the forward pass, and what is outside of the blocks."""
-
-    layers: list[int]
-    before: dict[str, Cell]
-    points: dict[str, dict[int, Cell]]
-    after: dict[str, Cell]
-
-    def worst(self, point: str) -> Cell:
-        """The worst of an activation, over the layers."""
-        return max(self.points[point].values(), key=lambda cell: cell.concern)
-
-    @property
-    def fields(self) -> list[str]:
-        """The names of every cell's facts."""
-        cells = [*self.before.values(), *self.after.values()]
-        cells += [cell for places in self.points.values() for cell in places.values()]
-        return [*cells[0].facts] if cells else []
 
 
 @dataclass(frozen=True)
@@ -141,38 +123,23 @@ def write_html(report: SuiteReport, file: Path) -> None:
 
 def render(report: Row) -> str:
     """The page of a report's plain values, as `to_json` gives them."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "number": number,
-        "title": title,
-        "worst": worst_verdict,
-        "run_name": run_name,
-    }
-    template = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return render_page(
+        "parity.html.jinja",
         report=report,
         meaning=MEANING[Verdict(report["verdict"])],
         shares=SHARES,
         reasons=reasons(report),
         places=places,
         kinds=kinds,
+        title=title,
+        worst_verdict=worst_verdict,
         precision_settings=PRECISION_SETTINGS,
         first_failure=first_failure,
         worst_reference=worst_reference,
-        teacher_forced=lambda run: heat_map(run["isolated"], isolated_cell),
-        end_to_end=lambda run: heat_map(run["end_to_end"], end_to_end_cell),
+        teacher_forced=lambda run: heat_map(by_name(run["isolated"], isolated_cell)),
+        end_to_end=lambda run: heat_map(by_name(run["end_to_end"], end_to_end_cell)),
         depth_chart=depth_chart,
     )
-
-
-def number(value: int | float | str, digits: int = 3) -> str:
-    """A number to read, also one that is none."""
-    value = float(value)
-    if not math.isfinite(value):
-        return "not a number" if math.isnan(value) else f"{'−' if value < 0 else ''}∞"
-    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def worst_verdict(rows: Iterable[Row]) -> str:
@@ -224,8 +191,7 @@ def run_name(run: Row) -> str:
 
 def first_failure(run: Row) -> Cell | None:
     """The first activation, in the order of the forward pass, that does not pass."""
-    for rows in _by_name(run["isolated"]).values():
-        cell = isolated_cell(rows)
+    for cell in by_name(run["isolated"], isolated_cell).values():
         if cell.verdict is not Verdict.PASS:
             return cell
     return None
@@ -313,29 +279,15 @@ def _share(value: float, healthy: float) -> float:
     return 0.0 if value == 0 else math.inf
 
 
-def heat_map(rows: list[Row], cell: Callable[[list[Row]], Cell]) -> HeatMap:
-    """Lay the rows out by layer and activation."""
-    before: dict[str, Cell] = {}
-    points: dict[str, dict[int, Cell]] = {}
-    after: dict[str, Cell] = {}
-    for name, same in _by_name(rows).items():
-        if group_of(name) == "outside":
-            (after if points else before)[name] = cell(same)
-        else:
-            _, layer, *point = name.split(".")
-            points.setdefault(".".join(point), {})[int(layer)] = cell(same)
-    layers = sorted({layer for places in points.values() for layer in places})
-    return HeatMap(layers, before, points, after)
-
-
-def _by_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of each activation, in the order of the forward pass.
+def by_name(rows: Iterable[Row], cell: Callable[[list[Row]], Cell]) -> dict[str, Cell]:
+    """The cell of each activation, in the order of the forward pass.
 
     Every run of the suite tells a part of that order: the one that watched the most goes first.
     """
     runs = _grouped(rows, lambda row: (row.get("case"), row.get("path")))
     longest_first = sorted(runs.values(), key=len, reverse=True)
-    return _grouped(chain.from_iterable(longest_first), lambda row: row["name"])
+    groups = _grouped(chain.from_iterable(longest_first), lambda row: row["name"])
+    return {name: cell(same) for name, same in groups.items()}
 
 
 def depth_chart(run: Row) -> Chart | None:

@@ -1,10 +1,6 @@
 """What a person and a program see of a parity run: the terminal, and JSON."""
 
-import json
-import math
 from collections.abc import Iterable
-from dataclasses import is_dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +8,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from clean_transformer.files import write_atomically
 from clean_transformer.parity.compare import Comparison, ParityReport
 from clean_transformer.parity.isolate import Isolated
 from clean_transformer.parity.locate import Located
 from clean_transformer.parity.suite import DeviceRun, SuiteReport
 from clean_transformer.parity.verdict import Verdict, worst
+from clean_transformer.reports import plain, write_plain
 
 SCHEMA = "clean-transformer/parity"
 SCHEMA_VERSION = 1
@@ -283,27 +279,9 @@ def _isolated_rows(rows: list[Isolated], worst_rows: int) -> Table:
 
 def to_json(report: SuiteReport) -> dict[str, Any]:
     """The whole report as plain values, with every verdict; see `SCHEMA_VERSION`."""
-    return {"schema": SCHEMA, "version": SCHEMA_VERSION, **_plain(report)}
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        fields = {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        derived = ("verdict", "rho", "coverage")
-        return fields | {
-            name: _plain(getattr(value, name)) for name in derived if hasattr(value, name)
-        }
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no inf and no nan
-    return value
+    return {"schema": SCHEMA, "version": SCHEMA_VERSION, **plain(report)}
 
 
 def write_json(report: SuiteReport, file: Path) -> None:
     """Write the report, whole or not at all."""
-    write_atomically(file, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
+    write_plain(to_json(report), file)

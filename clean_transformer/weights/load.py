@@ -26,8 +26,12 @@ FORMATS = (
     NANOGPT_WITHOUT_BIASES,
     HUGGINGFACE,
 )
-# How a folder is read, by the file that tells the architecture, and how a single file is.
-FOLDERS = {"config.json": read_folder, "hparams.json": read_openai}
+# How a folder is read, and the format of what is in it, by the file that tells the architecture.
+FOLDERS = {
+    "config.json": (read_folder, HUGGINGFACE),
+    "hparams.json": (read_openai, OPENAI),
+}
+# A single file is read by its suffix; its format shows in the names.
 FILES = {".gguf": read_gguf, ".pt": read_checkpoint}
 
 
@@ -40,10 +44,21 @@ def read_pretrained(
     Where nothing has to be converted, the parameters are views of the memory-mapped file.
     """
     file = Path(source)
-    is_file = file.is_file() or (file.suffix in FILES and not file.is_dir())
-    told, state = _read_file(file) if is_file else _read_folder(fetch(source, WEIGHTS))
-    converted = {key: tensor.to(device, dtype) for key, tensor in state.items()}
-    return read_state_dict(converted, told)
+    if file.is_file() or (file.suffix in FILES and not file.is_dir()):
+        told, state = _read_file(file)
+        return read_state_dict(_converted(state, device, dtype), told)
+    folder = fetch(source, WEIGHTS)
+    names = os.listdir(folder)
+    names = complete_set(WEIGHTS, names) or names  # an incomplete set is refused by its reader
+    for name, (read, known) in FOLDERS.items():
+        if name in names:
+            cfg, state = read(folder)
+            return cfg, known.read(cfg, _converted(state, device, dtype))
+    raise FileNotFoundError(f"{folder} has no {' or '.join(FOLDERS)}; is it a model's folder?")
+
+
+def _converted(state: State, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {key: tensor.to(device, dtype) for key, tensor in state.items()}
 
 
 def _read_file(file: Path) -> tuple[Config | None, State]:
@@ -54,15 +69,6 @@ def _read_file(file: Path) -> tuple[Config | None, State]:
             f"{file} is no {' or '.join(FILES)} file; pass the folder that it is a part of"
         )
     return FILES[file.suffix](file)
-
-
-def _read_folder(folder: Path) -> tuple[Config | None, State]:
-    names = os.listdir(folder)
-    names = complete_set(WEIGHTS, names) or names  # an incomplete set is refused by its reader
-    for file, read in FOLDERS.items():
-        if file in names:
-            return read(folder)
-    raise FileNotFoundError(f"{folder} has no {' or '.join(FOLDERS)}; is it a model's folder?")
 
 
 def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 minGPT (since 2022) computes our gelu_new. So did nanoGPT until June 2023, when pull request 274
 replaced it by the exact GELU, which differs by up to 5e-4: the weights of such a model are read as
-they are, but give its very function only with the exact GELU in place of each block's `mlp`.
+they are, but give its very function only with `variants.ExactGeluMLP` for each block's `mlp`.
 """
 
 import warnings
@@ -77,7 +77,7 @@ def read_checkpoint(file: Path) -> tuple[Config | None, dict[str, Tensor]]:
     warnings.warn(
         "nanoGPT has computed the exact GELU since June 2023; this model computes GPT-2's tanh "
         "form, which differs by up to 5e-4. For a checkpoint trained since then, replace each "
-        "block's mlp by one with the exact GELU.",
+        "block's mlp: swap(model, 'blocks.*.mlp', variants.ExactGeluMLP).",
         stacklevel=5,  # at the line that calls from_pretrained
     )
     return _config(file, saved["model_args"]), dict(state)

@@ -1,13 +1,8 @@
 """The page says what the JSON says, to every reader, on a machine without a network."""
 
 import math
-import re
-import shutil
-import subprocess
-from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +19,10 @@ from clean_transformer.parity.report import group_of, to_json
 from clean_transformer.parity.suite import SuiteReport, run_suite
 from clean_transformer.parity.verdict import Verdict
 
+from ..pages import CHROMIUM, Element, Page, assert_self_contained, browse, facts, same_number
 from .small import small_weights
 
 MARKUP = """<b onclick="x('y')">&amp;</b>"""
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-VOID = {"meta", "br"}
 
 
 @pytest.fixture(scope="module")
@@ -94,87 +88,8 @@ def report(request: pytest.FixtureRequest) -> SuiteReport:
     return request.getfixturevalue(request.param)
 
 
-@dataclass
-class Element:
-    tag: str
-    attributes: dict[str, str]
-    parts: list["Element | str"] = field(default_factory=list)
-
-    @property
-    def children(self) -> list["Element"]:
-        return [part for part in self.parts if isinstance(part, Element)]
-
-    @property
-    def text(self) -> str:
-        """All of it, in order."""
-        return "".join(part if isinstance(part, str) else part.text for part in self.parts)
-
-    def walk(self) -> Iterator["Element"]:
-        yield self
-        for child in self.children:
-            yield from child.walk()
-
-    def all(self, attribute: str, value: str | None = None) -> list["Element"]:
-        """The descendants with that attribute, or with that word in it."""
-        return [
-            element
-            for element in self.walk()
-            if attribute in element.attributes
-            and (value is None or value in element.attributes[attribute].split())
-        ]
-
-    def words(self) -> str:
-        return " ".join(self.text.split())
-
-
-class Page(HTMLParser):
-    """The elements of a page; every one of them must be closed."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.root = Element("", {})
-        self.open = [self.root]
-        self.feed(text)
-        self.close()
-        assert self.open == [self.root]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        element = Element(tag, {name: value or "" for name, value in attrs})
-        self.open[-1].parts.append(element)
-        if tag not in VOID:
-            self.open.append(element)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop().tag == tag
-
-    def handle_data(self, data: str) -> None:
-        self.open[-1].parts.append(data)
-
-
 def run_sections(page: Element) -> list[Element]:
     return page.all("class", "run")
-
-
-def facts(part: Element) -> dict[str, dict[str, str]]:
-    """What every square or point of a figure tells, by the activation's name."""
-    told = {}
-    for figure in part.all("data-fields"):
-        fields = figure.attributes["data-fields"].split("|")
-        for element in figure.all("data-facts"):
-            values = element.attributes["data-facts"].split("|")
-            told[values[0]] = dict(zip(fields, values, strict=True))
-    return told
-
-
-def same_number(shown: str, value: float | str, digits: int = 4) -> bool:
-    value = float(value)
-    words = {"∞": math.inf, "−∞": -math.inf, "not a number": math.nan}
-    read = words[shown] if shown in words else float(shown)
-    return read == pytest.approx(value, rel=0.5 * 10 ** (1 - digits), abs=0, nan_ok=True)
 
 
 def badness(row: dict[str, Any]) -> tuple[int, float]:
@@ -395,12 +310,7 @@ def test_a_compiled_run_is_named_and_needs_no_chart(measured: SuiteReport):
 
 def test_no_network(report: SuiteReport):
     text = render(to_json(report))
-    assert not re.search(r"://|url\(|@import|\bimport\b|fetch\(|XMLHttpRequest", text)
-    links = ("src", "srcset", "href", "action", "data", "poster", "background")
-    for element in Page(text).root.walk():
-        assert element.tag not in ("link", "img", "iframe", "object", "base")
-        for name in set(links) & set(element.attributes):
-            assert element.attributes[name].startswith("#"), element
+    assert_self_contained(text)
     page = Page(text).root
     names = {element.attributes["id"] for element in page.all("id")}
     assert {e.attributes["href"].removeprefix("#") for e in page.all("href")} <= names
@@ -459,29 +369,6 @@ def deeper(rows: list[dict[str, Any]], layers: int) -> list[dict[str, Any]]:
 
 
 # --- in a browser ---
-
-
-def browse(file: Path, profile: Path) -> tuple[str, list[str]]:
-    """The page as the browser has it once its script has run, and what its console says."""
-    assert CHROMIUM
-    quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
-    options = ["--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr", "--v=0"]
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *options,
-            *(f"--disable-{part}" for part in quiet),
-            f"--user-data-dir={profile}",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            "--dump-dom",
-            file.as_uri(),
-        ],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=True,
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")

@@ -1,6 +1,7 @@
 """The sensitivity of the suite: every planted fault is caught, and laid at the right door."""
 
 import re
+from collections.abc import Callable
 from fnmatch import fnmatch
 
 import pytest

@@ -1,6 +1,5 @@
 import socket
 from pathlib import Path
-from time import monotonic
 
 import pytest
 
@@ -139,10 +138,9 @@ def test_without_the_hub_and_a_cached_copy(hub, with_hub, how, why):
     with_hub(fetching("someone/model", "TOKENIZER"))  # of the same repository, but no weights
     hub.faults["someone/model"] = how
 
-    start = monotonic()
+    # Which gives up on a process that waits for ever.
     error = last_line(with_hub(fetching("someone/model"), **WITHOUT_HUB[how]))
 
-    assert monotonic() - start < 10
     assert error.startswith("clean_transformer.weights.hub.HubError: 'someone/model' is not in the")
     assert why in error
     assert error.endswith("connect once to download it, or pass a folder with its files")
