@@ -12,7 +12,7 @@ WITH_REFERENCE = tests/modules tests/weights/test_processing.py tests/weights/te
 	tests/parity/test_compare.py tests/parity/test_references.py tests/test_transplant.py \
 	tests/test_variants.py tests/parity/test_gradients.py
 
-.PHONY: setup parity test test-hooked bench sensitivity format check
+.PHONY: setup parity test test-hooked bench sensitivity demo-model format check
 
 setup: $(VENV)/.installed
 
@@ -41,6 +41,10 @@ bench: setup
 # The ratios that healthy runs have, by which the suite's bounds are judged.
 sensitivity: setup
 	$(VENV)/bin/python -m benchmarks.sensitivity $(ARGS)
+
+# Writes the stories, and trains the tokenizer and the model that the package ships.
+demo-model: setup
+	$(VENV)/bin/python -m clean_transformer.demo
 
 format: setup
 	$(VENV)/bin/ruff format .

@@ -1,8 +1,9 @@
 """The commands for text and for what reads it: generate, predict, tokens, info."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -30,17 +31,29 @@ TextArgument = Annotated[
 FileOption = Annotated[Path | None, typer.Option("--file", help="Read the text from a file.")]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(help="Hub id, alias, or folder with weights and tokenizer. Default: gpt2."),
+    typer.Option(
+        help="Hub id, alias, or folder with weights and tokenizer. Default: gpt2, or "
+        "demo where the hub is out of reach."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")]
 DtypeOption = Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
 
+Read = TypeVar("Read")
+
 
 def generate(
     text: TextArgument = None,
     file: FileOption = None,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", help="How many to add at most.")] = 50,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens",
+            "-n",
+            help="How many to add at most. Default: 50; for demo, to a story's end.",
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token; above, one is drawn.")
     ] = 0.0,
@@ -87,6 +100,9 @@ def generate(
         with progress() as on_step:
             on_step("reading the weights")
             model = load(weights, device, dtype)
+            if tokens is None:
+                room = model.cfg.n_ctx - model.to_tokens(prompt).shape[1]
+                tokens = max(1, room) if model.source == "demo" else 50
             if not stream:
                 on_step(f"generating up to {tokens} tokens")
                 end = [model.tokenizer.eos_token_id]
@@ -172,7 +188,7 @@ def tokens(
     """Show how a text splits into tokens."""
     with one_line_errors():
         read = read_text(text, file)
-        tokenizer = read_tokenizer(weights)
+        tokenizer = read_or_demo(Tokenizer.from_pretrained, weights)
         ids = tokenizer.to_tokens(read, bos)[0].tolist()
         words = tokenizer.to_str_tokens(ids)
         if as_json:
@@ -214,23 +230,33 @@ def info(
 def load(weights: str | None, device: str, dtype: str) -> DemoTransformer:
     """The model and its tokenizer, which is read first: where it is missing, that shows at once."""
     exact = choose_dtype(dtype)
-    tokenizer = read_tokenizer(weights)
-    model = DemoTransformer.from_pretrained(weights or "gpt2", device=device, dtype=exact)
-    model.tokenizer = tokenizer
-    return model
+
+    def read(source: str) -> DemoTransformer:
+        tokenizer = Tokenizer.from_pretrained(source)
+        model = DemoTransformer.from_pretrained(source, device=device, dtype=exact)
+        model.tokenizer = tokenizer
+        return model
+
+    return read_or_demo(read, weights)
 
 
-def read_tokenizer(weights: str | None) -> Tokenizer:
-    """That of the source. Raises `HubError` that says how to name one, if none was."""
+def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
+    """What is read from that source; from GPT-2 if none was named, or else from the demo, loudly.
+
+    A command works without a network too, and never in secret with another model.
+    """
+    if weights is not None:
+        return read(weights)
     try:
-        return Tokenizer.from_pretrained(weights or "gpt2")
+        return read("gpt2")
     except HubError as error:
-        if weights:
-            raise
-        raise HubError(
-            f"no --weights are named, and {error}: --weights FOLDER, with config.json + "
-            "model.safetensors and vocab.json + merges.txt (or tokenizer.json)"
-        ) from None
+        Console(stderr=True, soft_wrap=True).print(
+            f"note: {error}. This is 'demo', the small model that comes with clean-transformer and "
+            "knows little stories only; --weights chooses another",
+            style="yellow",
+            markup=False,
+        )
+        return read("demo")
 
 
 def choose_dtype(name: str) -> torch.dtype:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from clean_transformer import tokenizer
+from clean_transformer import stories
 from clean_transformer.cli import app
 from clean_transformer.cli_text import print_json
 from clean_transformer.model import DemoTransformer
 from clean_transformer.predict import predict
+from clean_transformer.weights import hub, load
 from clean_transformer.weights.hub import HubError
 
 from .helpers import reading_model, trained
@@ -172,16 +173,44 @@ def test_2_and_one_line_for_what_is_no_source(command: str):
     assert_one_line(result, "'no/such/folder' is no folder")
 
 
-@pytest.mark.parametrize("command", ["generate", "predict", "tokens"])
-def test_what_to_name_where_the_hub_is_out_of_reach(command: str, folder: Path, monkeypatch):
-    def unreachable(*_: object) -> None:
-        raise HubError("the hub cannot be asked; pass a folder with its files")
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = hub.fetch
 
-    monkeypatch.setattr(tokenizer.hub, "fetch", unreachable)
-    result = call(command, "text")
-    assert_one_line(result, "no --weights are named, and the hub cannot be asked; pass a folder")
-    assert "--weights FOLDER, with config.json + model.safetensors and vocab.json" in result.stderr
-    assert_one_line(call(command, "text", "--weights", "gpt2"), "error: the hub cannot be asked")
+    def fetch_here(source: str, wanted: hub.FileSets) -> Path:
+        if source == "gpt2":
+            raise HubError("the hub cannot be asked; pass a folder with its files")
+        return fetch(source, wanted)
+
+    for module in (hub, load):
+        monkeypatch.setattr(module, "fetch", fetch_here)
+
+
+@pytest.mark.parametrize("command", ["generate", "predict", "tokens"])
+def test_the_demo_stands_in_for_gpt2_where_the_hub_is_out_of_reach(command: str, no_hub: None):
+    result = call(command, "Once upon a time")
+    assert result.exit_code == 0
+    [note] = result.stderr.strip().splitlines()
+    assert note.startswith("note: the hub cannot be asked")
+    assert "This is 'demo', the small model" in note
+    named = call(command, "Once upon a time", "--weights", "demo")
+    assert (named.stdout, named.stderr) == (result.stdout, "")
+    refused = call(command, "Once upon a time", "--weights", "gpt2")
+    assert_one_line(refused, "error: the hub cannot be asked")
+
+
+def test_the_demo_tells_a_whole_story_with_nothing_downloaded(with_hub):
+    code = "from clean_transformer.cli import app; app(['generate', 'Once upon a time'])"
+    run = with_hub(code, HF_HUB_OFFLINE="1")
+    assert "This is 'demo'" in run.stderr
+    assert stories.parse(run.stdout.removesuffix("\n")) is not None
+
+
+def test_the_demo_writes_as_many_tokens_as_it_is_told_to():
+    read = json.loads(call("generate", "Once", "--weights", "demo", "-n", 7, "--json").stdout)
+    assert len(read["tokens"]) == 7
+    too_long = call("generate", "Once " * 200, "--weights", "demo")
+    assert_one_line(too_long, "more than the n_ctx=164 positions")
 
 
 def test_numbers_that_json_has_not_are_refused(capsys):

@@ -20,7 +20,7 @@ FILES = {
 
 # A file imports from the lines above its own only; the files of parity/ also from each other.
 LAYERS = (
-    ("config", "hooks", "device", "files", "weights/hub"),
+    ("config", "hooks", "device", "files", "weights/hub", "stories"),
     (
         *("tokenizer", "activations", "kv_cache", "samplers", "reports"),
         *("weights/shapes", "modules/initial"),
@@ -43,7 +43,7 @@ LAYERS = (
     ("conventions",),
     ("places",),
     ("predict", "swap", "variants", "train", "parity/*"),
-    ("effect", "makes"),
+    ("effect", "makes", "demo"),
     ("plots", "explain", "terminal", "effect_report"),
     ("cli_text", "cli_train", "cli_bench"),
     ("cli",),

@@ -27,16 +27,17 @@ from .training_runs import CFG, RUN, TOKENS, Stopped, read_metrics, run
 # What a step does.
 
 
-@given(st.integers(1, 50), st.integers(0, 60))
-def test_the_learning_rate_rises_then_falls_to_a_tenth(steps: int, warmup: int):
-    training = Training(steps=steps, batch=1, warmup=warmup, learning_rate=0.5)
+@given(st.integers(1, 50), st.integers(0, 60), st.sampled_from([None, 0.0, 0.02, 1.0]))
+def test_the_learning_rate_rises_then_falls(steps: int, warmup: int, share: float | None):
+    end = {} if share is None else {"final_share": share}
+    training = Training(steps=steps, batch=1, warmup=warmup, learning_rate=0.5, **end)
     rates = [training.rate(step) for step in range(steps)]
     rising, falling = rates[:warmup], rates[warmup:]
     assert rising == pytest.approx([0.5 * (n + 1) / warmup for n in range(len(rising))])
     assert falling == sorted(falling, reverse=True)
     if falling:
         assert falling[0] == 0.5
-        assert training.rate(steps) == pytest.approx(0.05)
+        assert training.rate(steps) == pytest.approx(0.05 if share is None else 0.5 * share)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -281,6 +282,7 @@ def flat(optimizer: dict) -> dict[str, torch.Tensor]:
     [
         ({"steps": 0}, r"Training\.steps is 0; it must be 1 or more"),
         ({"clip": 0.0}, r"Training\.clip is 0\.0; it must be more than 0"),
+        ({"final_share": 1.5}, r"Training\.final_share is 1\.5; it must be from 0 to 1"),
         ({"seed": -1}, r"Training\.seed is -1; it must be 0 or more"),
         ({"accumulation": 3}, r"Training\.batch is 4; it must be a multiple of accumulation"),
     ],

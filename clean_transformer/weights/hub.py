@@ -16,6 +16,9 @@ HUB_IDS = {
     "distilgpt2": "distilbert/distilgpt2",
 }
 
+# The small model that comes with the package, under the name "demo".
+DEMO = Path(__file__).with_name("demo")
+
 # Sets of file names (or patterns) of which any one will do, the preferred set first.
 FileSets = tuple[tuple[str, ...], ...]
 WEIGHTS: FileSets = (
@@ -41,15 +44,18 @@ class HubError(OSError):
 def fetch(source: str | Path, wanted: FileSets) -> Path:
     """The folder with the files of `source`: a local folder, an alias of `HUB_IDS` or a hub id.
 
-    A local folder is returned as it is. From the hub, only the first set of `wanted` that the
-    repository has in full is downloaded, into `huggingface_hub`'s cache and under its environment
-    variables. Where the hub does not answer, the cached copy is taken.
+    A local folder is returned as it is, and for "demo" the one that comes with the package. From
+    the hub, only the first set of `wanted` that the repository has in full is downloaded, into
+    `huggingface_hub`'s cache and under its environment variables. Where the hub does not answer,
+    the cached copy is taken.
 
-    Raises `ValueError` for a source that is none of the three, and `HubError` if the hub has no
+    Raises `ValueError` for a source that is none of these, and `HubError` if the hub has no
     such repository or files, cannot be reached with nothing cached, or breaks off a download.
     """
     if os.path.isdir(source):
         return Path(source)
+    if source == "demo":
+        return DEMO
     repo = _hub_id(str(source))
 
     from huggingface_hub import HfApi
@@ -104,10 +110,11 @@ def _hub_id(name: str) -> str:
         return HUB_IDS[name]
     if HUB_ID.fullmatch(name):
         return name
-    close = get_close_matches(name.lower(), HUB_IDS, cutoff=0.8)
+    aliases = [*HUB_IDS, "demo"]
+    close = get_close_matches(name.lower(), aliases, cutoff=0.8)
     raise ValueError(
         f"{name!r} is no folder, no hub id 'owner/name' and none of the aliases "
-        + ", ".join(HUB_IDS)
+        + ", ".join(aliases)
         + (f"; did you mean {' or '.join(close)}?" if close else "")
     )
 

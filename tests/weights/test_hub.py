@@ -200,7 +200,7 @@ def test_an_unknown_alias(source, suggested):
     "source", ["bert", "", "./model", "/no/folder", Path("../model"), "a/b/c", "a--b/c", "a/b."]
 )
 def test_a_source_that_is_nothing_of_the_known(source):
-    with pytest.raises(ValueError, match=r"aliases gpt2, gpt2-small, .*, distilgpt2$"):
+    with pytest.raises(ValueError, match=r"aliases gpt2, gpt2-small, .*, distilgpt2, demo$"):
         fetch(source, WEIGHTS)
 
 
