@@ -31,10 +31,7 @@ TextArgument = Annotated[
 FileOption = Annotated[Path | None, typer.Option("--file", help="Read the text from a file.")]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(
-        help="Hub id, alias, or folder with weights and tokenizer. Default: gpt2, or "
-        "demo where the hub is out of reach."
-    ),
+    typer.Option(help="Hub id, alias or folder. Default: gpt2, or demo where the hub is away."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")]
 DtypeOption = Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")]
@@ -47,12 +44,7 @@ def generate(
     text: TextArgument = None,
     file: FileOption = None,
     tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--tokens",
-            "-n",
-            help="How many to add at most. Default: 50; for demo, to a story's end.",
-        ),
+        int | None, typer.Option("--tokens", "-n", help="At most; by default 50, or demo's story.")
     ] = None,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token; above, one is drawn.")

@@ -48,7 +48,7 @@ def main(run: Path = Path("build/demo-model")) -> None:
 
     A run that was broken off goes on from its last checkpoint in `run`.
     """
-    torch.set_num_threads(1)  # the order of sums, and no slower for matrices this small
+    torch.set_num_threads(1)  # sums in one order, and no slower for matrices this small
     tokenizer = train_tokenizer(stories.generate(SEED, TOKENIZER_STORIES))
     batches = {SEED: TRAINING.steps, HELD_OUT_SEED: TRAINING.held_out_batches}
     tokens, held_out = (
