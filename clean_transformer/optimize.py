@@ -87,7 +87,7 @@ def optimize(
     Names, shapes and values of all parameters stay, and so does all that can be watched: while
     somebody watches or patches inside a block, while gradients are on, and once a module or weight
     was replaced, that block runs as it is written, and `NotOptimized` says so, once. On a processor
-    the products are the fastest of several, which takes a second or two to measure. "int8" computes
+    the products are the fastest of several, which takes some seconds to measure. "int8" computes
     with 8-bit copies of the weights: less to read, and less accurate. With `compile`, generation
     takes each token after the prompt through one graph of `torch.compile`, on CUDA through a CUDA
     graph; the first one then takes up to a minute.
