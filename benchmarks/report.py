@@ -26,8 +26,9 @@ def print_results(results: Results, console: Console) -> None:
         for column in ("median", "quartiles", "tokens/s", "of limit", "KL"):
             table.add_column(column, justify="right", no_wrap=True)
         for part, row in rows.items():
-            names = (str(part.work), part.entrant.contestant, part.entrant.dtype)
-            table.add_row(*names, *_figures(results, row))
+            entrant = part.entrant
+            work = f"{part.work}, {entrant.model}" if entrant.model != "small" else str(part.work)
+            table.add_row(work, entrant.contestant, entrant.dtype, *_figures(results, row))
         console.print(table)
         for part, row in rows.items():
             if not row.values:
