@@ -37,7 +37,7 @@ LAYERS = (
     ("modules/affine",),
     ("modules/embed", "modules/pos_embed", "modules/layer_norm", "modules/attention"),
     ("modules/mlp", "modules/unembed"),
-    ("modules/block", "products"),
+    ("modules/block", "products", "memory_layout"),
     ("optimize",),
     ("model",),
     ("conventions",),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clean_transformer import DemoTransformer, HookPoint, optimize
 from clean_transformer.config import Config
-from clean_transformer.optimize import NotOptimized, merge_heads, side_by_side
+from clean_transformer.optimize import NotOptimized
 from clean_transformer.parity import invariants
 from clean_transformer.parity.choices import Weights
 from clean_transformer.parity.suite import check_device
@@ -307,37 +307,6 @@ def test_modules_of_other_classes_stay_as_they_are(model):
 
     assert optimized.modules == ("blocks.1", "unembed")
     assert_close(model(TOKENS), logits)
-
-
-# The order in memory.
-
-
-def test_a_loaded_checkpoint_is_merged_without_a_copy(tmp_path, model):
-    model.float().save_pretrained(tmp_path)
-    loaded = DemoTransformer.from_pretrained(tmp_path, device="cpu")
-    attn = loaded.blocks[0].attn
-
-    merged, _ = merge_heads(attn, transposed=False)
-
-    assert merged.data_ptr() == attn.W_Q.data_ptr()
-    assert side_by_side((attn.W_Q, attn.W_K, attn.W_V)).data_ptr() == attn.W_Q.data_ptr()
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_merged_heads_are_all_three_side_by_side(model, transposed: bool):
-    attn = model.blocks[0].attn
-    wanted = torch.cat([W.movedim(1, 0).flatten(1) for W in (attn.W_Q, attn.W_K, attn.W_V)], dim=1)
-    biases = torch.cat([attn.b_Q, attn.b_K, attn.b_V]).flatten()
-
-    merged, b = merge_heads(attn, transposed)
-
-    assert torch.equal(merged, wanted)
-    assert torch.equal(b, biases)
-    assert merged.T.is_contiguous() if transposed else merged.is_contiguous()
-    attn.W_V += 1
-    attn.b_K += 1
-    assert not torch.equal(merged, wanted)
-    assert not torch.equal(b, biases)
 
 
 def test_8_bits_need_a_processor():
