@@ -1,6 +1,5 @@
 """Other libraries on PyTorch, each with its own best settings."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import DTYPES, Contestant, Tokens, any_shape
+from clean_transformer.parity.references import hooked_model
 from clean_transformer.weights.load import read_pretrained
 
 
@@ -62,29 +62,8 @@ class HookedTransformer(Contestant):
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
-        import transformer_lens
-
-        cfg, state = read_pretrained(folder, torch.device("cpu"), DTYPES[dtype])
-        theirs = transformer_lens.HookedTransformerConfig(
-            n_layers=cfg.n_layers,
-            n_heads=cfg.n_heads,
-            d_model=cfg.d_model,
-            d_head=cfg.d_head,
-            d_mlp=cfg.d_mlp,
-            d_vocab=cfg.d_vocab,
-            n_ctx=cfg.n_ctx,
-            eps=cfg.eps,
-            act_fn="gelu_new",
-            normalization_type=cfg.normalization_type,
-            dtype=DTYPES[dtype],
-            device=device,
-            init_weights=False,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the whole class, since 3.8
-            self.model = transformer_lens.HookedTransformer(theirs)
-        untied = {"unembed.W_U": state["embed.W_E"].T} | dict(state)
-        self.model.load_state_dict(self.model.state_dict() | untied)
+        weights = read_pretrained(folder, torch.device("cpu"), DTYPES[dtype])
+        self.model = hooked_model(*weights).to(device, print_details=False)
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
         """Logits."""

@@ -2,12 +2,11 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from operator import is_
-from types import TracebackType
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,7 +34,7 @@ class NotOptimized(UserWarning):
     """An optimised module runs as it is written; the message says why."""
 
 
-class Optimized:
+class Optimized(AbstractContextManager["Optimized"]):
     """Modules that run faster, until `undo` or the end of a `with` block.
 
     `modules` are the paths of those that do; the others are of classes that it does not know.
@@ -67,15 +66,7 @@ class Optimized:
         }
         return f"Optimized({len(self.modules)} modules; products by number of rows: {chosen})"
 
-    def __enter__(self) -> "Optimized":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.undo()
 
 
@@ -92,13 +83,19 @@ def optimize(
     takes each token after the prompt through one graph of `torch.compile`, on CUDA through a CUDA
     graph; the first one then takes up to a minute.
 
-    Raises `ValueError` for int8 weights on another device than the processor.
+    Raises `ValueError` for int8 weights on another device than the processor, or made under
+    `torch.inference_mode()`, which counts no changes, so that the copies could not notice one.
     """
     parameter = next(model.parameters())
     if weights == "int8" and parameter.device.type != "cpu":
         raise ValueError(
             f"int8 weights are computed with on the cpu only, and the model is on "
             f"{parameter.device}; use bfloat16 there"
+        )
+    if weights == "int8" and parameter.is_inference():
+        raise ValueError(
+            "int8 weights are copies that must notice a change, and this model was made under "
+            "torch.inference_mode(), which counts none; load it outside of that"
         )
     for module in model.modules():
         if isinstance(vars(module).get("forward"), Fast):  # of a call before this one
@@ -201,7 +198,7 @@ class FastBlock(Fast):
         residual = resid_pre.reshape(batch * pos, d_model)
         product = self.choice(batch * pos)
 
-        qkv = product(normalized(block.ln1, residual), self.qkv)
+        qkv = product(block.ln1.forward(residual), self.qkv)
         q, k, v = qkv.view(batch, pos, 3, block.cfg.n_heads, block.cfg.d_head).unbind(dim=2)
         mask = None
         if kv_cache is not None:
@@ -210,14 +207,8 @@ class FastBlock(Fast):
         z = mix_fused(q, k, v, mask).reshape(batch * pos, -1)
         resid_mid = product.add(residual, z, self.out)
 
-        post = product.gelu(normalized(block.ln2, resid_mid), self.mlp_in)
+        post = product.gelu(block.ln2.forward(resid_mid), self.mlp_in)
         return product.add(resid_mid, post, self.mlp_out).view(batch, pos, d_model)
-
-
-def normalized(ln: LayerNormPre, residual: Float[Tensor, "row d_model"]) -> Tensor:
-    """`LayerNorm.forward` or `LayerNormPre.forward`, unobserved."""
-    w, b = (ln.w, ln.b) if isinstance(ln, LayerNorm) else (None, None)
-    return F.layer_norm(residual, residual.shape[-1:], w, b, ln.eps)
 
 
 class FastUnembed(Fast):

@@ -118,14 +118,14 @@ class Int8(Product):
         """A copy of the weights in 8 bits. Raises `ValueError` for weights of a single input."""
         if len(W) == 1:  # of which torch._int_mm makes something else (seen in PyTorch 2.13)
             raise ValueError("weights of a single input cannot be in 8 bits")
-        whole, step = in_8_bits(W.detach().T)
-        return Int8Weight(whole.T, step.flatten(), b)
+        whole, step = in_8_bits(W.detach().T.float())
+        return Int8Weight(whole.T, step.flatten(), b.float())
 
     def __call__(self, x: Rows, weight: Int8Weight) -> Output:
         """x W + b, each factor rounded to 127 steps on both sides of zero."""
-        whole, step = in_8_bits(x)
+        whole, step = in_8_bits(x.float())  # float16 cannot hold the sums
         sums = torch._int_mm(whole, weight.W)
-        return torch.addcmul(weight.b, sums * step, weight.step)
+        return torch.addcmul(weight.b, sums * step, weight.step).to(x.dtype)
 
     def add(self, residual: Output, x: Rows, weight: Int8Weight) -> Output:
         """residual + x W + b."""

@@ -5,10 +5,9 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from functools import partial
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,7 @@ class HookPointsLost(UserWarning):
     """Hook points that caches will not hold while a module that lacks them is in place."""
 
 
-class Swap:
+class Swap(AbstractContextManager["Swap"]):
     """Modules that are in the place of others, until `restore` or the end of a `with` block.
 
     `paths` are the places, `lost` the full names of the hook points that nothing fires meanwhile.
@@ -87,15 +86,7 @@ class Swap:
         for place in reversed(self._before):
             place.put()
 
-    def __enter__(self) -> "Swap":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.restore()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from clean_transformer import DemoTransformer, HookPoint, optimize
 from clean_transformer.config import Config
@@ -31,14 +31,19 @@ from clean_transformer.swap import swap
 from clean_transformer.variants import ReluMLP
 from clean_transformer.weights.synthetic import stress
 
-from .helpers import TINY, configs, random_model, tiny
+from .helpers import TINY, assert_same_function, configs, random_model, tiny
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
-CHOICES = [
-    Choice({1: product}, transposed)
-    for product in (Product(), WithoutBias(), EachThreadItsInputs(), OneDNN(), InFloat32())
-    for transposed in (False, True)
-]
+
+
+def choices(*products: Product) -> pytest.MarkDecorator:
+    """Each product, with the weights as they are and transposed."""
+    each = [
+        Choice({1: product}, transposed) for product in products for transposed in (False, True)
+    ]
+    return pytest.mark.parametrize(
+        "choice", each, ids=lambda c: f"{type(c(1)).__name__} {c.transposed}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -58,18 +63,11 @@ def model() -> Iterator[DemoTransformer]:
         yield random_model()
 
 
-def assert_close(ours: Tensor, theirs: Tensor) -> None:
-    scale = theirs.abs().max()
-    assert (ours - theirs).abs().max() <= 1e3 * torch.finfo(ours.dtype).eps * scale
-
-
-@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: f"{type(c(1)).__name__} {c.transposed}")
+@choices(Product(), WithoutBias(), EachThreadItsInputs())
 @given(cfg=configs(tied_unembed=True) | configs(normalization_type="LNPre", tied_unembed=False))
 @torch.no_grad()
 def test_every_choice_computes_the_same(choice: Choice, cfg: Config):
-    # float64 where the products have it, to see any other function at all.
-    dtype = torch.float32 if isinstance(choice(1), OneDNN | InFloat32) else torch.float64
-    model = random_model(cfg, dtype=dtype)
+    model = random_model(cfg, dtype=torch.float64)
     tokens = torch.arange(2 * cfg.n_ctx).view(2, -1) % cfg.d_vocab
     before, logits = copy.deepcopy(model.state_dict()), model(tokens)
 
@@ -78,9 +76,20 @@ def test_every_choice_computes_the_same(choice: Choice, cfg: Config):
         optimized = model.optimize()
 
     assert optimized.modules == (*(f"blocks.{n}" for n in range(cfg.n_layers)), "unembed")
-    assert_close(model(tokens), logits)
+    assert_same_function(model(tokens), logits)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@choices(OneDNN(), InFloat32())
+def test_choices_without_float64_pass_the_parity_suite(monkeypatch, choice: Choice):
+    choose(monkeypatch, choice)
+    monkeypatch.setattr(invariants, "INVARIANTS", ())
+    cfg = tiny(n_ctx=33)
+
+    run = check_device(Weights("", cfg, stress(cfg)), "cpu", torch.float32, mode="optimized")
+
+    assert run.verdict.value == "PASS", run
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -170,7 +179,7 @@ def test_a_patch_inside_takes_effect(model, point: str):
     with runs_as_written(model, "watched or patched"):
         again = model.run_with_hooks(TOKENS, hooks=hooks)
 
-    assert_close(again, patched)
+    assert_same_function(again, patched)
 
 
 def test_the_outputs_of_blocks_are_watched_without_leaving_the_fast_path(model):
@@ -246,11 +255,11 @@ def test_a_changed_module_is_never_computed_from_what_was_prepared(model, change
     with runs_as_written(model, "call optimize"):
         logits = model(TOKENS)
 
-    assert_close(logits, expected(TOKENS))
+    assert_same_function(logits, expected(TOKENS))
     model.optimize()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert_close(model(TOKENS), logits)
+        assert_same_function(model(TOKENS), logits)
 
 
 def test_weights_changed_in_place_are_read_as_they_are(model):
@@ -260,7 +269,7 @@ def test_weights_changed_in_place_are_read_as_they_are(model):
     model.optimize()
     every_weight_changed(model)
 
-    assert_close(model(TOKENS), expected(TOKENS))
+    assert_same_function(model(TOKENS), expected(TOKENS))
 
 
 def test_8_bit_copies_notice_a_change_in_place(model):
@@ -272,7 +281,7 @@ def test_8_bit_copies_notice_a_change_in_place(model):
     with runs_as_written(model, "call optimize"):
         logits = model(TOKENS)
 
-    assert_close(logits, expected(TOKENS))
+    assert_same_function(logits, expected(TOKENS))
 
 
 def test_other_hook_points_than_it_knew_are_seen(model):
@@ -296,7 +305,7 @@ def test_a_copy_computes_from_its_own_weights(model):
     every_weight_changed(plain)
 
     with runs_as_written(model, "call optimize"):
-        assert_close(copied(TOKENS), plain(TOKENS))
+        assert_same_function(copied(TOKENS), plain(TOKENS))
 
 
 def test_modules_of_other_classes_stay_as_they_are(model):
@@ -306,7 +315,7 @@ def test_modules_of_other_classes_stay_as_they_are(model):
     optimized = model.optimize()
 
     assert optimized.modules == ("blocks.1", "unembed")
-    assert_close(model(TOKENS), logits)
+    assert_same_function(model(TOKENS), logits)
 
 
 def test_8_bits_need_a_processor():
@@ -314,6 +323,14 @@ def test_8_bits_need_a_processor():
         model = DemoTransformer(TINY)
 
     with pytest.raises(ValueError, match="computed with on the cpu only, and the model is on meta"):
+        model.optimize("int8")
+
+
+def test_8_bits_need_weights_that_count_their_changes():
+    with torch.inference_mode():
+        model = random_model()
+
+    with pytest.raises(ValueError, match="made under torch"):
         model.optimize("int8")
 
 

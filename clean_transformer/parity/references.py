@@ -84,12 +84,32 @@ class Reference:
 
 def hooked_transformer(cfg: Config, state: State) -> Reference:
     """`HookedTransformer` of transformer_lens before 4, with every optional activation."""
-    transformer_lens = _import("transformer_lens", "the extra 'hooked'")
+    _import("transformer_lens", "the extra 'hooked'")
     if _major_version() >= 4:
         raise ReferenceUnavailable(
             f"transformer_lens {version('transformer_lens')} has no HookedTransformer; "
             "install the extra 'hooked' (transformer_lens 3.9.0) in an environment of its own"
         )
+    model = hooked_model(
+        cfg,
+        state,
+        use_attn_result=True,
+        use_split_qkv_input=True,
+        use_attn_in=True,
+        use_hook_mlp_in=True,
+    )
+
+    def run(tokens: Int[Tensor, "batch pos"]) -> Mapping[str, Tensor]:
+        logits, cache = model.run_with_cache(tokens)
+        return {**cache, LOGITS: logits}
+
+    return Reference(f"HookedTransformer {version('transformer_lens')}", run)
+
+
+def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
+    """A `HookedTransformer` with our parameters, in their dtype, on the CPU."""
+    import transformer_lens
+
     theirs = transformer_lens.HookedTransformerConfig(
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
@@ -104,10 +124,7 @@ def hooked_transformer(cfg: Config, state: State) -> Reference:
         dtype=state["embed.W_E"].dtype,
         device="cpu",
         init_weights=False,
-        use_attn_result=True,
-        use_split_qkv_input=True,
-        use_attn_in=True,
-        use_hook_mlp_in=True,
+        **options,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the whole class, since 3.8
@@ -119,12 +136,7 @@ def hooked_transformer(cfg: Config, state: State) -> Reference:
         if re.fullmatch(HOOKED_TRANSFORMER.buffers, key)
     }
     model.load_state_dict(untied | buffers)
-
-    def run(tokens: Int[Tensor, "batch pos"]) -> Mapping[str, Tensor]:
-        logits, cache = model.run_with_cache(tokens)
-        return {**cache, LOGITS: logits}
-
-    return Reference(f"HookedTransformer {version('transformer_lens')}", run)
+    return model
 
 
 def transformer_bridge(cfg: Config, state: State) -> Reference:

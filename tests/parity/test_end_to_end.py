@@ -44,16 +44,17 @@ def test_the_envelope_holds_healthy_runs_and_not_a_drift(dtype: torch.dtype) -> 
     assert LOGITS in grown
 
 
-def test_the_envelope_is_of_rounding_in_every_dtype() -> None:
-    """In float64 too, whose unit is lost in a factor of the default dtype."""
-    weights = small_weights()
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        model = small_model(weights, dtype)
-        tokens = suite_tokens(weights.cfg, 2, 9)
+@pytest.mark.parametrize("dtype", [torch.float64, F32, BF16, F16])
+def test_one_ulp_in_the_embeddings_is_felt_in_every_dtype(dtype: torch.dtype) -> None:
+    """What no product has gone into yet, so that nothing else can tell two runs apart."""
+    model = small_model(WEIGHTS, dtype)
+    tokens = suite_tokens(WEIGHTS.cfg, 2, 9)
 
-        envelope = healthy_envelope(model, tokens, run(float64_oracle(model), tokens))
+    oracle = run(float64_oracle(model), tokens)
+    envelope = healthy_envelope(model, tokens, oracle)
 
-        assert envelope["blocks.0.hook_resid_post"] > torch.finfo(dtype).eps / 100
+    alone = rms_errors(run(model, tokens), oracle)["hook_embed"]
+    assert envelope["hook_embed"] > alone
 
 
 def test_the_envelope_leaves_the_model_as_it_was() -> None:
