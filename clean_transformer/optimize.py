@@ -40,11 +40,13 @@ class Optimized(AbstractContextManager["Optimized"]):
     `modules` are the paths of those that do; the others are of classes that it does not know.
     """
 
-    def __init__(self, model: nn.Module, fast: dict[str, "Fast"], compiled: dict[str, Any]):
+    def __init__(
+        self, model: nn.Module, fast: dict[str, "FastBlock | FastUnembed"], step: dict[str, Any]
+    ):
         self.modules = tuple(fast)
         self._fast = fast
         self._put = [(each.module, "forward", each) for each in fast.values()]
-        self._put += [(model, name, value) for name, value in compiled.items()]
+        self._put += [(model, name, value) for name, value in step.items()]
         for module, name, value in self._put:
             vars(module)[name] = value
 
@@ -98,22 +100,29 @@ def optimize(
             "torch.inference_mode(), which counts none; load it outside of that"
         )
     for module in model.modules():
-        if isinstance(vars(module).get("forward"), Fast):  # of a call before this one
-            del module.forward
+        for name in ("forward", "read_one"):
+            if isinstance(vars(module).get(name), Fast):  # of a call before this one
+                delattr(module, name)
     parts = {
         path: (module, FAST[type(module)])
         for path, module in model.named_modules()
         if type(module) in FAST and all(type(m) in WRITTEN_FOR for m in [*module.modules()][1:])
     }
     fast = {path: kind(module, weights) for path, (module, kind) in parts.items()}
-    return Optimized(model, fast, compiled_step(model) if compile else {})
+    step: dict[str, Any] = {}
+    if compile:
+        step = {"read_one": CompiledStep(model, weights), "cache_class": StaticKVCache}
+    return Optimized(model, fast, step)
 
 
 class Fast:
-    """What stands in for a module's `forward`, for as long as the module is as it was prepared."""
+    """What stands in for a method of a module, for as long as that is as it was prepared.
 
-    def __init__(self, module: nn.Module, choice: Choice, *also_read: nn.Module):
-        self.module, self.choice = module, choice
+    With `weights` "int8" it reads copies of the parameters, which it then has to hear of changing.
+    """
+
+    def __init__(self, module: nn.Module, weights: str | None, *also_read: nn.Module):
+        self.module, self.reads_copies = module, weights == "int8"
         inside = [*module.modules()]
         self.hooks = [
             hooks
@@ -139,17 +148,22 @@ class Fast:
     def state_of_parameters(self) -> list[int]:
         """Where each is in memory and, if a copy of it is read, how often it was changed there."""
         places = [parameter.data_ptr() for parameter in self.parameters]
-        if isinstance(self.choice(1), Int8):
+        if self.reads_copies:
             places += [parameter._version for parameter in self.parameters]
         return places
+
+    @torch.compiler.assume_constant_result
+    def is_watched(self) -> bool:
+        """Whether there are hooks inside; a graph has what holds when it is made."""
+        return any(self.hooks)
 
     def steps_aside(self) -> bool:
         """Whether the module has to run as it is written; it warns why."""
         if torch.compiler.is_compiling():
-            return True
+            return torch.is_grad_enabled() or self.is_watched()
         if torch.is_grad_enabled():
             reason = "gradients are on; use it under torch.no_grad()"
-        elif any(self.hooks):
+        elif self.is_watched():
             reason = "something inside it is watched or patched"
         elif torch.is_autocast_enabled(self.parameters[0].device.type):
             reason = "autocast is on"
@@ -180,12 +194,13 @@ class FastBlock(Fast):
         W_QKV, b_QKV = merge_heads(attn, choice.transposed)
         for parameter in (mlp.W_in, mlp.W_out, attn.W_O):
             lay_out(parameter, choice.transposed)
+        self.choice = choice
         prepare = choice(1).prepare
         self.qkv = prepare(W_QKV, b_QKV)
         self.out = prepare(attn.W_O.data.flatten(end_dim=1), attn.b_O.data)
         self.mlp_in = prepare(mlp.W_in.data, mlp.b_in.data)
         self.mlp_out = prepare(mlp.W_out.data, mlp.b_out.data)
-        super().__init__(block, choice)
+        super().__init__(block, weights)
 
     def __call__(
         self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
@@ -218,9 +233,9 @@ class FastUnembed(Fast):
 
     def __init__(self, unembed: Unembed | TiedUnembed, weights: str | None):
         cfg, W_U = unembed.cfg, unembed.W_U.detach()
-        choice = choose(W_U, weights, fastest_for_unembed, cfg.d_model, cfg.d_vocab)
-        self.weight = choice(1).prepare(W_U, unembed.b_U.data)
-        super().__init__(unembed, choice, *getattr(unembed, "_embed", ()))
+        self.choice = choose(W_U, weights, fastest_for_unembed, cfg.d_model, cfg.d_vocab)
+        self.weight = self.choice(1).prepare(W_U, unembed.b_U.data)
+        super().__init__(unembed, weights, *getattr(unembed, "_embed", ()))
 
     def __call__(
         self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
@@ -234,23 +249,30 @@ class FastUnembed(Fast):
         return logits.view(*normalized_resid_post.shape[:2], -1)
 
 
-def compiled_step(model: nn.Module) -> dict[str, Any]:
-    """The attributes with which a model generates through one compiled graph.
+class CompiledStep(Fast):
+    """`DemoTransformer.read` of one more token, as one graph of all that is fast in it.
 
     Raises `TypeError` for a model that is not ours: it has another way to read a token.
     """
-    if not hasattr(model, "read_one"):
-        raise TypeError(
-            f"a {type(model).__name__} has no step to compile; compile a DemoTransformer"
+
+    def __init__(self, model: nn.Module, weights: str | None):
+        if not hasattr(model, "read_one"):
+            raise TypeError(
+                f"a {type(model).__name__} has no step to compile; compile a DemoTransformer"
+            )
+        super().__init__(model, weights)
+        on_cuda = self.parameters[0].device.type == "cuda"
+        self.written = cast(Any, model.read)
+        self.graph = torch.compile(
+            self.written,
+            fullgraph=True,
+            dynamic=False,
+            mode="reduce-overhead" if on_cuda else None,
         )
-    on_cuda = next(model.parameters()).device.type == "cuda"
-    step = torch.compile(
-        cast(Any, model.read),
-        fullgraph=True,
-        dynamic=False,
-        mode="reduce-overhead" if on_cuda else None,
-    )
-    return {"read_one": step, "cache_class": StaticKVCache}
+
+    def __call__(self, *inputs: Any) -> Float[Tensor, "batch logit_pos d_vocab"]:
+        """As `DemoTransformer.read`."""
+        return (self.written if self.steps_aside() else self.graph)(*inputs)
 
 
 FAST = {TransformerBlock: FastBlock, Unembed: FastUnembed, TiedUnembed: FastUnembed}

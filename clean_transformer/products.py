@@ -59,33 +59,45 @@ class EachThreadItsInputs(WithoutBias):
     """As many products as threads, each of a part of the inputs: some BLAS reads the weights of a
     single row with one thread only."""
 
+    def __init__(self, n_threads: int):
+        self.n_threads = n_threads
+
     def __call__(self, x: Rows, weight: Any) -> Output:
         """The sum over parts of the inputs of x W, then + b."""
-        parts = torch.get_num_threads()
-        (d_in, d_out), n_rows = weight.W.shape, len(x)
-        if d_in % parts:
+        d_in, d_out = weight.W.shape
+        if d_in % self.n_threads:
             return super().__call__(x, weight)
-        x = x.view(n_rows, parts, d_in // parts).transpose(0, 1)
-        return torch.bmm(x, weight.W.view(parts, d_in // parts, d_out)).sum(dim=0).add_(weight.b)
-
-
-_onednn = torch.ops.mkldnn._linear_pointwise
+        parts = (self.n_threads, d_in // self.n_threads)
+        x = x.view(len(x), *parts).transpose(0, 1)
+        return torch.bmm(x, weight.W.view(*parts, d_out)).sum(dim=0).add_(weight.b)
 
 
 class OneDNN(Product):
-    """oneDNN's kernels, which take the GELU and the residual into the product. No gradients."""
+    """oneDNN's kernels, which take the GELU and the residual into the product. No gradients.
+
+    Not in every build of PyTorch, and not in a graph of `torch.compile`, which gets the BLAS's.
+    """
+
+    def __init__(self) -> None:
+        self.linear = torch.ops.mkldnn._linear_pointwise
 
     def __call__(self, x: Rows, weight: Any) -> Output:
         """x W + b."""
-        return _onednn.default(x, weight.W.T, weight.b, "none", [], "")
+        if torch.compiler.is_compiling():
+            return super().__call__(x, weight)
+        return self.linear.default(x, weight.W.T, weight.b, "none", [], "")
 
     def gelu(self, x: Rows, weight: Any) -> Output:
         """gelu(x W + b), in one kernel."""
-        return _onednn.default(x, weight.W.T, weight.b, "gelu", [], "tanh")
+        if torch.compiler.is_compiling():
+            return super().gelu(x, weight)
+        return self.linear.default(x, weight.W.T, weight.b, "gelu", [], "tanh")
 
     def add(self, residual: Output, x: Rows, weight: Any) -> Output:
         """residual + x W + b, in one kernel."""
-        return _onednn.binary(x, residual, weight.W.T, weight.b, "add")
+        if torch.compiler.is_compiling():
+            return super().add(residual, x, weight)
+        return self.linear.binary(x, residual, weight.W.T, weight.b, "add")
 
 
 class InFloat32(Product):
@@ -118,7 +130,7 @@ class Int8(Product):
         """A copy of the weights in 8 bits. Raises `ValueError` for weights of a single input."""
         if len(W) == 1:  # of which torch._int_mm makes something else (seen in PyTorch 2.13)
             raise ValueError("weights of a single input cannot be in 8 bits")
-        whole, step = in_8_bits(W.detach().T.float())
+        whole, step = in_8_bits(W.detach().T.float().contiguous())
         return Int8Weight(whole.T, step.flatten(), b.float())
 
     def __call__(self, x: Rows, weight: Int8Weight) -> Output:
@@ -233,12 +245,26 @@ def race(run: Callable[[Product, Tensor], int], d_model: int, dtype: torch.dtype
 
 
 def candidates(dtype: torch.dtype) -> list[Product]:
-    """What may be the fastest on a processor."""
+    """What may be the fastest on this processor."""
     if dtype == torch.float64:
         return [Product()]
+    onednn = [OneDNN()] if in_onednn(dtype) else []
     if dtype == torch.float32:
-        return [Product(), WithoutBias(), EachThreadItsInputs(), OneDNN()]
-    return [Product(), WithoutBias(), InFloat32()]
+        each = EachThreadItsInputs(torch.get_num_threads())
+        return [Product(), WithoutBias(), each, *onednn]
+    return [Product(), WithoutBias(), InFloat32(), *onednn]
+
+
+def in_onednn(dtype: torch.dtype) -> bool:
+    """Whether this build and processor have oneDNN's kernels in float32, bfloat16 or float16."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    mkldnn = torch.ops.mkldnn
+    return bool(
+        dtype == torch.float32
+        or (dtype == torch.bfloat16 and mkldnn._is_mkldnn_bf16_supported())
+        or (dtype == torch.float16 and mkldnn._is_mkldnn_fp16_supported())
+    )
 
 
 def _some_weight(d_in: int, d_out: int, dtype: torch.dtype, transposed: bool) -> Weight:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,8 +19,8 @@ from clean_transformer.products import (
     in_8_bits,
 )
 
-FLOAT32 = [Product(), WithoutBias(), EachThreadItsInputs(), OneDNN(), InFloat32()]
-HALF = [Product(), WithoutBias(), InFloat32()]
+ANYWHERE = [Product(), WithoutBias(), EachThreadItsInputs(2), InFloat32()]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LIPSCHITZ_OF_GELU = 1.13
 
 
@@ -28,8 +31,8 @@ def drawn(*shape: int, seed: int) -> Tensor:
 @pytest.mark.parametrize(
     ("product", "dtype"),
     [
-        *((product, torch.float32) for product in FLOAT32),
-        *((product, dtype) for product in HALF for dtype in (torch.bfloat16, torch.float16)),
+        *((product, dtype) for product in ANYWHERE for dtype in DTYPES),
+        *((OneDNN(), dtype) for dtype in DTYPES if products.in_onednn(dtype)),
     ],
     ids=lambda value: str(value) if isinstance(value, torch.dtype) else type(value).__name__,
 )
@@ -65,7 +68,7 @@ def test_every_product_is_accurate(product, dtype, sizes, transposed: bool, seed
     assert torch.equal(residual, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @given(sizes=st.tuples(*[st.integers(2, 33)] * 3), seed=st.integers(0, 99))
 def test_8_bits_are_off_by_half_a_step_of_each_factor(
     dtype: torch.dtype, sizes: tuple[int, int, int], seed: int
@@ -136,6 +139,7 @@ class Clock:
 def test_the_fastest_wins_and_the_hopeless_are_not_tried_again(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(products, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(products, "candidates", lambda _: [Product(), WithoutBias(), InFloat32()])
     run = clock.runs({Product: (3, 2), WithoutBias: (1, 5), InFloat32: (99, 0)})
 
     best = products.race(run, 4, torch.bfloat16)
@@ -159,6 +163,26 @@ def test_weights_are_copied_only_where_it_pays(monkeypatch, gain: float, transpo
 
     assert products.fastest_for_blocks(4, 8, 1, torch.float32, 1).transposed is transposed
     products.fastest_for_blocks.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_onednn_the_others_race(monkeypatch, dtype: torch.dtype):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+
+    assert not any(isinstance(product, OneDNN) for product in products.candidates(dtype))
+
+
+WITHOUT_ONEDNN = """
+import torch
+from torch._ops import _OpNamespace
+find = _OpNamespace.__getattr__
+_OpNamespace.__getattr__ = lambda self, name: None.lost if self.name == "mkldnn" else find(self, name)
+import clean_transformer
+"""
+
+
+def test_a_build_without_onednn_can_import_it():
+    subprocess.run([sys.executable, "-c", WITHOUT_ONEDNN], check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
