@@ -15,10 +15,10 @@ ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
 class Works:
     """The sizes of a run, and what it leaves out to be quick.
 
-    `graphs` are measured in generating only. `narrow` are the other dtypes, `in_narrow` those who
-    are measured in them, `quantized` the dtypes that only our weights are made for, and
-    `in_memory` those whose memory is measured. `grid` are forward passes, `contexts` the lengths
-    after which a decoding step is timed, `sizes` the models whose growth is measured.
+    `narrow` are the other dtypes, `in_narrow` those who are measured in them, `quantized` the
+    dtypes that only our weights are made for, `graphs` those in which our compiled step generates,
+    too, and `in_memory` those whose memory is measured. `grid` are forward passes, `contexts` the
+    lengths after which a decoding step is timed, `sizes` the models whose growth is measured.
     """
 
     forward: Work
@@ -28,10 +28,10 @@ class Works:
     peers: tuple[str, ...] = PEERS
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
-    graphs: tuple[str, ...] = ()
     narrow: tuple[str, ...] = ("bfloat16",)
     in_narrow: tuple[str, ...] = ("limit", "optimized")
     quantized: tuple[str, ...] = ("int8",)
+    graphs: tuple[str, ...] = ("float32", "int8")
     in_memory: tuple[str, ...] = ("limit", "ours", "transformers sdpa")
     first: Work | None = None
     train: Work | None = None
@@ -45,6 +45,10 @@ class Works:
         """Of the grid, what differs in the batch only, the smallest first."""
         longest = [one for one in self.grid if not one.last_only and one.length == 256]
         return tuple(sorted(longest, key=lambda one: one.batch))
+
+    def fastest(self, dtype: str) -> str:
+        """Which of ours generates as fast as we can in that dtype."""
+        return "optimized compiled" if dtype in self.graphs else "optimized"
 
     def step(self, context: int) -> Work:
         """A decoding step after as many tokens."""
@@ -84,6 +88,7 @@ QUICK = Works(
     peers=("transformers sdpa", "HookedTransformer"),
     compiled=(),
     engines=(),
+    graphs=(),
     in_memory=("limit", "ours"),
     rounds=2,
 )
@@ -102,9 +107,9 @@ GPU = replace(
         *(forward(batch, length, last_only=True) for batch, length in ((64, 256), (1, 1024))),
     ),
     engines=(),
-    graphs=("optimized compiled",),
     quantized=(),
     narrow=("tf32", "bfloat16", "float16"),
+    graphs=("float32", "tf32", "bfloat16", "float16"),
     in_narrow=FEW,
 )
 GPU_QUICK = replace(
@@ -117,7 +122,11 @@ def works(device: str, quick: bool) -> Works:
     if device == "cpu":
         return QUICK if quick else FULL
     chosen = GPU_QUICK if quick else GPU
-    return chosen if device == "cuda" else replace(chosen, narrow=("bfloat16", "float16"))
+    if device == "cuda":
+        return chosen
+    return replace(
+        chosen, narrow=("bfloat16", "float16"), graphs=("float32", "bfloat16", "float16")
+    )
 
 
 def measurements(device: str, works: Works) -> list[Measurement]:
@@ -148,14 +157,15 @@ def _measurements(device: str, works: Works) -> Iterator[Measurement]:
     )
     yield measured(
         "generate",
-        parts(device, works.generate, *FEW, *works.graphs, *works.peers[1:], *works.engines),
-        *(
-            parts(device, works.generate, *works.in_narrow, *works.graphs, dtype=dtype)
-            for dtype in works.narrow
-        ),
+        parts(device, works.generate, *FEW, *works.peers[1:], *works.engines),
+        *(parts(device, works.generate, *works.in_narrow, dtype=dtype) for dtype in works.narrow),
         *(
             parts(device, works.generate, "limit", "optimized", dtype=dtype)
             for dtype in works.quantized
+        ),
+        *(
+            parts(device, works.generate, "optimized compiled", dtype=dtype)
+            for dtype in works.graphs
         ),
     )
     yield measured(

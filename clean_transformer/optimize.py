@@ -152,7 +152,7 @@ class Fast:
             places += [parameter._version for parameter in self.parameters]
         return places
 
-    @torch.compiler.assume_constant_result
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def is_watched(self) -> bool:
         """Whether there are hooks inside; a graph has what holds when it is made."""
         return any(self.hooks)

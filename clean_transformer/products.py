@@ -257,7 +257,7 @@ def candidates(dtype: torch.dtype) -> list[Product]:
 
 def in_onednn(dtype: torch.dtype) -> bool:
     """Whether this build and processor have oneDNN's kernels in float32, bfloat16 or float16."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     mkldnn = torch.ops.mkldnn
     return bool(

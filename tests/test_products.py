@@ -176,7 +176,11 @@ WITHOUT_ONEDNN = """
 import torch
 from torch._ops import _OpNamespace
 find = _OpNamespace.__getattr__
-_OpNamespace.__getattr__ = lambda self, name: None.lost if self.name == "mkldnn" else find(self, name)
+def find_others(self, name):
+    if self.name == "mkldnn":
+        raise AttributeError(name)
+    return find(self, name)
+_OpNamespace.__getattr__ = find_others
 import clean_transformer
 """
 
