@@ -35,8 +35,9 @@ def train(
         str | None, typer.Option(help="Begin from a hub id, alias, folder or file.")
     ] = None,
     size: Annotated[
-        str, typer.Option(help="Or from random weights: small, medium, large, xl, …")
-    ] = "small",
+        str | None,
+        typer.Option(help="Or from random weights: small, medium, … Default: small."),
+    ] = None,
     n_layers: Annotated[int | None, typer.Option(help="… with other layers,")] = None,
     n_heads: Annotated[int | None, typer.Option(help="… heads,")] = None,
     d_model: Annotated[int | None, typer.Option(help="… width,")] = None,
@@ -72,6 +73,17 @@ def train(
     from clean_transformer.train import train as train_model
 
     with one_line_errors(), joined(resolve_device(device)) as chosen:
+        sizes = {
+            "--size": size,
+            "--n-layers": n_layers,
+            "--n-heads": n_heads,
+            "--d-model": d_model,
+            "--n-ctx": n_ctx,
+            "--d-vocab": d_vocab,
+        }
+        given = ", ".join(name for name, value in sizes.items() if value is not None)
+        if weights is not None and given:
+            raise ValueError(f"{weights} has its own size; leave out {given}, or --weights")
         training = Training(
             steps=steps,
             batch=batch,
@@ -94,7 +106,7 @@ def train(
         torch.manual_seed(seed)
         if weights is None:
             vocabulary = of_text.d_vocab if of_text and d_vocab is None else d_vocab
-            cfg = architecture(size, n_layers, n_heads, d_model, n_ctx, vocabulary)
+            cfg = architecture(size or "small", n_layers, n_heads, d_model, n_ctx, vocabulary)
             model = DemoTransformer(cfg)
         else:
             model = DemoTransformer.from_pretrained(weights, device="cpu")

@@ -80,6 +80,10 @@ def test_other_sizes_keep_the_proportions_of_the_published():
         (("none.npy",), "No such file or directory: 'none.npy'"),
         (("tokens.npy", "--clip", "0"), "Training.clip is 0.0"),
         (("tokens.npy", "--accumulation", "2", "--batch", "3"), "must be a multiple of accum"),
+        (
+            ("tokens.npy", "--weights", "gpt2"),
+            "leave out --n-layers, --n-heads, --d-model, --n-ctx",
+        ),
         (("tokens.npy", "--sharded"), "sharded needs several processes"),
     ],
 )
