@@ -1,6 +1,7 @@
 """Keys and values that were computed before, so that reading on costs only the new tokens."""
 
 import inspect
+import math
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -112,7 +113,8 @@ class StaticKVCache(KVCache):
     """A `KVCache` whose every step of one token is the same computation on the same memory.
 
     That is what `torch.compile` and CUDA graphs can take whole: where the next token goes is a
-    tensor, `slot` [1], attention reads all `n_ctx` places, and a mask leaves out the empty ones.
+    tensor, `slot` [1], attention reads all `room` places, and a mask leaves out the empty ones.
+    There is room for a multiple of 256, so that few lengths of text need graphs of their own.
     """
 
     slot: Int[Tensor, "1"] | None = None
@@ -121,6 +123,7 @@ class StaticKVCache(KVCache):
         self, n_layers: int, n_ctx: int, attention_mask: Int[Tensor, "batch pos"] | None = None
     ):
         super().__init__(n_layers, n_ctx, attention_mask)
+        self.room = math.ceil(n_ctx / 256) * 256
         self.layers = [_StaticLayer(self) for _ in range(n_layers)]
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
@@ -144,7 +147,7 @@ class _StaticLayer(_Layer):
 
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
         if self.keys is None or self.values is None:
-            room = (len(k), self.cache.n_ctx, *k.shape[2:])
+            room = (len(k), self.cache.room, *k.shape[2:])
             # Zeros: what a mask leaves out still has to be a number.
             self.keys, self.values = k.new_zeros(room), v.new_zeros(room)
             for memory in (self.keys, self.values):
@@ -156,7 +159,7 @@ class _StaticLayer(_Layer):
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
         assert self.cache.slot is not None  # the positions were asked for before
-        key = torch.arange(self.cache.n_ctx, device=self.cache.slot.device)
+        key = torch.arange(self.cache.room, device=self.cache.slot.device)
         seen = (key <= self.cache.slots(n_queries, key.device)[:, None])[None, None]
         if self.cache.padding is None:
             return seen

@@ -350,7 +350,7 @@ model = DemoTransformer(cfg)
 prompts = [[3, 1, 4], [1, 5]]
 
 def continuations():
-    return [model.generate(prompts, 12), model.generate(prompts, 12, beams=2)]
+    return [model.generate(prompts, new, beams=beams) for new in (12, 9) for beams in (1, 2)]
 
 def without_attention():
     silence = model.blocks[0].attn.hook_z.register_forward_hook(lambda *args: 0 * args[-1])
@@ -363,10 +363,11 @@ for weights in (None, "int8"):
         written = [continuations(), without_attention()]
     torch.compiler.reset()  # what was compiled before counts, too
     torch._dynamo.utils.counters.clear()
-    with model.optimize(weights, compile=True), torch._dynamo.config.patch(recompile_limit=1):
+    with model.optimize(weights, compile=True), torch._dynamo.config.patch(error_on_recompile=True):
         assert [continuations(), without_attention()] == written
         assert continuations() == written[0] != written[1]
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        assert not torch._dynamo.utils.counters["graph_break"]
         changed = copy.deepcopy(model.blocks[0].mlp)
         changed.b_out.data.normal_(std=9.0)
         model.blocks[0].mlp, mlp = changed, model.blocks[0].mlp
