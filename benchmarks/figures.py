@@ -114,10 +114,12 @@ def _lines(
             name = str(replace(row.part.entrant, model="small"))
             lines.setdefault(f"{name}, {row.part.entrant.device}", []).append((x(row), y(row)))
     figure = go.Figure()
-    for name, points in lines.items():
+    for symbol, (name, points) in enumerate(lines.items()):  # there are fewer colours than lines
         across, up = zip(*sorted(points), strict=True)
         dash = "dot" if name.startswith("limit") else "solid"
-        figure.add_scatter(x=across, y=up, name=name, mode="lines+markers", line_dash=dash)
+        figure.add_scatter(
+            x=across, y=up, name=name, mode="lines+markers", line_dash=dash, marker_symbol=symbol
+        )
     figure.update_xaxes(type="log", title=x_title)
     figure.update_yaxes(type="log", title=y_title)
     return figure.update_layout(template=STYLE, title=title, showlegend=True)

@@ -83,7 +83,7 @@ def optimize(
     the products are the fastest of several, which takes some seconds to measure. "int8" computes
     with 8-bit copies of the weights: less to read, and less accurate. With `compile`, generation
     takes each token after the prompt through one graph of `torch.compile`, on CUDA through a CUDA
-    graph; the first one then takes up to a minute.
+    graph. It takes up to a minute to make, once for every size of batch and every 256 positions.
 
     Raises `ValueError` for int8 weights on another device than the processor, or made under
     `torch.inference_mode()`, which counts no changes, so that the copies could not notice one.
