@@ -21,6 +21,7 @@ from clean_transformer.modules.unembed import TiedUnembed, Unembed
 from clean_transformer.optimize import Optimized, optimize
 from clean_transformer.weights.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
+from clean_transformer.weights.table import WeightsError
 
 
 class DemoTransformer(LanguageModel):
@@ -150,6 +151,19 @@ class DemoTransformer(LanguageModel):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors in Hugging Face's format, atomically.
 
-        Raises `WeightsError` for a model that the format cannot hold, before writing.
+        Raises `WeightsError` for a model that the format cannot hold, before writing: one of other
+        modules than GPT-2's, too, as it would come back with those.
         """
+        with torch.device("meta"):
+            written = dict(DemoTransformer(self.cfg).named_modules())
+        other = [
+            f"{name} is {type(module).__name__}"
+            for name, module in self.named_modules()
+            if name and type(module) is not type(written.get(name))
+        ]
+        if other:
+            raise WeightsError(
+                f"{', '.join(other[:3])}{', …' * bool(other[3:])}, which config.json cannot say; "
+                "save the weights with torch.save(model.state_dict(), file), and swap again"
+            )
         write_folder(Path(folder), self.cfg, self.state_dict())

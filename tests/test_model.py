@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
+from clean_transformer.swap import swap
+from clean_transformer.variants import ReluMLP
 from clean_transformer.weights.huggingface import HUGGINGFACE, config_to_json
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.table import WeightsError
@@ -271,6 +273,12 @@ def test_an_interrupted_save_leaves_the_old_model(tmp_path: Path, monkeypatch, b
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def with_relu() -> DemoTransformer:
+    model = random_model()
+    swap(model, "blocks.0.mlp", ReluMLP)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -279,9 +287,10 @@ def test_an_interrupted_save_leaves_the_old_model(tmp_path: Path, monkeypatch, b
             random_model(tiny(normalization_type="LNPre", tied_unembed=False)),
             "has no place for folded LayerNorms",
         ),
+        (with_relu(), "blocks.0.mlp is ReluMLP, which config.json cannot say"),
         (random_model(tiny(d_head=5)), "needs n_heads × d_head = d_model, not 3 × 5 = 12"),
     ],
-    ids=["b_U", "LNPre", "d_head"],
+    ids=["b_U", "LNPre", "ReluMLP", "d_head"],
 )
 def test_a_model_without_a_place_in_the_format_writes_nothing(tmp_path: Path, model, message: str):
     with pytest.raises(WeightsError, match=message):

@@ -256,7 +256,7 @@ def test_killed_at_20_random_moments_it_goes_on_to_the_same_bits(tmp_path: Path)
     for number, moment in enumerate(moments):
         folder = tmp_path / str(number)
         assert processes.run(killed_run, folder, moment) == -processes.KILLED
-        reached.add(len(read_metrics(folder)) if folder.exists() else 0)
+        reached.add(len(read_metrics(folder)) if (folder / "metrics.jsonl").exists() else 0)
         model = run(folder, seed=9 if (folder / "checkpoint.pt").exists() else 0)
         assert_equal_states(model.state_dict(), whole["model"])
         saved = torch.load(folder / "checkpoint.pt", weights_only=True)
