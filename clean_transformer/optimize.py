@@ -30,6 +30,13 @@ from clean_transformer.products import (
 WRITTEN_FOR = (Attention, MLP, LayerNorm, LayerNormPre, HookPoint)
 
 
+# What makes a graph run no Python between its kernels, by type of device.
+WITHOUT_PYTHON: dict[str, dict[str, Any]] = {
+    "cpu": {"cpp_wrapper": True},
+    "cuda": {"triton.cudagraphs": True},
+}
+
+
 class NotOptimized(UserWarning):
     """An optimised module runs as it is written; the message says why."""
 
@@ -262,9 +269,7 @@ class CompiledStep(Fast):
             )
         super().__init__(model, weights)
         self.written = cast(Any, model.read)
-        on_cuda = self.parameters[0].device.type == "cuda"
-        # Between its kernels, a graph runs no Python: by CUDA graphs, or in C++.
-        options: dict[str, Any] = {"triton.cudagraphs": True} if on_cuda else {"cpp_wrapper": True}
+        options = WITHOUT_PYTHON.get(self.parameters[0].device.type)
         self.graph = torch.compile(self.written, dynamic=False, options=options)
 
     def __call__(self, *inputs: Any) -> Float[Tensor, "batch logit_pos d_vocab"]:
