@@ -39,6 +39,7 @@ from clean_transformer.parity.whole import (
     is_whole,
     isolate_whole,
     leaves,
+    rounding,
 )
 
 # Lengths at which kernels have changed their minds, besides those of the main run.
@@ -326,7 +327,8 @@ def _end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd]
         exact = run(subject.oracle, tokens, names)
         with subject.context():
             envelope = healthy_envelope(on_cpu, tokens, exact)
-            allowed = 2 * healthy * row_difference(on_cpu(tokens), exact[LOGITS])
+            off = row_difference(on_cpu(tokens), exact[LOGITS])
+            allowed = 2 * healthy * max(off, rounding(subject.dtype))
         theirs = _reference_errors(on_cpu, tokens, reference, exact) if reference else {}
         rows = [
             EndToEnd(name, error, envelope[name], healthy, theirs.get(name))

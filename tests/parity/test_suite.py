@@ -127,7 +127,9 @@ def test_a_healthy_device_passes_and_meets_no_float64(dtype: torch.dtype) -> Non
 
 @pytest.mark.usefixtures("model_alone")
 def test_float64_and_autocast_pass() -> None:
-    assert check_device(WEIGHTS, "cpu", F64).verdict is Verdict.PASS
+    run = check_device(WEIGHTS, "cpu", F64)
+    assert run.verdict is Verdict.PASS
+    assert all(check.allowed > 0 for check in run.invariants)
     run = check_device(WEIGHTS, "cpu", F32, mode="autocast")
     assert run.verdict is Verdict.PASS, (run.first_failure, run.invariants)
     assert run.probes == []
