@@ -93,8 +93,13 @@ def optimize(
     graph. It takes up to a minute to make, once for every size of batch and every 256 positions.
 
     Raises `ValueError` for int8 weights on another device than the processor, or made under
-    `torch.inference_mode()`, which counts no changes, so that the copies could not notice one.
+    `torch.inference_mode()`, which counts no changes, so that the copies could not notice one;
+    `TypeError` to compile another model than ours, which has another way to read a token.
     """
+    if compile and not hasattr(model, "read_one"):
+        raise TypeError(
+            f"a {type(model).__name__} has no step to compile; compile a DemoTransformer"
+        )
     parameter = next(model.parameters())
     if weights == "int8" and parameter.device.type != "cpu":
         raise ValueError(
@@ -110,6 +115,7 @@ def optimize(
         for name in ("forward", "read_one"):
             if isinstance(vars(module).get(name), Fast):  # of a call before this one
                 delattr(module, name)
+    vars(model).pop("cache_class", None)
     parts = {
         path: (module, FAST[type(module)])
         for path, module in model.named_modules()
@@ -257,16 +263,9 @@ class FastUnembed(Fast):
 
 
 class CompiledStep(Fast):
-    """`DemoTransformer.read` of one more token, as one graph of all that is fast in it.
-
-    Raises `TypeError` for a model that is not ours: it has another way to read a token.
-    """
+    """`DemoTransformer.read` of one more token, as one graph of all that is fast in it."""
 
     def __init__(self, model: nn.Module, weights: str | None):
-        if not hasattr(model, "read_one"):
-            raise TypeError(
-                f"a {type(model).__name__} has no step to compile; compile a DemoTransformer"
-            )
         super().__init__(model, weights)
         self.written = cast(Any, model.read)
         options = WITHOUT_PYTHON.get(self.parameters[0].device.type)

@@ -374,6 +374,9 @@ for weights in (None, "int8"):
         assert continuations() != written[0]
         model.blocks[0].mlp = mlp
     assert not vars(model).keys() & {"read_one", "cache_class"}
+    model.optimize(compile=True)
+    model.optimize()
+    assert not vars(model).keys() & {"read_one", "cache_class"}
 
 with model.optimize():  # and compiled by somebody else: what is wanted then stays
     tokens = torch.tensor(prompts[:1])
