@@ -165,10 +165,12 @@ class Fast:
             places += [parameter._version for parameter in self.parameters]
         return places
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def is_watched(self) -> bool:
         """Whether there are hooks inside; a graph has what holds when it is made."""
         return any(self.hooks)
+
+    # What torch.compiler.assume_constant_result does, after an import that takes seconds.
+    is_watched._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def steps_aside(self) -> bool:
         """Whether the module has to run as it is written; it warns why."""
