@@ -1,6 +1,8 @@
 """One model on many processes, through PyTorch's own engines."""
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -22,7 +24,13 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group()
     try:
         yield device
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # which hold what they worked with
+        raise
     finally:
+        # What DistributedDataParallel leaves is a cycle. Collected after the group, it would end
+        # that, and wait for its threads with the lock that they may wait for (PyTorch 2.13).
+        gc.collect()
         dist.destroy_process_group()
 
 

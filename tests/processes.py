@@ -6,13 +6,13 @@ They are forked from a server that has imported what they need, since an import 
 import itertools
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import connection, get_context
 
 import torch
+from torch.distributed import TCPStore
 
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.training_runs", "torch.distributed.fsdp", "torch._dynamo"])
@@ -25,24 +25,32 @@ def run(work, *arguments, environment=None) -> int:
 
 
 def together(work, calls) -> list[int]:
+    """The exit statuses of processes that run side by side; where one fails, the others end."""
     processes = [CONTEXT.Process(target=_work, args=(work, *call)) for call in calls]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
+    running = {process.sentinel: process for process in processes}
+    while running:
+        for ended in connection.wait(running):
+            process = running.pop(ended)
+            process.join()
+            if process.exitcode:
+                for other in running.values():
+                    other.kill()
     return [process.exitcode for process in processes]
 
 
 def as_torchrun(work, n: int, *arguments) -> list[int]:
     """The exit statuses of `n` processes with the environment that `torchrun` gives."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Theirs is the store of the parent, whose port is its own from the start.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {
         "WORLD_SIZE": str(n),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": store.host,
+        "MASTER_PORT": str(store.port),
         "TORCHELASTIC_RUN_ID": "tests",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
     }
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
     return together(work, [(arguments, shared | rank) for rank in ranks])

@@ -1,10 +1,13 @@
 """Several processes train the model that one does, whole or in shards, and go on as one does."""
 
+import gc
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from clean_transformer import checkpoint
 from clean_transformer.distributed import joined, n_processes, rank
@@ -12,21 +15,24 @@ from clean_transformer.train import Training
 
 from . import processes
 from .helpers import Rounding, assert_equal_states
-from .training_runs import CPU, RUN, Stopped, read_metrics, run
+from .training_runs import CPU, RUN, read_metrics, run
 
 # A batch that two processes, three, and parts of theirs, can share.
 SHARED = replace(RUN, batch=12)
+OUTLIVED = 3
 MEASURED = ("loss", "gradient_norm", "held_out_loss")
 
 
 def train_together(folder: Path, training: Training, stop_at: int | None = None) -> None:
-    with joined(CPU):
-        assert n_processes() > 1
-        # Each begins with other numbers: those of the first are taken.
-        try:
+    try:
+        with joined(CPU):
+            assert n_processes() > 1
+            # Each begins with other numbers: those of the first are taken.
             run(folder, training, seed=rank(), stop_at=stop_at)
-        except Stopped:
-            return
+    finally:
+        # One that outlives its group may wait for ever.
+        if any(type(each) is DistributedDataParallel for each in gc.get_objects()):
+            sys.exit(OUTLIVED)
 
 
 def rounding(folder: Path, training: Training) -> tuple[dict[str, torch.Tensor], Rounding]:
@@ -76,7 +82,10 @@ def test_several_processes_go_on_to_the_same_bits(tmp_path: Path, n: int, sharde
     training = replace(SHARED, sharded=sharded)
     for folder, stops in (("whole", [None]), ("parts", [3, None])):
         for stop_at in stops:
-            processes.as_torchrun(train_together, n, tmp_path / folder, training, stop_at)
+            arguments = tmp_path / folder, training, stop_at
+            ended = processes.as_torchrun(train_together, n, *arguments)
+            assert any(ended) == (stop_at is not None)
+            assert OUTLIVED not in ended
     whole, parts = (
         torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True)["model"]
         for folder in ("whole", "parts")
