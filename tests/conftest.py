@@ -91,7 +91,7 @@ def with_hub(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.Complet
             cwd=tmp_path,
             capture_output=True,
             encoding="utf-8",
-            timeout=60,
+            timeout=300,
             check=False,
         )
 

@@ -421,7 +421,7 @@ def browse(text: str, folder: Path) -> tuple[str, list[str]]:
         ],
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
         check=True,
     )
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
