@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,31 @@ from clean_transformer.model import DemoTransformer
 # in bfloat16 do by 0.015; those of a wrong model are 1 away.
 AGREEMENT = {"float32": 1e-3, "tf32": 0.02, "float16": 0.02, "bfloat16": 0.1, "int8": 0.3}
 CHECKED_TOKENS = [[*range(first, first + 32)] for first in (1, 1001, 2001, 3001)]
+CHECKED_NEW = 3  # of the first of them: by its prompt, and by what is kept of it
 
 # They choose their products by measuring, and so are loaded while nobody else works.
 TUNED = ("optimized", "optimized compiled")
 
 OnTurn = Callable[[Part], object]
+
+
+class Expected(NamedTuple):
+    """What our model computes: the logits after the checked tokens, and those by which it goes on
+    after the first of them."""
+
+    logits: Tensor
+    new_logits: Tensor
+
+    @classmethod
+    def of(cls, folder: Path) -> "Expected":
+        """Of the weights in that folder."""
+        model = DemoTransformer.from_pretrained(folder, device="cpu")
+        with torch.inference_mode():
+            logits, tokens = model(torch.tensor(CHECKED_TOKENS))[:, -1], CHECKED_TOKENS[0]
+            for _ in range(CHECKED_NEW):
+                after = model(torch.tensor([tokens]))[0]
+                tokens = [*tokens, int(after[-1].argmax())]
+        return cls(logits, after[-CHECKED_NEW:])
 
 
 class Race:
@@ -44,7 +64,7 @@ class Race:
         self.titles: dict[Entrant, str] = {}
         self.failures: dict[Entrant, str] = {}
         self.divergences: dict[Entrant, float] = {}
-        self.expected: dict[str, Tensor] = {}  # our logits, by model
+        self.expected: dict[str, Expected] = {}  # by model
 
     def run(
         self, measurements: Sequence[Measurement], on_turn: OnTurn = lambda part: None
@@ -76,14 +96,19 @@ class Race:
         started = [entrant for entrant in new if entrant in self.workers]
         together = [entrant for entrant in started if entrant.contestant not in TUNED]
         for group in (together, *([e] for e in started if e.contestant in TUNED)):
-            for entrant in group:
-                self.send(entrant)
-            for entrant in group:
-                self.receive(entrant)
+            self.titles |= self.ask_all(group, self.loading)
+        # What is compiled, which takes most of a minute, is compiled side by side.
+        checked = [e for e in started if e in self.workers and e.contestant != "limit"]
+        request = {"do": "check", "tokens": CHECKED_TOKENS, "new": CHECKED_NEW}
+        for entrant, found in self.ask_all(checked, lambda _: request).items():
+            try:
+                self.require_agreement(entrant, found)
+            except Failed as error:
+                self.exclude(entrant, error)
 
-    def send(self, entrant: Entrant) -> None:
-        """Have it load the model and continue some tokens."""
-        request = {
+    def loading(self, entrant: Entrant) -> dict[str, Any]:
+        """The request to load its model."""
+        return {
             "do": "load",
             "contestant": entrant.contestant,
             "folder": str(self.folders[entrant.model]),
@@ -91,41 +116,47 @@ class Race:
             "dtype": entrant.dtype,
             "threads": self.threads,
         }
-        self.workers[entrant].send(request)
-        if entrant.contestant != "limit":
-            self.workers[entrant].send({"do": "check", "tokens": CHECKED_TOKENS})
 
-    def receive(self, entrant: Entrant) -> None:
-        """Keep it if it has done so, and right."""
-        try:
-            self.titles[entrant] = self.workers[entrant].receive()
-            if entrant.contestant != "limit":
-                self.require_agreement(entrant, self.workers[entrant].receive())
-        except Failed as error:
-            self.failures[entrant] = str(error)
-            self.workers.pop(entrant).close()
+    def ask_all(
+        self, entrants: Iterable[Entrant], request: Callable[[Entrant], dict[str, Any]]
+    ) -> dict[Entrant, Any]:
+        """What each answers, all of them at work at once; without those that fail."""
+        entrants = [*entrants]
+        for entrant in entrants:
+            self.workers[entrant].send(request(entrant))
+        answers = {}
+        for entrant in entrants:
+            try:
+                answers[entrant] = self.workers[entrant].receive()
+            except Failed as error:
+                self.exclude(entrant, error)
+        return answers
+
+    def exclude(self, entrant: Entrant, why: Failed) -> None:
+        """End its process."""
+        self.failures[entrant] = str(why)
+        self.workers.pop(entrant).close()
 
     def require_agreement(self, entrant: Entrant, found: Mapping[str, Any]) -> None:
         """Raise `Failed` unless it computes what our model does: no other is worth timing."""
         if entrant.model not in self.expected:
-            model = DemoTransformer.from_pretrained(self.folders[entrant.model], device="cpu")
-            with torch.inference_mode():
-                self.expected[entrant.model] = model(torch.tensor(CHECKED_TOKENS))[:, -1]
-        expected = self.expected[entrant.model]
-        deviation, bound = expected.std(dim=-1), AGREEMENT[entrant.dtype]
+            self.expected[entrant.model] = Expected.of(self.folders[entrant.model])
+        expected, bound = self.expected[entrant.model], AGREEMENT[entrant.dtype]
         if found["logits"] is not None:
             logits = torch.tensor(found["logits"])
-            apart = ((logits - expected).std(dim=-1) / deviation).max().item()
+            apart = ((logits - expected.logits).std(dim=-1) / expected.logits.std(dim=-1)).max()
             if not apart <= bound:
                 raise Failed(f"its logits are {apart:.2g} of their deviation from ours")
-            log_probs, theirs = expected.log_softmax(dim=-1), logits.log_softmax(dim=-1)
+            log_probs, theirs = expected.logits.log_softmax(dim=-1), logits.log_softmax(dim=-1)
             kl = F.kl_div(theirs, log_probs, log_target=True, reduction="batchmean")
             self.divergences[entrant] = kl.item()
         if found["generated"] is not None:
-            chosen = expected.gather(1, torch.tensor(found["generated"])[:, None])[:, 0]
-            lack = ((expected.amax(dim=-1) - chosen) / deviation).max().item()
-            if not lack <= bound:
-                raise Failed(f"it goes on with a token that is {lack:.2g} deviations less likely")
+            for new, logits in zip(found["generated"], expected.new_logits, strict=True):
+                lack = (logits.max() - logits[new]) / logits.std()
+                if not lack <= bound:
+                    raise Failed(f"it goes on with a token {lack:.2g} deviations less likely")
+                if new != logits.argmax():  # as good as that, and from here on another text
+                    break
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
         """Every part in turn, each round beginning with another."""

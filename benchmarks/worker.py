@@ -1,7 +1,7 @@
 """One contestant in a process of its own, which answers a line of JSON to each that it is sent.
 
     {"do": "load", "contestant": …, "folder": …, "device": …, "dtype": …, "threads": …} → its title
-    {"do": "check", "tokens": [[…]]} → {"logits": [[…]] or null, "generated": [id] or null}
+    {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id]}, or null
     {"do": "measure", "work": {…}, "at_least": seconds} → seconds, or bytes
 
 An answer is {"value": …} or {"error": "…"}. Whatever libraries print goes to standard error.
@@ -43,15 +43,16 @@ class Server:
         self.contestant = ALL[contestant](Path(folder), device, dtype)
         return self.contestant.title
 
-    def check(self, tokens: list[list[int]]) -> dict[str, Any]:
-        """What comes after each of the inputs, by its forward pass and by its generation."""
+    def check(self, tokens: list[list[int]], new: int) -> dict[str, Any]:
+        """The logits after each of the inputs, and so many tokens that it puts after the first."""
         given = torch.tensor(tokens, device=self.contestant.device)
         found: dict[str, Any] = {"logits": None, "generated": None}
         with torch.inference_mode():
             if has(self.contestant, "forward"):
                 found["logits"] = self.contestant.last_logits(given).tolist()
             if has(self.contestant, "generate"):
-                found["generated"] = [int(row[0]) for row in self.contestant.generate(given, 1)]
+                [row] = self.contestant.generate(given[:1], new)
+                found["generated"] = [int(token) for token in row]
         return found
 
     def measure(self, work: dict[str, Any], at_least: float) -> float:

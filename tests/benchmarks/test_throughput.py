@@ -1,5 +1,6 @@
 """Contestants take turns, wrong ones are not timed, and one that fails spoils nothing."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from benchmarks import throughput
 from benchmarks.models import TINY
 from benchmarks.processes import Failed, Worker, command
-from benchmarks.throughput import CHECKED_TOKENS, Race
+from benchmarks.throughput import CHECKED_NEW, CHECKED_TOKENS, Expected, Race
 from benchmarks.work import Entrant, Measurement, Part, Work
 from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.huggingface import write_folder
@@ -28,17 +29,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def logits(folder: Path) -> torch.Tensor:
+def ours(folder: Path) -> dict[str, Any]:
+    """What we answer to a check."""
     model = DemoTransformer.from_pretrained(folder, device="cpu")
     with torch.inference_mode():
-        return model(torch.tensor(CHECKED_TOKENS))[:, -1]
+        logits = model(torch.tensor(CHECKED_TOKENS))[:, -1]
+    return {
+        "logits": logits.tolist(),
+        "generated": model.generate(torch.tensor(CHECKED_TOKENS[:1]), CHECKED_NEW)[0, 32:].tolist(),
+    }
 
 
 class Fake:
     """A process that is none: each measurement takes as many seconds as there were before."""
 
     made: "list[Fake]"
-    logits: torch.Tensor
+    ours: dict[str, Any]
 
     def __init__(self, command: list[str]):
         self.name = ""
@@ -56,10 +62,15 @@ class Fake:
             if self.name == "onnxruntime":
                 raise Failed("it is not installed")
             return f"the {self.name}"
-        wrong = {"watched": self.logits.flip(-1), "compiled": self.logits * torch.nan}
-        tokens = self.logits.argmin(-1) if self.name == "llama.cpp" else self.logits.argmax(-1)
-        logits = wrong.get(self.name, self.logits)
-        return {"logits": logits.tolist(), "generated": tokens.tolist()}
+        logits, (one, *others) = self.ours["logits"], self.ours["generated"]
+        worst = min(range(len(logits[0])), key=logits[0].__getitem__)
+        wrong = {
+            "watched": {"logits": logits[::-1]},
+            "compiled": {"logits": [[math.nan for _ in row] for row in logits]},
+            "llama.cpp": {"generated": [worst, *others]},
+            "CTranslate2": {"generated": [one, worst, *others[1:]]},
+        }
+        return self.ours | wrong.get(self.name, {})
 
     def ask(self, do: str, **request: Any) -> Any:
         assert not self.closed
@@ -78,10 +89,10 @@ class Fake:
 
 @pytest.fixture
 def race(
-    folder: Path, logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    folder: Path, ours: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Race]]:
     monkeypatch.setattr(Fake, "made", [], raising=False)
-    monkeypatch.setattr(Fake, "logits", logits, raising=False)
+    monkeypatch.setattr(Fake, "ours", ours, raising=False)
 
     def make(**settings: Any) -> Race:
         return Race({"small": folder}, 1, "python", start=Fake, **settings)
@@ -110,7 +121,8 @@ def test_contestants_take_turns_in_rotating_order(race: Callable[..., Race]):
         ("transformers eager", "it ran out of memory"),
         ("watched", "its logits are"),
         ("compiled", "its logits are nan"),
-        ("llama.cpp", "a token that is"),
+        ("llama.cpp", "a token "),
+        ("CTranslate2", "a token "),
     ],
 )
 def test_who_fails_or_computes_something_else_is_not_measured(
@@ -152,27 +164,44 @@ def test_a_process_lives_as_long_as_it_is_needed(race: Callable[..., Race]):
 
 
 def test_who_measures_while_loading_is_alone(race: Callable[..., Race]):
-    started: list[tuple[str, int]] = []
+    asked: list[tuple[str, str, int]] = []
 
     class Counting(Fake):
         working = 0
 
         def send(self, request: dict[str, Any]) -> None:
             super().send(request)
-            if request["do"] == "load":
-                Counting.working += 1
-                started.append((self.name, Counting.working))
+            Counting.working += 1
+            asked.append((request["do"], self.name, Counting.working))
 
         def receive(self) -> Any:
-            if self.sent[0] == "check" or self.name == "limit":
-                Counting.working -= 1
+            Counting.working -= 1
             return super().receive()
 
     racing = race()
     racing.start = Counting
     parts = (part("optimized"), part("ours"), part("optimized", "bfloat16"), part("limit"))
     racing.run([Measurement("forward", parts, 0)])
-    assert started == [("ours", 1), ("limit", 2), ("optimized", 1), ("optimized", 1)]
+    assert asked == [
+        ("load", "ours", 1),
+        ("load", "limit", 2),
+        ("load", "optimized", 1),
+        ("load", "optimized", 1),
+        ("check", "optimized", 1),
+        ("check", "ours", 2),
+        ("check", "optimized", 3),
+    ]
+
+
+def test_one_of_two_tokens_as_good_leads_to_another_text(race: Callable[..., Race]):
+    racing, entrant = race(), part("ours").entrant
+    tie, other = [0.0, 9.0, 9.0], [9.0, 0.0, 0.0]
+    racing.expected["small"] = Expected(torch.zeros(1, 3), torch.tensor([other, tie, other]))
+    for generated in ([0, 1, 0], [0, 2, 0], [0, 2, 1]):
+        racing.require_agreement(entrant, {"logits": None, "generated": generated})
+    for generated in ([1, 1, 0], [0, 0, 0], [0, 1, 1]):
+        with pytest.raises(Failed, match=r"a token 1\.7 deviations less likely"):
+            racing.require_agreement(entrant, {"logits": None, "generated": generated})
 
 
 def test_processes_end_with_the_run(race: Callable[..., Race]):
