@@ -93,7 +93,7 @@ class Swap(AbstractContextManager["Swap"]):
 def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     """Put other modules in the place of those of our model that `pattern` matches, at once.
 
-    For as long as a `with` block runs, or for good:
+    For as long as a `with` block runs, after which the old ones are back as they were, or for good:
 
         with swap(model, "blocks.*.mlp", variants.ReluMLP):
             logits = model(tokens)
