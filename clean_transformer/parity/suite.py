@@ -1,7 +1,7 @@
 """The whole parity suite: every question, on every device and in every dtype asked for."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -35,7 +35,7 @@ from clean_transformer.parity.trust import trusted
 from clean_transformer.parity.verdict import Verdict, worst
 from clean_transformer.parity.whole import (
     HEALTHY_RHO,
-    compile_leaves,
+    compiled_leaves,
     is_whole,
     isolate_whole,
     leaves,
@@ -135,11 +135,10 @@ def check_device(
     oracle = float64_oracle(on_cpu)
     if mode.startswith("optimized"):
         model.optimize()
-    if mode.endswith("compiled"):
-        compile_leaves(model)
+    compiled = compiled_leaves(model) if mode.endswith("compiled") else nullcontext()
     autocast = torch.bfloat16 if mode == "autocast" else None
     under_test = Subject(model, on_cpu, oracle, tokens, autocast)
-    with under_test.context():
+    with under_test.context(), compiled:
         first = model(under_test.given)
 
         on_step("end to end")

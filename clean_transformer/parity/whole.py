@@ -1,9 +1,11 @@
 """Modules as black boxes, whose inner steps nobody can watch: compiled and optimised ones, and a
 person's own."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -44,10 +46,21 @@ def leaves(model: nn.Module) -> dict[str, HookedModule]:
     return found
 
 
-def compile_leaves(model: nn.Module) -> None:
-    """Let `torch.compile` take each of them, in place; hooks on their outputs keep working."""
+@contextmanager
+def compiled_leaves(model: nn.Module) -> Iterator[None]:
+    """Let `torch.compile` take each of them, in place; hooks on their outputs keep working.
+
+    Meanwhile for as many shapes as there are: after eight, it would run the others as written.
+    """
     for part in leaves(model).values():
-        part.forward = torch.compile(part.forward, dynamic=False)
+        forward = part.forward
+        if is_whole(part):  # as a method, which those of one class share the graphs of
+            forward = MethodType(type(forward).__call__, forward)
+        part.forward = torch.compile(forward, dynamic=False)
+    with torch._dynamo.config.patch(
+        cache_size_limit=sys.maxsize, accumulated_cache_size_limit=sys.maxsize
+    ):
+        yield
 
 
 @torch.no_grad()

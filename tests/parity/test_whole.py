@@ -93,6 +93,9 @@ from clean_transformer.parity.suite import check_device
 from clean_transformer.weights.synthetic import stress
 
 torch.set_num_threads(1)
+# What runs as written has not been compiled.
+torch._dynamo.config.recompile_limit = 1
+torch._dynamo.config.fail_on_recompile_limit_hit = True
 invariants.INVARIANTS = ()
 cfg = Config(n_layers=1, n_heads=1, d_model=32, d_head=32, d_mlp=32, d_vocab=50, n_ctx=8)
 for mode in ("compiled", "optimized-compiled"):
