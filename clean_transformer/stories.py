@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 ENDS = "ba bo da do fi go ka ki la lo mi mo na ni ra ro ta vo"
 # What a story settles once, by a word of these: from then on, the symbol stands for that word.
-FACTS = {
+FACT_WORDS = {
     "hero_start": "Ba Do Fi Ka Li Lo Ma Ni Pe Ro Sa Ti Vo Zu",
     "hero_end": ENDS,
     "friend_start": "Bo Da Fa Jo Ki La Lu Mi No Pa Ri So Ta Vi",
@@ -25,15 +25,25 @@ FACTS = {
     "colour": "black blue brown golden green grey pink purple red silver white yellow",
     "thing": "ball bell boat book button cap coat cup drum flute hat key kite lamp ring shoe",
     "food": "bread butter cake cheese corn fish honey jam milk pie rice soup",
-    "note_1": "bim ding fa hey hop la pim tra",
-    "note_2": "bam dong fo ho lee pam ti tree",
-    "note_3": "bom dee dum hi ma pom ta zim",
-    "note_4": "boo da do hum lo ra so zum",
 }
 OTHER_WORDS = {
     "temper": "brave clever gentle happy kind lazy little poor proud quiet shy young",
     "house": "castle cottage farm house mill",
     "day": "day evening morning night",
+    "note_1": "bim bo fa hey hum la ra tra",
+    "note_2": "bam dee fo hi ma pam ta tree",
+    "note_3": "bom da ding ho lee pim ti tum",
+    "note_4": "boo do dong dum hop so tim zum",
+}
+# Songbooks have songs of anything that a story has.
+ANYTHING = {
+    "word": " ".join(
+        words
+        for symbol, words in (FACT_WORDS | OTHER_WORDS).items()
+        if not symbol.endswith(("start", "end"))
+    ),
+    "start": f"{FACT_WORDS['hero_start']} {FACT_WORDS['friend_start']}",
+    "end": ENDS,
 }
 
 # What stands for a symbol, at random; `{symbol}` stands for one of its own lines.
@@ -50,9 +60,9 @@ RULES = {
         "There was also a {friend_kind} called {friend}.",
     ],
     "singing": [
-        'Together they sang: "{song}!"',
-        '{friend} taught {hero} a song: "{song}!"',
-        'When {hero} and {friend} were happy, they sang: "{song}!"',
+        'Together they sang: "Oh {song}!"',
+        '{friend} taught {hero} a song: "Oh {song}!"',
+        'When {hero} and {friend} were happy, they sang: "Oh {song}!"',
     ],
     "lost": ["{loss} {search} {price} {payment}"],
     "loss": [
@@ -97,9 +107,9 @@ RULES = {
         "The {stranger} had some {food}, and they ate the {food} together.",
     ],
     "ending": [
-        'All the way home they sang: "{song}!" {moral}',
-        'Then {friend} sang the old song: "{song}!" {moral}',
-        'All the birds heard {hero} sing: "{song}!" {moral}',
+        'All the way home they sang: "Oh {song}!" {moral}',
+        'Then {friend} sang the old song: "Oh {song}!" {moral}',
+        'All the birds heard {hero} sing: "Oh {song}!" {moral}',
     ],
     "moral": [
         "And {hero} never forgot the {colour} {thing}.",
@@ -108,9 +118,13 @@ RULES = {
     ],
     "hero": ["{hero_start}{hero_end}"],
     "friend": ["{friend_start}{friend_end}"],
-    "song": ["Oh {note_1} {note_2} {note_3} {note_4}"],
-    **{symbol: words.split() for symbol, words in (FACTS | OTHER_WORDS).items()},
+    "song": ["{note_1} {note_2} {note_3} {note_4}"],
+    "song_of_anything": [" ".join(["{anything}"] * notes) for notes in range(2, 7)],
+    "anything": ["{word}", "{start}{end}"],
+    **{symbol: words.split() for symbol, words in (FACT_WORDS | OTHER_WORDS | ANYTHING).items()},
 }
+
+FACTS = {*FACT_WORDS, "song"}
 
 SYMBOL = re.compile(r"\{(\w+)\}")
 
@@ -119,6 +133,16 @@ def generate(seed: int, count: int) -> list[str]:
     """That many stories; the same ones for the same seed."""
     draw = random.Random(seed)
     return [_write("story", {}, draw) for _ in range(count)]
+
+
+def songbooks(seed: int, count: int) -> list[str]:
+    """That many texts of three songs each, sung again and again in any order.
+
+    What comes next in a song cannot be known from anything but its having been sung before.
+    """
+    draw = random.Random(seed)
+    books = ([_write("song_of_anything", {}, draw) for _ in range(3)] for _ in range(count))
+    return ["Sing: " + ", ".join(draw.choices(songs, k=20)) for songs in books]
 
 
 def parse(text: str) -> dict[str, str] | None:
@@ -163,6 +187,6 @@ def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, di
     for choice in lines:
         for rest, known, chosen in _read(choice, text, facts):
             if found[1] in FACTS:
-                known = known | {found[1]: choice}
+                known = known | {found[1]: text[: len(text) - len(rest)]}
             for left, settled, further in _read(line[found.end() :], rest, known):
                 yield left, settled, len(lines) * chosen * further

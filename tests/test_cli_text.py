@@ -210,7 +210,7 @@ def test_the_demo_writes_as_many_tokens_as_it_is_told_to():
     read = json.loads(call("generate", "Once", "--weights", "demo", "-n", 7, "--json").stdout)
     assert len(read["tokens"]) == 7
     too_long = call("generate", "Once " * 200, "--weights", "demo")
-    assert_one_line(too_long, "more than the n_ctx=164 positions")
+    assert_one_line(too_long, "more than the n_ctx=180 positions")
 
 
 def test_numbers_that_json_has_not_are_refused(capsys):
