@@ -69,7 +69,7 @@ FULL = Works(
     forward=forward(4, 256),
     generate=generate(1, 16, 64),
     capture=Work(kind="capture", batch=4, length=256),
-    train=Work(kind="train", batch=2, length=256),
+    train=Work(kind="train", batch=4, length=256),
     first=generate(1, 256, 1),
     batched=generate(8, 16, 16),
     grid=(
