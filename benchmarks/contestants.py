@@ -75,8 +75,11 @@ class Contestant:
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW in one kernel, on the model, which is to be trained from now on."""
-        self.model.train().requires_grad_(True)
-        return torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        for name, parameter in self.model.train().named_parameters():
+            # As `train` does: GPT-2 has no such bias, nor has anybody else here.
+            parameter.requires_grad_(name != "unembed.b_U")
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
 
 class Ours(Contestant):

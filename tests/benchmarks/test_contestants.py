@@ -71,6 +71,15 @@ def test_training_learns(name: str, folder: Path):
     assert losses[0] > losses[-1]
 
 
+def test_all_train_as_many_numbers(folder: Path):
+    trained = {
+        sum(parameter.numel() for parameter in group["params"])
+        for name in ("ours", "transformers sdpa", "nanoGPT-style")
+        for group in ALL[name](folder, "cpu", "float32").optimizer.param_groups
+    }
+    assert len(trained) == 1
+
+
 @torch.inference_mode()
 def test_watched_attention_is_explicit(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """So that what capturing costs is not what the other kernel costs."""
