@@ -28,8 +28,8 @@ CFG = Config(
     d_model=128,
     d_head=32,
     d_mlp=512,
-    d_vocab=768,  # all words of the stories but two are one token, and every name is two
-    n_ctx=180,  # any story, and <|endoftext|> around it
+    d_vocab=768,  # all words of the stories but one are one token, and every name is two
+    n_ctx=180,  # more than any story; songbooks are cut
     initializer_range=0.06,
 )
 # First songs alone, in which nothing helps but looking for what came before; in the end none.
