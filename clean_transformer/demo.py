@@ -28,7 +28,7 @@ CFG = Config(
     d_model=128,
     d_head=32,
     d_mlp=512,
-    d_vocab=768,  # all words of the stories but one are one token, and every name is two
+    d_vocab=768,  # nearly all words of the stories are one token, and every name is two
     n_ctx=180,  # more than any story; songbooks are cut
     initializer_range=0.06,
 )
