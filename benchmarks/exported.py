@@ -113,6 +113,7 @@ class OnnxRuntime(Exported):
             inputs,
             file,
             dynamo=True,
+            optimize=False,  # onnxruntime does that itself, as well and sooner
             verbose=False,
             input_names=["tokens", "past"][: len(inputs)],
             dynamic_shapes=tuple(

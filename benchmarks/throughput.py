@@ -170,14 +170,16 @@ class Race:
                     failures[part] = self.failures[part.entrant]
                 if part in failures:
                     continue
+                warms_up = number < measurement.warm_ups
+                work = part.work.to_warm_up if warms_up else part.work
                 try:
                     value = self.workers[part.entrant].ask(
-                        "measure", work=asdict(part.work), at_least=self.at_least
+                        "measure", work=asdict(work), at_least=0.0 if warms_up else self.at_least
                     )
                 except Failed as error:
                     failures[part] = str(error)
                     continue
-                if number >= measurement.warm_ups:
+                if not warms_up:
                     values[part].append(value)
         return [
             Result(

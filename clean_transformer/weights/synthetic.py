@@ -7,6 +7,8 @@ of integers from a bit generator whose stream NumPy guarantees, and all that fol
 
 import math
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -86,10 +88,7 @@ def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
             return Spread(0.0)
         return Spread(cfg.initializer_range, mean=1.0 if name.endswith(".w") else 0.0)
 
-    return {
-        name: torch.from_numpy(_draw(name, shape, seed, spread(name)))
-        for name, shape in parameter_shapes(cfg).items()
-    }
+    return {name: torch.from_numpy(drawn) for name, drawn in _draw_all(cfg, seed, spread).items()}
 
 
 def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
@@ -105,10 +104,7 @@ def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
     "LNPre" weights are the "LN" ones with the gains folded in, and LayerNorm biases left out.
     """
     with_norms = replace(cfg, normalization_type="LN")
-    state = {
-        name: _draw(name, shape, seed, _published_spread(name, cfg))
-        for name, shape in parameter_shapes(with_norms).items()
-    }
+    state = _draw_all(with_norms, seed, lambda name: _published_spread(name, cfg))
     _plant_massive_activation(state, cfg)
     if cfg.normalization_type == "LNPre":
         _fold_gains(state, cfg)
@@ -168,6 +164,14 @@ def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
     state["unembed.W_U"] *= state["ln_final.w"][:, None]
 
 
+def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[str, Array]:
+    """Every tensor of the model, several at a time: NumPy lets other threads run meanwhile."""
+    shapes = parameter_shapes(cfg)
+    with ThreadPoolExecutor() as pool:
+        drawn = pool.map(lambda name: _draw(name, shapes[name], seed, spread(name)), shapes)
+        return dict(zip(shapes, drawn, strict=True))
+
+
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
     """The tensor of that name: bell-shaped values, of which the outliers are stretched.
 
@@ -197,5 +201,6 @@ def _bell(name: str, count: int, seed: int) -> Array:
         chunk = values[start : start + CHUNK]
         words = stream.random_raw(3 * len(chunk)).astype("<u8", copy=False)
         sums = words.view("<u2").reshape(12, -1).sum(axis=0, dtype=np.int32)
-        chunk[:] = (sums - 6 * (2**16 - 1)) / 2**16
+        chunk[:] = sums - 6 * (2**16 - 1)
+        chunk /= 2**16
     return values

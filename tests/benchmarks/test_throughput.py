@@ -50,6 +50,7 @@ class Fake:
         self.name = ""
         self.sent: list[str] = []
         self.measured = 0
+        self.asked: list[tuple[int, float]] = []
         self.closed = False
         self.made.append(self)
 
@@ -79,6 +80,7 @@ class Fake:
         if self.name == "TransformerBridge":
             raise Failed("it has no room")
         self.measured += 1
+        self.asked.append((request["work"]["new"], request["at_least"]))
         if self.name == "transformers eager" and self.measured == 3:
             raise Failed("it ran out of memory")
         return float(self.measured)
@@ -111,6 +113,13 @@ def test_contestants_take_turns_in_rotating_order(race: Callable[..., Race]):
     assert [result.values for result in results] == [[2.0, 3.0]] * 3
     assert [result.kl_divergence for result in results] == [0.0, 0.0, None]
     assert [result.title for result in results] == ["the ours", "the optimized", "the limit"]
+
+
+def test_warming_up_takes_one_call_and_few_tokens(race: Callable[..., Race]):
+    generating = Part(part("ours").entrant, Work(kind="generate", length=16, new=64))
+    race(at_least=0.5).run([Measurement("generate", (generating,), 2)])
+    [fake] = Fake.made
+    assert fake.asked == [(4, 0.0), (64, 0.5), (64, 0.5)]
 
 
 @pytest.mark.parametrize(
