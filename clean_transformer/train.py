@@ -11,7 +11,6 @@ from time import perf_counter
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from clean_transformer import checkpoint
 from clean_transformer.checkpoint import Measured, Metrics
+from clean_transformer.cross_entropy import cross_entropy
 from clean_transformer.data import Tokens, refuse_tokens, window
 from clean_transformer.device import resolve_device
 from clean_transformer.distributed import mean, n_processes, rank, spread, unsummed
@@ -221,7 +221,7 @@ def next_token_loss(
     """The mean cross-entropy, in nats, of every token of the windows but the first."""
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=training.autocast):
         logits = engine(windows[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    return cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 @torch.no_grad()

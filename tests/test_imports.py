@@ -20,7 +20,7 @@ FILES = {
 
 # A file imports from the lines above its own only; the files of parity/ also from each other.
 LAYERS = (
-    ("config", "hooks", "device", "files", "weights/hub", "stories"),
+    ("config", "hooks", "device", "files", "weights/hub", "stories", "cross_entropy"),
     (
         *("tokenizer", "activations", "kv_cache", "samplers", "reports"),
         *("weights/shapes", "modules/initial"),
