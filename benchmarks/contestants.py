@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks.nanogpt import NanoGPT
+from clean_transformer.cross_entropy import cross_entropy
 from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.huggingface import read_folder
 
@@ -36,6 +37,7 @@ class Contestant:
 
     package = "torch"
     imported = "torch"  # what a user imports
+    loss = staticmethod(F.cross_entropy)  # unless it has its own
     model: Any
 
     def __init__(self, folder: Path, device: str, dtype: str):
@@ -66,7 +68,7 @@ class Contestant:
         """Cross-entropy of the next token and a step of AdamW, the same for all."""
         optimizer = self.optimizer
         logits = self.forward(tokens[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss = self.loss(logits.flatten(0, 1), tokens[:, 1:].flatten())
         torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -87,6 +89,7 @@ class Ours(Contestant):
 
     imported = "clean_transformer"
     title = "clean_transformer"
+    loss = staticmethod(cross_entropy)
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)

@@ -169,8 +169,9 @@ class Reader(nn.Module):
 
     def forward(self, tokens: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits [batch d_vocab] and what `NanoGPT.read` keeps."""
-        x, present = self.model.read(tokens, past)
-        return F.linear(x[:, -1], self.model.wte.weight), present
+        x, presents = self.model.read(tokens, past)
+        kept = torch.stack([torch.stack(present) for present in presents])
+        return F.linear(x[:, -1], self.model.wte.weight), kept
 
 
 class LlamaCpp(Exported):

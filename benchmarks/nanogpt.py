@@ -13,6 +13,7 @@ from clean_transformer.config import Config
 
 # [layer (key, value) batch head pos d_head]
 Past = Float[Tensor, "layer two batch head past d_head"]
+Present = tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head pos d_head"]]
 
 
 class Block(nn.Module):
@@ -28,8 +29,8 @@ class Block(nn.Module):
         self.c_fc = nn.Linear(cfg.d_model, cfg.d_mlp)
         self.c_out = nn.Linear(cfg.d_mlp, cfg.d_model)
 
-    def forward(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The stream after the block, and its keys and values [2 batch head pos d_head].
+    def forward(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Present]:
+        """The stream after the block, and its keys and values.
 
         With `past`, those of the positions before, x is one new position.
         """
@@ -41,7 +42,7 @@ class Block(nn.Module):
         z = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
         x = x + self.c_proj(z.transpose(1, 2).reshape(batch, n_pos, d_model))
         x = x + self.c_out(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
-        return x, torch.stack([k, v])
+        return x, (k, v)
 
 
 class NanoGPT(nn.Module):
@@ -56,8 +57,8 @@ class NanoGPT(nn.Module):
 
     def read(
         self, tokens: Int[Tensor, "batch pos"], past: Past | None = None
-    ) -> tuple[Float[Tensor, "batch pos d_model"], Past]:
-        """The normalised stream after the last block, and the keys and values of all positions."""
+    ) -> tuple[Float[Tensor, "batch pos d_model"], list[Present]]:
+        """The normalised stream after the last block, and each one's keys and values."""
         start = 0 if past is None else past.shape[4]
         positions = torch.arange(tokens.shape[1], device=tokens.device) + start
         x = self.wte(tokens) + self.wpe(positions)
@@ -65,7 +66,7 @@ class NanoGPT(nn.Module):
         for layer, block in enumerate(self.h):
             x, present = block(x, None if past is None else past[layer])
             presents.append(present)
-        return self.ln_f(x), torch.stack(presents)
+        return self.ln_f(x), presents
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Every position's logits."""

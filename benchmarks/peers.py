@@ -112,10 +112,13 @@ class TransformerBridge(HookedTransformer):
 
 
 def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention: str) -> Any:
-    """`GPT2LMHeadModel`, which generates on and on."""
+    """`GPT2LMHeadModel`, which generates on and on, and like all others trains without dropout."""
     from transformers import GPT2LMHeadModel
 
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    no_dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    model = GPT2LMHeadModel.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, **no_dropout
+    )
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.to(device).eval()

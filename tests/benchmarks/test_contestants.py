@@ -71,13 +71,25 @@ def test_training_learns(name: str, folder: Path):
     assert losses[0] > losses[-1]
 
 
-def test_all_train_as_many_numbers(folder: Path):
-    trained = {
-        sum(parameter.numel() for parameter in group["params"])
-        for name in ("ours", "transformers sdpa", "nanoGPT-style")
-        for group in ALL[name](folder, "cpu", "float32").optimizer.param_groups
-    }
-    assert len(trained) == 1
+@pytest.mark.filterwarnings("ignore")  # of other libraries
+def test_all_train_the_same_numbers_by_the_same_gradient(folder: Path):
+    tokens, sizes, losses, norms = some_tokens(2, 9, "cpu"), [], [], []
+    for name in ("ours", "transformers sdpa", "nanoGPT-style"):
+        contestant = ALL[name](folder, "cpu", "float32")
+        [group] = contestant.optimizer.param_groups
+        sizes.append(sum(parameter.numel() for parameter in group["params"]))
+        losses.append(contestant.train_step(tokens))
+        torch.autograd.backward(
+            contestant.loss(
+                contestant.forward(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
+            )
+        )
+        gradients = [parameter.grad for parameter in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+    assert len(set(sizes)) == 1
+    # Before a step and after it, so also of the same step.
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-3)
 
 
 @torch.inference_mode()
