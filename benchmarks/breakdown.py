@@ -1,14 +1,18 @@
-"""Where the time of one decoded token goes on a processor: what keeps it from the machine's limit.
+"""Where the time of a token or a forward pass goes on a processor: what keeps it from its limit.
 
-Prints each product with a weight, with the rate at which it reads that weight, and every other
-operation, as PyTorch's profiler sees them; what is left is Python's.
+Prints each product with a weight, with the rate at which it reads that weight (a token) or
+multiplies with it (a forward pass), and every other operation, as PyTorch's profiler sees them;
+what is left is Python's.
 
     python -m benchmarks.breakdown --dtype bfloat16
+    python -m benchmarks.breakdown --batch 4 --length 256
 """
 
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -26,20 +30,21 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.choices import DTYPES
 from clean_transformer.weights.synthetic import stress
 
+Shapes = Sequence[Sequence[int]]
 PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "_int_mm", "_linear_pointwise")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One operation: how often a token needs it, its seconds in all, and the bytes that it reads.
+    """One operation: how often a call needs it, its seconds in all, and how much it does in them.
 
-    `read` is of weights, and 0 for what has none.
+    That is the bytes that it reads of weights, or its additions and multiplications with them.
     """
 
     operation: str
     times: float
     seconds: float
-    read: float = 0.0
+    amount: float = 0.0
 
 
 def decoder(model: DemoTransformer, context: int, new: int) -> Any:
@@ -54,20 +59,41 @@ def decoder(model: DemoTransformer, context: int, new: int) -> Any:
     return step
 
 
-def operations(events: Any, tokens: int, itemsize: int) -> list[Row]:
-    """The rows of a profile of so many tokens, the longest first."""
+def reader(model: DemoTransformer, batch: int, length: int) -> Callable[[], object]:
+    """A call that gives all logits."""
+    tokens = torch.arange(batch * length).view(batch, length) % model.cfg.d_vocab
+    return lambda: model(tokens)
+
+
+def bytes_read(shapes: Shapes, itemsize: int) -> int:
+    """What a product of a single row reads of its weight, the largest of its arguments."""
+    return math.prod(max(shapes, key=math.prod)) * itemsize
+
+
+def flops(shapes: Shapes) -> float:
+    """What a product of rows with a weight does, of any order, perhaps added to a third matrix."""
+    matrices = [shape for shape in shapes if len(shape) > 1]
+    if len(matrices) == 3:  # [r o], [r i], [i o]: together they have each size twice
+        return 2 * math.sqrt(math.prod(map(math.prod, matrices)))
+    x, W = matrices  # of a batch of products, each has its part
+    return 2 * math.prod(x) * math.prod(W[-2:]) / x[-1]
+
+
+def operations(events: Any, calls: int, amount: Callable[[Shapes], float]) -> list[Row]:
+    """The rows of a profile of so many calls, the longest first."""
     rows: dict[str, Row] = {}
     for event in events:
-        name, read = event.key.split("::")[-1], 0.0
-        if name in PRODUCTS:  # of a single row with a weight, which is the largest of its arguments
-            shape = max(event.input_shapes, key=math.prod)
-            name, read = f"{name} {shape}", event.count * math.prod(shape) * itemsize
+        name, done = event.key.split("::")[-1], 0.0
+        if name in PRODUCTS:
+            shapes = [shape for shape in event.input_shapes if shape]
+            name = f"{name} {max(shapes, key=math.prod)}"
+            done = event.count * amount(shapes)
         before = rows.get(name, Row(name, 0.0, 0.0))
         rows[name] = Row(
             name,
-            before.times + event.count / tokens,
-            before.seconds + event.self_cpu_time_total / 1e6 / tokens,
-            before.read + read / tokens,
+            before.times + event.count / calls,
+            before.seconds + event.self_cpu_time_total / 1e6 / calls,
+            before.amount + done / calls,
         )
     return sorted(rows.values(), key=lambda row: -row.seconds)
 
@@ -79,40 +105,58 @@ def main(
     ),
     compiled: Annotated[bool, typer.Option("--compile", help="As one graph.")] = False,
     context: Annotated[int, typer.Option(help="Tokens before it.")] = 64,
-    tokens: Annotated[int, typer.Option(help="How many are profiled.")] = 20,
+    batch: Annotated[int, typer.Option(help="Of a forward pass.")] = 1,
+    length: Annotated[int, typer.Option(help="Of a forward pass; 0 for a token.")] = 0,
+    calls: Annotated[int, typer.Option(help="How many are profiled.")] = 20,
 ) -> None:
-    """Print where the time of a decoded token goes, after `optimize`."""
+    """Print where the time of a decoded token, or of a forward pass, goes after `optimize`."""
     cfg = Config.gpt2(size)
     weights = "int8" if dtype == "int8" else None
     computed = torch.float32 if weights else DTYPES[dtype]
+    itemsize = 1 if weights else computed.itemsize
     model = DemoTransformer.from_state_dict(stress(cfg), cfg).to(computed)
     with torch.inference_mode():
         optimized = model.requires_grad_(False).optimize(weights, compile=compiled)
-        step = decoder(model, context, 3 * tokens)
-        for _ in range(tokens):
-            step()
-        taken = statistics.median(seconds(step, "cpu") for _ in range(tokens))
+        call = reader(model, batch, length) if length else decoder(model, context, 3 * calls)
+        for _ in range(calls):
+            call()
+        taken = statistics.median(seconds(call, "cpu") for _ in range(calls))
         with profile(record_shapes=True) as profiled:
-            for _ in range(tokens):
-                step()
-        buffer = torch.ones(BUFFER // 4)
-        read = fastest([lambda call=call: call for call in readings(buffer)], "cpu")
-        rate = BUFFER / median_seconds(read, "cpu", at_least=0.5)
-    events = profiled.key_averages(group_by_input_shape=True)
-    rows = operations(events, tokens, 1 if weights else computed.itemsize)
+            for _ in range(calls):
+                call()
     console = Console()
     console.print(optimized)
-    console.print(table(rows, taken))
-    least = weight_bytes(cfg, dtype) / rate
-    console.print(
-        f"{1e3 * taken:.1f} ms a token; reading its weights at the {rate / 1e9:.1f} GB/s of this "
-        f"machine takes {1e3 * least:.1f} ms, {least / taken:.0%} of that"
-    )
+    events = profiled.key_averages(group_by_input_shape=True)
+    if length:
+        rows = operations(events, calls, flops)
+        console.print(table(rows, taken, "GFLOP/s"))
+        products = [row for row in rows if row.amount]
+        share = sum(row.seconds for row in products) / taken
+        rate = sum(row.amount for row in products) / share / taken
+        console.print(
+            f"{1e3 * taken:.0f} ms a pass; its products take {share:.0%} of that, at "
+            f"{rate / 1e9:.0f} GFLOP/s"
+        )
+    else:
+        rows = operations(events, calls, partial(bytes_read, itemsize=itemsize))
+        console.print(table(rows, taken, "GB/s"))
+        rate, least = read_rate(), weight_bytes(cfg, dtype)
+        console.print(
+            f"{1e3 * taken:.1f} ms a token; reading its weights at the {rate / 1e9:.1f} GB/s of "
+            f"this machine takes {1e3 * least / rate:.1f} ms, {least / rate / taken:.0%} of that"
+        )
 
 
-def table(rows: list[Row], taken: float) -> Table:
+def read_rate() -> float:
+    """Bytes per second that this machine reads at most."""
+    buffer = torch.ones(BUFFER // 4)
+    read = fastest([lambda call=call: call for call in readings(buffer)], "cpu")
+    return BUFFER / median_seconds(read, "cpu", at_least=0.5)
+
+
+def table(rows: list[Row], taken: float, rate: str) -> Table:
     """The longest rows, and the others together."""
-    printed = Table("operation", "a token", "µs each", "ms a token", "share", "GB/s")
+    printed = Table("operation", "times", "µs each", "ms in all", "share", rate)
     shown, others = rows[:12], rows[12:]
     rest = Row(
         f"{len(others)} others", sum(r.times for r in others), sum(r.seconds for r in others)
@@ -124,7 +168,7 @@ def table(rows: list[Row], taken: float) -> Table:
             f"{1e6 * row.seconds / row.times:.0f}" if row.times else "",
             f"{1e3 * row.seconds:.2f}",
             f"{row.seconds / taken:.0%}",
-            f"{row.read / row.seconds / 1e9:.1f}" if row.read else "",
+            f"{row.amount / row.seconds / 1e9:.1f}" if row.amount else "",
         )
     return printed
 

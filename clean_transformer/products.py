@@ -26,6 +26,8 @@ class Weight(NamedTuple):
 class Product:
     """x W + b in one call of the BLAS: what PyTorch does by itself."""
 
+    most_rows = math.inf  # with more, it cannot be the fastest
+
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Any:
         """What it reads the weights from: for most, the very same memory."""
         return Weight(W, b)
@@ -58,6 +60,8 @@ class WithoutBias(Product):
 class EachThreadItsInputs(WithoutBias):
     """As many products as threads, each of a part of the inputs: some BLAS reads the weights of a
     single row with one thread only."""
+
+    most_rows = 8
 
     def __init__(self, n_threads: int):
         self.n_threads = n_threads
@@ -170,8 +174,10 @@ ROWS = (1, 8, 64, 512)
 STREAMED = 128 * 2**20
 # How many times slower than the best a product may be at few rows to be tried at more.
 HOPELESS = 4.0
+# Seconds for each number of rows, and at the least so many rounds: the fastest of few is luck.
+ENOUGH, FEWEST = 0.5, 3
 # Transposing copies every weight, and has to be faster by so much.
-WORTH_A_COPY = 1.05
+WORTH_A_COPY = 1.02
 
 Race = dict[int, tuple[float, Product]]
 
@@ -232,15 +238,17 @@ def race(run: Callable[[Product, Tensor], int], d_model: int, dtype: torch.dtype
     best: Race = {}
     for n_rows in ROWS:
         x = torch.ones(n_rows, d_model, dtype=dtype)
-        times = dict.fromkeys(products, math.inf)
-        for _ in range(3):  # they take turns, so that whatever else goes on meets them all
-            for product in products:
+        times = {product: math.inf for product in products if n_rows <= product.most_rows}
+        rounds, end = 0, perf_counter() + ENOUGH
+        while rounds < FEWEST or perf_counter() < end:
+            rounds += 1
+            for product in times:  # in turns, so that whatever else goes on meets them all
                 start = perf_counter()
                 n_times = run(product, x)
                 times[product] = min(times[product], (perf_counter() - start) / n_times)
         winner = min(times, key=times.__getitem__)
         best[n_rows] = (times[winner], winner)
-        products = [each for each in products if times[each] < HOPELESS * times[winner]]
+        products = [each for each in times if times[each] < HOPELESS * times[winner]]
     return best
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -150,7 +151,27 @@ def test_the_fastest_wins_and_the_hopeless_are_not_tried_again(monkeypatch):
     assert {rows for product, rows in clock.calls if product is InFloat32} == {1}
 
 
-@pytest.mark.parametrize(("gain", "transposed"), [(1.2, True), (1.04, False), (0.5, False)])
+def test_who_is_for_few_rows_is_not_tried_at_many(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(products, "perf_counter", lambda: clock.now)
+    few = EachThreadItsInputs(2)
+    monkeypatch.setattr(products, "candidates", lambda _: [Product(), few])
+    best = products.race(clock.runs({Product: (3, 2), EachThreadItsInputs: (1, 1)}), 4, torch.half)
+    assert [product is few for _, product in best.values()] == [True, True, False, False]
+    assert {rows for product, rows in clock.calls if product is EachThreadItsInputs} == {1, 8}
+
+
+def test_a_race_lasts_until_luck_has_no_part_in_it(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(products, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(products, "candidates", lambda _: [Product(), WithoutBias()])
+    products.race(clock.runs({Product: (0.04, 1), WithoutBias: (0.06, 1)}), 4, torch.float32)
+    calls = Counter(clock.calls)
+    assert calls[Product, 1] == calls[WithoutBias, 1] == 5  # 0.5 seconds
+    assert calls[Product, 512] == 3
+
+
+@pytest.mark.parametrize(("gain", "transposed"), [(1.2, True), (1.01, False), (0.5, False)])
 def test_weights_are_copied_only_where_it_pays(monkeypatch, gain: float, transposed: bool):
     times = iter([1.0, 1.0 / gain])
 

@@ -1,39 +1,65 @@
-"""The breakdown of a decoded token: every weight is seen to be read, once."""
+"""The breakdown of a token and of a forward pass: every weight is seen to be used, once."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch.profiler import profile
 
-from benchmarks.breakdown import decoder, operations, table
+from benchmarks.breakdown import bytes_read, decoder, flops, operations, reader, table
 from benchmarks.models import TINY
-from benchmarks.roofline import weight_bytes
+from benchmarks.roofline import products, weight_bytes
 from clean_transformer import DemoTransformer, optimize
-from clean_transformer.products import Choice, OneDNN, Product, WithoutBias, in_onednn
+from clean_transformer.products import (
+    Choice,
+    EachThreadItsInputs,
+    OneDNN,
+    Product,
+    WithoutBias,
+    in_onednn,
+)
 from clean_transformer.weights.synthetic import stress
 
-PRODUCTS = {"Product": Product(), "WithoutBias": WithoutBias()}
+PRODUCTS = {
+    "Product": Product(),
+    "WithoutBias": WithoutBias(),
+    "EachThreadItsInputs": EachThreadItsInputs(2),
+}
 if in_onednn(torch.float32):
     PRODUCTS["OneDNN"] = OneDNN()
 
 
-@pytest.mark.parametrize("name", [*PRODUCTS, "int8"])
-def test_each_token_reads_each_weight_once(monkeypatch: pytest.MonkeyPatch, name: str):
+def profiled(monkeypatch: pytest.MonkeyPatch, name: str, call: Callable[..., Any]) -> Any:
+    """The events of three calls by that product; `call` makes one of an optimised model."""
     choice = Choice({1: PRODUCTS.get(name, Product())}, transposed=False)
     monkeypatch.setattr(optimize, "fastest_for_blocks", lambda *_: choice)
     monkeypatch.setattr(optimize, "fastest_for_unembed", lambda *_: choice)
-    weights = "int8" if name == "int8" else None
     model = DemoTransformer.from_state_dict(stress(TINY), TINY)
     with torch.inference_mode():
-        model.optimize(weights)
-        step = decoder(model, context=5, new=8)
-        with profile(record_shapes=True) as profiled:
+        model.optimize("int8" if name == "int8" else None)
+        one = call(model)
+        with profile(record_shapes=True) as profiler:
             for _ in range(3):
-                step()
+                one()
+    return profiler.key_averages(group_by_input_shape=True)
 
-    events = profiled.key_averages(group_by_input_shape=True)
-    rows = operations(events, tokens=3, itemsize=1 if weights else 4)
 
-    assert sum(row.read for row in rows) == weight_bytes(TINY, weights or "float32")
-    assert sum(row.times for row in rows if row.read) == 4 * TINY.n_layers + 1
+@pytest.mark.parametrize("name", [*PRODUCTS, "int8"])
+def test_each_token_reads_each_weight_once(monkeypatch: pytest.MonkeyPatch, name: str):
+    events = profiled(monkeypatch, name, partial(decoder, context=5, new=8))
+    itemsize = 1 if name == "int8" else 4
+    rows = operations(events, 3, partial(bytes_read, itemsize=itemsize))
+
+    assert sum(r.amount for r in rows) == weight_bytes(TINY, "int8" if itemsize == 1 else "float32")
+    assert sum(row.times for row in rows if row.amount) == 4 * TINY.n_layers + 1
     assert rows == sorted(rows, key=lambda row: -row.seconds)
-    assert table(rows, taken=1.0).row_count == 13
+    assert table(rows, taken=1.0, rate="GB/s").row_count == 13
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_each_pass_multiplies_with_each_weight_once(monkeypatch: pytest.MonkeyPatch, name: str):
+    rows = operations(profiled(monkeypatch, name, partial(reader, batch=2, length=7)), 3, flops)
+    expected = sum(count * shape.flops for shape, count in products(TINY, 14, 14).items())
+    assert sum(row.amount for row in rows) == pytest.approx(expected)
