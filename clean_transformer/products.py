@@ -174,12 +174,21 @@ ROWS = (1, 8, 64, 512)
 STREAMED = 128 * 2**20
 # How many times slower than the best a product may be at few rows to be tried at more.
 HOPELESS = 4.0
-# Seconds for each number of rows, and at the least so many rounds: the fastest of few is luck.
-ENOUGH, FEWEST = 0.5, 3
+# Seconds for each of them at each number of rows, and at the least so many rounds: to win one of
+# few is luck.
+ENOUGH, FEWEST = 0.1, 3
 # Transposing copies every weight, and has to be faster by so much.
 WORTH_A_COPY = 1.02
 
-Race = dict[int, tuple[float, Product]]
+
+class Contender(NamedTuple):
+    """A product, and whether it gets its weights transposed in memory."""
+
+    product: Product
+    transposed: bool
+
+
+Times = dict[Contender, float]
 
 
 @lru_cache
@@ -190,29 +199,26 @@ def fastest_for_blocks(
 
     They differ by the last bits, and near ties may fall differently in another process.
     """
-
-    def race_with(transposed: bool) -> Race:
-        shapes = ((d_model, d_mlp), (d_mlp, d_model))
-        enough = math.ceil(STREAMED / (2 * d_model * d_mlp * dtype.itemsize))
-        layers = [
+    shapes = ((d_model, d_mlp), (d_mlp, d_model))
+    enough = math.ceil(STREAMED / (2 * d_model * d_mlp * dtype.itemsize))
+    layers = {
+        transposed: [
             [_some_weight(*shape, dtype, transposed) for shape in shapes]
             for _ in range(min(n_layers, enough))
         ]
+        for transposed in (False, True)
+    }
 
-        def run(product: Product, x: Tensor) -> int:
-            used = layers if len(x) < 64 else layers[:1]
-            for W_in, W_out in used:
-                product.add(x, product.gelu(x, W_in), W_out)
-            return len(used)
+    def run(contender: Contender, x: Tensor) -> int:
+        product, all_layers = contender.product, layers[contender.transposed]
+        used = all_layers if len(x) < 64 else all_layers[:1]
+        for W_in, W_out in used:
+            product.add(x, product.gelu(x, W_in), W_out)
+        return len(used)
 
-        return race(run, d_model, dtype)
-
-    with torch.no_grad():
-        as_it_is, transposed = race_with(False), race_with(True)
-    gains = [as_it_is[rows][0] / transposed[rows][0] for rows in ROWS]
-    worth_it = math.prod(gains) ** (1 / len(ROWS)) > WORTH_A_COPY
-    times = transposed if worth_it else as_it_is
-    return Choice({rows: product for rows, (_, product) in times.items()}, worth_it)
+    times = race(entrants(dtype, *layers), run, d_model, dtype)
+    gains = [least(times[n_rows], False) / least(times[n_rows], True) for n_rows in ROWS]
+    return winners(times, transposed=math.prod(gains) ** (1 / len(ROWS)) > WORTH_A_COPY)
 
 
 @lru_cache
@@ -220,36 +226,57 @@ def fastest_for_unembed(d_model: int, d_vocab: int, dtype: torch.dtype, n_thread
     """The same for logits, through the transposed embedding."""
     weight = _some_weight(d_model, d_vocab, dtype, transposed=True)
 
-    def run(product: Product, x: Tensor) -> int:
-        product(x, weight)
+    def run(contender: Contender, x: Tensor) -> int:
+        contender.product(x, weight)
         return 1
 
-    with torch.no_grad():
-        times = race(run, d_model, dtype)
-    return Choice({rows: product for rows, (_, product) in times.items()}, transposed=True)
+    return winners(race(entrants(dtype, True), run, d_model, dtype), transposed=True)
 
 
-def race(run: Callable[[Product, Tensor], int], d_model: int, dtype: torch.dtype) -> Race:
-    """By number of rows, the seconds of the fastest product, and which that is.
+@torch.no_grad()
+def race(
+    contenders: list[Contender],
+    run: Callable[[Contender, Tensor], int],
+    d_model: int,
+    dtype: torch.dtype,
+) -> dict[int, Times]:
+    """By number of rows, the seconds that each takes who is not hopeless.
 
     `run` says how many times it went through the work.
     """
-    products = candidates(dtype)
-    best: Race = {}
+    by_rows = {}
     for n_rows in ROWS:
         x = torch.ones(n_rows, d_model, dtype=dtype)
-        times = {product: math.inf for product in products if n_rows <= product.most_rows}
-        rounds, end = 0, perf_counter() + ENOUGH
+        times = {each: math.inf for each in contenders if n_rows <= each.product.most_rows}
+        rounds, end = 0, perf_counter() + ENOUGH * len(times)
         while rounds < FEWEST or perf_counter() < end:
             rounds += 1
-            for product in times:  # in turns, so that whatever else goes on meets them all
+            for each in times:  # in turns, so that whatever else goes on meets them all
                 start = perf_counter()
-                n_times = run(product, x)
-                times[product] = min(times[product], (perf_counter() - start) / n_times)
-        winner = min(times, key=times.__getitem__)
-        best[n_rows] = (times[winner], winner)
-        products = [each for each in times if times[each] < HOPELESS * times[winner]]
-    return best
+                n_times = run(each, x)
+                times[each] = min(times[each], (perf_counter() - start) / n_times)
+        by_rows[n_rows] = times
+        contenders = [c for c in times if times[c] < HOPELESS * least(times, c.transposed)]
+    return by_rows
+
+
+def least(times: Times, transposed: bool) -> float:
+    """The seconds of the fastest in that order."""
+    return min(seconds for each, seconds in times.items() if each.transposed == transposed)
+
+
+def winners(by_rows: dict[int, Times], transposed: bool) -> Choice:
+    """The fastest in that order."""
+    fastest = {
+        n_rows: min((c for c in times if c.transposed == transposed), key=times.__getitem__).product
+        for n_rows, times in by_rows.items()
+    }
+    return Choice(fastest, transposed)
+
+
+def entrants(dtype: torch.dtype, *orders: bool) -> list[Contender]:
+    """Every candidate with its weights transposed or not, as named."""
+    return [Contender(product, order) for order in orders for product in candidates(dtype)]
 
 
 def candidates(dtype: torch.dtype) -> list[Product]:

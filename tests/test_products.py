@@ -11,6 +11,7 @@ from torch import Tensor
 from clean_transformer import products
 from clean_transformer.products import (
     Choice,
+    Contender,
     EachThreadItsInputs,
     InFloat32,
     Int8,
@@ -126,60 +127,59 @@ class Clock:
 
     now = 0.0
 
-    def runs(self, seconds: dict[type, tuple[float, float]]):
-        self.calls: list[tuple[type, int]] = []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(products, "perf_counter", lambda: self.now)
+        self.calls: Counter[tuple[type, int]] = Counter()
 
-        def run(product: Product, x: Tensor) -> int:
-            self.calls.append((type(product), len(x)))
-            self.now += seconds[type(product)][len(x) >= 64]
+    def race(
+        self,
+        seconds: dict[type, tuple[float, float]],
+        orders: tuple[bool, ...] = (False,),
+        gain: float = 1.0,
+    ) -> dict[int, products.Times]:
+        def run(contender: Contender, x: Tensor) -> int:
+            product = type(contender.product)
+            self.calls[product, len(x)] += 1
+            taken = seconds[product][len(x) >= 64]
+            self.now += taken / gain if contender.transposed else taken
             return 1
 
-        return run
+        contenders = [
+            Contender(kind(2) if kind is EachThreadItsInputs else kind(), order)
+            for order in orders
+            for kind in seconds
+        ]
+        return products.race(contenders, run, 4, torch.float32)
 
 
 def test_the_fastest_wins_and_the_hopeless_are_not_tried_again(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(products, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr(products, "candidates", lambda _: [Product(), WithoutBias(), InFloat32()])
-    run = clock.runs({Product: (3, 2), WithoutBias: (1, 5), InFloat32: (99, 0)})
+    clock = Clock(monkeypatch)
+    times = clock.race({Product: (3, 2), WithoutBias: (1, 5), InFloat32: (99, 0)})
 
-    best = products.race(run, 4, torch.bfloat16)
-
-    winners = {rows: (seconds, type(product)) for rows, (seconds, product) in best.items()}
-    few, many = (1, WithoutBias), (2, Product)
-    assert winners == {1: few, 8: few, 64: many, 512: many}
+    best = products.winners(times, transposed=False)
+    assert [type(best(rows)) for rows in products.ROWS] == [WithoutBias] * 2 + [Product] * 2
+    assert [products.least(times[rows], False) for rows in products.ROWS] == [1, 1, 2, 2]
     assert {rows for product, rows in clock.calls if product is InFloat32} == {1}
 
 
 def test_who_is_for_few_rows_is_not_tried_at_many(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(products, "perf_counter", lambda: clock.now)
-    few = EachThreadItsInputs(2)
-    monkeypatch.setattr(products, "candidates", lambda _: [Product(), few])
-    best = products.race(clock.runs({Product: (3, 2), EachThreadItsInputs: (1, 1)}), 4, torch.half)
-    assert [product is few for _, product in best.values()] == [True, True, False, False]
+    clock = Clock(monkeypatch)
+    best = products.winners(clock.race({Product: (3, 2), EachThreadItsInputs: (1, 1)}), False)
+    assert [type(best(rows)) for rows in products.ROWS] == [EachThreadItsInputs] * 2 + [Product] * 2
     assert {rows for product, rows in clock.calls if product is EachThreadItsInputs} == {1, 8}
 
 
 def test_a_race_lasts_until_luck_has_no_part_in_it(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(products, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr(products, "candidates", lambda _: [Product(), WithoutBias()])
-    products.race(clock.runs({Product: (0.04, 1), WithoutBias: (0.06, 1)}), 4, torch.float32)
-    calls = Counter(clock.calls)
-    assert calls[Product, 1] == calls[WithoutBias, 1] == 5  # 0.5 seconds
-    assert calls[Product, 512] == 3
+    clock = Clock(monkeypatch)
+    clock.race({Product: (1 / 64, 1), WithoutBias: (2 / 64, 1)})
+    assert clock.calls[Product, 1] == clock.calls[WithoutBias, 1] == 5  # 0.1 seconds for each
+    assert clock.calls[Product, 512] == 3
 
 
-@pytest.mark.parametrize(("gain", "transposed"), [(1.2, True), (1.01, False), (0.5, False)])
+@pytest.mark.parametrize(("gain", "transposed"), [(1.2, True), (1.01, False), (0.1, False)])
 def test_weights_are_copied_only_where_it_pays(monkeypatch, gain: float, transposed: bool):
-    times = iter([1.0, 1.0 / gain])
-
-    def race(*_):
-        seconds = next(times)
-        return {rows: (seconds, Product()) for rows in products.ROWS}
-
-    monkeypatch.setattr(products, "race", race)
+    times = Clock(monkeypatch).race({Product: (1, 1)}, orders=(False, True), gain=gain)
+    monkeypatch.setattr(products, "race", lambda *_: times)
     products.fastest_for_blocks.cache_clear()
 
     assert products.fastest_for_blocks(4, 8, 1, torch.float32, 1).transposed is transposed
