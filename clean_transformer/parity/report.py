@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from clean_transformer.parity.compare import Comparison, ParityReport
@@ -223,7 +223,9 @@ def _map(rows: list[Isolated]) -> Table:
         ).append(row)
     layers = sorted({place for row in cells.values() for place in row} - {"outside"}, key=int)
     ruler = "".join(layer[-1] for layer in layers)
-    table = Table("", ruler, "largest ratio", box=None, padding=(0, 2))
+    # On a narrow terminal the layers go on in another line.
+    columns = (Column(no_wrap=True), Column(ruler, overflow="fold"), Column("largest ratio"))
+    table = Table(*columns, box=None, padding=(0, 2))
     for point, places in cells.items():
         marks = Text()
         for place in layers if "outside" not in places else ["outside"]:

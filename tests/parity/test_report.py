@@ -78,9 +78,9 @@ REPORT = SuiteReport(
 )
 
 
-def printed(show, *args, **options) -> str:
+def printed(show, *args, width: int = 160, **options) -> str:
     file = io.StringIO()
-    show(*args, Console(file=file, width=160), **options)
+    show(*args, Console(file=file, width=width), **options)
     return file.getvalue()
 
 
@@ -109,6 +109,16 @@ def test_the_terminal_says_the_verdict_first_and_then_where_and_why() -> None:
     places = [text.find(part) for part in parts]
     assert -1 not in places, parts[places.index(-1)]
     assert places == sorted(places)
+
+
+def test_the_map_shows_every_layer_of_the_largest_model_on_a_narrow_terminal() -> None:
+    layers = [row(f"blocks.{n}.attn.hook_attn_scores", 5e3 if n == 47 else 1.0) for n in range(48)]
+    run = replace(WRONG_RUN, isolated=layers)
+    text = printed(print_report, replace(REPORT, runs=[run]), width=80)
+    _, found, rest = text.partition("  attn.hook_attn_scores  ")
+    assert found
+    assert rest.partition("\n\n")[0].count("·") == 47
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_rows_are_printed_on_demand_the_worst_first() -> None:
