@@ -16,8 +16,8 @@ def cross_entropy(
     """The mean of log Σ exp(z) − z[target], in nats, in float32 at least.
 
     Logits are by far the largest tensor of a training step. PyTorch's own takes three more of that
-    size for the backward pass, all in float32; this one makes their gradient, (softmax(z) −
-    onehot(target)) / rows, and nothing else of that size. It has no second derivative.
+    size for the backward pass; this one makes their gradient, (softmax(z) − onehot(target)) / rows,
+    and nothing else of that size. It has no second derivative.
     """
     loss: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
     return loss
