@@ -47,7 +47,7 @@ BOTH = Training(
     held_out_batches=24,
 )
 SONGBOOKS = 3  # of the texts in a batch of both, on average
-STORIES = replace(BOTH, steps=2000, batch=16, learning_rate=1e-3)
+STORIES = replace(BOTH, steps=6000, batch=16, learning_rate=1e-3)
 SEED, HELD_OUT_SEED, LAST_SEED = 0, 1, 2
 TOKENIZER_STORIES = 4000
 
