@@ -36,17 +36,22 @@ def judge(goal: Goal, results: Results) -> Judged:
         if not found[part].values:
             return Judged(goal, None, f"{part.entrant.contestant}: {found[part].why}")
 
-    def product(of: Sequence[Part], number: int) -> float:
-        return math.prod(found[part].values[number] for part in of)
-
-    measured = Spread.of(
-        [
-            goal.factor * product(goal.over, number) / product(goal.under, number)
-            for number in range(len(found[parts[0]].values))
-        ]
-    )
+    measured = quotient(goal.over, goal.under, found, goal.factor)
     held = goal.holds(measured.median)
     return Judged(goal, measured, "" if held else why_missed(goal, found))
+
+
+def quotient(
+    over: Sequence[Part], under: Sequence[Part], found: Mapping[Part, Result], factor: float = 1.0
+) -> Spread:
+    """That of each round, since a machine's speed changes from one to the next."""
+
+    def products(parts: Sequence[Part]) -> list[float]:
+        values = [found[part].values for part in parts]
+        return [math.prod(together) for together in zip(*values, strict=True)]
+
+    pairs = zip(products(over), products(under), strict=True)
+    return Spread.of([factor * above / below for above, below in pairs])
 
 
 def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
@@ -60,12 +65,12 @@ def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
     limit, whole = (found.get(mine.by("limit", dtype)) for dtype in (None, "float32"))
     if limit is None or not limit.values or goal.over == (limit.part,):
         return ""
-    allowed = goal.factor * math.prod(found[part].spread.median for part in goal.over)
-    said = f"the limit allows {goal.number(allowed / limit.spread.median)}"
+    allowed = quotient(goal.over, (limit.part,), found, goal.factor)
+    said = f"the limit allows {goal.number(allowed.median)}"
     if whole is None or not whole.values or whole is limit:
         return said
-    rate = whole.spread.median / limit.spread.median
-    return f"{said}: here {mine.entrant.dtype} is at most {rate:.2f} × as fast as float32"
+    rate = quotient((whole.part,), (limit.part,), found)
+    return f"{said}: here {mine.entrant.dtype} is at most {rate.median:.2f} × as fast as float32"
 
 
 def exit_status(judged: Sequence[Judged]) -> int:

@@ -93,6 +93,17 @@ def test_a_missed_goal_tells_what_the_limit_allows():
     )
 
 
+def test_what_the_limit_allows_is_taken_within_rounds_as_what_was_measured_is():
+    found = results(
+        result(*OVER, 2.0, 40.0, 4.0),
+        result(*UNDER, 1.9, 39.0, 3.9),
+        result(part("limit"), 1, 20, 4),
+    )
+    judged = judge(GOAL, found)
+    assert judged.verdict == "MISSED"
+    assert judged.note == "the limit allows 2.00 ×"
+
+
 def test_a_missed_cost_tells_its_values():
     cost = replace(GOAL, at_least=None, at_most=0.3)
     assert (
