@@ -87,14 +87,18 @@ def test_sampled_stories_are_grammatical(model):
     shares = []
     with unchecked_types():  # there are too many calls to check them all
         for temperature in (1.0, 0.8):
-            room = model.cfg.n_ctx - 5
-            begun = ["Once upon a time"] * N_STORIES
-            texts = model.generate(begun, room, temperature=temperature, seed=0)
-            shares.append(100 * sum(stories.parse(text) is not None for text in texts) / N_STORIES)
+            room, begun = model.cfg.n_ctx - 5, ["Once upon a time"] * N_STORIES
+            texts = [
+                text
+                for seed in range(5)  # of a single 200, the share scatters by 1.5
+                for text in model.generate(begun, room, temperature=temperature, seed=seed)
+            ]
+            grammatical = [stories.parse(text) is not None for text in texts]
+            shares.append(100 * sum(grammatical) / len(texts))
 
     # Another machine's rounding may draw another token, and so another story, now and then.
     assert_in_readme("are stories of the grammar", shares, tolerance=1.0)
-    assert shares[1] >= 95
+    assert min(shares) >= 95
 
 
 def test_the_likeliest_story_is_grammatical(model):
