@@ -12,37 +12,42 @@ from clean_transformer.modules.attention import Attention
 def merge_heads(attn: Attention, transposed: bool) -> tuple[Tensor, Tensor]:
     """All heads' queries, keys and values as one W [d_model 3·head·d_head] and one b.
 
-    The parameters become views of them. Weights from GPT-2's checkpoint are so already, and are
-    not copied.
+    The parameters become views of them. Weights that are so already are not copied: those of
+    GPT-2's checkpoint, not transposed, or of a call before this one.
     """
     weights, biases = (attn.W_Q, attn.W_K, attn.W_V), (attn.b_Q, attn.b_K, attn.b_V)
     b = torch.stack([bias.data for bias in biases])
     for bias, part in zip(biases, b, strict=True):
         bias.data = part
-    if not transposed and (merged := side_by_side(weights)) is not None:
+    if (merged := side_by_side(weights, transposed)) is not None:
         return merged, b.flatten()
-    order = "part head d_head d_model" if transposed else "d_model part head d_head"
-    given = torch.stack([W.data for W in weights])
-    W = rearrange(given, f"part head d_model d_head -> {order}").contiguous()
-    for weight, part in zip(
-        weights, rearrange(W, f"{order} -> part head d_model d_head"), strict=True
-    ):
-        weight.data = part
-    return rearrange(W, f"{order} -> d_model (part head d_head)"), b.flatten()
+    n_heads, d_model, d_head = attn.W_Q.shape
+    if transposed:
+        W = attn.W_Q.data.new_empty(3, n_heads, d_head, d_model).permute(3, 0, 1, 2)
+    else:
+        W = attn.W_Q.data.new_empty(d_model, 3, n_heads, d_head)
+    parts = rearrange(W, "d_model part head d_head -> part head d_model d_head")
+    for weight, part in zip(weights, parts, strict=True):
+        weight.data = part.copy_(weight.data)
+    return W.flatten(start_dim=1), b.flatten()
 
 
-def side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
+def side_by_side(weights: Sequence[Tensor], transposed: bool) -> Tensor | None:
     """The three as one [d_model 3·head·d_head], a view, if they lie side by side in memory."""
     first = weights[0].data
     n_heads, d_model, d_head = first.shape
     width = n_heads * d_head
-    lies_so = first.stride() == (d_head, 3 * width, 1) and all(
-        W.stride() == first.stride()
+    if transposed:
+        strides, apart, merged = (d_head * d_model, 1, d_model), width * d_model, (1, d_model)
+    else:
+        strides, apart, merged = (d_head, 3 * width, 1), width, (3 * width, 1)
+    lies_so = first.stride() == strides and all(
+        W.stride() == strides
         and W.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        and W.storage_offset() == first.storage_offset() + part * width
+        and W.storage_offset() == first.storage_offset() + part * apart
         for part, W in enumerate(weights)
     )
-    return first.as_strided((d_model, 3 * width), (3 * width, 1)) if lies_so else None
+    return first.as_strided((d_model, 3 * width), merged) if lies_so else None
 
 
 def lay_out(parameter: nn.Parameter, transposed: bool) -> None:

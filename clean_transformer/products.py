@@ -172,10 +172,11 @@ class Choice(NamedTuple):
 ROWS = (1, 8, 64, 512)
 # What is read between two uses of the same weights, so that no cache holds them, in bytes.
 STREAMED = 128 * 2**20
-# How many times slower than the best a product may be at few rows to be tried at more.
-HOPELESS = 4.0
-# Seconds for each of them at each number of rows, and at the least so many rounds: to win one of
-# few is luck.
+# How many times slower than the best a product may be at few rows to be tried at more. One that
+# converts the weights first is slower by ten for a single row, and may be the fastest for many.
+HOPELESS = 16.0
+# Seconds for each of them at each number of rows. Who is within twice the best by then gets so many
+# turns at the least: to win one of few is luck.
 ENOUGH, FEWEST = 0.1, 3
 # Transposing copies every weight, and has to be faster by so much.
 WORTH_A_COPY = 1.02
@@ -247,17 +248,28 @@ def race(
     by_rows = {}
     for n_rows in ROWS:
         x = torch.ones(n_rows, d_model, dtype=dtype)
-        times = {each: math.inf for each in contenders if n_rows <= each.product.most_rows}
-        rounds, end = 0, perf_counter() + ENOUGH * len(times)
-        while rounds < FEWEST or perf_counter() < end:
-            rounds += 1
-            for each in times:  # in turns, so that whatever else goes on meets them all
+        taken: dict[Contender, list[float]] = {
+            each: [] for each in contenders if n_rows <= each.product.most_rows
+        }
+        while entered := in_the_race(taken):
+            for each in entered:  # in turns, so that whatever else goes on meets them all
                 start = perf_counter()
                 n_times = run(each, x)
-                times[each] = min(times[each], (perf_counter() - start) / n_times)
+                taken[each].append(perf_counter() - start)
+        times = {each: min(seconds) / n_times for each, seconds in taken.items()}
         by_rows[n_rows] = times
         contenders = [c for c in times if times[c] < HOPELESS * least(times, c.transposed)]
     return by_rows
+
+
+def in_the_race(taken: dict[Contender, list[float]]) -> list[Contender]:
+    """Who has another turn, by the seconds that each of its turns took."""
+    best = min((min(seconds) for seconds in taken.values() if seconds), default=math.inf)
+    return [
+        each
+        for each, seconds in taken.items()
+        if sum(seconds) < ENOUGH or (len(seconds) < FEWEST and min(seconds) < 2 * best)
+    ]
 
 
 def least(times: Times, transposed: bool) -> float:

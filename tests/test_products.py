@@ -169,11 +169,22 @@ def test_who_is_for_few_rows_is_not_tried_at_many(monkeypatch):
     assert {rows for product, rows in clock.calls if product is EachThreadItsInputs} == {1, 8}
 
 
+def test_who_converts_the_weights_first_is_tried_at_many_rows(monkeypatch):
+    times = Clock(monkeypatch).race({Product: (1, 4), InFloat32: (12, 2)})
+    best = products.winners(times, transposed=False)
+    assert [type(best(rows)) for rows in products.ROWS] == [Product] * 2 + [InFloat32] * 2
+
+
 def test_a_race_lasts_until_luck_has_no_part_in_it(monkeypatch):
     clock = Clock(monkeypatch)
-    clock.race({Product: (1 / 64, 1), WithoutBias: (2 / 64, 1)})
-    assert clock.calls[Product, 1] == clock.calls[WithoutBias, 1] == 5  # 0.1 seconds for each
-    assert clock.calls[Product, 512] == 3
+    clock.race({Product: (1 / 64, 1), WithoutBias: (1 / 32, 1), InFloat32: (1 / 8, 2)})
+    # 0.1 seconds for each.
+    assert clock.calls[Product, 1] == 7
+    assert clock.calls[WithoutBias, 1] == 4
+    assert clock.calls[InFloat32, 1] == 1
+    # Of those that take longer, three turns for each that may be the fastest.
+    assert clock.calls[Product, 512] == clock.calls[WithoutBias, 512] == 3
+    assert clock.calls[InFloat32, 512] == 1
 
 
 @pytest.mark.parametrize(("gain", "transposed"), [(1.2, True), (1.01, False), (0.1, False)])
