@@ -106,12 +106,22 @@ class OneDNN(Product):
 
 class InFloat32(Product):
     """Half precision through float32: far faster where the processor has no instructions for it,
-    and rounded once, at the end."""
+    and rounded once, at the end.
+
+    So many outputs at a time that what is in float32 fits into memory that the process has already:
+    to be given new memory takes as long as to fill it.
+    """
+
+    def __init__(self, at_a_time: int = 4096):
+        self.at_a_time = at_a_time
 
     def __call__(self, x: Rows, weight: Any) -> Output:
         """x W + b in float32, then rounded."""
-        exact = torch.addmm(weight.b.float(), x.float(), weight.W.float())
-        return exact.to(x.dtype)
+        output, x = x.new_empty(len(x), len(weight.b)), x.float()
+        parts = (output.T, weight.W.T, weight.b)
+        for rounded, W, b in zip(*(each.split(self.at_a_time) for each in parts), strict=True):
+            rounded.T.copy_(torch.addmm(b.float(), x, W.T.float()))
+        return output
 
     def add(self, residual: Output, x: Rows, weight: Any) -> Output:
         """residual + x W + b, each sum rounded."""

@@ -21,7 +21,7 @@ from clean_transformer.products import (
     in_8_bits,
 )
 
-ANYWHERE = [Product(), WithoutBias(), EachThreadItsInputs(2), InFloat32()]
+ANYWHERE = [Product(), WithoutBias(), EachThreadItsInputs(2), InFloat32(), InFloat32(at_a_time=8)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LIPSCHITZ_OF_GELU = 1.13
 
