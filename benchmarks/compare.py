@@ -4,7 +4,8 @@
 
 Two runs differ by more than their rounds tell: the machine is warmer, or its neighbours are busier.
 Contestants that are not ours have the same code in both runs, so that they show it: their middle
-change is taken for the machine's and divided out, and what they scatter by counts as noise.
+change is taken for the machine's and divided out of every time, and what they scatter by is noise,
+or what the rounds of a part scatter by where that is more. Bytes know of neither.
 """
 
 import math
@@ -70,11 +71,11 @@ def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
     changes = []
     for one, other in pairs:
         if one.part.entrant.contestant in OURS:
-            own = math.hypot(_noise(one), _noise(other))
-            noise = max(LEAST, SIGMAS * math.hypot(own, scatter))
-            factor = _factor(one, other)
+            factor, noise = _factor(one, other), LEAST
             if one.part.work.kind not in BYTES:
                 factor /= math.exp(drift)
+                own = math.hypot(_noise(one), _noise(other))
+                noise = max(LEAST, SIGMAS * max(own, scatter))
             changes.append(Change(one.measurement, one.part, factor, noise))
     return math.exp(drift), changes
 

@@ -9,6 +9,8 @@ FEW = ("limit", "ours", "optimized", "transformers sdpa")
 PEERS = ("transformers sdpa", "HookedTransformer", "TransformerBridge")
 COMPILED = ("transformers eager", "compiled", "transformers compiled")
 ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
+# The measurements that take longest.
+LONGEST = ("generate", "generate a batch", "growth", "decoding", "training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +21,14 @@ class Works:
     dtypes that only our weights are made for, `graphs` those in which our compiled step generates,
     too, and `in_memory` those whose memory is measured. `grid` are forward passes, `contexts` the
     lengths after which a decoding step is timed, `sizes` the models whose growth is measured.
+    What is in `LONGEST` has `fewer_rounds`.
     """
 
     forward: Work
     generate: Work
     capture: Work
     rounds: int
+    fewer_rounds: int
     peers: tuple[str, ...] = PEERS
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
@@ -79,7 +83,8 @@ FULL = Works(
     ),
     contexts=(16, 960),
     sizes=("small", "xl"),
-    rounds=3,
+    rounds=6,
+    fewer_rounds=3,
 )
 QUICK = Works(
     forward=forward(1, 128),
@@ -91,6 +96,7 @@ QUICK = Works(
     graphs=(),
     in_memory=("limit", "ours"),
     rounds=2,
+    fewer_rounds=2,
 )
 # A GPU is only busy with more.
 GPU = replace(
@@ -147,7 +153,8 @@ def parts(
 def _measurements(device: str, works: Works) -> Iterator[Measurement]:
 
     def measured(title: str, *groups: tuple[Part, ...]) -> Measurement:
-        return Measurement(title, sum(groups, ()), works.rounds)
+        rounds = works.fewer_rounds if title in LONGEST else works.rounds
+        return Measurement(title, sum(groups, ()), rounds)
 
     # Whoever has no logits of the last position only gives all of them, if it can.
     yield measured(

@@ -171,7 +171,7 @@ class Race:
                 if part in failures:
                     continue
                 warms_up = number < measurement.warm_ups
-                work = part.work.to_warm_up if warms_up else part.work
+                work = part.to_warm_up if warms_up else part.work
                 try:
                     value = self.workers[part.entrant].ask(
                         "measure", work=asdict(work), at_least=0.0 if warms_up else self.at_least

@@ -1,5 +1,6 @@
 """Two runs: what got slower, and what only the machine did."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def test_a_slower_machine_is_no_slower_model():
 
 def test_noise_hides_what_it_may_have_made():
     assert verdicts(run(1.0, jitter=0.2), run(1.3, jitter=0.2)) == ["the same", "the same"]
+
+
+def test_noise_of_times_is_none_of_bytes():
+    _, kept, *peers = run(1.3, memory=110).results
+    scattered = [
+        replace(row, values=[factor * value for value in row.values])
+        for row, factor in zip(peers, (0.7, 0.9, 1.1, 1.3), strict=True)
+    ]
+    after = Results({}, [result(part("ours"), 1.3), kept, *scattered])
+    assert verdicts(run(1.0), after) == ["the same", "slower"]
 
 
 def test_more_memory_counts_though_the_machine_is_slower():

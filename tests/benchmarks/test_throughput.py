@@ -122,6 +122,13 @@ def test_warming_up_takes_one_call_and_few_tokens(race: Callable[..., Race]):
     assert fake.asked == [(4, 0.0), (64, 0.5), (64, 0.5)]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_long_context_is_warmed_up_for_by_a_short_one_where_that_is_the_same_code(device: str):
+    step = Part(Entrant(contestant="ours", device=device), Work(kind="step", length=960, new=48))
+    length = 64 if device == "cpu" else 960
+    assert step.to_warm_up == Work(kind="generate", length=length, new=4)
+
+
 @pytest.mark.parametrize(
     ("contestant", "why"),
     [
