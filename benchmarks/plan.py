@@ -83,7 +83,7 @@ FULL = Works(
     ),
     contexts=(16, 960),
     sizes=("small", "xl"),
-    rounds=6,
+    rounds=5,
     fewer_rounds=3,
 )
 QUICK = Works(
