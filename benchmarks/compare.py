@@ -4,8 +4,9 @@
 
 Two runs differ by more than their rounds tell: the machine is warmer, or its neighbours are busier.
 Contestants that are not ours have the same code in both runs, so that they show it: their middle
-change is taken for the machine's and divided out of every time, and what they scatter by is noise,
-or what the rounds of a part scatter by where that is more. Bytes know of neither.
+change in a measurement is taken for the machine's and divided out of our times there, and what they
+scatter by around it is noise, or what the rounds of a part scatter by where that is more. Bytes
+know of neither.
 """
 
 import math
@@ -59,25 +60,22 @@ def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
     ]
     if not pairs:
         raise ValueError("the two runs have no measurement in common; use the same options")
-    peers = [
-        math.log(_factor(one, other))
-        for one, other in pairs
-        if one.part.entrant.contestant not in OURS
-        and one.title == other.title
-        and one.part.work.kind not in BYTES
-    ]
-    drift = statistics.median(peers) if peers else 0.0
-    scatter = _deviation(peers, drift)
+    peers: dict[str, list[float]] = {one.measurement: [] for one, _ in pairs}
+    for one, other in pairs:
+        same = one.part.entrant.contestant not in OURS and one.title == other.title
+        if same and one.part.work.kind not in BYTES:
+            peers[one.measurement].append(math.log(_factor(one, other)))
+    scatter = _deviation([each for group in peers.values() for each in _beside_others(group)])
     changes = []
     for one, other in pairs:
         if one.part.entrant.contestant in OURS:
             factor, noise = _factor(one, other), LEAST
             if one.part.work.kind not in BYTES:
-                factor /= math.exp(drift)
+                factor /= math.exp(_median(peers[one.measurement]))
                 own = math.hypot(_noise(one), _noise(other))
                 noise = max(LEAST, SIGMAS * max(own, scatter))
             changes.append(Change(one.measurement, one.part, factor, noise))
-    return math.exp(drift), changes
+    return math.exp(_median([each for group in peers.values() for each in group])), changes
 
 
 def _factor(before: Result, after: Result) -> float:
@@ -88,14 +86,22 @@ def _noise(result: Result) -> float:
     """The standard error of the median of the rounds, on a log scale."""
     logs = [math.log(value) for value in result.values]
     # That of a median is √(π/2) times that of a mean.
-    return 1.25 * _deviation(logs, statistics.median(logs)) / math.sqrt(len(logs))
+    return 1.25 * statistics.pstdev(logs) / math.sqrt(max(1, len(logs) - 1))
 
 
-def _deviation(values: Sequence[float], middle: float) -> float:
+def _beside_others(changes: Sequence[float]) -> list[float]:
+    """Each less the middle one of the rest, of those that have others beside them."""
+    rests = [[*changes[:i], *changes[i + 1 :]] for i in range(len(changes))]
+    return [each - _median(rest) for each, rest in zip(changes, rests, strict=True) if rest]
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+def _deviation(distances: Sequence[float]) -> float:
     """The standard deviation as the median distance tells it, which no outlier can spoil."""
-    if not values:
-        return 0.0
-    return 1.4826 * statistics.median(abs(value - middle) for value in values)
+    return 1.4826 * _median([abs(each) for each in distances])
 
 
 def main(

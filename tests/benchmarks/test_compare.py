@@ -47,6 +47,17 @@ def test_a_slower_machine_is_no_slower_model():
     assert (change.verdict, memory.verdict) == ("the same", "the same")
 
 
+def test_a_machine_that_is_slower_for_a_while_is_no_slower_model():
+    def twice(later: Results) -> Results:
+        rows = [replace(row, measurement="later") for row in later.results]
+        return Results({}, [*run(1.0).results, *rows])
+
+    _, changes = compare.compare(twice(run(1.0)), twice(run(1.0, machine=1.5)))
+    assert [change.factor for change in changes] == pytest.approx([1.0] * 4)
+    alone = compare.compare(run(1.0), run(1.0))[1]
+    assert [change.noise for change in changes] == pytest.approx([c.noise for c in alone] * 2)
+
+
 def test_noise_hides_what_it_may_have_made():
     assert verdicts(run(1.0, jitter=0.2), run(1.3, jitter=0.2)) == ["the same", "the same"]
 
