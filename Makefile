@@ -32,10 +32,13 @@ test: setup
 test-hooked:
 	$(MAKE) test VENV=.venv-hooked REFERENCE=hooked ARGS="$(WITH_REFERENCE) $(ARGS)"
 
+# Nobody has to have them.
+$(VENV)/.engines: $(VENV)/.installed
+	-$(VENV)/bin/pip install --quiet --editable ".[bench]" && touch $@
+
 # Beside both TransformerLenses, each in an environment of its own, and the engines that install.
-bench: setup
+bench: setup $(VENV)/.engines
 	$(MAKE) setup VENV=.venv-hooked REFERENCE=hooked
-	-$(VENV)/bin/pip install --quiet --editable ".[bench]"
 	$(VENV)/bin/clean-transformer bench --hooked-python .venv-hooked/bin/python $(ARGS)
 
 # The ratios that healthy runs have, by which the suite's bounds are judged.
