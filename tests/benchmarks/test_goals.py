@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.goals import Goal, goals
 from benchmarks.judge import Judged, exit_status, judge
-from benchmarks.plan import measurements, works
+from benchmarks.plan import LONGEST, measurements, works
 
 from .made_up import part, result, results
 
@@ -30,6 +30,15 @@ def test_a_measurement_has_each_part_once(device: str, quick: bool):
     assert len({one.title for one in planned}) == len(planned)
     for one in planned:
         assert len({*one.parts}) == len(one.parts)
+
+
+def test_what_takes_longest_has_fewer_rounds():
+    chosen = works("cpu", quick=False)
+    rounds = {one.title: one.rounds for one in measurements("cpu", chosen)}
+    for title in LONGEST:
+        assert rounds.pop(f"{title}, cpu") == chosen.fewer_rounds
+    assert rounds.pop("memory, cpu") == 1
+    assert {*rounds.values()} == {chosen.rounds}
 
 
 def test_goals_have_names_of_their_own():
