@@ -47,7 +47,7 @@ sensitivity: setup
 
 # Writes the stories, and trains the tokenizer and the model that the package ships.
 demo-model: setup
-	$(VENV)/bin/python -m clean_transformer.demo
+	$(VENV)/bin/python -m clean_transformer.demo.make
 
 format: setup
 	$(VENV)/bin/ruff format .

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import profile
 
-from benchmarks._timing import median_seconds, seconds
-from benchmarks.roofline import BUFFER, fastest, readings, weight_bytes
+from clean_transformer.benchmark.contestants.limit import BUFFER, fastest, readings, weight_bytes
+from clean_transformer.benchmark.running.timing import median_seconds, seconds
 from clean_transformer.config import Config
-from clean_transformer.generate import decode_one, prefill
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.choices import DTYPES
+from clean_transformer.support.dtypes import DTYPES
+from clean_transformer.text.decoding import decode_one, prefill
 from clean_transformer.weights.synthetic import stress
 
 Shapes = Sequence[Sequence[int]]

@@ -20,13 +20,14 @@ from rich.progress import track
 from rich.table import Table
 
 from clean_transformer.config import Config
-from clean_transformer.files import write_atomically
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.choices import DTYPES
-from clean_transformer.parity.end_to_end import threads
-from clean_transformer.parity.environment import environment
-from clean_transformer.parity.isolate import PATHS, Isolated, float64_oracle, isolate
+from clean_transformer.parity.activations.drift import threads
+from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
+from clean_transformer.parity.oracle import float64_oracle
 from clean_transformer.parity.verdict import Verdict
+from clean_transformer.reports.environment import environment
+from clean_transformer.support.dtypes import DTYPES
+from clean_transformer.support.files import write_atomically
 from clean_transformer.weights.synthetic import plain, stress
 
 

@@ -1,6 +1,6 @@
 """A readable GPT-2 whose every activation is proven equal to TransformerLens's."""
 
-from clean_transformer.activations import ActivationCache as ActivationCache
+from clean_transformer.activation_cache import ActivationCache as ActivationCache
 from clean_transformer.config import Config as Config
 from clean_transformer.hooks import HookPoint as HookPoint
 from clean_transformer.model import DemoTransformer as DemoTransformer

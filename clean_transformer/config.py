@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 NormalizationType = Literal["LN", "LNPre"]
 
+
 # Radford et al. 2019, table 2, with the sizes of the released checkpoints: layers, heads, width.
 PUBLISHED = {
     "small": (12, 12, 768),

@@ -1,6 +1,14 @@
 """Hook points: named identities in the forward pass where an activation is watched or replaced."""
 
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
+
+from clean_transformer.activation_cache import ActivationCache
 
 
 class HookPoint(nn.Module):
@@ -29,3 +37,111 @@ def observed(*points: nn.Module) -> bool:
         or point._backward_pre_hooks
         for point in points
     )
+
+
+Predicate = Callable[[str], bool]
+
+
+Names = str | Iterable[str] | Predicate
+
+
+HookFunction = Callable[..., Tensor | None]
+
+
+# These copy the residual stream (or build the output) once per head, so that capturing them costs
+# n_heads times as much; they are captured only when asked for.
+PER_HEAD = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result")
+
+
+class HookedModule(nn.Module):
+    """A module whose hook points can be watched and patched, alone or inside a larger one.
+
+    `name` is as in `HookPoint`, for functions that are hooked onto a module's output.
+    """
+
+    name: str | None = None
+
+    def hook_points(self) -> dict[str, HookPoint]:
+        """Every hook point below this module, by name."""
+        return {
+            name: module for name, module in self.named_modules() if isinstance(module, HookPoint)
+        }
+
+    def default_points(self) -> dict[str, HookPoint]:
+        """The hook points that `run_with_cache` captures unless told otherwise."""
+        return {
+            name: point
+            for name, point in self.hook_points().items()
+            if name.split(".")[-1] not in PER_HEAD
+        }
+
+    def run_with_cache(
+        self,
+        *inputs: Any,
+        names: Names | None = None,
+        remove_batch_dim: bool = False,
+        **arguments: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """Run `self(*inputs, **arguments)` and keep what its hook points saw, detached.
+
+        `names` is a name, several, or a predicate; by default every hook point but the five that
+        cost memory in proportion to heads. The name of a submodule ("blocks.0.ln1") captures its
+        output. Raises `KeyError` for a name that the model does not have, before running.
+        """
+        captured: dict[str, Tensor] = {}
+
+        def capture(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+            captured[name] = output.detach()
+
+        wanted = self._named(names) if names is not None else self.default_points()
+        with _forward_hooks((module, partial(capture, name)) for name, module in wanted.items()):
+            output = self(*inputs, **arguments)
+        layers = {name.split(".")[1] for name in self.hook_points() if name.startswith("blocks.")}
+        cache = ActivationCache(captured, len(layers))
+        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def run_with_hooks(
+        self, *inputs: Any, hooks: Iterable[tuple[Names, HookFunction]], **arguments: Any
+    ) -> Any:
+        """Run `self(*inputs, **arguments)` with each function called at the points it names.
+
+        A function takes `(activation, hook)`, where `hook.name` is the point's name, and returns a
+        replacement or `None` to leave the activation as it is. Raises `KeyError` for an unknown
+        name, before running.
+        """
+
+        def call(function: HookFunction, point: nn.Module, args: Any, output: Tensor) -> Any:
+            return function(output, hook=point)
+
+        placed = []
+        for names, function in hooks:
+            for name, point in self._named(names).items():
+                point.name = name  # type: ignore[assignment, unused-ignore]
+                placed.append((point, partial(call, function)))
+        with _forward_hooks(placed):
+            return self(*inputs, **arguments)
+
+    def _named(self, names: Names) -> Mapping[str, nn.Module]:
+        if callable(names):
+            return {name: point for name, point in self.hook_points().items() if names(name)}
+        modules = dict(self.named_modules())
+        wanted = [names] if isinstance(names, str) else [*names]
+        for name in wanted:
+            if name not in modules:
+                near = difflib.get_close_matches(name, modules, n=3)
+                raise KeyError(f"{type(self).__name__} has no {name!r}; did you mean {near}?")
+        return {name: modules[name] for name in wanted}
+
+
+@contextmanager
+def _forward_hooks(
+    placed: Iterable[tuple[nn.Module, Callable[..., Any]]],
+) -> Iterator[None]:
+    handles = []
+    try:
+        for module, function in placed:
+            handles.append(module.register_forward_hook(function))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,15 +1,15 @@
 """Keys and values that were computed before, so that reading on costs only the new tokens."""
 
-import inspect
 import math
-from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 New = Float[Tensor, "batch new head d_head"]
+
+
 Heads = Float[Tensor, "batch pos head d_head"]
 
 
@@ -192,49 +192,3 @@ def left_padding(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch
             f"every row; given {attention_mask.tolist()}"
         )
     return padding
-
-
-def read_on(module: nn.Module, inputs: tuple[Tensor, ...], kv_cache: LayerCache | None) -> Any:
-    """What `module` makes of new positions, where those before them are in `kv_cache`.
-
-    A module that takes no `kv_cache` is run on all its inputs so far, which are kept in the place
-    of keys and values: slower, and the same for whatever it computes.
-    """
-    if kv_cache is None:
-        return module(*inputs)
-    if takes(type(module).forward, "kv_cache"):
-        return module(*inputs, kv_cache=kv_cache)
-    x = inputs[0]
-    so_far = kv_cache.append(x[:, :, None], x[:, :, None])[0].squeeze(2)
-    mask = kv_cache.mask(x.shape[1])
-    if mask is None:
-        return module(so_far)[:, -x.shape[1] :]
-    # It knows nothing of padding either: each input goes by itself, without its own.
-    output = torch.zeros_like(x)
-    for row, is_token in enumerate(mask[:, 0, -1].expand(len(x), -1)):
-        new = module(so_far[row, is_token][None])[0, -x.shape[1] :]
-        output[row, x.shape[1] - len(new) :] = new
-    return output
-
-
-def embed_positions(
-    pos_embed: nn.Module,
-    tokens: Int[Tensor, "batch pos"],
-    positions: Int[Tensor, "batch pos"] | None,
-) -> Float[Tensor, "batch pos d_model"]:
-    """What `pos_embed` adds to the tokens at those positions; None is from 0 on.
-
-    A module that takes no `positions` is asked for every position from 0 on.
-    """
-    if positions is None:
-        return pos_embed(tokens)
-    if takes(type(pos_embed).forward, "positions"):
-        return pos_embed(tokens, positions)
-    from_the_first = tokens.new_zeros(1, int(positions.max()) + 1)
-    return pos_embed(from_the_first)[0, positions]
-
-
-@lru_cache
-def takes(forward: Any, argument: str) -> bool:
-    """Whether a `forward` has an argument of that name."""
-    return argument in inspect.signature(forward).parameters

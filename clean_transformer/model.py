@@ -9,17 +9,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
-from clean_transformer.device import resolve_device
 from clean_transformer.hooks import HookPoint
-from clean_transformer.kv_cache import KVCache, StaticKVCache, embed_positions, read_on
-from clean_transformer.language_model import LanguageModel
+from clean_transformer.inference.optimize import Optimized, optimize
+from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.modules.block import TransformerBlock
+from clean_transformer.modules.contract import embed_positions, read_on
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
-from clean_transformer.optimize import Optimized, optimize
-from clean_transformer.weights.huggingface import write_folder
+from clean_transformer.support.devices import resolve_device
+from clean_transformer.text.generation import LanguageModel
+from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
 from clean_transformer.weights.table import WeightsError
 

@@ -11,10 +11,11 @@ import torch
 from hypothesis import settings
 
 from clean_transformer.config import Config
-from clean_transformer.device import is_available
-from clean_transformer.parity import invariants, probes
-from clean_transformer.parity.end_to_end import threads
-from clean_transformer.parity.references import REFERENCES, choose_reference
+from clean_transformer.parity import invariants
+from clean_transformer.parity.activations.drift import threads
+from clean_transformer.parity.operations import probes
+from clean_transformer.parity.references.choose import REFERENCES, choose_reference
+from clean_transformer.support.devices import is_available
 
 from .helpers import Watched, quietly, random_model, random_tokens
 from .hub_server import HubServer, serving

@@ -17,8 +17,8 @@ from torch.func import functional_call
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.references import Reference
-from clean_transformer.tokenizer import END_OF_TEXT, Tokenizer
+from clean_transformer.parity.references.base import Reference
+from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer
 from clean_transformer.weights.table import Format
 
 # No two axes are equally long, so that nothing fits where it does not belong.

@@ -18,50 +18,58 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-# A file imports from the lines above its own only; the files of parity/ also from each other.
+Layers = tuple[tuple[str, ...], ...]
+
+# A room imports from the lines above its own; within a room, anything but a circle is allowed.
 LAYERS = (
-    ("config", "hooks", "device", "files", "weights/hub", "stories", "cross_entropy"),
-    (
-        *("tokenizer", "activations", "kv_cache", "samplers", "reports"),
-        *("weights/shapes", "modules/initial"),
-    ),
-    ("generate",),
-    ("beam_search",),
-    ("language_model",),
-    ("weights/table", "weights/leveldb", "data", "distributed"),
-    ("checkpoint",),
-    ("weights/huggingface", "weights/hooked_transformer", "weights/transformer_bridge"),
-    ("weights/tensor_bundle", "weights/nanogpt", "weights/gguf"),
-    ("weights/openai", "weights/processing", "weights/synthetic"),
-    ("weights/load",),
-    ("modules/affine",),
-    ("modules/embed", "modules/pos_embed", "modules/layer_norm", "modules/attention"),
-    ("modules/mlp", "modules/unembed"),
-    ("modules/block", "products", "memory_layout"),
-    ("optimize",),
+    ("config", "activation_cache", "support/*"),
+    ("hooks", "kv_cache", "reports/*"),
+    ("weights/*",),
+    ("text/*",),
+    ("modules/*",),
+    ("inference/*",),
     ("model",),
-    ("conventions",),
-    ("places",),
-    ("predict", "swap", "variants", "train", "parity/*"),
-    ("effect", "makes", "demo"),
-    ("plots", "explain", "terminal", "effect_report"),
-    ("cli_text", "cli_train", "cli_bench"),
-    ("cli",),
+    ("variants/*",),
+    ("analysis/*", "training/*"),
+    ("swapping/*",),
+    ("parity/*",),
+    ("benchmark/*",),
+    ("demo/*",),
+    ("cli/*",),
     ("__init__",),
 )
-EMPTY = ("modules/__init__", "weights/__init__", "parity/__init__")
+# These two rooms have an order inside, too.
+SUB_LAYERS = {
+    "parity": (
+        ("verdict", "oracle", "inputs"),
+        ("references/*", "operations/*", "activations/*"),
+        ("same_function", "invariants", "faults/*"),
+        ("locate",),
+        ("results",),
+        ("suite",),
+        ("report/*",),
+        ("assertion",),
+        ("pytest_plugin", "__init__"),
+    ),
+    "weights": (
+        ("hub", "shapes", "table"),
+        ("formats/*",),
+        ("load", "processing", "synthetic"),
+        ("__init__",),
+    ),
+}
 
 OTHER_IMPLEMENTATIONS = {"transformer_lens", "transformers"}
 HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "gguf", "typer", "rich", "plotly"}
 
 
-def layer(file: str) -> int:
+def layer(file: str, layers: Layers = LAYERS) -> int:
     numbers = [
         number
-        for number, patterns in enumerate(LAYERS)
+        for number, patterns in enumerate(layers)
         if any(fnmatchcase(file, pattern) for pattern in patterns)
     ]
-    assert len(numbers) == 1, f"{file} stands {len(numbers)} times in LAYERS"
+    assert len(numbers) == 1, f"{file} stands {len(numbers)} times in the table"
     return numbers[0]
 
 
@@ -79,41 +87,38 @@ def imports(file: str) -> Iterator[str]:
 
 
 def as_file(module: str) -> str:
-    return module.removeprefix("clean_transformer.").replace(".", "/")
+    file = module.removeprefix("clean_transformer").removeprefix(".").replace(".", "/")
+    return file if file in FILES else f"{file}/__init__".removeprefix("/")
 
 
 def own_imports(file: str) -> list[str]:
     own = [module for module in imports(file) if module.split(".")[0] == "clean_transformer"]
-    return ["__init__" if module == "clean_transformer" else as_file(module) for module in own]
+    return [as_file(module) for module in own]
 
 
-MODULES = [file for file in FILES if file not in EMPTY]
-
-
-@pytest.mark.parametrize("file", MODULES)
+@pytest.mark.parametrize("file", FILES)
 def test_file_imports_only_from_lower_layers(file: str):
-    own_layer = layer(file)
     for imported in own_imports(file):
-        within_parity = file.startswith("parity/") and imported.startswith("parity/")
-        assert layer(imported) < own_layer or within_parity, f"{file} imports {imported}"
-
-
-@pytest.mark.parametrize("file", EMPTY)
-def test_package_file_is_empty(file: str):
-    assert FILES[file].read_text() == ""
+        room, _, name = file.partition("/")
+        other_room, _, other_name = imported.partition("/")
+        if not (name and room == other_room):
+            assert layer(imported) < layer(file), f"{file} imports {imported}"
+        elif room in SUB_LAYERS and name.split("/")[0] != other_name.split("/")[0]:
+            sub_layers = SUB_LAYERS[room]
+            assert layer(other_name, sub_layers) <= layer(name, sub_layers), (
+                f"{file} imports {imported}"
+            )
 
 
 def test_no_circle():
-    TopologicalSorter({file: own_imports(file) for file in MODULES}).prepare()
+    TopologicalSorter({file: own_imports(file) for file in FILES}).prepare()
 
 
-@pytest.mark.parametrize("file", MODULES)
+@pytest.mark.parametrize("file", FILES)
 def test_only_the_references_import_other_implementations(file: str):
     packages = {module.split(".")[0] for module in imports(file)}
-    if file == "parity/references":
-        assert packages & OTHER_IMPLEMENTATIONS
-    else:
-        assert not packages & OTHER_IMPLEMENTATIONS
+    beside = file.startswith(("parity/references/", "benchmark/contestants/"))
+    assert beside or not packages & OTHER_IMPLEMENTATIONS
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from clean_transformer.kv_cache import KVCache, StaticKVCache, left_padding, read_on
+from clean_transformer.kv_cache import KVCache, StaticKVCache, left_padding
 from clean_transformer.model import DemoTransformer
+from clean_transformer.modules.contract import read_on
 
 from .helpers import TINY, assert_same_function, random_tokens, randomized
 

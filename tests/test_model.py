@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
-from clean_transformer.swap import swap
-from clean_transformer.variants import ReluMLP
-from clean_transformer.weights.huggingface import HUGGINGFACE, config_to_json
+from clean_transformer.swapping.swap import swap
+from clean_transformer.variants.mlp import ReluMLP
+from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.table import WeightsError
 

@@ -6,8 +6,8 @@ The outputs are those that TransformerLens printed in public notebooks.
 import pytest
 import torch
 
+from clean_transformer.analysis.prediction import predict
 from clean_transformer.model import DemoTransformer
-from clean_transformer.predict import predict
 from clean_transformer.weights.hub import HubError
 from clean_transformer.weights.processing import fold_ln
 

@@ -8,14 +8,14 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
-from clean_transformer.hooks import HookPoint, observed
+from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.kv_cache import LayerCache
-from clean_transformer.modules.affine import affine
-from clean_transformer.modules.initial import normal
+from clean_transformer.modules.linear import affine, normal
 
 Residual = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
+
+
 # True where a query sees a key, or what is added to its score; None for every key up to its own.
 Mask = Bool[Tensor, "... query key"] | Float[Tensor, "... query key"] | None
 

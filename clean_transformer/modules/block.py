@@ -4,11 +4,11 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
-from clean_transformer.hooks import HookPoint, observed
-from clean_transformer.kv_cache import LayerCache, read_on, takes
+from clean_transformer.hooks import HookedModule, HookPoint, observed
+from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.attention import Attention, Residual
+from clean_transformer.modules.contract import read_on, takes
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.mlp import MLP
 

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
-from clean_transformer.modules.initial import normal
+from clean_transformer.hooks import HookedModule
+from clean_transformer.modules.linear import normal
 
 
 class Embed(HookedModule):

@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
-from clean_transformer.hooks import HookPoint, observed
+from clean_transformer.hooks import HookedModule, HookPoint, observed
 
 
 class LayerNormPre(HookedModule):

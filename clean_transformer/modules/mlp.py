@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
-from clean_transformer.hooks import HookPoint
-from clean_transformer.modules.affine import affine
-from clean_transformer.modules.initial import normal
+from clean_transformer.hooks import HookedModule, HookPoint
+from clean_transformer.modules.linear import affine, normal
 
 
 class MLP(HookedModule):

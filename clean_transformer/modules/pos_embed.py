@@ -5,9 +5,9 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clean_transformer.activations import HookedModule
 from clean_transformer.config import Config
-from clean_transformer.modules.initial import normal
+from clean_transformer.hooks import HookedModule
+from clean_transformer.modules.linear import normal
 
 
 class PosEmbed(HookedModule):

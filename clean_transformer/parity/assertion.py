@@ -5,15 +5,16 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from clean_transformer.activations import HookedModule
-from clean_transformer.device import resolve_device
-from clean_transformer.parity.compare import SAME_FUNCTION, compare_tensors
-from clean_transformer.parity.isolate import PATHS, float64_oracle, isolate, upcast
+from clean_transformer.hooks import HookedModule
+from clean_transformer.parity.activations.black_box import judge_whole
+from clean_transformer.parity.activations.isolated import PATHS, isolate
 from clean_transformer.parity.locate import locate
-from clean_transformer.parity.report import describe, located_lines
-from clean_transformer.parity.trust import trusted
-from clean_transformer.parity.verdict import Verdict
-from clean_transformer.parity.whole import judge_whole
+from clean_transformer.parity.oracle import float64_oracle, trusted
+from clean_transformer.parity.report.wording import describe, located_lines
+from clean_transformer.parity.same_function import compare_tensors
+from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
+from clean_transformer.support.devices import resolve_device
+from clean_transformer.support.numerics import upcast
 
 
 @torch.no_grad()

@@ -13,13 +13,14 @@ from torch import Tensor
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.checks import Check
-from clean_transformer.parity.isolate import upcast
-from clean_transformer.parity.trust import trusted
-from clean_transformer.parity.verdict import Verdict
+from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.support.numerics import upcast
 from clean_transformer.weights.synthetic import plain
 
 Tokens = Int[Tensor, "batch pos"]
+
+
 Logits = Float[Tensor, "... d_vocab"]
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clean_transformer.activations import HookedModule
-from clean_transformer.parity.calls import Operand
-from clean_transformer.parity.isolate import owner_of, watched_names
-from clean_transformer.parity.known_faults import match
-from clean_transformer.parity.ops import Finding, first_wrong_operation
-from clean_transformer.parity.reproduction import reproduction_script
+from clean_transformer.hooks import HookedModule
+from clean_transformer.parity.activations.isolated import owner_of, watched_names
+from clean_transformer.parity.operations.call import Operand
+from clean_transformer.parity.operations.check import Finding, first_wrong_operation
+from clean_transformer.parity.operations.known_issues import match
+from clean_transformer.parity.operations.script import reproduction_script
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from clean_transformer.device import is_available
 from clean_transformer.parity import assertion
+from clean_transformer.support.devices import is_available
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,38 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clean_transformer.activations import HookedModule
-from clean_transformer.config import Config
-from clean_transformer.device import is_available
+from clean_transformer.analysis.comparison import LOGITS, Impact, impact, rms_errors, run
+from clean_transformer.hooks import HookedModule
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.checks import Check
-from clean_transformer.parity.choices import DTYPES, Weights, suite_tokens
-from clean_transformer.parity.compare import ParityReport, compare
-from clean_transformer.parity.end_to_end import (
-    LOGITS,
-    EndToEnd,
-    Impact,
-    healthy_envelope,
-    impact,
-    rms_errors,
-    run,
-)
-from clean_transformer.parity.environment import device_settings, environment
-from clean_transformer.parity.invariants import check_invariants, row_difference
-from clean_transformer.parity.isolate import PATHS, Isolated, float64_oracle, isolate
-from clean_transformer.parity.locate import Located, in_words, locate
-from clean_transformer.parity.probes import run_probes
-from clean_transformer.parity.references import REFERENCES, ReferenceUnavailable
-from clean_transformer.parity.trust import trusted
-from clean_transformer.parity.verdict import Verdict, worst
-from clean_transformer.parity.whole import (
+from clean_transformer.parity.activations.black_box import (
     HEALTHY_RHO,
     compiled_leaves,
     is_whole,
@@ -41,63 +20,24 @@ from clean_transformer.parity.whole import (
     leaves,
     rounding,
 )
+from clean_transformer.parity.activations.drift import EndToEnd, healthy_envelope
+from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
+from clean_transformer.parity.inputs import Weights, suite_tokens
+from clean_transformer.parity.invariants import check_invariants, row_difference
+from clean_transformer.parity.locate import Located, in_words, locate
+from clean_transformer.parity.operations.probes import run_probes
+from clean_transformer.parity.oracle import float64_oracle, trusted
+from clean_transformer.parity.references.base import ReferenceUnavailable
+from clean_transformer.parity.references.choose import REFERENCES
+from clean_transformer.parity.results import DeviceRun, SuiteReport
+from clean_transformer.parity.same_function import ParityReport, compare
+from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.reports.environment import device_settings, environment
+from clean_transformer.support.devices import is_available
+from clean_transformer.support.dtypes import DTYPES
 
 # Lengths at which kernels have changed their minds, besides those of the main run.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
-
-
-@dataclass(frozen=True)
-class DeviceRun:
-    """Questions 2 and 3 for one device, dtype and mode; `not_checked` says why there is nothing."""
-
-    device: str
-    dtype: str
-    mode: str = "eager"
-    settings: dict[str, str] = field(default_factory=dict)
-    isolated: list[Isolated] = field(default_factory=list)
-    end_to_end: list[EndToEnd] = field(default_factory=list)
-    invariants: list[Check] = field(default_factory=list)
-    probes: list[Check] = field(default_factory=list)
-    impact: Impact | None = None
-    located: Located | None = None
-    not_checked: str = ""
-
-    @property
-    def verdict(self) -> Verdict:
-        """The worst of every row and check."""
-        rows: list[Isolated | EndToEnd | Check] = [
-            *self.isolated,
-            *self.end_to_end,
-            *self.invariants,
-            *self.probes,
-        ]
-        return worst(row.verdict for row in rows)
-
-    @property
-    def first_failure(self) -> Isolated | None:
-        """The first activation, in the order of the forward pass, that does not pass."""
-        order = {row.name: index for index, row in reversed([*enumerate(self.isolated)])}
-        failures = [row for row in self.isolated if row.verdict is not Verdict.PASS]
-        return min(failures, key=lambda row: order[row.name], default=None)
-
-
-@dataclass(frozen=True)
-class SuiteReport:
-    """What `clean-transformer parity` found."""
-
-    weights: str
-    cfg: Config
-    tokens: tuple[int, int]
-    environment: dict[str, str]
-    same_function: ParityReport | None
-    no_reference: str
-    runs: list[DeviceRun]
-
-    @property
-    def verdict(self) -> Verdict:
-        """PASS only if the function is the same and every device computes it accurately."""
-        same = self.same_function.verdict if self.same_function else Verdict.NOT_CHECKED
-        return worst([same, *(run.verdict for run in self.runs)])
 
 
 def same_function(

@@ -1,6 +1,7 @@
 """What a check may conclude."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -21,3 +22,19 @@ class Verdict(str, Enum):
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst of the verdicts; NOT CHECKED if there is none."""
     return max(verdicts, key=[*Verdict].index, default=Verdict.NOT_CHECKED)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was measured, what was allowed (where that is one number), and the conclusion."""
+
+    name: str
+    verdict: Verdict
+    measured: float
+    allowed: float | None = None
+    note: str = ""
+
+
+# In float64 rounding leaves about 1e-14 of an activation's scale, and a different formula at least
+# 1e-8: a tolerance between them tells the two apart.
+SAME_FUNCTION = 1e-12

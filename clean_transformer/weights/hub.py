@@ -16,22 +16,29 @@ HUB_IDS = {
     "distilgpt2": "distilbert/distilgpt2",
 }
 
+
 # The small model that comes with the package, under the name "demo".
-DEMO = Path(__file__).with_name("demo")
+DEMO = Path(__file__).parents[1] / "demo" / "model"
+
 
 # Sets of file names (or patterns) of which any one will do, the preferred set first.
 FileSets = tuple[tuple[str, ...], ...]
+
+
 WEIGHTS: FileSets = (
     ("config.json", "model.safetensors"),
     ("config.json", "model.safetensors.index.json", "model-?????-of-?????.safetensors"),
     ("config.json", "pytorch_model.bin"),
     ("hparams.json", "checkpoint", "model.ckpt.index", "model.ckpt.data-?????-of-?????"),
 )
+
+
 TOKENIZER: FileSets = (
     ("tokenizer.json",),
     ("vocab.json", "merges.txt"),
     ("encoder.json", "vocab.bpe"),  # the names in OpenAI's own release
 )
+
 
 # The hub allows neither "--" nor ".." in a name, and only a letter, digit or "_" at its ends.
 HUB_ID = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)

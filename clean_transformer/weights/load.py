@@ -7,14 +7,20 @@ import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.weights.gguf import GGUF, read_gguf
-from clean_transformer.weights.hooked_transformer import HOOKED_TRANSFORMER
+from clean_transformer.weights.formats.gguf import GGUF, read_gguf
+from clean_transformer.weights.formats.huggingface import HUGGINGFACE, read_folder, with_prefix
+from clean_transformer.weights.formats.nanogpt import (
+    NANOGPT,
+    NANOGPT_WITHOUT_BIASES,
+    read_checkpoint,
+)
+from clean_transformer.weights.formats.openai import OPENAI, read_openai
+from clean_transformer.weights.formats.transformer_lens import (
+    HOOKED_TRANSFORMER,
+    TRANSFORMER_BRIDGE,
+)
 from clean_transformer.weights.hub import WEIGHTS, complete_set, fetch
-from clean_transformer.weights.huggingface import HUGGINGFACE, read_folder, with_prefix
-from clean_transformer.weights.nanogpt import NANOGPT, NANOGPT_WITHOUT_BIASES, read_checkpoint
-from clean_transformer.weights.openai import OPENAI, read_openai
 from clean_transformer.weights.table import State, WeightsError, detect
-from clean_transformer.weights.transformer_bridge import TRANSFORMER_BRIDGE
 
 # Hugging Face's has nanoGPT's names, and is what nanoGPT's layouts leave over.
 FORMATS = (
@@ -26,11 +32,15 @@ FORMATS = (
     NANOGPT_WITHOUT_BIASES,
     HUGGINGFACE,
 )
+
+
 # How a folder is read, and the format of what is in it, by the file that tells the architecture.
 FOLDERS = {
     "config.json": (read_folder, HUGGINGFACE),
     "hparams.json": (read_openai, OPENAI),
 }
+
+
 # A single file is read by its suffix; its format shows in the names.
 FILES = {".gguf": read_gguf, ".pt": read_checkpoint}
 

@@ -6,6 +6,8 @@ EMBEDDING = {
     "embed.W_E": "d_vocab d_model",
     "pos_embed.W_pos": "n_ctx d_model",
 }
+
+
 BLOCK = {
     "ln1.w": "d_model",
     "ln1.b": "d_model",
@@ -24,6 +26,8 @@ BLOCK = {
     "mlp.W_out": "d_mlp d_model",
     "mlp.b_out": "d_model",
 }
+
+
 UNEMBEDDING = {
     "ln_final.w": "d_model",
     "ln_final.b": "d_model",

@@ -22,8 +22,13 @@ from clean_transformer.weights.shapes import parameter_shapes
 
 Array = NDArray[np.float32]
 
+
 CHUNK = 2**16  # values drawn together: few enough for a processor's cache
+
+
 STRIDE = 257  # every 257th entry is an outlier; prime, so that a matrix has them in all columns
+
+
 BELL_KURTOSIS = 2.9  # of a sum of twelve uniform values: 3 − 1.2 / 12
 
 
@@ -38,6 +43,8 @@ class Spread(NamedTuple):
 
 # As in GPT-2 small, except that those of W_E, W_in and W_out are guesses.
 MEASURED_WIDTH = 768
+
+
 OUTSIDE_BLOCKS = {
     "embed.W_E": Spread(0.14),
     "pos_embed.W_pos": Spread(0.122, 40),
@@ -46,6 +53,8 @@ OUTSIDE_BLOCKS = {
     "unembed.W_U": Spread(0.14),
     "unembed.b_U": Spread(0.0),
 }
+
+
 # In the first block, in those between, and in the last if it is the fourth or later.
 IN_BLOCKS = {
     "ln1.w": (
@@ -73,7 +82,11 @@ IN_BLOCKS = {
     "mlp.W_out": (Spread(0.02, 10), Spread(0.03, 10), Spread(0.03, 10)),
     "mlp.b_out": (Spread(0.1, 78), Spread(0.125, 30), Spread(0.108, 3.2)),
 }
+
+
 READERS = {"ln1.w": ("attn.W_Q", "attn.W_K", "attn.W_V"), "ln2.w": ("mlp.W_in",)}
+
+
 WRITERS = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 
 

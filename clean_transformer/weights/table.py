@@ -13,6 +13,8 @@ from clean_transformer.config import PUBLISHED, Config
 from clean_transformer.weights.shapes import parameter_axes, parameter_shapes
 
 State = Mapping[str, Tensor]
+
+
 AXIS = r"[a-z]\w*"  # the name of one in an einops pattern, whose 1 is an axis without a name
 
 

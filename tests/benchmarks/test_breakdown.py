@@ -9,17 +9,12 @@ import torch
 from torch.profiler import profile
 
 from benchmarks.breakdown import bytes_read, decoder, flops, operations, reader, table
-from benchmarks.models import TINY
-from benchmarks.roofline import products, weight_bytes
-from clean_transformer import DemoTransformer, optimize
-from clean_transformer.products import (
-    Choice,
-    EachThreadItsInputs,
-    OneDNN,
-    Product,
-    WithoutBias,
-    in_onednn,
-)
+from clean_transformer import DemoTransformer
+from clean_transformer.benchmark.contestants.limit import products, weight_bytes
+from clean_transformer.benchmark.running.models import TINY
+from clean_transformer.inference import optimize
+from clean_transformer.inference.autotune import Choice, in_onednn
+from clean_transformer.inference.matmuls import EachThreadItsInputs, OneDNN, Product, WithoutBias
 from clean_transformer.weights.synthetic import stress
 
 PRODUCTS = {

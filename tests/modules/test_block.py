@@ -2,7 +2,7 @@ import pytest
 import torch
 from einops import repeat
 
-from clean_transformer.activations import PER_HEAD
+from clean_transformer.hooks import PER_HEAD
 from clean_transformer.modules.block import TransformerBlock
 
 from ..helpers import (

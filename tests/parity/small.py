@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.choices import Weights
+from clean_transformer.parity.inputs import Weights
 from clean_transformer.weights.synthetic import plain, stress
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16

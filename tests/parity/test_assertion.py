@@ -70,7 +70,7 @@ def test_the_fixture_takes_its_device_from_the_option(pytester: pytest.Pytester)
     pytester.makepyfile(
         """
         import torch
-        from clean_transformer import MLP, Config
+        from clean_transformer import Config, MLP
 
         def test_mine(assert_parity):
             cfg = Config(n_layers=1, n_heads=1, d_model=8, d_head=8, d_mlp=16)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules import attention
-from clean_transformer.parity.compare import Comparison, ParityReport, compare
-from clean_transformer.parity.references import LOGITS, REFERENCES, Reference
+from clean_transformer.parity.references.base import LOGITS, Reference
+from clean_transformer.parity.references.choose import REFERENCES
+from clean_transformer.parity.same_function import Comparison, ParityReport, compare
 from clean_transformer.parity.verdict import Verdict
 
 from ..helpers import TINY, needs, quietly, random_model, random_tokens, tiny

@@ -6,11 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.references import REFERENCES
-from clean_transformer.train import Training, adamw, update
-from clean_transformer.weights.hooked_transformer import HOOKED_TRANSFORMER
-from clean_transformer.weights.huggingface import HUGGINGFACE
-from clean_transformer.weights.transformer_bridge import TRANSFORMER_BRIDGE
+from clean_transformer.parity.references.choose import REFERENCES
+from clean_transformer.training.loop import adamw, update
+from clean_transformer.training.settings import Training
+from clean_transformer.weights.formats.huggingface import HUGGINGFACE
+from clean_transformer.weights.formats.transformer_lens import (
+    HOOKED_TRANSFORMER,
+    TRANSFORMER_BRIDGE,
+)
 
 from ..helpers import Rounding, needs, quietly, random_model, random_tokens, reference_model, tiny
 

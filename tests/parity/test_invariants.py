@@ -8,8 +8,8 @@ from torch import Tensor
 
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity import invariants
-from clean_transformer.parity.choices import suite_tokens
 from clean_transformer.parity.faults import inject
+from clean_transformer.parity.inputs import suite_tokens
 from clean_transformer.parity.invariants import INVARIANTS, check_invariants, row_difference
 from clean_transformer.parity.verdict import Verdict
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.choices import suite_tokens
-from clean_transformer.parity.compare import compare
-from clean_transformer.parity.references import REFERENCES, choose_reference
+from clean_transformer.parity.inputs import suite_tokens
+from clean_transformer.parity.references.choose import REFERENCES, choose_reference
+from clean_transformer.parity.same_function import compare
 from clean_transformer.parity.verdict import Verdict
-from clean_transformer.weights.huggingface import HUGGINGFACE
+from clean_transformer.weights.formats.huggingface import HUGGINGFACE
 from clean_transformer.weights.processing import fold_ln, process_weights, untie
 from clean_transformer.weights.synthetic import stress
 

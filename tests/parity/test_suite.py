@@ -5,23 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clean_transformer.parity import choices, suite
-from clean_transformer.parity.choices import (
-    choose_devices,
-    choose_dtypes,
-    choose_modes,
-    choose_weights,
-    suite_tokens,
-)
+from clean_transformer.parity import suite
+from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.faults import inject, no_float64
-from clean_transformer.parity.isolate import PATHS, Isolated
-from clean_transformer.parity.suite import (
-    DeviceRun,
-    check_device,
-    cliff_inputs,
-    run_suite,
-)
+from clean_transformer.parity.inputs import choose_modes, choose_weights, suite_tokens
+from clean_transformer.parity.results import DeviceRun
+from clean_transformer.parity.suite import check_device, cliff_inputs, run_suite
 from clean_transformer.parity.verdict import Verdict
+from clean_transformer.support import dtypes as choices
+from clean_transformer.support.devices import choose_devices
+from clean_transformer.support.dtypes import choose_dtypes
 from clean_transformer.weights.hub import HubError
 
 from .small import BF16, F16, F32, F64, small_model, small_weights

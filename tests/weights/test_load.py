@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.references import REFERENCES
-from clean_transformer.weights.huggingface import HUGGINGFACE, write_folder
+from clean_transformer.parity.references.choose import REFERENCES
+from clean_transformer.weights.formats.huggingface import HUGGINGFACE, write_folder
+from clean_transformer.weights.formats.openai import OPENAI, write_openai
 from clean_transformer.weights.load import FORMATS, read_pretrained, read_state_dict
-from clean_transformer.weights.openai import OPENAI, write_openai
 from clean_transformer.weights.table import WeightsError
 
 from ..helpers import (

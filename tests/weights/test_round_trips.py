@@ -15,10 +15,10 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
-from clean_transformer.weights.gguf import GGUF, write_gguf
-from clean_transformer.weights.huggingface import HUGGINGFACE, config_to_json, write_folder
+from clean_transformer.weights.formats.gguf import GGUF, write_gguf
+from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json, write_folder
+from clean_transformer.weights.formats.openai import OPENAI
 from clean_transformer.weights.load import FORMATS
-from clean_transformer.weights.openai import OPENAI
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.table import Format
 

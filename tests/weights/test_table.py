@@ -8,13 +8,7 @@ from hypothesis import strategies as st
 from clean_transformer.config import Config
 from clean_transformer.weights.load import FORMATS
 from clean_transformer.weights.shapes import parameter_shapes
-from clean_transformer.weights.table import (
-    Format,
-    Row,
-    WeightsError,
-    detect,
-    refuse_differences,
-)
+from clean_transformer.weights.table import Format, Row, WeightsError, detect, refuse_differences
 
 from ..helpers import assert_equal_states, configs, random_model, random_state, tiny
 

@@ -1,0 +1,102 @@
+"""TODO activation_cache."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# TransformerLens's other words for the same activations.
+SHORTHAND = {
+    "attn": "pattern",
+    "attn_logits": "attn_scores",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_post": "post",
+}
+
+
+class ActivationCache(Mapping[str, Tensor]):
+    """Activations by name, in the order in which the forward pass made them.
+
+    Takes full names, `cache["blocks.0.attn.hook_pattern"]`, and TransformerLens's shorthand:
+    `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]`, `cache["normalized", "ln_final"]`.
+    Negative layers count from `n_layers`, the model's, of which only some may have been captured.
+    """
+
+    def __init__(self, activations: Mapping[str, Tensor], n_layers: int):
+        self._activations = dict(activations)
+        self.n_layers = n_layers
+
+    def __getitem__(self, key: str | tuple[str | int, ...]) -> Tensor:
+        return self._activations[self.full_name(key)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._activations)
+
+    def __len__(self) -> int:
+        return len(self._activations)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self.full_name(key)  # type: ignore[arg-type]
+        except (KeyError, TypeError):
+            return False
+        return True
+
+    def __repr__(self) -> str:
+        return f"ActivationCache({len(self)} activations: {', '.join(self)})"
+
+    def full_name(self, key: str | tuple[str | int, ...]) -> str:
+        """The name that a shorthand stands for. Raises `KeyError` if it is not exactly one."""
+        if isinstance(key, str) and key in self._activations:
+            return key
+        word, *place = key if isinstance(key, tuple) else (key,)
+        point = f"hook_{SHORTHAND.get(str(word), word)}"
+        wanted = {
+            str(part + self.n_layers if isinstance(part, int) and part < 0 else part)
+            for part in place
+        }
+        found = [
+            name
+            for name in self
+            if name.split(".")[-1] == point and wanted <= set(name.split(".")[:-1])
+        ]
+        if len(found) != 1:
+            near = found or difflib.get_close_matches(str(key), self, n=3, cutoff=0.3)
+            problem = "is ambiguous" if found else "is not in the cache"
+            raise KeyError(f"{key!r} {problem}; did you mean one of {near}? (cached: {len(self)})")
+        return found[0]
+
+    def to(self, device: str | torch.device) -> "ActivationCache":
+        """The same activations on another device."""
+        moved = {name: value.to(device) for name, value in self.items()}
+        return ActivationCache(moved, self.n_layers)
+
+    def remove_batch_dim(self) -> "ActivationCache":
+        """The same activations without their first axis. Raises `ValueError` unless it is 1."""
+        longest = max((value.shape[0] for value in self.values()), default=1)
+        if longest != 1:
+            raise ValueError(f"cannot remove the batch dimension: the batch holds {longest} inputs")
+        single = {name: value[0] for name, value in self.items()}
+        return ActivationCache(single, self.n_layers)
+
+    def accumulated_resid(
+        self, *, incl_mid: bool = False
+    ) -> tuple[Float[Tensor, "component *batch pos d_model"], list[str]]:
+        """The residual stream before each block, then after the last one, with their labels.
+
+        `incl_mid` also takes the stream between attention and MLP. Labels are TransformerLens's:
+        "0_pre", "0_mid", "1_pre", …, "final_post".
+        """
+        points = ("resid_pre", "resid_mid") if incl_mid else ("resid_pre",)
+        states = {
+            f"{layer}_{point.removeprefix('resid_')}": self[point, layer]
+            for layer in range(self.n_layers)
+            for point in points
+        }
+        states["final_post"] = self["resid_post", -1]
+        return torch.stack([*states.values()]), [*states]

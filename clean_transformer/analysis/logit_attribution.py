@@ -1,0 +1,80 @@
+"""TODO analysis/logit_attribution."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from clean_transformer.analysis.prediction import Text, single
+from clean_transformer.model import DemoTransformer
+from clean_transformer.modules.layer_norm import LayerNorm
+from clean_transformer.support.numerics import at_least_float32
+
+
+@dataclass(frozen=True)
+class LogitAttribution:
+    """What each part of a model adds to the logit of one token over that of another.
+
+    `rest` has the embeddings and the biases that belong to no head, by parameter name. All parts
+    together are the `difference` of the two logits, but for rounding.
+    """
+
+    difference: float
+    heads: Float[Tensor, "layer head"]
+    mlps: Float[Tensor, "layer"]
+    rest: dict[str, float]
+
+
+@torch.no_grad()
+def logit_attribution(
+    model: DemoTransformer, text: Text, token: int, other: int
+) -> LogitAttribution:
+    """Each part's contribution to logit[token] − logit[other] after the text.
+
+    The residual stream is the sum of the parts, and all after it is affine once ln_final's scale
+    is held at what it was (Elhage et al. 2021, "direct logit attribution"). Raises `ValueError`
+    for ids outside the vocabulary.
+    """
+    for id_ in (token, other):
+        if not 0 <= id_ < model.cfg.d_vocab:
+            raise ValueError(f"there is no token {id_}; ids run from 0 to {model.cfg.d_vocab - 1}")
+    parts = ("hook_embed", "hook_pos_embed", "hook_z", "hook_mlp_out", "ln_final.hook_scale")
+    logits, cache = model.run_with_cache(
+        single(model, text), names=lambda name: name.endswith(parts)
+    )
+    last = {name: value[0, -1] for name, value in cache.items()}
+
+    unembed, ln_final = model.unembed, model.ln_final
+    reads = at_least_float32(unembed.W_U[:, token]) - at_least_float32(unembed.W_U[:, other])
+    rest = {"unembed.b_U": unembed.b_U[token] - unembed.b_U[other]}
+    direction = reads
+    if isinstance(ln_final, LayerNorm):
+        direction = at_least_float32(ln_final.w) * reads
+        rest["ln_final.b"] = at_least_float32(ln_final.b) @ reads
+    # To centre what reads the stream is to centre the stream.
+    direction = (direction - direction.mean()) / last["ln_final.hook_scale"]
+
+    def contribution(part: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part"]:
+        return at_least_float32(part) @ direction
+
+    heads, mlps = [], []
+    for layer in range(len(model.blocks)):
+        z, W_O = (
+            last[f"blocks.{layer}.attn.hook_z"],
+            model.get_parameter(f"blocks.{layer}.attn.W_O"),
+        )
+        result = einsum(z, W_O, "head d_head, head d_head d_model -> head d_model")
+        heads.append(contribution(result))
+        mlps.append(contribution(last[f"blocks.{layer}.hook_mlp_out"]))
+        b_O = f"blocks.{layer}.attn.b_O"
+        rest[b_O] = contribution(model.get_parameter(b_O))
+    rest["embed.W_E"] = contribution(last["hook_embed"])
+    rest["pos_embed.W_pos"] = contribution(last["hook_pos_embed"])
+    return LogitAttribution(
+        difference=float(logits[0, -1, token] - logits[0, -1, other]),
+        heads=torch.stack(heads).cpu(),
+        mlps=torch.stack(mlps).cpu(),
+        rest={name: float(part) for name, part in rest.items()},
+    )

@@ -1,0 +1,29 @@
+"""TODO analysis/logit_lens."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clean_transformer.analysis.prediction import Text, single
+from clean_transformer.model import DemoTransformer
+from clean_transformer.support.numerics import at_least_float32
+
+
+@torch.no_grad()
+def logit_lens(
+    model: DemoTransformer, text: Text
+) -> tuple[Float[Tensor, "component pos d_vocab"], list[str]]:
+    """Log-probabilities of the next token if the model ended early, and labels.
+
+    The residual stream before each block, and after the last, goes through ln_final and the
+    unembedding (nostalgebraist 2020, "interpreting GPT: the logit lens"). Labels are those of
+    `ActivationCache.accumulated_resid`: "0_pre", "1_pre", …, "final_post", the model's own answer.
+    """
+    tokens = single(model, text)
+    _, cache = model.run_with_cache(
+        tokens,
+        names=lambda name: name.endswith(("resid_pre", "resid_post")),
+        remove_batch_dim=True,
+    )
+    streams, labels = cache.accumulated_resid()
+    return at_least_float32(model.unembed(model.ln_final(streams))).log_softmax(dim=-1), labels

@@ -1,0 +1,249 @@
+"""Engines outside of PyTorch, each given the model in its own format.
+
+Their conversion is no part of any measurement. An engine that is not installed is not measured; the
+extra `bench` has those that install without a compiler.
+"""
+
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clean_transformer.benchmark.contestants.nanogpt import NanoGPT
+from clean_transformer.benchmark.contestants.ours import Contestant, Tokens
+from clean_transformer.benchmark.contestants.peers import hugging_face_model
+from clean_transformer.weights.formats.gguf import write_gguf
+from clean_transformer.weights.formats.huggingface import read_folder
+from clean_transformer.weights.load import read_pretrained
+
+
+class Exported(Contestant):
+    """An engine with files of its own, which are there while it is."""
+
+    def __init__(self, folder: Path, device: str, dtype: str):
+        super().__init__(folder, device, dtype)
+        if device != "cpu":
+            raise NotImplementedError(f"{type(self).__name__} is measured on the CPU only")
+        self._files = tempfile.TemporaryDirectory()
+        self.files = Path(self._files.name)
+
+
+class CTranslate2(Exported):
+    """CTranslate2's own converter and kernels."""
+
+    package = imported = "ctranslate2"
+
+    def __init__(self, folder: Path, device: str, dtype: str):
+        super().__init__(folder, device, dtype)
+        import ctranslate2
+        from ctranslate2.converters.transformers import GPT2Loader
+
+        if dtype not in ctranslate2.get_supported_compute_types(device):
+            raise NotImplementedError(f"CTranslate2 has no {dtype} on this processor")
+        with torch.no_grad():
+            theirs = hugging_face_model(folder, device, torch.float32, "eager")
+            loader = GPT2Loader()
+            spec = loader.get_model_spec(theirs)
+            # It only knows tokens as strings, and some must be special.
+            words = [str(token) for token in range(theirs.config.vocab_size)]
+            loader.set_vocabulary(spec, words)
+            spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = words[-1]
+            spec.validate()
+            spec.optimize(quantization=None)
+            spec.save(str(self.files))
+        self.generator = ctranslate2.Generator(
+            str(self.files), device, compute_type=dtype, intra_threads=torch.get_num_threads()
+        )
+        self.storage = ctranslate2.StorageView
+
+    def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
+        """Logits."""
+        if last_only:
+            raise NotImplementedError("it has no logits of the last position only")
+        batch, length = tokens.shape
+        ids = self.storage.from_array(tokens.int().numpy())
+        lengths = self.storage.from_array(np.full(batch, length, dtype=np.int32))
+        return self.generator.forward_batch(ids, lengths)
+
+    def last_logits(self, tokens: Tokens) -> Tensor:
+        """The logits after each input."""
+        return torch.from_numpy(np.array(self.forward(tokens))[:, -1])
+
+    def generate(self, tokens: Tokens, new: int) -> Any:
+        """The new tokens."""
+        done = self.generator.generate_batch(
+            [[str(token) for token in row] for row in tokens.tolist()],
+            max_length=new,
+            min_length=new,
+            include_prompt_in_result=False,
+        )
+        return torch.tensor([one.sequences_ids[0] for one in done])
+
+
+class OnnxRuntime(Exported):
+    """onnxruntime, on the compact model exported by PyTorch."""
+
+    package = imported = "onnxruntime"
+
+    def __init__(self, folder: Path, device: str, dtype: str):
+        super().__init__(folder, device, dtype)
+        import onnxruntime
+
+        if dtype != "float32":
+            raise NotImplementedError("it is exported in float32 only")
+        self.cfg, state = read_folder(folder)
+        self.model = NanoGPT.from_huggingface(self.cfg, state).eval()
+        self.value = onnxruntime.OrtValue.ortvalue_from_numpy
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = lambda file: onnxruntime.InferenceSession(file, options)
+
+    def exported(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        """A session that runs the module on inputs of any length."""
+        any_length = [{0: "batch", 1: "pos"}, {2: "batch", 4: "past"}]
+        file = self.files / f"{name}.onnx"
+        torch.onnx.export(
+            module,
+            inputs,
+            file,
+            dynamo=True,
+            optimize=False,  # onnxruntime does that itself, as well and sooner
+            verbose=False,
+            input_names=["tokens", "past"][: len(inputs)],
+            dynamic_shapes=tuple(
+                dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in any_length[: len(inputs)]
+            ),
+        )
+        return self.session(file)
+
+    @cached_property
+    def whole(self) -> Any:
+        """Tokens to all logits."""
+        return self.exported("whole", self.model, (torch.ones(2, 8, dtype=torch.long),))
+
+    @cached_property
+    def first(self) -> Any:
+        """Tokens to the last logits, and what was kept."""
+        return self.exported("first", Reader(self.model), (torch.ones(2, 8, dtype=torch.long),))
+
+    @cached_property
+    def next(self) -> Any:
+        """One more token, and what was kept, to the same."""
+        past = torch.zeros(self.cfg.n_layers, 2, 2, self.cfg.n_heads, 8, self.cfg.d_head)
+        tokens = torch.ones(2, 1, dtype=torch.long)
+        return self.exported("next", Reader(self.model), (tokens, past))
+
+    def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
+        """Logits."""
+        session = self.first if last_only else self.whole
+        return session.run_with_ort_values(None, {"tokens": self.value(tokens.numpy())})[0]
+
+    def last_logits(self, tokens: Tokens) -> Tensor:
+        """The logits after each input."""
+        return torch.from_numpy(self.forward(tokens).numpy())[:, -1]
+
+    def generate(self, tokens: Tokens, new: int) -> Any:
+        """The new tokens."""
+        inputs = {"tokens": self.value(tokens.numpy())}
+        chosen = []
+        for step in range(new):
+            session = self.next if step else self.first
+            logits, past = session.run_with_ort_values(None, inputs)
+            chosen.append(logits.numpy().argmax(-1))
+            inputs = {"tokens": self.value(chosen[-1][:, None]), "past": past}
+        return torch.from_numpy(np.stack(chosen, axis=1))
+
+
+class Reader(nn.Module):
+    """The compact model as decoding needs it: the last logits, and the keys and values."""
+
+    def __init__(self, model: NanoGPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [batch d_vocab] and what `NanoGPT.read` keeps."""
+        x, presents = self.model.read(tokens, past)
+        kept = torch.stack([torch.stack(present) for present in presents])
+        return F.linear(x[:, -1], self.model.wte.weight), kept
+
+
+class LlamaCpp(Exported):
+    """llama.cpp, on the file that we write for it."""
+
+    package = "llama_cpp_python"
+    imported = "llama_cpp"
+
+    def __init__(self, folder: Path, device: str, dtype: str):
+        super().__init__(folder, device, dtype)
+        import llama_cpp
+
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise NotImplementedError(f"its file is written without {dtype}")
+        cfg, state = read_pretrained(folder, torch.device("cpu"), getattr(torch, dtype))
+        write_gguf(self.files / "model.gguf", cfg, state)
+
+        def opened(**settings: Any) -> Any:
+            return llama_cpp.Llama(
+                str(self.files / "model.gguf"),
+                n_ctx=cfg.n_ctx,
+                n_batch=cfg.n_ctx,
+                n_ubatch=cfg.n_ctx,
+                n_threads=torch.get_num_threads(),
+                n_threads_batch=torch.get_num_threads(),
+                verbose=False,
+                **settings,
+            )
+
+        self.model = opened()
+        self.open_all_logits = lambda: opened(logits_all=True)
+
+    @cached_property
+    def with_all_logits(self) -> Any:
+        """The same model, which keeps the logits of every position."""
+        return self.open_all_logits()
+
+    def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
+        """Logits, one input after the other: its batches are of one text."""
+        model = self.model if last_only else self.with_all_logits
+        rows = []
+        for row in tokens.tolist():
+            model.reset()
+            model.eval(row)
+            rows.append(model.scores[: len(row)])  # in memory that the next input writes to
+        return rows
+
+    def last_logits(self, tokens: Tokens) -> Tensor:
+        """The logits after each input."""
+        return torch.tensor(np.stack([self.forward(row[None])[0][-1] for row in tokens]))
+
+    def generate(self, tokens: Tokens, new: int) -> Any:
+        """The new tokens."""
+        import llama_cpp
+
+        rows = []
+        for row in tokens.tolist():
+            self.model.reset()
+            self.model.eval(row)
+            chosen = []
+            while True:
+                logits = llama_cpp.llama_get_logits_ith(self.model.ctx, -1)
+                chosen.append(int(np.ctypeslib.as_array(logits, (self.model.n_vocab(),)).argmax()))
+                if len(chosen) == new:
+                    break
+                self.model.eval(chosen[-1:])
+            rows.append(chosen)
+        return torch.tensor(rows)
+
+
+EXPORTED: dict[str, Callable[[Path, str, str], Contestant]] = {
+    "CTranslate2": CTranslate2,
+    "onnxruntime": OnnxRuntime,
+    "llama.cpp": LlamaCpp,
+}

@@ -1,0 +1,133 @@
+"""Other libraries on PyTorch, each with its own best settings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clean_transformer.benchmark.contestants.ours import DTYPES, Contestant, Tokens, any_shape
+from clean_transformer.parity.references.hooked_transformer import hooked_model
+from clean_transformer.weights.load import read_pretrained
+
+
+class Transformers(Contestant):
+    """`GPT2LMHeadModel`, with PyTorch's fused attention."""
+
+    package = "transformers"
+    imported = "transformers.models.gpt2.modeling_gpt2"
+    attention = "sdpa"
+
+    def __init__(self, folder: Path, device: str, dtype: str):
+        super().__init__(folder, device, dtype)
+        self.model = hugging_face_model(folder, device, DTYPES[dtype], self.attention)
+
+    def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
+        """Logits."""
+        return self.model(tokens, use_cache=False, logits_to_keep=int(last_only)).logits
+
+    def generate(self, tokens: Tokens, new: int) -> Any:
+        """The new tokens."""
+        both = self.model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=new,
+            do_sample=False,
+            use_cache=True,
+        )
+        return both[:, tokens.shape[1] :]
+
+
+class TransformersEager(Transformers):
+    """With attention step by step."""
+
+    attention = "eager"
+
+
+class TransformersCompiled(Transformers):
+    """Its forward pass under `torch.compile`."""
+
+    generate = Contestant.generate
+
+    def __init__(self, folder: Path, device: str, dtype: str):
+        super().__init__(folder, device, dtype)
+        self.model.compile(dynamic=any_shape(device))
+
+
+class HookedTransformer(Contestant):
+    """`HookedTransformer` of TransformerLens before 4."""
+
+    package = "transformer_lens"
+    imported = "transformer_lens"
+
+    def __init__(self, folder: Path, device: str, dtype: str):
+        super().__init__(folder, device, dtype)
+        weights = read_pretrained(folder, torch.device("cpu"), DTYPES[dtype])
+        self.model = hooked_model(*weights).to(device, print_details=False)
+
+    def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
+        """Logits."""
+        if last_only:
+            raise NotImplementedError("it has no logits of the last position only")
+        return self.model(tokens)
+
+    def generate(self, tokens: Tokens, new: int) -> Any:
+        """The new tokens."""
+        both = self.model.generate(
+            tokens,
+            max_new_tokens=new,
+            stop_at_eos=False,
+            do_sample=False,
+            use_past_kv_cache=True,
+            verbose=False,
+            return_type="tokens",
+        )
+        return both[:, tokens.shape[1] :]
+
+    def capture(self, tokens: Tokens) -> Any:
+        """Logits and cache."""
+        return self.model.run_with_cache(tokens)
+
+
+class TransformerBridge(HookedTransformer):
+    """`TransformerBridge` of TransformerLens 4, around Hugging Face's model."""
+
+    def __init__(self, folder: Path, device: str, dtype: str):
+        Contestant.__init__(self, folder, device, dtype)
+        import tokenizers
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformers import PreTrainedTokenizerFast
+
+        # The bridge insists on a tokenizer; it never reads a text here.
+        words = tokenizers.models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")
+        self.model = TransformerBridge.boot_transformers(
+            "openai-community/gpt2",
+            hf_model=hugging_face_model(folder, device, DTYPES[dtype], "eager"),
+            tokenizer=PreTrainedTokenizerFast(
+                tokenizer_object=tokenizers.Tokenizer(words), eos_token="<|endoftext|>"
+            ),
+            dtype=DTYPES[dtype],
+            device=device,
+        )
+
+
+def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention: str) -> Any:
+    """`GPT2LMHeadModel`, which generates on and on, and like all others trains without dropout."""
+    from transformers import GPT2LMHeadModel
+
+    no_dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    model = GPT2LMHeadModel.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, **no_dropout
+    )
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.to(device).eval()
+
+
+PEERS: dict[str, Callable[[Path, str, str], Contestant]] = {
+    "transformers sdpa": Transformers,
+    "transformers eager": TransformersEager,
+    "transformers compiled": TransformersCompiled,
+    "HookedTransformer": HookedTransformer,
+    "TransformerBridge": TransformerBridge,
+}

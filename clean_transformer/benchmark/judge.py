@@ -1,0 +1,80 @@
+"""Whether the goals hold, and if not, why."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from clean_transformer.benchmark.goals import Goal
+from clean_transformer.benchmark.results.results import Result, Results
+from clean_transformer.benchmark.running.timing import Spread
+from clean_transformer.benchmark.work import Part, amount
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A goal and what was measured: None is NOT MEASURED, and never counts as held."""
+
+    goal: Goal
+    measured: Spread | None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """HELD, MISSED or NOT MEASURED."""
+        if self.measured is None:
+            return "NOT MEASURED"
+        return "HELD" if self.goal.holds(self.measured.median) else "MISSED"
+
+
+def judge(goal: Goal, results: Results) -> Judged:
+    """Compare a goal with what was measured, with the reason where that is not enough."""
+    parts = goal.over + goal.under
+    found = results.together(parts)
+    if found is None:
+        return Judged(goal, None, f"{parts[0].work} is not in this run")
+    for part in parts:
+        if not found[part].values:
+            return Judged(goal, None, f"{part.entrant.contestant}: {found[part].why}")
+
+    measured = quotient(goal.over, goal.under, found, goal.factor)
+    held = goal.holds(measured.median)
+    return Judged(goal, measured, "" if held else why_missed(goal, found))
+
+
+def quotient(
+    over: Sequence[Part], under: Sequence[Part], found: Mapping[Part, Result], factor: float = 1.0
+) -> Spread:
+    """That of each round, since a machine's speed changes from one to the next."""
+
+    def products(parts: Sequence[Part]) -> list[float]:
+        values = [found[part].values for part in parts]
+        return [math.prod(together) for together in zip(*values, strict=True)]
+
+    pairs = zip(products(over), products(under), strict=True)
+    return Spread.of([factor * above / below for above, below in pairs])
+
+
+def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
+    """The values themselves; for a speed-up over others, what the machine's limit would allow."""
+    if len(goal.under) != 1 or goal.at_least is None:
+        return " over ".join(
+            " · ".join(amount(found[part].spread.median, part.work) for part in parts)
+            for parts in (goal.over, goal.under)
+        )
+    mine = goal.under[0]
+    limit, whole = (found.get(mine.by("limit", dtype)) for dtype in (None, "float32"))
+    if limit is None or not limit.values or goal.over == (limit.part,):
+        return ""
+    allowed = quotient(goal.over, (limit.part,), found, goal.factor)
+    said = f"the limit allows {goal.number(allowed.median)}"
+    if whole is None or not whole.values or whole is limit:
+        return said
+    rate = quotient((whole.part,), (limit.part,), found)
+    return f"{said}: here {mine.entrant.dtype} is at most {rate.median:.2f} × as fast as float32"
+
+
+def exit_status(judged: Sequence[Judged]) -> int:
+    """0 if all goals hold, 1 if one is missed, 3 if one was not measured that had to be."""
+    if any(one.verdict == "MISSED" for one in judged):
+        return 1
+    return 3 if any(one.measured is None and not one.goal.optional for one in judged) else 0

@@ -1,0 +1,126 @@
+"""The results as plotly figures."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from clean_transformer.analysis.plots import STYLE, save
+from clean_transformer.benchmark.contestants.limit import flops, weight_bytes
+from clean_transformer.benchmark.results.results import Result, Results
+from clean_transformer.benchmark.running.models import config, count_parameters
+
+Number = Callable[[Result], float]
+
+
+# What grows: in which measurement, in which of its results, and how large it is.
+GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
+    "batch": (
+        "growth",
+        lambda result: result.part.work.length == 256,
+        lambda result: result.part.work.batch,
+    ),
+    "length": (
+        "growth",
+        lambda result: not result.part.work.last_only,
+        lambda result: result.part.work.length,
+    ),
+    "context": ("decoding", lambda result: True, lambda result: result.part.work.length),
+    "parameters": (
+        "size",
+        lambda result: True,
+        lambda result: count_parameters(config(result.part.entrant.model)),
+    ),
+}
+
+
+def throughput(results: Results, name: str) -> go.Figure:
+    """Tokens per second of whoever took part in that measurement on any device, with quartiles."""
+    rows = [row for row in results.results if _name(row) == name and row.values]
+    speeds = [row.tokens_per_second for row in rows]
+    best = [row.part.work.tokens / row.spread.low for row in rows]
+    worst = [row.part.work.tokens / row.spread.high for row in rows]
+    bars = go.Bar(
+        x=speeds,
+        y=[f"{row.part.entrant}, {row.part.entrant.device}" for row in rows],
+        orientation="h",
+        error_x={
+            "symmetric": False,
+            "array": [most - speed for most, speed in zip(best, speeds, strict=True)],
+            "arrayminus": [speed - least for least, speed in zip(worst, speeds, strict=True)],
+        },
+        hovertemplate="%{y}: %{x:,.0f} tokens/s<extra></extra>",
+    )
+    figure = go.Figure(bars)
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title="tokens per second")
+    return figure.update_layout(template=STYLE, title=f"{name}: {rows[0].part.work}", margin_l=240)
+
+
+def roofline(results: Results) -> go.Figure:
+    """Operations per second over operations per byte of weights, below what the machine can do."""
+    small = config("small")
+    rows = [
+        row
+        for row in results.results
+        if row.part.work.kind in ("forward", "step") and row.part.entrant.model == "small"
+    ]
+    return _lines(
+        rows,
+        lambda row: flops(small, row.part.work) / weight_bytes(small, row.part.entrant.dtype),
+        lambda row: flops(small, row.part.work) / row.spread.median / 1e9,
+        "Forward passes and decoding steps, below the machine's limit",
+        "floating-point operations per byte of weights",
+        "GFLOP/s",
+    )
+
+
+def growth(results: Results, axis: str) -> go.Figure:
+    """Tokens per second as the batch, the length, the context or the model grows."""
+    measurement, belongs, size = GROWTH[axis]
+    rows = [row for row in results.results if _name(row) == measurement and belongs(row)]
+    title = f"Throughput over the {axis}"
+    return _lines(rows, size, lambda row: row.tokens_per_second, title, axis, "tokens per second")
+
+
+def write_figures(results: Results, folder: Path) -> None:
+    """Write every figure as a page that needs no network, by its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = [row for row in results.results if row.part.work.tokens and row.values]
+    growing = {measurement for measurement, _, _ in GROWTH.values()}
+    figures = {
+        f"throughput-{name.replace(' ', '-')}": throughput(results, name)
+        for name in dict.fromkeys(_name(row) for row in shown)
+        if name not in growing
+    }
+    figures["roofline"] = roofline(results)
+    figures |= {f"growth-{axis}": growth(results, axis) for axis in GROWTH}
+    for name, figure in figures.items():
+        save(figure, folder / f"{name}.html")
+
+
+def _name(row: Result) -> str:
+    """The measurement's, on whatever device."""
+    return row.measurement.rpartition(", ")[0]
+
+
+def _lines(
+    rows: Iterable[Result], x: Number, y: Number, title: str, x_title: str, y_title: str
+) -> go.Figure:
+    """A line for each contestant on each device in each dtype, on log axes."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.values:
+            name = str(replace(row.part.entrant, model="small"))
+            lines.setdefault(f"{name}, {row.part.entrant.device}", []).append((x(row), y(row)))
+    figure = go.Figure()
+    for symbol, (name, points) in enumerate(lines.items()):  # there are fewer colours than lines
+        across, up = zip(*sorted(points), strict=True)
+        dash = "dot" if name.startswith("limit") else "solid"
+        figure.add_scatter(
+            x=across, y=up, name=name, mode="lines+markers", line_dash=dash, marker_symbol=symbol
+        )
+    figure.update_xaxes(type="log", title=x_title)
+    figure.update_yaxes(type="log", title=y_title)
+    return figure.update_layout(template=STYLE, title=title, showlegend=True)

@@ -1,0 +1,72 @@
+"""The results on a terminal."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clean_transformer.benchmark.judge import Judged
+from clean_transformer.benchmark.results.results import Result, Results
+from clean_transformer.benchmark.work import amount
+
+COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
+
+
+def print_results(results: Results, console: Console) -> None:
+    """A table for each measurement: what each contestant did, and how near the limit that is."""
+    for rows in results.by_measurement():
+        [title] = {row.measurement for row in rows.values()}
+        table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
+        table.add_column("work")
+        table.add_column("contestant", no_wrap=True)
+        table.add_column("dtype", no_wrap=True)
+        for column in ("median", "quartiles", "tokens/s", "of limit", "KL"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for part, row in rows.items():
+            entrant = part.entrant
+            work = f"{part.work}, {entrant.model}" if entrant.model != "small" else str(part.work)
+            table.add_row(work, entrant.contestant, entrant.dtype, *_figures(results, row))
+        console.print(table)
+        for part, row in rows.items():
+            if not row.values:
+                console.print(f"NOT MEASURED: {part}: {row.why}", style="yellow", markup=False)
+
+
+def _figures(results: Results, row: Result) -> Iterator[str]:
+    if not row.values:
+        yield "[yellow]—[/]"
+        return
+    spread, work = row.spread, row.part.work
+    yield amount(spread.median, work)
+    yield f"{amount(spread.low, work)} – {amount(spread.high, work)}"
+    yield f"{row.tokens_per_second:,.0f}" if work.tokens else ""
+    share = results.share_of_limit(row)
+    yield f"{share.median:.0%}" if share else ""
+    narrow = row.kl_divergence is not None and row.part.entrant.dtype != "float32"
+    yield f"{row.kl_divergence:.1g}" if narrow else ""
+
+
+def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Console) -> None:
+    """The goals, what was measured, and why where that is not enough."""
+    table = Table(box=box.SIMPLE, title="goals", title_justify="left", title_style="bold")
+    table.add_column("device", no_wrap=True)
+    table.add_column("what")
+    for column in ("goal", "measured", ""):
+        table.add_column(column, no_wrap=True)
+    table.add_column("note")
+    for one in judged:
+        goal, measured = one.goal, one.measured
+        table.add_row(
+            goal.device,
+            goal.what,
+            goal.bound,
+            goal.number(measured.median) if measured else "",
+            f"[{COLORS[one.verdict]}]{one.verdict}[/]",
+            "there is no such device here" if goal.device in absent else escape(one.note),
+        )
+    console.print(table)
+    count = Counter(one.verdict for one in judged)
+    console.print(", ".join(f"{count[verdict]} {verdict}" for verdict in COLORS if count[verdict]))

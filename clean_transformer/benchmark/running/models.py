@@ -1,0 +1,56 @@
+"""The weights that every contestant loads, written once."""
+
+import math
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+from clean_transformer.config import PUBLISHED, Config
+from clean_transformer.weights.formats.huggingface import write_folder
+from clean_transformer.weights.shapes import parameter_shapes
+from clean_transformer.weights.synthetic import stress
+
+# For what is done first so that it does not count.
+TINY = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256)
+
+
+COPIES = 3  # of the weights in memory at once: the file's, a contestant's, and room for others
+
+
+def config(name: str) -> Config:
+    """A published size, or "tiny"."""
+    return Config.gpt2(name) if name in PUBLISHED else TINY
+
+
+def count_parameters(cfg: Config) -> int:
+    """How many numbers the model has."""
+    return sum(math.prod(shape) for shape in parameter_shapes(cfg).values())
+
+
+def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Write 'stress' weights of those sizes; their folders, and why others have none."""
+    folders, missing = {}, {}
+    for name in names:
+        cfg = config(name)
+        needed = COPIES * 4 * count_parameters(cfg)
+        if needed > memory():
+            missing[name] = f"{name} needs {needed / 1e9:.0f} GB of memory, of {memory() / 1e9:.0f}"
+            continue
+        folders[name] = folder / name
+        write_folder(folders[name], cfg, stress(cfg))
+    return folders, missing
+
+
+def memory() -> int:
+    """The bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

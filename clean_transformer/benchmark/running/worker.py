@@ -1,0 +1,136 @@
+"""One contestant in a process of its own, which answers a line of JSON to each that it is sent.
+
+    {"do": "load", "contestant": …, "folder": …, "device": …, "dtype": …, "threads": …} → its title
+    {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id]}, or null
+    {"do": "measure", "work": {…}, "at_least": seconds} → seconds, or bytes
+
+An answer is {"value": …} or {"error": "…"}. Whatever libraries print goes to standard error.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clean_transformer.benchmark.contestants import ALL
+from clean_transformer.benchmark.contestants.ours import Contestant
+from clean_transformer.benchmark.running.fresh import peak_bytes
+from clean_transformer.benchmark.running.timing import (
+    import_seconds,
+    median_seconds,
+    wait_until_idle,
+)
+from clean_transformer.benchmark.work import Work
+
+
+class Server:
+    """Holds the contestant between requests."""
+
+    contestant: Contestant
+
+    def load(self, contestant: str, folder: str, device: str, dtype: str, threads: int) -> str:
+        """Make the contestant; its title."""
+        torch.set_num_threads(threads)
+        if dtype == "tf32":
+            torch.set_float32_matmul_precision("high")
+        self.name = contestant
+        self.contestant = ALL[contestant](Path(folder), device, dtype)
+        return self.contestant.title
+
+    def check(self, tokens: list[list[int]], new: int) -> dict[str, Any]:
+        """The logits after each of the inputs, and so many tokens that it puts after the first."""
+        given = torch.tensor(tokens, device=self.contestant.device)
+        found: dict[str, Any] = {"logits": None, "generated": None}
+        with torch.inference_mode():
+            if has(self.contestant, "forward"):
+                found["logits"] = self.contestant.last_logits(given).tolist()
+            if has(self.contestant, "generate"):
+                [row] = self.contestant.generate(given[:1], new)
+                found["generated"] = [int(token) for token in row]
+        return found
+
+    def measure(self, work: dict[str, Any], at_least: float) -> float:
+        """Seconds for one call of that work, or bytes."""
+        wanted = Work(**work)
+        limit = self.contestant if isinstance(self.contestant, Limit) else None
+        with torch.inference_mode(limit is not None or wanted.kind != "train"):
+            if limit is not None:
+                return limit.measure(wanted, at_least)
+            return measure(self.name, self.contestant, wanted, at_least)
+
+
+def has(contestant: Contestant, method: str) -> bool:
+    """Whether it can do that."""
+    return getattr(type(contestant), method, None) is not getattr(Contestant, method, None)
+
+
+def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> float:
+    """Seconds for one call of that work, the median of as many as fill `at_least`; or bytes."""
+    folder, device, dtype = contestant.folder, contestant.device, contestant.dtype
+    tokens = some_tokens(work.batch, work.length, device)
+
+    def first_use() -> Any:
+        made = type(contestant)(folder, device, dtype)
+        return made, made.generate(tokens[:1, :1], 1)
+
+    def timed(call: Any) -> float:
+        return median_seconds(call, device, at_least)
+
+    match work.kind:
+        case "import":
+            return import_seconds(contestant.imported)
+        case "memory":
+            return peak_bytes(name, folder, device, dtype)
+        case "load":
+            return timed(lambda: type(contestant)(folder, device, dtype))
+        case "first_use":
+            return timed(first_use)
+        case "forward":
+            return timed(lambda: contestant.forward(tokens, work.last_only))
+        case "generate":
+            return timed(lambda: contestant.generate(tokens, work.new))
+        case "step":
+            first = timed(lambda: contestant.generate(tokens, 1))
+            rest = timed(lambda: contestant.generate(tokens, 1 + work.new)) - first
+            if rest <= 0:
+                raise RuntimeError("its steps are lost in the noise of reading the context")
+            return rest / work.new
+        case "capture":
+            return timed(lambda: contestant.capture(tokens))
+        case "train":
+            tokens = some_tokens(work.batch, work.length + 1, device)
+            return timed(lambda: contestant.train_step(tokens))
+    raise ValueError(f"there is no kind of work {work.kind!r}")
+
+
+def some_tokens(batch: int, length: int, device: str) -> Tensor:
+    """The same ids for everyone, spread over the first 1,000."""
+    return (torch.arange(batch * length, device=device) * 389 % 997).view(batch, length)
+
+
+def main() -> None:
+    """Answer until there is no more to answer."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    server = Server()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"value": getattr(server, request.pop("do"))(**request)}
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            answer = {"error": f"{type(error).__name__}: {reason}"}
+        wait_until_idle()  # so that the next contestant has the machine to itself
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

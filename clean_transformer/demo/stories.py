@@ -1,0 +1,201 @@
+"""Little stories without end: a grammar that writes them, and that recognises what it could have
+written.
+
+They are made for looking into a small model. The two friends have names of two syllables, put
+together at random; what they lose or find, where it is and how their song goes is drawn too, told
+once, and then needed again. No frequency tells it: the model has to look it up in what it has read.
+"""
+
+import math
+import random
+import re
+from collections.abc import Iterator
+
+ENDS = "ba bo da do fi go ka ki la lo mi mo na ni ra ro ta vo"
+
+
+# What a story settles once, by a word of these: from then on, the symbol stands for that word.
+FACT_WORDS = {
+    "hero_start": "Ba Do Fi Ka Li Lo Ma Ni Pe Ro Sa Ti Vo Zu",
+    "hero_end": ENDS,
+    "friend_start": "Bo Da Fa Jo Ki La Lu Mi No Pa Ri So Ta Vi",
+    "friend_end": ENDS,
+    "kind": "bear cat dog fox goat hare wolf",
+    "friend_kind": "bird duck frog hen mole mouse pig",
+    "stranger": "baker dwarf fairy farmer giant king miller queen sailor witch",
+    "far": "barn cave field forest garden harbour valley",
+    "colour": "black blue brown golden green grey pink purple red silver white yellow",
+    "thing": "ball bell boat book button cap coat cup drum flute hat key kite lamp ring shoe",
+    "food": "bread butter cake cheese corn fish honey jam milk pie rice soup",
+}
+
+
+OTHER_WORDS = {
+    "temper": "brave clever gentle happy kind lazy little poor proud quiet shy young",
+    "house": "castle cottage farm house mill",
+    "day": "day evening morning night",
+    "note_1": "bim bo fa hey hum la ra tra",
+    "note_2": "bam dee fo hi ma pam ta tree",
+    "note_3": "bom da ding ho lee pim ti tum",
+    "note_4": "boo do dong dum hop so tim zum",
+}
+
+
+# Songbooks have songs of anything that a story has.
+ANYTHING = {
+    "word": " ".join(
+        words
+        for symbol, words in (FACT_WORDS | OTHER_WORDS).items()
+        if not symbol.endswith(("start", "end"))
+    ),
+    "start": f"{FACT_WORDS['hero_start']} {FACT_WORDS['friend_start']}",
+    "end": ENDS,
+}
+
+
+# What stands for a symbol, at random; `{symbol}` stands for one of its own lines.
+RULES = {
+    "story": ["{opening} {singing} {lost} {ending}", "{opening} {singing} {found} {ending}"],
+    "opening": [
+        "Once upon a time, a {temper} {kind} called {hero} lived in a {house}. {friendship}",
+        "Once upon a time, there was a {temper} {kind} called {hero}. {friendship}",
+        "Once upon a time, in a {house}, there was a {temper} {kind} called {hero}. {friendship}",
+    ],
+    "friendship": [
+        "{hero}'s best friend was a {friend_kind} called {friend}.",
+        "Every day {hero} played with a {friend_kind} called {friend}.",
+        "There was also a {friend_kind} called {friend}.",
+    ],
+    "singing": [
+        'Together they sang: "Oh {song}!"',
+        '{friend} taught {hero} a song: "Oh {song}!"',
+        'When {hero} and {friend} were happy, they sang: "Oh {song}!"',
+    ],
+    "lost": ["{loss} {search} {price} {payment}"],
+    "loss": [
+        "{hero} had a {colour} {thing}, but one {day} it was gone.",
+        "One {day} {hero} lost a {colour} {thing}.",
+        "{friend} gave {hero} a {colour} {thing}, but one {day} {hero} lost it.",
+    ],
+    "search": [
+        "{friend} and {hero} looked for it in the {far}, where they met a {stranger}.",
+        '"Help me, {friend}!" cried {hero}. They walked to the {far}. There sat a {stranger}.',
+        '"Do not cry, {hero}," said {friend}. "A {stranger} in the {far} may have it."',
+    ],
+    "price": [
+        '"I have your {colour} {thing}," said the {stranger}, "but I want some {food}."',
+        '"Give me {food}," said the {stranger}, "and I will give you the {colour} {thing}."',
+        "The {stranger} had the {colour} {thing} and asked {hero} for {food}.",
+    ],
+    "payment": [
+        "{friend} had some {food}, and {hero} got the {colour} {thing} back.",
+        "So {hero} gave the {stranger} some {food}, and got the {colour} {thing} back.",
+        'They shared their {food}. "Here is your {thing}, {hero}," said the {stranger}.',
+    ],
+    "found": ["{finding} {owner} {return} {reward}"],
+    "finding": [
+        "One {day} {friend} found a {colour} {thing} in the {far}.",
+        "One {day} {hero} and {friend} went to the {far} and saw a {colour} {thing}.",
+        "One {day} {hero} walked to the {far} with {friend}. There lay a {colour} {thing}.",
+    ],
+    "owner": [
+        '"Look, {friend}, a {colour} {thing}!" cried {hero}. Then they heard a {stranger}.',
+        '"Look, {hero}, a {colour} {thing}!" cried {friend}. Then a {stranger} came.',
+        "They took it along, and near the {far} {hero} met a {stranger}.",
+    ],
+    "return": [
+        '"My {colour} {thing}!" cried the {stranger}. "Thank you, {hero}! Thank you, {friend}!"',
+        '"Is this your {colour} {thing}?" asked {friend}. "Yes, it is," said the {stranger}.',
+        '{hero} gave the {stranger} the {colour} {thing}. "You are kind, {hero}!"',
+    ],
+    "reward": [
+        "So the {stranger} gave them some {food}, and {hero} and {friend} ate the {food}.",
+        '"Do you like {food}?" asked the {stranger}. "I love {food}," said {friend}.',
+        "The {stranger} had some {food}, and they ate the {food} together.",
+    ],
+    "ending": [
+        'All the way home they sang: "Oh {song}!" {moral}',
+        'Then {friend} sang the old song: "Oh {song}!" {moral}',
+        'All the birds heard {hero} sing: "Oh {song}!" {moral}',
+    ],
+    "moral": [
+        "And {hero} never forgot the {colour} {thing}.",
+        "And {hero} and {friend} stayed friends for ever.",
+        "And if the {stranger} is still in the {far}, there is still {food} to eat.",
+    ],
+    "hero": ["{hero_start}{hero_end}"],
+    "friend": ["{friend_start}{friend_end}"],
+    "song": ["{note_1} {note_2} {note_3} {note_4}"],
+    "song_of_anything": [" ".join(["{anything}"] * notes) for notes in range(2, 7)],
+    "anything": ["{word}", "{start}{end}"],
+    **{symbol: words.split() for symbol, words in (FACT_WORDS | OTHER_WORDS | ANYTHING).items()},
+}
+
+
+FACTS = {*FACT_WORDS, "song"}
+
+
+SYMBOL = re.compile(r"\{(\w+)\}")
+
+
+def generate(seed: int, count: int) -> list[str]:
+    """That many stories; the same ones for the same seed."""
+    draw = random.Random(seed)
+    return [_write("story", {}, draw) for _ in range(count)]
+
+
+def songbooks(seed: int, count: int) -> list[str]:
+    """That many texts of three songs each, sung again and again in any order.
+
+    What comes next in a song cannot be known from anything but its having been sung before.
+    """
+    draw = random.Random(seed)
+    books = ([_write("song_of_anything", {}, draw) for _ in range(3)] for _ in range(count))
+    return ["Sing: " + ", ".join(draw.choices(songs, k=20)) for songs in books]
+
+
+def parse(text: str) -> dict[str, str] | None:
+    """The facts of a story that the grammar can write, or None for any other text."""
+    return next((facts for rest, facts, _ in _read("{story}", text, {}) if not rest), None)
+
+
+def surprise(text: str) -> float:
+    """−log of the probability that `generate` writes this text, in nats; inf for any other.
+
+    Its mean over stories is their entropy: no model can have a lower loss.
+    """
+    ways = [choices for rest, _, choices in _read("{story}", text, {}) if not rest]
+    return -math.log(sum(1 / choices for choices in ways)) if ways else math.inf
+
+
+def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
+    """One text for the symbol; facts that it settles are added to `facts`."""
+    if symbol in facts:
+        return facts[symbol]
+    line = draw.choice(RULES[symbol])
+    text = SYMBOL.sub(lambda found: _write(found[1], facts, draw), line)
+    if symbol in FACTS:
+        facts[symbol] = text
+    return text
+
+
+def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, dict[str, str], int]]:
+    """Every way in which `text` begins with `line`.
+
+    Each with what is left of the text, the facts by then, and among how many texts it chose.
+    """
+    found = SYMBOL.search(line)
+    literal = line[: found.start()] if found else line
+    if not text.startswith(literal):
+        return
+    text = text[len(literal) :]
+    if found is None:
+        yield text, facts, 1
+        return
+    lines = [facts[found[1]]] if found[1] in facts else RULES[found[1]]
+    for choice in lines:
+        for rest, known, chosen in _read(choice, text, facts):
+            if found[1] in FACTS:
+                known = known | {found[1]: text[: len(text) - len(rest)]}
+            for left, settled, further in _read(line[found.end() :], rest, known):
+                yield left, settled, len(lines) * chosen * further

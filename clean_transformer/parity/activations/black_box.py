@@ -1,0 +1,129 @@
+"""Modules as black boxes, whose inner steps nobody can watch: compiled and optimised ones, and a
+person's own."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clean_transformer.hooks import HookedModule
+from clean_transformer.parity.activations.isolated import Isolated, index_of_largest
+from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.verdict import SAME_FUNCTION
+from clean_transformer.support.numerics import upcast
+
+# How much larger than the CPU's a healthy device's error may be.
+HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
+
+
+WRONG_FACTOR = 10.0
+
+
+# What a float64 module's rounding may leave of its scale: SAME_FUNCTION of it is then WRONG.
+FLOAT64_ROUNDING = SAME_FUNCTION / (WRONG_FACTOR * HEALTHY_RHO[torch.float64])
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The share of a number by which healthy arithmetic may be off, however lucky another was."""
+    # In float64, the oracle rounds just as much.
+    return FLOAT64_ROUNDING if dtype == torch.float64 else torch.finfo(dtype).eps / 2
+
+
+def is_whole(part: nn.Module) -> bool:
+    """Whether something stands in for its `forward`, into which nobody can look."""
+    return "forward" in vars(part)
+
+
+def leaves(model: nn.Module) -> dict[str, HookedModule]:
+    """The modules that do the arithmetic: wholes, and those without modules of ours inside."""
+    found: dict[str, HookedModule] = {}
+    for name, part in model.named_children():
+        within = {} if is_whole(part) else leaves(part)
+        if within:
+            found |= {f"{name}.{below}": leaf for below, leaf in within.items()}
+        elif isinstance(part, HookedModule):
+            found[name] = part
+    return found
+
+
+@contextmanager
+def compiled_leaves(model: nn.Module) -> Iterator[None]:
+    """Let `torch.compile` take each of them, in place; hooks on their outputs keep working.
+
+    Meanwhile for as many shapes as there are: after eight, it would run the others as written.
+    """
+    for part in leaves(model).values():
+        forward = part.forward
+        if is_whole(part):  # as a method, which those of one class share the graphs of
+            forward = MethodType(type(forward).__call__, forward)
+        part.forward = torch.compile(forward, dynamic=False)
+    with torch._dynamo.config.patch(
+        cache_size_limit=sys.maxsize, accumulated_cache_size_limit=sys.maxsize
+    ):
+        yield
+
+
+@torch.no_grad()
+def isolate_whole(
+    model: HookedModule, on_cpu: HookedModule, oracle: HookedModule, *inputs: Tensor, case: str
+) -> list[Isolated]:
+    """Each leaf's own error, in units of what the CPU's module of the same dtype makes of the
+    device's input: root mean squares over the worst row (the last axis)."""
+    calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
+
+    def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        calls[name] = (args, output)
+
+    with ExitStack() as placed:
+        for name, part in leaves(model).items():
+            placed.callback(part.register_forward_hook(partial(keep, name)).remove)
+        model(*inputs)
+    with trusted():
+        return [
+            judge_whole(
+                name,
+                case,
+                output.cpu(),
+                on_cpu.get_submodule(name),
+                oracle.get_submodule(name),
+                *(arg.cpu() if isinstance(arg, Tensor) else arg for arg in args),
+            )
+            for name, (args, output) in calls.items()
+        ]
+
+
+def judge_whole(
+    name: str,
+    case: str,
+    output: Tensor,
+    on_cpu: Callable[..., Tensor],
+    oracle: Callable[..., Tensor],
+    *inputs: Any,
+) -> Isolated:
+    """A module's output beside that of the same module on the CPU and in float64."""
+    exact = oracle(*(upcast(x) if isinstance(x, Tensor) else x for x in inputs))
+    error, healthy_error = (upcast(x) - exact for x in (output, on_cpu(*inputs)))
+    # The CPU may be lucky; nobody is asked for less than to round the output.
+    healthy_error = healthy_error.abs().maximum(rounding(output.dtype) * exact.abs())
+    by_row = error.square().mean(dim=-1).sqrt()
+    envelope = float(healthy_error.square().mean(dim=-1).sqrt().max())
+    largest = float(by_row.nan_to_num(torch.inf, torch.inf).max())
+    healthy = HEALTHY_RHO[output.dtype]
+    relative = float(error.square().mean().sqrt() / exact.square().mean().sqrt())
+    return Isolated(
+        name=name,
+        case=case,
+        path="as a whole",
+        operation="module as a whole",
+        ratio=largest / envelope if envelope else (torch.inf if largest else 0.0),
+        healthy=healthy,
+        wrong=WRONG_FACTOR * healthy,
+        rms_ratio=float(by_row.square().mean().sqrt()) / envelope if envelope else 0.0,
+        bits=-float(torch.tensor(relative).log2()),
+        worst_index=index_of_largest(by_row),
+    )

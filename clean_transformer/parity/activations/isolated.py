@@ -1,0 +1,226 @@
+"""Question 2: does this device compute accurately? Each activation judged by its own error.
+
+The oracle is the same model in float64 on the CPU. In one forward pass of it every activation is
+first recorded and then replaced by the device's, so that each is computed from exactly what the
+device had (teacher forcing): an error shows where it is introduced, and nowhere else.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
+from clean_transformer.parity.activations.bounds import ATTEND, LINEAR, PASSED_ON, RULES, Kind
+from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, smallest_kept, trusted
+from clean_transformer.parity.verdict import Verdict
+from clean_transformer.support.numerics import upcast
+
+# Watching an activation makes its module compute it; each path is what other users of it run.
+INNER = ("hook_attn_scores", "hook_pattern", "hook_scale", "hook_normalized")
+
+
+PATHS: dict[str, Callable[[str], bool]] = {
+    "fused": lambda point: point not in INNER + PER_HEAD,
+    "explicit": lambda point: point not in PER_HEAD,
+    "per head": lambda point: True,
+}
+
+
+HEAD_AXIS = {
+    "hook_q": 2,
+    "hook_k": 2,
+    "hook_v": 2,
+    "hook_z": 2,
+    "hook_result": 2,
+    "hook_attn_scores": 1,
+    "hook_pattern": 1,
+}
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """The error that one activation introduces, in units of u G.
+
+    `ratio` is the largest, `rms_ratio` the root mean square; `per_head` the largest of each head.
+    Above `healthy` it does not pass, above `wrong` no order of rounding explains it. `bits` is the
+    effective precision, -log2 of the root mean square error relative to G.
+    """
+
+    name: str
+    case: str
+    path: str
+    operation: str
+    ratio: float
+    healthy: float
+    wrong: float
+    rms_ratio: float
+    bits: float
+    worst_index: tuple[int, ...]
+    per_head: tuple[float, ...] = ()
+    lower_precision: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """WRONG beyond any order of rounding, DEGRADED beyond a healthy one."""
+        if self.lower_precision:
+            return Verdict.DEGRADED
+        if self.ratio <= self.healthy:
+            return Verdict.PASS
+        return Verdict.WRONG if self.ratio > self.wrong else Verdict.DEGRADED
+
+
+@torch.no_grad()
+def isolate(
+    module: HookedModule,
+    oracle: HookedModule,
+    *inputs: Tensor,
+    path: str = "explicit",
+    case: str = "",
+    autocast: torch.dtype | None = None,
+) -> list[Isolated]:
+    """Run the module, then the oracle on the module's own activations, and judge each of them.
+
+    `path` says what is watched: "fused" leaves attention and LayerNorm their single kernels,
+    "explicit" watches scores, patterns and scales, "per head" everything. `case` is a label.
+    """
+    names = watched_names(module, path)
+    device_type = inputs[0].device.type
+    with torch.autocast(device_type, dtype=autocast, enabled=autocast is not None):
+        output, cache = module.run_with_cache(*inputs, names=[name for name in names if name])
+    with trusted():
+        device = {name: value.cpu() for name, value in cache.items()}
+        device[""] = output.cpu()
+        exact, seen = _teacher_force(oracle, device, [x.cpu() for x in inputs])
+        rows = []
+        for name, value in exact.items():
+            part, point = owner_of(name)
+            made_by, its = oracle.get_submodule(part), seen[part]
+            rule = RULES.get(type(made_by), {}).get(point, PASSED_ON)
+            u = _roundoff(rule.kind, device[name].dtype, autocast)
+            scale = rule.scale(made_by, its, value, u)
+            limits = rule.kind.limits(rule.summed(made_by, its), u)
+            label = (name, case, path)
+            row, ratios, error = _judge(label, device[name], value, rule.kind, u, scale, limits)
+            if row.verdict is not Verdict.PASS and rule.kind in (LINEAR, ATTEND):
+                gathered = rule.terms(made_by, its, torch.square).sqrt()
+                lower = _lower_precision(ratios, error / gathered, row.healthy, u)
+                row = replace(row, lower_precision=lower)
+            rows.append(row)
+        return rows
+
+
+def watched_names(module: HookedModule, path: str) -> list[str]:
+    """The hook points of the path, and every submodule that has activations, for its output."""
+    return [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, HookedModule)
+        or (isinstance(part, HookPoint) and PATHS[path](name.split(".")[-1]))
+    ]
+
+
+def _teacher_force(
+    oracle: HookedModule, device: dict[str, Tensor], inputs: Iterable[Tensor]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    exact: dict[str, Tensor] = {}
+    seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
+
+    def take_inputs(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        for index, tensor in enumerate(tensors):
+            seen[name][f"input {index}" if index else "input"] = tensor
+
+    def force(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
+        exact[name] = value
+        given = upcast(device[name])
+        owner, point = owner_of(name)
+        seen[owner][point] = given
+        return given
+
+    with ExitStack() as placed:
+        for name, part in oracle.named_modules():
+            if isinstance(part, HookedModule):
+                handle = part.register_forward_pre_hook(partial(take_inputs, name))
+                placed.callback(handle.remove)
+            if name in device:
+                handle = part.register_forward_hook(partial(force, name))
+                placed.callback(handle.remove)
+        oracle(*(upcast(x) for x in inputs))
+    return exact, seen
+
+
+def owner_of(name: str) -> tuple[str, str]:
+    """The module that makes an activation, and which of its activations it is."""
+    owner, point = name.rpartition(".")[::2]
+    return (owner, point) if point.startswith("hook_") else (name, "output")
+
+
+def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
+    # Autocast multiplies matrices in its own precision, whatever it returns.
+    lowered = autocast is not None and kind in (LINEAR, ATTEND)
+    return UNIT_ROUNDOFF[autocast if lowered and autocast else dtype]
+
+
+def _judge(
+    label: tuple[str, str, str],
+    device: Tensor,
+    exact: Tensor,
+    kind: Kind,
+    u: float,
+    scale: Tensor,
+    limits: tuple[float, float],
+) -> tuple[Isolated, Tensor, Tensor]:
+    name, case, path = label
+    given = upcast(device)
+    error = torch.where(given == exact, 0.0, (given - exact).abs())
+    allowed = u * scale + (smallest_kept(device.dtype) if kind.healthy else 0.0)
+    ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
+    axis = HEAD_AXIS.get(name.split(".")[-1])
+    heads = ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist() if axis else []
+    rms = float(ratios.square().mean().sqrt())
+    row = Isolated(
+        name=name,
+        case=case,
+        path=path,
+        operation=kind.name,
+        ratio=float(ratios.max()),
+        healthy=limits[0],
+        wrong=limits[1],
+        rms_ratio=rms,
+        bits=-math.log2(rms * u) if rms else math.inf,
+        worst_index=index_of_largest(ratios),
+        per_head=tuple(heads),
+    )
+    return row, ratios, error
+
+
+def index_of_largest(values: Tensor) -> tuple[int, ...]:
+    """Where in the tensor its largest value is."""
+    place = torch.unravel_index(values.argmax(), values.shape)
+    return tuple(int(index) for index in place)
+
+
+def _lower_precision(ratios: Tensor, relative: Tensor, healthy: float, u: float) -> str:
+    """The precision in which the errors would be healthy, where nearly all of them are that large.
+
+    Rounding to a lower precision moves nearly every element, a fault in a kernel only some. Of two
+    precisions the `relative` errors tell, in units of what independent roundings of the products
+    add up to: they seldom reach eight roundings.
+    """
+    if float(ratios.median()) <= healthy:
+        return ""
+    explain = {
+        lower: name
+        for lower, name in LOWER_PRECISION.items()
+        if float(ratios.max()) * u / lower <= healthy
+    }
+    largest = float(relative.nan_to_num(0.0).max())
+    typical = (name for lower, name in explain.items() if largest <= 8 * lower)
+    return next(typical, [*explain.values(), ""][0])

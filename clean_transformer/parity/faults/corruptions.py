@@ -1,0 +1,228 @@
+"""Wrong devices, emulated on the CPU: a dispatch mode corrupts an operation's result.
+
+A fault touches the calls that its condition describes, and never one with a float64 operand:
+float64 on the CPU is the oracle.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from clean_transformer.parity.operations.call import Call
+from clean_transformer.parity.operations.known_issues import Condition, factor_positions, is_causal
+
+# Takes the operation, its arguments and its options, and gives a wrong result.
+Corruption = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+Edit = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DeviceFault:
+    """An operation gone wrong: "aten.<name>" for a name in `operations`, where `condition` holds.
+
+    `first_call_only` leaves later calls right. GPT-2's forward pass never meets the condition of
+    a fault with `probe_only`: single operations with inputs of such a layout find it.
+    """
+
+    name: str
+    description: str
+    operations: frozenset[str]
+    condition: Condition
+    corrupt: Corruption
+    first_call_only: bool = False
+    probe_only: bool = False
+
+    def touches(self, call: Call) -> bool:
+        """Whether the emulated device gets that call wrong."""
+        exact = any(operand.dtype == torch.float64 for operand in call.operands)
+        return not exact and call.name in self.operations and self.condition(call)
+
+    def plant(self) -> AbstractContextManager[Any]:
+        """Within it, the fault."""
+        return _FaultyDevice(self)
+
+
+class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, fault: DeviceFault):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.fault = fault
+        self.spent = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if self.spent or not self.fault.touches(Call.of(func, args, options)):
+            return func(*args, **options)
+        self.spent = self.fault.first_call_only
+        return self.fault.corrupt(func, tuple(args), options)
+
+
+class _NoFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        _refuse_float64(func, (args, options))
+        result = func(*args, **options)
+        _refuse_float64(func, result)
+        return result
+
+
+def _refuse_float64(func: Any, values: Any) -> None:
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor) and leaf.dtype == torch.float64:
+            raise TypeError(f"{func} with a float64 tensor: this device has no float64")
+
+
+def no_float64() -> AbstractContextManager[Any]:
+    """Stands in for a device without float64, such as MPS.
+
+    Within it, an operation that takes or makes a float64 tensor raises `TypeError` (where it was
+    written as an operator, such as `+`, Python puts a message of its own in the place of ours).
+    """
+    return _NoFloat64()  # type: ignore[no-untyped-call]
+
+
+def with_arguments(edit: Edit, *positions: int) -> Corruption:
+    """The right operation on wrong arguments."""
+
+    def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        edited = (edit(arg) if place in positions else arg for place, arg in enumerate(args))
+        return func(*edited, **options)
+
+    return corrupt
+
+
+def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
+    """A product of wrong factors; with `left=False`, of a wrong second one."""
+
+    def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        positions = factor_positions(Call.of(func, args, options).name)
+        return with_arguments(edit, *positions[0 if left else 1 :])(func, args, options)
+
+    return corrupt
+
+
+def with_result(edit: Edit) -> Corruption:
+    """The right operation, whose (first) result then goes wrong."""
+
+    def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        result = func(*args, **options)
+        return (edit(result[0]), *result[1:]) if isinstance(result, tuple) else edit(result)
+
+    return corrupt
+
+
+def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
+    """Attention with another mask: `hides` takes the positions of query and key, and n_keys.
+
+    Without `is_causal` every query stands after the last key.
+    """
+
+    def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        q, k, v = (argument.float() for argument in args[:3])
+        scores = q @ k.mT * (options.get("scale") or 1 / math.sqrt(q.shape[-1]))
+        key = torch.arange(k.shape[-2], device=k.device)
+        query = torch.arange(q.shape[-2], device=q.device)[:, None]
+        if not is_causal(Call.of(func, args, options)):
+            query = query + len(key)
+        scores = scores.masked_fill(hides(query, key, len(key)), -math.inf)
+        return with_result(lambda z: (scores.softmax(-1) @ v).to(z.dtype))(func, args, options)
+
+    return corrupt
+
+
+def as_if_contiguous(tensor: Tensor) -> Tensor:
+    """Its memory read in order, whatever its strides say; from the start again at the end."""
+    offset = tensor.storage_offset()
+    n_left = tensor.untyped_storage().nbytes() // tensor.element_size() - offset
+    memory = tensor.as_strided((n_left,), (1,), offset)
+    return memory.repeat(-(-tensor.numel() // n_left))[: tensor.numel()].view(tensor.shape)
+
+
+def rounded(mantissa_bits: int) -> Edit:
+    """Float32 numbers to the nearest with that many mantissa bits; other dtypes as they are."""
+    dropped = 23 - mantissa_bits
+
+    def edit(tensor: Tensor) -> Tensor:
+        if tensor.dtype != torch.float32:
+            return tensor
+        nearest = tensor.view(torch.int32) + (1 << (dropped - 1))
+        return (nearest >> dropped << dropped).view(torch.float32)
+
+    return edit
+
+
+def unmasked(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Attention that forgets its mask."""
+    rest = (None if isinstance(arg, Tensor) else arg for arg in args[3:])
+    kept = {name: value for name, value in options.items() if not isinstance(value, Tensor)}
+    return func(*args[:3], *rest, **kept)
+
+
+def batch_dependent(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """A product whose rows after the first 8 are made in TF32."""
+    right = func(*args, **options)
+    coarse = with_factors(rounded(10))(func, args, options)
+    return torch.cat([right[:8], coarse[8:]])
+
+
+def half_accumulator(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """A product summed in blocks of 8, whose running total is kept in half precision."""
+    *bias, left, right = args
+    total = bias[0] if bias else torch.zeros((), dtype=left.dtype, device=left.device)
+    for part, other in zip(left.split(8, -1), right.split(8, -2), strict=True):
+        total = func(total, part, other) if bias else total + func(part, other)
+    return total
+
+
+def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """LayerNorm whose mean and variance are taken in half precision, where a square overflows."""
+    x, _, weight, bias, eps = args
+    centered = x - x.mean(-1, keepdim=True)
+    normalized = centered * (centered.square().mean(-1, keepdim=True) + eps).rsqrt()
+    scaled = normalized if weight is None else normalized * weight
+    return with_result(lambda _: scaled if bias is None else scaled + bias)(func, args, options)
+
+
+def half_imprecise(result: Tensor) -> Tensor:
+    """The second half, one thread's chunk, off by 2,000 units in the last place."""
+    place = torch.arange(result.numel(), device=result.device).view(result.shape)
+    return torch.where(place < result.numel() // 2, result, result * (1 + 2000 * 2**-23))
+
+
+def first_columns_repeated(product: Tensor) -> Tensor:
+    """The first 1,024 columns in the place of the others."""
+    return product[..., torch.arange(product.shape[-1], device=product.device) % 1024]
+
+
+def edge_tile_zeroed(product: Tensor) -> Tensor:
+    """Zeros after the last multiple of 16 columns."""
+    column = torch.arange(product.shape[-1], device=product.device)
+    return product.masked_fill(column >= len(column) // 16 * 16, 0)
+
+
+def from_storage_start(tensor: Tensor) -> Tensor:
+    """A view of the same shape without the storage offset."""
+    return tensor.as_strided(tensor.shape, tensor.stride(), 0)
+
+
+def past_the_end(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """A sample of categories that do not exist."""
+    return func(*args, **options) + args[0].shape[-1]
+
+
+def tanh_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The exact GELU, whatever was asked for."""
+    return func(*args)
+
+
+def first_entry_filled(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """masked_fill of the first entry of the batch alone."""
+    return torch.cat([func(*args, **options)[:1], args[0][1:]])

@@ -1,0 +1,163 @@
+"""The wrong devices: one row a fault, the known ones under their own names and conditions."""
+
+import torch
+from torch import Tensor
+
+from clean_transformer.parity.faults.corruptions import (
+    Corruption,
+    DeviceFault,
+    as_if_contiguous,
+    attending,
+    batch_dependent,
+    edge_tile_zeroed,
+    first_columns_repeated,
+    first_entry_filled,
+    from_storage_start,
+    half_accumulator,
+    half_imprecise,
+    half_statistics,
+    past_the_end,
+    rounded,
+    tanh_ignored,
+    unmasked,
+    with_arguments,
+    with_factors,
+    with_result,
+)
+from clean_transformer.parity.operations.call import Call
+from clean_transformer.parity.operations.known_issues import (
+    HALF,
+    KNOWN_FAULTS,
+    Condition,
+    factors,
+    is_dtype,
+    n_columns,
+    n_rows,
+)
+
+
+def known(name: str, corrupt: Corruption, **traits: bool) -> DeviceFault:
+    """The emulation of a known fault, under that fault's own condition."""
+    (row,) = (fault for fault in KNOWN_FAULTS if fault.name == name)
+    return DeviceFault(name, row.description, row.operations, row.condition, corrupt, **traits)
+
+
+def own(
+    name: str, description: str, operations: str, condition: Condition, corrupt: Corruption
+) -> DeviceFault:
+    """A fault that no device is known to have, but one could."""
+    return DeviceFault(name, description, frozenset(operations.split()), condition, corrupt)
+
+
+def _adds_expanded(call: Call) -> bool:
+    return len(call.operands) == 2 and 0 in call.operands[1].stride
+
+
+def _adds_streams(call: Call) -> bool:
+    shapes = [operand.shape for operand in call.operands]
+    return is_dtype(call, torch.float32) and len(shapes[0]) == 3 and shapes[1:] == shapes[:1]
+
+
+def _least_integer(result: Tensor) -> Tensor:
+    return torch.full_like(result, torch.iinfo(torch.int64).min)
+
+
+DEVICE_FAULTS = (
+    known("sdpa-short-transposed-query", with_arguments(as_if_contiguous, 0)),
+    known("sdpa-many-keys-half", attending(lambda q, k, n: (k > q) | ((k >= n - 32) & (k > 0)))),
+    known("sdpa-bf16-mask", unmasked, probe_only=True),
+    known("sdpa-causal-leak", attending(lambda q, k, n: k > q + 3)),
+    known("sdpa-permuted-inputs", with_arguments(as_if_contiguous, 0, 1, 2)),
+    known("matmul-columns-past-1024", with_result(first_columns_repeated)),
+    known("matmul-1024-rows", with_result(lambda product: product.roll(1, -2))),
+    known("bmm-permuted-key", with_factors(as_if_contiguous, left=False)),
+    known("linear-noncontiguous-weight", with_factors(as_if_contiguous, left=False)),
+    known("gelu-noncontiguous-input", with_arguments(as_if_contiguous, 0), probe_only=True),
+    known("layer-norm-storage-offset", with_arguments(from_storage_start, 0), probe_only=True),
+    known("where-noncontiguous-condition", with_arguments(as_if_contiguous, 0), probe_only=True),
+    known("multinomial-out-of-range", past_the_end, probe_only=True),
+    known("multinomial-int64-min", with_result(_least_integer), probe_only=True),
+    known("argmax-int64-min", with_result(_least_integer), probe_only=True),
+    known("first-call-imprecise", with_result(half_imprecise), first_call_only=True),
+    known("matmul-tf32", with_factors(rounded(10))),
+    own(
+        "matmul-bf16-inputs",
+        "float32 products round their inputs to bfloat16's 7 mantissa bits",
+        "mm addmm bmm baddbmm linear",
+        lambda call: is_dtype(call, torch.float32),
+        with_factors(rounded(7)),
+    ),
+    own(
+        "matmul-batch-dependent",
+        "rows after the first 8 are less precise, so that an input's result depends on its batch",
+        "mm addmm",
+        lambda call: is_dtype(call, torch.float32) and n_rows(call) > 8,
+        batch_dependent,
+    ),
+    own(
+        "matmul-edge-tile",
+        "the columns after the last whole tile of 16 stay zero",
+        "mm addmm linear",
+        lambda call: n_columns(call) > 16 and n_columns(call) % 16 > 0,
+        with_result(edge_tile_zeroed),
+    ),
+    own(
+        "matmul-half-accumulator",
+        "half-precision products keep their running total in half precision",
+        "mm addmm bmm",
+        lambda call: is_dtype(call, *HALF) and factors(call)[0].shape[-1] > 8,
+        half_accumulator,
+    ),
+    own(
+        "embedding-ids-past-32767",
+        "token ids are read as 15 bits",
+        "embedding",
+        lambda call: call.operands[0].shape[0] > 2**15,
+        with_arguments(lambda ids: ids & 0x7FFF, 1),
+    ),
+    own(
+        "residual-add-low-bits",
+        "the sum of two residual streams keeps 12 mantissa bits",
+        "add",
+        _adds_streams,
+        with_result(rounded(12)),
+    ),
+    own(
+        "add-broadcast-operand",
+        "an addition reads an expanded second operand as if contiguous",
+        "add",
+        _adds_expanded,
+        with_arguments(as_if_contiguous, 1),
+    ),
+    own(
+        "softmax-unnormalised",
+        "the rows of a softmax add up to 1.001",
+        "_softmax",
+        lambda call: True,
+        with_result(lambda pattern: pattern * (1 + 2**-10)),
+    ),
+    own(
+        "masked-fill-first-entry",
+        "a mask shared by the batch is applied to its first entry alone",
+        "masked_fill",
+        lambda call: (
+            len(call.operands[1].shape) < len(call.operands[0].shape)
+            and call.operands[0].shape[0] > 1
+        ),
+        first_entry_filled,
+    ),
+    own(
+        "gelu-tanh-ignored",
+        "GELU computes the exact form where the tanh form is asked for",
+        "gelu",
+        lambda call: ("approximate", "tanh") in call.options,
+        tanh_ignored,
+    ),
+    own(
+        "layer-norm-half-statistics",
+        "layer_norm takes mean and variance in half precision, where a square overflows",
+        "native_layer_norm",
+        lambda call: is_dtype(call, *HALF),
+        half_statistics,
+    ),
+)

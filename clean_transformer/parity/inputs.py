@@ -1,0 +1,85 @@
+"""TODO parity/inputs."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clean_transformer.config import Config
+from clean_transformer.support.dtypes import _choose
+from clean_transformer.text.tokenizer import Tokenizer
+from clean_transformer.weights.hub import HubError
+from clean_transformer.weights.load import read_pretrained
+from clean_transformer.weights.synthetic import plain, stress
+from clean_transformer.weights.table import State
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The parameters that a run uses, under our names in float32, and where they are from."""
+
+    title: str
+    cfg: Config
+    state: State
+
+
+def suite_tokens(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]:
+    """Ids spread over the vocabulary, the first of each row its last (<|endoftext|> in GPT-2)."""
+    tokens = (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
+    tokens[:, 0] = cfg.d_vocab - 1
+    return tokens
+
+
+# Weights that are made up, with GPT-2's vocabulary.
+SYNTHETIC = {"stress": stress, "plain": plain}
+
+
+def choose_weights(source: str | None) -> Weights:
+    """The weights of a hub id, alias, folder or file; or of "stress", "plain" or "stress:medium".
+
+    Without a source, GPT-2 small from the hub or its cache, else `stress` weights of its shape.
+    """
+    kind, _, size = (source or "").partition(":")
+    if kind in SYNTHETIC:
+        cfg = Config.gpt2(size or "small")
+        title = f"synthetic {kind!r} weights of GPT-2 {size or 'small'}'s shape"
+        return Weights(title, cfg, SYNTHETIC[kind](cfg))
+    try:
+        cfg, state = read_pretrained(source or "gpt2", torch.device("cpu"), torch.float32)
+        return Weights(f"the weights of {source or 'gpt2'}", cfg, state)
+    except HubError as error:
+        if source:
+            raise
+        synthetic = choose_weights("stress")
+        return replace(synthetic, title=f"{synthetic.title}, because {error}")
+
+
+def choose_tokens(
+    text: str | None, source: str | None, cfg: Config
+) -> tuple[Int[Tensor, "batch pos"], str]:
+    """The text as tokens, and what they are in words.
+
+    The tokenizer is the one that is with the weights, GPT-2's for synthetic ones. Without a text,
+    or where there is no tokenizer to read it, they are `suite_tokens`.
+    """
+    spread = suite_tokens(cfg, 2, min(33, cfg.n_ctx))
+    if text is None:
+        return spread, "ids spread over the vocabulary"
+    source = source or "gpt2"
+    try:
+        kind = source.partition(":")[0]
+        tokenizer = Tokenizer.from_pretrained("gpt2" if kind in SYNTHETIC else source)
+    except (ValueError, OSError) as error:
+        return spread, f"ids spread over the vocabulary, not on the text, because {error}"
+    return tokenizer.to_tokens(text), repr(text)
+
+
+# Ways to run the model: as it is, its modules compiled, float32 under autocast to bfloat16, or
+# optimised.
+MODES = ("eager", "compiled", "autocast", "optimized", "optimized-compiled")
+
+
+def choose_modes(names: str) -> list[str]:
+    """The modes named, between commas, or all. Raises `ValueError` for an unknown one."""
+    return _choose("mode", names, MODES)

@@ -1,0 +1,280 @@
+"""Faults of devices that people have met, as data: what a wrong operation is matched against."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import torch
+
+from clean_transformer.parity.operations.call import Call, Operand
+
+Condition = Callable[[Call], bool]
+
+
+# The names that products have below autograd; "linear" stays one operation on some devices only.
+MATMUL = frozenset({"mm", "addmm", "bmm", "baddbmm", "linear"})
+
+
+BATCHED = frozenset({"bmm", "baddbmm"})
+
+
+SDPA = frozenset(
+    {
+        "scaled_dot_product_attention",
+        "_scaled_dot_product_attention_math",
+        "_scaled_dot_product_attention_math_for_mps",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+    }
+)
+
+
+# Contiguous float32 goes through MKL's vector mathematics.
+VECTOR_MATH = frozenset(
+    {"exp", "log", "sqrt", "tanh", "erf", "erfc", "expm1", "log1p", "sin", "cos", "asin", "acos"}
+)
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class KnownFault:
+    """An operation that a device got wrong.
+
+    `operations` are names of ATen operations without namespace and overload; `condition` says
+    which of their calls are affected. `seen` cites the report, with the versions where known.
+    """
+
+    name: str
+    description: str
+    operations: frozenset[str]
+    condition: Condition
+    devices: tuple[str, ...]
+    seen: str
+    workaround: str
+
+    def matches(self, call: Call) -> bool:
+        """Whether this fault would touch that call, on a device that has it."""
+        return call.name in self.operations and self.condition(call)
+
+
+def match(call: Call) -> list[KnownFault]:
+    """The known faults that fit a call: those of its own device first, the most specific first.
+
+    A match is a lead, not a proof: it says nothing of the values.
+    """
+    devices = {operand.device for operand in call.operands}
+    found = [fault for fault in KNOWN_FAULTS if fault.matches(call)]
+    return sorted(found, key=lambda fault: devices.isdisjoint(fault.devices))
+
+
+def factor_positions(operation: str) -> tuple[int, int]:
+    """Where the two factors of a product stand among its arguments: addmm's first is the bias."""
+    return (1, 2) if operation in ("addmm", "baddbmm") else (0, 1)
+
+
+def factors(call: Call) -> tuple[Operand, Operand]:
+    """The two factors of a product."""
+    left, right = factor_positions(call.name)
+    return call.operands[left], call.operands[right]
+
+
+def n_rows(call: Call) -> int:
+    """The rows of a product's result, over all of a batch that `linear` folds into one."""
+    left = factors(call)[0].shape
+    return prod(left[:-1]) if call.name == "linear" else left[-2]
+
+
+def n_columns(call: Call) -> int:
+    """The columns of a product's result. The weight of `linear` is [out in]."""
+    return factors(call)[1].shape[-2 if call.name == "linear" else -1]
+
+
+def is_contiguous(call: Call, *positions: int) -> bool:
+    """Whether all of those operands are contiguous."""
+    return all(call.operands[position].is_contiguous for position in positions)
+
+
+def is_dtype(call: Call, *dtypes: torch.dtype) -> bool:
+    """Whether the first operand has one of those dtypes."""
+    return call.operands[0].dtype in dtypes
+
+
+def is_causal(call: Call) -> bool:
+    """Whether an attention asks for the causal mask: the argument after the dropout rate."""
+    placed = any(
+        isinstance(before, float) and flag is True for before, flag in pairwise(call.arguments)
+    )
+    return placed or dict(call.options).get("is_causal") is True
+
+
+def has_mask(call: Call) -> bool:
+    """Whether an attention is given a mask: a fourth tensor."""
+    return len(call.operands) > 3
+
+
+# The most specific first.
+KNOWN_FAULTS = (
+    KnownFault(
+        "sdpa-short-transposed-query",
+        "attention of at most 8 transposed queries with d_head 64 reads them as if contiguous",
+        SDPA,
+        lambda call: (
+            call.operands[0].shape[-2] <= 8
+            and call.operands[0].shape[-1] == 64
+            and not is_contiguous(call, 0)
+        ),
+        ("mps",),
+        "pytorch#163597, torch 2.8.0",
+        "Call .contiguous() on the queries.",
+    ),
+    KnownFault(
+        "sdpa-many-keys-half",
+        "the two-pass attention over 1,024 keys or more is wrong in half precision",
+        SDPA,
+        lambda call: call.operands[1].shape[-2] >= 1024 and is_dtype(call, *HALF),
+        ("mps",),
+        "pytorch#174861, fixed in torch 2.11",
+        "Use float32, or at most 1,023 keys.",
+    ),
+    KnownFault(
+        "sdpa-bf16-mask",
+        "bfloat16 attention with a mask is wrong",
+        SDPA,
+        lambda call: has_mask(call) and is_dtype(call, torch.bfloat16),
+        ("cuda",),
+        "pytorch#108503",
+        "Use is_causal instead of a mask, or float32.",
+    ),
+    KnownFault(
+        "sdpa-causal-leak",
+        "is_causal lets a query see up to 3 later tokens in half precision",
+        SDPA,
+        lambda call: is_causal(call) and is_dtype(call, *HALF),
+        ("mps",),
+        "pytorch#195910, fixed in torch 2.13",
+        "Use float32, or pass an explicit mask.",
+    ),
+    KnownFault(
+        "sdpa-permuted-inputs",
+        "float32 attention reads permuted queries, keys or values as if contiguous",
+        SDPA,
+        lambda call: is_dtype(call, torch.float32) and not is_contiguous(call, 0, 1, 2),
+        ("mps",),
+        "pytorch#181133",
+        "Call .contiguous() on queries, keys and values.",
+    ),
+    KnownFault(
+        "matmul-columns-past-1024",
+        "of more than 32,768 columns only the first 1,024 are right",
+        MATMUL,
+        lambda call: n_columns(call) > 2**15,
+        ("mps",),
+        "pytorch#116769, torch 2.1",
+        "Multiply by blocks of columns.",
+    ),
+    KnownFault(
+        "matmul-1024-rows",
+        "a product of exactly 1,024 rows is wrong",
+        MATMUL,
+        lambda call: n_rows(call) == 1024,
+        ("mps",),
+        "pytorch#116331, torch 2.1",
+        "Use at most 1,023 tokens.",
+    ),
+    KnownFault(
+        "bmm-permuted-key",
+        "a batched product reads a permuted second factor, as in q·kᵀ, as if contiguous",
+        BATCHED,
+        lambda call: not factors(call)[1].is_contiguous,
+        ("mps",),
+        "pytorch#78511, torch 1.12",
+        "Call .contiguous() on the keys.",
+    ),
+    KnownFault(
+        "linear-noncontiguous-weight",
+        "a product reads a non-contiguous weight as if contiguous",
+        MATMUL - BATCHED,
+        lambda call: not factors(call)[1].is_contiguous,
+        ("mps",),
+        "pytorch#161640, torch 2.8.0, fixed in 2.9",
+        "Call .contiguous() on the weight.",
+    ),
+    KnownFault(
+        "gelu-noncontiguous-input",
+        "GELU reads a non-contiguous input as if contiguous",
+        frozenset({"gelu"}),
+        lambda call: not is_contiguous(call, 0),
+        ("mps",),
+        "pytorch#98212, transformers#32005",
+        "Call .contiguous() on the input.",
+    ),
+    KnownFault(
+        "layer-norm-storage-offset",
+        "layer_norm of a slice reads from the start of the storage",
+        frozenset({"native_layer_norm", "layer_norm"}),
+        lambda call: call.operands[0].storage_offset > 0,
+        ("mps",),
+        "pytorch#131750",
+        "Call .clone() on the slice.",
+    ),
+    KnownFault(
+        "where-noncontiguous-condition",
+        "where reads a non-contiguous condition as if contiguous",
+        frozenset({"where"}),
+        lambda call: not is_contiguous(call, 0),
+        ("mps",),
+        "pytorch#150967, torch 2.8 nightly",
+        "Call .contiguous() on the condition.",
+    ),
+    KnownFault(
+        "multinomial-out-of-range",
+        "sampling with replacement returns an index past the last category",
+        frozenset({"multinomial"}),
+        lambda call: True in call.arguments[1:] or dict(call.options).get("replacement") is True,
+        ("mps",),
+        "pytorch#136623",
+        "Clamp the sample to the vocabulary, or sample on the CPU.",
+    ),
+    KnownFault(
+        "multinomial-int64-min",
+        "multinomial returns -9223372036854775808",
+        frozenset({"multinomial"}),
+        lambda call: True,
+        ("mps",),
+        "pytorch#92752, torch 2.0",
+        "Sample on the CPU.",
+    ),
+    KnownFault(
+        "argmax-int64-min",
+        "argmax returns -9223372036854775808",
+        frozenset({"argmax"}),
+        lambda call: True,
+        ("mps",),
+        "pytorch#98191, torch 2.0",
+        "Take the argmax on the CPU.",
+    ),
+    KnownFault(
+        "first-call-imprecise",
+        "the first call in a process is off by thousands of ulp in one thread's chunk",
+        VECTOR_MATH,
+        lambda call: is_dtype(call, torch.float32) and is_contiguous(call, 0),
+        ("cpu",),
+        "pytorch#188792, MKL 2024.2",
+        "Call the operation once on one thread before the work.",
+    ),
+    KnownFault(
+        "matmul-tf32",
+        "float32 products round their inputs to TF32's 10 mantissa bits",
+        MATMUL,
+        lambda call: is_dtype(call, torch.float32),
+        ("cuda",),
+        "PyTorch numerical notes, TensorFloat-32",
+        'Call torch.set_float32_matmul_precision("highest").',
+    ),
+)

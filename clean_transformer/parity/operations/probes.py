@@ -1,0 +1,165 @@
+"""Single operations in the layouts and sizes where devices have been wrong, without any model."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clean_transformer.parity.operations.call import Operand
+from clean_transformer.parity.operations.check import Finding, check_operations, lay_out
+from clean_transformer.parity.verdict import Verdict
+
+# What is in a probe's tensor; the ids are of a vocabulary of 50.
+NORMAL, WEIGHTS, TRUTH, IDS = "normal", "weights", "truth", "ids"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A function of tensors of these shapes.
+
+    `transposed` are the two axes that a permuted layout has in the other order in memory; `each`
+    also tries one argument at a time in every layout.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    shapes: Sequence[tuple[int, ...]]
+    contents: Sequence[str] = (NORMAL, NORMAL, NORMAL)
+    transposed: tuple[int, int] = (-1, -2)
+    each: bool = True
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A probe in one layout: its largest ratio, and the finding if there is one."""
+
+    name: str
+    layout: str
+    ratio: float
+    verdict: Verdict
+    finding: Finding | None
+
+
+def _attentions() -> Iterator[Probe]:
+    attend: Callable[..., Tensor] = F.scaled_dot_product_attention
+    modes: dict[str, Callable[..., Tensor]] = {
+        "": attend,
+        ", is_causal": partial(attend, is_causal=True),
+    }
+    for queries, keys in product((1, 2, 8, 9, 31, 32, 33), (1023, 1024, 1025)):
+        q, k = (1, 2, queries, 64), (1, 2, keys, 64)
+        size = f"scaled_dot_product_attention {queries}x{keys}"
+        each = (queries, keys) == (8, 1024)
+        for mode, function in modes.items():
+            yield Probe(size + mode, function, (q, k, k), transposed=(-2, -3), each=each)
+        yield Probe(
+            f"{size}, mask",
+            lambda q, k, v, mask: attend(q, k, v, attn_mask=mask),
+            (q, k, k, (queries, keys)),
+            (NORMAL, NORMAL, NORMAL, TRUTH),
+            transposed=(-2, -3),
+            each=each,
+        )
+
+
+PROBES = (
+    *(Probe(f"linear {n}", F.linear, ((9, n), (64, n), (64,))) for n in (768, 1023, 1024, 1025)),
+    *(Probe(f"matmul {n}", torch.matmul, ((9, 64), (64, n))) for n in (768, 1023, 1024, 1025)),
+    Probe("matmul 1025 rows", torch.matmul, ((1025, 64), (64, 9))),
+    Probe("bmm", torch.bmm, ((2, 9, 64), (2, 64, 1025))),
+    Probe("addmm", torch.addmm, ((64,), (9, 768), (768, 64))),
+    Probe("layer_norm", lambda x, w, b: F.layer_norm(x, (768,), w, b), ((9, 768), (768,), (768,))),
+    Probe("gelu", partial(F.gelu, approximate="tanh"), ((9, 3072),)),
+    Probe("softmax", partial(torch.softmax, dim=-1), ((9, 1025),)),
+    Probe("add", torch.add, ((9, 768), (9, 768))),
+    Probe("where", torch.where, ((9, 65), (9, 65), (9, 65)), (TRUTH, NORMAL, NORMAL)),
+    Probe(
+        "masked_fill",
+        lambda x, mask: x.masked_fill(mask, -math.inf),
+        ((9, 65), (9, 65)),
+        (NORMAL, TRUTH),
+    ),
+    Probe("embedding", F.embedding, ((2, 33), (50, 768)), (IDS, NORMAL)),
+    Probe("argmax", partial(torch.argmax, dim=-1), ((9, 1025),)),
+    Probe("topk", lambda x: x.topk(5), ((9, 1025),)),
+    Probe("multinomial", lambda x: torch.multinomial(x, 5, True), ((9, 1025),), (WEIGHTS,)),
+    *_attentions(),
+)
+
+
+def run_probes(device: str | torch.device, dtype: torch.dtype) -> list[ProbeResult]:
+    """Every probe in every layout, on that device and in that dtype. Takes seconds."""
+    return [result for probe in PROBES for result in _run(probe, torch.device(device), dtype)]
+
+
+def _run(probe: Probe, device: torch.device, dtype: torch.dtype) -> Iterator[ProbeResult]:
+    generator = torch.Generator("cpu").manual_seed(0)
+    values = [
+        _values(content, shape, dtype, generator)
+        for shape, content in zip(probe.shapes, probe.contents, strict=False)
+    ]
+    for name, layouts in _layouts(probe, [Operand.of(value) for value in values]):
+        tensors = [
+            lay_out(value, layout, device) for value, layout in zip(values, layouts, strict=True)
+        ]
+        report = check_operations(probe.function, *tensors)
+        ratio = max(report.largest.values(), default=0.0)
+        yield ProbeResult(probe.name, name, ratio, report.verdict, report.finding)
+
+
+def _layouts(probe: Probe, plain: list[Operand]) -> Iterator[tuple[str, list[Operand]]]:
+    changes: dict[str, Callable[[Operand], Operand]] = {
+        "transposed": partial(_transposed, axes=probe.transposed),
+        "sliced": _sliced,
+        "offset": _offset,
+    }
+    yield "contiguous", plain
+    yield "all transposed", [changes["transposed"](layout) for layout in plain]
+    if probe.each and len(plain) > 1:
+        for number, (name, change) in product(range(len(plain)), changes.items()):
+            changed = [*plain]
+            changed[number] = change(plain[number])
+            if changed != plain:
+                yield f"argument {number + 1} {name}", changed
+    elif probe.each:
+        yield "sliced", [_sliced(plain[0])]
+        yield "offset", [_offset(plain[0])]
+
+
+def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
+    """The same shape, with two axes in the other order in memory."""
+    if len(layout.shape) < -min(axes):
+        return layout
+    stride = torch.empty(layout.shape, device="meta").transpose(*axes).contiguous()
+    return replace(layout, stride=stride.transpose(*axes).stride())
+
+
+def _sliced(layout: Operand) -> Operand:
+    """The last columns of a tensor that has 8 more."""
+    *rest, last = layout.shape
+    stride = torch.empty((*rest, last + 8), device="meta").stride()
+    return replace(layout, stride=stride, storage_offset=8)
+
+
+def _offset(layout: Operand) -> Operand:
+    """Contiguous, but all but the first row of a tensor."""
+    return replace(layout, storage_offset=math.prod(layout.shape[1:]))
+
+
+def _values(
+    content: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
+    normal = torch.randn(shape, generator=generator)
+    if content == TRUTH:
+        truth = normal > 0
+        truth[..., 0] = True  # a row of a mask in which nothing is allowed has no softmax
+        return truth
+    if content == IDS:
+        return torch.randint(50, shape, generator=generator)
+    return normal.relu().to(dtype) if content == WEIGHTS else normal.to(dtype)

@@ -1,0 +1,160 @@
+"""A finding as a script that stands alone, to be attached to a report of the fault."""
+
+import math
+from collections.abc import Iterator
+from textwrap import fill
+from typing import Any
+
+import torch
+
+from clean_transformer.parity.operations.call import Operand
+from clean_transformer.parity.operations.check import Finding
+from clean_transformer.parity.operations.unfused import ATTENTIONS
+
+HEAD = '''\
+"""{title}"""
+
+import torch
+
+
+def tensor(dtype, shape, stride, offset, low, high):
+    """Seeded numbers, the first the highest, with that stride and storage offset in memory."""
+    length = offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride))
+    length = max(length, offset + torch.Size(shape).numel())  # expanded ones have others behind
+    if dtype.is_floating_point:
+        base = torch.rand(length) if low >= 0 else torch.randn(length)
+        base[offset] = high
+    else:
+        base = torch.randint(low, high + 1, (length,))
+    return base.to(dtype).to({device!r}).as_strided(shape, stride, offset)
+
+
+def exact(x):
+    """The same numbers on the CPU, contiguous, in float64."""
+    x = x.cpu().clone(memory_format=torch.contiguous_format)
+    return x.double() if x.is_floating_point() else x
+
+
+torch.manual_seed(0)
+'''
+
+
+# The exact result, and what is asserted of the device's.
+REFERENCE_ATTENTION = """\
+# softmax(scale * q k^T + mask) v; a causal mask is aligned with the first query and key.
+scores = exact({q}) @ exact({k}).mT * {scale}{mask}
+expected = scores.softmax(-1) @ exact({v})"""
+
+
+CLOSE = """\
+error = torch.where(actual == expected, 0, (actual - expected).abs())
+worst = float((error / ({u} * {scale})).nan_to_num(torch.inf, torch.inf).max())
+assert worst <= {limit}, f"{name}: an error of {{worst:.3g}} rounding units, {limit} allowed\""""
+
+
+EQUAL = """\
+different = int((actual != expected).sum())
+assert different == 0, f"{name}: {{different}} of {{actual.numel()}} results differ\""""
+
+
+VALID = """\
+inside = (actual >= 0) & (actual < {x}.shape[-1])
+possible = inside & (exact({x}).gather(-1, actual.where(inside, 0).long()) > 0)
+assert possible.all(), f"{name}: drew {{int((~possible).sum())}} impossible indices\""""
+
+
+SUMS = frozenset(("mm", "bmm", "matmul", "linear", "addmm", "baddbmm", "sum", "mean"))
+
+
+def reproduction_script(finding: Finding) -> str:
+    """Python source of under 40 lines that needs torch alone and fails where the device is faulty.
+
+    It draws its own numbers in the layout of the finding's tensors, of size 1 but for the highest
+    that was there. The error may be up to 100 u times the operation on absolute values, for sums of
+    products, or 1 + |expected|; in half precision 8 u, and sums of products as in `op_bounds`.
+    """
+    call = finding.call
+    device = next((x.device for x in call.operands), "cpu")
+    names = [f"x{number}" for number in range(len(call.operands))]
+    title = f"{call.operation} on {device}, torch {torch.__version__}: {finding.diagnosis}."
+    title = fill(title, 92).replace('"', "'")
+    output = f"[{finding.judgement.output}]" if len(finding.func._schema.returns) > 1 else ""
+    operation = f"torch.ops.{call.operation}"
+    lines = [HEAD.format(title=title, device=device)]
+    for name, layout, (low, high) in zip(names, call.operands, finding.ranges, strict=True):
+        low, high = (low, high) if layout.dtype.is_floating_point else (int(low), int(high))
+        low_high = f"{low:.4g}, {high:.4g}" if layout.dtype.is_floating_point else f"{low}, {high}"
+        place = f"{layout.shape}, {layout.stride}, {layout.storage_offset}"
+        lines.append(f"{name} = tensor({layout.dtype}, {place}, {low_high})")
+    lines += _reference(finding, operation, output, names)
+    lines.append(f"actual = {operation}({_arguments(finding, '{}')}){output}.cpu().double()")
+    lines.append(_assertion(finding, operation, names))
+    return "\n".join(lines) + "\n"
+
+
+def _arguments(finding: Finding, form: str) -> str:
+    """The source of the call's arguments, each tensor's name in that form."""
+    numbers = iter(range(len(finding.call.operands)))
+    positional = [_source(value, numbers, form) for value in finding.arguments]
+    keywords = [
+        f"{name}={_source(value, numbers, form)}" for name, value in finding.keywords.items()
+    ]
+    return ", ".join(positional + keywords)
+
+
+def _source(value: Any, numbers: Iterator[int], form: str) -> str:
+    if isinstance(value, Operand):
+        return form.format(f"x{next(numbers)}")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_source(part, numbers, form) for part in value) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
+    return f"torch.device('{value}')" if isinstance(value, torch.device) else repr(value)
+
+
+def _reference(finding: Finding, operation: str, output: str, names: list[str]) -> list[str]:
+    name = finding.call.name
+    if name == "multinomial":
+        return []
+    if name not in ATTENTIONS:
+        exact = f"{operation}({_arguments(finding, 'exact({})')}){output}"
+        return [f"expected = {exact}.double()"]
+    schema = finding.func._schema.arguments
+    given = dict(zip((argument.name for argument in schema), finding.arguments, strict=False))
+    given |= finding.keywords
+    query, key = finding.call.operands[:2]
+    mask = ""
+    if given.get("is_causal"):
+        causal = f"torch.full(({query.shape[-2]}, {key.shape[-2]}), -torch.inf).triu(1)"
+        mask = f" + {causal}"
+    elif len(names) > 3 and finding.call.operands[3].dtype == torch.bool:
+        mask = f" + torch.zeros(()).where(exact({names[3]}), -torch.inf)"
+    elif len(names) > 3:
+        mask = f" + exact({names[3]})"
+    scale = given.get("scale")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = names[:3]
+    return [REFERENCE_ATTENTION.format(q=q, k=k, v=v, scale=scale, mask=mask)]
+
+
+def _assertion(finding: Finding, operation: str, names: list[str]) -> str:
+    call = finding.call
+    if call.name == "multinomial":
+        return VALID.format(name=call.operation, x=names[0])
+    dtypes = [x.dtype for x in call.operands if x.dtype.is_floating_point]
+    if finding.judgement.must_equal:
+        return EQUAL.format(name=call.operation)
+    halved = dtypes[0].itemsize == 2
+    if call.name not in SUMS:
+        scale = "(1 + expected.abs())"
+    elif halved:
+        squares = f"{operation}({_arguments(finding, 'exact({}).square()')})"
+        scale = f"(expected.abs() + {squares}.sqrt())"
+    else:
+        scale = f"{operation}({_arguments(finding, 'exact({}).abs()')})"
+    return CLOSE.format(
+        name=call.operation,
+        u={torch.float16: "2**-11", torch.bfloat16: "2**-8"}.get(dtypes[0], "2**-24"),
+        scale=scale,
+        limit=8 if halved else 100,
+    )

@@ -1,0 +1,89 @@
+"""Fused operations in small steps, run on the device under test to see which form is right."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Named = Mapping[str, Any]
+
+
+def addmm(named: Named) -> Tensor:
+    """β · input + α · mat1 mat2."""
+    return named["beta"] * named["self"] + named["alpha"] * torch.mm(named["mat1"], named["mat2"])
+
+
+def linear(named: Named) -> Tensor:
+    """x Wᵀ + b."""
+    product = named["input"] @ named["weight"].T
+    return product if named["bias"] is None else product + named["bias"]
+
+
+def softmax(named: Named) -> Tensor:
+    """exp(x - max x), divided by its sum."""
+    x, dim = named["self"], named["dim"]
+    powers = (x - x.amax(dim, keepdim=True)).exp()
+    return powers / powers.sum(dim, keepdim=True)
+
+
+def layer_norm(named: Named) -> Tensor:
+    """(x - mean) / √(var + eps) · w + b, in float32 where the input is in half precision."""
+    given, weight, bias = named["input"], named["weight"], named["bias"]
+    x = given if given.dtype == torch.float64 else given.float()
+    axes = tuple(range(-len(named["normalized_shape"]), 0))
+    centered = x - x.mean(axes, keepdim=True)
+    scale = ((centered * centered).mean(axes, keepdim=True) + named["eps"]).sqrt()
+    normalized = centered / scale
+    normalized = normalized if weight is None else normalized * weight
+    return (normalized if bias is None else normalized + bias).to(given.dtype)
+
+
+def gelu(named: Named) -> Tensor:
+    """½x(1 + tanh(√(2/π)(x + 0.044715x³))), or with erf(x/√2) for the tanh."""
+    given = named["self"]
+    x = given if given.dtype == torch.float64 else given.float()
+    inner = (
+        (math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)).tanh()
+        if named["approximate"] == "tanh"
+        else (x / math.sqrt(2)).erf()
+    )
+    return (0.5 * x * (1 + inner)).to(given.dtype)
+
+
+def attention(named: Named) -> Tensor:
+    """softmax(scale · q kᵀ + mask) v, a causal mask aligned top-left."""
+    q, k, v = (named[name] for name in ("query", "key", "value"))
+    k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    mask = named.get("attn_mask")
+    mask = named.get("attn_bias") if mask is None else mask
+    scale = named.get("scale")
+    scores = (q @ k.transpose(-2, -1)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if named.get("is_causal"):
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1) @ v
+
+
+ATTENTIONS = (
+    "scaled_dot_product_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_attention_math_for_mps",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+
+
+UNFUSED: dict[str, Callable[[Named], Tensor]] = {
+    "addmm": addmm,
+    "linear": linear,
+    "_softmax": softmax,
+    "native_layer_norm": layer_norm,
+    "gelu": gelu,
+    **dict.fromkeys(ATTENTIONS, attention),
+}

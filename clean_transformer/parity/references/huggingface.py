@@ -1,0 +1,109 @@
+"""TODO parity/references/huggingface."""
+
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from clean_transformer.config import Config
+from clean_transformer.parity.references.base import (
+    LOGITS,
+    TOKENS,
+    Reference,
+    ReferenceUnavailable,
+    Shows,
+    _import,
+)
+from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
+from clean_transformer.weights.table import State, WeightsError
+
+
+def huggingface(cfg: Config, state: State) -> Reference:
+    """`GPT2LMHeadModel` of transformers, with the eager attention, watched from outside."""
+    _import("transformers", "the extra 'bridge'")
+    model = _gpt2_lm_head_model(cfg, state)
+
+    def heads(merged: Tensor) -> Tensor:
+        return rearrange(merged, "... (head d_head) -> ... head d_head", head=cfg.n_heads)
+
+    # What a call of each module, given its first input and its output, shows under our names.
+    outer: dict[str, Shows] = {
+        "transformer.wte": lambda tokens, embed: {TOKENS: tokens, "hook_embed": embed},
+        "transformer.wpe": lambda _, pos_embed: {"hook_pos_embed": pos_embed},
+        "transformer.ln_f": lambda _, normalized: {"ln_final": normalized},
+        "lm_head": lambda _, logits: {LOGITS: logits},
+    }
+    block: dict[str, Shows] = {
+        "": lambda x, resid_post: {"hook_resid_pre": x, "hook_resid_post": resid_post},
+        "ln_1": lambda _, normalized: {"ln1": normalized},
+        "attn": lambda _, out: {"attn.hook_pattern": out[1]},
+        "attn.c_attn": lambda _, qkv: {
+            f"attn.hook_{name}": heads(x) for name, x in zip("qkv", qkv.chunk(3, -1), strict=True)
+        },
+        "attn.c_proj": lambda z, out: {"attn.hook_z": heads(z), "hook_attn_out": out},
+        "ln_2": lambda resid_mid, normalized: {"hook_resid_mid": resid_mid, "ln2": normalized},
+        "mlp.c_fc": lambda _, pre: {"mlp.hook_pre": pre},
+        "mlp.c_proj": lambda post, out: {"mlp.hook_post": post, "hook_mlp_out": out},
+    }
+    watched = [(path, "", shows) for path, shows in outer.items()]
+    for layer in range(cfg.n_layers):
+        for path, shows in block.items():
+            place = f"transformer.h.{layer}.{path}".rstrip(".")
+            watched.append((place, f"blocks.{layer}.", shows))
+
+    def run(tokens: Int[Tensor, "batch pos"]) -> Mapping[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+
+        def watch(prefix: str, shows: Shows, _: nn.Module, inputs: Any, output: Any) -> None:
+            shown = shows(inputs[0] if inputs else None, output)
+            seen.update({prefix + name: value for name, value in shown.items()})
+
+        handles = [
+            model.get_submodule(path).register_forward_hook(partial(watch, prefix, shows))
+            for path, prefix, shows in watched
+        ]
+        try:
+            model(tokens)
+        finally:
+            for handle in handles:
+                handle.remove()
+        # It adds one row of positions to every input of the batch.
+        seen["hook_pos_embed"] = seen["hook_pos_embed"].expand_as(seen["hook_embed"])
+        return seen
+
+    return Reference(f"GPT2LMHeadModel {version('transformers')}", run)
+
+
+def _gpt2_lm_head_model(cfg: Config, state: State) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    try:
+        fields, theirs = config_to_json(cfg), HUGGINGFACE.write(cfg, state)
+    except WeightsError as error:
+        raise ReferenceUnavailable(f"GPT2LMHeadModel cannot hold this model: {error}") from None
+    dtype = state["embed.W_E"].dtype
+    end_of_text = cfg.d_vocab - 1
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                **fields,
+                attn_implementation="eager",
+                bos_token_id=end_of_text,
+                eos_token_id=end_of_text,
+            )
+        )
+    model = model.to(dtype).to_empty(device="cpu").eval()
+    model.tie_weights()
+    model.load_state_dict(
+        theirs | {"lm_head.weight": theirs.get("lm_head.weight", theirs["transformer.wte.weight"])}
+    )
+    return model
+
+
+def _masked_with_infinity(scores: Tensor) -> Tensor:
+    return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)

@@ -1,0 +1,232 @@
+"""What a person and a program see of a parity run: the terminal, and JSON."""
+
+from collections.abc import Iterable
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.report.wording import describe, group_of, located_lines, script_name
+from clean_transformer.parity.results import DeviceRun, SuiteReport
+from clean_transformer.parity.same_function import Comparison, ParityReport
+from clean_transformer.parity.verdict import Verdict, worst
+
+STYLES = {
+    Verdict.PASS: "green",
+    Verdict.NOT_CHECKED: "cyan",
+    Verdict.DEGRADED: "yellow",
+    Verdict.WRONG: "bold red",
+}
+
+
+MARKS = {
+    Verdict.PASS: "·",
+    Verdict.NOT_CHECKED: "?",
+    Verdict.DEGRADED: "D",
+    Verdict.WRONG: "W",
+}
+
+
+def styled(verdict: Verdict) -> Text:
+    """The verdict in its colour."""
+    return Text(verdict.value, style=STYLES[verdict])
+
+
+def print_report(
+    report: SuiteReport, console: Console, *, worst_rows: int = 0, all_rows: bool = False
+) -> None:
+    """Verdict first, then what each question found, then the first failure."""
+    console.print(f"clean_transformer on {report.weights}")
+    console.print(Text("verdict: ").append_text(styled(report.verdict)))
+    console.print()
+    console.print(_same_function(report))
+    if report.same_function and (worst_rows or all_rows):
+        console.print(_comparison_rows(report.same_function, worst_rows))
+    for run in report.runs:
+        console.print()
+        console.print(_device_run(run))
+        if run.isolated and (worst_rows or all_rows):
+            console.print(_isolated_rows(run.isolated, worst_rows))
+    console.print()
+    console.print(Text("verdict: ").append_text(styled(report.verdict)))
+
+
+def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
+    """What `doctor` says: one device, in plain words."""
+    console.print(f"GPT-2 with {weights}, on {run.device} in {run.dtype}")
+    if run.not_checked:
+        console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
+        return
+    checked = len(run.isolated) + len(run.end_to_end) + len(run.invariants) + len(run.probes)
+    words = {
+        Verdict.PASS: f"{run.device} computes GPT-2 correctly in {run.dtype}.",
+        Verdict.DEGRADED: f"{run.device} computes GPT-2 less accurately than {run.dtype} should.",
+        Verdict.WRONG: f"{run.device} computes GPT-2 wrongly. Do not trust its results.",
+    }
+    console.print(styled(run.verdict), words[run.verdict])
+    console.print(
+        f"{checked:,} checks: every activation's own error, drift, invariants, operations"
+    )
+    bad = [check for check in (*run.invariants, *run.probes) if check.verdict is not Verdict.PASS]
+    if run.first_failure:
+        console.print(f"First bad activation: {describe(run.first_failure)}")
+    for check in bad[:5]:
+        console.print(f"Broken: {check.name} ({check.measured:.3g}) {check.note}")
+    if run.located:
+        console.print("\n".join(located_lines(run.located)), markup=False, highlight=False)
+        console.print(f"   reproduction: {script_name(run)}")
+    for device in absent:
+        console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has none")
+
+
+def _same_function(report: SuiteReport) -> RenderableType:
+    heading = Text("1. Is it the same function?  ", style="bold")
+    same = report.same_function
+    if same is None:
+        heading.append_text(styled(Verdict.NOT_CHECKED))
+        return Group(heading, Text(f"   {report.no_reference}"))
+    compared, cached = same.coverage
+    heading.append_text(styled(same.verdict))
+    summary = (
+        f"   beside {same.reference}, in float64 on the CPU: {compared} of its {cached} cached "
+        f"activations compared ({100 * compared / cached:.0f}%)"
+    )
+    table = Table("", "keys", "largest error / scale", box=None, padding=(0, 2))
+    table.add_column("at", overflow="fold")
+    table.add_column("")
+    for place, rows in _grouped(same.rows).items():
+        checked = [row for row in rows if row.name] or rows
+        largest = max(checked, key=lambda row: row.error)
+        table.add_row(
+            place,
+            str(len(rows)),
+            f"{largest.error:.1e}",
+            largest.key,
+            styled(worst(row.verdict for row in rows)),
+        )
+    skipped = [
+        Text(f"   NOT CHECKED {row.key}: {row.note}", style=STYLES[Verdict.NOT_CHECKED])
+        for row in same.rows
+        if not row.name
+    ]
+    return Group(heading, Text(summary), table, *skipped)
+
+
+def _grouped(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
+    groups: dict[str, list[Comparison]] = {}
+    for row in rows:
+        groups.setdefault(group_of(row.name or row.key), []).append(row)
+    return groups
+
+
+def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
+    rows = same.rows
+    if worst_rows:
+        rows = sorted(rows, key=lambda row: -row.error)[:worst_rows]
+    table = Table("their key", "ours", "largest error / scale", "scale", "", box=None)
+    for row in rows:
+        numbers = (f"{row.error:.1e}", f"{row.scale:.2e}")
+        table.add_row(row.key, row.name, *numbers, styled(row.verdict))
+    return table
+
+
+def _device_run(run: DeviceRun) -> RenderableType:
+    how = "" if run.mode == "eager" else f", {run.mode}"
+    heading = Text(f"2. Does {run.device} compute {run.dtype}{how} accurately?  ", style="bold")
+    heading.append_text(styled(run.verdict))
+    if run.not_checked:
+        return Group(heading, Text(f"   {run.not_checked}"))
+    parts: list[RenderableType] = [heading]
+    parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
+    parts += [_map(run.isolated), _kinds(run.isolated), _checks(run)]
+    drift = max(run.end_to_end, key=lambda row: row.rho)
+    parts.append(
+        Text(
+            f"   end to end: at most {drift.rho:.2f} times the error of healthy runs on the CPU "
+            f"(≤ {drift.healthy:g}), at {drift.name}"
+        )
+    )
+    if run.impact:
+        parts.append(
+            Text(
+                f"   for a user: {run.impact.top1_flips} of {run.impact.positions} top-1 "
+                f"predictions flipped, KL divergence {run.impact.kl_divergence:.1e} nats, "
+                f"loss {run.impact.loss_change:+.1e} nats"
+            )
+        )
+    failed = run.first_failure
+    if failed:
+        parts.append(Text(f"3. Where does it first go wrong?  {describe(failed)}", style="bold"))
+    if run.located:
+        parts += [
+            Text("\n".join(located_lines(run.located))),
+            Text(f"   reproduction: {script_name(run)}"),
+        ]
+    return Group(*parts)
+
+
+def _map(rows: list[Isolated]) -> Table:
+    cells: dict[str, dict[str, list[Isolated]]] = {}
+    for row in rows:
+        place = group_of(row.name)
+        point = ".".join(row.name.split(".")[2:]) if place != "outside" else row.name
+        cells.setdefault(point or ("output" if place != "outside" else "logits"), {}).setdefault(
+            place.removeprefix("block "), []
+        ).append(row)
+    layers = sorted({place for row in cells.values() for place in row} - {"outside"}, key=int)
+    ruler = "".join(layer[-1] for layer in layers)
+    # On a narrow terminal the layers go on in another line.
+    columns = (Column(no_wrap=True), Column(ruler, overflow="fold"), Column("largest ratio"))
+    table = Table(*columns, box=None, padding=(0, 2))
+    for point, places in cells.items():
+        marks = Text()
+        for place in layers if "outside" not in places else ["outside"]:
+            verdict = worst(row.verdict for row in places.get(place, []))
+            marks.append(MARKS[verdict] if place in places else " ", style=STYLES[verdict])
+        largest = max((row for rows in places.values() for row in rows), key=lambda row: row.ratio)
+        table.add_row(point, marks, f"{largest.ratio:.2g}")
+    return table
+
+
+def _kinds(rows: list[Isolated]) -> Table:
+    table = Table("operation", "activations", "largest ratio", "healthy", box=None, padding=(0, 2))
+    table.add_column("at", overflow="fold")
+    for operation in dict.fromkeys(row.operation for row in rows):
+        same = [row for row in rows if row.operation == operation]
+        largest = max(same, key=lambda row: row.ratio)
+        table.add_row(
+            operation,
+            str(len(same)),
+            f"{largest.ratio:.3g}",
+            f"≤ {largest.healthy:.3g}",
+            f"{largest.name or 'logits'} ({largest.case}, {largest.path})",
+        )
+    return table
+
+
+def _checks(run: DeviceRun) -> Table:
+    table = Table("invariant", "difference", "allowed", "", "", box=None, padding=(0, 2))
+    for check in run.invariants:
+        numbers = (f"{check.measured:.1e}", f"{check.allowed:.1e}")
+        table.add_row(check.name, *numbers, styled(check.verdict), check.note)
+    bad = [probe for probe in run.probes if probe.verdict is not Verdict.PASS]
+    if run.probes:
+        title = f"{len(run.probes)} single operations"
+        table.add_row(title, "", "", styled(worst(probe.verdict for probe in run.probes)), "")
+    for probe in bad:
+        table.add_row(
+            f"  {probe.name}", f"{probe.measured:.3g}", "", styled(probe.verdict), probe.note
+        )
+    return table
+
+
+def _isolated_rows(rows: list[Isolated], worst_rows: int) -> Table:
+    if worst_rows:
+        rows = sorted(rows, key=lambda row: -row.ratio)[:worst_rows]
+    table = Table("activation", "case", "path", "operation", "ratio", "bits", "", box=None)
+    for row in rows:
+        numbers = (f"{row.ratio:.3g}", f"{row.bits:.1f}")
+        label = (row.name or "logits", row.case, row.path, row.operation)
+        table.add_row(*label, *numbers, styled(row.verdict))
+    return table

@@ -1,0 +1,100 @@
+"""The continuation that is most likely as a whole, sought by following several at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clean_transformer.text.decoding import Model, Stop, decode_one, prefill
+from clean_transformer.text.sampling import Rows, Sampling
+
+
+@dataclass(frozen=True)
+class Beam:
+    """One continuation: its tokens, the sum of their log-probabilities, and the mean."""
+
+    new: list[int]
+    total: float = 0.0
+    mean: float = 0.0
+
+
+@dataclass
+class Search:
+    """The beams of one prompt: those that go on, and the best of those that have ended."""
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    width: int
+    stop: Stop
+    running: list[Beam] = field(default_factory=lambda: [Beam([])])
+    ended: list[Beam] = field(default_factory=list)
+
+    def advance(self, log_probs: Float[Tensor, "beam d_vocab"]) -> list[int]:
+        """Make each running beam longer by its likeliest tokens, and keep the best of them all.
+
+        Gives the place that each beam which goes on had before; none when the search is over.
+        """
+        length = len(self.running[0].new) + 1
+        totals = torch.tensor([beam.total for beam in self.running], device=log_probs.device)
+        totals = (totals[:, None] + log_probs).flatten()
+        # So many that `width` beams go on even if all stop tokens are among the best of each.
+        n_candidates = max(2, 1 + len(self.stop.tokens)) * self.width
+        best, places = totals.topk(min(n_candidates, len(totals)))
+
+        parents: list[int] = []
+        running: list[Beam] = []
+        candidates = zip(best.tolist(), (best / length).tolist(), places.tolist(), strict=True)
+        for rank, (total, mean, place) in enumerate(candidates):
+            parent, token = divmod(place, log_probs.shape[-1])
+            beam = Beam([*self.running[parent].new, token], total, mean)
+            if length == self.max_new_tokens or self.stop.ends(beam.new):
+                if rank < self.width:
+                    self.ended.append(beam)
+            elif len(running) < self.width:
+                running.append(beam)
+                parents.append(parent)
+
+        self.ended = sorted(self.ended, key=lambda beam: -beam.mean)[: self.width]
+        if len(self.ended) == self.width and running and running[0].mean <= self.ended[-1].mean:
+            parents, running = [], []
+        self.running = running
+        return parents
+
+
+def search_beams(
+    model: Model, prompts: Rows, max_new_tokens: int, width: int, sampling: Sampling, stop: Stop
+) -> list[list[int]]:
+    """The new tokens with the highest mean log-probability that `width` beams find, per prompt.
+
+    As in transformers with `length_penalty=1.0` and `early_stopping=False`: penalties act on
+    log-probabilities, and a prompt is done when no beam that goes on has a better mean than any of
+    `width` that have ended. Raises `ValueError` for a `width` below 1, and for settings that draw.
+    """
+    if width < 1 or sampling.temperature:
+        raise ValueError(
+            f"beams={width} and temperature={sampling.temperature}: there must be 1 beam or more, "
+            "and they are searched, without drawing, at temperature 0"
+        )
+    searches = [Search(prompt, max_new_tokens, width, stop) for prompt in prompts]
+    logits, cache = prefill(model, prompts, max_new_tokens)
+    while True:
+        # The model's batch is the running beams of one prompt after the other.
+        log_probs = sampling.penalize(
+            logits.log_softmax(dim=-1),
+            [search.prompt for search in searches for _ in search.running],
+            [beam.new for search in searches for beam in search.running],
+        )
+        rows: list[int] = []
+        start = 0
+        for search in searches:
+            end = start + len(search.running)
+            if search.running:
+                rows += [start + parent for parent in search.advance(log_probs[start:end])]
+            start = end
+        if not rows:
+            return [search.ended[0].new for search in searches]
+        cache.select(torch.tensor(rows, device=model.device))
+        tokens = [beam.new[-1] for search in searches for beam in search.running]
+        logits = decode_one(model, torch.tensor(tokens, device=model.device), cache)

@@ -1,0 +1,155 @@
+"""What a model that gives logits can do with text: read it, write it, go on with it."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from reprlib import repr as shorten
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from clean_transformer.config import Config
+from clean_transformer.hooks import HookedModule
+from clean_transformer.kv_cache import KVCache
+from clean_transformer.text.beam_search import search_beams
+from clean_transformer.text.decoding import Stop, decode, decode_until
+from clean_transformer.text.sampling import Rows, Sampling
+from clean_transformer.text.tokenizer import Tokenizer, Tokens
+
+# One text, several, tokens [batch pos], or the ids of inputs that need not be equally long.
+Prompt = TypeVar("Prompt", str, list[str], Tensor, list[list[int]])
+
+
+class LanguageModel(HookedModule):
+    """A model from tokens to logits, called as `DemoTransformer` is.
+
+    `source` is the folder or repository that its weights came from, if they did; `cache_class` what
+    its `generate` keeps keys and values in.
+    """
+
+    cfg: Config
+    cache_class: type[KVCache] = KVCache
+    source: str | Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """That of `source`, read when it is first asked for; or assign another.
+
+        Raises `ValueError` for a model that came from no source.
+        """
+        if self.source is None:
+            raise ValueError(
+                "this model came without a tokenizer; give it token ids, or assign "
+                "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
+            )
+        return Tokenizer.from_pretrained(self.source)
+
+    def to_tokens(
+        self, text: str | list[str], prepend_bos: bool = True
+    ) -> Int[Tensor, "batch pos"]:
+        """`Tokenizer.to_tokens`, on the model's device."""
+        return self.tokenizer.to_tokens(text, prepend_bos).to(self.device)
+
+    def to_str_tokens(self, text: str | Tokens, prepend_bos: bool = True) -> list[str]:
+        """`Tokenizer.to_str_tokens`: each token of one text, for display."""
+        return self.tokenizer.to_str_tokens(text, prepend_bos)
+
+    def to_string(self, tokens: Tokens) -> str | list[str]:
+        """`Tokenizer.to_string`: the text of tokens, or the texts of a batch."""
+        return self.tokenizer.to_string(tokens)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 20,
+        *,
+        beams: int = 1,
+        stop_tokens: Sequence[int] | None = None,
+        stop_strings: str | Sequence[str] = (),
+        **sampling: Any,
+    ) -> Prompt:
+        """The prompt and what comes after it: of a text a text, of token ids token ids.
+
+        `sampling` are the fields of `Sampling`; by default the likeliest token is taken each time.
+        With several `beams`, the continuation that is likeliest as a whole is sought.
+
+        Each prompt of a batch ends by itself: with one of `stop_tokens` (<|endoftext|> unless they
+        are given, but for token ids none), or with the token that completes one of `stop_strings`.
+        Texts are given back without either. Prompts need not be equally long, except in a tensor,
+        whose rows are filled up with the first of the stop tokens.
+
+        Raises `ValueError` for more tokens than the model has positions, and for a setting that
+        makes no sense, before any work.
+        """
+        settings, prompts = Sampling(**sampling), self._ids(prompt)
+        stop = self._stop(prompt, stop_tokens, stop_strings)
+        if beams == 1:
+            new = decode_until(self, prompts, max_new_tokens, settings, stop)
+        else:
+            new = search_beams(self, prompts, max_new_tokens, beams, settings, stop)
+        if isinstance(prompt, Tensor):
+            fill = next(iter(stop.tokens), self.cfg.d_vocab - 1)
+            added = [torch.tensor(row, dtype=prompt.dtype, device=prompt.device) for row in new]
+            return torch.cat([prompt, pad_sequence(added, True, fill)], dim=1)
+        rest: list[Any] = [stop.text(row) for row in new] if _is_text(prompt) else new
+        if isinstance(prompt, str):
+            return prompt + rest[0]
+        return [each + more for each, more in zip(prompt, rest, strict=True)]
+
+    def stream(
+        self,
+        text: str,
+        max_new_tokens: int = 20,
+        *,
+        stop_tokens: Sequence[int] | None = None,
+        stop_strings: str | Sequence[str] = (),
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """What `generate` puts after a text, piece by piece, as soon as each is certain.
+
+        Raises what it raises, when the first piece is asked for.
+        """
+        stop = self._stop(text, stop_tokens, stop_strings)
+        new: list[int] = []
+        shown = 0
+        for [token] in decode(self, self._ids(text), max_new_tokens, Sampling(**sampling)):
+            new.append(token)
+            if stop.ends(new):
+                break
+            if piece := stop.settled_text(new)[shown:]:
+                yield piece
+                shown += len(piece)
+        if rest := stop.text(new)[shown:]:
+            yield rest
+
+    def _ids(self, prompt: Prompt) -> Rows:
+        each: Any = prompt.tolist() if isinstance(prompt, Tensor) else prompt
+        texts = [each] if isinstance(each, str) else each
+        rows = [self.to_tokens(one)[0].tolist() if isinstance(one, str) else one for one in texts]
+        if not all(isinstance(row, list) for row in rows):
+            raise TypeError(
+                "a prompt is a text, a list of texts, tokens [batch pos] or a list of lists of "
+                f"ids, not {shorten(prompt)}"
+            )
+        return rows
+
+    def _stop(
+        self, prompt: Prompt, tokens: Sequence[int] | None, strings: str | Sequence[str]
+    ) -> Stop:
+        strings = [strings] if isinstance(strings, str) else strings
+        tokenizer = self.tokenizer if strings or _is_text(prompt) else None
+        if tokens is None:
+            tokens = [self.tokenizer.eos_token_id] if _is_text(prompt) else []
+        return Stop(tokens, strings, tokenizer)
+
+
+def _is_text(prompt: Prompt) -> bool:
+    return not isinstance(prompt, Tensor) and all(isinstance(each, str) for each in prompt)

@@ -1,0 +1,98 @@
+"""A training run on disk: its checkpoint, which is always whole, and its metrics."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+from clean_transformer.support.files import in_place_of, remove_unfinished, write_atomically
+from clean_transformer.training.distributed import rank
+
+CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
+
+
+def save(
+    folder: Path, engine: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any]
+) -> None:
+    """Write the whole state after `step` steps in the place of the former one. By all processes."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model, state = get_state_dict(engine, optimizer, options=options)
+    if rank() == 0:
+        with in_place_of(folder / CHECKPOINT) as unfinished:
+            whole = {"step": step, "about": dict(about), "model": model, "optimizer": state}
+            torch.save(whole, unfinished)
+
+
+def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `save` wrote, memory-mapped; None where nothing was.
+
+    Raises `ValueError` for a checkpoint of another run than `about` describes, naming the fields,
+    and for a file that is no checkpoint.
+    """
+    file = folder / CHECKPOINT
+    if not file.is_file():
+        return None
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        before = saved["about"]
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is no checkpoint of a training run ({error}); train in another folder"
+        ) from None
+    differing = [
+        f"{field} was {before.get(field)!r} and is now {about.get(field)!r}"
+        for field in sorted(before.keys() | about.keys())
+        if before.get(field) != about.get(field)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} has a run whose {'; '.join(differing)}: go on as it began, or train in "
+            "another folder"
+        )
+    return saved
+
+
+def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> None:
+    """Give the model and the optimiser the state that was saved, on any number of processes."""
+    set_state_dict(
+        engine,
+        optimizer,
+        model_state_dict=saved["model"],
+        optim_state_dict=saved["optimizer"],
+        options=StateDictOptions(full_state_dict=True),
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one step measured, over all processes; losses are in nats per token."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens_per_second: float
+    held_out_loss: float | None = None
+
+
+class Metrics:
+    """metrics.jsonl: a line for each step up to the checkpoint's, `steps`, and on from there."""
+
+    def __init__(self, folder: Path, steps: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
+        self.file = folder / METRICS
+        lines = self.file.read_text("utf-8").splitlines(keepends=True) if steps else []
+        write_atomically(self.file, "".join(lines[:steps]))
+
+    def add(self, measured: Measured) -> None:
+        """Append the line of a step, which is to happen before its checkpoint."""
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(measured)) + "\n")

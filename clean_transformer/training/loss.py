@@ -1,0 +1,47 @@
+"""The loss of next-token prediction, in as little memory as it takes."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from clean_transformer.support.numerics import _precise
+
+AT_ONCE = 2**22  # logits, 16 MB in float32: small enough for memory that is used again and again
+
+
+def cross_entropy(
+    logits: Float[Tensor, "row d_vocab"], targets: Int[Tensor, "row"]
+) -> Float[Tensor, ""]:
+    """The mean of log Σ exp(z) − z[target], in nats, in float32 at least.
+
+    Logits are by far the largest tensor of a training step. PyTorch's own takes three more of that
+    size for the backward pass; this one makes their gradient, (softmax(z) − onehot(target)) / rows,
+    and nothing else of that size. It has no second derivative.
+    """
+    loss: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.rows = max(1, AT_ONCE // logits.shape[1])
+        parts = (part.to(_precise(logits.dtype)) for part in torch.split(logits, ctx.rows))
+        log_sums = torch.cat([part.logsumexp(dim=1) for part in parts])
+        ctx.save_for_backward(logits, targets, log_sums)
+        return (log_sums - logits.gather(1, targets[:, None])[:, 0]).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, None]:
+        saved = ctx.saved_tensors
+        gradient = torch.empty_like(saved[0])
+        parts = (torch.split(tensor, ctx.rows) for tensor in (gradient, *saved))
+        for out, logits, targets, log_sums in zip(*parts, strict=True):
+            p = (logits.to(log_sums.dtype) - log_sums[:, None]).exp_()
+            p[torch.arange(len(p), device=p.device), targets] -= 1
+            out.copy_(p.mul_(of_loss / len(gradient)))
+        return gradient, None

@@ -1,0 +1,26 @@
+"""TODO variants/block."""
+
+from clean_transformer.config import Config
+from clean_transformer.kv_cache import LayerCache
+from clean_transformer.modules.block import TransformerBlock
+from clean_transformer.modules.contract import read_on
+from clean_transformer.variants.attention import Stream
+
+
+class ParallelBlock(TransformerBlock):
+    """x + attn(ln1(x)) + mlp(ln2(x)): the MLP does not wait for attention (Wang and Komatsuzaki
+    2021; with a LayerNorm for each, Black et al. 2022, section 2.1).
+
+    There is no `hook_resid_mid`; `hook_mlp_in` sees the stream before the block.
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        del self.hook_resid_mid
+
+    def forward(self, resid_pre: Stream, kv_cache: LayerCache | None = None) -> Stream:
+        """The residual stream after this block; with `kv_cache`, of positions after those in it."""
+        resid_pre = self.hook_resid_pre(resid_pre)
+        attn_out = self.hook_attn_out(read_on(self.attn, self.attn_inputs(resid_pre), kv_cache))
+        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_pre))))
+        return self.hook_resid_post(resid_pre + attn_out + mlp_out)

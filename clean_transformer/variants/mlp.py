@@ -1,0 +1,54 @@
+"""TODO variants/mlp."""
+
+import torch
+import torch.nn.functional as F
+
+from clean_transformer.config import Config
+from clean_transformer.hooks import HookPoint
+from clean_transformer.modules.linear import normal
+from clean_transformer.modules.mlp import MLP
+from clean_transformer.variants.attention import Stream
+
+
+class ExactGeluMLP(MLP):
+    """With the exact GELU, x Φ(x), Φ the normal distribution (Hendrycks and Gimpel 2016)."""
+
+    def forward(self, normalized_resid_mid: Stream) -> Stream:
+        """gelu(x W_in + b_in) W_out + b_out."""
+        pre = self.hook_pre(normalized_resid_mid @ self.W_in + self.b_in)
+        return self.hook_post(F.gelu(pre)) @ self.W_out + self.b_out
+
+
+class ReluMLP(MLP):
+    """With max(x, 0) for the GELU (Vaswani et al. 2017, equation 2)."""
+
+    def forward(self, normalized_resid_mid: Stream) -> Stream:
+        """relu(x W_in + b_in) W_out + b_out."""
+        pre = self.hook_pre(normalized_resid_mid @ self.W_in + self.b_in)
+        return self.hook_post(F.relu(pre)) @ self.W_out + self.b_out
+
+
+class SwigluMLP(MLP):
+    """(silu(x W_gate) ⊙ x W_in + b_in) W_out + b_out (Shazeer 2020, equation 6).
+
+    W_gate [d_model d_mlp]. The paper has no biases; where they stand, and the hook points, are
+    TransformerLens's: `hook_pre` sees x W_gate, `hook_pre_linear` x W_in, both [batch pos d_mlp].
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        self.W_gate = normal(cfg.d_model, cfg.d_mlp, std=cfg.initializer_range)
+        self.hook_pre_linear = HookPoint()
+
+    def forward(self, normalized_resid_mid: Stream) -> Stream:
+        """Each position by itself."""
+        pre = self.hook_pre(normalized_resid_mid @ self.W_gate)
+        pre_linear = self.hook_pre_linear(normalized_resid_mid @ self.W_in)
+        post = self.hook_post(F.silu(pre) * pre_linear + self.b_in)
+        return post @ self.W_out + self.b_out
+
+    @torch.no_grad()
+    def load_from(self, old: MLP) -> None:
+        """Start from an `MLP`'s weights but its b_in, which stands elsewhere here."""
+        for name in ("W_in", "W_out", "b_out"):
+            self.get_parameter(name).copy_(old.get_parameter(name))

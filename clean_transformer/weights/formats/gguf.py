@@ -1,0 +1,179 @@
+"""GGUF, the files of llama.cpp: the rows of its gpt2 architecture, and its files read and written.
+
+The names are those of the gguf package (`MODEL_TENSORS`), the layouts those of llama.cpp's
+converter, which transposes every matrix of Hugging Face's to nn.Linear's [out, in].
+"""
+
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clean_transformer.config import Config
+from clean_transformer.support.files import in_place_of
+from clean_transformer.weights.table import (
+    Format,
+    Row,
+    State,
+    WeightsError,
+    head_width,
+    refuse_architecture,
+)
+
+QKV_WEIGHT = "(qkv head d_head) d_model -> qkv head d_model d_head"
+
+
+QKV_BIAS = "(qkv head d_head) -> qkv head d_head"
+
+
+GGUF = Format(
+    name="GGUF gpt2",
+    marker="token_embd.weight",
+    outer=(
+        Row("embed.W_E", "token_embd.weight"),
+        Row("pos_embed.W_pos", "position_embd.weight"),
+        Row("ln_final.w", "output_norm.weight"),
+        Row("ln_final.b", "output_norm.bias"),
+        Row("unembed.W_U", "output.weight", "d_vocab d_model -> d_model d_vocab"),
+        Row("unembed.b_U", None),
+    ),
+    block=(
+        Row("ln1.w", "attn_norm.weight"),
+        Row("ln1.b", "attn_norm.bias"),
+        Row("attn.W_Q", "attn_qkv.weight", QKV_WEIGHT, part=0),
+        Row("attn.W_K", "attn_qkv.weight", QKV_WEIGHT, part=1),
+        Row("attn.W_V", "attn_qkv.weight", QKV_WEIGHT, part=2),
+        Row("attn.b_Q", "attn_qkv.bias", QKV_BIAS, part=0),
+        Row("attn.b_K", "attn_qkv.bias", QKV_BIAS, part=1),
+        Row("attn.b_V", "attn_qkv.bias", QKV_BIAS, part=2),
+        Row("attn.W_O", "attn_output.weight", "d_model (head d_head) -> head d_head d_model"),
+        Row("attn.b_O", "attn_output.bias"),
+        Row("ln2.w", "ffn_norm.weight"),
+        Row("ln2.b", "ffn_norm.bias"),
+        Row("mlp.W_in", "ffn_up.weight", "d_mlp d_model -> d_model d_mlp"),
+        Row("mlp.b_in", "ffn_up.bias"),
+        Row("mlp.W_out", "ffn_down.weight", "d_model d_mlp -> d_mlp d_model"),
+        Row("mlp.b_out", "ffn_down.bias"),
+    ),
+    block_prefix="blk.{layer}.",
+)
+
+
+SIZES = {
+    "n_layers": "gpt2.block_count",
+    "n_heads": "gpt2.attention.head_count",
+    "d_model": "gpt2.embedding_length",
+    "d_mlp": "gpt2.feed_forward_length",
+    "n_ctx": "gpt2.context_length",
+}
+
+
+EPS = "gpt2.attention.layer_norm_epsilon"
+
+
+# The types of tensor that are numbers one by one; all others are quantised.
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_gguf(file: Path) -> tuple[Config, dict[str, Tensor]]:
+    """The architecture and the weights under llama.cpp's names, memory-mapped.
+
+    Raises `WeightsError` for a damaged file, another architecture, and quantised tensors, by name.
+    """
+    package = _package()
+    try:
+        reader = package.GGUFReader(file, "c")  # copy on write, so that a model can be trained
+    except (ValueError, IndexError, KeyError) as error:
+        raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
+    if reader.byte_order != "I":
+        raise WeightsError(f"{file} has the byte order of another machine; convert it on this one")
+    quantised = [
+        f"{tensor.name} is {tensor.tensor_type.name}"
+        for tensor in reader.tensors
+        if tensor.tensor_type.name not in DTYPES
+    ]
+    if quantised:
+        raise WeightsError(
+            f"{file} is quantised: {', '.join(quantised)}; only {', '.join(DTYPES)} are read, "
+            "convert the model again with --outtype f16"
+        )
+    state = {
+        tensor.name: torch.from_numpy(tensor.data).view(DTYPES[tensor.tensor_type.name])
+        for tensor in reader.tensors
+    }
+    return _config(file, reader, state), state
+
+
+def _config(file: Path, reader: Any, state: State) -> Config:
+    def metadata(key: str) -> Any:
+        return reader.fields[key].contents()
+
+    try:
+        architecture = metadata("general.architecture")
+        if architecture != "gpt2":
+            raise WeightsError(f"{file} is a {architecture!r} model; only 'gpt2' is implemented")
+        sizes = {size: metadata(key) for size, key in SIZES.items()}
+        return Config(
+            **sizes,
+            d_head=head_width(str(file), sizes["d_model"], sizes["n_heads"]),
+            d_vocab=len(state[GGUF.marker]),
+            eps=_shortest_decimal(metadata(EPS)),
+            tied_unembed=GGUF.is_tied(state),
+        )
+    except KeyError as missing:
+        raise WeightsError(f"{file} has no {missing}") from None
+
+
+def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
+    """Write a model (`model.cfg`, `model.state_dict()`) for llama.cpp, atomically.
+
+    It has no tokenizer, so that it takes token ids only. Norms, biases and positions are widened to
+    float32, as llama.cpp wants them. Raises `WeightsError` for a model that the format cannot hold,
+    before writing.
+    """
+    gguf = _package()
+    refuse_architecture(GGUF.name, cfg)
+    tensors = GGUF.write(cfg, state)
+    types = {dtype: gguf.GGMLQuantizationType[name] for name, dtype in DTYPES.items()}
+    others = [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in types]
+    if others:
+        raise WeightsError(f"GGUF holds {', '.join(DTYPES)}; {', '.join(others)}; convert it first")
+    if _shortest_decimal(cfg.eps) != cfg.eps:
+        raise WeightsError(f"GGUF holds eps as a float32, which cannot tell {cfg.eps!r}")
+    with (
+        in_place_of(Path(file)) as unfinished,
+        closing(gguf.GGUFWriter(unfinished, "gpt2")) as writer,
+    ):
+        for size, key in SIZES.items():
+            writer.add_uint32(key, getattr(cfg, size))
+        writer.add_float32(EPS, cfg.eps)
+        writer.add_vocab_size(cfg.d_vocab)
+        writer.add_tokenizer_model("none")
+        for name, tensor in tensors.items():
+            if tensor.ndim == 1 or name == "position_embd.weight":
+                tensor = tensor.float()
+            # NumPy has no bfloat16, but the package asks for no more than the bits.
+            bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+            writer.add_tensor(name, bits.cpu().numpy(), raw_dtype=types[tensor.dtype])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+
+
+def _shortest_decimal(value: float) -> float:
+    """1e-5 for the float32 nearest to it, which is all that a file can hold of it."""
+    return float(str(np.float32(value)))
+
+
+def _package() -> ModuleType:
+    try:
+        import gguf
+    except ImportError:
+        raise WeightsError(
+            "GGUF files need the gguf package; pip install 'clean-transformer[gguf]'"
+        ) from None
+    return gguf

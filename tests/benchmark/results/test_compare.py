@@ -1,0 +1,109 @@
+"""Two runs: what got slower, and what only the machine did."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from clean_transformer.benchmark.results import compare
+from clean_transformer.benchmark.results.file import write_results
+from clean_transformer.benchmark.results.results import Result, Results
+from clean_transformer.benchmark.work import Work
+from clean_transformer.cli import app
+
+from ..made_up import part, result, results
+
+PEERS = ("limit", "transformers sdpa", "transformers eager", "HookedTransformer")
+
+
+def run(ours: float, machine: float = 1.0, jitter: float = 0.01, memory: float = 100.0) -> Results:
+    """Five rounds each, in which the machine is slower by that factor."""
+
+    def rows(contestant: str, seconds: float) -> Result:
+        spread = (1, 1 + jitter, 1 - jitter, 1 + 2 * jitter, 1 - 2 * jitter)
+        return result(part(contestant), *(machine * seconds * each for each in spread))
+
+    kept = result(part("ours", work=Work(kind="memory")), memory)
+    return results(rows("ours", ours), kept, *(rows(peer, 2.0) for peer in PEERS))
+
+
+def verdicts(before: Results, after: Results) -> list[str]:
+    return [change.verdict for change in compare.compare(before, after)[1]]
+
+
+def test_the_same_run():
+    assert verdicts(run(1.0), run(1.0)) == ["the same", "the same"]
+
+
+def test_slower_and_faster():
+    assert verdicts(run(1.0), run(1.3)) == ["slower", "the same"]
+    assert verdicts(run(1.3), run(1.0)) == ["faster", "the same"]
+
+
+def test_a_slower_machine_is_no_slower_model():
+    drift, [change, memory] = compare.compare(run(1.0), run(1.0, machine=1.5))
+    assert drift == pytest.approx(1.5)
+    assert change.factor == pytest.approx(1.0)
+    assert (change.verdict, memory.verdict) == ("the same", "the same")
+
+
+def test_a_machine_that_is_slower_for_a_while_is_no_slower_model():
+    def twice(later: Results) -> Results:
+        rows = [replace(row, measurement="later") for row in later.results]
+        return Results({}, [*run(1.0).results, *rows])
+
+    _, changes = compare.compare(twice(run(1.0)), twice(run(1.0, machine=1.5)))
+    assert [change.factor for change in changes] == pytest.approx([1.0] * 4)
+    alone = compare.compare(run(1.0), run(1.0))[1]
+    assert [change.noise for change in changes] == pytest.approx([c.noise for c in alone] * 2)
+
+
+def test_noise_hides_what_it_may_have_made():
+    assert verdicts(run(1.0, jitter=0.2), run(1.3, jitter=0.2)) == ["the same", "the same"]
+
+
+def test_noise_of_times_is_none_of_bytes():
+    _, kept, *peers = run(1.3, memory=110).results
+    scattered = [
+        replace(row, values=[factor * value for value in row.values])
+        for row, factor in zip(peers, (0.7, 0.9, 1.1, 1.3), strict=True)
+    ]
+    after = Results({}, [result(part("ours"), 1.3), kept, *scattered])
+    assert verdicts(run(1.0), after) == ["the same", "slower"]
+
+
+def test_more_memory_counts_though_the_machine_is_slower():
+    assert verdicts(run(1.0), run(1.0, machine=1.5, memory=150)) == ["the same", "slower"]
+
+
+def test_peers_of_another_version_tell_nothing_of_the_machine():
+    after = run(1.0)
+    after = Results({}, [*after.results[:2], *(_of_another_version(r) for r in after.results[2:])])
+    drift, _ = compare.compare(run(1.0), after)
+    assert drift == 1.0
+
+
+def _of_another_version(row: Result) -> Result:
+    return Result(row.measurement, row.part, "2.0", [9 * value for value in row.values])
+
+
+def test_nothing_in_common():
+    with pytest.raises(ValueError, match="no measurement in common"):
+        compare.compare(run(1.0), results())
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["compare", *arguments], env={"COLUMNS": "200"})
+    return done.exit_code, done.output
+
+
+def test_the_command(tmp_path: Path):
+    files = [str(tmp_path / name) for name in ("before.json", "after.json")]
+    for file, speed in zip(files, (1.0, 1.3), strict=True):
+        write_results(run(speed), [], Path(file))
+    status, output = call(*files)
+    assert status == 1
+    assert "1 of 2 got slower" in output
+    assert call(*files[:1] * 2)[0] == 0
+    assert call(files[0], str(tmp_path / "none.json"))[0] == 2

@@ -1,0 +1,126 @@
+"""The command line: exit statuses, one-line errors, and the files that it writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from clean_transformer.cli import app
+from clean_transformer.parity.faults import inject
+from clean_transformer.parity.references.choose import choose_reference
+from clean_transformer.support import dtypes as choices
+from clean_transformer.support.devices import is_available
+
+from ..parity.small import small_weights
+
+REFERENCE = choose_reference("auto")[0]
+ABSENT = next((kind for kind in ("mps", "cuda") if not is_available(kind)), None)
+
+
+@pytest.fixture
+def small(model_alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Small weights, and a folder of its own to run in."""
+    weights = small_weights(n_layers=1, d_vocab=100, n_ctx=16)
+    monkeypatch.setattr(choices, "choose_weights", lambda source: weights)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_0_where_everything_passes(small: Path) -> None:
+    result = call(
+        "parity", "--devices", "cpu", "--reference", REFERENCE or "none", "--json", "r.json"
+    )
+    assert result.exit_code == (0 if REFERENCE else 3), result.output
+    assert result.stdout.splitlines()[0] == "clean_transformer on small stress weights"
+    read = json.loads((small / "r.json").read_text())
+    assert read["verdict"] == ("PASS" if REFERENCE else "NOT CHECKED")
+    assert [*small.iterdir()] == [small / "r.json"]
+
+
+def test_1_and_a_script_where_something_is_wrong(small: Path) -> None:
+    with inject("gelu-tanh-ignored"):
+        result = call("parity", "--devices", "cpu", "--reference", "none")
+    assert result.exit_code == 1, result.output
+    script = small / "reproduce-gelu-cpu-float32.py"
+    assert [*small.iterdir()] == [script]
+    assert script.name in result.stdout
+    exec(compile(script.read_text(), str(script), "exec"), {})
+
+
+def test_1_where_the_function_is_another(small: Path) -> None:
+    if REFERENCE is None:
+        pytest.skip("no reference is installed")
+    with inject("exact-gelu"):
+        result = call("parity", "--devices", "cpu", "--rows")
+    assert result.exit_code == 1
+    assert "mlp.hook_post" in result.stdout
+    assert [*small.iterdir()] == []
+
+
+@pytest.mark.skipif(ABSENT is None, reason="this machine has every device")
+@pytest.mark.parametrize("command", ["parity", "doctor"])
+def test_3_where_something_is_not_checked(command: str, small: Path) -> None:
+    assert ABSENT is not None
+    result = call(command, "--device", ABSENT, *(["--reference", "none"] * (command == "parity")))
+    assert result.exit_code == 3, result.output
+    assert f"this machine has no {ABSENT}" in result.stdout
+    assert "PASS" not in result.stdout
+
+
+@pytest.mark.parametrize("command", ["parity", "doctor"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "gpu"), "PyTorch knows no device 'gpu'"),
+        (("--dtype", "fp8"), "no dtype 'fp8'"),
+        (("--weights", "no/such/folder/here"), "no/such/folder/here"),
+        (("--weights", "stress:tiny"), "no published GPT-2 has size 'tiny'"),
+    ],
+)
+def test_2_and_one_line_for_what_cannot_be_done(
+    command: str, arguments: tuple[str, str], message: str
+) -> None:
+    assert_one_line(call(command, *arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mode", "fast"), "no mode 'fast'"),
+        (("--reference", "numpy"), "no reference 'numpy'"),
+    ],
+)
+def test_2_and_one_line_for_what_parity_alone_takes(arguments, message: str) -> None:
+    assert_one_line(call("parity", *arguments), message)
+
+
+def test_2_where_the_report_cannot_be_written(small: Path) -> None:
+    result = call("parity", "--devices", "cpu", "--reference", "none", "--json", "no/r.json")
+    assert result.exit_code == 2
+    assert "No such file or directory" in result.stderr
+
+
+def assert_one_line(result: Result, message: str) -> None:
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    [line] = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_the_doctor(small: Path) -> None:
+    result = call("doctor", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "PASS cpu computes GPT-2 correctly in float32." in result.stdout
+    with inject("gelu-tanh-ignored"):
+        result = call("doctor", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "First bad activation: blocks.0.mlp.hook_post" in result.stdout
+    assert [path.name for path in small.iterdir()] == ["reproduce-gelu-cpu-float32.py"]

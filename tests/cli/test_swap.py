@@ -1,0 +1,165 @@
+"""The command that swaps modules: what it prints and writes, and its one-line errors."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from clean_transformer.support import dtypes as choices
+from clean_transformer.text.tokenizer import END_OF_TEXT
+from clean_transformer.weights import hub
+
+from ..parity.small import small_weights
+from .test_cli import assert_one_line, call
+
+OWN = """
+from torch import nn
+
+
+class Halved(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+
+    def forward(self, x):
+        return x / 2
+
+
+class Broken(Halved):
+    def forward(self, x):
+        return x.no_such_thing()
+
+
+def same(old, path):
+    return old
+"""
+
+
+@pytest.fixture
+def folder(one_thread: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Small weights, a folder to run in, and a file of one's own in it."""
+    weights = small_weights(n_layers=2, d_vocab=300, n_ctx=16)
+    monkeypatch.setattr(choices, "choose_weights", lambda source: weights)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path
+
+
+@pytest.fixture
+def tokenizer(folder: Path) -> Path:
+    """The bytes and <|endoftext|>, as a tokenizer."""
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), END_OF_TEXT]
+    vocab = {word: token for token, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    (folder / "weights").mkdir()
+    backend.save(str(folder / "weights" / "tokenizer.json"))
+    return folder / "weights"
+
+
+def test_it_prints_and_writes_what_changed(folder: Path) -> None:
+    result = call(
+        *("swap", "--module", "blocks.1.attn", "--with", "own.py:Halved"),
+        *("--device", "cpu", "--json", "e.json", "--html", "e.html"),
+    )
+    assert result.exit_code == 0, result.output
+    first, tokens, swapped = result.stdout.splitlines()[:3]
+    assert first == "small stress weights; on ids spread over the vocabulary"
+    assert tokens == "2 × 16 tokens, float32 on cpu"
+    assert swapped == "swapped: Attention → Halved at blocks.1.attn"
+    said = " ".join(result.stdout.split())
+    assert "attn.hook_q, " in said
+    assert "in block 1: only the original model makes it" in said
+    assert "Warning" not in result.stderr
+    read = json.loads((folder / "e.json").read_text())
+    assert read["swapped"] == [{"path": "blocks.1.attn", "old": "Attention", "new": "Halved"}]
+    felt = read["impact"]
+    assert f"output: {felt['top1_flips']} of 32 top-1 predictions flipped" in result.stdout
+    assert "Attention → Halved" in (folder / "e.html").read_text(encoding="utf-8")
+    assert {file.name for file in folder.iterdir()} == {"own.py", "e.json", "e.html"}
+
+
+def test_the_same_module_changes_nothing(folder: Path) -> None:
+    arguments = ("--device", "cpu", "--dtype", "bfloat16")
+    result = call("swap", "--module", "blocks.*.mlp", "--with", "own.py:same", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "bfloat16 on cpu" in result.stdout
+    assert "0 of 32 top-1 predictions flipped, KL divergence 0 nats, loss +0 nats" in result.stdout
+    assert "no activation changed" in result.stdout
+
+
+SAME = ("swap", "--module", "blocks.0.mlp", "--with", "own.py:same", "--device", "cpu")
+
+
+def test_a_text_is_read_where_there_is_a_tokenizer(tokenizer: Path) -> None:
+    result = call(*SAME, "Hello, you", "--weights", str(tokenizer))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[:2] == [
+        "small stress weights; on 'Hello, you'",
+        "1 × 11 tokens, float32 on cpu",
+    ]
+
+
+def test_a_text_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(source: str, wanted: object) -> Path:
+        asked.append(source)
+        raise hub.HubError("no network today")
+
+    monkeypatch.setattr(hub, "fetch", unreachable)
+    for weights in ((), ("--weights", "plain:medium")):
+        result = call(*SAME, "Hello", *weights)
+        assert result.exit_code == 0, result.output
+        said = " ".join(result.stdout.split())
+        assert "vocabulary, not on the text, because no network today 2 × 16 tokens" in said
+    assert asked == ["gpt2"] * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "make", "message"),
+    [
+        ("blocks.0.mpl", "own.py:same", "did you mean one of ['blocks.0.mlp'"),
+        ("blocks.0.mlp", "none.py:same", "there is no Python file"),
+        ("blocks.0.mlp", "own.py:sane", "has no class or function 'sane'; did you mean"),
+        ("blocks.0.mlp", "own.py:Broken", "own.py, line 15: blocks.0.mlp: Broken, given"),
+        ("unembed", "own.py:Halved", "unembed: Halved, given 'batch pos d_model'"),
+    ],
+)
+def test_2_and_one_line_for_what_cannot_be_swapped(
+    folder: Path, module: str, make: str, message: str
+) -> None:
+    assert_one_line(call("swap", "--module", module, "--with", make), message)
+    assert [*folder.iterdir()] == [folder / "own.py"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "gpu"), "unknown device 'gpu'"),
+        (("--dtype", "fp8"), "no dtype 'fp8'"),
+        (("--weights", "no/such/folder/here"), "no/such/folder/here"),
+    ],
+)
+def test_2_and_one_line_for_what_cannot_be_run(
+    arguments: tuple[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own.py").write_text(OWN)
+    make = f"{tmp_path / 'own.py'}:same"
+    assert_one_line(call("swap", "--module", "embed", "--with", make, *arguments), message)
+
+
+def test_a_text_that_is_too_long_is_refused(tokenizer: Path) -> None:
+    result = call(*SAME, "Hello, you there, whoever", "--weights", str(tokenizer))
+    assert_one_line(result, "26 tokens are more than the n_ctx=16 positions")
+
+
+def test_2_where_the_report_cannot_be_written(folder: Path) -> None:
+    result = call(*SAME, "--html", "no/e.html")
+    assert result.exit_code == 2
+    assert "No such file or directory" in result.stderr

@@ -1,0 +1,96 @@
+"""`clean-transformer train`: what it writes, and what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from clean_transformer.cli import app
+from clean_transformer.cli.train import architecture
+from clean_transformer.model import DemoTransformer
+from clean_transformer.text.tokenizer import Tokenizer
+
+from ..helpers import assert_equal_states, trained
+from ..training.runs import read_metrics
+
+SMALL = ("--n-layers", "1", "--n-heads", "2", "--d-model", "8", "--n-ctx", "8")
+RUN = ("--steps", "3", "--batch", "2", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With tokens in it, to run in."""
+    monkeypatch.chdir(tmp_path)
+    np.save("tokens.npy", np.arange(200, dtype=np.uint16) % 13)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_tokens_to_a_model_and_the_same_command_again(folder: Path):
+    command = ("tokens.npy", "--out", "run", *RUN, *SMALL, "--d-vocab", "13")
+    for _ in range(2):
+        result = call(*command)
+        assert (result.exit_code, result.stdout) == (0, "wrote run/model\n"), result.output
+        assert [line["step"] for line in read_metrics(folder / "run")] == [1, 2, 3]
+    assert read_metrics(folder / "run")[-1]["held_out_loss"] > 0
+    model = DemoTransformer.from_pretrained("run/model", device="cpu")
+    saved = torch.load("run/checkpoint.pt", weights_only=True)
+    assert_equal_states(model.state_dict(), saved["model"])
+
+    # And on from there.
+    result = call("tokens.npy", "--out", "next", *RUN, "--weights", "run/model")
+    assert result.exit_code == 0, result.output
+    assert read_metrics(folder / "next")[0]["loss"] < read_metrics(folder / "run")[0]["loss"]
+
+
+def test_text_to_a_model_that_reads_text(folder: Path):
+    trained().save("tokenizer.json")
+    Path("book.txt").write_text("The cat sat on the mat. " * 20)
+    Path("other.txt").write_text("The cat sat. " * 4)
+    result = call(
+        *("book.txt", "--held-out", "other.txt", "--out", "run", "--tokenizer", str(folder)),
+        *(*RUN, *SMALL),
+    )
+    assert result.exit_code == 0, result.output
+    model = DemoTransformer.from_pretrained("run/model", device="cpu")
+    assert model.cfg.d_vocab == Tokenizer.from_pretrained("run/model").d_vocab == 270
+
+
+def test_other_sizes_keep_the_proportions_of_the_published():
+    cfg = architecture("medium", n_layers=3, d_model=64)
+    assert (cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_mlp) == (3, 16, 64, 4, 256)
+    assert architecture("xl").d_head == 64
+    with pytest.raises(ValueError, match="12 heads cannot share a width of 64 equally"):
+        architecture("small", d_model=64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tokens.npy", "--d-vocab", "9"), "the tokens have ids from 0 to 12"),
+        (("tokens.npy", "--n-ctx", "1024"), "the tokens are 180; a window of n_ctx=1024"),
+        (("tokens.npy", "tokens.npy"), "there are 2 files"),
+        (("none.npy",), "No such file or directory: 'none.npy'"),
+        (("tokens.npy", "--clip", "0"), "Training.clip is 0.0"),
+        (("tokens.npy", "--accumulation", "2", "--batch", "3"), "must be a multiple of accum"),
+        (
+            ("tokens.npy", "--weights", "gpt2"),
+            "leave out --n-layers, --n-heads, --d-model, --n-ctx",
+        ),
+        (("tokens.npy", "--sharded"), "sharded needs several processes"),
+    ],
+)
+def test_2_and_one_line_for_what_cannot_be_trained(folder: Path, arguments, message: str):
+    result = call("--out", "run", *RUN, *SMALL, *arguments)
+    assert result.exit_code == 2
+    [line] = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert [*folder.iterdir()] == [folder / "tokens.npy"]

@@ -1,0 +1,401 @@
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from clean_transformer import DemoTransformer, HookPoint
+from clean_transformer.config import Config
+from clean_transformer.inference import optimize
+from clean_transformer.inference.autotune import Choice
+from clean_transformer.inference.fast_modules import NotOptimized
+from clean_transformer.inference.matmuls import (
+    EachThreadItsInputs,
+    InFloat32,
+    OneDNN,
+    Product,
+    WithoutBias,
+)
+from clean_transformer.parity import invariants
+from clean_transformer.parity.inputs import Weights
+from clean_transformer.parity.suite import check_device
+from clean_transformer.swapping.swap import swap
+from clean_transformer.variants.mlp import ReluMLP
+from clean_transformer.weights.synthetic import stress
+
+from ..helpers import TINY, assert_same_function, configs, random_model, tiny
+
+TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+def choices(*products: Product) -> pytest.MarkDecorator:
+    """Each product, with the weights as they are and transposed."""
+    each = [
+        Choice({1: product}, transposed) for product in products for transposed in (False, True)
+    ]
+    return pytest.mark.parametrize(
+        "choice", each, ids=lambda c: f"{type(c(1)).__name__} {c.transposed}"
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is the fastest differs by machine; a test that needs it asks for it."""
+    choose(monkeypatch, Choice({1: Product()}, transposed=False))
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, choice: Choice) -> None:
+    monkeypatch.setattr(optimize, "fastest_for_blocks", lambda *_: choice)
+    monkeypatch.setattr(optimize, "fastest_for_unembed", lambda *_: choice)
+
+
+@pytest.fixture
+def model() -> Iterator[DemoTransformer]:
+    with torch.no_grad():
+        yield random_model()
+
+
+@choices(Product(), WithoutBias(), EachThreadItsInputs(2))
+@given(cfg=configs(tied_unembed=True) | configs(normalization_type="LNPre", tied_unembed=False))
+@torch.no_grad()
+def test_every_choice_computes_the_same(choice: Choice, cfg: Config):
+    model = random_model(cfg, dtype=torch.float64)
+    tokens = torch.arange(2 * cfg.n_ctx).view(2, -1) % cfg.d_vocab
+    before, logits = copy.deepcopy(model.state_dict()), model(tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        choose(patch, choice)
+        optimized = model.optimize()
+
+    assert optimized.modules == (*(f"blocks.{n}" for n in range(cfg.n_layers)), "unembed")
+    assert_same_function(model(tokens), logits)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@choices(OneDNN(), InFloat32())
+def test_choices_without_float64_pass_the_parity_suite(monkeypatch, choice: Choice):
+    choose(monkeypatch, choice)
+    monkeypatch.setattr(invariants, "INVARIANTS", ())
+    cfg = tiny(n_ctx=33)
+
+    run = check_device(Weights("", cfg, stress(cfg)), "cpu", torch.float32, mode="optimized")
+
+    assert run.verdict.value == "PASS", run
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_parity_suite_passes(monkeypatch, dtype: torch.dtype):
+    monkeypatch.undo()  # with whatever is the fastest here
+    monkeypatch.setattr(invariants, "INVARIANTS", ())
+    cfg = tiny(n_ctx=33)
+
+    run = check_device(Weights("", cfg, stress(cfg)), "cpu", dtype, mode="optimized")
+
+    assert run.verdict.value == "PASS", run
+    names = {row.name for row in run.isolated}
+    assert names == {"embed", "pos_embed", "blocks.0", "blocks.1", "ln_final", "unembed"}
+
+
+def test_the_parity_suite_sees_a_wrong_product(monkeypatch):
+    class Wrong(Product):
+        def gelu(self, x, weight):
+            return nn.functional.gelu(self(x, weight))  # the exact one
+
+    choose(monkeypatch, Choice({1: Wrong()}, transposed=False))
+    monkeypatch.setattr(invariants, "INVARIANTS", ())
+    cfg = tiny(n_ctx=33)
+
+    run = check_device(Weights("", cfg, stress(cfg)), "cpu", torch.float32, mode="optimized")
+
+    assert run.first_failure is not None
+    assert run.first_failure.name == "blocks.0"
+
+
+def test_undone_everything_is_as_it_was(model):
+    logits = model(TOKENS)
+
+    with model.optimize() as optimized:
+        assert "forward" in vars(model.blocks[0])
+    optimized.undo()
+
+    assert not any("forward" in vars(part) for part in model.modules())
+    assert torch.equal(model(TOKENS), logits)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    untied=st.booleans(),
+)
+@settings(max_examples=20)
+@torch.no_grad()
+def test_generation_is_the_same(lengths: list[int], untied: bool):
+    model = random_model(tiny(tied_unembed=not untied))
+    prompts = [[(7 * n + length) % 31 for n in range(length)] for length in lengths]
+    new = model.generate(prompts, 5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        choose(patch, Choice({1: WithoutBias()}, transposed=True))
+        model.optimize()
+
+    assert model.generate(prompts, 5) == new
+
+
+# Where it steps aside.
+
+
+def runs_as_written(model: DemoTransformer, why: str):
+    return pytest.warns(NotOptimized, match=why)
+
+
+def test_what_is_watched_is_what_the_modules_compute(model):
+    logits, cache = model.run_with_cache(TOKENS)
+
+    model.optimize()
+    with runs_as_written(model, "watched or patched"):
+        again, watched = model.run_with_cache(TOKENS)
+
+    assert torch.equal(again, logits)
+    assert [*watched] == [*cache]
+    assert all(torch.equal(watched[name], cache[name]) for name in cache)
+
+
+@pytest.mark.parametrize(
+    "point", ["blocks.1.attn.hook_z", "blocks.1.hook_resid_mid", "blocks.0.mlp"]
+)
+def test_a_patch_inside_takes_effect(model, point: str):
+    hooks = [(point, lambda activation, hook: activation * 0)]
+    patched = model.run_with_hooks(TOKENS, hooks=hooks)
+
+    model.optimize()
+    with runs_as_written(model, "watched or patched"):
+        again = model.run_with_hooks(TOKENS, hooks=hooks)
+
+    assert_same_function(again, patched)
+
+
+def test_the_outputs_of_blocks_are_watched_without_leaving_the_fast_path(model):
+    model.optimize()
+
+    _, cache = model.run_with_cache(TOKENS, names=["blocks.0", "hook_embed", "ln_final"])
+
+    assert len(cache) == 3
+
+
+def test_gradients_are_those_of_the_modules():
+    model = random_model()
+    model(TOKENS).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    model.optimize()
+    with runs_as_written(model, "gradients are on"):
+        model(TOKENS).sum().backward()
+
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-12, atol=1e-12)
+
+
+def test_under_autocast_it_runs_as_written():
+    model = random_model(dtype=torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(TOKENS)
+        model.optimize()
+        with runs_as_written(model, "autocast"):
+            assert torch.equal(model(TOKENS), logits)
+
+
+def every_weight_changed(model: DemoTransformer) -> None:
+    for parameter in model.parameters():
+        parameter.mul_(1.5)
+
+
+def replaced_weight(model: DemoTransformer) -> None:
+    model.blocks[1].attn.W_K = nn.Parameter(model.blocks[1].attn.W_K * 2)
+
+
+def replaced_data(model: DemoTransformer) -> None:
+    model.blocks[1].attn.W_V.data = model.blocks[1].attn.W_V * 2
+
+
+def loaded_weights(model: DemoTransformer) -> None:
+    model.load_state_dict(random_model(seed=1).state_dict(), assign=True)
+
+
+def another_embedding(model: DemoTransformer) -> None:
+    model.embed.W_E = nn.Parameter(model.embed.W_E * 2)
+
+
+def another_module(model: DemoTransformer) -> None:
+    swap(model, "blocks.1.mlp", ReluMLP)
+
+
+def another_dtype(model: DemoTransformer) -> None:
+    model.float()
+
+
+CHANGES = [replaced_weight, replaced_data, loaded_weights, another_embedding, another_module]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, another_dtype])
+def test_a_changed_module_is_never_computed_from_what_was_prepared(model, change):
+    expected = copy.deepcopy(model)
+    change(expected)
+
+    model.optimize()
+    change(model)
+    with runs_as_written(model, "call optimize"):
+        logits = model(TOKENS)
+
+    assert_same_function(logits, expected(TOKENS))
+    model.optimize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same_function(model(TOKENS), logits)
+
+
+def test_weights_changed_in_place_are_read_as_they_are(model):
+    expected = copy.deepcopy(model)
+    every_weight_changed(expected)
+
+    model.optimize()
+    every_weight_changed(model)
+
+    assert_same_function(model(TOKENS), expected(TOKENS))
+
+
+def test_8_bit_copies_notice_a_change_in_place(model):
+    expected = copy.deepcopy(model)
+    every_weight_changed(expected)
+
+    model.optimize("int8")
+    every_weight_changed(model)
+    with runs_as_written(model, "call optimize"):
+        logits = model(TOKENS)
+
+    assert_same_function(logits, expected(TOKENS))
+
+
+def test_other_hook_points_than_it_knew_are_seen(model):
+    model.optimize()
+    seen = []
+    point = HookPoint()
+    point.register_forward_hook(lambda *_: seen.append(True))
+    model.blocks[0].attn.hook_q = point
+
+    with runs_as_written(model, "call optimize"):
+        model(TOKENS)
+
+    assert seen
+
+
+def test_a_copy_computes_from_its_own_weights(model):
+    model.optimize()
+    copied = copy.deepcopy(model)
+    every_weight_changed(copied)
+    plain = copy.deepcopy(random_model())
+    every_weight_changed(plain)
+
+    with runs_as_written(model, "call optimize"):
+        assert_same_function(copied(TOKENS), plain(TOKENS))
+
+
+def test_modules_of_other_classes_stay_as_they_are(model):
+    swap(model, "blocks.0.mlp", ReluMLP)
+    logits = model(TOKENS)
+
+    optimized = model.optimize()
+
+    assert optimized.modules == ("blocks.1", "unembed")
+    assert_same_function(model(TOKENS), logits)
+
+
+def test_8_bits_need_a_processor():
+    with torch.device("meta"):
+        model = DemoTransformer(TINY)
+
+    with pytest.raises(ValueError, match="computed with on the cpu only, and the model is on meta"):
+        model.optimize("int8")
+
+
+def test_8_bits_need_weights_that_count_their_changes():
+    with torch.inference_mode():
+        model = random_model()
+
+    with pytest.raises(ValueError, match="made under torch"):
+        model.optimize("int8")
+
+
+def test_it_tells_what_it_chose(model):
+    assert "{1: 'Product'}" in repr(model.optimize())
+
+
+COMPILED = """
+import copy
+import torch
+from clean_transformer import Config, DemoTransformer
+
+torch.manual_seed(0)
+cfg = Config(n_layers=1, n_heads=2, d_model=16, d_head=8, d_mlp=32, d_vocab=50, n_ctx=20,
+             initializer_range=0.5)
+model = DemoTransformer(cfg)
+prompts = [[3, 1, 4], [1, 5]]
+
+def continuations():
+    return [model.generate(prompts, new, beams=beams) for new in (12, 9) for beams in (1, 2)]
+
+def without_attention():
+    silence = model.blocks[0].attn.hook_z.register_forward_hook(lambda *args: 0 * args[-1])
+    silent = continuations()
+    silence.remove()
+    return silent
+
+for weights in (None, "int8"):
+    with model.optimize(weights):
+        written = [continuations(), without_attention()]
+    torch.compiler.reset()  # what was compiled before counts, too
+    torch._dynamo.utils.counters.clear()
+    with model.optimize(weights, compile=True), torch._dynamo.config.patch(error_on_recompile=True):
+        assert [continuations(), without_attention()] == written
+        assert continuations() == written[0] != written[1]
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        assert not torch._dynamo.utils.counters["graph_break"]
+        changed = copy.deepcopy(model.blocks[0].mlp)
+        changed.b_out.data.normal_(std=9.0)
+        model.blocks[0].mlp, mlp = changed, model.blocks[0].mlp
+        assert continuations() != written[0]
+        model.blocks[0].mlp = mlp
+    assert not vars(model).keys() & {"read_one", "cache_class"}
+    model.optimize(compile=True)
+    model.optimize()
+    assert not vars(model).keys() & {"read_one", "cache_class"}
+
+with model.optimize():  # and compiled by somebody else: what is wanted then stays
+    tokens = torch.tensor(prompts[:1])
+    torch.compile(model, backend="eager")(tokens).sum().backward()
+    assert model.embed.W_E.grad.any() and model.blocks[0].mlp.W_in.grad.any()
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_step_is_the_same_is_compiled_once_and_steps_aside():
+    """In a process of its own: the checks of types that tests have cannot be compiled."""
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILED],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+    )
+
+
+def test_only_our_models_have_a_step_to_compile():
+    with pytest.raises(TypeError, match="a Sequential has no step to compile"):
+        optimize.optimize(nn.Sequential(nn.Linear(1, 1)), compile=True)

@@ -1,0 +1,202 @@
+"""The sensitivity of the suite: every planted fault is caught, and laid at the right door."""
+
+import re
+from collections.abc import Callable
+from fnmatch import fnmatch
+
+import pytest
+import torch
+
+from clean_transformer.config import Config
+from clean_transformer.hooks import HookedModule, HookPoint
+from clean_transformer.model import DemoTransformer
+from clean_transformer.parity import suite
+from clean_transformer.parity.faults import DEVICE_FAULTS, SEMANTIC_FAULTS, inject, weight_changed
+from clean_transformer.parity.operations import probes
+from clean_transformer.parity.operations.known_issues import KNOWN_FAULTS
+from clean_transformer.parity.references.base import Reference
+from clean_transformer.parity.references.choose import REFERENCES, choose_reference
+from clean_transformer.parity.same_function import ParityReport, compare
+from clean_transformer.parity.suite import check_device
+from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
+
+from ...helpers import quietly
+from ..small import BF16, F16, F32, small_weights
+
+
+class Beside:
+    """A model, tokens and a reference that has them already."""
+
+    def __init__(self, reference: str):
+        cfg = Config(n_layers=3, n_heads=3, d_model=12, d_head=4, d_mlp=20, d_vocab=30, n_ctx=16)
+        generator = torch.Generator().manual_seed(0)
+        self.model = DemoTransformer(cfg).double()
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_((1 if name.endswith(".w") else 0) + 0.3 * noise)
+            self.model.unembed.b_U.zero_()  # Hugging Face's format has no place for it
+        self.tokens = torch.randint(30, (2, 9), generator=generator)
+        theirs = quietly(REFERENCES[reference], cfg, self.model.state_dict())
+        activations = theirs.run(self.tokens)
+        self.reference = Reference(theirs.title, lambda tokens: activations, theirs.aliases)
+
+    def compare(self) -> ParityReport:
+        return compare(self.model, self.reference, self.tokens)
+
+    def names(self) -> list[str]:
+        """Every activation of ours, in the order of the forward pass."""
+        parts = self.model.named_modules()
+        watched = [name for name, part in parts if isinstance(part, HookPoint | HookedModule)]
+        with torch.no_grad():
+            return [*self.model.run_with_cache(self.tokens, names=filter(None, watched))[1]]
+
+
+@pytest.fixture(scope="module")
+def beside(installed: str) -> Beside:
+    return Beside(installed)
+
+
+def test_without_a_fault_the_function_is_the_same(beside: Beside) -> None:
+    assert not [row for row in beside.compare().rows if row.verdict is not Verdict.PASS]
+
+
+@pytest.mark.skipif(
+    choose_reference("auto")[0] != "bridge",
+    reason="the rows name what TransformerBridge caches, which has no optional activations",
+)
+@pytest.mark.parametrize("fault", SEMANTIC_FAULTS, ids=lambda fault: fault.name)
+def test_semantic_fault(fault, beside: Beside, planted: Callable[[str], None]) -> None:
+    """WRONG, first in the row's activation: of those from there on, the first the reference has."""
+    names = beside.names()
+    last = f"blocks.{beside.model.cfg.n_layers - 1}"
+    start = next(
+        place
+        for place, name in enumerate(names)
+        if fnmatch(name, fault.first.replace("blocks.*", last))
+    )
+    compared = {row.name for row in beside.compare().rows}
+    expected = next(name for name in names[start:] if name in compared)
+
+    planted("semantic")
+    with inject(fault.name):
+        report = beside.compare()
+    assert report.verdict is Verdict.WRONG
+    planted("semantic caught")
+    assert report.first_failure is not None
+    assert report.first_failure.name == expected
+    planted("semantic attributed")
+
+
+def test_the_smallest_change_of_one_weight_that_is_seen(beside: Beside) -> None:
+    """Below it a fault cannot be seen in principle: rounding may be as large."""
+    with torch.no_grad():
+        _, cache = beside.model.run_with_cache(
+            beside.tokens, names=["blocks.0.ln2", "blocks.0.mlp.hook_pre"]
+        )
+    read, pre = cache["blocks.0.ln2"][..., 0], cache["blocks.0.mlp.hook_pre"]
+    moved = (read * beside.model.blocks[0].mlp.W_in[0, 0].detach()).abs()
+    allowed = SAME_FUNCTION * (pre[..., 0].abs() + pre.square().mean().sqrt())
+    threshold = float((allowed / moved).min())
+
+    def seen(exponent: int) -> bool:
+        with weight_changed(2.0**exponent):
+            return beside.compare().verdict is Verdict.WRONG
+
+    invisible, visible = -53, 0
+    assert seen(visible)
+    assert not seen(invisible)
+    while visible - invisible > 1:
+        middle = (invisible + visible) // 2
+        visible, invisible = (middle, invisible) if seen(middle) else (visible, middle)
+    # A later activation may be moved more, relative to its scale, than the first.
+    assert threshold / 16 < 2.0**visible < 2.1 * threshold
+
+
+# What meets each fault; float32 and 64 positions unless it says otherwise.
+MEETS = {
+    "sdpa-many-keys-half": {"dtype": BF16, "n_ctx": 1024},
+    "sdpa-bf16-mask": {"dtype": BF16},
+    "sdpa-causal-leak": {"dtype": BF16},
+    "matmul-columns-past-1024": {"d_vocab": 33000},
+    "matmul-1024-rows": {"n_ctx": 1024},
+    "embedding-ids-past-32767": {"d_vocab": 33000},
+    "matmul-half-accumulator": {"dtype": BF16, "d_mlp": 2048},
+    "layer-norm-half-statistics": {"dtype": F16},
+}
+KNOWN = {fault.name for fault in KNOWN_FAULTS}
+IN_THE_MODEL = [
+    fault for fault in DEVICE_FAULTS if not fault.probe_only and not fault.first_call_only
+]
+
+
+def check(fault: str) -> suite.DeviceRun:
+    changes = {"d_vocab": 300} | MEETS.get(fault, {})
+    dtype = changes.pop("dtype", F32)
+    return check_device(small_weights(**changes), "cpu", dtype)
+
+
+def assert_located(fault, located, planted: Callable[[str], None]) -> None:
+    """The operation, the known fault, and a script that shows the fault and only the fault."""
+    assert located is not None
+    assert located.operation.split(".")[1] in fault.operations
+    if fault.name in KNOWN:
+        assert fault.name in [match.split(":")[0] for match in located.known]
+    planted("device attributed")
+    assert len(located.script.splitlines()) < 40
+    assert set(re.findall(r"^(?:import|from) (\S+)", located.script, re.M)) == {"torch"}
+    script = compile(located.script, fault.name, "exec")
+    exec(script, {})
+    with inject(fault.name), pytest.raises(AssertionError):
+        exec(script, {})
+
+
+@pytest.mark.usefixtures("model_alone")
+@pytest.mark.parametrize("fault", IN_THE_MODEL, ids=lambda fault: fault.name)
+def test_device_fault(fault, planted: Callable[[str], None]) -> None:
+    planted("device")
+    with inject(fault.name):
+        run = check(fault.name)
+    assert run.verdict in (Verdict.WRONG, Verdict.DEGRADED)
+    planted("device caught")
+    assert run.first_failure is not None
+    assert_located(fault, run.located, planted)
+
+
+@pytest.mark.parametrize(
+    "fault", [fault for fault in DEVICE_FAULTS if fault.probe_only], ids=lambda fault: fault.name
+)
+def test_device_fault_that_single_operations_find(
+    fault, planted: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [probe for probe in probes.PROBES if not re.search(r" (?!8x1024)\d+x\d+", probe.name)]
+    monkeypatch.setattr(probes, "PROBES", few)
+    dtype = MEETS.get(fault.name, {}).get("dtype", F32)
+    checks, healthy = suite._probe("cpu", dtype)
+    assert {row.verdict for row in checks} == {Verdict.PASS}
+    assert healthy is None
+
+    planted("device")
+    with inject(fault.name):
+        checks, located = suite._probe("cpu", dtype)
+    assert Verdict.WRONG in {row.verdict for row in checks}
+    planted("device caught")
+    assert_located(fault, located, planted)
+
+
+@pytest.mark.usefixtures("model_alone")
+def test_device_fault_of_the_first_call_alone(planted: Callable[[str], None]) -> None:
+    """Caught where it first strikes; by the time an operation is looked for, it is over."""
+    planted("device")
+    with inject("first-call-imprecise"):
+        run = check("first-call-imprecise")
+    assert run.verdict in (Verdict.WRONG, Verdict.DEGRADED)
+    planted("device caught")
+    assert run.located is None
+
+
+def test_no_fault_is_left_out() -> None:
+    """The tests above share the table of device faults among them."""
+    rest = [fault.name for fault in DEVICE_FAULTS if fault.first_call_only]
+    assert rest == ["first-call-imprecise"]
+    assert MEETS.keys() <= {fault.name for fault in DEVICE_FAULTS}

@@ -1,0 +1,111 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clean_transformer.parity.operations.bounds import expected_outputs
+from clean_transformer.parity.operations.check import check_operations
+from clean_transformer.parity.operations.judgement import judge
+from clean_transformer.parity.operations.replay import Call64
+from clean_transformer.parity.verdict import Verdict
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention.default
+
+
+def sample(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True},
+        {"attn_mask": torch.ones(5, 9, dtype=torch.bool).tril(2)},
+        {"attn_mask": sample(5, 9).double()},
+        {"scale": 0.3},
+    ],
+)
+def test_exact_attention_is_the_function_that_torch_documents(options: dict) -> None:
+    q, k, v = sample(2, 3, 5, 8), sample(2, 3, 9, 8, seed=1), sample(2, 3, 9, 8, seed=2)
+    func = torch.ops.aten.scaled_dot_product_attention.default
+    (expected,) = expected_outputs(Call64(func, (q, k, v), options, torch.float32)) or [None]
+    assert expected is not None
+    want = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), **options)
+    torch.testing.assert_close(expected.exact, want, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_of_another_device_is_compared_and_its_seeds_are_not() -> None:
+    q = sample(1, 2, 9, 8)
+    expected = expected_outputs(Call64(FLASH, (q, q, q, 0.0, True), {}, torch.float32))
+    assert expected is not None
+    assert len(expected) == 1
+
+
+def test_attention_with_dropout_is_not_compared() -> None:
+    q = sample(1, 2, 9, 8)
+    assert expected_outputs(Call64(FLASH, (q, q, q, 0.1), {}, torch.float32)) == [None]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_precision_tells_other_numbers_from_rounding(dtype: torch.dtype) -> None:
+    x, w = sample(9, 6400).to(dtype), sample(6400, 64, seed=1).to(dtype)
+    func = torch.ops.aten.mm.default
+    expected = expected_outputs(Call64(func, (x, w), {}, dtype))
+    assert expected is not None
+    right = x @ w
+    one_wrong = right.clone()
+    one_wrong[3, 5] = right[4, 5]
+    zeros = right.clone()
+    zeros[:, 40:] = 0
+    assert judge(expected, right).verdict is Verdict.PASS
+    assert judge(expected, one_wrong).verdict is Verdict.WRONG
+    assert judge(expected, one_wrong).worst == (3, 5)
+    assert judge(expected, zeros).verdict is Verdict.WRONG
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pattern_must_be_zero_where_the_scores_are_masked(dtype: torch.dtype) -> None:
+    scores = sample(2, 9, 9).masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf).to(dtype)
+    func = torch.ops.aten._softmax.default
+    expected = expected_outputs(Call64(func, (scores, -1, False), {}, dtype))
+    assert expected is not None
+    pattern = scores.softmax(-1)
+    assert judge(expected, pattern).verdict is Verdict.PASS
+    pattern[0, 2, 3] = 1e-5
+    assert judge(expected, pattern).verdict is Verdict.WRONG
+    assert judge(expected, pattern).worst == (0, 2, 3)
+
+
+def test_indices_of_equal_values_may_come_in_any_order() -> None:
+    x = torch.zeros(2, 5)
+    func = torch.ops.aten.topk.default
+    expected = expected_outputs(Call64(func, (x, 2), {}, torch.float32))
+    assert expected is not None
+    values = torch.zeros(2, 2)
+    assert judge(expected, (values, torch.tensor([[0, 1], [4, 2]]))).verdict is Verdict.PASS
+    assert judge(expected, (values, torch.tensor([[0, 1], [4, 5]]))).verdict is Verdict.WRONG
+
+
+def test_an_overflow_to_infinity_is_right() -> None:
+    x = torch.full((4,), 60000.0, dtype=torch.float16)
+    assert check_operations(lambda: x + x).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_losses_and_samplers_are_compared(dtype: torch.dtype) -> None:
+    logits = sample(9, 50).to(dtype)
+
+    def run() -> None:
+        F.cross_entropy(logits.float(), torch.arange(9))
+        kept = logits.masked_fill(logits < logits.topk(5).values[:, -1:], -torch.inf)
+        ordered, _ = kept.sort(descending=True)
+        ordered.softmax(-1).cumsum(-1)
+        torch.multinomial(kept.float().softmax(-1), 1)
+        logits.var(-1), logits.std(), logits.argmax(-1), logits.exp(), logits.abs().log()
+        logits[:, [1, 3]].sum(), torch.cat([logits, logits]).abs().rsqrt()
+
+    report = check_operations(run)
+    assert report.finding is None
+    assert not report.not_checked

@@ -1,0 +1,269 @@
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clean_transformer.config import Config
+from clean_transformer.model import DemoTransformer
+from clean_transformer.modules.attention import Attention
+from clean_transformer.modules.layer_norm import LayerNorm
+from clean_transformer.modules.mlp import MLP
+from clean_transformer.parity.operations.call import Operand
+from clean_transformer.parity.operations.check import (
+    check_operations,
+    first_wrong_operation,
+    lay_out,
+)
+from clean_transformer.parity.operations.script import reproduction_script
+from clean_transformer.parity.verdict import Verdict
+
+from .. import faulty_devices as faulty
+from ..faulty_devices import Faulty, RefusesFloat64
+
+CFG = Config(n_layers=1, n_heads=4, d_model=64, d_head=16, d_mlp=256, d_vocab=100, n_ctx=64)
+
+
+def sample(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(module: type, cfg: Config = CFG) -> Any:
+    torch.manual_seed(0)
+    return module(cfg)
+
+
+# device fault: the mode, what is run, the operation, what the diagnosis says
+FAULTS = {
+    "mm, non-contiguous second operand": (
+        lambda: Faulty("mm", faulty.noncontiguous_second_operand),
+        lambda: (torch.mm, sample(9, 64), sample(32, 64).T),
+        "aten.mm.default",
+        "wrong only when argument 2 (mat2) is not contiguous",
+    ),
+    "addmm, any": (
+        lambda: Faulty("addmm", lambda args, output: output.flip(-1)),
+        lambda: (torch.addmm, sample(32), sample(9, 64), sample(64, 32)),
+        "aten.addmm.default",
+        "right in its unfused form",
+    ),
+    "gelu, non-contiguous": (
+        lambda: Faulty("gelu", faulty.noncontiguous_input),
+        lambda: (lambda x: torch.nn.functional.gelu(x, approximate="tanh"), sample(64, 9).T),
+        "aten.gelu.default",
+        "wrong only when argument 1 (self) is not contiguous; right in its unfused form",
+    ),
+    "layer_norm, storage offset": (
+        lambda: Faulty("native_layer_norm", faulty.ignored_storage_offset),
+        lambda: (seeded(LayerNorm), sample(3, 9, 64)[1:]),
+        "aten.native_layer_norm.default",
+        "wrong only when argument 1 (input) has the storage offset 576; right in its unfused form",
+    ),
+    "SDPA, future tokens": (
+        lambda: Faulty("_scaled_dot_product_flash_attention_for_cpu", faulty.leaks_the_future),
+        lambda: (seeded(Attention), sample(2, 9, 64)),
+        "aten._scaled_dot_product_flash_attention_for_cpu.default",
+        "right in its unfused form",
+    ),
+    "mm, first 1024 columns": (
+        lambda: Faulty("mm", faulty.only_the_first_1024_columns),
+        lambda: (torch.matmul, sample(2, 9, 16), sample(16, 1030)),
+        "aten.mm.default",
+        "wrong in every form tried",
+    ),
+    "addmm, TF32": (
+        lambda: Faulty("addmm", faulty.as_tf32),
+        lambda: (seeded(MLP), sample(2, 9, 64)),
+        "aten.addmm.default",
+        "computed in TF32 precision; right in its unfused form",
+    ),
+    "argmax, INT64_MIN": (
+        lambda: Faulty("argmax", faulty.int64_min),
+        lambda: (lambda x: x.argmax(-1), sample(9, 65)),
+        "aten.argmax.default",
+        "wrong in every form tried",
+    ),
+    "multinomial, INT64_MIN": (
+        lambda: Faulty("multinomial", faulty.int64_min),
+        lambda: (lambda x: torch.multinomial(x, 3, True), sample(9, 65).abs()),
+        "aten.multinomial.default",
+        "wrong in every form tried",
+    ),
+    "where, non-contiguous condition": (
+        lambda: Faulty("where", faulty.noncontiguous_input),
+        lambda: (torch.where, (sample(65, 9) > 0).T, sample(9, 65), sample(9, 65, seed=1)),
+        "aten.where.self",
+        "wrong only when argument 1 (condition) is not contiguous",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_and_reproduced(fault: str) -> None:
+    device, case, operation, diagnosis = FAULTS[fault]
+    function, *inputs = case()
+    assert first_wrong_operation(function, *inputs) is None
+
+    with device():
+        finding = first_wrong_operation(function, *inputs)
+
+    assert finding is not None
+    assert finding.call.operation == operation
+    assert finding.diagnosis == diagnosis
+    script = reproduction_script(finding)
+    assert len(script.splitlines()) < 40
+    assert [line for line in script.splitlines() if "import" in line.split()] == ["import torch"]
+    exec(compile(script, "reproduction", "exec"), {})
+    with device(), pytest.raises(AssertionError, match=operation):
+        exec(compile(script, "reproduction", "exec"), {})
+
+
+def test_a_finding_describes_the_call_and_what_was_tried() -> None:
+    with Faulty("mm", faulty.noncontiguous_second_operand):
+        finding = first_wrong_operation(torch.matmul, sample(2, 9, 64), sample(32, 64).T)
+
+    assert finding is not None
+    assert finding.index == 1  # after the view that merges batch and position
+    assert [x.shape for x in finding.call.operands] == [(18, 64), (64, 32)]
+    assert finding.call.operands[1].stride == (1, 64)
+    assert finding.verdict is Verdict.WRONG
+    assert finding.ratio > 1e5
+    assert finding.repeat_ratio == finding.ratio
+    assert finding.contiguous_ratio is not None
+    assert finding.contiguous_ratio < 30
+    assert finding.unfused_ratio is None
+    assert finding.known == ("linear-noncontiguous-weight", "matmul-tf32")
+
+
+def test_effective_precision_tells_tf32_from_corruption() -> None:
+    x, w = sample(33, 768), sample(768, 768, seed=1)
+    with Faulty("mm", faulty.as_tf32):
+        tf32 = first_wrong_operation(torch.mm, x, w)
+    with Faulty("mm", lambda args, output: (args[0].bfloat16() @ args[1].bfloat16()).float()):
+        bfloat16 = first_wrong_operation(torch.mm, x, w)
+    with Faulty("mm", lambda args, output: output.roll(1, 0)):
+        corrupt = first_wrong_operation(torch.mm, x, w)
+
+    assert tf32 is not None
+    assert bfloat16 is not None
+    assert corrupt is not None
+    assert tf32.judgement.precision == "TF32"
+    assert bfloat16.judgement.precision == "bfloat16"
+    assert (tf32.verdict, bfloat16.verdict, corrupt.verdict) == (
+        Verdict.DEGRADED,
+        Verdict.DEGRADED,
+        Verdict.WRONG,
+    )
+    assert corrupt.bits < bfloat16.bits < tf32.bits < 24
+
+
+def test_a_fault_of_the_first_call_only_is_not_blamed_on_the_layout() -> None:
+    calls: list[Tensor] = []
+
+    def first_only(args: Any, output: Tensor) -> Tensor:
+        calls.append(output)
+        return output.flip(-1) if len(calls) == 1 else output
+
+    with Faulty("mm", first_only):
+        finding = first_wrong_operation(torch.mm, sample(9, 64), sample(32, 64).T)
+    assert finding is not None
+    assert finding.diagnosis == "wrong the first time, right when the same call is repeated"
+
+
+def test_a_wrong_operation_is_found_behind_a_degraded_one() -> None:
+    def spoil(args: Any, output: Tensor) -> Tensor:
+        return faulty.as_tf32(args, output) if output.shape[-1] == 256 else output.flip(-1)
+
+    with Faulty("addmm", spoil):
+        finding = first_wrong_operation(seeded(MLP), sample(2, 9, 64))
+    assert finding is not None
+    assert finding.verdict is Verdict.WRONG
+    assert finding.call.operands[2].shape == (256, 64)
+
+
+def test_a_number_that_is_none_is_wrong() -> None:
+    with Faulty("add", lambda args, output: output * torch.nan):
+        finding = first_wrong_operation(torch.add, sample(4), sample(4))
+    assert finding is not None
+    assert finding.ratio == float("inf")
+
+
+def test_what_cannot_be_compared_is_counted() -> None:
+    report = check_operations(lambda x: torch.bernoulli(x.sigmoid()) + x, sample(9))
+    assert report.not_checked == {"bernoulli": 1}
+    assert report.compared == {"sigmoid": 1, "add": 1}
+    assert report.verdict is Verdict.NOT_CHECKED
+
+
+def test_in_place_out_and_unknown_operations_are_compared() -> None:
+    pair = sample(9, 9)
+
+    def function(x: Tensor) -> None:
+        x = x.clone()
+        x[1:].add_(x[:-1].clone()).mul_(3)
+        torch.mm(x, x.T, out=torch.empty(9, 9))
+        torch.special.expm1(x)
+        x.sort(dim=-1)
+        x.copy_(torch.zeros(9, dtype=torch.bfloat16))[0].fill_(2)
+        torch.std_mean(pair)
+
+    report = check_operations(function, sample(9, 9))
+    assert report.finding is None
+    assert not report.not_checked
+    assert {"add", "mul", "mm", "expm1", "sort", "copy", "fill"} <= set(report.compared)
+    with Faulty("add_", lambda args, output: args[0].add_(1e-3)):
+        finding = first_wrong_operation(function, sample(9, 9))
+    assert finding is not None
+    assert finding.call.operation == "aten.add_.Tensor"
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    pos=st.sampled_from([1, 2, 9, 33]),
+    d_head=st.sampled_from([8, 64]),
+    gain=st.sampled_from([1.0, 20.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    explicit=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_healthy_model_has_no_finding_and_nothing_unchecked(
+    seed: int, pos: int, d_head: int, gain: float, dtype: torch.dtype, explicit: bool
+) -> None:
+    torch.manual_seed(seed)
+    cfg = Config(
+        n_layers=1, n_heads=2, d_model=2 * d_head, d_head=d_head, d_mlp=96, d_vocab=100, n_ctx=64
+    )
+    model = DemoTransformer(cfg).requires_grad_(False)
+    for weight in model.parameters():
+        weight.copy_(weight * gain if weight.ndim > 1 else torch.randn_like(weight))
+    model.to(dtype)
+    tokens = torch.randint(100, (2, pos))
+
+    def run() -> None:
+        if explicit:
+            model.run_with_cache(tokens, names=lambda name: True)
+        else:
+            model(tokens)
+
+    with RefusesFloat64():
+        report = check_operations(run)
+    assert report.finding is None
+    assert not report.not_checked
+    assert report.verdict is Verdict.PASS
+
+
+def test_the_stand_in_device_refuses_float64() -> None:
+    with RefusesFloat64(), pytest.raises(TypeError, match="float64"):
+        sample(3).double()
+
+
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x.T, lambda x: x[1:, 2:5]])
+def test_lay_out_keeps_values_stride_and_offset(view: Any) -> None:
+    x = view(sample(6, 7))
+    again = lay_out(x.contiguous(), Operand.of(x), "cpu")
+    assert torch.equal(again, x)
+    assert Operand.of(again) == Operand.of(x)
+    expanded = sample(1, 7).expand(6, 7)
+    assert torch.equal(lay_out(expanded.contiguous(), Operand.of(expanded), "cpu"), expanded)

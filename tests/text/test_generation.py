@@ -1,0 +1,137 @@
+"""What a model does with prompts and texts, and what it refuses."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clean_transformer.model import DemoTransformer
+from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer
+
+from ..helpers import random_model, random_tokens, reading_model, trained, unchecked_types
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STRINGS = st.lists(st.sampled_from([*"abcdehstx, ", "at", " the", "e c"]), max_size=3)
+
+
+def test_token_ids_give_token_ids():
+    model, tokens = random_model(), random_tokens(length=3)
+    drawing = {"temperature": 1.0, "seed": 0}
+    rows = model.generate(tokens.tolist(), 4, **drawing)
+    assert [row[:3] for row in rows] == tokens.tolist()
+    same = model.generate(tokens.int(), 4, **drawing)
+    assert torch.equal(same, torch.tensor(rows, dtype=torch.int32))
+    stop = [30, rows[0][4]]
+    assert not {*stop} & {*rows[1][3:]}
+    filled = model.generate(tokens, 4, stop_tokens=stop, **drawing)
+    assert filled.tolist() == [[*rows[0][:5], 30, 30], rows[1]]
+
+
+def test_a_text_gives_the_text_and_what_follows():
+    model = reading_model()
+    ids = model.to_tokens("the cat")[0].tolist()
+    [row] = model.generate([ids], 12)
+    text = model.generate("the cat", 12)
+    assert text == "the cat" + model.to_string(row[len(ids) :])
+    both = model.generate(["the cat", "on the mat, then"], 12)
+    assert both == [text, model.generate("on the mat, then", 12)]
+
+
+def test_a_text_ends_before_the_end_of_text_unless_told_otherwise():
+    model = reading_model()
+    end = model.tokenizer.eos_token_id
+    with torch.no_grad():
+        model.unembed.b_U[end] = 100
+    assert model.generate("the cat", 5) == "the cat"
+    assert [*model.stream("the cat", 5)] == []
+    assert model.generate("the cat", 2, stop_tokens=[]) == "the cat" + 2 * END_OF_TEXT
+    tokens = model.to_tokens("the cat")
+    assert model.generate(tokens, 3)[0, -3:].tolist() == [end] * 3
+
+
+def test_a_stop_string_may_span_tokens():
+    model = reading_model()
+    whole = model.generate("the cat", 12)[len("the cat") :]
+    ids = model.generate(model.to_tokens("the cat"), 12)[0, -12:].tolist()
+    for first, second in [(3, 5), (0, 2), (8, 10)]:
+        before, after = (model.to_string(ids[:place]) for place in (first, second + 1))
+        string = after[len(before) + 1 :] or after[-1]
+        expected = whole[: whole.index(string)]
+        assert model.generate("the cat", 12, stop_strings=string) == "the cat" + expected
+        assert "".join(model.stream("the cat", 12, stop_strings=["never", string])) == expected
+
+
+@settings(max_examples=8)
+@given(seed=st.integers(0, 1000), strings=STRINGS, n=st.integers(1, 15))
+def test_a_stream_gives_what_generate_gives(seed: int, strings: list[str], n: int):
+    model = reading_model()
+    drawing = {"temperature": 2.0, "seed": seed, "stop_strings": strings}
+    pieces = [*model.stream("the cat sat", n, **drawing)]
+    assert "".join(pieces) == model.generate("the cat sat", n, **drawing)[len("the cat sat") :]
+    assert all(pieces)
+
+
+def test_a_stream_comes_as_it_is_made():
+    model, read = reading_model(), []
+    model.embed.register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
+    stream = model.stream("the cat", 40)
+    next(stream)
+    assert len(read) < 20
+
+
+def test_the_tokenizer_is_that_of_the_folder(tmp_path: Path):
+    model = reading_model(b_U=False)
+    model.save_pretrained(tmp_path)
+    trained().save(str(tmp_path / "tokenizer.json"))
+    loaded = DemoTransformer.from_pretrained(tmp_path, device="cpu")
+    assert loaded.generate("the cat", 5) == model.generate("the cat", 5)
+    assert loaded.tokenizer is loaded.tokenizer
+    assert loaded.to_str_tokens("the cat") == model.to_str_tokens("the cat")
+    loaded.tokenizer = other = Tokenizer(trained())
+    assert loaded.tokenizer is other
+
+
+# What cannot be done.
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "message"),
+    [
+        ([[1] * 7], {}, "7 tokens and 4 new ones are more than the n_ctx=10 positions that the"),
+        ([[1], [1] * 7], {"beams": 2}, "shorten the prompt, or ask for 3"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
+        ([[1], []], {}, "every prompt must have a token or more"),
+        ([[1]], {"beams": 0}, "beams=0 and temperature=0.0: there must be 1 beam or more"),
+        ([[1]], {"beams": 2, "temperature": 1.0}, "searched, without drawing, at temperature 0"),
+        ([[1]], {"top_p": 0.5}, "give a temperature too"),
+        ([[31]], {}, "token ids run from 31 to 31; this vocabulary has ids 0 to 30"),
+        ("text", {}, "this model came without a tokenizer; give it token ids, or assign"),
+        ([[1]], {"stop_strings": "a"}, "this model came without a tokenizer"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_work(prompt, arguments: dict, message: str):
+    model, calls = random_model(), []
+    model.embed.register_forward_pre_hook(lambda *_: calls.append("embed"))
+    with pytest.raises(ValueError, match=re.escape(message)), unchecked_types():
+        model.generate(prompt, **{"max_new_tokens": 4} | arguments)
+    assert not calls
+
+
+@pytest.mark.parametrize("prompt", [[1, 2], torch.tensor([1, 2]), [("a",)], [1.5]])
+def test_what_is_no_prompt(prompt):
+    with pytest.raises(TypeError, match="a prompt is a text, a list of texts"), unchecked_types():
+        random_model().generate(prompt, 1)
+
+
+def test_an_empty_stop_string():
+    with pytest.raises(ValueError, match="a stop string is empty"):
+        reading_model().generate("a", 1, stop_strings="")
+
+
+def test_an_unknown_setting():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
+        random_model().generate([[1]], 1, temprature=1.0)
