@@ -13,19 +13,19 @@ from clean_transformer.hooks import HookPoint
 from clean_transformer.inference.optimize import Optimized, optimize
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.modules.block import TransformerBlock
-from clean_transformer.modules.contract import embed_positions, read_on
+from clean_transformer.modules.contract import call_with_cache, embed_positions
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
 from clean_transformer.support.devices import resolve_device
-from clean_transformer.text.generation import LanguageModel
+from clean_transformer.text.generation import GenerationMixin
 from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
 from clean_transformer.weights.table import WeightsError
 
 
-class DemoTransformer(LanguageModel):
+class DemoTransformer(GenerationMixin):
     """GPT-2: tokens → embed → blocks → unembed → logits (Radford et al. 2019)."""
 
     def __init__(self, cfg: Config):
@@ -70,7 +70,7 @@ class DemoTransformer(LanguageModel):
         pos_embed = self.hook_pos_embed(embed_positions(self.pos_embed, tokens, positions))
         residual = embed + pos_embed
         for block, layer in zip(self.blocks, layers, strict=True):
-            residual = read_on(block, (residual,), layer)
+            residual = call_with_cache(block, (residual,), layer)
         if last_only:
             residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))
@@ -120,12 +120,12 @@ class DemoTransformer(LanguageModel):
 
         A folder has config.json and model.safetensors, shards of it, or pytorch_model.bin; or it is
         OpenAI's own ("124M"), with hparams.json, checkpoint, and model.ckpt in TensorFlow's format.
-        A file is llama.cpp's (.gguf, not quantised), or what `torch.save` wrote (.pt): nanoGPT's
+        A file is llama.cpp's (.gguf, not quantized), or what `torch.save` wrote (.pt): nanoGPT's
         checkpoint, or a state dict as for `from_state_dict`. Raises `WeightsError` for a damaged
         file, and for weights that are not exactly this architecture's, naming every key.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
-        with torch.device("meta"):  # nothing is initialised that is overwritten at once
+        with torch.device("meta"):  # nothing is initialized that is overwritten at once
             model = cls(cfg)
         model.load_state_dict(state, assign=True)
         model.source = source

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clean_transformer.kv_cache import KVCache, StaticKVCache, left_padding
 from clean_transformer.model import DemoTransformer
-from clean_transformer.modules.contract import read_on
+from clean_transformer.modules.contract import call_with_cache
 
 from .helpers import TINY, assert_same_function, random_tokens, randomized
 
@@ -111,7 +111,7 @@ def test_selected_rows_are_read_on_from(kind: type[KVCache], attn: str, paddings
 def test_a_module_without_a_cache_reads_everything_so_far():
     attn, cache = Averaging(), KVCache(1, 8)
     for length in (3, 1, 2):
-        read_on(attn, (torch.ones(1, length, 4),), cache.layers[0])
+        call_with_cache(attn, (torch.ones(1, length, 4),), cache.layers[0])
         cache.length += length
     assert attn.lengths == [3, 4, 6]
 

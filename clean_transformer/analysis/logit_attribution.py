@@ -53,7 +53,7 @@ def logit_attribution(
     if isinstance(ln_final, LayerNorm):
         direction = at_least_float32(ln_final.w) * reads
         rest["ln_final.b"] = at_least_float32(ln_final.b) @ reads
-    # To centre what reads the stream is to centre the stream.
+    # To center what reads the stream is to center the stream.
     direction = (direction - direction.mean()) / last["ln_final.hook_scale"]
 
     def contribution(part: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part"]:

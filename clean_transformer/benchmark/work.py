@@ -18,7 +18,7 @@ class Work:
     - generate: `new` tokens, greedily; one is the time to the first token
     - step: one of `new` tokens after `length`, the first left out
     - capture: a forward pass that keeps every activation
-    - train: forward, backward and an optimiser's step
+    - train: forward, backward and an optimizer's step
     - import, load: a fresh process; the model from its folder, with the file in memory's cache
     - first_use: load, and read one token, which touches every weight
     - memory: the most bytes that first_use took at any moment

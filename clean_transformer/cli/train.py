@@ -11,7 +11,7 @@ from clean_transformer.cli.terminal import one_line_errors, training_bar
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.devices import resolve_device
-from clean_transformer.support.files import in_place_of
+from clean_transformer.support.files import atomic_file
 from clean_transformer.text.tokenizer import Tokenizer
 from clean_transformer.training.windows import Tokens, load_tokens, tokenize
 
@@ -25,7 +25,7 @@ def train(
     ],
     *,
     out: Annotated[Path, typer.Option(help="The run's folder; the same command again goes on.")],
-    steps: Annotated[int, typer.Option(help="How many steps of the optimiser.")],
+    steps: Annotated[int, typer.Option(help="How many steps of the optimizer.")],
     batch: Annotated[int, typer.Option(help="Windows of n_ctx tokens a step, over all devices.")],
     weights: Annotated[
         str | None, typer.Option(help="Begin from a hub id, alias, folder or file.")
@@ -122,7 +122,7 @@ def train(
             whole = DemoTransformer.from_state_dict(saved["model"], model.cfg)
             whole.save_pretrained(out / "model")
             if of_text is not None:
-                with in_place_of(out / "model/tokenizer.json") as unfinished:
+                with atomic_file(out / "model/tokenizer.json") as unfinished:
                     of_text.backend.save(str(unfinished))
             print(f"wrote {out / 'model'}")
 

@@ -13,7 +13,7 @@ from clean_transformer.config import Config
 from clean_transformer.demo import stories
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.attention import Attention
-from clean_transformer.support.files import appearing_whole
+from clean_transformer.support.files import atomic_folder
 from clean_transformer.swapping.swap import swap
 from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer
 from clean_transformer.training.checkpoint import Measured
@@ -117,7 +117,7 @@ def main(run: Path = Path("build/demo-model")) -> None:
             train(
                 model, tokens, run / name, training, held_out=held_out, device="cpu", on_step=show
             )
-    with appearing_whole(DEMO) as folder:
+    with atomic_folder(DEMO) as folder:
         tokenizer.backend.model.save(str(folder))  # vocab.json and merges.txt
         model.save_pretrained(folder)
 
@@ -157,7 +157,7 @@ def begin(model: DemoTransformer) -> None:
     """Larger embeddings, and sines and cosines of the position (Vaswani et al. 2017, section 3.5).
 
     A head finds the previous token by a rotation of these, whose frequencies are spread evenly to
-    tell neighbours apart. Of GPT-2's size, the embeddings would drown in what the heads write.
+    tell neighbors apart. Of GPT-2's size, the embeddings would drown in what the heads write.
     """
     W_E, W_pos = model.embed.W_E, model.pos_embed.W_pos
     W_E *= 2

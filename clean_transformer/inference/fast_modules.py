@@ -32,7 +32,7 @@ WITHOUT_PYTHON: dict[str, dict[str, Any]] = {
 
 
 class NotOptimized(UserWarning):
-    """An optimised module runs as it is written; the message says why."""
+    """An optimized module runs as it is written; the message says why."""
 
 
 class Fast:
@@ -98,7 +98,7 @@ class Fast:
         else:
             return False
         warnings.warn(
-            f"an optimised {type(self.module).__name__} runs as it is written: {reason}",
+            f"an optimized {type(self.module).__name__} runs as it is written: {reason}",
             NotOptimized,
             stacklevel=3,
         )

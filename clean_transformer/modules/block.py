@@ -8,7 +8,7 @@ from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.attention import Attention, Residual
-from clean_transformer.modules.contract import read_on, takes
+from clean_transformer.modules.contract import call_with_cache, takes
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.mlp import MLP
 
@@ -40,13 +40,15 @@ class TransformerBlock(HookedModule):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after this block; with `kv_cache`, of positions after those in it."""
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(read_on(self.attn, self.attn_inputs(resid_pre), kv_cache))
+        attn_out = self.hook_attn_out(
+            call_with_cache(self.attn, self.attn_inputs(resid_pre), kv_cache)
+        )
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
         return self.hook_resid_post(resid_mid + mlp_out)
 
     def attn_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Residual, ...]:
-        """What attention reads: one normalised stream, or, where somebody watches the inputs of
+        """What attention reads: one normalized stream, or, where somebody watches the inputs of
         single heads, one for the queries, keys and values of each head."""
         split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
         watched = observed(self.hook_attn_in, *split)

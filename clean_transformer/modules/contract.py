@@ -14,7 +14,9 @@ from clean_transformer.config import Config
 from clean_transformer.kv_cache import LayerCache
 
 
-def read_on(module: nn.Module, inputs: tuple[Tensor, ...], kv_cache: LayerCache | None) -> Any:
+def call_with_cache(
+    module: nn.Module, inputs: tuple[Tensor, ...], kv_cache: LayerCache | None
+) -> Any:
     """What `module` makes of new positions, where those before them are in `kv_cache`.
 
     A module that takes no `kv_cache` is run on all its inputs so far, which are kept in the place

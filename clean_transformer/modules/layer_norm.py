@@ -1,4 +1,4 @@
-"""Layer normalisation, with its gain and bias and without."""
+"""Layer normalization, with its gain and bias and without."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from clean_transformer.hooks import HookedModule, HookPoint, observed
 
 
 class LayerNormPre(HookedModule):
-    """Centre, and divide by the scale √(var + eps); for weights with the gain folded in.
+    """Center, and divide by the scale √(var + eps); for weights with the gain folded in.
 
     `hook_scale` [batch pos 1] and `hook_normalized` see float32 under half precision, as in
     TransformerLens: a square of a residual stream of 3,000 overflows float16.

@@ -76,7 +76,7 @@ def choose_tokens(
 
 
 # Ways to run the model: as it is, its modules compiled, float32 under autocast to bfloat16, or
-# optimised.
+# optimized.
 MODES = ("eager", "compiled", "autocast", "optimized", "optimized-compiled")
 
 

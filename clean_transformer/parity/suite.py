@@ -83,7 +83,7 @@ def check_device(
 
         on_step("end to end")
         rows, felt, allowed = _end_to_end(under_test, reference)
-        isolated, located = _teacher_forced(under_test, on_step)
+        isolated, located = _isolated(under_test, on_step)
         on_step("invariants")
         invariants = check_invariants(model, under_test.given, allowed, first)
     on_step("single operations")
@@ -196,7 +196,7 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
     return layer, cases
 
 
-def _teacher_forced(
+def _isolated(
     subject: Subject, on_step: Callable[[str], None]
 ) -> tuple[list[Isolated], Located | None]:
     model, oracle, given = subject.model, subject.oracle, subject.given

@@ -15,7 +15,7 @@ class Square(Protocol):
 
     @property
     def shade(self) -> int:
-        """Which colour it has, from 0 to 11."""
+        """Which color it has, from 0 to 11."""
 
     @property
     def mark(self) -> str:

@@ -14,7 +14,7 @@ def require_folder(file: Path) -> None:
 
 
 @contextmanager
-def in_place_of(file: Path) -> Iterator[Path]:
+def atomic_file(file: Path) -> Iterator[Path]:
     """A file beside it to write, which is put in its place at the end, unless an error comes."""
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
     try:
@@ -25,19 +25,19 @@ def in_place_of(file: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed left of `in_place_of`; nobody may be writing there."""
+    """Remove what processes that were killed left of `atomic_file`; nobody may be writing there."""
     for unfinished in folder.glob(".*.unfinished"):
         unfinished.unlink()
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Write the content, text as UTF-8, beside the file, then put it in the file's place."""
-    with in_place_of(file) as unfinished:
+    with atomic_file(file) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def appearing_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder to write files in, which then take their places in `folder` one by one.
 
     If the writing breaks off, none of them does.

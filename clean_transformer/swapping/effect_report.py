@@ -30,7 +30,7 @@ SIZES = (0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, inf)
 BARS = "·▁▁▂▂▃▃▄▅▆▇█"
 
 
-COLOURS = (
+COLORS = (
     "bright_black",
     *["blue"] * 4,
     *["cyan"] * 2,
@@ -219,7 +219,7 @@ def _map(report: Effect) -> Table:
 
 
 def _bar(square: Square) -> Text:
-    return Text(square.mark or BARS[square.shade], style=COLOURS[square.shade])
+    return Text(square.mark or BARS[square.shade], style=COLORS[square.shade])
 
 
 def _most_introduced(report: Effect) -> Table:

@@ -23,7 +23,7 @@ from clean_transformer.text.tokenizer import Tokenizer, Tokens
 Prompt = TypeVar("Prompt", str, list[str], Tensor, list[list[int]])
 
 
-class LanguageModel(HookedModule):
+class GenerationMixin(HookedModule):
     """A model from tokens to logits, called as `DemoTransformer` is.
 
     `source` is the folder or repository that its weights came from, if they did; `cache_class` what

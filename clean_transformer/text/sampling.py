@@ -129,7 +129,7 @@ class Sampling:
         return logits
 
     def choose(self, logits: Logits, generator: torch.Generator | None) -> Int[Tensor, "batch"]:
-        """The next token of each row of penalised logits."""
+        """The next token of each row of penalized logits."""
         if not self.temperature:
             return logits.argmax(dim=-1)
         logits = logits / self.temperature

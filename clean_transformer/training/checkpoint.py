@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from clean_transformer.support.files import in_place_of, remove_unfinished, write_atomically
+from clean_transformer.support.files import atomic_file, remove_unfinished, write_atomically
 from clean_transformer.training.distributed import rank
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
@@ -25,7 +25,7 @@ def save(
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, state = get_state_dict(engine, optimizer, options=options)
     if rank() == 0:
-        with in_place_of(folder / CHECKPOINT) as unfinished:
+        with atomic_file(folder / CHECKPOINT) as unfinished:
             whole = {"step": step, "about": dict(about), "model": model, "optimizer": state}
             torch.save(whole, unfinished)
 
@@ -60,7 +60,7 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> None:
-    """Give the model and the optimiser the state that was saved, on any number of processes."""
+    """Give the model and the optimizer the state that was saved, on any number of processes."""
     set_state_dict(
         engine,
         optimizer,

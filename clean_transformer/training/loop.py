@@ -46,7 +46,7 @@ def train(
     end: everything else a step depends on, its windows and its random numbers, follows from
     `training.seed` and its number.
 
-    With `torch.distributed` initialised (see `distributed.joined`), all processes train together;
+    With `torch.distributed` initialized (see `distributed.joined`), all processes train together;
     a sharded model is left in shards, and whole in the checkpoint. b_U is left as it is: GPT-2 has
     none, and Hugging Face's format no place for it.
 

@@ -82,7 +82,7 @@ def _read_file(file: Path) -> tuple[Config | None, State]:
 
 
 def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, dict[str, Tensor]]:
-    """The architecture and parameters of a state dict whose format is recognised by its keys.
+    """The architecture and parameters of a state dict whose format is recognized by its keys.
 
     Without `cfg` the architecture is read off the shapes (and eps taken as GPT-2's 1e-5).
     """

@@ -40,7 +40,7 @@ def untie(cfg: Config, state: State) -> tuple[Config, State]:
 def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
     """Fold every LayerNorm's gain w and bias b into the weights W and biases c that read it.
 
-    LN(x) = w·x̂ + b, where x̂ is x centred and scaled, so
+    LN(x) = w·x̂ + b, where x̂ is x centered and scaled, so
 
         LN(x) W + c = x̂ (w[:, None] · W) + (b W + c).
 
@@ -140,7 +140,7 @@ def process_weights(
     for step in compress(_STEPS, flags):
         cfg, processed = step(cfg, processed)
     if center_writing_weights and fold_value_biases:
-        # The folded value biases were centred by W_O but for rounding; TransformerLens repeats it.
+        # The folded value biases were centered by W_O but for rounding; TransformerLens repeats it.
         for b_O in (f"blocks.{layer}.attn.b_O" for layer in range(cfg.n_layers)):
             processed[b_O] = _centered(processed[b_O], axis=-1)
     return cfg, {name: tensor.to(original[name].dtype) for name, tensor in processed.items()}

@@ -575,9 +575,9 @@ def test_the_table_of_the_lens(driven, explanation):
 def test_every_head_is_drawn(driven, cache):
     patterns = torch.stack([cache["pattern", layer, "attn"] for layer in range(3)])
     ink, empty = torch.tensor([0x1F, 0x5F, 0xAE]), torch.tensor([0xED, 0xF0, 0xF4])
-    colours = torch.lerp(empty.float(), ink.float(), patterns.sqrt()[..., None])
+    colors = torch.lerp(empty.float(), ink.float(), patterns.sqrt()[..., None])
     # Half a thousandth more or less is up to 5 of 255 where there is next to nothing.
-    torch.testing.assert_close(torch.tensor(driven["heads"]).float(), colours, rtol=0, atol=6)
+    torch.testing.assert_close(torch.tensor(driven["heads"]).float(), colors, rtol=0, atol=6)
 
 
 def test_an_error_in_a_page_would_be_seen(driven, page, tmp_path: Path):

@@ -27,7 +27,7 @@ if in_onednn(torch.float32):
 
 
 def profiled(monkeypatch: pytest.MonkeyPatch, name: str, call: Callable[..., Any]) -> Any:
-    """The events of three calls by that product; `call` makes one of an optimised model."""
+    """The events of three calls by that product; `call` makes one of an optimized model."""
     choice = Choice({1: PRODUCTS.get(name, Product())}, transposed=False)
     monkeypatch.setattr(optimize, "fastest_for_blocks", lambda *_: choice)
     monkeypatch.setattr(optimize, "fastest_for_unembed", lambda *_: choice)

@@ -79,7 +79,7 @@ def test_the_wheel_holds_the_shipped_model(tmp_path):
         "vocab.json",
     ]
     size = sum(file.stat().st_size for file in built.iterdir())
-    assert_in_readme("size, licence", [size / 1e6], digits=1)
+    assert_in_readme("size, license", [size / 1e6], digits=1)
 
 
 # What it has learned.
@@ -149,7 +149,7 @@ def test_facts_are_remembered_where_a_bigram_model_guesses(tokenizer, known, tok
     groups = (
         ("hero_end", "friend_end"),
         ("song",),
-        ("colour", "thing", "food", "far", "stranger"),
+        ("color", "thing", "food", "far", "stranger"),
     )
     recalled = [told_before(tokenizer, known, tokens, facts)[:, 1:] for facts in groups]
 

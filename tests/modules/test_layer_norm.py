@@ -34,7 +34,7 @@ def test_equals_transformer_lens(theirs, device, dtype, place: str, stream: str)
     assert_same_function(output, theirs.normalized(place))
     for point in ("scale", "normalized"):
         expected = theirs.cache[f"{place}.hook_{point}"]
-        # HookedTransformer normalises once per head where the heads' inputs may differ.
+        # HookedTransformer normalizes once per head where the heads' inputs may differ.
         expected = expected[:, :, 0] if expected.ndim == 4 else expected
         assert_same_function(cache[point], expected)
     assert_same_function(LayerNormPre(theirs.cfg)(residual), cache["normalized"])
@@ -78,7 +78,7 @@ def test_half_precision_normalizes_in_float32(kind, half: torch.dtype):
     exact = formula(randomized(kind(TINY), half).double(), x.double())
     output, cache = ln.run_with_cache(x)
     assert cache["scale"].dtype == cache["normalized"].dtype == torch.float32
-    # At most three roundings to half: the normalised value, times w, plus b; each by half a unit.
+    # At most three roundings to half: the normalized value, times w, plus b; each by half a unit.
     # float32's own are less than a thousandth of that.
     magnitude = exact.abs() + 2 * getattr(ln, "b", torch.zeros(())).double().abs()
     bound = 3 * torch.finfo(half).eps / 2 * magnitude

@@ -21,7 +21,7 @@ def test_nothing_is_found_on_a_healthy_device() -> None:
     ("fault", "name", "path", "operation"),
     [
         ("gelu-tanh-ignored", "blocks.1.mlp.hook_post", "fused", "aten.gelu.default"),
-        ("softmax-unnormalised", "blocks.0.attn.hook_pattern", "explicit", "aten._softmax.default"),
+        ("softmax-unnormalized", "blocks.0.attn.hook_pattern", "explicit", "aten._softmax.default"),
         ("residual-add-low-bits", "blocks.0.hook_resid_mid", "fused", "aten.add.Tensor"),
         # The sum of token and position embedding is made by no part of the model.
         ("residual-add-low-bits", "", "fused", "aten.add.Tensor"),

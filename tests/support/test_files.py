@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from clean_transformer.support.files import (
-    appearing_whole,
-    in_place_of,
+    atomic_file,
+    atomic_folder,
     remove_unfinished,
     require_folder,
     write_atomically,
@@ -32,7 +32,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 def test_files_appear_together_beside_those_of_other_names(tmp_path: Path):
     folder = tmp_path / "new/folder"
     for content in ("old", "new"):
-        with appearing_whole(folder) as unfinished:
+        with atomic_folder(folder) as unfinished:
             (unfinished / "a").write_text(content)
             (unfinished / content).touch()
             assert not (folder / content).exists()
@@ -44,7 +44,7 @@ def test_files_that_were_not_finished_never_appear(tmp_path: Path):
     (tmp_path / "a").write_text("old")
 
     def break_off() -> None:
-        with appearing_whole(tmp_path) as unfinished:
+        with atomic_folder(tmp_path) as unfinished:
             (unfinished / "a").write_text("ne")
             raise KeyboardInterrupt
 
@@ -68,7 +68,7 @@ def test_a_missing_folder_is_told_before_the_work(tmp_path: Path):
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path):
     (tmp_path / "report.json").touch()
-    with pytest.MonkeyPatch.context() as patch, in_place_of(tmp_path / "report.json") as unfinished:
+    with pytest.MonkeyPatch.context() as patch, atomic_file(tmp_path / "report.json") as unfinished:
         patch.setattr("os.replace", lambda *paths: None)
         patch.setattr(Path, "unlink", lambda *_, **__: None)
         unfinished.touch()

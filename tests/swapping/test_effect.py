@@ -19,7 +19,7 @@ from ..helpers import configs, random_model, random_tokens, tiny, unchecked_type
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     # Here they are what is tested.
-    pytest.mark.filterwarnings("ignore::clean_transformer.swap.HookPointsLost"),
+    pytest.mark.filterwarnings("ignore::clean_transformer.swapping.swap.HookPointsLost"),
 ]
 
 EVERYWHERE = [

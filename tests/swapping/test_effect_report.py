@@ -15,7 +15,7 @@ from clean_transformer.parity.activations.drift import threads
 from clean_transformer.swapping.effect import Change, Effect, Swapped, effect
 from clean_transformer.swapping.effect_report import (
     BARS,
-    COLOURS,
+    COLORS,
     SCHEMA,
     SIZES,
     SizeSquare,
@@ -140,7 +140,7 @@ def test_a_narrow_terminal_leaves_no_layer_out(measured: Effect) -> None:
 
 
 def test_a_larger_change_has_a_higher_bar_and_another_shade() -> None:
-    assert len(SIZES) == len(BARS) == len(COLOURS) == 12
+    assert len(SIZES) == len(BARS) == len(COLORS) == 12
     assert list(BARS) == sorted(BARS)
     sizes = (0.0, 1e-17, 1e-6, 1.1e-6, 0.05, 0.3, 1.0, 1.1, 1e6, math.inf)
     shades = [SizeSquare(Change("a", ""), size).shade for size in sizes]
@@ -290,7 +290,7 @@ def test_everything_is_escaped(measured: Effect) -> None:
     assert MARKUP in page_of(measured).words()
 
 
-def test_it_follows_the_readers_colours(measured: Effect) -> None:
+def test_it_follows_the_readers_colors(measured: Effect) -> None:
     text = render(measured)
     dark = text.index("@media (prefers-color-scheme: dark)")
     assert text.index("--s0:") < dark < text.index("--s0:", dark)

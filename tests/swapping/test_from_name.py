@@ -94,7 +94,7 @@ def test_an_unknown_variant(variants: ModuleType, name: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["own.py", "{folder}/own.py", "../{name}/own.py"])
-@pytest.mark.filterwarnings("ignore::clean_transformer.swap.HookPointsLost")
+@pytest.mark.filterwarnings("ignore::clean_transformer.swapping.swap.HookPointsLost")
 def test_a_class_or_function_of_ones_own(folder: Path, where: str) -> None:
     model, file = random_model(), where.format(folder=folder, name=folder.name)
     with chosen_make(f"{file}:Scaled") as make, swap(model, "blocks.*.mlp", make):

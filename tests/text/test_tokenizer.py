@@ -240,7 +240,7 @@ def test_from_the_hub(hub, with_hub):
     folder.mkdir(parents=True)
     write(trained(), folder, "vocab.json", "merges.txt")
     process = with_hub(
-        "from clean_transformer.tokenizer import Tokenizer;"
+        "from clean_transformer.text.tokenizer import Tokenizer;"
         "print(Tokenizer.from_pretrained('gpt2').to_str_tokens(' the cat'))"
     )
     assert process.stdout == "['<|endoftext|>', ' the', ' cat']\n", process.stderr

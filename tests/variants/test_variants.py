@@ -446,7 +446,7 @@ def test_rms_norm_in_half_precision_normalizes_in_float32(half: torch.dtype):
     assert cache["scale"].dtype == cache["normalized"].dtype == torch.float32
     exact = x.double() / (x.double().square().mean(-1, keepdim=True) + CFG.eps).sqrt()
     exact = exact * norm.w.double()
-    # Two roundings to half, of the normalised value and of its product, each by half a unit.
+    # Two roundings to half, of the normalized value and of its product, each by half a unit.
     assert ((output - exact).abs() <= 1.001 * torch.finfo(half).eps * exact.abs()).all()
 
 

@@ -29,7 +29,7 @@ from ..helpers import (
     [(known, tied) for known in FORMATS for tied in (True, False) if tied or known is not OPENAI],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_every_format_is_recognised(known, tied: bool):
+def test_every_format_is_recognized(known, tied: bool):
     cfg = tiny(tied_unembed=tied)
     state = random_state(known, cfg)
     read_cfg, read = read_state_dict(known.write(cfg, state), cfg)
@@ -54,7 +54,7 @@ def test_state_dict_of_the_reference_itself(installed: str, kind: str, tied: boo
     assert_same_function(copied(random_tokens()), model(random_tokens()))
 
 
-def test_the_bare_models_state_dict_is_recognised():
+def test_the_bare_models_state_dict_is_recognized():
     state = random_model().state_dict()
     bare = {
         key.removeprefix("transformer."): tensor

@@ -43,7 +43,7 @@ each_choice = pytest.mark.parametrize(
 
 
 def random_state(cfg: Config, dtype: torch.dtype = torch.float64, seed: int = 0) -> State:
-    """Weights, biases and LayerNorm gains with nothing zero, centred or equal to one."""
+    """Weights, biases and LayerNorm gains with nothing zero, centered or equal to one."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: 0.1 + 0.4 * torch.randn(shape, generator=generator, dtype=dtype)

@@ -60,7 +60,7 @@ class NanoGPT(nn.Module):
     def read(
         self, tokens: Int[Tensor, "batch pos"], past: Past | None = None
     ) -> tuple[Float[Tensor, "batch pos d_model"], list[Present]]:
-        """The normalised stream after the last block, and each one's keys and values."""
+        """The normalized stream after the last block, and each one's keys and values."""
         start = 0 if past is None else past.shape[4]
         positions = torch.arange(tokens.shape[1], device=tokens.device) + start
         x = self.wte(tokens) + self.wpe(positions)

@@ -1,6 +1,6 @@
 """What got slower from one run to another, beyond the noise.
 
-Two runs differ by more than their rounds tell: the machine is warmer, or its neighbours are busier.
+Two runs differ by more than their rounds tell: the machine is warmer, or its neighbors are busier.
 Contestants that are not ours have the same code in both runs, so that they show it: their middle
 change in a measurement is taken for the machine's and divided out of our times there, and what they
 scatter by around it is noise, or what the rounds of a part scatter by where that is more. Bytes

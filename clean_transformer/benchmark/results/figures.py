@@ -115,7 +115,7 @@ def _lines(
             name = str(replace(row.part.entrant, model="small"))
             lines.setdefault(f"{name}, {row.part.entrant.device}", []).append((x(row), y(row)))
     figure = go.Figure()
-    for symbol, (name, points) in enumerate(lines.items()):  # there are fewer colours than lines
+    for symbol, (name, points) in enumerate(lines.items()):  # there are fewer colors than lines
         across, up = zip(*sorted(points), strict=True)
         dash = "dot" if name.startswith("limit") else "solid"
         figure.add_scatter(

@@ -1,4 +1,4 @@
-"""Modules as black boxes, whose inner steps nobody can watch: compiled and optimised ones, and a
+"""Modules as black boxes, whose inner steps nobody can watch: compiled and optimized ones, and a
 person's own."""
 
 import sys

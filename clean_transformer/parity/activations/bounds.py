@@ -119,7 +119,7 @@ def _layer_norm(module: LayerNormPre, seen: Seen, size: Size) -> Tensor:
 
 
 def _layer_norm_scale(module: LayerNormPre, seen: Seen, size: Size) -> Tensor:
-    # δσ = Σ c δc / (n σ) with δc as above, c the centred x; then the root's own rounding.
+    # δσ = Σ c δc / (n σ) with δc as above, c the centered x; then the root's own rounding.
     x = seen["input"]
     centered = (x - x.mean(dim=-1, keepdim=True)).abs()
     sigma = (centered.square().mean(dim=-1, keepdim=True) + module.eps).sqrt()

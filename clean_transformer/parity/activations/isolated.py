@@ -97,7 +97,7 @@ def isolate(
     with trusted():
         device = {name: value.cpu() for name, value in cache.items()}
         device[""] = output.cpu()
-        exact, seen = _teacher_force(oracle, device, [x.cpu() for x in inputs])
+        exact, seen = _isolate_calls(oracle, device, [x.cpu() for x in inputs])
         rows = []
         for name, value in exact.items():
             part, point = owner_of(name)
@@ -126,7 +126,7 @@ def watched_names(module: HookedModule, path: str) -> list[str]:
     ]
 
 
-def _teacher_force(
+def _isolate_calls(
     oracle: HookedModule, device: dict[str, Tensor], inputs: Iterable[Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     exact: dict[str, Tensor] = {}

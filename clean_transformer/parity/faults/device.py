@@ -27,7 +27,7 @@ from clean_transformer.parity.faults.corruptions import (
 from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.known_issues import (
     HALF,
-    KNOWN_FAULTS,
+    KNOWN_ISSUES,
     Condition,
     factors,
     is_dtype,
@@ -38,7 +38,7 @@ from clean_transformer.parity.operations.known_issues import (
 
 def known(name: str, corrupt: Corruption, **traits: bool) -> DeviceFault:
     """The emulation of a known fault, under that fault's own condition."""
-    (row,) = (fault for fault in KNOWN_FAULTS if fault.name == name)
+    (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
     return DeviceFault(name, row.description, row.operations, row.condition, corrupt, **traits)
 
 
@@ -130,7 +130,7 @@ DEVICE_FAULTS = (
         with_arguments(as_if_contiguous, 1),
     ),
     own(
-        "softmax-unnormalised",
+        "softmax-unnormalized",
         "the rows of a softmax add up to 1.001",
         "_softmax",
         lambda call: True,

@@ -21,7 +21,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.modules import attention
 from clean_transformer.modules.attention import Attention
 from clean_transformer.modules.block import TransformerBlock
-from clean_transformer.modules.contract import read_on
+from clean_transformer.modules.contract import call_with_cache
 from clean_transformer.modules.layer_norm import LayerNorm, LayerNormPre
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
@@ -193,7 +193,7 @@ def unchanged(activation: Tensor) -> Tensor:
 def mixing(
     scale: Callable[[int, int], float] = lambda n_heads, d_head: math.sqrt(d_head),
     mask: Edit = CAUSAL,
-    normalise: Edit = lambda scores: scores.softmax(-1),
+    normalize: Edit = lambda scores: scores.softmax(-1),
 ) -> Changes:
     """Attention with another scale, mask or softmax, on both of its paths."""
 
@@ -208,7 +208,7 @@ def mixing(
         scores = einsum(q, k, "b query h d, b key h d -> b h query key") / scale(*q.shape[-2:])
         if seen is not None:
             scores = scores.masked_fill(~seen, -math.inf)
-        pattern = see_pattern(normalise(see_scores(mask(scores))))
+        pattern = see_pattern(normalize(see_scores(mask(scores))))
         return einsum(pattern, v, "b h query key, b key h d -> b query h d")
 
     def mix_explicitly(
@@ -222,15 +222,15 @@ def mixing(
     )
 
 
-def normalising(
+def normalizing(
     root: Callable[[Tensor, float], Tensor] = lambda variance, eps: (variance + eps).sqrt(),
-    centre: Edit = lambda x: x - x.mean(-1, keepdim=True),
+    center: Edit = lambda x: x - x.mean(-1, keepdim=True),
     spread: Edit = lambda centered: centered.square().mean(-1, keepdim=True),
 ) -> Changes:
     """LayerNorms with another root, centring or variance, with and without gain and bias."""
 
     def normalize(self: Any, residual: Tensor) -> Tensor:
-        centered = centre(residual if residual.dtype == torch.float64 else residual.float())
+        centered = center(residual if residual.dtype == torch.float64 else residual.float())
         scale = self.hook_scale(root(spread(centered), self.eps))
         return self.hook_normalized(centered / scale).to(residual.dtype)
 
@@ -253,7 +253,9 @@ def wired(
 
     def forward(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(read_on(self.attn, self.attn_inputs(resid_pre), kv_cache))
+        attn_out = self.hook_attn_out(
+            call_with_cache(self.attn, self.attn_inputs(resid_pre), kv_cache)
+        )
         resid_mid = self.hook_resid_mid(mid(resid_pre, attn_out))
         mlp_in = self.hook_mlp_in(mlp_reads(resid_pre, resid_mid))
         return self.hook_resid_post(post(resid_mid, self.hook_mlp_out(self.mlp(self.ln2(mlp_in)))))
@@ -262,9 +264,9 @@ def wired(
 
 
 def post_norm(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
-    """A block that normalises after each addition, as the first GPT did (Radford et al. 2018)."""
+    """A block that normalizes after each addition, as the first GPT did (Radford et al. 2018)."""
     resid_pre = self.hook_resid_pre(resid_pre)
-    attn_out = self.hook_attn_out(read_on(self.attn, (resid_pre,), kv_cache))
+    attn_out = self.hook_attn_out(call_with_cache(self.attn, (resid_pre,), kv_cache))
     resid_mid = self.ln1(self.hook_resid_mid(resid_pre + attn_out))
     mlp_out = self.hook_mlp_out(self.mlp(self.hook_mlp_in(resid_mid)))
     return self.hook_resid_post(self.ln2(resid_mid + mlp_out))

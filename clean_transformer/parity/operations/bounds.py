@@ -125,7 +125,7 @@ def _log_softmax(call: Call64) -> list[Expected | None]:
 def _layer_norm(call: Call64) -> list[Expected | None]:
     """|w| (|x| + mean|x|) / σ + |b|: the rounding of x - mean x, divided by σ.
 
-    The mean's is mean|x|; 1/σ, from the centred c, (1 + mean(|c| (|x| + mean|x|)) / σ²) / σ.
+    The mean's is mean|x|; 1/σ, from the centered c, (1 + mean(|c| (|x| + mean|x|)) / σ²) / σ.
     """
     exact = tree_leaves(call.run())
     x, weight, bias = (call.named[name] for name in ("input", "weight", "bias"))

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from clean_transformer.parity.operations.bounds import WITHOUT_VALUES, expected_outputs
 from clean_transformer.parity.operations.call import Call, Operand
-from clean_transformer.parity.operations.judgement import (
-    Judgement,
+from clean_transformer.parity.operations.judgment import (
+    Judgment,
     _contiguous,
     _range,
     _right,
@@ -47,7 +47,7 @@ class Finding:
     keywords: dict[str, Any]
     ranges: tuple[tuple[float, float], ...]
     index: int
-    judgement: Judgement
+    judgment: Judgment
     repeat_ratio: float
     contiguous_ratio: float | None
     unfused_ratio: float | None
@@ -57,17 +57,17 @@ class Finding:
     @property
     def ratio(self) -> float:
         """The largest error in units of its bound's u G."""
-        return self.judgement.ratio
+        return self.judgment.ratio
 
     @property
     def bits(self) -> float:
         """The effective precision."""
-        return self.judgement.bits
+        return self.judgment.bits
 
     @property
     def verdict(self) -> Verdict:
         """WRONG, or DEGRADED for a lower precision or more than the healthy ratio."""
-        return self.judgement.verdict
+        return self.judgment.verdict
 
 
 @dataclass
@@ -147,14 +147,14 @@ class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if expected is None:
             self.report.not_checked[name] += 1
             return output
-        judgement = judge(expected, output)
-        self.report.largest[name] = max(self.report.largest.get(name, 0.0), judgement.ratio)
-        if judgement.verdict is Verdict.WRONG or (
-            judgement.verdict is Verdict.DEGRADED and self.report.finding is None
+        judgment = judge(expected, output)
+        self.report.largest[name] = max(self.report.largest.get(name, 0.0), judgment.ratio)
+        if judgment.verdict is Verdict.WRONG or (
+            judgment.verdict is Verdict.DEGRADED and self.report.finding is None
         ):
             index = sum(self.report.seen.values()) - 1
-            self.report.finding = attempt.diagnose(expected, judgement, index)
-        if judgement.verdict is Verdict.WRONG:
+            self.report.finding = attempt.diagnose(expected, judgment, index)
+        if judgment.verdict is Verdict.WRONG:
             raise _FirstWrong
         return output
 
@@ -199,14 +199,12 @@ class _Attempt:
                 leaves[place] = lay_out(self.leaves[place], layout, self.devices[place])
         return tree_unflatten(leaves, self.form)
 
-    def retry(self, expected: list[Expected | None], layouts: dict[int, Operand]) -> Judgement:
+    def retry(self, expected: list[Expected | None], layouts: dict[int, Operand]) -> Judgment:
         """The same call with the same values, laid out like that."""
         args, kwargs = self.with_layouts(layouts)
         return judge(expected, self.func(*args, **kwargs))
 
-    def diagnose(
-        self, expected: list[Expected | None], judgement: Judgement, index: int
-    ) -> Finding:
+    def diagnose(self, expected: list[Expected | None], judgment: Judgment, index: int) -> Finding:
         """Try the call again, in other ways, and conclude."""
         plain = {place: _contiguous(layout) for place, layout in self.layouts.items()}
         repeated = self.retry(expected, self.layouts)
@@ -216,8 +214,8 @@ class _Attempt:
             [self.layouts.get(place, leaf) for place, leaf in enumerate(self.leaves)], self.form
         )
         conclusions = []
-        if judgement.precision:
-            conclusions.append(f"computed in {judgement.precision} precision")
+        if judgment.precision:
+            conclusions.append(f"computed in {judgment.precision} precision")
         elif _right(repeated):
             conclusions.append("wrong the first time, right when the same call is repeated")
         elif _right(contiguous):
@@ -231,7 +229,7 @@ class _Attempt:
             keywords=kwargs,
             ranges=tuple(_range(self.leaves[place]) for place in self.layouts),
             index=index,
-            judgement=judgement,
+            judgment=judgment,
             repeat_ratio=repeated.ratio,
             contiguous_ratio=contiguous.ratio if contiguous else None,
             unfused_ratio=unfused.ratio if unfused else None,
@@ -239,7 +237,7 @@ class _Attempt:
             known=tuple(fault.name for fault in match(self.call)),
         )
 
-    def retry_unfused(self, expected: list[Expected | None]) -> Judgement | None:
+    def retry_unfused(self, expected: list[Expected | None]) -> Judgment | None:
         """The same on the device in small steps; the first output only."""
         unfused = UNFUSED.get(operation_name(self.func))
         if unfused is None:

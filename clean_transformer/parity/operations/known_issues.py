@@ -43,7 +43,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class KnownFault:
+class KnownIssue:
     """An operation that a device got wrong.
 
     `operations` are names of ATen operations without namespace and overload; `condition` says
@@ -63,13 +63,13 @@ class KnownFault:
         return call.name in self.operations and self.condition(call)
 
 
-def match(call: Call) -> list[KnownFault]:
+def match(call: Call) -> list[KnownIssue]:
     """The known faults that fit a call: those of its own device first, the most specific first.
 
     A match is a lead, not a proof: it says nothing of the values.
     """
     devices = {operand.device for operand in call.operands}
-    found = [fault for fault in KNOWN_FAULTS if fault.matches(call)]
+    found = [fault for fault in KNOWN_ISSUES if fault.matches(call)]
     return sorted(found, key=lambda fault: devices.isdisjoint(fault.devices))
 
 
@@ -119,8 +119,8 @@ def has_mask(call: Call) -> bool:
 
 
 # The most specific first.
-KNOWN_FAULTS = (
-    KnownFault(
+KNOWN_ISSUES = (
+    KnownIssue(
         "sdpa-short-transposed-query",
         "attention of at most 8 transposed queries with d_head 64 reads them as if contiguous",
         SDPA,
@@ -133,7 +133,7 @@ KNOWN_FAULTS = (
         "pytorch#163597, torch 2.8.0",
         "Call .contiguous() on the queries.",
     ),
-    KnownFault(
+    KnownIssue(
         "sdpa-many-keys-half",
         "the two-pass attention over 1,024 keys or more is wrong in half precision",
         SDPA,
@@ -142,7 +142,7 @@ KNOWN_FAULTS = (
         "pytorch#174861, fixed in torch 2.11",
         "Use float32, or at most 1,023 keys.",
     ),
-    KnownFault(
+    KnownIssue(
         "sdpa-bf16-mask",
         "bfloat16 attention with a mask is wrong",
         SDPA,
@@ -151,7 +151,7 @@ KNOWN_FAULTS = (
         "pytorch#108503",
         "Use is_causal instead of a mask, or float32.",
     ),
-    KnownFault(
+    KnownIssue(
         "sdpa-causal-leak",
         "is_causal lets a query see up to 3 later tokens in half precision",
         SDPA,
@@ -160,7 +160,7 @@ KNOWN_FAULTS = (
         "pytorch#195910, fixed in torch 2.13",
         "Use float32, or pass an explicit mask.",
     ),
-    KnownFault(
+    KnownIssue(
         "sdpa-permuted-inputs",
         "float32 attention reads permuted queries, keys or values as if contiguous",
         SDPA,
@@ -169,7 +169,7 @@ KNOWN_FAULTS = (
         "pytorch#181133",
         "Call .contiguous() on queries, keys and values.",
     ),
-    KnownFault(
+    KnownIssue(
         "matmul-columns-past-1024",
         "of more than 32,768 columns only the first 1,024 are right",
         MATMUL,
@@ -178,7 +178,7 @@ KNOWN_FAULTS = (
         "pytorch#116769, torch 2.1",
         "Multiply by blocks of columns.",
     ),
-    KnownFault(
+    KnownIssue(
         "matmul-1024-rows",
         "a product of exactly 1,024 rows is wrong",
         MATMUL,
@@ -187,7 +187,7 @@ KNOWN_FAULTS = (
         "pytorch#116331, torch 2.1",
         "Use at most 1,023 tokens.",
     ),
-    KnownFault(
+    KnownIssue(
         "bmm-permuted-key",
         "a batched product reads a permuted second factor, as in q·kᵀ, as if contiguous",
         BATCHED,
@@ -196,7 +196,7 @@ KNOWN_FAULTS = (
         "pytorch#78511, torch 1.12",
         "Call .contiguous() on the keys.",
     ),
-    KnownFault(
+    KnownIssue(
         "linear-noncontiguous-weight",
         "a product reads a non-contiguous weight as if contiguous",
         MATMUL - BATCHED,
@@ -205,7 +205,7 @@ KNOWN_FAULTS = (
         "pytorch#161640, torch 2.8.0, fixed in 2.9",
         "Call .contiguous() on the weight.",
     ),
-    KnownFault(
+    KnownIssue(
         "gelu-noncontiguous-input",
         "GELU reads a non-contiguous input as if contiguous",
         frozenset({"gelu"}),
@@ -214,7 +214,7 @@ KNOWN_FAULTS = (
         "pytorch#98212, transformers#32005",
         "Call .contiguous() on the input.",
     ),
-    KnownFault(
+    KnownIssue(
         "layer-norm-storage-offset",
         "layer_norm of a slice reads from the start of the storage",
         frozenset({"native_layer_norm", "layer_norm"}),
@@ -223,7 +223,7 @@ KNOWN_FAULTS = (
         "pytorch#131750",
         "Call .clone() on the slice.",
     ),
-    KnownFault(
+    KnownIssue(
         "where-noncontiguous-condition",
         "where reads a non-contiguous condition as if contiguous",
         frozenset({"where"}),
@@ -232,7 +232,7 @@ KNOWN_FAULTS = (
         "pytorch#150967, torch 2.8 nightly",
         "Call .contiguous() on the condition.",
     ),
-    KnownFault(
+    KnownIssue(
         "multinomial-out-of-range",
         "sampling with replacement returns an index past the last category",
         frozenset({"multinomial"}),
@@ -241,7 +241,7 @@ KNOWN_FAULTS = (
         "pytorch#136623",
         "Clamp the sample to the vocabulary, or sample on the CPU.",
     ),
-    KnownFault(
+    KnownIssue(
         "multinomial-int64-min",
         "multinomial returns -9223372036854775808",
         frozenset({"multinomial"}),
@@ -250,7 +250,7 @@ KNOWN_FAULTS = (
         "pytorch#92752, torch 2.0",
         "Sample on the CPU.",
     ),
-    KnownFault(
+    KnownIssue(
         "argmax-int64-min",
         "argmax returns -9223372036854775808",
         frozenset({"argmax"}),
@@ -259,7 +259,7 @@ KNOWN_FAULTS = (
         "pytorch#98191, torch 2.0",
         "Take the argmax on the CPU.",
     ),
-    KnownFault(
+    KnownIssue(
         "first-call-imprecise",
         "the first call in a process is off by thousands of ulp in one thread's chunk",
         VECTOR_MATH,
@@ -268,7 +268,7 @@ KNOWN_FAULTS = (
         "pytorch#188792, MKL 2024.2",
         "Call the operation once on one thread before the work.",
     ),
-    KnownFault(
+    KnownIssue(
         "matmul-tf32",
         "float32 products round their inputs to TF32's 10 mantissa bits",
         MATMUL,

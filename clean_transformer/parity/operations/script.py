@@ -78,7 +78,7 @@ def reproduction_script(finding: Finding) -> str:
     names = [f"x{number}" for number in range(len(call.operands))]
     title = f"{call.operation} on {device}, torch {torch.__version__}: {finding.diagnosis}."
     title = fill(title, 92).replace('"', "'")
-    output = f"[{finding.judgement.output}]" if len(finding.func._schema.returns) > 1 else ""
+    output = f"[{finding.judgment.output}]" if len(finding.func._schema.returns) > 1 else ""
     operation = f"torch.ops.{call.operation}"
     lines = [HEAD.format(title=title, device=device)]
     for name, layout, (low, high) in zip(names, call.operands, finding.ranges, strict=True):
@@ -142,7 +142,7 @@ def _assertion(finding: Finding, operation: str, names: list[str]) -> str:
     if call.name == "multinomial":
         return VALID.format(name=call.operation, x=names[0])
     dtypes = [x.dtype for x in call.operands if x.dtype.is_floating_point]
-    if finding.judgement.must_equal:
+    if finding.judgment.must_equal:
         return EQUAL.format(name=call.operation)
     halved = dtypes[0].itemsize == 2
     if call.name not in SUMS:

@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 Key = TypeVar("Key")
 
 
-# A square's colour: the first of these that its error, as a share of the healthy, does not exceed.
+# A square's color: the first of these that its error, as a share of the healthy, does not exceed.
 SHARES = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 8, 64, 512, math.inf)
 
 
@@ -69,7 +69,7 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        """A letter for what does not pass, so that it is not told by colour alone."""
+        """A letter for what does not pass, so that it is not told by color alone."""
         return "" if self.verdict is Verdict.PASS else MARKS[self.verdict]
 
     @property

@@ -29,7 +29,7 @@ MARKS = {
 
 
 def styled(verdict: Verdict) -> Text:
-    """The verdict in its colour."""
+    """The verdict in its color."""
     return Text(verdict.value, style=STYLES[verdict])
 
 

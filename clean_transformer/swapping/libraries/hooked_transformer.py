@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import LayerCache, padding_mask
-from clean_transformer.modules.contract import embed_positions, kind, read_on, takes
+from clean_transformer.modules.contract import call_with_cache, embed_positions, kind, takes
 from clean_transformer.swapping.libraries.base import (
     Adapter,
     Ours,
@@ -60,7 +60,9 @@ class LensBlock(Adapter):
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Residual:
         """`attention_mask` is 1 for tokens and 0 for padding, of all positions so far."""
-        return read_on(self.module, (resid_pre,), _lens_layer(past_kv_cache_entry, attention_mask))
+        return call_with_cache(
+            self.module, (resid_pre,), _lens_layer(past_kv_cache_entry, attention_mask)
+        )
 
 
 class LensAttention(Adapter):
@@ -85,7 +87,9 @@ class LensAttention(Adapter):
                     "use_attn_in and use_split_qkv_input off"
                 )
             inputs = inputs[:1]
-        return read_on(self.module, inputs, _lens_layer(past_kv_cache_entry, attention_mask))
+        return call_with_cache(
+            self.module, inputs, _lens_layer(past_kv_cache_entry, attention_mask)
+        )
 
 
 class LensPositions(Adapter):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import LayerCache, padding_mask
-from clean_transformer.modules.contract import embed_positions, kind, read_on
+from clean_transformer.modules.contract import call_with_cache, embed_positions, kind
 from clean_transformer.swapping.libraries.base import Adapter, Ours, Place, Residual, _layer, _place
 from clean_transformer.weights.formats.huggingface import config_from_json
 
@@ -54,7 +54,7 @@ class HuggingFaceBlock(Adapter):
         """`attention_mask` [batch 1 query key] is True, or not negative, where a query sees."""
         plain = past_key_values is None and attention_mask is None
         layer = _HuggingFaceLayer(past_key_values, attention_mask, self.layer)
-        return read_on(self.module, (hidden_states,), None if plain else layer)
+        return call_with_cache(self.module, (hidden_states,), None if plain else layer)
 
 
 class HuggingFaceAttention(HuggingFaceBlock):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.support.files import in_place_of
+from clean_transformer.support.files import atomic_file
 from clean_transformer.weights.table import (
     Format,
     Row,
@@ -75,14 +75,14 @@ SIZES = {
 EPS = "gpt2.attention.layer_norm_epsilon"
 
 
-# The types of tensor that are numbers one by one; all others are quantised.
+# The types of tensor that are numbers one by one; all others are quantized.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_gguf(file: Path) -> tuple[Config, dict[str, Tensor]]:
     """The architecture and the weights under llama.cpp's names, memory-mapped.
 
-    Raises `WeightsError` for a damaged file, another architecture, and quantised tensors, by name.
+    Raises `WeightsError` for a damaged file, another architecture, and quantized tensors, by name.
     """
     package = _package()
     try:
@@ -91,14 +91,14 @@ def read_gguf(file: Path) -> tuple[Config, dict[str, Tensor]]:
         raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
     if reader.byte_order != "I":
         raise WeightsError(f"{file} has the byte order of another machine; convert it on this one")
-    quantised = [
+    quantized = [
         f"{tensor.name} is {tensor.tensor_type.name}"
         for tensor in reader.tensors
         if tensor.tensor_type.name not in DTYPES
     ]
-    if quantised:
+    if quantized:
         raise WeightsError(
-            f"{file} is quantised: {', '.join(quantised)}; only {', '.join(DTYPES)} are read, "
+            f"{file} is quantized: {', '.join(quantized)}; only {', '.join(DTYPES)} are read, "
             "convert the model again with --outtype f16"
         )
     state = {
@@ -145,7 +145,7 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
     if _shortest_decimal(cfg.eps) != cfg.eps:
         raise WeightsError(f"GGUF holds eps as a float32, which cannot tell {cfg.eps!r}")
     with (
-        in_place_of(Path(file)) as unfinished,
+        atomic_file(Path(file)) as unfinished,
         closing(gguf.GGUFWriter(unfinished, "gpt2")) as writer,
     ):
         for size, key in SIZES.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.support.files import appearing_whole
+from clean_transformer.support.files import atomic_folder
 from clean_transformer.weights.table import (
     Format,
     Row,
@@ -193,6 +193,6 @@ def write_folder(folder: Path, cfg: Config, state: State) -> None:
     from safetensors.torch import save_file
 
     config, tensors = config_to_json(cfg), HUGGINGFACE.write(cfg, state)
-    with appearing_whole(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
         (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

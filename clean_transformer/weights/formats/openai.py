@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.support.files import appearing_whole
+from clean_transformer.support.files import atomic_folder
 from clean_transformer.weights.formats.huggingface import QKV_BIAS, QKV_WEIGHT, read_json
 from clean_transformer.weights.formats.tensor_bundle import read_bundle, write_bundle
 from clean_transformer.weights.table import Format, Row, State, WeightsError
@@ -118,7 +118,7 @@ def write_openai(folder: Path, cfg: Config, state: State) -> None:
     Raises `WeightsError` for what the format has no place for, before writing.
     """
     tensors, hparams = OPENAI.write(cfg, state), config_to_hparams(cfg)
-    with appearing_whole(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         write_bundle(unfinished / "model.ckpt", tensors)
         (unfinished / "hparams.json").write_text(json.dumps(hparams, indent=2) + "\n", "utf-8")
         (unfinished / "checkpoint").write_bytes(CHECKPOINT)

@@ -63,7 +63,7 @@ def test_an_error_shows_where_it_is_made_and_nowhere_else(name: str) -> None:
     tokens = suite_tokens(model.cfg, 2, 9)
     with corrupted(model, name, lambda output: torch.where(output == 0, 0.5, output * 1.25)):
         rows = isolate(model, oracle, tokens, path="per head")
-    # ln1 normalises the split inputs one after the other, and one of its outputs stands for three.
+    # ln1 normalizes the split inputs one after the other, and one of its outputs stands for three.
     also = ["blocks.0.attn.hook_q", "blocks.0.attn.hook_k"] if "_input" in name else []
     assert bad(rows)[0] == name
     assert set(bad(rows)) <= {name, *also}

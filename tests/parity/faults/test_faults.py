@@ -21,11 +21,11 @@ from clean_transformer.parity.faults import (
     weight_changed,
 )
 from clean_transformer.parity.operations.call import Call, Operand
-from clean_transformer.parity.operations.known_issues import KNOWN_FAULTS, match
+from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES, match
 
 SEMANTIC = {fault.name: fault for fault in SEMANTIC_FAULTS}
 DEVICE = {fault.name: fault for fault in DEVICE_FAULTS}
-KNOWN = {fault.name: fault for fault in KNOWN_FAULTS}
+KNOWN = {fault.name: fault for fault in KNOWN_ISSUES}
 
 # Above the rounding of float64, far below what any mistake makes.
 ROUNDING = 1e-12
@@ -287,7 +287,7 @@ SITUATIONS = {
         lambda t: normal(2, 3, dtype=t) + normal(3, dtype=t).expand(2, 3)[:, :1].expand(2, 3),
         lambda: normal(2, 3) + normal(2, 3).flip(0),
     ),
-    "softmax-unnormalised": Situation(
+    "softmax-unnormalized": Situation(
         lambda t: normal(2, 3, dtype=t).softmax(-1), lambda: normal(2, 3).log_softmax(-1)
     ),
     "masked-fill-first-entry": Situation(
@@ -369,7 +369,7 @@ def test_our_modules_meet_the_condition(fault) -> None:
         "bmm-permuted-key",
         "first-call-imprecise",
         "masked-fill-first-entry",
-        "softmax-unnormalised",
+        "softmax-unnormalized",
     }
     fused_only = fault.name.startswith(("sdpa", "layer-norm"))
     assert seen_fused is (fault.name not in explicit_only)

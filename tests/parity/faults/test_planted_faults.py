@@ -13,7 +13,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.parity import suite
 from clean_transformer.parity.faults import DEVICE_FAULTS, SEMANTIC_FAULTS, inject, weight_changed
 from clean_transformer.parity.operations import probes
-from clean_transformer.parity.operations.known_issues import KNOWN_FAULTS
+from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
 from clean_transformer.parity.references.base import Reference
 from clean_transformer.parity.references.choose import REFERENCES, choose_reference
 from clean_transformer.parity.same_function import ParityReport, compare
@@ -124,7 +124,7 @@ MEETS = {
     "matmul-half-accumulator": {"dtype": BF16, "d_mlp": 2048},
     "layer-norm-half-statistics": {"dtype": F16},
 }
-KNOWN = {fault.name for fault in KNOWN_FAULTS}
+KNOWN = {fault.name for fault in KNOWN_ISSUES}
 IN_THE_MODEL = [
     fault for fault in DEVICE_FAULTS if not fault.probe_only and not fault.first_call_only
 ]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from clean_transformer.parity.operations.bounds import expected_outputs
 from clean_transformer.parity.operations.check import check_operations
-from clean_transformer.parity.operations.judgement import judge
+from clean_transformer.parity.operations.judgment import judge
 from clean_transformer.parity.operations.replay import Call64
 from clean_transformer.parity.verdict import Verdict
 

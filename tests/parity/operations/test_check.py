@@ -149,8 +149,8 @@ def test_effective_precision_tells_tf32_from_corruption() -> None:
     assert tf32 is not None
     assert bfloat16 is not None
     assert corrupt is not None
-    assert tf32.judgement.precision == "TF32"
-    assert bfloat16.judgement.precision == "bfloat16"
+    assert tf32.judgment.precision == "TF32"
+    assert bfloat16.judgment.precision == "bfloat16"
     assert (tf32.verdict, bfloat16.verdict, corrupt.verdict) == (
         Verdict.DEGRADED,
         Verdict.DEGRADED,

@@ -111,12 +111,12 @@ def refused(file: Path, message: str) -> None:
         DemoTransformer.from_pretrained(file, device="cpu")
 
 
-def test_quantised_tensors_are_refused_by_name(tmp_path: Path):
+def test_quantized_tensors_are_refused_by_name(tmp_path: Path):
     cfg = tiny(n_layers=1, d_model=32, n_heads=4, d_head=8, d_mlp=32)
     file = write_as_llama_cpp(tmp_path / "model.gguf", cfg, their_model(cfg), Q8_0)
     refused(
         file,
-        r"model\.gguf is quantised: token_embd\.weight is Q8_0, .*ffn_down\.weight is Q8_0, .*;"
+        r"model\.gguf is quantized: token_embd\.weight is Q8_0, .*ffn_down\.weight is Q8_0, .*;"
         r" only F32, F16, BF16 are read, convert the model again with --outtype f16",
     )
 

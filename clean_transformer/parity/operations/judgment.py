@@ -1,4 +1,4 @@
-"""TODO parity/operations/judgement."""
+"""TODO parity/operations/judgment."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from clean_transformer.parity.verdict import Verdict
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """One call's outputs beside the exact ones.
 
     `ratio` is the largest |device - exact| / (u G + η), infinite where the device's number is not
@@ -33,10 +33,10 @@ class Judgement:
     must_equal: bool = False
 
 
-def judge(expected: list[Expected | None], output: Any) -> Judgement:
+def judge(expected: list[Expected | None], output: Any) -> Judgment:
     """The first output's of the worst verdict or, where all are right, the largest ratio's."""
     with trusted():
-        judgements = [
+        judgments = [
             _judge(number, wanted, actual)
             for number, (wanted, actual) in enumerate(
                 zip(expected, tree_leaves(output), strict=False)
@@ -45,24 +45,24 @@ def judge(expected: list[Expected | None], output: Any) -> Judgement:
         ]
     ranks = [*Verdict]
     return max(
-        judgements,
+        judgments,
         key=lambda found: (ranks.index(found.verdict), found.ratio if _right(found) else 0.0),
     )
 
 
-def _judge(number: int, expected: Expected, output: Any) -> Judgement:
+def _judge(number: int, expected: Expected, output: Any) -> Judgment:
     actual = expected.observe(torch.as_tensor(output).detach().cpu())
     exact, dtype = expected.exact, actual.dtype
     if actual.shape != exact.shape:
-        return Judgement(Verdict.WRONG, math.inf, -math.inf, number)
+        return Judgment(Verdict.WRONG, math.inf, -math.inf, number)
     # Rounded, an exact result may be infinite in the dtype: then infinity is right.
     rounded = exact.to(dtype)
     equal = (actual == rounded) | (actual.isnan() & rounded.isnan())
     if actual.numel() == 0 or (expected.scale is None and bool(equal.all())):
-        return Judgement(Verdict.PASS, output=number)
+        return Judgment(Verdict.PASS, output=number)
     if expected.scale is None:
         worst = _where_largest(~equal)
-        return Judgement(Verdict.WRONG, math.inf, -math.inf, number, worst, must_equal=True)
+        return Judgment(Verdict.WRONG, math.inf, -math.inf, number, worst, must_equal=True)
     u, underflow = UNIT_ROUNDOFF[dtype], smallest_kept(dtype)
     error = torch.where(equal & ~rounded.isfinite(), 0.0, (actual.double() - exact).abs())
     # Where G is 0, so is the exact result: of zeros, of a masked score.
@@ -78,7 +78,7 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgement:
         wrong = ratio > expected.wrong and not precision
         verdict = Verdict.WRONG if wrong else Verdict.DEGRADED
     precision = precision if verdict is Verdict.DEGRADED else ""
-    return Judgement(verdict, ratio, bits, number, _where_largest(ratios), precision)
+    return Judgment(verdict, ratio, bits, number, _where_largest(ratios), precision)
 
 
 def _explained_by(error: Tensor, expected: Expected) -> str:
@@ -94,8 +94,8 @@ def _where_largest(values: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in torch.unravel_index(torch.tensor(place), values.shape))
 
 
-def _right(judgement: Judgement | None) -> bool:
-    return judgement is not None and judgement.verdict is Verdict.PASS
+def _right(judgment: Judgment | None) -> bool:
+    return judgment is not None and judgment.verdict is Verdict.PASS
 
 
 def _contiguous(layout: Operand) -> Operand:
