@@ -1,13 +1,14 @@
 """From logits to the next token: pure functions, and the settings that combine them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from clean_transformer.text.settings import SamplingSettings
 
 Logits = Float[Tensor, "batch d_vocab"]
 
@@ -72,7 +73,7 @@ def sample(logits: Logits, generator: torch.Generator | None = None) -> Int[Tens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(SamplingSettings):
     """How the next token is chosen.
 
     At `temperature` 0 it is the most likely one. Above, it is drawn: logits are divided by the
@@ -83,34 +84,6 @@ class Sampling:
 
     Raises `ValueError`, naming the setting, for one that has no meaning.
     """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        finite = math.isfinite
-        self._require("temperature", lambda t: finite(t) and t >= 0, "0 or a positive number")
-        self._require("top_k", lambda k: isinstance(k, int) and k > 0, "a positive integer")
-        self._require("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
-        self._require("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")
-        self._require("repetition_penalty", lambda x: finite(x) and x > 0, "a positive number")
-        self._require("frequency_penalty", finite, "a finite number")
-        for name in ("top_k", "top_p", "min_p"):
-            if not self.temperature and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} chooses among tokens that are drawn, and at temperature 0 the most "
-                    "likely one is taken; give a temperature too, such as 1.0"
-                )
-
-    def _require(self, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise ValueError(f"{name} is {value!r}; it must be {wanted}")
 
     def generator(self) -> torch.Generator | None:
         """The source of the draws, at its start."""

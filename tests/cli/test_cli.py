@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from clean_transformer.cli import app
+from clean_transformer.parity import inputs
 from clean_transformer.parity.faults import inject
 from clean_transformer.parity.references.choose import choose_reference
-from clean_transformer.support import dtypes as choices
 from clean_transformer.support.devices import is_available
 
 from ..parity.small import small_weights
@@ -22,7 +22,7 @@ ABSENT = next((kind for kind in ("mps", "cuda") if not is_available(kind)), None
 def small(model_alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Small weights, and a folder of its own to run in."""
     weights = small_weights(n_layers=1, d_vocab=100, n_ctx=16)
-    monkeypatch.setattr(choices, "choose_weights", lambda source: weights)
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: weights)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

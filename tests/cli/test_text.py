@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from clean_transformer.analysis.prediction import predict
 from clean_transformer.cli import app
-from clean_transformer.cli.text import print_json
+from clean_transformer.cli.terminal import print_json
 from clean_transformer.demo import stories
 from clean_transformer.model import DemoTransformer
 from clean_transformer.weights import hub, load
