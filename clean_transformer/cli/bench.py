@@ -30,10 +30,13 @@ def bench(
         Path | None, typer.Option(help="Write figures as HTML pages in this folder.")
     ] = None,
 ) -> None:
-    """Measure our speed, that of other implementations, and the machine's limit; judge the goals.
+    """Measure our speed, that of other implementations, and the machine's limit.
 
-    Exit status: 0 all goals are met, 1 a goal is missed, 2 could not run, 3 a goal was not
-    measured. Goals of devices that this machine does not have do not count.
+    Then says which of our speed goals hold. Goals for devices that this
+    machine does not have do not count.
+
+    Exit status: 0 all goals hold, 1 a goal is missed, 2 could not run,
+    3 a goal was not measured, 130 interrupted.
     """
     import torch
 

@@ -13,9 +13,10 @@ def compare(
     before: Annotated[Path, typer.Argument(help="Results that `bench --json` wrote.")],
     after: Annotated[Path, typer.Argument(help="Results of a later run.")],
 ) -> None:
-    """Compare two runs of the benchmark, and say what became slower.
+    """Compare two runs of the benchmark, and say what got slower.
 
-    Exit status: 0 nothing became slower, 1 something became slower, 2 cannot be compared.
+    Exit status: 0 nothing got slower, 1 something got slower,
+    2 could not compare.
     """
     from clean_transformer.benchmark.results.compare import compare
     from clean_transformer.benchmark.results.results import read_results
@@ -30,7 +31,7 @@ def compare(
     console.print(table)
     slower = sum(change.verdict == "slower" for change in changes)
     console.print(
-        f"{slower} of {len(changes)} became slower. The times are relative to those of the other "
+        f"{slower} of {len(changes)} got slower. The times are relative to those of the other "
         f"implementations, which changed × {drift:.2f}."
     )
     raise typer.Exit(1 if slower else 0)

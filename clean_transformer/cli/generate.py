@@ -23,7 +23,7 @@ def generate(
         ),
     ] = None,
     beams: Annotated[
-        int, typer.Option(help="Beam search: follow this many continuations at once.")
+        int, typer.Option(help="Number of continuations that beam search follows; 1 turns it off.")
     ] = 1,
     stop: Annotated[
         list[str] | None,
@@ -39,6 +39,8 @@ def generate(
     **sampling: Any,
 ) -> None:
     """Continue a text.
+
+    Ends at <|endoftext|>, before a stop string, or after --tokens tokens.
 
     Exit status: 0 done, 2 could not run, 130 interrupted.
     """

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import typer
 
 WEIGHTS = (
-    "Where the weights are: a hub id (owner/name), an alias (gpt2, gpt2-medium, gpt2-large, "
+    "Where to read the weights: a hub id (owner/name), an alias (gpt2, gpt2-medium, gpt2-large, "
     "gpt2-xl, distilgpt2), a folder, a file, or 'demo' for the small model of this package."
 )
 
@@ -26,7 +26,7 @@ WeightsOrSynthetic = Annotated[
     str | None,
     typer.Option(
         help=f"{WEIGHTS} 'stress' and 'plain' are synthetic weights of GPT-2 small's shape; "
-        "'stress:xl' has another shape. Default: gpt2, or stress if the hub cannot be reached."
+        "'stress:xl' has that of GPT-2 XL. Default: gpt2, or stress if the hub cannot be reached."
     ),
 ]
 Device = Annotated[

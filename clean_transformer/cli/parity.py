@@ -49,7 +49,10 @@ def parity(
 ) -> None:
     """Compare every activation with a reference implementation, then check each device.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run, 3 something was NOT CHECKED.
+    Writes scripts in the current folder that reproduce the first faults.
+
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run,
+    3 something was NOT CHECKED, 130 interrupted.
     """
     from clean_transformer.parity.inputs import choose_modes, choose_weights
     from clean_transformer.parity.references.choose import choose_reference
@@ -91,10 +94,11 @@ def doctor(
 ) -> None:
     """Say in plain words whether this device computes GPT-2 correctly. Takes about a minute.
 
-    The CPU in float64 is the judge; no other implementation is needed. If something is wrong, a
-    script that reproduces it is written in the current folder.
+    Compares the device with the CPU in float64; needs no other implementation.
+    Writes a script in the current folder that reproduces the first fault.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run, 3 something was NOT CHECKED.
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run,
+    3 something was NOT CHECKED, 130 interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.report.terminal import print_diagnosis

@@ -42,7 +42,7 @@ def train(
     device: options.Device = "auto",
     weights: Annotated[
         str | None,
-        typer.Option(help=f"Start from existing weights, not from random ones. {options.WEIGHTS}"),
+        typer.Option(help=f"Start from existing weights instead of random ones. {options.WEIGHTS}"),
     ] = None,
     size: Annotated[
         str | None,
@@ -74,9 +74,10 @@ def train(
 ) -> None:
     """Train a GPT-2 to predict the next token.
 
-    The folder of the run gets checkpoint.pt and metrics.jsonl, and at the end model/ in Hugging
-    Face's format. To train on 8 GPUs: torchrun --nproc-per-node 8 --no-python clean-transformer
-    train …
+    Writes checkpoint.pt and metrics.jsonl in the folder of the run, and at
+    the end model/, in Hugging Face's format.
+
+    On 8 GPUs: torchrun --nproc-per-node 8 --no-python clean-transformer train …
 
     Exit status: 0 done, 2 could not run, 130 interrupted.
     """

@@ -40,8 +40,8 @@ class Training:
         bool, "Give each process a part of every parameter (fully_shard), instead of a whole model."
     ] = False
     save_every: Annotated[int, "Number of steps between checkpoints."] = 500
-    held_out_every: Annotated[int, "Number of steps between measures of the held-out loss."] = 500
-    held_out_batches: Annotated[int, "Number of held-out batches in each of these measures."] = 8
+    held_out_every: Annotated[int, "Number of steps between evaluations on held-out data."] = 500
+    held_out_batches: Annotated[int, "Number of held-out batches in an evaluation."] = 8
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulation", "save_every", "held_out_every")

@@ -101,6 +101,13 @@ def test_2_and_one_line_for_what_parity_alone_takes(arguments, message: str) -> 
     assert_one_line(call("parity", *arguments), message)
 
 
+@pytest.mark.parametrize("devices", ["all", "cpu,cuda"])
+def test_the_doctor_checks_one_device(devices: str) -> None:
+    assert_one_line(
+        call("doctor", "--device", devices), f"doctor checks one device, not '{devices}'"
+    )
+
+
 def test_2_where_the_report_cannot_be_written(small: Path) -> None:
     result = call("parity", "--devices", "cpu", "--reference", "none", "--json", "no/r.json")
     assert result.exit_code == 2
