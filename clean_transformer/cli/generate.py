@@ -46,7 +46,7 @@ def generate(
     """
     SamplingSettings(**sampling)  # raises for a wrong setting before the weights are read
     if stream and (as_json or beams != 1):
-        raise ValueError("--stream goes with neither --beams nor --json; leave one out")
+        raise ValueError("--stream cannot be combined with --beams or --json; leave one out")
     prompt = read_text(text, file)
 
     from clean_transformer.cli.loading import read_model

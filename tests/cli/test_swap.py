@@ -1,4 +1,4 @@
-"""The command that swaps modules: what it prints and writes, and its one-line errors."""
+"""`swap`: what it prints and writes, and its one-line errors."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from clean_transformer.text.tokenizer import END_OF_TEXT
 from clean_transformer.weights import hub
 
 from ..parity.small import small_weights
-from .test_cli import assert_one_line, call
+from .running import assert_one_line, call
 
 OWN = """
 from torch import nn

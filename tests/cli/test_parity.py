@@ -1,18 +1,17 @@
-"""The command line: exit statuses, one-line errors, and the files that it writes."""
+"""`parity` and `doctor`: exit statuses, one-line errors, and the files that they write."""
 
 import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from clean_transformer.cli import app
 from clean_transformer.parity import inputs
 from clean_transformer.parity.faults import inject
 from clean_transformer.parity.references.choose import choose_reference
 from clean_transformer.support.devices import is_available
 
 from ..parity.small import small_weights
+from .running import assert_one_line, call
 
 REFERENCE = choose_reference("auto")[0]
 ABSENT = next((kind for kind in ("mps", "cuda") if not is_available(kind)), None)
@@ -25,12 +24,6 @@ def small(model_alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(inputs, "choose_weights", lambda source: weights)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(*arguments: str) -> Result:
-    result = CliRunner().invoke(app, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def test_0_where_everything_passes(small: Path) -> None:
@@ -112,14 +105,6 @@ def test_2_where_the_report_cannot_be_written(small: Path) -> None:
     result = call("parity", "--devices", "cpu", "--reference", "none", "--json", "no/r.json")
     assert result.exit_code == 2
     assert "No such file or directory" in result.stderr
-
-
-def assert_one_line(result: Result, message: str) -> None:
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    [line] = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    assert message in line
 
 
 def test_the_doctor(small: Path) -> None:
