@@ -102,9 +102,7 @@ def train(
     if weights is not None and (given or size):
         named = ["size"] * (size is not None) + [*given]
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
-        raise ValueError(
-            f"--weights {weights} has a size of its own; leave out {flags}, or leave out --weights"
-        )
+        raise ValueError(f"--weights {weights} has a size of its own; leave out {flags}")
     with joined(resolve_device(device)) as chosen:
         of_text = None if data[0].suffix == ".npy" else Tokenizer.from_pretrained(tokenizer)
         tokens = read_tokens(data, of_text)

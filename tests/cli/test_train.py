@@ -47,19 +47,8 @@ def test_text_to_a_model_that_reads_text(folder: Path):
     trained().save("tokenizer.json")
     Path("book.txt").write_text("The cat sat on the mat. " * 20)
     Path("other.txt").write_text("The cat sat. " * 4)
-    result = call(
-        *(
-            "train",
-            "book.txt",
-            "--held-out",
-            "other.txt",
-            "--out",
-            "run",
-            "--tokenizer",
-            str(folder),
-        ),
-        *(*RUN, *SMALL),
-    )
+    files = ("book.txt", "--held-out", "other.txt", "--tokenizer", folder)
+    result = call("train", *files, "--out", "run", *RUN, *SMALL)
     assert result.exit_code == 0, result.output
     model = DemoTransformer.from_pretrained("run/model", device="cpu")
     assert model.cfg.d_vocab == Tokenizer.from_pretrained("run/model").d_vocab == 270
