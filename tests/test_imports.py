@@ -22,7 +22,8 @@ Layers = tuple[tuple[str, ...], ...]
 
 # A room imports from the lines above its own; within a room, anything but a circle is allowed.
 LAYERS = (
-    ("config", "activation_cache", "support/*"),
+    ("support/*",),
+    ("config", "activation_cache"),
     ("hooks", "kv_cache", "reports/*"),
     ("weights/*",),
     ("text/*",),

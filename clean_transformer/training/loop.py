@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from clean_transformer.hooks import HookPoint
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.unembed import TiedUnembed
 from clean_transformer.support.devices import resolve_device
+from clean_transformer.support.stand_in import Method, StandIn
 from clean_transformer.training import checkpoint
 from clean_transformer.training.checkpoint import Measured, Metrics
 from clean_transformer.training.distributed import mean, n_processes, rank, spread, unsummed
@@ -190,13 +191,15 @@ def recomputing_blocks(model: DemoTransformer) -> Iterator[None]:
 
     Chen et al. 2016: memory for one block's activations in the place of all, for a third more time.
     """
-    for block in model.blocks:
-        block.forward = partial(recomputed, block.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
+    with ExitStack() as put:
         for block in model.blocks:
-            del block.forward
+            put.enter_context(StandIn(block, "forward", recomputed))
+        yield
+
+
+def recomputed(below: Method) -> Method:
+    """Under gradients, keep only the inputs of this method, and call it again going backward."""
+    return partial(checkpoint_activations, below, use_reentrant=False)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clean_transformer.support.numerics import _precise
+from clean_transformer.support.numerics import at_least_float32
 
 AT_ONCE = 2**22  # logits, 16 MB in float32: small enough for memory that is used again and again
 
@@ -29,7 +29,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.rows = max(1, AT_ONCE // logits.shape[1])
-        parts = (part.to(_precise(logits.dtype)) for part in torch.split(logits, ctx.rows))
+        parts = (at_least_float32(part) for part in torch.split(logits, ctx.rows))
         log_sums = torch.cat([part.logsumexp(dim=1) for part in parts])
         ctx.save_for_backward(logits, targets, log_sums)
         return (log_sums - logits.gather(1, targets[:, None])[:, 0]).mean()
