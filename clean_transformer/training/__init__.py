@@ -1,0 +1,10 @@
+"""Training from tokens to a checkpoint: `train`, with the settings in `Training`."""
+
+from clean_transformer.training.checkpoint import Measured as Measured
+from clean_transformer.training.distributed import joined as joined
+from clean_transformer.training.distributed import rank as rank
+from clean_transformer.training.loop import train as train
+from clean_transformer.training.loss import cross_entropy as cross_entropy
+from clean_transformer.training.settings import Training as Training
+from clean_transformer.training.windows import load_tokens as load_tokens
+from clean_transformer.training.windows import tokenize as tokenize

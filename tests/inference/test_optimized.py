@@ -131,6 +131,30 @@ def test_undone_everything_is_as_it_was(model):
     assert torch.equal(model(TOKENS), logits)
 
 
+def test_a_second_call_replaces_the_first(model):
+    first = model.optimize()
+    second = model.optimize("int8")
+    fast = vars(model.blocks[0])["forward"]
+
+    first.undo()
+
+    assert vars(model.blocks[0])["forward"] is fast
+    second.undo()
+    assert not {"forward", "_stand_ins"} & vars(model.blocks[0]).keys()
+
+
+def test_what_somebody_else_put_on_a_block_runs_when_it_steps_aside(model):
+    logits, own = model(TOKENS), model.blocks[0].forward
+    model.blocks[0].forward = lambda *inputs: 2 * own(*inputs)
+    doubled = model(TOKENS)
+
+    with model.optimize(), torch.enable_grad(), runs_as_written(model, "gradients are on"):
+        assert_same_function(model(TOKENS), doubled)
+
+    assert_same_function(model(TOKENS), doubled)
+    assert not torch.equal(doubled, logits)
+
+
 @given(
     lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     untied=st.booleans(),
