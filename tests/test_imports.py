@@ -61,7 +61,14 @@ SUB_LAYERS = {
 }
 
 OTHER_IMPLEMENTATIONS = {"transformer_lens", "transformers"}
-HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "gguf", "typer", "rich", "plotly"}
+HEAVY = OTHER_IMPLEMENTATIONS | {
+    "huggingface_hub",
+    "tokenizers",
+    "gguf",
+    "typer",
+    "rich",
+    "plotly",
+}
 
 
 def layer(file: str, layers: Layers = LAYERS) -> int:

@@ -1,26 +1,28 @@
-"""From logits to the next token: pure functions, and the settings that combine them."""
+"""From logits to the next token: pure functions, and `Sampling`, the settings that combine them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clean_transformer.support.validation import require
+
 Logits = Float[Tensor, "batch d_vocab"]
 
 
-# Token ids of each input of a batch, which need not be equally long.
+# The token ids of each row of a batch. Rows need not be equally long.
 Rows = Sequence[Sequence[int]]
 
 
 def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logits:
-    """Make each token that occurred before less likely, however often it did.
+    """Make each token that occurred before less likely, however often it occurred.
 
     Positive logits are divided by `penalty` and negative ones multiplied (Keskar et al. 2019,
-    "CTRL", section 4.1, in the form of transformers).
+    "CTRL", section 4.1, in the form that transformers uses).
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -32,7 +34,8 @@ def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logit
 def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits:
     """Subtract `penalty` from a token's logit for each time that it occurred before.
 
-    The formula of OpenAI's API and of vLLM, who count what was generated, without the prompt.
+    This is the formula of OpenAI's API and of vLLM. They count only generated tokens, without the
+    prompt.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -43,45 +46,68 @@ def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits
 
 
 def keep_top_k(logits: Logits, k: int) -> Logits:
-    """−inf for all but the `k` most likely tokens and those as likely as the k-th."""
+    """Keep the `k` most likely tokens, and ties with the k-th; set the others to −inf."""
     kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < kth, -math.inf)
 
 
 def keep_top_p(logits: Logits, p: float) -> Logits:
-    """−inf for all but the fewest likely tokens that together reach probability `p`.
+    """Keep the fewest tokens whose probabilities add up to `p` or more; set the others to −inf.
 
-    Nucleus sampling (Holtzman et al. 2020, section 3.1).
+    This is nucleus sampling (Holtzman et al. 2020, section 3.1).
     """
     ascending, ids = logits.sort()
     removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
-    removed[:, -1] = False  # the most likely one stays, whatever rounding makes of the sum
+    removed[:, -1] = False  # rounding of the sum must not remove the most likely token
     return logits.masked_fill(removed.scatter(-1, ids, removed), -math.inf)
 
 
 def keep_min_p(logits: Logits, p: float) -> Logits:
-    """−inf for each token less than `p` times as likely as the most likely (Nguyen et al. 2024)."""
+    """Keep tokens at least `p` times as likely as the most likely one; set the others to −inf.
+
+    This is min-p sampling (Nguyen et al. 2024).
+    """
     probabilities = logits.softmax(dim=-1)
     least = p * probabilities.amax(dim=-1, keepdim=True)
     return logits.masked_fill(probabilities < least, -math.inf)
 
 
 def sample(logits: Logits, generator: torch.Generator | None = None) -> Int[Tensor, "batch"]:
-    """Draw a token of each row's softmax, on the CPU: a seed means the same on every device."""
+    """Draw a token from the softmax of each row.
+
+    The CPU draws, so that a seed gives the same tokens on every device.
+    """
     return logits.softmax(dim=-1).cpu().multinomial(1, generator=generator).squeeze(-1)
+
+
+class SamplingSettings(TypedDict, total=False):
+    """The fields of `Sampling`, as keyword arguments of a function."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    frequency_penalty: float
+    seed: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is chosen.
 
-    At `temperature` 0 it is the most likely one. Above, it is drawn: logits are divided by the
-    temperature, then only `top_k`, then `top_p`, then `min_p` are kept, in transformers' order.
-    The penalties, off at 1 and 0, come first: on the tokens of the prompt and after it for
-    `repetition_penalty`, on those after it for `frequency_penalty`. Without a `seed`, draws come
-    from PyTorch's own generator.
+    | field | meaning |
+    |---|---|
+    | `temperature` | 0 takes the most likely token. Otherwise logits are divided by it |
+    | `top_k` | draw from the k most likely tokens |
+    | `top_p` | draw from the fewest tokens whose probabilities add up to this |
+    | `min_p` | draw from tokens at least this likely, relative to the most likely one |
+    | `repetition_penalty` | above 1, tokens of the prompt and after it become less likely |
+    | `frequency_penalty` | above 0, generated tokens become less likely each time they occur |
+    | `seed` | of the draws; without it, they come from PyTorch's global generator |
 
-    Raises `ValueError`, naming the setting, for one that has no meaning.
+    The penalties come first, then the temperature, `top_k`, `top_p` and `min_p`, which is the order
+    of transformers. Raises `ValueError`, naming the field, for an impossible value.
     """
 
     temperature: float = 0.0
@@ -94,32 +120,33 @@ class Sampling:
 
     def __post_init__(self) -> None:
         finite = math.isfinite
-        self._require("temperature", lambda t: finite(t) and t >= 0, "0 or a positive number")
-        self._require("top_k", lambda k: isinstance(k, int) and k > 0, "a positive integer")
-        self._require("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
-        self._require("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")
-        self._require("repetition_penalty", lambda x: finite(x) and x > 0, "a positive number")
-        self._require("frequency_penalty", finite, "a finite number")
-        for name in ("top_k", "top_p", "min_p"):
-            if not self.temperature and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} chooses among tokens that are drawn, and at temperature 0 the most "
-                    "likely one is taken; give a temperature too, such as 1.0"
-                )
-
-    def _require(self, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+        for field, holds, wanted in (
+            ("temperature", lambda t: finite(t) and t >= 0, "0 or a positive number"),
+            ("top_k", lambda k: isinstance(k, int) and k > 0, "a positive integer"),
+            ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1"),
+            ("min_p", lambda p: 0 <= p <= 1, "from 0 to 1"),
+            ("repetition_penalty", lambda x: finite(x) and x > 0, "a positive number"),
+            ("frequency_penalty", finite, "a finite number"),
+        ):
+            value = getattr(self, field)
+            require(self, field, value is None or holds(value), wanted)
+        for field in ("top_k", "top_p", "min_p"):
+            require(
+                self,
+                field,
+                self.temperature > 0 or getattr(self, field) is None,
+                "None at temperature 0, which takes the most likely token; set a temperature too, "
+                "such as 1.0",
+            )
 
     def generator(self) -> torch.Generator | None:
-        """The source of the draws, at its start."""
+        """Return a new generator with the seed, or None for PyTorch's global generator."""
         return None if self.seed is None else torch.Generator().manual_seed(self.seed)
 
     def penalize(self, logits: Logits, prompts: Rows, new: Rows) -> Logits:
-        """The logits after both penalties, given each prompt and what was generated after it.
+        """Return the logits after both penalties, given each prompt and its generated tokens.
 
-        In a batch, transformers takes the padding for text that occurred; here it is nothing.
+        Unlike in transformers, padding tokens do not count as repeated text.
         """
         if self.repetition_penalty != 1:
             so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]
@@ -129,7 +156,7 @@ class Sampling:
         return logits
 
     def choose(self, logits: Logits, generator: torch.Generator | None) -> Int[Tensor, "batch"]:
-        """The next token of each row of penalized logits."""
+        """Return the next token of each row of penalized logits."""
         if not self.temperature:
             return logits.argmax(dim=-1)
         logits = logits / self.temperature

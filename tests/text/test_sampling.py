@@ -144,17 +144,20 @@ def test_a_seed_means_the_same_draws_and_none_the_global_ones():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, "temperature is -1.0; it must be 0 or a positive number"),
-        ({"temperature": math.nan}, "temperature is nan"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k is 0; it must be a positive integer"),
-        ({"temperature": 1.0, "top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
-        ({"temperature": 1.0, "top_p": 90.0}, "top_p is 90.0"),
-        ({"temperature": 1.0, "min_p": -0.1}, "min_p is -0.1; it must be from 0 to 1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be a positive number"),
-        ({"frequency_penalty": math.inf}, "frequency_penalty is inf; it must be a finite number"),
-        ({"top_k": 5}, "top_k chooses among tokens that are drawn, and at temperature 0 the most"),
-        ({"top_p": 0.5}, "top_p chooses among tokens that are drawn"),
-        ({"min_p": 0.5}, "min_p chooses among tokens that are drawn"),
+        ({"temperature": -1.0}, "Sampling.temperature is -1.0; it must be 0 or a positive number"),
+        ({"temperature": math.nan}, "Sampling.temperature is nan"),
+        ({"temperature": 1.0, "top_k": 0}, "Sampling.top_k is 0; it must be a positive integer"),
+        (
+            {"temperature": 1.0, "top_p": 0.0},
+            "Sampling.top_p is 0.0; it must be above 0 and",
+        ),
+        ({"temperature": 1.0, "top_p": 90.0}, "Sampling.top_p is 90.0"),
+        ({"temperature": 1.0, "min_p": -0.1}, "Sampling.min_p is -0.1; it must be from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "Sampling.repetition_penalty is 0.0; it must be a positive"),
+        ({"frequency_penalty": math.inf}, "Sampling.frequency_penalty is inf; it must be a finite"),
+        ({"top_k": 5}, "Sampling.top_k is 5; it must be None at temperature 0, which takes the"),
+        ({"top_p": 0.5}, "Sampling.top_p is 0.5; it must be None at temperature 0"),
+        ({"min_p": 0.5}, "Sampling.min_p is 0.5; it must be None at temperature 0"),
     ],
 )
 def test_settings_without_a_meaning(settings: dict, message: str):

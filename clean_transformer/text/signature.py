@@ -1,0 +1,35 @@
+"""`names_settings`: shows the settings of `Sampling` in a function's signature."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar
+
+from clean_transformer.text.sampling import Sampling
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def names_settings(function: Function) -> Function:
+    """Show the fields of `Sampling`, with types and defaults, instead of the last `**argument`.
+
+    The function raises `TypeError` for any other keyword argument, before it does any work, and
+    suggests the name that was probably meant.
+    """
+    shown = signature(function)
+    *parameters, _ = shown.parameters.values()
+    shown = shown.replace(parameters=[*parameters, *signature(Sampling).parameters.values()])
+
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in [name for name in kwargs if name not in shown.parameters]:
+            near = get_close_matches(name, shown.parameters, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"see help({function.__qualname__})"
+            raise TypeError(
+                f"{function.__name__}() got an unexpected keyword argument {name!r}; {hint}"
+            )
+        return function(*args, **kwargs)
+
+    checked.__signature__ = shown  # type: ignore[attr-defined]
+    return checked  # type: ignore[return-value]
