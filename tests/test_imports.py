@@ -22,7 +22,8 @@ Layers = tuple[tuple[str, ...], ...]
 
 # A room imports from the lines above its own; within a room, anything but a circle is allowed.
 LAYERS = (
-    ("config", "activation_cache", "support/*"),
+    ("support/*",),
+    ("config", "activation_cache"),
     ("hooks", "kv_cache", "reports/*"),
     ("weights/*",),
     ("text/*",),
@@ -60,7 +61,14 @@ SUB_LAYERS = {
 }
 
 OTHER_IMPLEMENTATIONS = {"transformer_lens", "transformers"}
-HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "gguf", "typer", "rich", "plotly"}
+HEAVY = OTHER_IMPLEMENTATIONS | {
+    "huggingface_hub",
+    "tokenizers",
+    "gguf",
+    "typer",
+    "rich",
+    "plotly",
+}
 
 
 def layer(file: str, layers: Layers = LAYERS) -> int:

@@ -6,10 +6,10 @@ import typer
 
 from clean_transformer.cli import options
 from clean_transformer.cli.terminal import print_json, progress, read_text
-from clean_transformer.text.settings import SamplingSettings
+from clean_transformer.text.settings import Sampling
 
 
-@options.options_from(SamplingSettings, panel="How the next token is chosen")
+@options.options_from(Sampling, panel="How the next token is chosen")
 def generate(
     text: options.Text = None,
     file: options.TextFile = None,
@@ -44,7 +44,7 @@ def generate(
 
     Exit status: 0 done, 2 could not run, 130 interrupted.
     """
-    SamplingSettings(**sampling)  # raises for a wrong setting before the weights are read
+    Sampling(**sampling)  # raises for a wrong setting before the weights are read
     if stream and (as_json or beams != 1):
         raise ValueError("--stream cannot be combined with --beams or --json; leave one out")
     prompt = read_text(text, file)

@@ -1,16 +1,31 @@
-"""The settings of `generate`, without PyTorch: the command line takes its options from them."""
+"""`Sampling`: how to choose the next token. The command line reads it, so it needs no PyTorch."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, TypedDict
+
+from clean_transformer.support.validation import require
+
+
+class SamplingSettings(TypedDict, total=False):
+    """The fields of `Sampling`, as keyword arguments of a function."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    frequency_penalty: float
+    seed: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-    """How the next token is chosen: the fields of `Sampling`, with a help text each.
+class Sampling:
+    """How the next token is chosen. Each field holds a help text, which `generate --help` shows.
 
-    Raises `ValueError`, naming the setting, for a value that makes no sense.
+    The penalties come first, then the temperature, `top_k`, `top_p` and `min_p`, which is the order
+    of transformers. Without a `seed`, PyTorch's global generator draws. Raises `ValueError`, naming
+    the field, for an impossible value.
     """
 
     temperature: Annotated[
@@ -38,20 +53,21 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         finite = math.isfinite
-        self._require("temperature", lambda t: finite(t) and t >= 0, "0 or a positive number")
-        self._require("top_k", lambda k: isinstance(k, int) and k > 0, "a positive integer")
-        self._require("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
-        self._require("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")
-        self._require("repetition_penalty", lambda x: finite(x) and x > 0, "a positive number")
-        self._require("frequency_penalty", finite, "a finite number")
-        for name in ("top_k", "top_p", "min_p"):
-            if not self.temperature and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} chooses among tokens that are drawn, and at temperature 0 the most "
-                    "likely one is taken; give a temperature too, such as 1.0"
-                )
-
-    def _require(self, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+        for field, holds, wanted in (
+            ("temperature", lambda t: finite(t) and t >= 0, "0 or a positive number"),
+            ("top_k", lambda k: isinstance(k, int) and k > 0, "a positive integer"),
+            ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1"),
+            ("min_p", lambda p: 0 <= p <= 1, "from 0 to 1"),
+            ("repetition_penalty", lambda x: finite(x) and x > 0, "a positive number"),
+            ("frequency_penalty", finite, "a finite number"),
+        ):
+            value = getattr(self, field)
+            require(self, field, value is None or holds(value), wanted)
+        for field in ("top_k", "top_p", "min_p"):
+            require(
+                self,
+                field,
+                self.temperature > 0 or getattr(self, field) is None,
+                "None at temperature 0, which takes the most likely token; set a temperature too, "
+                "such as 1.0",
+            )

@@ -1,16 +1,18 @@
-"""The settings of a training run, without PyTorch: the command line takes its options from them."""
+"""`Training`: how to train. The command line reads it, so it needs no PyTorch."""
 
 import math
 from dataclasses import dataclass
 from typing import Annotated
 
+from clean_transformer.support.validation import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How to train, with a help text for each setting.
+    """How to train. Each field holds a help text, which `clean-transformer train --help` shows.
 
     The defaults are those of Brown et al. 2020 (appendix B) for a model of GPT-2 small's size.
-    Raises `ValueError`, naming the field, for a value that makes no sense.
+    Raises `ValueError`, naming the field, for an impossible value.
     """
 
     steps: Annotated[int, "Number of optimizer steps."]
@@ -45,23 +47,23 @@ class Training:
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulation", "save_every", "held_out_every")
-        for name in (*counts, "held_out_batches"):
-            self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("warmup", "weight_decay", "seed"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("learning_rate", "clip"):
-            self._require(name, getattr(self, name) > 0, "more than 0")
-        self._require("final_share", 0 <= self.final_share <= 1, "from 0 to 1")
-        self._require("batch", self.batch % self.accumulation == 0, "a multiple of accumulation")
-
-    def _require(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise ValueError(f"Training.{name} is {getattr(self, name)!r}; it must be {wanted}")
+        for field in (*counts, "held_out_batches"):
+            require(self, field, getattr(self, field) >= 1, "1 or more")
+        for field in ("warmup", "weight_decay", "seed"):
+            require(self, field, getattr(self, field) >= 0, "0 or more")
+        for field in ("learning_rate", "clip"):
+            require(self, field, getattr(self, field) > 0, "more than 0")
+        require(self, "final_share", 0 <= self.final_share <= 1, "from 0 to 1")
+        require(self, "batch", self.batch % self.accumulation == 0, "a multiple of accumulation")
 
     def rate(self, step: int) -> float:
-        """The learning rate of that step, from 0: a warm-up, then a cosine down to its end."""
+        """Return the learning rate of a step, from 0: a linear warm-up, then a cosine decay."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        fallen = (1 - self.final_share) * (1 - math.cos(math.pi * progress)) / 2
-        return self.learning_rate * (1 - fallen)
+        decayed = (1 - self.final_share) * (1 - math.cos(math.pi * progress)) / 2
+        return self.learning_rate * (1 - decayed)
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether `step`, from 0, ends an interval of `every` steps. The last step always does."""
+        return (step + 1) % every == 0 or step + 1 == self.steps

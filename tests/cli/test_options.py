@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from clean_transformer.cli import app
 from clean_transformer.cli.options import options_from
-from clean_transformer.text.sampling import Sampling
+from clean_transformer.text.settings import Sampling
 from clean_transformer.training.settings import Training
 
 

@@ -140,7 +140,7 @@ def test_info(out, model):
     ("arguments", "message"),
     [
         (("--temperature", -1), "temperature is -1.0; it must be 0 or a positive number"),
-        (("--top-k", 5), "top_k chooses among tokens that are drawn"),
+        (("--top-k", 5), "top_k is 5; it must be None at temperature 0"),
         (("--stream", "--beams", 2), "--stream cannot be combined with --beams or --json"),
         (("--stream", "--json"), "--stream cannot be combined with --beams or --json"),
         (("--file", "x"), "there are two texts"),
@@ -156,7 +156,7 @@ def test_2_and_one_line_for_what_cannot_be_done(folder: Path, arguments, message
 
 def test_settings_are_refused_before_the_weights_are_read():
     result = call("generate", "text", "--weights", "no/such/folder", "--top-k", 5)
-    assert_one_line(result, "top_k chooses among tokens that are drawn")
+    assert_one_line(result, "top_k is 5; it must be None at temperature 0")
 
 
 @pytest.mark.parametrize("command", ["generate", "predict", "tokens", "info"])

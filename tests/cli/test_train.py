@@ -66,7 +66,7 @@ def test_other_sizes_keep_the_proportions_of_the_published():
     ("arguments", "message"),
     [
         (("tokens.npy", "--d-vocab", "9"), "the tokens have ids from 0 to 12"),
-        (("tokens.npy", "--n-ctx", "1024"), "the tokens are 180; a window of n_ctx=1024"),
+        (("tokens.npy", "--n-ctx", "1024"), "the tokens are only 180; one window of n_ctx=1024"),
         (("tokens.npy", "tokens.npy"), "there are 2 files"),
         (("none.npy",), "No such file or directory: 'none.npy'"),
         (("tokens.npy", "--clip", "0"), "Training.clip is 0.0"),
