@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clean_transformer.text.decoding import Model, Stop, decode_one, prefill
-from clean_transformer.text.sampling import Rows, Sampling
+from clean_transformer.text.sampling import Rows, penalize
+from clean_transformer.text.settings import Sampling
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ def search_beams(
     logits, cache = prefill(model, prompts, max_new_tokens)
     while True:
         # The model's batch holds the running beams of the first prompt, then those of the next.
-        log_probs = sampling.penalize(
+        log_probs = penalize(
             logits.log_softmax(dim=-1),
             [search.prompt for search in searches for _ in search.running],
             [beam.new for search in searches for beam in search.running],
+            sampling,
         )
         rows: list[int] = []
         start = 0

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
-from clean_transformer.text.sampling import Logits, Rows, Sampling
+from clean_transformer.text.sampling import Logits, Rows, choose, new_generator, penalize
+from clean_transformer.text.settings import Sampling
 from clean_transformer.text.tokenizer import Tokenizer
 
 
@@ -117,12 +118,12 @@ def decode(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[list[int]]:
     """Yield the next token of every prompt, `max_new_tokens` times."""
-    generator = sampling.generator()
+    generator = new_generator(sampling.seed)
     new: list[list[int]] = [[] for _ in prompts]
     cache_class = getattr(model, "cache_class", KVCache)
     logits, cache = prefill(model, prompts, max_new_tokens, cache_class)
     for step in range(1, max_new_tokens + 1):
-        chosen = sampling.choose(sampling.penalize(logits, prompts, new), generator)
+        chosen = choose(penalize(logits, prompts, new, sampling), sampling, generator)
         tokens = chosen.tolist()
         yield tokens
         for row, token in zip(new, tokens, strict=True):

@@ -17,7 +17,8 @@ from clean_transformer.hooks import HookedModule
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.text.beam_search import search_beams
 from clean_transformer.text.decoding import Stop, decode, decode_until
-from clean_transformer.text.sampling import Rows, Sampling, SamplingSettings
+from clean_transformer.text.sampling import Rows
+from clean_transformer.text.settings import Sampling, SamplingSettings
 from clean_transformer.text.signature import names_settings
 from clean_transformer.text.tokenizer import Tokenizer, Tokens
 

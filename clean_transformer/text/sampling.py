@@ -1,15 +1,13 @@
-"""From logits to the next token: pure functions, and `Sampling`, the settings that combine them."""
+"""From logits to the next token: pure functions, which `Sampling` combines."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clean_transformer.support.validation import require
+from clean_transformer.text.settings import Sampling
 
 Logits = Float[Tensor, "batch d_vocab"]
 
@@ -80,90 +78,35 @@ def sample(logits: Logits, generator: torch.Generator | None = None) -> Int[Tens
     return logits.softmax(dim=-1).cpu().multinomial(1, generator=generator).squeeze(-1)
 
 
-class SamplingSettings(TypedDict, total=False):
-    """The fields of `Sampling`, as keyword arguments of a function."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float
-    frequency_penalty: float
-    seed: int | None
+def new_generator(seed: int | None) -> torch.Generator | None:
+    """Return a new generator with the seed; without one, None for PyTorch's global generator."""
+    return None if seed is None else torch.Generator().manual_seed(seed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen.
+def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Logits:
+    """Return the logits after both penalties, given each prompt and its generated tokens.
 
-    | field | meaning |
-    |---|---|
-    | `temperature` | 0 takes the most likely token. Otherwise logits are divided by it |
-    | `top_k` | draw from the k most likely tokens |
-    | `top_p` | draw from the fewest tokens whose probabilities add up to this |
-    | `min_p` | draw from tokens at least this likely, relative to the most likely one |
-    | `repetition_penalty` | above 1, tokens of the prompt and after it become less likely |
-    | `frequency_penalty` | above 0, generated tokens become less likely each time they occur |
-    | `seed` | of the draws; without it, they come from PyTorch's global generator |
-
-    The penalties come first, then the temperature, `top_k`, `top_p` and `min_p`, which is the order
-    of transformers. Raises `ValueError`, naming the field, for an impossible value.
+    Unlike in transformers, padding tokens do not count as repeated text.
     """
+    if sampling.repetition_penalty != 1:
+        so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]
+        logits = penalize_repetition(logits, so_far, sampling.repetition_penalty)
+    if sampling.frequency_penalty:
+        logits = penalize_frequency(logits, new, sampling.frequency_penalty)
+    return logits
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
 
-    def __post_init__(self) -> None:
-        finite = math.isfinite
-        for field, holds, wanted in (
-            ("temperature", lambda t: finite(t) and t >= 0, "0 or a positive number"),
-            ("top_k", lambda k: isinstance(k, int) and k > 0, "a positive integer"),
-            ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1"),
-            ("min_p", lambda p: 0 <= p <= 1, "from 0 to 1"),
-            ("repetition_penalty", lambda x: finite(x) and x > 0, "a positive number"),
-            ("frequency_penalty", finite, "a finite number"),
-        ):
-            value = getattr(self, field)
-            require(self, field, value is None or holds(value), wanted)
-        for field in ("top_k", "top_p", "min_p"):
-            require(
-                self,
-                field,
-                self.temperature > 0 or getattr(self, field) is None,
-                "None at temperature 0, which takes the most likely token; set a temperature too, "
-                "such as 1.0",
-            )
-
-    def generator(self) -> torch.Generator | None:
-        """Return a new generator with the seed, or None for PyTorch's global generator."""
-        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
-
-    def penalize(self, logits: Logits, prompts: Rows, new: Rows) -> Logits:
-        """Return the logits after both penalties, given each prompt and its generated tokens.
-
-        Unlike in transformers, padding tokens do not count as repeated text.
-        """
-        if self.repetition_penalty != 1:
-            so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]
-            logits = penalize_repetition(logits, so_far, self.repetition_penalty)
-        if self.frequency_penalty:
-            logits = penalize_frequency(logits, new, self.frequency_penalty)
-        return logits
-
-    def choose(self, logits: Logits, generator: torch.Generator | None) -> Int[Tensor, "batch"]:
-        """Return the next token of each row of penalized logits."""
-        if not self.temperature:
-            return logits.argmax(dim=-1)
-        logits = logits / self.temperature
-        if self.top_k is not None:
-            logits = keep_top_k(logits, self.top_k)
-        if self.top_p is not None:
-            logits = keep_top_p(logits, self.top_p)
-        if self.min_p is not None:
-            logits = keep_min_p(logits, self.min_p)
-        return sample(logits, generator)
+def choose(
+    logits: Logits, sampling: Sampling, generator: torch.Generator | None
+) -> Int[Tensor, "batch"]:
+    """Return the next token of each row of penalized logits."""
+    if not sampling.temperature:
+        return logits.argmax(dim=-1)
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p is not None:
+        logits = keep_min_p(logits, sampling.min_p)
+    return sample(logits, generator)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from clean_transformer.text.sampling import Sampling
+from clean_transformer.text.settings import Sampling
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -19,7 +19,12 @@ def names_settings(function: Function) -> Function:
     """
     shown = signature(function)
     *parameters, _ = shown.parameters.values()
-    shown = shown.replace(parameters=[*parameters, *signature(Sampling).parameters.values()])
+    types = get_type_hints(Sampling)  # without the help texts
+    settings = [
+        setting.replace(annotation=types[name])
+        for name, setting in signature(Sampling).parameters.items()
+    ]
+    shown = shown.replace(parameters=[*parameters, *settings])
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:

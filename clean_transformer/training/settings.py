@@ -1,49 +1,49 @@
-"""`Training`: how to train."""
+"""`Training`: how to train. The command line reads it, so it needs no PyTorch."""
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from clean_transformer.support.validation import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How to train. The defaults are those of Brown et al. 2020 (appendix B) for GPT-2's size.
+    """How to train. Each field holds a help text, which `clean-transformer train --help` shows.
 
-    | field | meaning |
-    |---|---|
-    | `steps` | steps of the optimizer |
-    | `batch` | windows of n_ctx tokens per step, over all processes |
-    | `accumulation` | micro-batches per step and process; more of them need less memory |
-    | `learning_rate` | peak learning rate, reached after `warmup` steps |
-    | `final_share` | last learning rate of the cosine decay, as a share of the peak |
-    | `weight_decay` | of matrices; gains and biases have none |
-    | `clip` | largest norm of all gradients together; `math.inf` does not clip |
-    | `seed` | of the windows' order and of dropout |
-    | `autocast` | compute in bfloat16; parameters stay in float32 |
-    | `recompute` | gradient checkpointing: less memory, a third more time |
-    | `sharded` | each process holds a part of every parameter |
-    | `save_every` | steps between two checkpoints |
-    | `held_out_every`, `held_out_batches` | steps between two held-out losses; batches of each |
-
+    The defaults are those of Brown et al. 2020 (appendix B) for a model of GPT-2 small's size.
     Raises `ValueError`, naming the field, for an impossible value.
     """
 
-    steps: int
-    batch: int
-    accumulation: int = 1
-    learning_rate: float = 6e-4
-    final_share: float = 0.1
-    warmup: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
-    autocast: bool = False
-    recompute: bool = False
-    sharded: bool = False
-    save_every: int = 500
-    held_out_every: int = 500
-    held_out_batches: int = 8
+    steps: Annotated[int, "Number of optimizer steps."]
+    batch: Annotated[int, "Number of windows of n_ctx tokens in a step, summed over all processes."]
+    accumulation: Annotated[
+        int, "Split each process's share of a batch into this many parts, to save memory."
+    ] = 1
+    learning_rate: Annotated[float, "Peak learning rate, reached after the warm-up."] = 6e-4
+    final_share: Annotated[
+        float, "The cosine schedule ends at this share of the peak learning rate."
+    ] = 0.1
+    warmup: Annotated[
+        int, "Number of steps in which the learning rate rises linearly to its peak."
+    ] = 100
+    weight_decay: Annotated[
+        float, "Weight decay of the matrices; biases and LayerNorms have none."
+    ] = 0.1
+    clip: Annotated[float, "Largest norm of all gradients together; inf turns clipping off."] = 1.0
+    seed: Annotated[int, "Seed of the random weights and of the order of the data."] = 0
+    autocast: Annotated[bool, "Compute in bfloat16; the parameters stay float32."] = False
+    recompute: Annotated[
+        bool,
+        "Save memory by gradient checkpointing: a block's activations are recomputed in the "
+        "backward pass.",
+    ] = False
+    sharded: Annotated[
+        bool, "Give each process a part of every parameter (fully_shard), instead of a whole model."
+    ] = False
+    save_every: Annotated[int, "Number of steps between checkpoints."] = 500
+    held_out_every: Annotated[int, "Number of steps between evaluations on held-out data."] = 500
+    held_out_batches: Annotated[int, "Number of held-out batches in an evaluation."] = 8
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulation", "save_every", "held_out_every")

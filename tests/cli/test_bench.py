@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from clean_transformer.benchmark.running.models import TINY, write_models
 from clean_transformer.benchmark.running.race import Race
 from clean_transformer.benchmark.work import BYTES, Measurement
 from clean_transformer.cli import app
+from clean_transformer.support import devices
 
-command = import_module("clean_transformer.cli.bench")
 FOUND = {"limit": 1.0, "optimized": 1.05, "optimized compiled": 1.05, "ours": 1.3}
 
 
@@ -44,7 +43,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
         monkeypatch.setattr(Race, "run", run)
         monkeypatch.setattr("clean_transformer.benchmark.running.models.config", lambda name: TINY)
         monkeypatch.setattr("clean_transformer.benchmark.results.figures.config", lambda name: TINY)
-        monkeypatch.setattr(command, "is_available", lambda name: name == "cpu")
+        monkeypatch.setattr(devices, "is_available", lambda name: name == "cpu")
         done = CliRunner().invoke(app, ["bench", *arguments])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.output
         return done.exit_code, done.output

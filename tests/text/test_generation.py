@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clean_transformer.model import DemoTransformer
-from clean_transformer.text.sampling import Sampling, SamplingSettings
+from clean_transformer.text.settings import Sampling, SamplingSettings
 from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer
 
 from ..helpers import random_model, random_tokens, reading_model, trained, unchecked_types
@@ -155,14 +155,14 @@ def test_an_unknown_setting_is_refused_before_any_work(method: str, argument: st
 @pytest.mark.parametrize("method", [DemoTransformer.generate, DemoTransformer.stream])
 def test_the_signature_names_every_setting(method):
     shown = inspect.signature(method).parameters
+    types = get_type_hints(Sampling)
     for field in dataclasses.fields(Sampling):
         assert shown[field.name].default == field.default
-        assert shown[field.name].annotation == field.type
+        assert shown[field.name].annotation == types[field.name]
         assert shown[field.name].kind is inspect.Parameter.KEYWORD_ONLY
     assert "sampling" not in shown
     assert [*shown][:3] == ["self", "prompt" if "prompt" in shown else "text", "max_new_tokens"]
 
 
 def test_the_settings_have_the_same_types_in_both_declarations():
-    of_sampling = {field.name: field.type for field in dataclasses.fields(Sampling)}
-    assert get_type_hints(SamplingSettings) == of_sampling
+    assert get_type_hints(SamplingSettings) == get_type_hints(Sampling)
