@@ -1,4 +1,4 @@
-"""From logits to the next token: pure functions, which `Sampling` combines."""
+"""From logits to the next token: pure functions, some of which take the settings `Sampling`."""
 
 import math
 from collections.abc import Sequence
