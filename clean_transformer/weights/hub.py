@@ -25,14 +25,6 @@ DEMO = Path(__file__).parents[1] / "demo" / "model"
 FileSets = tuple[tuple[str, ...], ...]
 
 
-WEIGHTS: FileSets = (
-    ("config.json", "model.safetensors"),
-    ("config.json", "model.safetensors.index.json", "model-?????-of-?????.safetensors"),
-    ("config.json", "pytorch_model.bin"),
-    ("hparams.json", "checkpoint", "model.ckpt.index", "model.ckpt.data-?????-of-?????"),
-)
-
-
 TOKENIZER: FileSets = (
     ("tokenizer.json",),
     ("vocab.json", "merges.txt"),

@@ -21,8 +21,7 @@ from einops import reduce
 from torch import Tensor
 
 from clean_transformer.config import Config
-
-State = dict[str, Tensor]
+from clean_transformer.weights.table import State
 
 
 def untie(cfg: Config, state: State) -> tuple[Config, State]:
@@ -34,7 +33,7 @@ def untie(cfg: Config, state: State) -> tuple[Config, State]:
     if not cfg.tied_unembed:
         return cfg, state
     W_U = state["embed.W_E"].T.clone()
-    return dataclasses.replace(cfg, tied_unembed=False), state | {"unembed.W_U": W_U}
+    return dataclasses.replace(cfg, tied_unembed=False), {**state, "unembed.W_U": W_U}
 
 
 def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
@@ -77,7 +76,7 @@ def center_writing_weights(cfg: Config, state: State) -> tuple[Config, State]:
     must keep the means (see `untie`). Raises `KeyError` for a missing parameter.
     """
     cfg, state = untie(cfg, state)
-    return cfg, state | {name: _centered(state[name], axis=-1) for name in _writers(cfg)}
+    return cfg, _with_centered(state, _writers(cfg))
 
 
 def center_unembed(cfg: Config, state: State) -> tuple[Config, State]:
@@ -89,8 +88,7 @@ def center_unembed(cfg: Config, state: State) -> tuple[Config, State]:
     `untie`). Raises `KeyError` for a missing parameter.
     """
     cfg, state = untie(cfg, state)
-    unembed = ("unembed.W_U", "unembed.b_U")
-    return cfg, state | {name: _centered(state[name], axis=-1) for name in unembed}
+    return cfg, _with_centered(state, ["unembed.W_U", "unembed.b_U"])
 
 
 def fold_value_biases(cfg: Config, state: State) -> tuple[Config, State]:
@@ -135,14 +133,14 @@ def process_weights(
     Raises `KeyError` for a missing parameter.
     """
     cfg, original = untie(cfg, state)
-    processed = {name: tensor.float() for name, tensor in original.items()}
+    processed: State = {name: tensor.float() for name, tensor in original.items()}
     flags = (fold_ln, center_writing_weights, center_unembed, fold_value_biases)
     for step in compress(_STEPS, flags):
         cfg, processed = step(cfg, processed)
     if center_writing_weights and fold_value_biases:
         # The folded value biases were centered by W_O but for rounding; TransformerLens repeats it.
-        for b_O in (f"blocks.{layer}.attn.b_O" for layer in range(cfg.n_layers)):
-            processed[b_O] = _centered(processed[b_O], axis=-1)
+        names = [f"blocks.{layer}.attn.b_O" for layer in range(cfg.n_layers)]
+        processed = _with_centered(processed, names)
     return cfg, {name: tensor.to(original[name].dtype) for name, tensor in processed.items()}
 
 
@@ -162,6 +160,11 @@ def _writers(cfg: Config) -> list[str]:
     block = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
     blocks = [f"blocks.{layer}.{name}" for layer in range(cfg.n_layers) for name in block]
     return ["embed.W_E", "pos_embed.W_pos", *blocks]
+
+
+def _with_centered(state: State, names: list[str]) -> State:
+    """A state dict in which the named tensors have mean zero over their last axis."""
+    return {**state, **{name: _centered(state[name], axis=-1) for name in names}}
 
 
 def _centered(tensor: Tensor, *, axis: int) -> Tensor:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from clean_transformer.weights.hub import HUB_IDS, TOKENIZER, WEIGHTS, complete_set, fetch
+from clean_transformer.weights.hub import HUB_IDS, TOKENIZER, complete_set, fetch
+from clean_transformer.weights.load import WEIGHTS
 
 SHARDS = [f"model-0000{shard}-of-00002.safetensors" for shard in (1, 2)]
 INDEX = "model.safetensors.index.json"
@@ -23,7 +24,11 @@ OTHER_FORMATS = [
 
 
 def fetching(source: str, wanted: str = "WEIGHTS") -> str:
-    return f"from clean_transformer.weights.hub import *; print(fetch({source!r}, {wanted}))"
+    room = "hub" if wanted == "TOKENIZER" else "load"
+    return (
+        "from clean_transformer.weights.hub import fetch;"
+        f"from clean_transformer.weights.{room} import {wanted}; print(fetch({source!r}, {wanted}))"
+    )
 
 
 def publish(hub, repo: str, *names: str) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.weights.processing import (
-    State,
     center_unembed,
     center_writing_weights,
     fold_ln,
@@ -23,6 +22,7 @@ from clean_transformer.weights.processing import (
     untie,
 )
 from clean_transformer.weights.shapes import parameter_shapes
+from clean_transformer.weights.table import State
 
 STEPS = [fold_ln, center_writing_weights, center_unembed, fold_value_biases]
 FLAGS = [step.__name__ for step in STEPS]

@@ -18,6 +18,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.formats.gguf import GGUF, write_gguf
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json, write_folder
 from clean_transformer.weights.formats.openai import OPENAI
+from clean_transformer.weights.formats.transformer_lens import HOOKED_TRANSFORMER
 from clean_transformer.weights.load import FORMATS
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.table import Format
@@ -69,7 +70,7 @@ def test_from_format_to_format(cfg: Config, route: list[Format], dtype: torch.dt
 FILES = {
     "folder": (write_folder, HUGGINGFACE),
     "model.gguf": (write_gguf, GGUF),
-    "model.pt": (lambda file, cfg, state: torch.save(state, file), FORMATS[0]),
+    "model.pt": (lambda file, cfg, state: torch.save(state, file), HOOKED_TRANSFORMER),
 }
 
 

@@ -1,7 +1,12 @@
-"""TransformerLens's `HookedTransformer` up to 3.x, whose names and shapes are our own."""
+"""TransformerLens: `HookedTransformer` (up to version 3) and `TransformerBridge`.
 
+`HookedTransformer` has our own names and shapes. `TransformerBridge` has modules of its own; its
+attention projections are `nn.Linear`s, [out, in], and its MLP weights are [in, out].
+"""
+
+from clean_transformer.weights.rows import Row
 from clean_transformer.weights.shapes import BLOCK, EMBEDDING, UNEMBEDDING
-from clean_transformer.weights.table import Format, Row
+from clean_transformer.weights.table import Format
 
 HOOKED_TRANSFORMER = Format(
     name="HookedTransformer",
@@ -13,7 +18,7 @@ HOOKED_TRANSFORMER = Format(
 )
 
 
-LINEAR = "(head d_head) d_model -> head d_model d_head"  # nn.Linear's [out, in]
+LINEAR = "(head d_head) d_model -> head d_model d_head"
 
 
 BIAS = "(head d_head) -> head d_head"

@@ -117,7 +117,7 @@ def test_quantized_tensors_are_refused_by_name(tmp_path: Path):
     refused(
         file,
         r"model\.gguf is quantized: token_embd\.weight is Q8_0, .*ffn_down\.weight is Q8_0, .*;"
-        r" only F32, F16, BF16 are read, convert the model again with --outtype f16",
+        r" only F32, F16, BF16 can be read; convert the model again with --outtype f16",
     )
 
 
@@ -240,7 +240,7 @@ def float64_positions(state: dict[str, Tensor]) -> None:
         (TINY, float64_positions, r"F32, F16, BF16; position_embd\.weight is torch\.float64; conv"),
         (tiny(normalization_type="LNPre", tied_unembed=False), None, "for folded LayerNorms"),
         (tiny(d_head=5), None, "GGUF gpt2 format needs n_heads × d_head = d_model, not 3 × 5 = 12"),
-        (tiny(eps=1.23456789e-5), None, r"eps as a float32, which cannot tell 1\.23456789e-05"),
+        (tiny(eps=1.23456789e-5), None, r"eps in float32, which cannot hold 1\.23456789e-05"),
     ],
     ids=["b_U", "float64", "LNPre", "d_head", "eps"],
 )
