@@ -1,6 +1,6 @@
-"""Reads a checkpoint of any known format: gives the architecture, and the parameters by our names.
+"""Reads a checkpoint of any known format: the architecture, and the parameters by our names.
 
-The formats are found by themselves: every file in `formats/` that defines a `Format` adds one.
+Every `Format` that a file in `formats/` defines is known. There is no other list of formats.
 """
 
 import os
@@ -26,7 +26,7 @@ def discover() -> Iterator[Format]:
         yield from (value for value in contents.values() if isinstance(value, Format))
 
 
-# A format that one file imports from another is found twice; a dictionary keeps it once.
+# `discover` finds a format twice if a second file imports it. The dictionary keeps it once.
 FORMATS = tuple({known.name: known for known in discover()}.values())
 
 
@@ -41,7 +41,7 @@ FOLDERS = sorted(
 )
 
 
-# The files that `from_pretrained` wants of a folder or a hub repository, the preferred set first.
+# The files to look for in a folder or a hub repository; the preferred set comes first.
 WEIGHTS: FileSets = tuple(files for folder, _ in FOLDERS for files in folder.file_sets)
 
 
@@ -64,8 +64,8 @@ def read_pretrained(
             raise WeightsError(
                 f"{path} is not a {' or '.join(FILES)} file; pass the folder that contains it"
             )
-        told, state = FILES[path.suffix].read(path)
-        return read_state_dict(_converted(state, device, dtype), told)
+        file_cfg, state = FILES[path.suffix].read(path)
+        return read_state_dict(_converted(state, device, dtype), file_cfg)
 
     path = fetch(source, WEIGHTS)
     folder, known = _choose_folder(path)
@@ -74,9 +74,10 @@ def read_pretrained(
 
 
 def _choose_folder(path: Path) -> tuple[Folder, Format]:
-    """The preferred format of those that are complete; otherwise of those that are there in part.
+    """The preferred format among those whose files are complete in this folder.
 
-    The reader of an incomplete format then says which file is missing.
+    If no format is complete, this takes one that the folder has a part of, and the reader of that
+    format says which file is missing. Raises `FileNotFoundError` if there is no part of any.
     """
     names = os.listdir(path)
     complete = [pair for pair in FOLDERS if complete_set(pair[0].file_sets, names)]

@@ -123,19 +123,19 @@ def told() -> list[str]:
 
 @pytest.fixture(scope="module")
 def known(told: list[str]) -> list[dict[str, str]]:
-    """The facts of each."""
+    """The facts of each story."""
     return [stories.parse(text) for text in told]
 
 
 @pytest.fixture(scope="module")
 def tokens(tokenizer: Tokenizer, told: list[str]) -> Int[Tensor, "batch pos"]:
-    """Each story with an <|endoftext|> before it, and at least one after it."""
+    """Each story, with one <|endoftext|> before it and at least one after it."""
     return F.pad(tokenizer.to_tokens(told), (0, 1), value=tokenizer.eos_token_id)
 
 
 @pytest.fixture(scope="module")
 def logits(model: DemoTransformer, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "..."]:
-    """For each token but the first."""
+    """The logits for each token except the first."""
     return model(tokens[:, :-1])
 
 
@@ -168,7 +168,7 @@ def test_facts_are_remembered_where_a_bigram_model_guesses(tokenizer, known, tok
 
 
 def bigram_counts(tokenizer: Tokenizer, texts: list[str]) -> Float[Tensor, "first second"]:
-    """How often the one token was followed by the other."""
+    """How often each token was followed by each other token."""
     ids = tokenizer.to_tokens(texts)
     counts = torch.zeros(tokenizer.d_vocab, tokenizer.d_vocab)
     return counts.index_put_((ids[:, :-1], ids[:, 1:]), torch.ones(()), accumulate=True)
@@ -180,7 +180,7 @@ def told_before(
     tokens: Int[Tensor, "batch pos"],
     facts: tuple[str, ...],
 ) -> Bool[Tensor, "batch pos"]:
-    """Where a story says again what it has told."""
+    """True for every token at which a story repeats one of the facts."""
     again = torch.zeros_like(tokens, dtype=torch.bool)
     for row, ids, story in zip(again, tokens, known, strict=True):
         for fact in facts:
@@ -191,7 +191,7 @@ def told_before(
 
 
 def occurrences(tokenizer: Tokenizer, ids: Int[Tensor, "pos"], text: str) -> list[Tensor]:
-    """The places of the text's tokens, each time that it is told."""
+    """The positions of the text's tokens, for each of its occurrences."""
     sought = torch.tensor(tokenizer.backend.encode(text).ids)
     starts = (ids.unfold(0, len(sought), 1) == sought).all(dim=1).nonzero().flatten()
     return [start + torch.arange(len(sought)) for start in starts]
@@ -207,7 +207,7 @@ def test_the_heads_attend_as_the_readme_says(model, tokenizer, known, tokens):
     bos = torch.full((16, 1), tokenizer.bos_token_id)
     repeated = torch.cat([bos, words[draws], words[draws]], dim=1)
     second_time = torch.arange(2 * n + 1) > n
-    # From the token before, at which what was told is to be looked up.
+    # The query is the token before the repeated one: there, the model has to look it up.
     names, songs = (
         told_before(tokenizer, known, tokens, facts)[:, 1:]
         for facts in (("hero_end", "friend_end"), ("song",))
@@ -229,9 +229,9 @@ def test_the_heads_attend_as_the_readme_says(model, tokenizer, known, tokens):
 def induction_scores(
     model: DemoTransformer, tokens: Int[Tensor, "batch pos"], queries: Bool[Tensor, "batch pos"]
 ) -> list[list[float]]:
-    """For each layer's heads: the attention from the queries to what came after their like before.
+    """For each layer and head, the mean attention from the queries to where induction should look.
 
-    That is to all keys whose previous token is the query's.
+    These are all keys whose previous token is the same as the query's token.
     """
     previous = F.pad(tokens[:, :-1], (1, 0), value=-1)
     sought = previous[:, None, None, :] == tokens[:, None, :, None]
@@ -253,7 +253,7 @@ def test_the_examples_print_what_the_readme_says():
 def assert_in_readme(
     row: str, measured: list[float], digits: int = 0, tolerance: float | None = None
 ) -> None:
-    """The README's table row of that name begins its cells with these numbers, to its digits."""
+    """Compare the numbers at the start of the cells in this row of the README's tables."""
     found = re.search(rf"^\| {row} \|(.*)\|$", README, re.MULTILINE)
     assert found, f"demo/README.md has no row {row!r}"
     cells = found[1].split("|")

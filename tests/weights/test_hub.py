@@ -32,7 +32,7 @@ def fetching(source: str, wanted: str = "WEIGHTS") -> str:
 
 
 def publish(hub, repo: str, *names: str) -> None:
-    """Each file's content tells its name, at some length."""
+    """Each file contains the name of the repository and its own name, many times."""
     folder = hub.repos / repo
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -40,7 +40,7 @@ def publish(hub, repo: str, *names: str) -> None:
 
 
 def last_line(process) -> str:
-    """The message of the error that ended the process, which is the only one in its traceback."""
+    """The message of the only error in the traceback, which ended the process."""
     assert process.returncode == 1
     assert process.stderr.count("Traceback") == 1
     return process.stderr.strip().splitlines()[-1]
@@ -143,7 +143,7 @@ def test_without_the_hub_and_a_cached_copy(hub, with_hub, how, why):
     with_hub(fetching("someone/model", "TOKENIZER"))  # of the same repository, but no weights
     hub.faults["someone/model"] = how
 
-    # Which gives up on a process that waits for ever.
+    # `with_hub` has a time limit, in case the process waits forever.
     error = last_line(with_hub(fetching("someone/model"), **WITHOUT_HUB[how]))
 
     assert error.startswith("clean_transformer.weights.hub.HubError: 'someone/model' is not in the")

@@ -16,7 +16,7 @@ from clean_transformer.weights.table import Format, WeightsError, detect, refuse
 from ..helpers import assert_equal_states, configs, random_model, random_state, tiny
 
 EVERY_FORMAT = pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
-# Of which OpenAI's has no place for an unembedding of its own.
+# OpenAI's format is not one of them: it has no separate unembedding.
 UNTIED_FORMATS = [
     known for known in FORMATS if any(row.ours == "unembed.W_U" for row in known.outer)
 ]
@@ -25,7 +25,7 @@ EVERY_UNTIED_FORMAT = pytest.mark.parametrize("known", UNTIED_FORMATS, ids=lambd
 
 
 def held_by(known: Format, cfg: Config) -> Config:
-    """The architecture, or the tied one where the format can hold no other."""
+    """The architecture, tied if the format can only hold a tied one."""
     return cfg if known in UNTIED_FORMATS else replace(cfg, tied_unembed=True)
 
 
@@ -69,7 +69,7 @@ def zeros(cfg: Config) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(shape) for name, shape in parameter_shapes(cfg).items()}
 
 
-# Rows that show each thing that a row can say.
+# A format whose rows use every feature of `Row`.
 BOXES = Format(
     name="boxes",
     marker="word.table",
@@ -196,7 +196,7 @@ def test_markers_tell_the_formats_apart(known: Format):
     assert detect(FORMATS, theirs) is detect(FORMATS[::-1], theirs) is known
 
 
-# What the shapes tell of an architecture.
+# The architecture, inferred from the shapes.
 
 
 @pytest.mark.parametrize("normalization_type", ["LN", "LNPre"])

@@ -1,7 +1,8 @@
 """TransformerLens: `HookedTransformer` (up to version 3) and `TransformerBridge`.
 
-`HookedTransformer` has our own names and shapes. `TransformerBridge` has modules of its own; its
-attention projections are `nn.Linear`s, [out, in], and its MLP weights are [in, out].
+`HookedTransformer` has the same names and shapes as this package. In `TransformerBridge`, the
+weights of queries, keys and values are [out, in], as in `nn.Linear`; the other weights of a block
+are [in, out], as in Hugging Face's `Conv1D`.
 """
 
 from clean_transformer.weights.rows import Row

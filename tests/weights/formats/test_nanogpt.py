@@ -29,7 +29,7 @@ EXACT_GELU = r"exact GELU since June 2023.*replace the mlp of each block"
 
 
 def save(file: Path, theirs: nn.Module, **changes) -> Path:
-    """As nanoGPT's training does."""
+    """Save a checkpoint as nanoGPT's training does."""
     optimizer = torch.optim.AdamW(theirs.parameters()).state_dict()
     checkpoint = {"model": theirs.state_dict(), "optimizer": optimizer, "model_args": ARGS}
     torch.save(checkpoint | {"iter_num": 7, "best_val_loss": torch.tensor(1.5)} | changes, file)

@@ -27,7 +27,7 @@ SHARDS = ("shards.data-00000-of-00002", "shards.data-00001-of-00002")
 
 
 def bits(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Compared as these, a NaN equals itself and a zero only a zero of its sign."""
+    """The bytes of each tensor, because NaN does not equal itself and −0 equals 0."""
     return {name: tensor.flatten().view(torch.uint8) for name, tensor in state.items()}
 
 
