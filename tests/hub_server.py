@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on this machine: folders served as repositories."""
+"""A local replacement for the Hugging Face hub, which serves folders as repositories."""
 
 import json
 from collections.abc import Iterator
@@ -15,13 +15,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class HubServer(ThreadingHTTPServer):
     """Serves each folder `repos/owner/name` as the repository "owner/name".
 
-    `faults` breaks things by name. A file: "cut" ends the connection after half of it, however
-    often the rest is asked for; "short" sends half of it as if that were all; "gone" answers 404
-    although the file is listed. A repository: "failing" answers 503, "silent" not at all.
-    `downloaded` collects the names of the files sent.
+    `faults` maps the name of a file or repository to a fault. For a file, "cut" closes the
+    connection after half of the file, at every attempt; "short" sends half of the file as if it
+    were complete; "gone" answers 404 although the file is listed. For a repository, "failing"
+    answers 503, and "silent" does not answer. `downloaded` collects the names of the files sent.
 
-    The hub answers 404 for a repository that does not exist, but to strangers 401, so as not to
-    tell them which ones are private: `status_of_unknown`.
+    For a repository that does not exist, the real hub answers 404 to users who are logged in, and
+    401 to others, so that they cannot find out which repositories are private. The answer of this
+    server is `status_of_unknown`.
     """
 
     def __init__(self, repos: Path) -> None:
@@ -66,7 +67,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self.send_reply(200, {"Content-Type": "application/json"}, json.dumps(listing).encode())
 
     def send_file(self, path: Path) -> None:
-        """Small files come from the hub itself, weights by a redirect to where they are stored."""
+        """Send a small file directly, and a redirect for weights, as the real hub does."""
         if self.server.faults.get(path.name) == "gone" or not path.is_file():
             missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
             return self.send_reply(404, missing)
@@ -108,7 +109,7 @@ class HubHandler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """The tests' output stays clean."""
+        """Keep the output of the tests clean."""
 
 
 def etag(path: Path) -> str:
@@ -117,7 +118,7 @@ def etag(path: Path) -> str:
 
 @contextmanager
 def serving(repos: Path) -> Iterator[HubServer]:
-    """A running server of those repositories."""
+    """A running server for these repositories."""
     with HubServer(repos) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server

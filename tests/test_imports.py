@@ -53,7 +53,7 @@ SUB_LAYERS = {
         ("pytest_plugin", "__init__"),
     ),
     "weights": (
-        ("hub", "shapes", "table"),
+        ("hub", "rows", "shapes", "table", "infer"),
         ("formats/*",),
         ("load", "processing", "synthetic"),
         ("__init__",),

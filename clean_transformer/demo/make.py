@@ -1,4 +1,4 @@
-"""How the small model that comes with the package was made; `make demo-model` makes it again."""
+"""Makes the small model in this package: `make demo-model` writes its text and trains it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from clean_transformer.training.loop import train
 from clean_transformer.training.settings import Training
 from clean_transformer.training.windows import Tokens
 from clean_transformer.variants.attention import SlidingWindowAttention
-from clean_transformer.weights.hub import DEMO
+from clean_transformer.weights import hub
 
 CFG = Config(
     n_layers=2,
@@ -29,13 +29,13 @@ CFG = Config(
     d_model=128,
     d_head=32,
     d_mlp=512,
-    d_vocab=768,  # nearly all words of the stories are one token, and every name is two
-    n_ctx=180,  # more than any story; songbooks are cut
+    d_vocab=768,  # nearly every word of the stories is one token, and every name is two tokens
+    n_ctx=180,  # longer than any story; songbooks are truncated
     initializer_range=0.06,
 )
 
 
-# First songs alone, in which nothing helps but looking for what came before; in the end none.
+# Stage 1 trains on songs only, which forces induction; the last stage has none.
 SONGS = Training(
     steps=3000, batch=6, learning_rate=1.5e-3, final_share=1.0, weight_decay=0.01, save_every=200
 )
@@ -55,7 +55,7 @@ BOTH = Training(
 )
 
 
-SONGBOOKS = 3  # of the texts in a batch of both, on average
+SONGBOOKS = 3  # the average number of songbooks in a batch of BOTH
 
 
 STORIES = replace(BOTH, steps=6000, batch=16, learning_rate=1e-3)
@@ -68,18 +68,18 @@ TOKENIZER_STORIES = 4000
 
 
 class Nearsighted(SlidingWindowAttention):
-    """Attention to a token itself and the one before it."""
+    """Attention to the token itself and to the token before it."""
 
     def __init__(self, cfg: Config):
         super().__init__(cfg, window=2)
 
 
 def main(run: Path = Path("build/demo-model")) -> None:
-    """Train the tokenizer and the model, and put both in the package.
+    """Train the tokenizer and the model, and write both into the package.
 
-    A run that was broken off goes on from its last checkpoint in `run`.
+    An interrupted run continues from its last checkpoint in the folder `run`.
     """
-    torch.set_num_threads(1)  # sums in one order, and no slower for matrices this small
+    torch.set_num_threads(1)  # always the same order of sums; no slower for such small matrices
     tokenizer = train_tokenizer(stories.generate(SEED, TOKENIZER_STORIES))
     songs, some_songs, told, last_told, held_out = (
         windows(tokenizer, write(seed, count))
@@ -94,7 +94,7 @@ def main(run: Path = Path("build/demo-model")) -> None:
     both = np.concatenate([told[:-1], some_songs])
     torch.manual_seed(SEED)
     model = DemoTransformer(CFG)
-    begin(model)
+    initialize_embeddings(model)
     with Progress() as bar:
         steps = sum(each.steps for each in (SONGS, SIGHTED, BOTH, STORIES))
         task = bar.add_task("training", total=steps)
@@ -105,9 +105,9 @@ def main(run: Path = Path("build/demo-model")) -> None:
                 bar.print(f"step {measured.step}: held-out loss {measured.held_out_loss:.4f}")
 
         for name, attention, tokens, training in (
-            # With further sight, layer 0 blurs what it has read, and layer 1 makes do with that.
-            # With so little, it can only tell each place its token's predecessor, as induction
-            # needs it.
+            # Layer 0 first sees two tokens only. It can then only tell each position which token
+            # came before, which is what induction needs. If layer 0 sees more, it mixes many
+            # tokens, and layer 1 learns to work with that mixture instead.
             ("nearsighted", Nearsighted, songs, SONGS),
             ("songs", Attention, songs, SIGHTED),
             ("both", Attention, both, BOTH),
@@ -117,13 +117,13 @@ def main(run: Path = Path("build/demo-model")) -> None:
             train(
                 model, tokens, run / name, training, held_out=held_out, device="cpu", on_step=show
             )
-    with atomic_folder(DEMO) as folder:
+    with atomic_folder(hub.DEMO) as folder:
         tokenizer.backend.model.save(str(folder))  # vocab.json and merges.txt
         model.save_pretrained(folder)
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """A byte-level BPE of those texts, as GPT-2's is of its own."""
+    """A byte-level BPE tokenizer like GPT-2's, trained on these texts."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -135,15 +135,17 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     )
     starts = stories.RULES["hero_start"] + stories.RULES["friend_start"]
     parts = [f" {start}" for start in starts] + stories.RULES["hero_end"]
-    # So often by themselves, these become tokens before any letters across them do.
+    # The parts of names occur so often alone that each becomes one token before pieces across two
+    # parts do.
     backend.train_from_iterator([*texts, *parts * 5 * len(texts)], trainer)
     return Tokenizer(backend)
 
 
 def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
-    """For each text a window of n_ctx tokens, cut or filled up with <|endoftext|>, and one more.
+    """For each text a window of n_ctx tokens, and at the end one more token.
 
-    Of one text, since a name of another would lead the search for this one's astray.
+    A window begins with <|endoftext|> and contains one text, truncated or padded with
+    <|endoftext|>. Names from a second text would mislead the search for names.
     """
     rows = np.full((len(texts), CFG.n_ctx), tokenizer.eos_token_id, dtype=np.uint16)
     for row, text in zip(rows, texts, strict=True):
@@ -153,11 +155,12 @@ def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
 
 
 @torch.no_grad()
-def begin(model: DemoTransformer) -> None:
-    """Larger embeddings, and sines and cosines of the position (Vaswani et al. 2017, section 3.5).
+def initialize_embeddings(model: DemoTransformer) -> None:
+    """Set larger token embeddings, and sines and cosines as position embeddings.
 
-    A head finds the previous token by a rotation of these, whose frequencies are spread evenly to
-    tell neighbors apart. Of GPT-2's size, the embeddings would drown in what the heads write.
+    Sines and cosines are from Vaswani et al. 2017, section 3.5; here their frequencies are evenly
+    spaced, to distinguish neighbors. A head finds the previous token by rotating them. Embeddings
+    as small as GPT-2's would be lost among the outputs of the heads.
     """
     W_E, W_pos = model.embed.W_E, model.pos_embed.W_pos
     W_E *= 2

@@ -1,12 +1,10 @@
-"""Little stories without end: a grammar that writes them, and that recognises what it could have
-written.
+"""Short stories for a small model: a grammar that writes them and that recognizes its own stories.
 
-They are made for looking into a small model. The two friends have names of two syllables, put
-together at random; what they lose or find, where it is and how their song goes is drawn too, told
-once, and then needed again. No frequency tells it: the model has to look it up in what it has read.
+Each story draws facts at random: the names of two friends (two syllables each), their song, what
+they lose or find, and where. A story tells each fact once and needs it again later. Statistics of
+the training text do not help there: the model has to find the fact in the story.
 """
 
-import math
 import random
 import re
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from collections.abc import Iterator
 ENDS = "ba bo da do fi go ka ki la lo mi mo na ni ra ro ta vo"
 
 
-# What a story settles once, by a word of these: from then on, the symbol stands for that word.
+# Facts. A story draws one of these words for the symbol once, and then always uses that word.
 FACT_WORDS = {
     "hero_start": "Ba Do Fi Ka Li Lo Ma Ni Pe Ro Sa Ti Vo Zu",
     "hero_end": ENDS,
@@ -41,7 +39,7 @@ OTHER_WORDS = {
 }
 
 
-# Songbooks have songs of anything that a story has.
+# The words in the songs of a songbook: all words of the stories.
 ANYTHING = {
     "word": " ".join(
         words
@@ -53,7 +51,7 @@ ANYTHING = {
 }
 
 
-# What stands for a symbol, at random; `{symbol}` stands for one of its own lines.
+# The lines that can replace a symbol. One is drawn at random; `{symbol}` in it is replaced too.
 RULES = {
     "story": ["{opening} {singing} {lost} {ending}", "{opening} {singing} {found} {ending}"],
     "opening": [
@@ -139,15 +137,15 @@ SYMBOL = re.compile(r"\{(\w+)\}")
 
 
 def generate(seed: int, count: int) -> list[str]:
-    """That many stories; the same ones for the same seed."""
+    """`count` stories. The same seed gives the same stories."""
     draw = random.Random(seed)
     return [_write("story", {}, draw) for _ in range(count)]
 
 
 def songbooks(seed: int, count: int) -> list[str]:
-    """That many texts of three songs each, sung again and again in any order.
+    """`count` texts. Each repeats three songs of its own, in random order.
 
-    What comes next in a song cannot be known from anything but its having been sung before.
+    The only way to predict the next word of a song is to find where the song was sung before.
     """
     draw = random.Random(seed)
     books = ([_write("song_of_anything", {}, draw) for _ in range(3)] for _ in range(count))
@@ -155,21 +153,12 @@ def songbooks(seed: int, count: int) -> list[str]:
 
 
 def parse(text: str) -> dict[str, str] | None:
-    """The facts of a story that the grammar can write, or None for any other text."""
-    return next((facts for rest, facts, _ in _read("{story}", text, {}) if not rest), None)
-
-
-def surprise(text: str) -> float:
-    """−log of the probability that `generate` writes this text, in nats; inf for any other.
-
-    Its mean over stories is their entropy: no model can have a lower loss.
-    """
-    ways = [choices for rest, _, choices in _read("{story}", text, {}) if not rest]
-    return -math.log(sum(1 / choices for choices in ways)) if ways else math.inf
+    """The facts of a story of this grammar, by their symbols; None for any other text."""
+    return next((facts for rest, facts in _read("{story}", text, {}) if not rest), None)
 
 
 def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
-    """One text for the symbol; facts that it settles are added to `facts`."""
+    """A random text for the symbol. Adds the facts that it draws to `facts`."""
     if symbol in facts:
         return facts[symbol]
     line = draw.choice(RULES[symbol])
@@ -179,23 +168,18 @@ def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
     return text
 
 
-def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, dict[str, str], int]]:
-    """Every way in which `text` begins with `line`.
-
-    Each with what is left of the text, the facts by then, and among how many texts it chose.
-    """
+def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every way in which `text` can begin with `line`: the rest of the text, and all facts."""
     found = SYMBOL.search(line)
     literal = line[: found.start()] if found else line
     if not text.startswith(literal):
         return
     text = text[len(literal) :]
     if found is None:
-        yield text, facts, 1
+        yield text, facts
         return
-    lines = [facts[found[1]]] if found[1] in facts else RULES[found[1]]
-    for choice in lines:
-        for rest, known, chosen in _read(choice, text, facts):
+    for choice in [facts[found[1]]] if found[1] in facts else RULES[found[1]]:
+        for rest, known in _read(choice, text, facts):
             if found[1] in FACTS:
                 known = known | {found[1]: text[: len(text) - len(rest)]}
-            for left, settled, further in _read(line[found.end() :], rest, known):
-                yield left, settled, len(lines) * chosen * further
+            yield from _read(line[found.end() :], rest, known)

@@ -1,0 +1,10 @@
+"""Weights: checkpoints of every format, read and written as state dicts, and processed."""
+
+from clean_transformer.weights.formats.gguf import write_gguf as write_gguf
+from clean_transformer.weights.load import read_pretrained as read_pretrained
+from clean_transformer.weights.processing import center_unembed as center_unembed
+from clean_transformer.weights.processing import center_writing_weights as center_writing_weights
+from clean_transformer.weights.processing import fold_ln as fold_ln
+from clean_transformer.weights.processing import fold_value_biases as fold_value_biases
+from clean_transformer.weights.processing import process_weights as process_weights
+from clean_transformer.weights.table import WeightsError as WeightsError

@@ -1,4 +1,4 @@
-"""Where a model's files come from: a local folder, or a repository of the Hugging Face hub."""
+"""Finds the files of a model: in a local folder, or in a repository on the Hugging Face hub."""
 
 import os
 import re
@@ -17,20 +17,12 @@ HUB_IDS = {
 }
 
 
-# The small model that comes with the package, under the name "demo".
+# The folder of the small model that is part of the package. Its alias is "demo".
 DEMO = Path(__file__).parents[1] / "demo" / "model"
 
 
-# Sets of file names (or patterns) of which any one will do, the preferred set first.
+# Sets of file names or patterns. One complete set is enough; the preferred set comes first.
 FileSets = tuple[tuple[str, ...], ...]
-
-
-WEIGHTS: FileSets = (
-    ("config.json", "model.safetensors"),
-    ("config.json", "model.safetensors.index.json", "model-?????-of-?????.safetensors"),
-    ("config.json", "pytorch_model.bin"),
-    ("hparams.json", "checkpoint", "model.ckpt.index", "model.ckpt.data-?????-of-?????"),
-)
 
 
 TOKENIZER: FileSets = (
@@ -40,24 +32,26 @@ TOKENIZER: FileSets = (
 )
 
 
-# The hub allows neither "--" nor ".." in a name, and only a letter, digit or "_" at its ends.
+# In a name on the hub, "--" and ".." are forbidden. The first and the last character is a letter,
+# a digit or "_".
 HUB_ID = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 class HubError(OSError):
-    """The hub could not give the files; the message says what to do next."""
+    """The files could not be downloaded. The message says what to do next."""
 
 
 def fetch(source: str | Path, wanted: FileSets) -> Path:
-    """The folder with the files of `source`: a local folder, an alias of `HUB_IDS` or a hub id.
+    """The local folder with the files of `source`, after a download if that is necessary.
 
-    A local folder is returned as it is, and for "demo" the one that comes with the package. From
-    the hub, only the first set of `wanted` that the repository has in full is downloaded, into
-    `huggingface_hub`'s cache and under its environment variables. Where the hub does not answer,
-    the cached copy is taken.
+    `source` is a local folder, a hub id ("owner/name"), an alias from `HUB_IDS`, or "demo", the
+    model in this package. From the hub, this downloads only the first set in `wanted` that the
+    repository has completely. `huggingface_hub` keeps the files in its cache, and its environment
+    variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, …) apply. If the hub does not answer, the
+    cached files are used.
 
-    Raises `ValueError` for a source that is none of these, and `HubError` if the hub has no
-    such repository or files, cannot be reached with nothing cached, or breaks off a download.
+    Raises `ValueError` for any other source. Raises `HubError` if the repository or the files do
+    not exist, if a download breaks off, or if the hub does not answer and nothing is cached.
     """
     if os.path.isdir(source):
         return Path(source)
@@ -69,8 +63,8 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import HfHubHTTPError
 
-    # One request that is not retried: without a network, its failure is known at once. How it
-    # fails depends on the HTTP library, which differs between versions of huggingface_hub.
+    # One request without retries, so that a missing network shows at once. The type of the error
+    # depends on the HTTP library, which differs between versions of huggingface_hub.
     try:
         listing = HfApi().model_info(repo, timeout=HF_HUB_ETAG_TIMEOUT).siblings or []
     except Exception as error:
@@ -79,11 +73,11 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
             return cached
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
             raise HubError(
-                f"{repo!r} is neither a folder here nor a repository on the hub that you may read; "
-                "check the spelling, or log in with `hf auth login` if it is private"
+                f"{repo!r} is neither a local folder nor a repository on the hub that you may "
+                "read; check the spelling, or log in with `hf auth login` if it is private"
             ) from None
         raise HubError(
-            f"{repo!r} is not in the cache and the hub cannot be asked ({_first_line(error)}); "
+            f"{repo!r} is not in the cache and the hub does not answer ({_first_line(error)}); "
             "connect once to download it, or pass a folder with its files"
         ) from None
 
@@ -98,7 +92,7 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
 
 
 def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
-    """The files of the first set that `names` has in full, in the set's order; or none."""
+    """The files of the first set that is complete in `names`, in the set's order; [] if none is."""
     names = sorted(names)
     for patterns in wanted:
         matches = [matching(names, pattern) for pattern in patterns]
@@ -108,7 +102,7 @@ def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
 
 
 def describe(wanted: FileSets) -> str:
-    """The sets in words, for messages."""
+    """The sets in words, for error messages."""
     return ", or ".join(" + ".join(patterns) for patterns in wanted)
 
 
@@ -120,8 +114,7 @@ def _hub_id(name: str) -> str:
     aliases = [*HUB_IDS, "demo"]
     close = get_close_matches(name.lower(), aliases, cutoff=0.8)
     raise ValueError(
-        f"{name!r} is no folder, no hub id 'owner/name' and none of the aliases "
-        + ", ".join(aliases)
+        f"{name!r} is not a folder, a hub id (owner/name) or an alias ({', '.join(aliases)})"
         + (f"; did you mean {' or '.join(close)}?" if close else "")
     )
 
@@ -131,10 +124,10 @@ def _download(repo: str, file: str) -> Path:
 
     try:
         return Path(hf_hub_download(repo, file))
-    except Exception as error:  # of the HTTP library, the hub, the file system
+    except Exception as error:  # from the HTTP library, the hub or the file system
         raise HubError(
             f"the download of {file} from {repo!r} failed ({_first_line(error)}); "
-            "no incomplete file is ever used, try again"
+            "try again; an incomplete download is never used"
         ) from None
 
 

@@ -1,93 +1,106 @@
-"""From a hub id, a folder, a file or a state dict to an architecture and our parameters. Strict."""
+"""Reads a checkpoint of any known format: the architecture, and the parameters by our names.
+
+Every `Format` that a file in `formats/` defines is known. There is no other list of formats.
+"""
 
 import os
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.weights.formats.gguf import GGUF, read_gguf
-from clean_transformer.weights.formats.huggingface import HUGGINGFACE, read_folder, with_prefix
-from clean_transformer.weights.formats.nanogpt import (
-    NANOGPT,
-    NANOGPT_WITHOUT_BIASES,
-    read_checkpoint,
+from clean_transformer.weights import formats
+from clean_transformer.weights.hub import FileSets, complete_set, fetch
+from clean_transformer.weights.infer import infer_config
+from clean_transformer.weights.table import Folder, Format, State, WeightsError, detect
+
+
+def discover() -> Iterator[Format]:
+    """Every `Format` that a file in `formats/` defines or imports."""
+    for module in iter_modules(formats.__path__):
+        contents = vars(import_module(f"{formats.__name__}.{module.name}"))
+        yield from (value for value in contents.values() if isinstance(value, Format))
+
+
+# `discover` finds a format twice if a second file imports it. The dictionary keeps it once.
+FORMATS = tuple({known.name: known for known in discover()}.values())
+
+
+FILES = {known.file.suffix: known.file for known in FORMATS if known.file}
+
+
+# The formats that are stored in folders, the preferred one first.
+FOLDERS = sorted(
+    ((known.folder, known) for known in FORMATS if known.folder),
+    key=lambda pair: pair[0].priority,
+    reverse=True,
 )
-from clean_transformer.weights.formats.openai import OPENAI, read_openai
-from clean_transformer.weights.formats.transformer_lens import (
-    HOOKED_TRANSFORMER,
-    TRANSFORMER_BRIDGE,
-)
-from clean_transformer.weights.hub import WEIGHTS, complete_set, fetch
-from clean_transformer.weights.table import State, WeightsError, detect
-
-# Hugging Face's has nanoGPT's names, and is what nanoGPT's layouts leave over.
-FORMATS = (
-    HOOKED_TRANSFORMER,
-    TRANSFORMER_BRIDGE,
-    OPENAI,
-    GGUF,
-    NANOGPT,
-    NANOGPT_WITHOUT_BIASES,
-    HUGGINGFACE,
-)
 
 
-# How a folder is read, and the format of what is in it, by the file that tells the architecture.
-FOLDERS = {
-    "config.json": (read_folder, HUGGINGFACE),
-    "hparams.json": (read_openai, OPENAI),
-}
-
-
-# A single file is read by its suffix; its format shows in the names.
-FILES = {".gguf": read_gguf, ".pt": read_checkpoint}
+# The files to look for in a folder or a hub repository; the preferred set comes first.
+WEIGHTS: FileSets = tuple(files for folder, _ in FOLDERS for files in folder.file_sets)
 
 
 def read_pretrained(
     source: str | Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The architecture and parameters of a hub id, alias, folder or file, on that device in that
-    dtype.
+    """The architecture and the parameters of a hub id, an alias, "demo", a folder or a file.
 
-    Where nothing has to be converted, the parameters are views of the memory-mapped file.
+    The parameters are on the device and in the dtype. A parameter that needs no conversion is a
+    view of the memory-mapped file.
+
+    Raises `WeightsError` for a damaged file or for weights that do not fit the architecture,
+    `FileNotFoundError` for missing files, and `ValueError` or `HubError` as `hub.fetch` does.
     """
-    file = Path(source)
-    if file.is_file() or (file.suffix in FILES and not file.is_dir()):
-        told, state = _read_file(file)
-        return read_state_dict(_converted(state, device, dtype), told)
-    folder = fetch(source, WEIGHTS)
-    names = os.listdir(folder)
-    names = complete_set(WEIGHTS, names) or names  # an incomplete set is refused by its reader
-    for name, (read, known) in FOLDERS.items():
-        if name in names:
-            cfg, state = read(folder)
-            return cfg, known.read(cfg, _converted(state, device, dtype))
-    raise FileNotFoundError(f"{folder} has no {' or '.join(FOLDERS)}; is it a model's folder?")
+    path = Path(source)
+    if path.is_file() or (path.suffix in FILES and not path.is_dir()):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        if path.suffix not in FILES:
+            raise WeightsError(
+                f"{path} is not a {' or '.join(FILES)} file; pass the folder that contains it"
+            )
+        file_cfg, state = FILES[path.suffix].read(path)
+        return read_state_dict(_converted(state, device, dtype), file_cfg)
+
+    path = fetch(source, WEIGHTS)
+    folder, known = _choose_folder(path)
+    cfg, state = folder.read(path)
+    return cfg, known.read(cfg, _converted(state, device, dtype))
+
+
+def _choose_folder(path: Path) -> tuple[Folder, Format]:
+    """The preferred format among those whose files are complete in this folder.
+
+    If no format is complete, this takes one that the folder has a part of, and the reader of that
+    format says which file is missing. Raises `FileNotFoundError` if there is no part of any.
+    """
+    names = os.listdir(path)
+    complete = [pair for pair in FOLDERS if complete_set(pair[0].file_sets, names)]
+    begun = [pair for pair in FOLDERS if any(files[0] in names for files in pair[0].file_sets)]
+    if not (complete or begun):
+        first = dict.fromkeys(files[0] for files in WEIGHTS)
+        raise FileNotFoundError(f"{path} has no {' or '.join(first)}; is it the folder of a model?")
+    return (complete or begun)[0]
 
 
 def _converted(state: State, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     return {key: tensor.to(device, dtype) for key, tensor in state.items()}
 
 
-def _read_file(file: Path) -> tuple[Config | None, State]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist")
-    if file.suffix not in FILES:
-        raise WeightsError(
-            f"{file} is no {' or '.join(FILES)} file; pass the folder that it is a part of"
-        )
-    return FILES[file.suffix](file)
-
-
 def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, dict[str, Tensor]]:
-    """The architecture and parameters of a state dict whose format is recognized by its keys.
+    """The architecture and our parameters of a state dict. Its keys show its format.
 
-    Without `cfg` the architecture is read off the shapes (and eps taken as GPT-2's 1e-5).
+    Without `cfg`, the architecture is inferred from the shapes (see `infer_config`). Raises
+    `WeightsError` for an unknown format, and if keys or shapes differ from the architecture's.
     """
-    # torch.compile puts this before the names in whatever it compiles.
-    state = with_prefix({key.replace("_orig_mod.", ""): state[key] for key in state})
+    # torch.compile adds this prefix to the names in each module that it compiles.
+    state = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}
     known = detect(FORMATS, state)
-    cfg = cfg or known.infer_config(state)
+    state = known.full_names(state)
+    cfg = cfg or infer_config(known, state)
     return cfg, known.read(cfg, state)

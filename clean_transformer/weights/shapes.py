@@ -1,4 +1,4 @@
-"""The name and shape of every parameter: what a complete state dict holds."""
+"""The name and shape of every parameter in a complete state dict."""
 
 from clean_transformer.config import Config
 
@@ -37,7 +37,10 @@ UNEMBEDDING = {
 
 
 def parameter_axes(cfg: Config) -> dict[str, str]:
-    """Every parameter of the architecture, in order, with its axes named as in `Config.axes`."""
+    """Every parameter of the architecture, in order, with the names of its axes.
+
+    `Config.axes` gives the length of each axis.
+    """
     blocks = {
         f"blocks.{layer}.{name}": axes
         for layer in range(cfg.n_layers)

@@ -1,8 +1,9 @@
-"""Seeded weights for when the published ones cannot be had: the same bits on every machine.
+"""Seeded random weights, with the same bits on every machine. They replace the published ones.
 
-`torch.randn` is not, since processors differ in their logarithms and cosines. Here a value is a sum
-of integers from a bit generator whose stream NumPy guarantees, and all that follows is `+`, `-`,
-`*`, `/` and `sqrt`, which IEEE 754 rounds exactly, of single elements: no sum of floats.
+`torch.randn` gives different bits on different processors, because their logarithms and cosines
+differ. Here, each value starts as a sum of integers from a bit generator whose stream NumPy
+guarantees. Everything after that is `+`, `-`, `*`, `/` and `sqrt` of single elements, which IEEE
+754 rounds exactly. Floats are never summed, because the order of a sum would change its bits.
 """
 
 import math
@@ -23,17 +24,17 @@ from clean_transformer.weights.shapes import parameter_shapes
 Array = NDArray[np.float32]
 
 
-CHUNK = 2**16  # values drawn together: few enough for a processor's cache
+CHUNK = 2**16  # values drawn at a time; few enough for the processor's cache
 
 
-STRIDE = 257  # every 257th entry is an outlier; prime, so that a matrix has them in all columns
+STRIDE = 257  # every 257th entry is an outlier; a prime, so that all columns get outliers
 
 
-BELL_KURTOSIS = 2.9  # of a sum of twelve uniform values: 3 − 1.2 / 12
+BELL_KURTOSIS = 2.9  # the kurtosis of a sum of twelve uniform values, 3 − 1.2 / 12
 
 
 class Spread(NamedTuple):
-    """How the entries of a tensor are distributed. If `largest` is given, every outlier is that."""
+    """How the entries of a tensor are distributed. If `largest` is given, it is every outlier."""
 
     std: float
     kurtosis: float = BELL_KURTOSIS
@@ -41,7 +42,7 @@ class Spread(NamedTuple):
     largest: float | None = None
 
 
-# As in GPT-2 small, except that those of W_E, W_in and W_out are guesses.
+# The numbers below were measured in GPT-2 small. Those of W_E, W_in and W_out are guesses.
 MEASURED_WIDTH = 768
 
 
@@ -55,7 +56,7 @@ OUTSIDE_BLOCKS = {
 }
 
 
-# In the first block, in those between, and in the last if it is the fourth or later.
+# For the first block, the blocks between, and the last block (if it is the fourth or later).
 IN_BLOCKS = {
     "ln1.w": (
         Spread(0.041, mean=0.18, largest=0.25),
@@ -91,9 +92,10 @@ WRITERS = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 
 
 def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
-    """A state dict in float32 as at the start of training: N(0, `cfg.initializer_range`).
+    """A float32 state dict as at the start of training: N(0, `cfg.initializer_range`).
 
-    A LayerNorm's gains are 1 + N(0, …); `unembed.b_U`, which no checkpoint format has, is 0.
+    The gains of the LayerNorms are 1 + N(0, …). `unembed.b_U` is 0, because most checkpoint
+    formats do not have it.
     """
 
     def spread(name: str) -> Spread:
@@ -105,16 +107,16 @@ def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
 
 
 def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
-    """A state dict in float32 that is as hard to compute with as the published GPT-2's.
+    """A float32 state dict that is numerically as hard as the weights of the published GPT-2.
 
-    Its tensors have about the deviations, kurtoses and largest entries of GPT-2 small's, matrices
-    scaled to the width. From the third block on (the last, if there are fewer) the residual stream
-    at position 0 is near 3,000 in three coordinates, given a `d_model` of 32 or more; the median
-    magnitude of the rest is 0.9 after the first block and 6 after the last of twelve. From the
-    fourth block on, many heads look at position 0 when they find nothing better. An untied
-    unembedding has values of its own.
+    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small.
+    Matrices are scaled to the width. From the third block on (or the last, if there are fewer),
+    three coordinates of the residual stream at position 0 are near 3,000, provided that `d_model`
+    is at least 32. The median magnitude of the others is 0.9 after the first block, and 6 after
+    the last of twelve blocks. From the fourth block on, many heads attend to position 0 if they
+    find nothing better. An untied unembedding has its own values.
 
-    "LNPre" weights are the "LN" ones with the gains folded in, and LayerNorm biases left out.
+    "LNPre" weights are the "LN" weights with the gains folded in and without LayerNorm biases.
     """
     with_norms = replace(cfg, normalization_type="LN")
     state = _draw_all(with_norms, seed, lambda name: _published_spread(name, cfg))
@@ -134,14 +136,16 @@ def _published_spread(name: str, cfg: Config) -> Spread:
 
 
 def _scale(cfg: Config) -> float:
-    """What keeps a sum over `d_model` products as large as it is in GPT-2 small."""
+    """A factor that keeps a sum over `d_model` products as large as in GPT-2 small."""
     return math.sqrt(MEASURED_WIDTH / cfg.d_model)
 
 
 def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
-    """Give three coordinates to position 0: marked in W_pos, made huge by a neuron, read by heads.
+    """Make three coordinates of the residual stream huge at position 0.
 
-    The mark stays legible because nothing before that neuron writes into those coordinates.
+    W_pos marks position 0 in these coordinates. A neuron reads the mark and writes huge values
+    into the same coordinates, and later heads attend to them. No parameter before that neuron
+    writes into these coordinates, so the mark is still there when the neuron reads it.
     """
     layer = min(2, cfg.n_layers - 1)
     coordinates = [cfg.d_model * quarter // 4 for quarter in (1, 2, 3)]
@@ -151,8 +155,8 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     state["pos_embed.W_pos"][:, coordinates] = -0.5
     state["pos_embed.W_pos"][0, coordinates] = 4.5
 
-    # After LayerNorm the three entries sum to about 3 at position 0 and to about 0 elsewhere; the
-    # neuron fires above 0.8.
+    # After LayerNorm, the three entries sum to about 3 at position 0 and to about 0 elsewhere. The
+    # neuron is active above 0.8.
     gain = _published_spread(f"blocks.{layer}.ln2.w", cfg).mean
     mlp = f"blocks.{layer}.mlp"
     state[f"{mlp}.W_in"][:, 0] = 0
@@ -161,7 +165,8 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     state[f"{mlp}.W_out"][0] = 0
     state[f"{mlp}.W_out"][0, coordinates] = 140
 
-    # The key of position 0 is then what a head's queries have in common, and its value nearly 0.
+    # The key of position 0 becomes what all queries of a head have in common, and its value
+    # becomes nearly 0.
     for later in range(layer + 1, cfg.n_layers):
         attn = f"blocks.{later}.attn"
         state[f"{attn}.W_K"][:, coordinates] = state[f"{attn}.b_Q"][:, None] * _scale(cfg)
@@ -169,7 +174,7 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
-    """Multiply every matrix [..., d_model, out] that reads a LayerNorm's output by its gain."""
+    """Multiply each weight [..., d_model, out] that reads a LayerNorm's output by the gain."""
     for layer in range(cfg.n_layers):
         for gain, readers in READERS.items():
             for reader in readers:
@@ -178,7 +183,7 @@ def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[str, Array]:
-    """Every tensor of the model, several at a time: NumPy lets other threads run meanwhile."""
+    """Every tensor of the model, in several threads, because NumPy releases the GIL."""
     shapes = parameter_shapes(cfg)
     with ThreadPoolExecutor() as pool:
         drawn = pool.map(lambda name: _draw(name, shapes[name], seed, spread(name)), shapes)
@@ -186,10 +191,10 @@ def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[s
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
-    """The tensor of that name: bell-shaped values, of which the outliers are stretched.
+    """One tensor: bell-shaped values, with the outliers multiplied by a factor.
 
-    If a share p of the values is multiplied by √(1 + e), their variance becomes 1 + p·e, and
-    their kurtosis BELL_KURTOSIS · (1 + r²) where r = √(p (1 − p)) · e / (1 + p·e).
+    If a share p of the values is multiplied by √(1 + e), the variance becomes 1 + p·e and the
+    kurtosis becomes BELL_KURTOSIS · (1 + r²), where r = √(p (1 − p)) · e / (1 + p·e).
     """
     values = _bell(name, math.prod(shape), seed)
     p = 1 / STRIDE
@@ -204,9 +209,9 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array
 
 
 def _bell(name: str, count: int, seed: int) -> Array:
-    """Values of mean 0 and variance 1, each the sum of twelve 16-bit integers (Irwin–Hall).
+    """Values of mean 0 and variance 1, each a sum of twelve 16-bit integers (Irwin–Hall).
 
-    The name picks the stream, so that a tensor does not depend on the others in its model.
+    The seed and the name select the random stream, so a tensor does not depend on the others.
     """
     stream = np.random.SFC64([seed, zlib.crc32(name.encode())])
     values = np.empty(count, dtype=np.float32)

@@ -1,49 +1,65 @@
-"""Translating state dicts: a format is a table of rows, and this applies the rows both ways."""
+"""Checkpoint formats as tables: reads and writes a state dict by the rows of its format."""
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from clean_transformer.config import PUBLISHED, Config
+from clean_transformer.config import Config
+from clean_transformer.weights.hub import FileSets
+from clean_transformer.weights.rows import Row, write_rows
 from clean_transformer.weights.shapes import parameter_axes, parameter_shapes
 
-State = Mapping[str, Tensor]
-
-
-AXIS = r"[a-z]\w*"  # the name of one in an einops pattern, whose 1 is an axis without a name
+State = Mapping[str, Tensor]  # a state dict
 
 
 class WeightsError(ValueError):
-    """A state dict or checkpoint that cannot be read, or a model that a format cannot hold."""
+    """A checkpoint cannot be read, or a format cannot hold a model."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One of our parameters and where the other format keeps it.
+class Folder:
+    """How a format is stored in a folder.
 
-    `pattern` is the einops pattern from their tensor to ours (none: the same axes); where their
-    tensor holds several of ours, `part` is the index along the pattern's first axis. `theirs` is
-    None for a parameter that the format does not have, which is then zero.
+    A folder holds the format if it has every file of one of the `file_sets`. The first file of
+    each set describes the architecture. A folder may hold several formats; the one with the
+    highest `priority` is read. `read` returns the architecture and the tensors under the format's
+    names.
     """
 
-    ours: str
-    theirs: str | None
-    pattern: str | None = None
-    part: int | None = None
+    file_sets: FileSets
+    read: Callable[[Path], tuple[Config, State]]
+    priority: int
+
+
+@dataclass(frozen=True)
+class File:
+    """How a format is stored in a single file, which is recognized by its suffix.
+
+    `read` returns the tensors, and the architecture if the file describes it. The tensors may
+    have the names of any format.
+    """
+
+    suffix: str
+    read: Callable[[Path], tuple[Config | None, State]]
 
 
 @dataclass(frozen=True)
 class Format:
     """How a family of checkpoints names and lays out GPT-2's parameters.
 
-    `block` rows are for one layer; their names follow `blocks.{layer}.` and `block_prefix`.
-    `marker` is a key that every such checkpoint has; where another format has it too, `layout`
-    tells them apart. Keys that match `buffers` are not weights, and are passed over.
+    `outer` has the rows outside of the blocks. `block` has the rows of one block, without the
+    prefix: `blocks.{layer}.` for our names and `block_prefix` for theirs.
+
+    Every checkpoint of the format has the key `marker`. If several formats share a marker,
+    `layout` tells whether the tensors have this format's layout. Some checkpoints leave out
+    `optional_prefix` before their names. Keys that match the pattern `buffers` are not parameters
+    and are ignored.
+
+    `folder` and `file` say how the format is stored on disk, if it is.
     """
 
     name: str
@@ -51,21 +67,44 @@ class Format:
     outer: tuple[Row, ...]
     block: tuple[Row, ...]
     block_prefix: str
+    optional_prefix: str = ""
     buffers: str = r"(?!)"
     layout: Callable[[State], bool] = lambda state: True
+    folder: Folder | None = None
+    file: File | None = None
+
+    def full_names(self, state: State) -> dict[str, Tensor]:
+        """The same state dict, with `optional_prefix` added if the checkpoint leaves it out."""
+        short_marker = self.marker.removeprefix(self.optional_prefix)
+        if self.marker in state or short_marker not in state:
+            return dict(state)
+        never = {row.theirs for row in self.outer if not self._is_prefixed(row)}
+        return {
+            key if key in never else self.optional_prefix + key: tensor
+            for key, tensor in state.items()
+        }
+
+    def _is_prefixed(self, row: Row) -> bool:
+        return row.theirs is not None and row.theirs.startswith(self.optional_prefix)
+
+    def fits(self, state: State) -> bool:
+        """Whether a state dict has this format, by its marker and layout."""
+        named = self.full_names(state)
+        return self.marker in named and self.layout(named)
 
     def rows(self, cfg: Config) -> list[Row]:
-        """A row for each parameter of the architecture.
+        """One row for each parameter of the architecture.
 
-        Raises `WeightsError` for one that the format has no place for.
+        Raises `WeightsError` if the format has no place for a parameter.
         """
-        rows = {row.ours: row for row in self._all_rows(cfg.n_layers)}
+        rows = {row.ours: row for row in self.all_rows(cfg.n_layers)}
         names = parameter_axes(cfg)
         if missing := [name for name in names if name not in rows]:
             raise WeightsError(f"the {self.name} format has no place for {', '.join(missing)}")
         return [row for name, row in rows.items() if name in names]
 
-    def _all_rows(self, n_layers: int) -> list[Row]:
+    def all_rows(self, n_layers: int) -> list[Row]:
+        """Every row, whether or not an architecture of so many layers has the parameter."""
         blocks = [
             replace(
                 row,
@@ -78,89 +117,51 @@ class Format:
         return [*self.outer, *blocks]
 
     def read(self, cfg: Config, state: State) -> dict[str, Tensor]:
-        """Our parameters, as views of theirs.
+        """Our parameters, as views of their tensors.
 
-        Raises `WeightsError` with every missing, unused and misshapen key.
+        Raises `WeightsError` that lists every missing, unused and misshapen key.
         """
-        rows, shapes = self.rows(cfg), parameter_shapes(cfg)
-        wanted = {row.theirs: _their_shape(row, cfg, shapes) for row in rows if row.theirs}
-        # A tied unembedding may stand in the checkpoint as well as the embedding.
-        known = {row.theirs for row in self._all_rows(cfg.n_layers) if row.ours == "unembed.W_U"}
+        rows, axes = self.rows(cfg), parameter_axes(cfg)
+        wanted = {row.theirs: row.their_shape(axes[row.ours], cfg) for row in rows if row.theirs}
+        # If the unembedding is tied, a checkpoint may still repeat the embedding under its name.
+        repeated = {row.theirs for row in self.outer if row.ours == "unembed.W_U"}
         refuse_differences(
             f"this is not a complete {self.name} state dict",
             wanted,
             {
                 key: tuple(tensor.shape)
                 for key, tensor in state.items()
-                if key in wanted or not (key in known or re.fullmatch(self.buffers, key))
+                if key in wanted or not (key in repeated or re.fullmatch(self.buffers, key))
             },
         )
         if cfg.tied_unembed and not self.is_tied(state):
             raise WeightsError(
-                f"this {self.name} state dict has an unembedding of its own, but the architecture "
-                "ties it to the embedding; set tied_unembed (tie_word_embeddings) to false"
+                f"this {self.name} state dict has its own unembedding, but the architecture "
+                "uses the embedding as the unembedding; set tied_unembed (in config.json: "
+                "tie_word_embeddings) to false"
             )
-        like = next(iter(state.values()))
+        like, shapes = next(iter(state.values())), parameter_shapes(cfg)
         return {
-            row.ours: _ours(row, state[row.theirs], cfg)
+            row.ours: row.read(state[row.theirs], cfg)
             if row.theirs is not None
             else like.new_zeros(shapes[row.ours])
             for row in rows
         }
 
     def write(self, cfg: Config, state: State) -> dict[str, Tensor]:
-        """Their tensors, contiguous. Raises `WeightsError` for what the format has no place for."""
-        parts: dict[str, list[tuple[Row, Tensor]]] = {}
+        """Their tensors, contiguous.
+
+        Raises `WeightsError` if a parameter is not zero and the format has no place for it.
+        """
+        rows_of: dict[str, list[tuple[Row, Tensor]]] = {}
         for row in self.rows(cfg):
             if row.theirs is not None:
-                parts.setdefault(row.theirs, []).append((row, state[row.ours]))
+                rows_of.setdefault(row.theirs, []).append((row, state[row.ours]))
             elif state[row.ours].count_nonzero():
                 raise WeightsError(
                     f"the {self.name} format has no place for {row.ours}, which is not zero"
                 )
-        return {theirs: _theirs(rows, cfg) for theirs, rows in parts.items()}
-
-    def infer_config(self, state: State) -> Config:
-        """The architecture that the shapes tell of.
-
-        Raises `WeightsError` where they cannot: a format that merges the heads does not say how
-        many there are, unless the width is a published one.
-        """
-        block = re.escape(self.block_prefix).replace(r"\{layer\}", r"(\d+)")
-        layers = {match[1] for key in state if (match := re.match(block, key))}
-        if not layers:
-            raise WeightsError(f"this {self.name} state dict has no blocks")
-        rows = {row.ours: row for row in self._all_rows(len(layers))}
-        folded = not any(row.theirs in state for row in rows.values() if ".ln1." in row.ours)
-        any_heads = Config.gpt2("small", n_layers=len(layers), tied_unembed=False)
-        axes = parameter_axes(any_heads)
-        lengths: dict[str, int] = {}
-        for name, row in rows.items():
-            if row.theirs is not None and row.theirs in state:
-                their_axes = _their_axes(row, axes[name])
-                lengths |= zip(their_axes, state[row.theirs].shape, strict=False)
-        lengths = {axis: length for axis, length in lengths.items() if axis.isidentifier()}
-        if "head" not in lengths:
-            heads = {width: n_heads for _, n_heads, width in PUBLISHED.values()}
-            width = lengths.get("d_model", 0)
-            if width not in heads:
-                raise WeightsError(
-                    f"a {self.name} state dict does not say how many heads it has, and d_model "
-                    f"{width} is not a published width; pass cfg=Config(...) to from_state_dict"
-                )
-            lengths |= {"head": heads[width], "d_head": width // heads[width]}
-        missing = {"d_vocab", "n_ctx", "d_model", "d_mlp"} - set(lengths)
-        if missing:
-            raise WeightsError(
-                f"this {self.name} state dict lacks the tensors that tell {sorted(missing)}"
-            )
-        return Config(
-            n_layers=len(layers),
-            n_heads=lengths.pop("head"),
-            **lengths,
-            normalization_type="LNPre" if folded else "LN",
-            tied_unembed=self.is_tied(state) and not folded,
-        )
+        return {theirs: write_rows(rows, cfg) for theirs, rows in rows_of.items()}
 
     def is_tied(self, state: State) -> bool:
         """Whether the state dict has no unembedding of its own."""
@@ -168,16 +169,28 @@ class Format:
         embed, unembed = rows["embed.W_E"], rows.get("unembed.W_U")
         if unembed is None or unembed.theirs not in state:
             return True
-        # HookedTransformer's own W_U is a parameter of its own, whatever it was loaded from; in the
-        # checkpoint's axes, an unembedding that repeats the embedding is the tied one.
+        # HookedTransformer always has a separate W_U, in our axes (so without a pattern). In the
+        # other formats, an unembedding that equals the embedding is a tied one.
         repeats = torch.equal(state[str(embed.theirs)], state[str(unembed.theirs)])
         return unembed.pattern is not None and repeats
+
+
+def detect(formats: Iterable[Format], state: State) -> Format:
+    """The format of a state dict. Raises `WeightsError` unless exactly one format fits."""
+    fitting = [known for known in formats if known.fits(state)]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(known.name for known in fitting or formats)
+    raise WeightsError(
+        f"this is a state dict of {'several' if fitting else 'none of the'} known formats "
+        f"({names}); its first keys are {[*state][:3]}"
+    )
 
 
 def refuse_differences(
     problem: str, wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raise `WeightsError` with every key that is missing, unused or misshapen, if any is."""
+    """Raise `WeightsError` if any key is missing, unused or misshapen; the error lists them all."""
     misshapen = [
         f"{key} {given[key]} instead of {shape}"
         for key, shape in wanted.items()
@@ -194,7 +207,7 @@ def refuse_differences(
 
 
 def refuse_architecture(name: str, cfg: Config) -> None:
-    """Raise `WeightsError` for an architecture that files of plain GPT-2 cannot describe."""
+    """Raise `WeightsError` for an architecture that a file of plain GPT-2 cannot describe."""
     if cfg.normalization_type != "LN":
         raise WeightsError(f"the {name} format has no place for folded LayerNorms")
     if cfg.n_heads * cfg.d_head != cfg.d_model:
@@ -205,59 +218,7 @@ def refuse_architecture(name: str, cfg: Config) -> None:
 
 
 def head_width(file: str, d_model: int, n_heads: int) -> int:
-    """The d_head of a file of plain GPT-2. Raises `WeightsError` for heads that do not fit."""
+    """d_head in plain GPT-2. Raises `WeightsError` if d_model is not a multiple of n_heads."""
     if not n_heads or d_model % n_heads:
         raise WeightsError(f"{file}: n_embd {d_model} is not a multiple of {n_heads} heads")
     return d_model // n_heads
-
-
-def detect(formats: Iterable[Format], state: State) -> Format:
-    """The first format whose marker is among the keys, if the layout is its own too.
-
-    Raises `WeightsError` for a foreign checkpoint.
-    """
-    for known in formats:
-        if known.marker in state and known.layout(state):
-            return known
-    names = ", ".join(known.name for known in formats)
-    raise WeightsError(
-        f"not a GPT-2 state dict that is known here ({names}); its keys begin {[*state][:3]}"
-    )
-
-
-def _lengths(pattern: str, cfg: Config) -> dict[str, int]:
-    axes = cfg.axes() | {"qkv": 3}
-    return {axis: axes[axis] for axis in re.findall(AXIS, pattern.split("->")[0])}
-
-
-def _their_axes(row: Row, our_axes: str) -> list[str]:
-    """Their tensor's axes by name, and in brackets those that they merge into one."""
-    return re.findall(r"\([^)]*\)|\w+", (row.pattern or our_axes).split("->")[0])
-
-
-def _their_shape(row: Row, cfg: Config, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    if row.pattern is None:
-        return shapes[row.ours]
-    lengths = _lengths(row.pattern, cfg)
-    return tuple(
-        math.prod(lengths[axis] for axis in re.findall(AXIS, group))
-        for group in _their_axes(row, "")
-    )
-
-
-def _ours(row: Row, tensor: Tensor, cfg: Config) -> Tensor:
-    if row.pattern is None:
-        return tensor
-    ours = rearrange(tensor, row.pattern, **_lengths(row.pattern, cfg))
-    return ours if row.part is None else ours[row.part]
-
-
-def _theirs(rows: list[tuple[Row, Tensor]], cfg: Config) -> Tensor:
-    (row, tensor), *_ = rows
-    if row.part is not None:
-        in_order = sorted(rows, key=lambda entry: entry[0].part or 0)
-        tensor = torch.stack([part for _, part in in_order])
-    if row.pattern is not None:
-        theirs, ours = row.pattern.split("->")
-        tensor = rearrange(tensor, f"{ours} -> {theirs}", **_lengths(row.pattern, cfg))
-    return tensor.contiguous()

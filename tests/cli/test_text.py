@@ -163,7 +163,7 @@ def test_settings_are_refused_before_the_weights_are_read():
 def test_2_and_one_line_for_what_is_no_source(command: str):
     text = () if command == "info" else ("text",)
     result = call(command, *text, "--weights", "no/such/folder")
-    assert_one_line(result, "'no/such/folder' is no folder")
+    assert_one_line(result, "'no/such/folder' is not a folder")
 
 
 @pytest.fixture

@@ -6,15 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clean_transformer.demo import stories
-from clean_transformer.demo.stories import (
-    FACTS,
-    RULES,
-    SYMBOL,
-    generate,
-    parse,
-    songbooks,
-    surprise,
-)
+from clean_transformer.demo.stories import FACTS, RULES, SYMBOL, generate, parse, songbooks
+
+from .surprise import surprise
 
 seeds = st.integers(0, 2**32)
 
@@ -49,7 +43,7 @@ def test_a_songbook_is_three_songs_again_and_again(seed):
 
 
 @given(seeds)
-def test_the_grammar_recognises_what_it_writes(seed):
+def test_the_grammar_recognizes_what_it_writes(seed):
     [story] = generate(seed, 1)
 
     facts = parse(story)

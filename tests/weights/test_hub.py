@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from clean_transformer.weights.hub import HUB_IDS, TOKENIZER, WEIGHTS, complete_set, fetch
+from clean_transformer.weights.hub import HUB_IDS, TOKENIZER, complete_set, fetch
+from clean_transformer.weights.load import WEIGHTS
 
 SHARDS = [f"model-0000{shard}-of-00002.safetensors" for shard in (1, 2)]
 INDEX = "model.safetensors.index.json"
@@ -23,11 +24,15 @@ OTHER_FORMATS = [
 
 
 def fetching(source: str, wanted: str = "WEIGHTS") -> str:
-    return f"from clean_transformer.weights.hub import *; print(fetch({source!r}, {wanted}))"
+    room = "hub" if wanted == "TOKENIZER" else "load"
+    return (
+        "from clean_transformer.weights.hub import fetch;"
+        f"from clean_transformer.weights.{room} import {wanted}; print(fetch({source!r}, {wanted}))"
+    )
 
 
 def publish(hub, repo: str, *names: str) -> None:
-    """Each file's content tells its name, at some length."""
+    """Each file contains the name of the repository and its own name, many times."""
     folder = hub.repos / repo
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -35,7 +40,7 @@ def publish(hub, repo: str, *names: str) -> None:
 
 
 def last_line(process) -> str:
-    """The message of the error that ended the process, which is the only one in its traceback."""
+    """The message of the only error in the traceback, which ended the process."""
     assert process.returncode == 1
     assert process.stderr.count("Traceback") == 1
     return process.stderr.strip().splitlines()[-1]
@@ -138,7 +143,7 @@ def test_without_the_hub_and_a_cached_copy(hub, with_hub, how, why):
     with_hub(fetching("someone/model", "TOKENIZER"))  # of the same repository, but no weights
     hub.faults["someone/model"] = how
 
-    # Which gives up on a process that waits for ever.
+    # `with_hub` has a time limit, in case the process waits forever.
     error = last_line(with_hub(fetching("someone/model"), **WITHOUT_HUB[how]))
 
     assert error.startswith("clean_transformer.weights.hub.HubError: 'someone/model' is not in the")
@@ -150,7 +155,7 @@ def test_without_the_hub_and_a_cached_copy(hub, with_hub, how, why):
 def test_a_repository_that_the_hub_does_not_have(hub, with_hub, source, status):
     hub.status_of_unknown = status
     error = last_line(with_hub(fetching(source)))
-    assert f"HubError: {HUB_IDS.get(source, source)!r} is neither a folder here nor a" in error
+    assert f"HubError: {HUB_IDS.get(source, source)!r} is neither a local folder nor a" in error
     assert "check the spelling" in error
 
 
@@ -169,7 +174,7 @@ def test_a_download_that_breaks_off(hub, with_hub, fault):
 
     error = last_line(with_hub(fetching("someone/model")))
     assert "HubError: the download of model.safetensors from 'someone/model' failed (" in error
-    assert error.endswith("no incomplete file is ever used, try again")
+    assert error.endswith("try again; an incomplete download is never used")
 
     del hub.faults["model.safetensors"]
     folder = Path(with_hub(fetching("someone/model")).stdout.strip())
@@ -192,7 +197,7 @@ def test_a_folder_is_returned_as_it_is(tmp_path, as_type):
     ],
 )
 def test_an_unknown_alias(source, suggested):
-    with pytest.raises(ValueError, match=f"'{source}' is no folder.*did you mean.*{suggested}"):
+    with pytest.raises(ValueError, match=f"'{source}' is not a folder.*did you mean.*{suggested}"):
         fetch(source, TOKENIZER)
 
 
@@ -200,7 +205,7 @@ def test_an_unknown_alias(source, suggested):
     "source", ["bert", "", "./model", "/no/folder", Path("../model"), "a/b/c", "a--b/c", "a/b."]
 )
 def test_a_source_that_is_nothing_of_the_known(source):
-    with pytest.raises(ValueError, match=r"aliases gpt2, gpt2-small, .*, distilgpt2, demo$"):
+    with pytest.raises(ValueError, match=r"alias \(gpt2, gpt2-small, .*, distilgpt2, demo\)$"):
         fetch(source, WEIGHTS)
 
 

@@ -5,9 +5,16 @@ import torch
 
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.references.choose import REFERENCES
+from clean_transformer.weights import formats
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, write_folder
-from clean_transformer.weights.formats.openai import OPENAI, write_openai
-from clean_transformer.weights.load import FORMATS, read_pretrained, read_state_dict
+from clean_transformer.weights.formats.openai import OPENAI
+from clean_transformer.weights.load import (
+    FORMATS,
+    WEIGHTS,
+    discover,
+    read_pretrained,
+    read_state_dict,
+)
 from clean_transformer.weights.table import WeightsError
 
 from ..helpers import (
@@ -22,6 +29,7 @@ from ..helpers import (
     reference_model,
     tiny,
 )
+from .formats.bundles import write_openai
 
 
 @pytest.mark.parametrize(
@@ -68,7 +76,7 @@ def test_a_given_config_is_believed_over_the_shapes():
     cfg = tiny(n_heads=2, d_head=6, eps=1e-6)
     theirs = HUGGINGFACE.write(TINY, state)
     assert read_state_dict(theirs, cfg)[0] == cfg
-    with pytest.raises(WeightsError, match="d_model 12 is not a published width"):
+    with pytest.raises(WeightsError, match="no published GPT-2 has d_model 12"):
         read_state_dict(theirs)
 
 
@@ -96,7 +104,7 @@ def test_a_file_of_another_kind(tmp_path: Path):
     write_folder(tmp_path, TINY, random_model(dtype=torch.float32).state_dict())
     file = tmp_path / "model.safetensors"
     with pytest.raises(
-        WeightsError, match=r"model\.safetensors is no \.gguf or \.pt file; pass the"
+        WeightsError, match=r"model\.safetensors is not a \.gguf or \.pt file; pass the"
     ):
         read_pretrained(file, torch.device("cpu"), torch.float32)
 
@@ -104,3 +112,21 @@ def test_a_file_of_another_kind(tmp_path: Path):
 def test_a_folder_with_the_name_of_a_file(tmp_path: Path):
     write_folder(tmp_path / "model.pt", TINY, random_model(dtype=torch.float32).state_dict())
     assert read_pretrained(tmp_path / "model.pt", torch.device("cpu"), torch.float32)[0] == TINY
+
+
+def test_no_two_formats_claim_the_same_files():
+    suffixes = [known.file.suffix for known in FORMATS if known.file]
+    priorities = [known.folder.priority for known in FORMATS if known.folder]
+    for claims in (suffixes, priorities, WEIGHTS, [known.name for known in FORMATS]):
+        assert len({*claims}) == len(claims)
+
+
+def test_a_new_format_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "boxes.py").write_text(
+        "from dataclasses import replace\n"
+        "from clean_transformer.weights.formats.transformer_lens import HOOKED_TRANSFORMER\n"
+        "BOXES = replace(HOOKED_TRANSFORMER, name='boxes', marker='box.W_E')\n"
+    )
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    found = {known.name for known in discover()}
+    assert found == {known.name for known in FORMATS} | {"boxes"}

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.weights.processing import (
-    State,
     center_unembed,
     center_writing_weights,
     fold_ln,
@@ -23,6 +22,7 @@ from clean_transformer.weights.processing import (
     untie,
 )
 from clean_transformer.weights.shapes import parameter_shapes
+from clean_transformer.weights.table import State
 
 STEPS = [fold_ln, center_writing_weights, center_unembed, fold_value_biases]
 FLAGS = [step.__name__ for step in STEPS]
@@ -43,7 +43,7 @@ each_choice = pytest.mark.parametrize(
 
 
 def random_state(cfg: Config, dtype: torch.dtype = torch.float64, seed: int = 0) -> State:
-    """Weights, biases and LayerNorm gains with nothing zero, centered or equal to one."""
+    """Random weights, biases and gains; none of them is zero, centered or equal to one."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: 0.1 + 0.4 * torch.randn(shape, generator=generator, dtype=dtype)
@@ -52,7 +52,7 @@ def random_state(cfg: Config, dtype: torch.dtype = torch.float64, seed: int = 0)
 
 
 def forward(cfg: Config, state: State, tokens: Tensor) -> Tensor:
-    """The logits of a GPT-2, written as plainly as the definition."""
+    """The logits of GPT-2, computed as in its definition."""
 
     def normalize(x: Tensor, ln: str) -> Tensor:
         x = x - x.mean(-1, keepdim=True)
@@ -89,7 +89,7 @@ def assert_equal(actual: State, expected: State) -> None:
 
 
 def huggingface_model(cfg: Config, dtype: torch.dtype) -> Any:
-    """A Hugging Face GPT-2 with the parameters' kind of values of `random_state`."""
+    """A Hugging Face GPT-2 with random parameters, distributed as in `random_state`."""
     transformers = pytest.importorskip("transformers")
     sizes = {"n_embd": cfg.d_model, "n_inner": cfg.d_mlp, "n_layer": cfg.n_layers}
     sizes |= {"n_head": cfg.n_heads, "n_positions": cfg.n_ctx, "vocab_size": cfg.d_vocab}
@@ -102,7 +102,7 @@ def huggingface_model(cfg: Config, dtype: torch.dtype) -> Any:
 
 
 def converted(cfg: Config, model: Any) -> State:
-    """That model's weights under our names, as views with the strides TransformerLens gives."""
+    """The model's weights by our names, as views with the same strides as in TransformerLens."""
     weights = {name.removeprefix("transformer."): w for name, w in model.state_dict().items()}
     state = {"embed.W_E": weights["wte.weight"], "pos_embed.W_pos": weights["wpe.weight"]}
     for layer in range(cfg.n_layers):

@@ -18,6 +18,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.formats.gguf import GGUF, write_gguf
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json, write_folder
 from clean_transformer.weights.formats.openai import OPENAI
+from clean_transformer.weights.formats.transformer_lens import HOOKED_TRANSFORMER
 from clean_transformer.weights.load import FORMATS
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.table import Format
@@ -33,7 +34,8 @@ INTEGERS = {
 
 
 def random_bits(cfg: Config, dtype: torch.dtype, *formats: Format) -> dict[str, Tensor]:
-    """Numbers of any size and sign, infinite too; zeros where a format has no place for them."""
+    """Random bits: numbers of any size and sign, infinity included. A parameter that one of the
+    formats does not have is zero."""
     lowest, highest = torch.iinfo(INTEGERS[dtype]).min, torch.iinfo(INTEGERS[dtype]).max
     zeros = {row.ours for known in formats for row in known.rows(cfg) if not row.theirs}
     state = {}
@@ -45,7 +47,7 @@ def random_bits(cfg: Config, dtype: torch.dtype, *formats: Format) -> dict[str, 
 
 
 def assert_equal_bits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """As numbers, −0 would equal 0."""
+    """Compare the bits, because as numbers −0 equals 0."""
     assert_equal_states(
         {name: tensor.view(INTEGERS[tensor.dtype]) for name, tensor in ours.items()},
         {name: tensor.view(INTEGERS[tensor.dtype]) for name, tensor in theirs.items()},
@@ -58,7 +60,7 @@ def assert_equal_bits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) 
     dtype=st.sampled_from([*INTEGERS]),
 )
 def test_from_format_to_format(cfg: Config, route: list[Format], dtype: torch.dtype):
-    # OpenAI's format has no unembedding of its own.
+    # OpenAI's format has no separate unembedding.
     cfg = replace(cfg, tied_unembed=True) if OPENAI in route else cfg
     state = before = random_bits(cfg, dtype, *route)
     for known in route:
@@ -69,24 +71,24 @@ def test_from_format_to_format(cfg: Config, route: list[Format], dtype: torch.dt
 FILES = {
     "folder": (write_folder, HUGGINGFACE),
     "model.gguf": (write_gguf, GGUF),
-    "model.pt": (lambda file, cfg, state: torch.save(state, file), FORMATS[0]),
+    "model.pt": (lambda file, cfg, state: torch.save(state, file), HOOKED_TRANSFORMER),
 }
 
 
-# Of fewer tokens, an unembedding might by chance repeat the embedding, which would be a tied one.
+# With fewer tokens, a random unembedding could equal the embedding and be read as tied.
 @pytest.mark.parametrize("name", FILES)
 @given(
     cfg=configs(d_vocab=7), dtype=st.sampled_from([*INTEGERS]), read_as=st.sampled_from([*INTEGERS])
 )
 def test_through_a_file(name: str, cfg: Config, dtype: torch.dtype, read_as: torch.dtype):
-    assume(name != "model.gguf" or dtype != torch.float64)  # which it refuses
+    assume(name != "model.gguf" or dtype != torch.float64)  # GGUF has no float64
     write, known = FILES[name]
     state = random_bits(cfg, dtype, known)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder, name), cfg, state)
         read = DemoTransformer.from_pretrained(Path(folder, name), device="cpu", dtype=read_as)
         assert_equal_bits(read.state_dict(), {key: state[key].to(read_as) for key in state})
-    if name != "model.pt":  # of which the shapes alone tell
+    if name != "model.pt":  # its shapes do not show everything
         assert read.cfg == replace(cfg, initializer_range=read.cfg.initializer_range)
 
 

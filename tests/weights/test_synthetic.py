@@ -207,7 +207,7 @@ def test_stress_has_the_statistics_of_the_published_tensors(small):
 
 
 def residual_stream(cfg: Config, state: dict[str, Tensor], n_tokens: int):
-    """What Hugging Face's GPT-2 makes of these weights: each block's output, patterns, logits."""
+    """Run Hugging Face's GPT-2 on these weights: each block's output, all patterns, the logits."""
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(

@@ -6,22 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clean_transformer.config import Config
+from clean_transformer.weights.formats.transformer_lens import HOOKED_TRANSFORMER
+from clean_transformer.weights.infer import infer_config
 from clean_transformer.weights.load import FORMATS
+from clean_transformer.weights.rows import Row
 from clean_transformer.weights.shapes import parameter_shapes
-from clean_transformer.weights.table import Format, Row, WeightsError, detect, refuse_differences
+from clean_transformer.weights.table import Format, WeightsError, detect, refuse_differences
 
 from ..helpers import assert_equal_states, configs, random_model, random_state, tiny
 
 EVERY_FORMAT = pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
-# Of which OpenAI's has no place for an unembedding of its own.
+# OpenAI's format is not one of them: it has no separate unembedding.
 UNTIED_FORMATS = [
     known for known in FORMATS if any(row.ours == "unembed.W_U" for row in known.outer)
 ]
+MERGED_HEADS = [known for known in UNTIED_FORMATS if known is not HOOKED_TRANSFORMER]
 EVERY_UNTIED_FORMAT = pytest.mark.parametrize("known", UNTIED_FORMATS, ids=lambda known: known.name)
 
 
 def held_by(known: Format, cfg: Config) -> Config:
-    """The architecture, or the tied one where the format can hold no other."""
+    """The architecture, tied if the format can only hold a tied one."""
     return cfg if known in UNTIED_FORMATS else replace(cfg, tied_unembed=True)
 
 
@@ -65,7 +69,7 @@ def zeros(cfg: Config) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(shape) for name, shape in parameter_shapes(cfg).items()}
 
 
-# Rows that show each thing that a row can say.
+# A format whose rows use every feature of `Row`.
 BOXES = Format(
     name="boxes",
     marker="word.table",
@@ -153,7 +157,9 @@ def test_a_tied_unembedding_may_be_repeated_but_not_be_another(boxes):
     boxes["out"] = boxes["word.table"].clone()
     assert "unembed.W_U" not in BOXES.read(tied, boxes)
     boxes["out"][0, 0] += 1
-    with pytest.raises(WeightsError, match="ties it to the embedding; set tied_unembed"):
+    with pytest.raises(
+        WeightsError, match="uses the embedding as the unembedding; set tied_unembed"
+    ):
         BOXES.read(tied, boxes)
 
 
@@ -171,26 +177,30 @@ def test_equal_shapes_are_not_refused(shapes: dict[str, tuple[int, ...]]):
 
 def test_detection_by_marker():
     assert detect([*FORMATS, BOXES], {"x": torch.ones(1), "word.table": torch.ones(1)}) is BOXES
-    names = (
-        "HookedTransformer, TransformerBridge, OpenAI GPT-2, GGUF gpt2, nanoGPT or minGPT, "
-        "nanoGPT without biases, Hugging Face GPT-2"
-    )
-    message = rf"not a GPT-2 .* \({names}\); its keys begin \['a', 'b', 'c'\]"
+    names = ", ".join(known.name for known in FORMATS)
+    message = rf"none of the known formats \({names}\); its first keys are \['a', 'b', 'c'\]"
     with pytest.raises(WeightsError, match=message):
         detect(FORMATS, dict.fromkeys("abcd", torch.ones(1)))
+
+
+def test_a_state_dict_that_fits_several_formats_is_refused():
+    both = {"word.table": torch.ones(1), "embed.W_E": torch.ones(1)}
+    with pytest.raises(WeightsError, match=r"several known formats \(HookedTransformer, boxes\)"):
+        detect([*FORMATS, BOXES], both)
 
 
 @EVERY_FORMAT
 def test_markers_tell_the_formats_apart(known: Format):
     cfg = held_by(known, CFG)
-    assert detect(FORMATS, known.write(cfg, random_state(known, cfg))) is known
+    theirs = known.write(cfg, random_state(known, cfg))
+    assert detect(FORMATS, theirs) is detect(FORMATS[::-1], theirs) is known
 
 
-# What the shapes tell of an architecture.
+# The architecture, inferred from the shapes.
 
 
 @pytest.mark.parametrize("normalization_type", ["LN", "LNPre"])
-@pytest.mark.parametrize("known", UNTIED_FORMATS[1:], ids=lambda known: known.name)
+@pytest.mark.parametrize("known", MERGED_HEADS, ids=lambda known: known.name)
 def test_merged_heads_are_told_by_a_published_width_only(known: Format, normalization_type: str):
     changes = {"tied_unembed": False, "normalization_type": normalization_type}
     sizes = {"d_vocab": 5, "n_ctx": 3, "d_mlp": 7, "n_layers": 2}
@@ -198,17 +208,17 @@ def test_merged_heads_are_told_by_a_published_width_only(known: Format, normaliz
     theirs = known.write(medium, zeros(medium))
     (unembedding,) = (row.theirs for row in known.rows(medium) if row.ours == "unembed.W_U")
     theirs[unembedding] += 1
-    assert known.infer_config(theirs) == medium
+    assert infer_config(known, theirs) == medium
 
-    message = "does not say how many heads it has, and d_model 12 is not a published width; pass"
+    message = "do not show the number of heads, and no published GPT-2 has d_model 12; pass cfg"
     with pytest.raises(WeightsError, match=message):
-        known.infer_config(known.write(tiny(**changes), zeros(tiny(**changes))))
+        infer_config(known, known.write(tiny(**changes), zeros(tiny(**changes))))
 
 
 @EVERY_FORMAT
 def test_a_state_dict_without_blocks_tells_nothing(known: Format):
     with pytest.raises(WeightsError, match=f"this {known.name} state dict has no blocks"):
-        known.infer_config({known.marker: torch.ones(2, 768)})
+        infer_config(known, {known.marker: torch.ones(2, 768)})
 
 
 @EVERY_FORMAT
@@ -220,5 +230,7 @@ def test_what_the_missing_tensors_would_tell_is_named(known: Format):
         for key, tensor in theirs.items()
         if not any(part in key for part in ("pos", "wpe", "mlp", "ffn_up", "ffn_down"))
     }
-    with pytest.raises(WeightsError, match=r"lacks the tensors that tell \['d_mlp', 'n_ctx'\]"):
-        known.infer_config(kept)
+    with pytest.raises(
+        WeightsError, match=r"lacks the tensors whose shapes show \['d_mlp', 'n_ctx'\]"
+    ):
+        infer_config(known, kept)

@@ -1,7 +1,7 @@
-"""GGUF, the files of llama.cpp: the rows of its gpt2 architecture, and its files read and written.
+"""GGUF, the file format of llama.cpp: its `gpt2` architecture, read and written.
 
-The names are those of the gguf package (`MODEL_TENSORS`), the layouts those of llama.cpp's
-converter, which transposes every matrix of Hugging Face's to nn.Linear's [out, in].
+The names are those of the gguf package (`MODEL_TENSORS`). The layout is that of llama.cpp's
+converter, which transposes every weight of Hugging Face to [out, in], as in `nn.Linear`.
 """
 
 from contextlib import closing
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.support.files import atomic_file
+from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import (
+    File,
     Format,
-    Row,
     State,
     WeightsError,
     head_width,
@@ -30,36 +30,33 @@ QKV_WEIGHT = "(qkv head d_head) d_model -> qkv head d_model d_head"
 QKV_BIAS = "(qkv head d_head) -> qkv head d_head"
 
 
-GGUF = Format(
-    name="GGUF gpt2",
-    marker="token_embd.weight",
-    outer=(
-        Row("embed.W_E", "token_embd.weight"),
-        Row("pos_embed.W_pos", "position_embd.weight"),
-        Row("ln_final.w", "output_norm.weight"),
-        Row("ln_final.b", "output_norm.bias"),
-        Row("unembed.W_U", "output.weight", "d_vocab d_model -> d_model d_vocab"),
-        Row("unembed.b_U", None),
-    ),
-    block=(
-        Row("ln1.w", "attn_norm.weight"),
-        Row("ln1.b", "attn_norm.bias"),
-        Row("attn.W_Q", "attn_qkv.weight", QKV_WEIGHT, part=0),
-        Row("attn.W_K", "attn_qkv.weight", QKV_WEIGHT, part=1),
-        Row("attn.W_V", "attn_qkv.weight", QKV_WEIGHT, part=2),
-        Row("attn.b_Q", "attn_qkv.bias", QKV_BIAS, part=0),
-        Row("attn.b_K", "attn_qkv.bias", QKV_BIAS, part=1),
-        Row("attn.b_V", "attn_qkv.bias", QKV_BIAS, part=2),
-        Row("attn.W_O", "attn_output.weight", "d_model (head d_head) -> head d_head d_model"),
-        Row("attn.b_O", "attn_output.bias"),
-        Row("ln2.w", "ffn_norm.weight"),
-        Row("ln2.b", "ffn_norm.bias"),
-        Row("mlp.W_in", "ffn_up.weight", "d_mlp d_model -> d_model d_mlp"),
-        Row("mlp.b_in", "ffn_up.bias"),
-        Row("mlp.W_out", "ffn_down.weight", "d_model d_mlp -> d_mlp d_model"),
-        Row("mlp.b_out", "ffn_down.bias"),
-    ),
-    block_prefix="blk.{layer}.",
+OUTER = (
+    Row("embed.W_E", "token_embd.weight"),
+    Row("pos_embed.W_pos", "position_embd.weight"),
+    Row("ln_final.w", "output_norm.weight"),
+    Row("ln_final.b", "output_norm.bias"),
+    Row("unembed.W_U", "output.weight", "d_vocab d_model -> d_model d_vocab"),
+    Row("unembed.b_U", None),
+)
+
+
+BLOCK = (
+    Row("ln1.w", "attn_norm.weight"),
+    Row("ln1.b", "attn_norm.bias"),
+    Row("attn.W_Q", "attn_qkv.weight", QKV_WEIGHT, part=0),
+    Row("attn.W_K", "attn_qkv.weight", QKV_WEIGHT, part=1),
+    Row("attn.W_V", "attn_qkv.weight", QKV_WEIGHT, part=2),
+    Row("attn.b_Q", "attn_qkv.bias", QKV_BIAS, part=0),
+    Row("attn.b_K", "attn_qkv.bias", QKV_BIAS, part=1),
+    Row("attn.b_V", "attn_qkv.bias", QKV_BIAS, part=2),
+    Row("attn.W_O", "attn_output.weight", "d_model (head d_head) -> head d_head d_model"),
+    Row("attn.b_O", "attn_output.bias"),
+    Row("ln2.w", "ffn_norm.weight"),
+    Row("ln2.b", "ffn_norm.bias"),
+    Row("mlp.W_in", "ffn_up.weight", "d_mlp d_model -> d_model d_mlp"),
+    Row("mlp.b_in", "ffn_up.bias"),
+    Row("mlp.W_out", "ffn_down.weight", "d_model d_mlp -> d_mlp d_model"),
+    Row("mlp.b_out", "ffn_down.bias"),
 )
 
 
@@ -75,22 +72,25 @@ SIZES = {
 EPS = "gpt2.attention.layer_norm_epsilon"
 
 
-# The types of tensor that are numbers one by one; all others are quantized.
+# GGUF's types of tensor that are not quantized.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def read_gguf(file: Path) -> tuple[Config, dict[str, Tensor]]:
-    """The architecture and the weights under llama.cpp's names, memory-mapped.
+def read_gguf(file: Path) -> tuple[Config, State]:
+    """The architecture, and the memory-mapped tensors under llama.cpp's names.
 
-    Raises `WeightsError` for a damaged file, another architecture, and quantized tensors, by name.
+    Raises `WeightsError` for a damaged file, for another architecture than gpt2, and for quantized
+    tensors, which the error names.
     """
     package = _package()
     try:
-        reader = package.GGUFReader(file, "c")  # copy on write, so that a model can be trained
+        reader = package.GGUFReader(file, "c")  # copy on write: training leaves the file alone
     except (ValueError, IndexError, KeyError) as error:
         raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
     if reader.byte_order != "I":
-        raise WeightsError(f"{file} has the byte order of another machine; convert it on this one")
+        raise WeightsError(
+            f"{file} has the byte order of another machine; convert the model again on this one"
+        )
     quantized = [
         f"{tensor.name} is {tensor.tensor_type.name}"
         for tensor in reader.tensors
@@ -98,7 +98,7 @@ def read_gguf(file: Path) -> tuple[Config, dict[str, Tensor]]:
     ]
     if quantized:
         raise WeightsError(
-            f"{file} is quantized: {', '.join(quantized)}; only {', '.join(DTYPES)} are read, "
+            f"{file} is quantized: {', '.join(quantized)}; only {', '.join(DTYPES)} can be read; "
             "convert the model again with --outtype f16"
         )
     state = {
@@ -129,11 +129,12 @@ def _config(file: Path, reader: Any, state: State) -> Config:
 
 
 def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
-    """Write a model (`model.cfg`, `model.state_dict()`) for llama.cpp, atomically.
+    """Write a model for llama.cpp: `write_gguf(file, model.cfg, model.state_dict())`.
 
-    It has no tokenizer, so that it takes token ids only. Norms, biases and positions are widened to
-    float32, as llama.cpp wants them. Raises `WeightsError` for a model that the format cannot hold,
-    before writing.
+    The file appears complete or not at all. It contains no tokenizer, so llama.cpp accepts only
+    token ids. LayerNorms, biases and position embeddings are written in float32, because llama.cpp
+    requires it. Raises `WeightsError`, before it writes anything, for a model that the format
+    cannot hold.
     """
     gguf = _package()
     refuse_architecture(GGUF.name, cfg)
@@ -141,9 +142,11 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
     types = {dtype: gguf.GGMLQuantizationType[name] for name, dtype in DTYPES.items()}
     others = [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in types]
     if others:
-        raise WeightsError(f"GGUF holds {', '.join(DTYPES)}; {', '.join(others)}; convert it first")
+        raise WeightsError(
+            f"GGUF holds {', '.join(DTYPES)}; {', '.join(others)}; convert the model"
+        )
     if _shortest_decimal(cfg.eps) != cfg.eps:
-        raise WeightsError(f"GGUF holds eps as a float32, which cannot tell {cfg.eps!r}")
+        raise WeightsError(f"GGUF stores eps in float32, which cannot hold {cfg.eps!r}")
     with (
         atomic_file(Path(file)) as unfinished,
         closing(gguf.GGUFWriter(unfinished, "gpt2")) as writer,
@@ -156,7 +159,7 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
         for name, tensor in tensors.items():
             if tensor.ndim == 1 or name == "position_embd.weight":
                 tensor = tensor.float()
-            # NumPy has no bfloat16, but the package asks for no more than the bits.
+            # NumPy has no bfloat16. The package only needs the bits.
             bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
             writer.add_tensor(name, bits.cpu().numpy(), raw_dtype=types[tensor.dtype])
         writer.write_header_to_file()
@@ -165,7 +168,7 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
 
 
 def _shortest_decimal(value: float) -> float:
-    """1e-5 for the float32 nearest to it, which is all that a file can hold of it."""
+    """The shortest decimal that rounds to the same float32. A file stores 1e-5 as a float32."""
     return float(str(np.float32(value)))
 
 
@@ -177,3 +180,13 @@ def _package() -> ModuleType:
             "GGUF files need the gguf package; pip install 'clean-transformer[gguf]'"
         ) from None
     return gguf
+
+
+GGUF = Format(
+    name="GGUF gpt2",
+    marker="token_embd.weight",
+    outer=OUTER,
+    block=BLOCK,
+    block_prefix="blk.{layer}.",
+    file=File(suffix=".gguf", read=read_gguf),
+)

@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-2: its rows, its config.json, and its folders, read and written."""
+"""Hugging Face's GPT-2: names and layout, config.json, and folders, read and written."""
 
 import json
 import pickle
@@ -11,57 +11,55 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.support.files import atomic_folder
+from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import (
+    Folder,
     Format,
-    Row,
     State,
     WeightsError,
     head_width,
     refuse_architecture,
 )
 
-# Conv1D keeps its weight as [in, out], the queries, keys and values side by side.
+# A Conv1D weight is [in, out]. Queries, keys and values stand side by side in one weight.
 QKV_WEIGHT = "d_model (qkv head d_head) -> qkv head d_model d_head"
 
 
 QKV_BIAS = "(qkv head d_head) -> qkv head d_head"
 
 
-HUGGINGFACE = Format(
-    name="Hugging Face GPT-2",
-    marker="transformer.wte.weight",
-    outer=(
-        Row("embed.W_E", "transformer.wte.weight"),
-        Row("pos_embed.W_pos", "transformer.wpe.weight"),
-        Row("ln_final.w", "transformer.ln_f.weight"),
-        Row("ln_final.b", "transformer.ln_f.bias"),
-        Row("unembed.W_U", "lm_head.weight", "d_vocab d_model -> d_model d_vocab"),
-        Row("unembed.b_U", None),
-    ),
-    block=(
-        Row("ln1.w", "ln_1.weight"),
-        Row("ln1.b", "ln_1.bias"),
-        Row("attn.W_Q", "attn.c_attn.weight", QKV_WEIGHT, part=0),
-        Row("attn.W_K", "attn.c_attn.weight", QKV_WEIGHT, part=1),
-        Row("attn.W_V", "attn.c_attn.weight", QKV_WEIGHT, part=2),
-        Row("attn.b_Q", "attn.c_attn.bias", QKV_BIAS, part=0),
-        Row("attn.b_K", "attn.c_attn.bias", QKV_BIAS, part=1),
-        Row("attn.b_V", "attn.c_attn.bias", QKV_BIAS, part=2),
-        Row("attn.W_O", "attn.c_proj.weight", "(head d_head) d_model -> head d_head d_model"),
-        Row("attn.b_O", "attn.c_proj.bias"),
-        Row("ln2.w", "ln_2.weight"),
-        Row("ln2.b", "ln_2.bias"),
-        Row("mlp.W_in", "mlp.c_fc.weight"),
-        Row("mlp.b_in", "mlp.c_fc.bias"),
-        Row("mlp.W_out", "mlp.c_proj.weight"),
-        Row("mlp.b_out", "mlp.c_proj.bias"),
-    ),
-    block_prefix="transformer.h.{layer}.",
-    buffers=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
+OUTER = (
+    Row("embed.W_E", "transformer.wte.weight"),
+    Row("pos_embed.W_pos", "transformer.wpe.weight"),
+    Row("ln_final.w", "transformer.ln_f.weight"),
+    Row("ln_final.b", "transformer.ln_f.bias"),
+    Row("unembed.W_U", "lm_head.weight", "d_vocab d_model -> d_model d_vocab"),
+    Row("unembed.b_U", None),
 )
 
 
-# What config.json may say besides sizes, and the values that mean the GPT-2 implemented here.
+BLOCK = (
+    Row("ln1.w", "ln_1.weight"),
+    Row("ln1.b", "ln_1.bias"),
+    Row("attn.W_Q", "attn.c_attn.weight", QKV_WEIGHT, part=0),
+    Row("attn.W_K", "attn.c_attn.weight", QKV_WEIGHT, part=1),
+    Row("attn.W_V", "attn.c_attn.weight", QKV_WEIGHT, part=2),
+    Row("attn.b_Q", "attn.c_attn.bias", QKV_BIAS, part=0),
+    Row("attn.b_K", "attn.c_attn.bias", QKV_BIAS, part=1),
+    Row("attn.b_V", "attn.c_attn.bias", QKV_BIAS, part=2),
+    Row("attn.W_O", "attn.c_proj.weight", "(head d_head) d_model -> head d_head d_model"),
+    Row("attn.b_O", "attn.c_proj.bias"),
+    Row("ln2.w", "ln_2.weight"),
+    Row("ln2.b", "ln_2.bias"),
+    Row("mlp.W_in", "mlp.c_fc.weight"),
+    Row("mlp.b_in", "mlp.c_fc.bias"),
+    Row("mlp.W_out", "mlp.c_proj.weight"),
+    Row("mlp.b_out", "mlp.c_proj.bias"),
+)
+
+
+# Fields of config.json that change what the model computes, and the values that mean GPT-2. A
+# field that is missing means the first value.
 SUPPORTED = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -71,20 +69,20 @@ SUPPORTED = {
 }
 
 
-def with_prefix(state: State) -> dict[str, Tensor]:
-    """The names of `GPT2LMHeadModel`; the hub's checkpoint has those of the bare `GPT2Model`."""
-    if "wte.weight" not in state:
-        return dict(state)
-    return {
-        key if key.startswith("lm_head.") else f"transformer.{key}": tensor
-        for key, tensor in state.items()
-    }
+def has_linear_layout(state: State) -> bool:
+    """Whether the weights are [out, in], as in `nn.Linear`, and not [in, out], as in `Conv1D`.
+
+    nanoGPT has Hugging Face's names, but its weights are [out, in]. The weight of the queries,
+    keys and values shows the layout, because its output is three times as wide as its input.
+    """
+    weight = state.get("transformer.h.0.attn.c_attn.weight")
+    return weight is not None and weight.ndim == 2 and weight.shape[0] > weight.shape[1]
 
 
 def config_from_json(fields: Mapping[str, Any]) -> Config:
     """The architecture that a config.json describes.
 
-    Raises `WeightsError` for a model that is not a plain GPT-2, naming the field.
+    Raises `WeightsError`, which names the field, for a model that is not a plain GPT-2.
     """
     for field, values in SUPPORTED.items():
         value = fields.get(field, values[0])
@@ -109,7 +107,10 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
 
 
 def config_to_json(cfg: Config) -> dict[str, Any]:
-    """The fields of a config.json. Raises `WeightsError` for what Hugging Face cannot hold."""
+    """The fields of a config.json.
+
+    Raises `WeightsError` for an architecture that Hugging Face's GPT-2 cannot have.
+    """
     refuse_architecture("Hugging Face", cfg)
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -128,17 +129,17 @@ def config_to_json(cfg: Config) -> dict[str, Any]:
 
 
 def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
-    """The architecture and the weights under Hugging Face's names, memory-mapped.
+    """The architecture, and the memory-mapped tensors under Hugging Face's names.
 
-    Reads model.safetensors, the shards named by model.safetensors.index.json, or
-    pytorch_model.bin, whichever comes first. Raises `WeightsError` for a damaged file and
-    `FileNotFoundError` for a missing one.
+    Reads the first of these that exists: model.safetensors, the shards that
+    model.safetensors.index.json lists, pytorch_model.bin. Raises `WeightsError` for a damaged
+    file and `FileNotFoundError` for a missing file.
     """
     cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         state |= read_tensors(file)
-    return cfg, with_prefix(state)
+    return cfg, HUGGINGFACE.full_names(state)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def _weight_files(folder: Path) -> list[Path]:
         shards = [folder / name for name in dict.fromkeys(names)]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
-            raise FileNotFoundError(f"{folder} lacks the shards {missing} that its index names")
+            raise FileNotFoundError(f"{folder} lacks the shards {missing} that its index lists")
         return shards
     if (folder / "pytorch_model.bin").is_file():
         return [folder / "pytorch_model.bin"]
@@ -169,9 +170,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """What is in a .safetensors file, or in a dictionary that `torch.save` wrote; memory-mapped.
+    """The memory-mapped contents of a .safetensors file, or of a dictionary from `torch.save`.
 
-    Raises `WeightsError` for a damaged file, and for objects that only running code restores.
+    Raises `WeightsError` for a damaged file, and for a pickled object that could run code.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -184,15 +185,40 @@ def read_tensors(file: Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{file} is damaged ({reason}); copy or download it again") from None
     if not isinstance(saved, dict):
-        raise WeightsError(f"{file} holds a {type(saved).__name__}, not a state dict")
+        raise WeightsError(f"{file} contains a {type(saved).__name__}, not a state dict")
     return saved
 
 
 def write_folder(folder: Path, cfg: Config, state: State) -> None:
-    """Write config.json and model.safetensors, each appearing whole or not at all."""
+    """Write config.json and model.safetensors. Each file appears complete or not at all.
+
+    `state` has our parameters. Raises `WeightsError`, before it writes anything, for a model that
+    the format cannot hold.
+    """
     from safetensors.torch import save_file
 
     config, tensors = config_to_json(cfg), HUGGINGFACE.write(cfg, state)
     with atomic_folder(folder) as unfinished:
         save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
         (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+HUGGINGFACE = Format(
+    name="Hugging Face GPT-2",
+    marker="transformer.wte.weight",
+    outer=OUTER,
+    block=BLOCK,
+    block_prefix="transformer.h.{layer}.",
+    optional_prefix="transformer.",  # GPT2LMHeadModel's names have it, GPT2Model's do not
+    buffers=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
+    layout=lambda state: not has_linear_layout(state),
+    folder=Folder(
+        file_sets=(
+            ("config.json", "model.safetensors"),
+            ("config.json", "model.safetensors.index.json", "model-?????-of-?????.safetensors"),
+            ("config.json", "pytorch_model.bin"),
+        ),
+        read=read_folder,
+        priority=1,
+    ),
+)

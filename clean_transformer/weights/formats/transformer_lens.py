@@ -1,7 +1,13 @@
-"""TransformerLens's `HookedTransformer` up to 3.x, whose names and shapes are our own."""
+"""TransformerLens: `HookedTransformer` (up to version 3) and `TransformerBridge`.
 
+`HookedTransformer` has the same names and shapes as this package. In `TransformerBridge`, the
+weights of queries, keys and values are [out, in], as in `nn.Linear`; the other weights of a block
+are [in, out], as in Hugging Face's `Conv1D`.
+"""
+
+from clean_transformer.weights.rows import Row
 from clean_transformer.weights.shapes import BLOCK, EMBEDDING, UNEMBEDDING
-from clean_transformer.weights.table import Format, Row
+from clean_transformer.weights.table import Format
 
 HOOKED_TRANSFORMER = Format(
     name="HookedTransformer",
@@ -13,7 +19,7 @@ HOOKED_TRANSFORMER = Format(
 )
 
 
-LINEAR = "(head d_head) d_model -> head d_model d_head"  # nn.Linear's [out, in]
+LINEAR = "(head d_head) d_model -> head d_model d_head"
 
 
 BIAS = "(head d_head) -> head d_head"

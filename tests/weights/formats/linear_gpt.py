@@ -1,4 +1,4 @@
-"""A GPT-2 of `nn.Linear`s, with the module names that nanoGPT and minGPT share."""
+"""A GPT-2 made of `nn.Linear`, with the module names that nanoGPT and minGPT share."""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,10 @@ from clean_transformer.config import Config
 
 
 class LinearGPT(nn.Module):
-    """Written for these tests from the names alone, so that it is true by itself.
+    """An independent implementation, written only from the names of the parameters.
 
-    nanoGPT ties its head, and may have no biases; minGPT has a head of its own, and its masks are
-    buffers.
+    nanoGPT ties its unembedding and may have no biases. minGPT has a separate unembedding, and its
+    masks are buffers.
     """
 
     def __init__(self, cfg: Config, *, bias: bool = True, masks: bool = False, gelu: str = "tanh"):

@@ -30,9 +30,9 @@ F32, F16, BF16, Q8_0 = (gguf.GGMLQuantizationType[name] for name in ("F32", "F16
 def write_as_llama_cpp(
     file: Path, cfg: Config, theirs: LinearGPT, matrices=F32, *, arch: str = "gpt2", **options
 ) -> Path:
-    """With the gguf package alone: its names for the tensors, its methods for the metadata.
+    """Write a file with the gguf package only: its names for tensors, its methods for metadata.
 
-    llama.cpp's converter leaves whatever is no matrix in float32.
+    Only matrices have the type `matrices`; as in llama.cpp's converter, the others are float32.
     """
     writer = gguf.GGUFWriter(file, arch, **options)
     writer.add_block_count(cfg.n_layers)
@@ -55,7 +55,7 @@ def write_as_llama_cpp(
 
 
 def their_model(cfg: Config, dtype: torch.dtype = torch.float32) -> LinearGPT:
-    """Its numbers have that dtype's precision and are held in float32."""
+    """A random model in float32, whose numbers are exact in `dtype`."""
     return randomized(LinearGPT(cfg), dtype).float()
 
 
@@ -117,7 +117,7 @@ def test_quantized_tensors_are_refused_by_name(tmp_path: Path):
     refused(
         file,
         r"model\.gguf is quantized: token_embd\.weight is Q8_0, .*ffn_down\.weight is Q8_0, .*;"
-        r" only F32, F16, BF16 are read, convert the model again with --outtype f16",
+        r" only F32, F16, BF16 can be read; convert the model again with --outtype f16",
     )
 
 
@@ -133,7 +133,7 @@ def test_another_byte_order(tmp_path: Path):
 
 
 def rewrite(file: Path, *, without: str = "", **changes) -> Path:
-    """A file of ours with other sizes in its metadata, or without a key or tensor."""
+    """Copy one of our files with other sizes in its metadata, or without one key or tensor."""
     reader = gguf.GGUFReader(file)
     writer = gguf.GGUFWriter(file.with_name("changed.gguf"), "gpt2")
     for size, key in SIZES.items():
@@ -211,7 +211,8 @@ def test_hugging_face_reads_what_we_write(tmp_path: Path, tied: bool):
     cfg = tiny(tied_unembed=tied)
     state = random_model(cfg, dtype=torch.float32).state_dict()
     write_gguf(tmp_path / "model.gguf", cfg, state)
-    # It would look for the vocabulary's size in a tokenizer, and for n_positions under n_ctx.
+    # Without a config, it looks for the vocabulary's size in a tokenizer, and for n_positions in
+    # n_ctx.
     config = transformers.GPT2Config(**config_to_json(cfg))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(
         tmp_path, gguf_file="model.gguf", config=config, dtype=torch.float32
@@ -240,7 +241,7 @@ def float64_positions(state: dict[str, Tensor]) -> None:
         (TINY, float64_positions, r"F32, F16, BF16; position_embd\.weight is torch\.float64; conv"),
         (tiny(normalization_type="LNPre", tied_unembed=False), None, "for folded LayerNorms"),
         (tiny(d_head=5), None, "GGUF gpt2 format needs n_heads × d_head = d_model, not 3 × 5 = 12"),
-        (tiny(eps=1.23456789e-5), None, r"eps as a float32, which cannot tell 1\.23456789e-05"),
+        (tiny(eps=1.23456789e-5), None, r"eps in float32, which cannot hold 1\.23456789e-05"),
     ],
     ids=["b_U", "float64", "LNPre", "d_head", "eps"],
 )

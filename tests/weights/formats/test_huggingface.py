@@ -11,7 +11,6 @@ from clean_transformer.weights.formats.huggingface import (
     config_from_json,
     config_to_json,
     read_folder,
-    with_prefix,
     write_folder,
 )
 from clean_transformer.weights.table import WeightsError
@@ -93,12 +92,13 @@ def test_a_folder_keeps_every_bit(tmp_path: Path, tied: bool):
 def test_the_bare_models_names_get_their_prefix_except_the_head():
     bare = {"wte.weight": torch.ones(1), "h.0.ln_1.weight": torch.ones(1)}
     head = {"lm_head.weight": torch.ones(1)}
-    assert [*with_prefix(bare | head)] == [
+    assert [*HUGGINGFACE.full_names(bare | head)] == [
         "transformer.wte.weight",
         "transformer.h.0.ln_1.weight",
         "lm_head.weight",
     ]
-    assert [*with_prefix(with_prefix(bare) | head)] == [*with_prefix(bare | head)]
+    full = HUGGINGFACE.full_names(bare)
+    assert [*HUGGINGFACE.full_names(full | head)] == [*full, *head]
 
 
 @pytest.mark.parametrize("mask", ["bias", "masked_bias"])

@@ -12,19 +12,14 @@ from hypothesis import strategies as st
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE
-from clean_transformer.weights.formats.openai import (
-    OPENAI,
-    config_from_hparams,
-    config_to_hparams,
-    read_openai,
-    write_openai,
-)
-from clean_transformer.weights.formats.tensor_bundle import DTYPES, read_bundle, write_bundle
+from clean_transformer.weights.formats.openai import OPENAI, config_from_hparams, read_openai
+from clean_transformer.weights.formats.tensorflow import DTYPES, read_bundle
 from clean_transformer.weights.load import read_state_dict
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.table import WeightsError
 
 from ...helpers import assert_equal_states, configs, random_model, tiny, unchecked_types
+from .bundles import write_bundle, write_openai
 
 WRITTEN = Path(__file__).parent / "data" / "tiny"  # by TensorFlow
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
@@ -45,10 +40,6 @@ def folder(tmp_path: Path) -> Path:
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> DemoTransformer:
     return DemoTransformer.from_pretrained(folder, device="cpu", dtype=dtype)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 # What TensorFlow wrote.
@@ -76,13 +67,6 @@ def test_the_weights_are_hugging_faces_but_for_names_and_a_leading_1():
     assert_equal_states(load(WRITTEN).state_dict(), HUGGINGFACE.read(CFG, theirs))
 
 
-def test_the_folder_is_written_byte_for_byte(tmp_path: Path):
-    write_openai(tmp_path / "new/folder", CFG, load(WRITTEN).state_dict())
-    given, written = contents(WRITTEN), contents(tmp_path / "new/folder")
-    assert json.loads(given.pop("hparams.json")) == json.loads(written.pop("hparams.json"))
-    assert written == given
-
-
 def test_the_parameters_are_views_of_the_file():
     storages = {
         parameter.untyped_storage().data_ptr()
@@ -101,27 +85,19 @@ def test_a_config_without_weights_beside_them_does_not_hide_them(folder: Path):
 
 
 @given(sayable, st.sampled_from([*DTYPES.values()]))
-def test_every_bit_survives_both_formats(tmp_path_factory, cfg: Config, dtype: torch.dtype):
+def test_every_bit_and_the_config_are_read(tmp_path_factory, cfg: Config, dtype: torch.dtype):
     folder = tmp_path_factory.mktemp("models")
     model = random_model(cfg, dtype=dtype)
     write_openai(folder / "a", cfg, model.state_dict())
     load(folder / "a", dtype).save_pretrained(folder / "b")
     loaded = load(folder / "b", dtype)
-    write_openai(folder / "c", loaded.cfg, loaded.state_dict())
     assert loaded.cfg == cfg
     assert_equal_states(loaded.state_dict(), model.state_dict())
-    assert contents(folder / "c") == contents(folder / "a")
-
-
-@given(sayable)
-def test_a_config_survives_json(cfg: Config):
-    assert config_from_hparams(config_to_hparams(cfg)) == cfg
 
 
 def test_the_published_hparams_are_gpt2_small():
     published = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
     assert config_from_hparams(published) == Config.gpt2("small")
-    assert config_to_hparams(Config.gpt2("small")) == published
 
 
 def test_a_state_dict_of_these_names_is_recognized():
@@ -135,55 +111,6 @@ def test_a_state_dict_of_these_names_is_recognized():
         read_state_dict(OPENAI.write(cfg, state), replace(cfg, tied_unembed=False))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tied_unembed": False}, r"no place for unembed\.W_U$"),
-        ({"tied_unembed": False, "normalization_type": "LNPre"}, r"no place for unembed\.W_U$"),
-        ({"d_mlp": 20}, r"no place for {'d_mlp': 20}, and means {'d_mlp': 48}; write Hugging"),
-        ({"eps": 1e-6}, r"no place for {'eps': 1e-06}, and means {'eps': 1e-05}; write Hugging"),
-        ({"d_head": 5}, r"no place for {'d_head': 5}, and means {'d_head': 4}; write Hugging"),
-        ({"n_heads": 5}, "n_embd 12 is not a multiple of 5 heads"),
-    ],
-)
-def test_a_model_that_the_format_cannot_hold(folder: Path, changes: dict, message: str):
-    cfg, before = replace(CFG, **changes), contents(folder)
-    with pytest.raises(WeightsError, match=message):
-        write_openai(folder, cfg, random_model(cfg).state_dict())
-    assert contents(folder) == before
-
-
-def test_a_tensor_that_the_format_cannot_hold(folder: Path):
-    before, state = contents(folder), random_model(CFG, b_U=True).state_dict()
-    with pytest.raises(WeightsError, match=r"no place for unembed\.b_U, which is not zero"):
-        write_openai(folder, CFG, state)
-    state["unembed.b_U"].zero_()
-    state["pos_embed.W_pos"] = state["pos_embed.W_pos"].to(torch.float8_e5m2)
-    with pytest.raises(
-        WeightsError, match=r"model/wpe is torch\.float8_e5m2; convert it to one of"
-    ):
-        write_openai(folder, CFG, state)
-    assert contents(folder) == before
-
-
-def test_an_interrupted_write_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    before = contents(folder)
-    monkeypatch.setattr("json.dumps", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        write_openai(folder, CFG, random_model(CFG).state_dict())
-    assert contents(folder) == before
-
-
-def test_a_folder_can_be_written_over_while_its_model_is_in_use(folder: Path):
-    model = load(folder)
-    with torch.no_grad():
-        model.embed.W_E.mul_(2)
-    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    write_openai(folder, CFG, model.state_dict())
-    assert_equal_states(model.state_dict(), expected)
-    assert_equal_states(load(folder).state_dict(), expected)
-
-
 # Damage.
 
 
@@ -195,7 +122,7 @@ def test_a_flipped_bit_is_told_by_name(tmp_path_factory, data: st.DataObject):
     at = data.draw(st.integers(0, len(content) - 1))
     content[at] ^= 1 << data.draw(st.integers(0, 7))
     (folder / file).write_bytes(content)
-    named = r"index cannot be read as TensorFlow's index: "
+    named = r"index is not a valid TensorFlow index: "
     if file == DATA:
         ends = torch.tensor([t.nbytes for t in SORTED.values()]).cumsum(0)
         name = [*SORTED][int((ends <= at).sum())]
@@ -214,8 +141,8 @@ def refused(folder: Path, error: type[Exception], message: str) -> None:
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("checkpoint", "124M has no 'checkpoint', which names the weights; copy it"),
-        ("hparams.json", r"124M has no config\.json or hparams\.json; is it a model's folder"),
+        ("checkpoint", "124M has no file 'checkpoint', which names the weights"),
+        ("hparams.json", r"124M has no config\.json or hparams\.json; is it the folder of a model"),
         (INDEX, r"there is no .*124M/model\.ckpt\.index; copy or download it again"),
         (DATA, r"there is no .*124M/model\.ckpt\.data-00000-of-00001; copy or download it again"),
     ],
@@ -236,8 +163,11 @@ def test_a_truncated_file(folder: Path, file: str, share: float):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_layer": None}, r"says \['n_vocab', .*\]; it must say \['n_vocab', .* 'n_layer'\]"),
-        ({"n_inner": 48}, r"'n_inner'\]; it must say \['n_vocab', .* 'n_layer'\]"),
+        (
+            {"n_layer": None},
+            r"has the fields \['n_vocab', .*\]; expected \['n_vocab', .* 'n_layer'\]",
+        ),
+        ({"n_inner": 48}, r"'n_inner'\]; expected \['n_vocab', .* 'n_layer'\]"),
         ({"n_ctx": "10"}, r"says {'n_ctx': '10'}; .* positive integers"),
         ({"n_ctx": True, "n_head": 0}, r"says {'n_ctx': True, 'n_head': 0}; .* positive integers"),
         ({"n_head": 5}, "n_embd 12 is not a multiple of 5 heads"),

@@ -1,10 +1,10 @@
-"""Writes the checkpoints beside this file with TensorFlow itself, so that the tests need none.
+"""Writes the checkpoints in this folder with TensorFlow. The tests then need no TensorFlow.
 
-    pip install tensorflow-cpu && python tests/weights/data/write_with_tensorflow.py
+    pip install tensorflow-cpu && python tests/weights/formats/data/write_with_tensorflow.py
 
-Those here are of TensorFlow 2.21. `tiny` is a GPT-2 as OpenAI saved theirs (src/model.py of
-https://github.com/openai/gpt-2), whose values count up in steps of 1/1024 through the variables in
-the order of their names. The others are bundles that show one thing each.
+The checkpoints here are from TensorFlow 2.21. `tiny` is a GPT-2 in the form in which OpenAI saved
+theirs (src/model.py of https://github.com/openai/gpt-2). Its values count up in steps of 1/1024,
+through the variables in the order of their names. Each of the other bundles shows one thing.
 """
 
 import json
@@ -58,7 +58,7 @@ def write_bundle(name: str, slices: str = "", **tensors: tf.Tensor) -> None:
 
 
 def write_shards() -> None:
-    """Every dtype that is read; an odd count of halves leaves those behind it unaligned."""
+    """Every dtype that can be read. An odd number of halves makes what follows unaligned."""
     write_bundle("first", bfloat16=tf.range(3, dtype=tf.bfloat16), double=tf.eye(2, dtype="double"))
     write_bundle("second", half=tf.range(5, dtype=tf.float16), scalar=tf.constant(2.5))
     shards = [str(HERE / name) for name in ("first", "second")]

@@ -1,12 +1,50 @@
+import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
-from clean_transformer.weights.formats.transformer_lens import TRANSFORMER_BRIDGE
+from clean_transformer.config import Config
+from clean_transformer.weights.formats.transformer_lens import (
+    HOOKED_TRANSFORMER,
+    TRANSFORMER_BRIDGE,
+)
+from clean_transformer.weights.infer import infer_config
+from clean_transformer.weights.table import WeightsError
 
-from ...helpers import assert_same_function, random_model, random_tensor, tiny
+from ...helpers import (
+    assert_equal_states,
+    assert_same_function,
+    configs,
+    random_model,
+    random_tensor,
+    tiny,
+)
 
 # Square matrices, which would fit transposed as well.
 SQUARE = tiny(n_heads=3, d_head=4, d_model=12, d_mlp=12, d_vocab=12, n_ctx=12, tied_unembed=False)
+
+
+# No shape tells the last two.
+@given(configs(tied_unembed=False, eps=1e-5, initializer_range=0.02), st.booleans())
+def test_its_state_is_ours_with_buffers(cfg: Config, folded: bool):
+    if folded:
+        cfg = Config(**cfg.to_dict() | {"normalization_type": "LNPre"})
+    state = random_model(cfg, b_U=True).state_dict()
+    buffers = {
+        f"blocks.{layer}.attn.{name}": torch.ones(())
+        for layer in range(cfg.n_layers)
+        for name in ("mask", "IGNORE")
+    }
+    assert_equal_states(HOOKED_TRANSFORMER.read(cfg, state | buffers), state)
+    assert infer_config(HOOKED_TRANSFORMER, state | buffers) == cfg
+
+
+def test_other_buffers_are_not_known():
+    cfg = tiny(tied_unembed=False)
+    state = random_model(cfg).state_dict() | {"blocks.0.attn.rotary_sin": torch.ones(1)}
+    with pytest.raises(WeightsError, match=r"unused: blocks\.0\.attn\.rotary_sin$"):
+        HOOKED_TRANSFORMER.read(cfg, state)
 
 
 def test_square_matrices_do_what_ours_do():

@@ -1,0 +1,270 @@
+"""TensorFlow's checkpoints (version 2, "tensor bundles"), read without TensorFlow.
+
+A bundle has an index, `PREFIX.index`, and one or more data files,
+`PREFIX.data-SHARD-of-SHARDS`. The index is a LevelDB table: it maps the name of each tensor to a
+protobuf message with the tensor's dtype, shape, place in a data file and checksum. The empty name
+maps to a message about the whole bundle.
+
+Sources: TensorFlow's tensor_bundle.proto (the messages), protobuf.dev (their encoding), LevelDB's
+doc/table_format.md (the table).
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clean_transformer.weights.table import WeightsError
+
+# The floating-point types, by their number in TensorFlow's types.proto.
+DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
+
+
+AGAIN = "copy or download it again"
+
+
+class Wire(IntEnum):
+    """How a protobuf field is encoded: the three ways that these messages use."""
+
+    VARINT = 0
+    BYTES = 2
+    FIXED32 = 5
+
+
+# Each field of a message begins with a tag: 8 × the field's number + its encoding.
+# BundleHeaderProto:
+N_SHARDS = 8 * 1 + Wire.VARINT
+ENDIANNESS = 8 * 2 + Wire.VARINT
+# BundleEntryProto:
+DTYPE = 8 * 1 + Wire.VARINT
+SHAPE = 8 * 2 + Wire.BYTES
+SHARD = 8 * 3 + Wire.VARINT
+OFFSET = 8 * 4 + Wire.VARINT
+SIZE = 8 * 5 + Wire.VARINT
+CHECKSUM = 8 * 6 + Wire.FIXED32
+SLICES = 8 * 7 + Wire.BYTES
+# TensorShapeProto, and its Dim:
+DIM = 8 * 2 + Wire.BYTES
+LENGTH = 8 * 1 + Wire.VARINT
+
+
+# The end of a LevelDB table: the places of two blocks, zeros up to 40 bytes, and a magic number.
+FOOTER_SIZE = 48
+
+
+MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index says about one tensor. `dtype` is TensorFlow's number for the dtype."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    checksum: int
+    in_slices: bool
+
+
+def read_bundle(prefix: Path) -> dict[str, Tensor]:
+    """Every tensor of the bundle, memory-mapped; copied only if its offset is not aligned.
+
+    Raises `FileNotFoundError` for a missing file. Raises `WeightsError` for a damaged tensor or
+    index, for a tensor that was saved in slices, for a dtype that is not in `DTYPES`, and if the
+    package google-crc32c is not installed.
+    """
+    _crc32c()
+    index = prefix.with_name(f"{prefix.name}.index")
+    _refuse_missing([index])
+    n_shards, entries = _read_index(index)
+    files = {
+        shard: prefix.with_name(f"{prefix.name}.data-{shard:05}-of-{n_shards:05}")
+        for shard in sorted({entry.shard for entry in entries.values()})
+    }
+    _refuse_missing(files.values())
+    mapped = {
+        shard: torch.from_file(str(file), size=file.stat().st_size, dtype=torch.uint8)
+        for shard, file in files.items()
+    }
+    tensors = {}
+    for name, entry in entries.items():
+        raw = mapped[entry.shard][entry.offset : entry.offset + entry.size]
+        if masked_crc32c(raw.numpy()) != entry.checksum:
+            raise WeightsError(f"{files[entry.shard]} is damaged in {name}; {AGAIN}")
+        dtype = DTYPES[entry.dtype]
+        aligned = raw if entry.offset % dtype.itemsize == 0 else raw.clone()
+        tensors[name] = aligned.view(dtype).reshape(entry.shape)
+    return tensors
+
+
+def _refuse_missing(files: Iterable[Path]) -> None:
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"there is no {' and no '.join(missing)}; {AGAIN}")
+
+
+def _read_index(file: Path) -> tuple[int, dict[str, Entry]]:
+    """The number of shards, and the entry of each tensor. Raises `WeightsError`."""
+    try:
+        messages = {name: _decode(message) for name, message in read_table(file.read_bytes())}
+        entries = {
+            name.decode(errors="backslashreplace"): _entry(message)
+            for name, message in messages.items()
+            if name
+        }
+    except ValueError as error:
+        raise WeightsError(f"{file} is not a valid TensorFlow index: {error}") from None
+    header = messages.get(b"", {})
+    if _number(header, ENDIANNESS):
+        raise WeightsError(
+            f"{file} is from a big-endian machine; save the model on a little-endian one"
+        )
+    n_shards = _number(header, N_SHARDS)
+    for name, entry in entries.items():
+        if entry.in_slices:
+            raise WeightsError(f"{file}: {name} was saved in slices; save it whole")
+        if entry.dtype not in DTYPES:
+            raise WeightsError(
+                f"{file}: {name} has the DataType {entry.dtype}, which is not floating-point; "
+                "save the weights without it"
+            )
+        size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+        if entry.size != size or entry.shard >= n_shards:
+            raise WeightsError(f"{file} contradicts itself about {name}; {AGAIN}")
+    return n_shards, entries
+
+
+def _entry(message: Mapping[int, list[Any]]) -> Entry:
+    dims = _decode(b"".join(message.get(SHAPE, []))).get(DIM, [])
+    return Entry(
+        dtype=_number(message, DTYPE),
+        shape=tuple(_number(_decode(dim), LENGTH) for dim in dims),
+        shard=_number(message, SHARD),
+        offset=_number(message, OFFSET),
+        size=_number(message, SIZE),
+        checksum=_number(message, CHECKSUM),
+        in_slices=SLICES in message,
+    )
+
+
+# Protobuf messages.
+
+
+def _decode(message: bytes) -> dict[int, list[Any]]:
+    """The values of each field, by its tag. Raises `ValueError` if the bytes are not a message."""
+    stream = BytesIO(message)
+    fields: dict[int, list[Any]] = {}
+    while stream.tell() < len(message):
+        tag = _read_varint(stream)
+        match tag % 8:
+            case Wire.VARINT:
+                value: Any = _read_varint(stream)
+            case Wire.BYTES:
+                value = _take(stream, _read_varint(stream))
+            case Wire.FIXED32:
+                value = int.from_bytes(_take(stream, 4), "little")
+            case _:
+                raise ValueError(f"a field has the unknown tag {tag}; {AGAIN}")
+        fields.setdefault(tag, []).append(value)
+    return fields
+
+
+def _number(fields: Mapping[int, list[Any]], tag: int) -> int:
+    """The last value of a field. A field that is left out has the value 0."""
+    return fields.get(tag, [0])[-1]
+
+
+def _read_varint(stream: BytesIO) -> int:
+    """An integer in 7-bit groups, the lowest first. Every byte but the last is 128 or more.
+
+    Raises `ValueError` for more bytes than the integer needs: only damage can lengthen it.
+    """
+    number = shift = 0
+    while True:
+        (byte,) = _take(stream, 1)
+        if shift and not byte:
+            raise ValueError(f"an integer has too many bytes; {AGAIN}")
+        number |= byte % 128 << shift
+        shift += 7
+        if byte < 128:
+            return number
+
+
+def _take(stream: BytesIO, count: int) -> bytes:
+    """The next `count` bytes. Raises `ValueError` if there are fewer."""
+    if count > len(stream.getbuffer()) - stream.tell():
+        raise ValueError(f"the data ends too soon; {AGAIN}")
+    return stream.read(count)
+
+
+# LevelDB tables.
+
+
+def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The keys and values of a LevelDB table, in order.
+
+    Raises `ValueError` if any byte differs from what was written, and for a compressed table.
+    """
+    footer = BytesIO(table[-FOOTER_SIZE:])
+    metaindex, index = _read_place(footer), _read_place(footer)
+    padding = FOOTER_SIZE - len(MAGIC) - footer.tell()
+    if footer.read() != bytes(max(padding, 0)) + MAGIC:
+        raise ValueError(f"the file does not end as a LevelDB table; {AGAIN}")
+    _read_block(table, metaindex)  # this block is empty; reading it checks its checksum
+    for _, place in _entries(_read_block(table, index)):
+        yield from _entries(_read_block(table, _read_place(BytesIO(place))))
+
+
+def _read_place(stream: BytesIO) -> tuple[int, int]:
+    """The offset and the size of a block."""
+    return _read_varint(stream), _read_varint(stream)
+
+
+def _read_block(table: bytes, place: tuple[int, int]) -> bytes:
+    offset, size = place
+    end = offset + size
+    block, compression, checksum = table[offset:end], table[end : end + 1], table[end + 1 : end + 5]
+    if masked_crc32c(block + compression) != int.from_bytes(checksum, "little"):
+        raise ValueError(f"the block at byte {offset} has a wrong checksum; {AGAIN}")
+    if compression != b"\0":
+        raise ValueError(f"the block at byte {offset} is compressed; save it uncompressed")
+    return block
+
+
+def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The keys and values of a block. A key leaves out what it shares with the one before it.
+
+    The block ends with a list of places where keys are complete, and the length of that list.
+    """
+    n_restarts = int.from_bytes(block[-4:], "little")
+    entries, key = BytesIO(block[: -4 * (n_restarts + 1)]), b""
+    while entries.tell() < len(entries.getbuffer()):
+        shared, rest, size = (_read_varint(entries) for _ in range(3))
+        key = key[:shared] + _take(entries, rest)
+        yield key, _take(entries, size)
+
+
+def masked_crc32c(data: Any) -> int:
+    """The checksum of bytes or of an array of bytes: CRC-32C, rotated and shifted as in LevelDB."""
+    crc = _crc32c().value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+
+
+def _crc32c() -> ModuleType:
+    try:
+        import google_crc32c
+    except ImportError:
+        raise WeightsError(
+            "OpenAI's checkpoints need the google-crc32c package; "
+            "pip install 'clean-transformer[tensorflow]'"
+        ) from None
+    return google_crc32c
