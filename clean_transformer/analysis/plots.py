@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from clean_transformer.activation_cache import ActivationCache
-from clean_transformer.analysis.logit_lens import logit_lens as log_probs_by_layer
+from clean_transformer.analysis.lens import logit_lens as log_probs_by_layer
 from clean_transformer.analysis.prediction import Text, single
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.files import require_folder, write_atomically

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clean_transformer.analysis.logit_lens import logit_lens
+from clean_transformer.analysis.lens import logit_lens
 from clean_transformer.analysis.prediction import predict, single
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.hooks import HookedModule
 from clean_transformer.parity.activations.isolated import owner_of, watched_names
 from clean_transformer.parity.operations.call import Operand
@@ -45,7 +46,7 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
             run = partial(searched.run_with_cache, names=_names(searched, path))
             finding = first_wrong_operation(run, *args)
             if finding is not None:
-                return in_words(finding, name or "logits")
+                return in_words(finding, name or LOGITS)
     return None
 
 

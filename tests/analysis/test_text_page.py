@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.analysis import text_page as explanations
-from clean_transformer.analysis.logit_lens import logit_lens
+from clean_transformer.analysis.lens import logit_lens
 from clean_transformer.analysis.prediction import predict
 from clean_transformer.analysis.text_page import explain, render, write_html
 from clean_transformer.cli import app

@@ -181,7 +181,9 @@ def test_json_has_every_field_and_no_number_that_json_has_not(tmp_path: Path) ->
     assert (read["schema"], read["version"], read["verdict"]) == (SCHEMA, 1, "WRONG")
     assert read.keys() == {"schema", "version", "verdict"} | {f.name for f in fields(SuiteReport)}
     run = read["runs"][0]
-    assert run.keys() == {"verdict"} | {f.name for f in fields(DeviceRun)}
+    assert run.keys() == {"verdict", "first_failure"} | {f.name for f in fields(DeviceRun)}
+    assert run["first_failure"] == run["isolated"][2]
+    assert read["runs"][1]["first_failure"] is None
     assert run["isolated"][2].keys() == {"verdict"} | {f.name for f in fields(Isolated)}
     assert [found["verdict"] for found in run["isolated"]] == ["PASS", "PASS", "WRONG"]
     assert run["end_to_end"][0]["rho"] == pytest.approx(30)
