@@ -116,7 +116,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
         return Group(heading, Text(f"   {run.not_checked}"))
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
-    heat_map = heat_map_table({"largest ratio": isolated_map(run)})
+    heat_map = heat_map_table({"worst ratio": isolated_map(run)})
     parts += [Padding(heat_map, (0, 0, 0, 2)), _kinds(run.isolated), _checks(run)]
     drift = max(run.end_to_end, key=lambda row: row.rho)
     parts.append(
@@ -145,7 +145,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
 
 
 def _kinds(rows: list[Isolated]) -> Table:
-    table = Table("operation", "activations", "largest ratio", "healthy", box=None, padding=(0, 2))
+    table = Table("operation", "activations", "worst ratio", "healthy", box=None, padding=(0, 2))
     table.add_column("at", overflow="fold")
     for operation, (count, worst_row) in kinds(rows).items():
         table.add_row(
