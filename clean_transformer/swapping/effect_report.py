@@ -161,7 +161,8 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
     bars = dict(zip(BARS, SIZES, strict=True))  # two sizes that share a bar: the larger
     say(
         "  ".join(f"{bar} ≤ {number(size)}" for bar, size in bars.items()),
-        f"of the original's root mean square; {NO_SIZE} in one model only, or of another shape",
+        f"in units of the original's root mean square; {NO_SIZE} only one model has it, or the "
+        "shapes differ",
     )
     if report.most_introduced:
         console.print("", _most_introduced(report))

@@ -252,7 +252,7 @@ def test_the_command(folder: Path, tmp_path: Path):
     assert result.stdout == f"wrote {file}\n"
     model = DemoTransformer.from_pretrained(folder, device="cpu")
     assert file.read_text(encoding="utf-8") == render(explain(model, TEXT))
-    assert "<h1>What small makes of this text</h1>" in file.read_text(encoding="utf-8")
+    assert "<h1>How small reads this text</h1>" in file.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_every_number_shown_is_the_api_s(driven, model, cache, explanation):
             assert look["facts"] == facts
         assert look["title"] == f"The token {labels[ids[token]]}"
         assert look["next"] == likeliest(-1, token)
-        assert look["earlyTitle"] == f"If it ended after layer {layer}"
+        assert look["earlyTitle"] == f"Its next token after layer {layer}"
         assert look["early"] == likeliest(layer + 1, token)
         assert look["attendsTitle"] == f"Layer {layer}, head {head} attends to"
         pattern = cache["pattern", layer, "attn"][head]

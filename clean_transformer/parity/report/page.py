@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.drift import EndToEnd
-from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.report.chart import depth_chart
 from clean_transformer.parity.report.squares import SHARES, end_to_end_map, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places, worst_reference
@@ -17,20 +17,20 @@ from clean_transformer.support.files import write_atomically
 MEANING = {
     Verdict.PASS: (
         "GPT-2 is computed correctly.",
-        "The model is the same function as its reference, and every device and dtype below "
-        "computes it as accurately as its numbers allow.",
+        "The model is the same function as its reference. Every device below computes it as "
+        "accurately as its dtype allows.",
     ),
     Verdict.NOT_CHECKED: (
         "Nothing wrong was found, but not everything was checked.",
-        "What was checked passed. What follows was not, and may be right or wrong.",
+        "Everything that was checked passed. What is listed here may be right or wrong.",
     ),
     Verdict.DEGRADED: (
         "GPT-2 is computed less accurately than it should be.",
-        "The errors are larger than a healthy device has, or those of a lower precision.",
+        "The errors are larger than on a healthy device, or are those of a lower precision.",
     ),
     Verdict.WRONG: (
         "GPT-2 is computed wrongly.",
-        "Some errors are larger than any order of rounding explains: do not trust these results.",
+        "Some errors are larger than rounding can explain. Do not trust these results.",
     ),
 }
 
@@ -47,6 +47,7 @@ def render(report: SuiteReport) -> str:
         report=report,
         meaning=MEANING[report.verdict],
         not_checked=Verdict.NOT_CHECKED,
+        paths=PATHS,
         degraded=Verdict.DEGRADED,
         shares=SHARES,
         reasons=reasons(report),

@@ -26,7 +26,10 @@ def styled(verdict: Verdict) -> Text:
 def print_report(
     report: SuiteReport, console: Console, *, worst_rows: int = 0, all_rows: bool = False
 ) -> None:
-    """Verdict first, then what each question found, then the first failure."""
+    """Print the verdict, then what each of the three questions found.
+
+    `worst_rows` adds that many of the worst rows, `all_rows` adds every row.
+    """
     console.print(f"clean_transformer on {report.weights}")
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
     console.print()
@@ -43,7 +46,10 @@ def print_report(
 
 
 def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
-    """What `doctor` says: one device, in plain words."""
+    """Print what `doctor` says of one device, in plain words.
+
+    `absent` are kinds of devices that this machine lacks, `weights` says what the model ran on.
+    """
     console.print(f"GPT-2 with {weights}, on {run.device} in {run.dtype}")
     if run.not_checked:
         console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
@@ -56,7 +62,8 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     }
     console.print(styled(run.verdict), words[run.verdict])
     console.print(
-        f"{checked:,} checks: every activation's own error, drift, invariants, operations"
+        f"{checked:,} checks: the error of each activation, the drift of the whole run, "
+        "invariants, single operations"
     )
     first = run.first_failure
     if first:
@@ -68,7 +75,7 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
         console.print("\n".join(located_lines(run.located)), markup=False, highlight=False)
         console.print(f"   reproduction: {script_name(run)}")
     for device in absent:
-        console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has none")
+        console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has no {device}")
 
 
 def _same_function(report: SuiteReport) -> RenderableType:
@@ -80,8 +87,8 @@ def _same_function(report: SuiteReport) -> RenderableType:
     compared, cached = same.coverage
     heading.append_text(styled(same.verdict))
     summary = (
-        f"   beside {same.reference}, in float64 on the CPU: {compared} of its {cached} cached "
-        f"activations compared ({100 * compared / cached:.0f}%)"
+        f"   compared with {same.reference} in float64 on the CPU: {compared} of its {cached} "
+        f"cached activations ({100 * compared / cached:.0f}%)"
     )
     table = Table("", "keys", "largest error / scale", box=None, padding=(0, 2))
     table.add_column("at", overflow="fold")
@@ -121,14 +128,14 @@ def _device_run(run: DeviceRun) -> RenderableType:
     drift = max(run.end_to_end, key=lambda row: row.rho)
     parts.append(
         Text(
-            f"   end to end: at most {drift.rho:.2f} times the error of healthy runs on the CPU "
-            f"(≤ {drift.healthy:g}), at {drift.name}"
+            f"   end to end: up to {drift.rho:.2f} times the error of healthy CPU runs, at "
+            f"{drift.name}; healthy up to {drift.healthy:g}"
         )
     )
     if run.impact:
         parts.append(
             Text(
-                f"   for a user: {run.impact.top1_flips} of {run.impact.positions} top-1 "
+                f"   effect: {run.impact.top1_flips} of {run.impact.positions} top-1 "
                 f"predictions flipped, KL divergence {run.impact.kl_divergence:.1e} nats, "
                 f"loss {run.impact.loss_change:+.1e} nats"
             )

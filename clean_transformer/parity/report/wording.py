@@ -7,12 +7,12 @@ from clean_transformer.parity.locate import Located
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.verdict import Check
 
-# The settings that make a device multiply float32 matrices in a lower precision.
+# How to turn off what makes a device multiply float32 matrices in a lower precision.
 PRECISION_SETTINGS = {
-    "TF32": ", as if computed in TF32: torch.backends.cuda.matmul.allow_tf32 or "
-    "torch.set_float32_matmul_precision('high') is on; set 'highest' for float32",
-    "bfloat16": ", as if computed in bfloat16: torch.set_float32_matmul_precision('medium') or "
-    "autocast is on; set 'highest' for float32",
+    "TF32": "; the errors are those of TF32: turn off torch.backends.cuda.matmul.allow_tf32, "
+    "or call torch.set_float32_matmul_precision('highest')",
+    "bfloat16": "; the errors are those of bfloat16: turn off autocast, or call "
+    "torch.set_float32_matmul_precision('highest')",
 }
 
 
@@ -38,9 +38,9 @@ def located_lines(located: Located) -> list[str]:
     """The operation, its operands and the known issues that it matches, one per line."""
     return [
         f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
-        f"{located.bits:.1f} bits; {located.diagnosis}",
+        f"{located.bits:.1f} correct bits; {located.diagnosis}",
         *(f"     {operand}" for operand in located.operands),
-        *(f"   matches the known fault {known}" for known in located.known),
+        *(f"   matches the known issue {known}" for known in located.known),
     ]
 
 
@@ -48,23 +48,21 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
     """One failure in a sentence."""
     if isinstance(row, EndToEnd):
         return (
-            f"{row.name} (end to end): error {row.rho:.3g} times that of healthy runs on the CPU, "
-            f"where {row.healthy:g} is healthy"
+            f"{row.name} (end to end): error {row.rho:.3g} times that of healthy CPU runs, "
+            f"healthy up to {row.healthy:g}"
         )
     if isinstance(row, Check):
-        return f"{row.name}: {row.measured:.3g} {row.note}".rstrip()
+        return f"{row.name}: {row.measured:.3g}; {row.note}".removesuffix("; ")
+    in_model = row.path in PATHS
+    where = "; ".join(filter(None, (row.operation, row.case)))
+    path = f", {row.path}" if in_model else ""
+    unit = "roundings" if in_model else "times the CPU's"
     head = worst_head(row)
     return (
-        f"{row.name or LOGITS} ({row.operation}; {row.case}, {row.path}): error {row.ratio:.3g} "
-        f"{unit(row)} where {row.healthy:.3g} are healthy, {row.bits:.1f} bits, "
-        f"worst at {[*row.worst_index]}{head and f', head {head}'}"
-        f"{PRECISION_SETTINGS.get(row.lower_precision, '')}"
+        f"{row.name or LOGITS} ({where}{path}): error {row.ratio:.3g} {unit}, healthy up to "
+        f"{row.healthy:.3g}; {row.bits:.1f} correct bits; worst at {[*row.worst_index]}"
+        f"{head and f', head {head}'}{PRECISION_SETTINGS.get(row.lower_precision, '')}"
     )
-
-
-def unit(row: Isolated) -> str:
-    """The unit of a row's ratio."""
-    return "roundings" if row.path in PATHS else "times the error of the CPU"
 
 
 def worst_head(row: Isolated) -> str:

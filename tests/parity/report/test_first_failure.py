@@ -57,7 +57,7 @@ def test_everybody_names_the_same_first_failure(two_faults: SuiteReport) -> None
     assert plain["first_failure"]["name"] == plain["located"]["where"] == FIRST
     assert f"first at {FIRST}" in summary(two_faults)
     card = Page(render(two_faults)).root.all("class", "wrong-card")[0]
-    assert card.words().startswith(f"First failure: {FIRST} WRONG")
+    assert card.words().startswith(f"First failure WRONG {FIRST} (softmax; ")
 
     tokens = small_model(WEIGHTS).embed.W_E.new_zeros((1, 5)).long()
     with (

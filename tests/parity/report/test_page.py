@@ -256,9 +256,10 @@ def test_reasons_why_something_was_not_checked(measured: SuiteReport):
 def test_the_first_bad_activation(broken: SuiteReport):
     page = Page(render(broken)).root
     words = run_sections(page)[0].words()
-    assert "First failure: blocks.1.attn.hook_q WRONG" in words
-    assert describe(broken.runs[0].first_failure) in words
-    assert "The reference itself is off" in words
+    sentence = describe(broken.runs[0].first_failure)
+    assert sentence.startswith("blocks.1.attn.hook_q ")
+    assert f"First failure WRONG {sentence}." in words
+    assert "The reference itself is inaccurate" in words
     assert "first at blocks.1.attn.hook_q" in page.all("id", "top")[0].words()
 
 

@@ -87,18 +87,18 @@ def test_the_terminal_says_the_verdict_first_and_then_where_and_why() -> None:
     assert lines[:2] == ["clean_transformer on small weights", "verdict: WRONG"]
     assert lines[-1] == "verdict: WRONG"
     parts = [
-        "1 of its 2 cached activations compared (50%)",
+        "1 of its 2 cached activations (50%)",
         "NOT CHECKED blocks.0.hook_odd: no activation of ours is this one",
         "2. Does cuda:1 compute float32 accurately?  WRONG",
         "mlp.hook_pre",
         "·W",
         "causality",
         "gelu, offset",
-        "at most 30.00 times the error of healthy runs",
+        "up to 30.00 times the error of healthy CPU runs",
         "4 of 66 top-1 predictions flipped",
         "3. Where does it first go wrong?  blocks.1.mlp.hook_pre",
         "aten.mm.default, in blocks.1.mlp.hook_pre",
-        "matches the known fault linear-noncontiguous-weight",
+        "matches the known issue linear-noncontiguous-weight",
         "reproduction: reproduce-mm-cuda1-float32.py",
         "2. Does mps compute float32 accurately?  NOT CHECKED",
         "this machine has no mps",
@@ -155,8 +155,8 @@ def test_the_doctor_speaks_plainly(run: DeviceRun, says: str) -> None:
 def test_a_bad_row_in_a_sentence() -> None:
     sentence = describe(row("", 40.0, per_head=(1.0, 40.0), lower_precision="TF32"))
     assert sentence.startswith(
-        "logits (linear; 2 × 33 tokens, fused): error 40 roundings where 30 are healthy, "
-        "24.0 bits, worst at [1, 2], head 1"
+        "logits (linear; 2 × 33 tokens, fused): error 40 roundings, healthy up to 30; "
+        "24.0 correct bits; worst at [1, 2], head 1"
     )
     assert sentence.endswith(PRECISION_SETTINGS["TF32"])
     assert "allow_tf32" in sentence
