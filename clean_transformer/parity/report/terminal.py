@@ -15,6 +15,7 @@ from clean_transformer.parity.report.wording import describe, located_lines, scr
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
+from clean_transformer.reports.heat_map import rank
 from clean_transformer.reports.terminal import heat_map_table
 
 
@@ -67,10 +68,10 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     )
     first = run.first_failure
     if first:
-        console.print(f"First failure: {describe(first)}")
+        console.print(f"First failure: {describe(first)}", markup=False)
     broken = [check for check in failed([*run.invariants, *run.probes]) if check != first]
     for check in broken[:5]:
-        console.print(f"Also broken: {describe(check)}")
+        console.print(f"Also broken: {describe(check)}", markup=False)
     if run.located:
         console.print("\n".join(located_lines(run.located)), markup=False, highlight=False)
         console.print(f"   reproduction: {script_name(run)}")
@@ -107,7 +108,7 @@ def _same_function(report: SuiteReport) -> RenderableType:
 def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
     rows = same.rows
     if worst_rows:
-        rows = sorted(rows, key=lambda row: -row.error)[:worst_rows]
+        rows = sorted(rows, key=lambda row: -rank(row.error))[:worst_rows]
     table = Table("their key", "ours", "largest error / scale", "scale", "", box=None)
     for row in rows:
         numbers = (f"{row.error:.1e}", f"{row.scale:.2e}")
@@ -125,7 +126,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
     heat_map = heat_map_table({"worst ratio": isolated_map(run)})
     parts += [Padding(heat_map, (0, 0, 0, 2)), _kinds(run.isolated), _checks(run)]
-    drift = max(run.end_to_end, key=lambda row: row.rho)
+    drift = max(run.end_to_end, key=lambda row: rank(row.rho))
     parts.append(
         Text(
             f"   end to end: up to {drift.rho:.2f} times the error of healthy CPU runs, at "

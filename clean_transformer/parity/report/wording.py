@@ -52,7 +52,8 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
             f"healthy up to {row.healthy:g}"
         )
     if isinstance(row, Check):
-        return f"{row.name}: {row.measured:.3g}; {row.note}".removesuffix("; ")
+        allowed = "" if row.allowed is None else f", allowed {row.allowed:.3g}"
+        return f"{row.name}: {row.measured:.3g}{allowed}; {row.note}".removesuffix("; ")
     in_model = row.path in PATHS
     where = "; ".join(filter(None, (row.operation, row.case)))
     path = f", {row.path}" if in_model else ""

@@ -202,3 +202,31 @@ def test_an_unwritable_place_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_script_names_differ_by_device_and_dtype() -> None:
     assert script_name(WRONG_RUN) == "reproduce-mm-cuda1-float32.py"
     assert script_name(DeviceRun("cpu", "bfloat16")) == "reproduce-nothing-cpu-bfloat16.py"
+
+
+@pytest.mark.parametrize(
+    ("failure", "sentence"),
+    [
+        (
+            EndToEnd("logits", 3e-4, 1e-5, 2.0),
+            "logits (end to end): error 30 times that of healthy CPU runs, healthy up to 2",
+        ),
+        (Check("causality", Verdict.WRONG, 0.5, 0.25, "why"), "causality: 0.5, allowed 0.25; why"),
+        (Check("gelu, offset", Verdict.WRONG, 99.0), "gelu, offset: 99"),
+        (
+            row("blocks.0.mlp", 24.0, path="as a whole", operation="module as a whole"),
+            "blocks.0.mlp (module as a whole; 2 × 33 tokens): error 24 times the CPU's, "
+            "healthy up to 30; 24.0 correct bits; worst at [1, 2], head 0",
+        ),
+    ],
+)
+def test_other_failures_in_a_sentence(failure: EndToEnd | Check | Isolated, sentence: str) -> None:
+    assert describe(failure) == sentence
+
+
+def test_the_doctor_lists_what_else_is_broken() -> None:
+    broken = [Check(f"operation {n}", Verdict.WRONG, float(n)) for n in range(9)]
+    text = printed(print_diagnosis, replace(RIGHT_RUN, probes=broken), [], "small weights")
+    assert "First failure: operation 0: 0\n" in text
+    others = [line for line in text.splitlines() if line.startswith("Also broken: ")]
+    assert others == [f"Also broken: operation {n}: {n}" for n in range(1, 6)]
