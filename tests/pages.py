@@ -67,7 +67,8 @@ class Page(HTMLParser):
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
+        if tag not in VOID:
+            self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop().tag == tag
@@ -104,8 +105,8 @@ def assert_self_contained(text: str) -> None:
             assert element.attributes[name].startswith("#"), element
 
 
-def browse(file: Path, profile: Path) -> tuple[str, list[str]]:
-    """The page as the browser has it once its script has run, and what its console says."""
+def browse(file: Path, profile: Path, fragment: str = "") -> tuple[str, list[str]]:
+    """The page as the browser has it once its scripts have run, and what its console says."""
     assert CHROMIUM
     quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
     options = ["--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr", "--v=0"]
@@ -116,8 +117,9 @@ def browse(file: Path, profile: Path) -> tuple[str, list[str]]:
             *(f"--disable-{part}" for part in quiet),
             f"--user-data-dir={profile}",
             "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--virtual-time-budget=2000",
             "--dump-dom",
-            file.as_uri(),
+            f"{file.as_uri()}{fragment}",
         ],
         capture_output=True,
         encoding="utf-8",

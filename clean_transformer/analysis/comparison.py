@@ -1,4 +1,4 @@
-"""TODO analysis/comparison."""
+"""Two runs of a model compared: activations by root mean square, predictions by their effect."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,17 @@ from torch import Tensor
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.numerics import upcast
 
+# The name of the model's output among its activations.
 LOGITS = "logits"
 
 
 @dataclass(frozen=True)
 class Impact:
-    """What a user would notice: next-token predictions beside the oracle's."""
+    """How far the next-token predictions of two runs differ, as a user would notice it.
+
+    Of `positions` predictions, `top1_flips` have another likeliest token. `kl_divergence` is the
+    mean KL(exact ‖ given) and `loss_change` the mean loss of given − that of exact, both in nats.
+    """
 
     positions: int
     top1_flips: int
@@ -27,14 +32,17 @@ class Impact:
 def run(
     model: DemoTransformer, tokens: Int[Tensor, "batch pos"], names: list[str] | None = None
 ) -> dict[str, Tensor]:
-    """The named activations, by default all but the per-head ones, and the logits, on the CPU."""
+    """Run the model without gradients: its activations by name, and its logits, on the CPU.
+
+    `names` chooses the activations; by default, `run_with_cache` chooses.
+    """
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens, names=names)
     return {**cache.to("cpu"), LOGITS: logits.cpu()}
 
 
 def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:
-    """The root mean square of the difference, per activation."""
+    """Root mean square of the difference, for every activation that both have."""
     return {
         name: rms_difference(activations[name], exact)
         for name, exact in oracle.items()
@@ -43,8 +51,9 @@ def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) 
 
 
 def rms_difference(given: Tensor, exact: Tensor) -> float:
-    """The root mean square of given - exact, in float64; masked scores agree or are inf."""
+    """Root mean square of given − exact, in float64."""
     given, exact = upcast(given), upcast(exact)
+    # Masked attention scores are -inf in both, and -inf − -inf would be NaN.
     difference = torch.where(given == exact, 0.0, given - exact)
     return float(difference.square().mean().sqrt())
 
@@ -54,7 +63,7 @@ def impact(
     exact: Float[Tensor, "batch pos d_vocab"],
     tokens: Int[Tensor, "batch pos"],
 ) -> Impact:
-    """Top-1 flips, mean KL(oracle || device) in nats, and the change of the mean loss in nats."""
+    """How far the predictions from `logits` differ from those from `exact`, which is float64."""
     given, wanted = upcast(logits).log_softmax(-1), exact.log_softmax(-1)
     kl = (wanted.exp() * (wanted - given)).sum(-1).mean()
 

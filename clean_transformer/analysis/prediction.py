@@ -1,4 +1,4 @@
-"""What a model expects next, how it comes to expect it layer by layer, and which part says so."""
+"""What a model predicts after a text, and how well it predicted the text itself."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ Text = str | Int[Tensor, "pos"] | Int[Tensor, "1 pos"]
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token as the next one."""
+    """A candidate for the next token, with its logit and its probability."""
 
     id: int
     logit: float
@@ -23,11 +23,12 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model expects after one text, and how well it expected the text itself.
+    """What a model predicts after one text, and how well it predicted the text itself.
 
-    `top` and `bottom` are the likeliest and the least likely next tokens, the most extreme first.
-    `token_probabilities` and `losses` (−log probability, in nats) are those of each actual token
-    but the first, given the ones before it. On the CPU.
+    `top` has the likeliest next tokens, the likeliest first. `bottom` has the least likely ones,
+    the least likely first. `token_probabilities` has the probability of each token of the text
+    given the tokens before it, and `losses` is −log of it, in nats. The first token has neither,
+    because nothing precedes it. Both tensors are on the CPU.
     """
 
     top: list[TokenScore]
@@ -38,9 +39,10 @@ class Prediction:
 
 @torch.no_grad()
 def predict(model: DemoTransformer, text: Text, top: int = 5) -> Prediction:
-    """The `top` likeliest and least likely tokens after one text, and its own probabilities.
+    """Predict the next token after one text, and score every token of the text.
 
-    Raises `ValueError` for several texts or for a `top` that is not from 1 to d_vocab.
+    `top` is the number of likeliest and of least likely tokens. Raises `ValueError` for several
+    texts, or if `top` is not from 1 to d_vocab.
     """
     if not 1 <= top <= model.cfg.d_vocab:
         raise ValueError(f"top is {top}; it must be from 1 to {model.cfg.d_vocab}, the vocabulary")
@@ -67,5 +69,5 @@ def single(model: DemoTransformer, text: Text) -> Int[Tensor, "1 pos"]:
     if tokens.ndim == 1:
         return tokens[None]
     if len(tokens) != 1:
-        raise ValueError(f"this takes one text, not {len(tokens)}; go through them singly")
+        raise ValueError(f"this takes one text, not {len(tokens)}; call it once per text")
     return tokens

@@ -11,6 +11,7 @@ from clean_transformer.parity.activations.isolated import PATHS, isolate
 from clean_transformer.parity.locate import locate
 from clean_transformer.parity.oracle import float64_oracle, trusted
 from clean_transformer.parity.report.wording import describe, located_lines
+from clean_transformer.parity.results import first_bad_activation
 from clean_transformer.parity.same_function import compare_tensors
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
 from clean_transformer.support.devices import resolve_device
@@ -51,13 +52,16 @@ def assert_parity(
         if row.verdict is not Verdict.PASS:
             raise AssertionError(f"{where} is {row.verdict.value}: {describe(row)}")
         return
-    for path in PATHS:
-        rows = isolate(under_test, oracle, *given, path=path, case="the inputs given")
-        bad = next((row for row in rows if row.verdict is not Verdict.PASS), None)
-        if bad is not None:
-            located = locate(under_test, bad.name, path, *given)
-            lines = [f"{where} is {bad.verdict.value}: {describe(bad)}"]
-            raise AssertionError("\n".join(lines + (located_lines(located) if located else [])))
+    rows = [
+        row
+        for path in PATHS
+        for row in isolate(under_test, oracle, *given, path=path, case="the inputs given")
+    ]
+    bad = first_bad_activation(rows)
+    if bad is not None:
+        located = locate(under_test, bad.name, bad.path, *given)
+        lines = [f"{where} is {bad.verdict.value}: {describe(bad)}"]
+        raise AssertionError("\n".join(lines + (located_lines(located) if located else [])))
 
 
 def _assert_same_function(module: nn.Module, reference: nn.Module, *inputs: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Question 3: from the first bad activation to the operation that makes it."""
+"""Question 3: which operation makes the first bad activation?"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.hooks import HookedModule
 from clean_transformer.parity.activations.isolated import owner_of, watched_names
 from clean_transformer.parity.operations.call import Operand
@@ -16,10 +17,11 @@ from clean_transformer.parity.operations.script import reproduction_script
 
 @dataclass(frozen=True)
 class Located:
-    """The operation behind a bad activation, or behind a bad probe, in words.
+    """The first wrong operation, in words.
 
-    `known` are the reports that it matches (a lead, not a proof); `script` reproduces it with
-    torch alone.
+    `where` is the activation or the single operation in which it was found. `ratio` is its error in
+    roundings, `bits` its number of correct bits. `known` are the known issues that it matches: a
+    lead, not a proof. `script` is a Python script that reproduces it with torch alone.
     """
 
     where: str
@@ -33,10 +35,12 @@ class Located:
 
 
 def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Located | None:
-    """The first wrong operation of the module that makes the activation, given its own input.
+    """Find the first wrong operation behind an activation.
 
-    Where that module is right by itself, the whole of `module` is searched: the operation stands
-    between its parts. `None` if nothing goes wrong this time.
+    `module` runs on `inputs`, with the hooks of `path`. The submodule that makes the activation
+    `name` is searched first, given its own inputs from that run. If all of its operations are
+    right, `module` as a whole is searched, because the operation may stand between submodules.
+    Returns None if no operation is wrong this time.
     """
     owner = owner_of(name)[0]
     part = module.get_submodule(owner)
@@ -45,12 +49,12 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
             run = partial(searched.run_with_cache, names=_names(searched, path))
             finding = first_wrong_operation(run, *args)
             if finding is not None:
-                return in_words(finding, name or "logits")
+                return in_words(finding, name or LOGITS)
     return None
 
 
 def in_words(finding: Finding, where: str) -> Located:
-    """What a report says of a finding."""
+    """The finding as a report states it; `where` says in which activation or operation."""
     known = [f"{fault.name}: {fault.seen}; {fault.workaround}" for fault in match(finding.call)]
     return Located(
         where=where,

@@ -1,6 +1,8 @@
-"""TODO parity/results."""
+"""What the parity suite found, as plain data, and what follows from it."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from clean_transformer.analysis.comparison import Impact
 from clean_transformer.config import Config
@@ -10,10 +12,16 @@ from clean_transformer.parity.locate import Located
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Check, Verdict, worst
 
+Key = TypeVar("Key")
+Row = TypeVar("Row")
+
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """Questions 2 and 3 for one device, dtype and mode; `not_checked` says why there is nothing."""
+    """Questions 2 and 3 for one device, dtype and mode.
+
+    `not_checked` is the reason if nothing ran.
+    """
 
     device: str
     dtype: str
@@ -29,21 +37,22 @@ class DeviceRun:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of every row and check."""
-        rows: list[Isolated | EndToEnd | Check] = [
-            *self.isolated,
-            *self.end_to_end,
-            *self.invariants,
-            *self.probes,
-        ]
-        return worst(row.verdict for row in rows)
+        """The worst verdict of all rows and checks."""
+        return worst(row.verdict for row in (*self.isolated, *self._rest))
 
     @property
-    def first_failure(self) -> Isolated | None:
-        """The first activation, in the order of the forward pass, that does not pass."""
-        order = {row.name: index for index, row in reversed([*enumerate(self.isolated)])}
-        failures = [row for row in self.isolated if row.verdict is not Verdict.PASS]
-        return min(failures, key=lambda row: order[row.name], default=None)
+    def first_failure(self) -> Isolated | EndToEnd | Check | None:
+        """What went wrong first; None if everything passed.
+
+        An activation's own error comes before its drift, because drift may be inherited. Both are
+        in the order of the forward pass. Then come the invariants and the single operations.
+        """
+        failures = (row for row in self._rest if row.verdict is not Verdict.PASS)
+        return first_bad_activation(self.isolated) or next(failures, None)
+
+    @property
+    def _rest(self) -> list[EndToEnd | Check]:
+        return [*self.end_to_end, *self.invariants, *self.probes]
 
 
 @dataclass(frozen=True)
@@ -63,3 +72,29 @@ class SuiteReport:
         """PASS only if the function is the same and every device computes it accurately."""
         same = self.same_function.verdict if self.same_function else Verdict.NOT_CHECKED
         return worst([same, *(run.verdict for run in self.runs)])
+
+
+def first_bad_activation(rows: list[Isolated]) -> Isolated | None:
+    """The first activation in the forward pass that fails, in the first case where it does."""
+    in_order = (row for same in by_activation(rows).values() for row in same)
+    return next((row for row in in_order if row.verdict is not Verdict.PASS), None)
+
+
+def by_activation(rows: list[Isolated]) -> dict[str, list[Isolated]]:
+    """Every activation's rows, in the order of the forward pass.
+
+    A case and a path watch only some of the activations, in order. The one that watches the most
+    decides the order, and the others add what it lacks.
+    """
+    watched = grouped(rows, lambda row: (row.case, row.path)).values()
+    names = (row.name for same in sorted(watched, key=len, reverse=True) for row in same)
+    same_name = grouped(rows, lambda row: row.name)
+    return {name: same_name[name] for name in names}
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    """The rows by key, in the order in which the keys first occur."""
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups

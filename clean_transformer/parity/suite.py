@@ -29,9 +29,9 @@ from clean_transformer.parity.operations.probes import run_probes
 from clean_transformer.parity.oracle import float64_oracle, trusted
 from clean_transformer.parity.references.base import ReferenceUnavailable
 from clean_transformer.parity.references.choose import REFERENCES
-from clean_transformer.parity.results import DeviceRun, SuiteReport
+from clean_transformer.parity.results import DeviceRun, SuiteReport, first_bad_activation
 from clean_transformer.parity.same_function import ParityReport, compare
-from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.parity.verdict import Check
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
 from clean_transformer.support.dtypes import DTYPES
@@ -202,7 +202,7 @@ def _isolated(
     model, oracle, given = subject.model, subject.oracle, subject.given
     case = f"{given.shape[0]} × {given.shape[1]} tokens"
     if subject.has_wholes:
-        on_step("teacher-forced, as a whole")
+        on_step("isolated, as a whole")
         return isolate_whole(model, subject.on_cpu, oracle, given, case=case), None
 
     layer, cliffs = cliff_inputs(model)
@@ -220,15 +220,20 @@ def _isolated(
         for path in ("fused", "explicit")
     ]
     isolated: list[Isolated] = []
-    located = None
     for prefix, module, exact, case, path, x in runs:
-        on_step(f"teacher-forced, {case}, {path}")
+        on_step(f"isolated, {case}, {path}")
         rows = isolate(module, exact, x, path=path, case=case, autocast=subject.autocast)
-        bad = next((row for row in rows if row.verdict is not Verdict.PASS), None)
-        if bad and located is None:
-            located = locate(module, bad.name, path, x)
         isolated += [replace(row, name=f"{prefix}.{row.name}".strip(".")) for row in rows]
-    return isolated, located
+    bad = first_bad_activation(isolated)
+    if bad is None:
+        return isolated, None
+    prefix, module, x = next(
+        (prefix, module, x)
+        for prefix, module, _, case, path, x in runs
+        if (case, path) == (bad.case, bad.path)
+    )
+    located = locate(module, bad.name.removeprefix(prefix).lstrip("."), bad.path, x)
+    return isolated, located and replace(located, where=bad.name or LOGITS)
 
 
 def _probe(device: str, dtype: torch.dtype) -> tuple[list[Check], Located | None]:

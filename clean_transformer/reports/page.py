@@ -1,13 +1,13 @@
-"""What the reports have in common: plain values for JSON, and pages that need nothing else."""
+"""HTML pages from the templates beside this file. A page is one file and needs no network."""
 
 import math
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 
 def render_page(template: str, **context: Any) -> str:
-    """The page that a template of `templates/` makes: one file, without a network."""
+    """The page that a template of `templates/` makes from the values in `context`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader(__package__, "templates"),
         autoescape=True,
@@ -20,9 +20,8 @@ def render_page(template: str, **context: Any) -> str:
     return environment.get_template(template).render(context)
 
 
-def number(value: int | float | str, digits: int = 3) -> str:
-    """A number to read, also one that is none."""
-    value = float(value)
+def number(value: int | float, digits: int = 3) -> str:
+    """Format a number for people, including NaN and infinity."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else f"{'−' if value < 0 else ''}∞"
     return f"{float(f'{value:.{digits}g}'):g}"

@@ -1,4 +1,4 @@
-"""TODO reports/plain."""
+"""Reports as JSON."""
 
 import json
 import math
@@ -10,15 +10,20 @@ from typing import Any
 
 from clean_transformer.support.files import write_atomically
 
+# The properties that a JSON report states beside the fields.
+DERIVED = ("verdict", "rho", "coverage", "first_failure")
+
 
 def plain(value: Any) -> Any:
-    """A report's dataclasses as values that JSON has, with what follows from their fields."""
+    """The value made of dictionaries, lists, strings and numbers, as JSON has them.
+
+    A dataclass becomes a dictionary of its fields and of those `DERIVED` properties that it has.
+    Infinity and NaN, which JSON lacks, become the strings "inf", "-inf" and "nan".
+    """
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        derived = ("verdict", "rho", "coverage")
-        return fields | {
-            name: plain(getattr(value, name)) for name in derived if hasattr(value, name)
-        }
+        derived = [name for name in DERIVED if hasattr(value, name)]
+        return fields | {name: plain(getattr(value, name)) for name in derived}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
@@ -26,10 +31,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no inf and no nan
+        return str(value)
     return value
 
 
 def write_plain(values: Mapping[str, Any], file: Path) -> None:
-    """Write plain values as JSON, whole or not at all."""
+    """Write the values as JSON. An error leaves the file as it was."""
     write_atomically(file, json.dumps(values, indent=1, allow_nan=False) + "\n")

@@ -1,35 +1,27 @@
-"""What a person and a program see of a swap's effect: the terminal, JSON and a page."""
+"""A swap's effect in a terminal, as JSON, and as one HTML page."""
 
-from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import inf, isnan
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
-
-from clean_transformer.reports.heat_map import HeatMap, Square, block_of, heat_map
+from clean_transformer.reports.heat_map import HeatMap, Square, block_of, heat_map, rank, shade
 from clean_transformer.reports.page import number, render_page
 from clean_transformer.reports.plain import plain, write_plain
 from clean_transformer.support.files import write_atomically
 from clean_transformer.swapping.effect import Change, Effect
 
+if TYPE_CHECKING:
+    import rich.console
+    import rich.table
+
 SCHEMA = "clean-transformer/effect"
 
-
+# Another number means that a key was renamed or removed.
 SCHEMA_VERSION = 1
 
-
-# A size's shade is the first of these that it does not exceed; a terminal shows it as a bar.
-SIZES = (0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, inf)
-
-
+# A change has the shade of the first size that it does not exceed; a terminal shows it as a bar.
+SIZES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, inf)
 BARS = "·▁▁▂▂▃▃▄▅▆▇█"
-
-
 COLORS = (
     "bright_black",
     *["blue"] * 4,
@@ -41,73 +33,49 @@ COLORS = (
     "bold red",
 )
 
-
+# An activation that has no size, because only one model makes it or the shapes differ.
 NO_SIZE = "×"
 
-
-# How many of the activations are listed that the new modules change the most.
+# How many of the activations that the new modules change most are listed.
 LISTED = 10
 
 
-@dataclass(frozen=True)
-class SizeSquare:
-    """A square of a heat map: one of the sizes of a change, crossed out if there is none."""
-
-    change: Change
-    size: float | None
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What is told on hover."""
-        change = self.change
-        sizes = {
-            "total": change.total,
-            "introduced": change.introduced,
-            "inherited": change.inherited,
-            "scale": change.scale,
-        }
-        shown = {name: "" if size is None else number(size, 4) for name, size in sizes.items()}
-        return {"name": change.name, **shown, "module": change.module, "note": change.note}
-
-    @property
-    def shade(self) -> int:
-        """0 where nothing changed, 11 where more than the activation's own size did."""
-        if self.size is None:
-            return 0
-        return len(SIZES) - 1 if isnan(self.size) else bisect_left(SIZES, self.size)
-
-    @property
-    def mark(self) -> str:
-        """A cross where there is no size."""
-        return NO_SIZE if self.size is None else ""
-
-    @property
-    def label(self) -> str:
-        """The size, to read."""
-        return NO_SIZE if self.size is None else number(self.size, 2)
-
-    @property
-    def concern(self) -> float:
-        """The larger, the more changed."""
-        if self.size is None:
-            return -1.0
-        return inf if isnan(self.size) else self.size
-
-
 def total_map(report: Effect) -> HeatMap:
-    """Layers × activations, by how much of each is another."""
-    return heat_map({row.name: SizeSquare(row, row.total) for row in report.rows})
+    """How much each activation changed."""
+    return heat_map({row.name: square(row, row.total) for row in report.rows})
 
 
 def introduced_map(report: Effect) -> HeatMap:
-    """The same of what the new modules make, by how much they make otherwise."""
+    """How much the new modules changed each of their own activations."""
     return heat_map(
-        {row.name: SizeSquare(row, row.introduced) if row.module else None for row in report.rows}
+        {row.name: square(row, row.introduced) if row.module else None for row in report.rows}
+    )
+
+
+def square(change: Change, size: float | None) -> Square:
+    """The square of one of the sizes of a change."""
+    sizes = {
+        "total": change.total,
+        "introduced": change.introduced,
+        "inherited": change.inherited,
+        "scale": change.scale,
+    }
+    shown = {name: "" if value is None else number(value, 4) for name, value in sizes.items()}
+    facts = {"name": change.name, **shown, "module": change.module, "note": change.note}
+    level = 0 if size is None else shade(size, SIZES)
+    return Square(
+        facts=facts,
+        label=NO_SIZE if size is None else number(size, 2),
+        concern=-1.0 if size is None else rank(size),
+        shade=level,
+        bar=BARS[level],
+        style=COLORS[level],
+        mark=NO_SIZE if size is None else "",
     )
 
 
 def places(report: Effect) -> dict[tuple[str, str], list[str]]:
-    """Where each class stands for which other."""
+    """The paths of the swapped modules, by the names of the old and the new class."""
     groups: dict[tuple[str, str], list[str]] = {}
     for swapped in report.swapped:
         groups.setdefault((swapped.old, swapped.new), []).append(swapped.path)
@@ -115,7 +83,7 @@ def places(report: Effect) -> dict[tuple[str, str], list[str]]:
 
 
 def notes(report: Effect) -> list[str]:
-    """What there is to know of some activations, with where they are."""
+    """The notes on activations, each with all activations and blocks that it is about."""
     blocks: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
         if row.note:
@@ -131,24 +99,24 @@ def notes(report: Effect) -> list[str]:
 
 
 def in_words(names: list[str]) -> str:
-    """The names, or of many the first and the last."""
+    """The names; of more than three, the first two, the last, and their number."""
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
 
 
 def to_json(report: Effect) -> dict[str, Any]:
-    """The whole report as plain values; see `SCHEMA_VERSION`."""
+    """The whole report as values that JSON has."""
     return {"schema": SCHEMA, "version": SCHEMA_VERSION, **plain(report)}
 
 
 def write_json(report: Effect, file: Path) -> None:
-    """Write the report, whole or not at all."""
+    """Write the report as JSON. An error leaves the file as it was."""
     write_plain(to_json(report), file)
 
 
 def render(report: Effect) -> str:
-    """The report as a page that needs nothing else."""
+    """The report as an HTML page, which needs no network and no other file."""
     return render_page(
         "effect.html.jinja",
         report=report,
@@ -162,12 +130,13 @@ def render(report: Effect) -> str:
 
 
 def write_html(report: Effect, file: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page. An error leaves the file as it was."""
     write_atomically(file, render(report))
 
 
-def print_effect(report: Effect, console: Console) -> None:
-    """What was swapped, what it did to the predictions, and then to each activation."""
+def print_effect(report: Effect, console: "rich.console.Console") -> None:
+    """Print what was swapped, how the predictions changed, and how each activation changed."""
+    from clean_transformer.reports.terminal import heat_map_table
 
     def say(*lines: str) -> None:
         console.print(*lines, sep="\n", markup=False, highlight=False)
@@ -186,11 +155,14 @@ def print_effect(report: Effect, console: Console) -> None:
         else "no activation changed",
         "",
     )
-    console.print(_map(report))
-    bars = dict(zip(BARS, SIZES, strict=True))  # of those that look alike, the last
+    console.print(
+        heat_map_table({"changed": total_map(report), "introduced": introduced_map(report)})
+    )
+    bars = dict(zip(BARS, SIZES, strict=True))  # two sizes that share a bar: the larger
     say(
         "  ".join(f"{bar} ≤ {number(size)}" for bar, size in bars.items()),
-        f"of the original's root mean square; {NO_SIZE} in one model only, or of another shape",
+        f"in units of the original's root mean square; {NO_SIZE} only one model has it, or the "
+        "shapes differ",
     )
     if report.most_introduced:
         console.print("", _most_introduced(report))
@@ -198,31 +170,9 @@ def print_effect(report: Effect, console: Console) -> None:
         say("", *notes(report))
 
 
-def _map(report: Effect) -> Table:
-    total, introduced = total_map(report), introduced_map(report)
-    ruler = "".join(str(layer % 10) for layer in total.layers)
-    # A narrow terminal continues the layers on the next line.
-    layers = Column(ruler, overflow="fold")
-    table = Table("", layers, "changed", "introduced", box=None, padding=(0, 2, 0, 0))
+def _most_introduced(report: Effect) -> "rich.table.Table":
+    from rich.table import Table
 
-    def outside(squares: Mapping[str, Square], own: Mapping[str, Square]) -> None:
-        for name, square in squares.items():
-            table.add_row(name, _bar(square), square.label, own[name].label if name in own else "")
-
-    outside(total.before, introduced.before)
-    for point, squares in total.points.items():
-        bars = (_bar(squares[layer]) if layer in squares else Text(" ") for layer in total.layers)
-        own = introduced.worst(point).label if point in introduced.points else ""
-        table.add_row(point or "output", Text.assemble(*bars), total.worst(point).label, own)
-    outside(total.after, introduced.after)
-    return table
-
-
-def _bar(square: Square) -> Text:
-    return Text(square.mark or BARS[square.shade], style=COLORS[square.shade])
-
-
-def _most_introduced(report: Effect) -> Table:
     table = Table(
         "introduced most", "introduced", "inherited", "changed", box=None, padding=(0, 2, 0, 0)
     )

@@ -2,10 +2,8 @@
 
 import importlib
 import json
-import shutil
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
 
@@ -19,15 +17,17 @@ from plotly.io import from_json
 
 from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.analysis import plots
-from clean_transformer.analysis import prediction as predict
+from clean_transformer.analysis.lens import logit_lens
+from clean_transformer.analysis.plots.style import label
+from clean_transformer.analysis.prediction import predict
 from clean_transformer.model import DemoTransformer
 
 from ..helpers import reading_model
+from ..pages import CHROMIUM, Page
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = "the <b>cat</b> sat on\nthe mat, $$"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_without_a_batch_dimension_it_is_the_same(cache, tokens):
 
 
 def test_token_probabilities(model, tokens):
-    prediction = predict.predict(model, TEXT)
+    prediction = predict(model, TEXT)
     figure = plots.token_probabilities(prediction.token_probabilities, tokens)
     [line] = figure.data
     assert_shows(line.y, prediction.token_probabilities)
@@ -153,7 +153,7 @@ def test_losses_of_a_training_run(tmp_path: Path):
 
 def test_logit_lens(model, tokens):
     figure = plots.logit_lens(model, TEXT)
-    log_probs, depth = predict.logit_lens(model, TEXT)
+    log_probs, depth = logit_lens(model, TEXT)
     best = log_probs.max(dim=-1)
     [heat] = figure.data
     assert_shows(heat.z, best.values.exp())
@@ -173,9 +173,9 @@ def test_half_precision_is_drawn_too(cache, tokens):
 
 @given(st.text())
 def test_a_label_is_never_markup(token: str):
-    label = plots._label(token)
-    assert not {*label} & {*"<> $\n\t\x00\x1b\x7f"}
-    assert (label == "") == (token == "")
+    shown = label(token)
+    assert not {*shown} & {*"<> $\n\t\x00\x1b\x7f"}
+    assert (shown == "") == (token == "")
 
 
 def two_texts(cache: ActivationCache) -> ActivationCache:
@@ -229,24 +229,14 @@ def test_refusals(cache, tokens, name: str):
 # --- files ---
 
 
-class Tags(HTMLParser):
-    def __init__(self, text: str):
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-
 def test_a_saved_page_needs_nothing_else(cache, tokens, tmp_path: Path):
     file = tmp_path / "pattern.html"
     file.write_text("before")
     plots.save(plots.attention_pattern(cache, tokens, layer=0, head=1), file)
     text = file.read_text(encoding="utf-8")
-    tags = Tags(text).seen
-    assert {"script", "div"} <= {tag for tag, _ in tags}
-    assert not [tag for tag, given in tags if given.keys() & {"src", "href"} or tag == "link"]
+    elements = [*Page(text).root.walk()]
+    assert {"script", "div"} <= {element.tag for element in elements}
+    assert not [e for e in elements if e.attributes.keys() & {"src", "href"} or e.tag == "link"]
     assert "plotly.js v" in text[:2000]
     assert [*tmp_path.iterdir()] == [file]
 
@@ -298,9 +288,9 @@ def test_the_style_survives_json():
 
 
 def test_without_plotly_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(sys.modules, "clean_transformer.plots")
-    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    monkeypatch.delitem(sys.modules, "clean_transformer.analysis.plots")
+    monkeypatch.setitem(sys.modules, "plotly", None)
     with pytest.raises(
         ImportError, match=r"not installed: pip install 'clean-transformer\[plots\]'"
     ):
-        importlib.import_module("clean_transformer.plots")
+        importlib.import_module("clean_transformer.analysis.plots")

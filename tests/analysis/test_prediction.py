@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clean_transformer.analysis.logit_attribution import LogitAttribution, logit_attribution
-from clean_transformer.analysis.logit_lens import logit_lens
+from clean_transformer.analysis.attribution import LogitAttribution, logit_attribution
+from clean_transformer.analysis.lens import logit_lens
 from clean_transformer.analysis.prediction import predict
 from clean_transformer.model import DemoTransformer
 

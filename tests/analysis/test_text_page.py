@@ -3,9 +3,7 @@
 import json
 import math
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,20 @@ from typer.testing import CliRunner
 
 from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.analysis import text_page as explanations
-from clean_transformer.analysis.logit_lens import logit_lens
+from clean_transformer.analysis.lens import logit_lens
 from clean_transformer.analysis.prediction import predict
-from clean_transformer.analysis.text_page import explain, render, write_html
+from clean_transformer.analysis.text_page import Explanation, explain, render, write_html
 from clean_transformer.cli import app
 from clean_transformer.model import DemoTransformer
 from clean_transformer.text.tokenizer import visible
 
 from ..helpers import reading_model, unchecked_types
+from ..pages import CHROMIUM, Element, Page, assert_self_contained, browse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Everything that could end a script, start an element, or leave no mark.
 TEXT = "the cat</script><b>\n&lt;\t日"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +42,12 @@ def cache(model: DemoTransformer) -> ActivationCache:
 
 
 @pytest.fixture(scope="module")
-def explanation(model: DemoTransformer) -> dict[str, Any]:
+def explanation(model: DemoTransformer) -> Explanation:
     return explain(model, TEXT)
 
 
 @pytest.fixture(scope="module")
-def page(explanation: dict[str, Any]) -> str:
+def page(explanation: Explanation) -> str:
     return render(explanation)
 
 
@@ -62,17 +60,17 @@ def same_to_four_digits(shown: float, exact: float) -> bool:
 
 def test_tokens(model, explanation):
     ids = model.to_tokens(TEXT)[0].tolist()
-    assert explanation["ids"] == ids
-    assert explanation["tokens"] == model.to_str_tokens(TEXT)
-    assert {*ids} <= explanation["labels"].keys()
-    for id_, label in explanation["labels"].items():
+    assert explanation.ids == ids
+    assert explanation.tokens == model.to_str_tokens(TEXT)
+    assert {*ids} <= explanation.labels.keys()
+    for id_, label in explanation.labels.items():
         [token] = model.to_str_tokens([id_])
         assert label == visible(token)
 
 
 def test_token_probabilities_and_ranks(model, explanation):
     prediction = predict(model, TEXT)
-    first, *probabilities = explanation["probabilities"]
+    first, *probabilities = explanation.probabilities
     assert first is None
     assert len(probabilities) == len(prediction.token_probabilities)
     for shown, exact in zip(probabilities, prediction.token_probabilities.tolist(), strict=True):
@@ -80,16 +78,15 @@ def test_token_probabilities_and_ranks(model, explanation):
     with torch.no_grad():
         order = model(model.to_tokens(TEXT))[0].argsort(dim=-1, descending=True)
     expected = [
-        order[position].tolist().index(id_) + 1
-        for position, id_ in enumerate(explanation["ids"][1:])
+        order[position].tolist().index(id_) + 1 for position, id_ in enumerate(explanation.ids[1:])
     ]
-    assert explanation["ranks"] == [None, *expected]
+    assert explanation.ranks == [None, *expected]
 
 
 def test_logit_lens(model, explanation):
     log_probs, labels = logit_lens(model, TEXT)
-    assert len(explanation["lens"]) == len(labels) == 4
-    for layer, exact in zip(explanation["lens"], log_probs, strict=True):
+    assert len(explanation.lens) == len(labels) == 4
+    for layer, exact in zip(explanation.lens, log_probs, strict=True):
         for scores, row in zip(layer, exact, strict=True):
             order = row.argsort(descending=True)[:5].tolist()
             assert [id_ for id_, _ in scores] == order
@@ -99,16 +96,16 @@ def test_logit_lens(model, explanation):
 
 def test_the_last_depth_is_the_model_s_own_answer(model, explanation):
     top = predict(model, TEXT).top
-    scores = explanation["lens"][-1][-1]
+    scores = explanation.lens[-1][-1]
     assert [id_ for id_, _ in scores] == [score.id for score in top]
     for (_, probability), score in zip(scores, top, strict=True):
         assert same_to_four_digits(probability, score.probability)
 
 
 def test_attention(cache, explanation):
-    assert [len(heads) for heads in explanation["patterns"]] == [5] * 3
-    length = len(explanation["ids"])
-    for layer, heads in enumerate(explanation["patterns"]):
+    assert [len(heads) for heads in explanation.patterns] == [5] * 3
+    length = len(explanation.ids)
+    for layer, heads in enumerate(explanation.patterns):
         for head, shown in enumerate(heads):
             exact = cache["pattern", layer, "attn"][head]
             assert len(shown) == length * (length + 1) // 2
@@ -120,8 +117,8 @@ def test_attention(cache, explanation):
 
 def test_it_takes_half_precision(model):
     half = reading_model(n_layers=3, n_heads=5, d_model=20, seed=5).bfloat16()
-    shown = torch.tensor(explain(half, "the cat")["patterns"]) / 1000
-    exact = torch.tensor(explain(model, "the cat")["patterns"]) / 1000
+    shown = torch.tensor(explain(half, "the cat").patterns) / 1000
+    exact = torch.tensor(explain(model, "the cat").patterns) / 1000
     torch.testing.assert_close(shown, exact, rtol=0, atol=0.05)
 
 
@@ -130,7 +127,7 @@ def test_it_takes_half_precision(model):
 
 def test_too_long_a_text_is_refused_before_the_model_runs(model, monkeypatch):
     monkeypatch.setattr(explanations, "MOST_WEIGHTS", 3 * 5 * (8 * 9 // 2))
-    assert len(explain(model, "x" * 7)["ids"]) == 8
+    assert len(explain(model, "x" * 7).ids) == 8
     monkeypatch.setattr(DemoTransformer, "forward", None)
     with pytest.raises(ValueError, match=r"a page of 9 tokens .* shorten the text to 8 tokens"):
         explain(model, "x" * 8)
@@ -156,7 +153,7 @@ def test_a_model_that_computes_nan_is_refused():
     broken = reading_model()
     with torch.no_grad():
         broken.blocks[0].mlp.b_out[0] = math.nan
-    with pytest.raises(ValueError, match=r"computes NaN for this text; see with .* doctor"):
+    with pytest.raises(ValueError, match=r"computes NaN for this text; run .* doctor"):
         explain(broken, "the cat")
 
 
@@ -169,79 +166,53 @@ def test_a_model_without_a_tokenizer_is_refused(model):
 # --- one file, and nothing else ---
 
 
-class Page(HTMLParser):
-    """The elements of a page: their tags, their attributes, and the text right at their start."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str], list[str]]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.text = []
-        self.elements.append((tag, {name: value or "" for name, value in attrs}, self.text))
-
-    def handle_endtag(self, tag: str) -> None:
-        self.text = []
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def all(self, attribute: str, value: str) -> list[tuple[dict[str, str], str]]:
-        """The attributes and text of those elements."""
-        return [
-            (attributes, "".join(text))
-            for _, attributes, text in self.elements
-            if attributes.get(attribute) == value
-        ]
-
-    def json(self, name: str) -> Any:
-        """What is in the element of that id."""
-        [(_, text)] = self.all("id", name)
-        return json.loads(text)
+def json_of(page: Element, name: str) -> Any:
+    """What is in the element of that id."""
+    [element] = page.all("id", name)
+    return json.loads(element.text)
 
 
 def test_the_data_in_the_page(explanation, page):
-    inline = Page(page).json("data")
-    told = json.loads(json.dumps(explanation))  # whose keys are strings
+    inline = json_of(Page(page).root, "data")
+    cfg = inline.pop("cfg")
+    assert cfg == {"n_layers": 3, "n_heads": 5}
+    told = json.loads(json.dumps(vars(explanation) | {"cfg": None}))  # whose keys are strings
     assert inline == {name: told[name] for name in inline}
-    assert inline.keys() == {*explanation} - {"model", "tokens"}
+    assert inline.keys() == told.keys() - {"model", "cfg", "tokens"}
 
 
 def test_nothing_in_a_text_is_markup(explanation):
     markup = """</script><b onclick="x('y')">&amp;"""
-    ids = explanation["ids"]
-    told = explanation | {
-        "model": markup,
-        "tokens": [f"{markup}{position}" for position in range(len(ids))],
-        "labels": {id_: f"{markup}{id_}" for id_ in explanation["labels"]},
-    }
+    ids = explanation.ids
+    told = replace(
+        explanation,
+        model=markup,
+        tokens=[f"{markup}{position}" for position in range(len(ids))],
+        labels={id_: f"{markup}{id_}" for id_ in explanation.labels},
+    )
     text = render(told)
-    page = Page(text)
-    assert not {tag for tag, _, _ in page.elements} & {"img", "b"}
+    page = Page(text).root
+    assert not {element.tag for element in page.walk()} & {"img", "b"}
     assert text.count("</script>") == 2
     options = page.all("role", "option")
-    assert [shown for _, shown in options] == told["tokens"]
-    assert [attributes["aria-label"] for attributes, _ in options] == [
-        f"token {position}: {told['labels'][id_]}" for position, id_ in enumerate(ids)
+    assert [option.text for option in options] == told.tokens
+    assert [option.attributes["aria-label"] for option in options] == [
+        f"token {position}: {told.labels[id_]}" for position, id_ in enumerate(ids)
     ]
-    assert page.json("data")["labels"] == {str(id_): name for id_, name in told["labels"].items()}
+    labels = {str(id_): name for id_, name in told.labels.items()}
+    assert json_of(page, "data")["labels"] == labels
 
 
 def test_a_line_break_is_seen_and_made(explanation, page):
-    shown = [text for _, text in Page(page).all("role", "option")]
-    assert shown == [token.replace("\n", "↵") for token in explanation["tokens"]]
+    shown = [option.text for option in Page(page).root.all("role", "option")]
+    assert shown == [token.replace("\n", "↵") for token in explanation.tokens]
     assert page.count("<br>") == TEXT.count("\n")
 
 
 def test_no_network(page):
-    for _, attributes, _ in Page(page).elements:
-        assert not attributes.keys() & {"src", "srcset", "href", "action", "data", "poster"}
-        assert not [name for name in attributes if name.startswith("on")]
-    without_data = re.sub(r'<script type="application/json".*?</script>', "", page)
-    assert not re.search(r"://|url\(|@import|\bimport\b|fetch\(|XMLHttpRequest", without_data)
+    assert_self_contained(re.sub(r'<script type="application/json".*?</script>', "", page))
+    for element in Page(page).root.walk():
+        assert not [name for name in element.attributes if name.startswith("on")]
 
 
 def test_the_largest_page(explanation):
@@ -249,8 +220,8 @@ def test_the_largest_page(explanation):
     head = [1000 // (query + 1) for query in range(143) for _ in range(query + 1)]
     assert 0.98 < len(head) * 144 / explanations.MOST_WEIGHTS <= 1
     patterns = [[head] * 12] * 12
-    lens = [explanation["lens"][-1] * 6] * 13
-    assert len(render(explanation | {"patterns": patterns, "lens": lens}).encode()) < 5e6
+    lens = [explanation.lens[-1] * 6] * 13
+    assert len(render(replace(explanation, patterns=patterns, lens=lens)).encode()) < 5e6
 
 
 def test_the_file_is_written_whole(explanation, page, tmp_path: Path):
@@ -281,7 +252,7 @@ def test_the_command(folder: Path, tmp_path: Path):
     assert result.stdout == f"wrote {file}\n"
     model = DemoTransformer.from_pretrained(folder, device="cpu")
     assert file.read_text(encoding="utf-8") == render(explain(model, TEXT))
-    assert "<h1>What small makes of this text</h1>" in file.read_text(encoding="utf-8")
+    assert "<h1>How small reads this text</h1>" in file.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -403,29 +374,11 @@ location.hash = "#token=5&layer=99&head=1&unknown=3";
 """
 
 
-def browse(text: str, folder: Path) -> tuple[str, list[str]]:
-    """The document once its scripts have run without a network, and what its console says."""
-    assert CHROMIUM
+def browsed(text: str, folder: Path) -> tuple[str, list[str]]:
+    """The page in the browser once its scripts have run, and what its console says."""
     file = folder / "page.html"
     file.write_text(text, encoding="utf-8")
-    quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr", "--v=0"),
-            *(f"--disable-{part}" for part in quiet),
-            f"--user-data-dir={folder / 'profile'}",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            "--virtual-time-budget=2000",
-            "--dump-dom",
-            f"{file.as_uri()}#token=3&layer=1&head=2",
-        ],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        check=True,
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return browse(file, folder / "profile", "#token=3&layer=1&head=2")
 
 
 @pytest.fixture(scope="module")
@@ -436,9 +389,9 @@ def driven(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     ending = "</script>\n</body>"
     assert page.count(ending) == 1
     text = page.replace(ending, f"{DRIVER}{ending}")
-    document, console = browse(text, tmp_path_factory.mktemp("browser"))
+    document, console = browsed(text, tmp_path_factory.mktemp("browser"))
     assert console == []
-    return Page(document).json("seen")
+    return json_of(Page(document).root, "seen")
 
 
 # The token, layer and head that are chosen after each step, of 3 layers, 5 heads and this many:
@@ -485,13 +438,13 @@ def to_three_digits(value: float) -> float:
 
 
 def test_what_is_chosen(driven, explanation):
-    assert len(explanation["ids"]) == COUNT
+    assert len(explanation.ids) == COUNT
     assert [look["step"] for look in driven["seen"]] == [*STEPS]
     for look, (token, layer, head) in zip(driven["seen"], STEPS.values(), strict=True):
         assert look["address"] == f"#token={token}&layer={layer}&head={head}"
         assert look["selects"] == [str(layer), str(head)]
         assert look["selected"] == look["stops"] == [token]
-        name = explanation["labels"][explanation["ids"][token]]
+        name = explanation.labels[explanation.ids[token]]
         assert look["status"] == f"token {token} {name}, layer {layer}, head {head}"
     # The focus is on the chosen token from the start, and goes with it.
     for look, (token, _, _) in zip(driven["seen"][:15], STEPS.values(), strict=False):
@@ -499,7 +452,7 @@ def test_what_is_chosen(driven, explanation):
 
 
 def test_every_number_shown_is_the_api_s(driven, model, cache, explanation):
-    labels, ids = explanation["labels"], explanation["ids"]
+    labels, ids = explanation.labels, explanation.ids
     log_probs = logit_lens(model, TEXT)[0]
     probabilities = predict(model, TEXT).token_probabilities
 
@@ -516,12 +469,12 @@ def test_every_number_shown_is_the_api_s(driven, model, cache, explanation):
         if token:
             shown = float(look["facts"]["probability"])
             assert shown == pytest.approx(float(probabilities[token - 1]), rel=6e-3)
-            assert look["facts"]["rank"] == str(explanation["ranks"][token])
+            assert look["facts"]["rank"] == str(explanation.ranks[token])
         else:
             assert look["facts"] == facts
         assert look["title"] == f"The token {labels[ids[token]]}"
         assert look["next"] == likeliest(-1, token)
-        assert look["earlyTitle"] == f"If it ended after layer {layer}"
+        assert look["earlyTitle"] == f"Its next token after layer {layer}"
         assert look["early"] == likeliest(layer + 1, token)
         assert look["attendsTitle"] == f"Layer {layer}, head {head} attends to"
         pattern = cache["pattern", layer, "attn"][head]
@@ -542,33 +495,33 @@ def test_every_number_shown_is_the_api_s(driven, model, cache, explanation):
 
 def test_what_the_mouse_is_told(driven, cache, explanation):
     looks = {look["step"]: look for look in driven["seen"]}
-    names = [explanation["labels"][id_] for id_ in explanation["ids"]]
+    names = [explanation.labels[id_] for id_ in explanation.ids]
     tip = looks["point at a cell"]["tip"]
     assert tip.startswith(f"{names[6]} attends to {names[3]}weight")
     weight = float(cache["pattern", 1, "attn"][4, 6, 3])
     assert float(tip.rsplit("weight", 1)[1]) == pytest.approx(weight, abs=5.01e-4)
-    lens = explanation["lens"][1][7]
+    lens = explanation.lens[1][7]
     told = "".join(
-        f"{explanation['labels'][id_]}{to_three_digits(probability):g}" for id_, probability in lens
+        f"{explanation.labels[id_]}{to_three_digits(probability):g}" for id_, probability in lens
     )
     assert looks["point at the lens"]["tip"] == f"after layer 0, what follows {names[7]}{told}"
     assert looks["point at a heading"]["tip"] is None
 
 
 def test_the_table_of_the_lens(driven, explanation):
-    names = [explanation["labels"][id_] for id_ in explanation["ids"]]
+    names = [explanation.labels[id_] for id_ in explanation.ids]
     assert driven["headings"] == names
-    following = [*explanation["ids"][1:], None]
+    following = [*explanation.ids[1:], None]
     assert any(follows for row in driven["rows"] for _, _, follows in row)
-    for row, scores in zip(driven["rows"], explanation["lens"], strict=True):
+    for row, scores in zip(driven["rows"], explanation.lens, strict=True):
         assert row == [
-            [explanation["labels"][id_], probability, id_ == after]
+            [explanation.labels[id_], probability, id_ == after]
             for [[id_, probability], *_], after in zip(scores, following, strict=True)
         ]
     first, *bars = driven["titles"]
     assert first == ""
     assert [*map(float, bars)] == [
-        to_three_digits(probability) for probability in explanation["probabilities"][1:]
+        to_three_digits(probability) for probability in explanation.probabilities[1:]
     ]
 
 
@@ -581,5 +534,5 @@ def test_every_head_is_drawn(driven, cache):
 
 
 def test_an_error_in_a_page_would_be_seen(driven, page, tmp_path: Path):
-    _, console = browse(page.replace('"use strict";', '"use strict"; nothing();'), tmp_path)
+    _, console = browsed(page.replace('"use strict";', '"use strict"; nothing();'), tmp_path)
     assert len(console) == 1

@@ -114,5 +114,5 @@ def test_the_doctor(small: Path) -> None:
     with inject("gelu-tanh-ignored"):
         result = call("doctor", "--device", "cpu")
     assert result.exit_code == 1
-    assert "First bad activation: blocks.0.mlp.hook_post" in result.stdout
+    assert "First failure: blocks.0.mlp.hook_post" in result.stdout
     assert [path.name for path in small.iterdir()] == ["reproduce-gelu-cpu-float32.py"]

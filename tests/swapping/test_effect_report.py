@@ -18,12 +18,12 @@ from clean_transformer.swapping.effect_report import (
     COLORS,
     SCHEMA,
     SIZES,
-    SizeSquare,
     in_words,
     introduced_map,
     notes,
     print_effect,
     render,
+    square,
     to_json,
     total_map,
     write_html,
@@ -116,7 +116,7 @@ def test_every_row_is_in_the_map(measured: Effect) -> None:
         assert name in lines
     _, bars, changed, introduced = lines["hook_attn_out"]
     rows = [row for row in measured.rows if row.name.endswith("hook_attn_out")]
-    assert bars == "".join(BARS[SizeSquare(row, row.total).shade] for row in rows)
+    assert bars == "".join(BARS[square(row, row.total).shade] for row in rows)
     assert bars[0] == "·" != bars[1]
     assert same_number(changed, max(row.total for row in rows), 2)
     assert same_number(introduced, max(row.introduced for row in rows), 2)
@@ -143,10 +143,10 @@ def test_a_larger_change_has_a_higher_bar_and_another_shade() -> None:
     assert len(SIZES) == len(BARS) == len(COLORS) == 12
     assert list(BARS) == sorted(BARS)
     sizes = (0.0, 1e-17, 1e-6, 1.1e-6, 0.05, 0.3, 1.0, 1.1, 1e6, math.inf)
-    shades = [SizeSquare(Change("a", ""), size).shade for size in sizes]
+    shades = [square(Change("a", ""), size).shade for size in sizes]
     assert shades == [0, 1, 1, 2, 8, 9, 10, 11, 11, 11]
-    assert SizeSquare(Change("a", ""), math.nan).shade == 11
-    none = SizeSquare(Change("a", ""), None)
+    assert square(Change("a", ""), math.nan).shade == 11
+    none = square(Change("a", ""), None)
     assert (none.shade, none.mark, none.label) == (0, "×", "×")
 
 
@@ -228,7 +228,7 @@ def test_squares_without_a_size_are_crossed_out(measured: Effect) -> None:
     squares = page_of(measured).all("data-facts")
     crossed = {e.attributes["data-facts"].split("|")[0] for e in squares if e.text == "×"}
     assert crossed == {row.name for row in measured.rows if row.total is None}
-    assert {square.text for square in squares} == {"", "×"}
+    assert {element.text for element in squares} == {"", "×"}
 
 
 def test_the_predictions_and_the_places(report: Effect) -> None:

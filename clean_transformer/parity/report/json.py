@@ -1,4 +1,4 @@
-"""TODO parity/report/json."""
+"""A parity report as JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,15 @@ from clean_transformer.reports.plain import plain, write_plain
 
 SCHEMA = "clean-transformer/parity"
 
-
+# Another number means that a key was renamed or removed.
 SCHEMA_VERSION = 1
 
 
 def to_json(report: SuiteReport) -> dict[str, Any]:
-    """The whole report as plain values, with every verdict; see `SCHEMA_VERSION`."""
+    """The whole report, with every verdict, as values that JSON has."""
     return {"schema": SCHEMA, "version": SCHEMA_VERSION, **plain(report)}
 
 
 def write_json(report: SuiteReport, file: Path) -> None:
-    """Write the report, whole or not at all."""
+    """Write the report as JSON. An error leaves the file as it was."""
     write_plain(to_json(report), file)

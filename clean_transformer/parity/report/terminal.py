@@ -1,31 +1,22 @@
-"""What a person and a program see of a parity run: the terminal, and JSON."""
+"""A parity report in a terminal."""
 
 from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Column, Table
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
+from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.isolated import Isolated
-from clean_transformer.parity.report.wording import describe, group_of, located_lines, script_name
+from clean_transformer.parity.report.squares import STYLES, isolated_map
+from clean_transformer.parity.report.summary import failed, kinds, places
+from clean_transformer.parity.report.wording import describe, located_lines, script_name
 from clean_transformer.parity.results import DeviceRun, SuiteReport
-from clean_transformer.parity.same_function import Comparison, ParityReport
+from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
-
-STYLES = {
-    Verdict.PASS: "green",
-    Verdict.NOT_CHECKED: "cyan",
-    Verdict.DEGRADED: "yellow",
-    Verdict.WRONG: "bold red",
-}
-
-
-MARKS = {
-    Verdict.PASS: "·",
-    Verdict.NOT_CHECKED: "?",
-    Verdict.DEGRADED: "D",
-    Verdict.WRONG: "W",
-}
+from clean_transformer.reports.heat_map import rank
+from clean_transformer.reports.terminal import heat_map_table
 
 
 def styled(verdict: Verdict) -> Text:
@@ -36,7 +27,10 @@ def styled(verdict: Verdict) -> Text:
 def print_report(
     report: SuiteReport, console: Console, *, worst_rows: int = 0, all_rows: bool = False
 ) -> None:
-    """Verdict first, then what each question found, then the first failure."""
+    """Print the verdict, then what each of the three questions found.
+
+    `worst_rows` adds that many of the worst rows, `all_rows` adds every row.
+    """
     console.print(f"clean_transformer on {report.weights}")
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
     console.print()
@@ -53,7 +47,10 @@ def print_report(
 
 
 def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
-    """What `doctor` says: one device, in plain words."""
+    """Print what `doctor` says of one device, in plain words.
+
+    `absent` are kinds of devices that this machine lacks, `weights` says what the model ran on.
+    """
     console.print(f"GPT-2 with {weights}, on {run.device} in {run.dtype}")
     if run.not_checked:
         console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
@@ -66,18 +63,20 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     }
     console.print(styled(run.verdict), words[run.verdict])
     console.print(
-        f"{checked:,} checks: every activation's own error, drift, invariants, operations"
+        f"{checked:,} checks: the error of each activation, the drift of the whole run, "
+        "invariants, single operations"
     )
-    bad = [check for check in (*run.invariants, *run.probes) if check.verdict is not Verdict.PASS]
-    if run.first_failure:
-        console.print(f"First bad activation: {describe(run.first_failure)}")
-    for check in bad[:5]:
-        console.print(f"Broken: {check.name} ({check.measured:.3g}) {check.note}")
+    first = run.first_failure
+    if first:
+        console.print(f"First failure: {describe(first)}", markup=False)
+    broken = [check for check in failed([*run.invariants, *run.probes]) if check != first]
+    for check in broken[:5]:
+        console.print(f"Also broken: {describe(check)}", markup=False)
     if run.located:
         console.print("\n".join(located_lines(run.located)), markup=False, highlight=False)
         console.print(f"   reproduction: {script_name(run)}")
     for device in absent:
-        console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has none")
+        console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has no {device}")
 
 
 def _same_function(report: SuiteReport) -> RenderableType:
@@ -89,22 +88,15 @@ def _same_function(report: SuiteReport) -> RenderableType:
     compared, cached = same.coverage
     heading.append_text(styled(same.verdict))
     summary = (
-        f"   beside {same.reference}, in float64 on the CPU: {compared} of its {cached} cached "
-        f"activations compared ({100 * compared / cached:.0f}%)"
+        f"   compared with {same.reference} in float64 on the CPU: {compared} of its {cached} "
+        f"cached activations ({100 * compared / cached:.0f}%)"
     )
     table = Table("", "keys", "largest error / scale", box=None, padding=(0, 2))
     table.add_column("at", overflow="fold")
     table.add_column("")
-    for place, rows in _grouped(same.rows).items():
-        checked = [row for row in rows if row.name] or rows
-        largest = max(checked, key=lambda row: row.error)
-        table.add_row(
-            place,
-            str(len(rows)),
-            f"{largest.error:.1e}",
-            largest.key,
-            styled(worst(row.verdict for row in rows)),
-        )
+    for place, rows in places(same.rows).items():
+        error, verdict = f"{rows[0].error:.1e}", styled(worst(row.verdict for row in rows))
+        table.add_row(place, str(len(rows)), error, rows[0].key, verdict)
     skipped = [
         Text(f"   NOT CHECKED {row.key}: {row.note}", style=STYLES[Verdict.NOT_CHECKED])
         for row in same.rows
@@ -113,17 +105,10 @@ def _same_function(report: SuiteReport) -> RenderableType:
     return Group(heading, Text(summary), table, *skipped)
 
 
-def _grouped(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    groups: dict[str, list[Comparison]] = {}
-    for row in rows:
-        groups.setdefault(group_of(row.name or row.key), []).append(row)
-    return groups
-
-
 def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
     rows = same.rows
     if worst_rows:
-        rows = sorted(rows, key=lambda row: -row.error)[:worst_rows]
+        rows = sorted(rows, key=lambda row: -rank(row.error))[:worst_rows]
     table = Table("their key", "ours", "largest error / scale", "scale", "", box=None)
     for row in rows:
         numbers = (f"{row.error:.1e}", f"{row.scale:.2e}")
@@ -139,25 +124,26 @@ def _device_run(run: DeviceRun) -> RenderableType:
         return Group(heading, Text(f"   {run.not_checked}"))
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
-    parts += [_map(run.isolated), _kinds(run.isolated), _checks(run)]
-    drift = max(run.end_to_end, key=lambda row: row.rho)
+    heat_map = heat_map_table({"worst ratio": isolated_map(run)})
+    parts += [Padding(heat_map, (0, 0, 0, 2)), _kinds(run.isolated), _checks(run)]
+    drift = max(run.end_to_end, key=lambda row: rank(row.rho))
     parts.append(
         Text(
-            f"   end to end: at most {drift.rho:.2f} times the error of healthy runs on the CPU "
-            f"(≤ {drift.healthy:g}), at {drift.name}"
+            f"   end to end: up to {drift.rho:.2f} times the error of healthy CPU runs, at "
+            f"{drift.name}; healthy up to {drift.healthy:g}"
         )
     )
     if run.impact:
         parts.append(
             Text(
-                f"   for a user: {run.impact.top1_flips} of {run.impact.positions} top-1 "
+                f"   effect: {run.impact.top1_flips} of {run.impact.positions} top-1 "
                 f"predictions flipped, KL divergence {run.impact.kl_divergence:.1e} nats, "
                 f"loss {run.impact.loss_change:+.1e} nats"
             )
         )
-    failed = run.first_failure
-    if failed:
-        parts.append(Text(f"3. Where does it first go wrong?  {describe(failed)}", style="bold"))
+    first = run.first_failure
+    if first:
+        parts.append(Text(f"3. Where does it first go wrong?  {describe(first)}", style="bold"))
     if run.located:
         parts += [
             Text("\n".join(located_lines(run.located))),
@@ -166,41 +152,16 @@ def _device_run(run: DeviceRun) -> RenderableType:
     return Group(*parts)
 
 
-def _map(rows: list[Isolated]) -> Table:
-    cells: dict[str, dict[str, list[Isolated]]] = {}
-    for row in rows:
-        place = group_of(row.name)
-        point = ".".join(row.name.split(".")[2:]) if place != "outside" else row.name
-        cells.setdefault(point or ("output" if place != "outside" else "logits"), {}).setdefault(
-            place.removeprefix("block "), []
-        ).append(row)
-    layers = sorted({place for row in cells.values() for place in row} - {"outside"}, key=int)
-    ruler = "".join(layer[-1] for layer in layers)
-    # On a narrow terminal the layers go on in another line.
-    columns = (Column(no_wrap=True), Column(ruler, overflow="fold"), Column("largest ratio"))
-    table = Table(*columns, box=None, padding=(0, 2))
-    for point, places in cells.items():
-        marks = Text()
-        for place in layers if "outside" not in places else ["outside"]:
-            verdict = worst(row.verdict for row in places.get(place, []))
-            marks.append(MARKS[verdict] if place in places else " ", style=STYLES[verdict])
-        largest = max((row for rows in places.values() for row in rows), key=lambda row: row.ratio)
-        table.add_row(point, marks, f"{largest.ratio:.2g}")
-    return table
-
-
 def _kinds(rows: list[Isolated]) -> Table:
-    table = Table("operation", "activations", "largest ratio", "healthy", box=None, padding=(0, 2))
+    table = Table("operation", "activations", "worst ratio", "healthy", box=None, padding=(0, 2))
     table.add_column("at", overflow="fold")
-    for operation in dict.fromkeys(row.operation for row in rows):
-        same = [row for row in rows if row.operation == operation]
-        largest = max(same, key=lambda row: row.ratio)
+    for operation, (count, worst_row) in kinds(rows).items():
         table.add_row(
             operation,
-            str(len(same)),
-            f"{largest.ratio:.3g}",
-            f"≤ {largest.healthy:.3g}",
-            f"{largest.name or 'logits'} ({largest.case}, {largest.path})",
+            str(count),
+            f"{worst_row.ratio:.3g}",
+            f"≤ {worst_row.healthy:.3g}",
+            f"{worst_row.name or LOGITS} ({worst_row.case}, {worst_row.path})",
         )
     return table
 
@@ -210,11 +171,10 @@ def _checks(run: DeviceRun) -> Table:
     for check in run.invariants:
         numbers = (f"{check.measured:.1e}", f"{check.allowed:.1e}")
         table.add_row(check.name, *numbers, styled(check.verdict), check.note)
-    bad = [probe for probe in run.probes if probe.verdict is not Verdict.PASS]
     if run.probes:
         title = f"{len(run.probes)} single operations"
         table.add_row(title, "", "", styled(worst(probe.verdict for probe in run.probes)), "")
-    for probe in bad:
+    for probe in failed(run.probes):
         table.add_row(
             f"  {probe.name}", f"{probe.measured:.3g}", "", styled(probe.verdict), probe.note
         )
@@ -227,6 +187,6 @@ def _isolated_rows(rows: list[Isolated], worst_rows: int) -> Table:
     table = Table("activation", "case", "path", "operation", "ratio", "bits", "", box=None)
     for row in rows:
         numbers = (f"{row.ratio:.3g}", f"{row.bits:.1f}")
-        label = (row.name or "logits", row.case, row.path, row.operation)
+        label = (row.name or LOGITS, row.case, row.path, row.operation)
         table.add_row(*label, *numbers, styled(row.verdict))
     return table

@@ -1,15 +1,18 @@
-"""TODO parity/report/wording."""
+"""The sentences that the terminal, the page and `assert_parity` have in common."""
 
-from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.analysis.comparison import LOGITS
+from clean_transformer.parity.activations.drift import EndToEnd
+from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.locate import Located
 from clean_transformer.parity.results import DeviceRun
+from clean_transformer.parity.verdict import Check
 
-# What makes a device compute float32 products in less, and how to turn it off.
+# How to turn off what makes a device multiply float32 matrices in a lower precision.
 PRECISION_SETTINGS = {
-    "TF32": ", as if computed in TF32: torch.backends.cuda.matmul.allow_tf32 or "
-    "torch.set_float32_matmul_precision('high') is on; set 'highest' for float32",
-    "bfloat16": ", as if computed in bfloat16: torch.set_float32_matmul_precision('medium') or "
-    "autocast is on; set 'highest' for float32",
+    "TF32": "; the errors are those of TF32: turn off torch.backends.cuda.matmul.allow_tf32, "
+    "or call torch.set_float32_matmul_precision('highest')",
+    "bfloat16": "; the errors are those of bfloat16: turn off autocast, or call "
+    "torch.set_float32_matmul_precision('highest')",
 }
 
 
@@ -19,6 +22,12 @@ def group_of(name: str) -> str:
     return f"block {parts[1]}" if parts[0] == "blocks" else "outside"
 
 
+def run_name(run: DeviceRun) -> str:
+    """The device, the dtype and, unless it is eager, the mode."""
+    mode = "" if run.mode == "eager" else f", {run.mode}"
+    return f"{run.device} {run.dtype}{mode}"
+
+
 def script_name(run: DeviceRun) -> str:
     """The file name of a run's reproduction script."""
     operation = run.located.operation.split(".")[1] if run.located else "nothing"
@@ -26,22 +35,37 @@ def script_name(run: DeviceRun) -> str:
 
 
 def located_lines(located: Located) -> list[str]:
-    """The operation, its operands and the known faults that it matches, a line each."""
+    """The operation, its operands and the known issues that it matches, one per line."""
     return [
         f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
-        f"{located.bits:.1f} bits; {located.diagnosis}",
+        f"{located.bits:.1f} correct bits; {located.diagnosis}",
         *(f"     {operand}" for operand in located.operands),
-        *(f"   matches the known fault {known}" for known in located.known),
+        *(f"   matches the known issue {known}" for known in located.known),
     ]
 
 
-def describe(row: Isolated) -> str:
-    """One bad row in a sentence."""
-    heads = [head for head, ratio in enumerate(row.per_head) if ratio == row.ratio]
-    head = f", head {heads[0]}" if heads else ""
-    lower = PRECISION_SETTINGS.get(row.lower_precision, "")
+def describe(row: Isolated | EndToEnd | Check) -> str:
+    """One failure in a sentence."""
+    if isinstance(row, EndToEnd):
+        return (
+            f"{row.name} (end to end): error {row.rho:.3g} times that of healthy CPU runs, "
+            f"healthy up to {row.healthy:g}"
+        )
+    if isinstance(row, Check):
+        allowed = "" if row.allowed is None else f", allowed {row.allowed:.3g}"
+        return f"{row.name}: {row.measured:.3g}{allowed}; {row.note}".removesuffix("; ")
+    in_model = row.path in PATHS
+    where = "; ".join(filter(None, (row.operation, row.case)))
+    path = f", {row.path}" if in_model else ""
+    unit = "roundings" if in_model else "times the CPU's"
+    head = worst_head(row)
     return (
-        f"{row.name or 'logits'} ({row.operation}; {row.case}, {row.path}): error {row.ratio:.3g} "
-        f"roundings where {row.healthy:.3g} are healthy, {row.bits:.1f} bits, "
-        f"worst at {[*row.worst_index]}{head}{lower}"
+        f"{row.name or LOGITS} ({where}{path}): error {row.ratio:.3g} {unit}, healthy up to "
+        f"{row.healthy:.3g}; {row.bits:.1f} correct bits; worst at {[*row.worst_index]}"
+        f"{head and f', head {head}'}{PRECISION_SETTINGS.get(row.lower_precision, '')}"
     )
+
+
+def worst_head(row: Isolated) -> str:
+    """The head with the largest error; "" if the activation has no heads."""
+    return str(row.per_head.index(row.ratio)) if row.ratio in row.per_head else ""

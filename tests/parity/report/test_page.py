@@ -1,7 +1,6 @@
 """The page says what the JSON says, to every reader, on a machine without a network."""
 
 import math
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from clean_transformer.cli import app
-from clean_transformer.parity import invariants, suite
+from clean_transformer.parity import inputs, invariants, suite
 from clean_transformer.parity.activations.drift import threads
 from clean_transformer.parity.locate import Located
 from clean_transformer.parity.operations import probes
 from clean_transformer.parity.report.json import to_json
 from clean_transformer.parity.report.page import render, write_html
-from clean_transformer.parity.report.wording import group_of
+from clean_transformer.parity.report.wording import describe, group_of
 from clean_transformer.parity.results import SuiteReport
 from clean_transformer.parity.same_function import Comparison, ParityReport
 from clean_transformer.parity.suite import run_suite
 from clean_transformer.parity.verdict import Verdict
-from clean_transformer.support import dtypes as choices
 
 from ...pages import CHROMIUM, Element, Page, assert_self_contained, browse, facts, same_number
 from ..small import small_weights
@@ -105,14 +103,14 @@ def badness(row: dict[str, Any]) -> tuple[int, float]:
 # --- the numbers are the JSON's ---
 
 
-def test_every_teacher_forced_square(report: SuiteReport):
+def test_every_isolated_square(report: SuiteReport):
     plain = to_json(report)
-    page = Page(render(plain)).root
+    page = Page(render(report)).root
     for section, run in zip(run_sections(page), plain["runs"], strict=True):
         rows: dict[str, list[dict[str, Any]]] = {}
         for row in run["isolated"]:
-            rows.setdefault(row["name"], []).append(row)
-        squares = {} if run["not_checked"] else facts(section.all("class", "teacher-forced")[0])
+            rows.setdefault(row["name"] or "logits", []).append(row)
+        squares = {} if run["not_checked"] else facts(section.all("class", "isolated")[0])
         assert squares.keys() == rows.keys()
         for name, told in squares.items():
             worst = max(map(badness, rows[name]))
@@ -137,7 +135,7 @@ def test_every_teacher_forced_square(report: SuiteReport):
 
 def test_every_end_to_end_square(report: SuiteReport):
     plain = to_json(report)
-    for section, run in zip(run_sections(Page(render(plain)).root), plain["runs"], strict=True):
+    for section, run in zip(run_sections(Page(render(report)).root), plain["runs"], strict=True):
         rows = {row["name"]: row for row in run["end_to_end"]}
         squares = {} if run["not_checked"] else facts(section.all("class", "end-to-end")[0])
         assert squares.keys() == rows.keys()
@@ -156,7 +154,7 @@ def test_every_end_to_end_square(report: SuiteReport):
 
 def test_every_point_of_the_chart(report: SuiteReport):
     plain = to_json(report)
-    for section, run in zip(run_sections(Page(render(plain)).root), plain["runs"], strict=True):
+    for section, run in zip(run_sections(Page(render(report)).root), plain["runs"], strict=True):
         rows = {row["name"]: row for row in run["end_to_end"] if "hook_resid" in row["name"]}
         points = {} if run["not_checked"] else facts(section.all("class", "chart")[0])
         assert [*points] == [*rows]
@@ -172,7 +170,7 @@ def test_every_point_of_the_chart(report: SuiteReport):
 
 
 def test_higher_on_the_chart_is_a_larger_error(measured: SuiteReport):
-    section = run_sections(Page(render(to_json(measured))).root)[0]
+    section = run_sections(Page(render(measured)).root)[0]
     line = next(e for e in section.all("class", "ours") if e.tag == "polyline")
     heights = [-float(point.split(",")[1]) for point in line.attributes["points"].split()]
     residual = [row for row in measured.runs[0].end_to_end if "hook_resid" in row.name]
@@ -183,7 +181,7 @@ def test_higher_on_the_chart_is_a_larger_error(measured: SuiteReport):
 
 def test_tables(report: SuiteReport):
     plain = to_json(report)
-    page = Page(render(plain)).root
+    page = Page(render(report)).root
     for section, run in zip(run_sections(page), plain["runs"], strict=True):
         checks = {row.attributes["data-invariant"]: row for row in section.all("data-invariant")}
         assert [*checks] == [check["name"] for check in run["invariants"]]
@@ -210,7 +208,7 @@ def test_tables(report: SuiteReport):
 
 def test_the_first_question(broken: SuiteReport):
     plain = to_json(broken)
-    page = Page(render(plain)).root
+    page = Page(render(broken)).root
     (section,) = page.all("id", "same-function")
     assert "3 of its 4" in section.words()
     table = {row.attributes["data-place"]: row for row in section.all("data-place")}
@@ -229,7 +227,7 @@ def test_the_first_question(broken: SuiteReport):
 
 def test_verdicts_in_words(report: SuiteReport):
     plain = to_json(report)
-    page = Page(render(plain)).root
+    page = Page(render(report)).root
     (top,) = page.all("id", "top")
     assert top.attributes["data-verdict"] == plain["verdict"]
     assert top.words().startswith(plain["verdict"])
@@ -244,7 +242,7 @@ def test_verdicts_in_words(report: SuiteReport):
 
 
 def test_reasons_why_something_was_not_checked(measured: SuiteReport):
-    page = Page(render(to_json(measured))).root
+    page = Page(render(measured)).root
     (top,) = page.all("id", "top")
     assert "not everything was checked" in top.words()
     assert "no reference here" in top.words()
@@ -256,17 +254,17 @@ def test_reasons_why_something_was_not_checked(measured: SuiteReport):
 
 
 def test_the_first_bad_activation(broken: SuiteReport):
-    page = Page(render(to_json(broken))).root
+    page = Page(render(broken)).root
     words = run_sections(page)[0].words()
-    assert "First bad activation: blocks.1.attn.hook_q WRONG" in words
-    assert "has an error ratio of 100000 where 30 is healthy" in words
-    assert "head 1" in words
-    assert "The reference itself is off" in words
+    sentence = describe(broken.runs[0].first_failure)
+    assert sentence.startswith("blocks.1.attn.hook_q ")
+    assert f"First failure WRONG {sentence}." in words
+    assert "The reference itself is inaccurate" in words
     assert "first at blocks.1.attn.hook_q" in page.all("id", "top")[0].words()
 
 
 def test_a_bad_square_has_a_letter(broken: SuiteReport):
-    squares = run_sections(Page(render(to_json(broken))).root)[0].all("data-facts")
+    squares = run_sections(Page(render(broken)).root)[0].all("data-facts")
     for square in squares:
         if "square" in square.attributes.get("class", "").split():
             verdict = square.attributes["data-facts"].split("|")[1]
@@ -274,9 +272,9 @@ def test_a_bad_square_has_a_letter(broken: SuiteReport):
 
 
 def test_the_operation(measured: SuiteReport, broken: SuiteReport):
-    assert not Page(render(to_json(measured))).root.all("class", "finding")
+    assert not Page(render(measured)).root.all("class", "finding")
     plain = to_json(broken)
-    (card,) = Page(render(plain)).root.all("class", "finding")
+    (card,) = Page(render(broken)).root.all("class", "finding")
     located = plain["runs"][0]["located"]
     texts = ("operation", "where", "diagnosis")
     for text in (*(located[key] for key in texts), *located["operands"], *located["known"]):
@@ -286,7 +284,7 @@ def test_the_operation(measured: SuiteReport, broken: SuiteReport):
 
 
 def test_single_operations_that_do_not_pass(broken: SuiteReport):
-    (first, *_), run = run_sections(Page(render(to_json(broken))).root), broken.runs[0]
+    (first, *_), run = run_sections(Page(render(broken)).root), broken.runs[0]
     bad = [probe for probe in run.probes if probe.verdict is not Verdict.PASS]
     shown = first.all("data-probe")
     assert [row.attributes["data-probe"] for row in shown] == [probe.name for probe in bad]
@@ -299,11 +297,9 @@ def test_single_operations_that_do_not_pass(broken: SuiteReport):
 
 
 def test_a_compiled_run_is_named_and_needs_no_chart(measured: SuiteReport):
-    plain = to_json(measured)
-    run = plain["runs"][0]
-    run["mode"] = "compiled"
-    run["end_to_end"] = [row for row in run["end_to_end"] if "hook_" not in row["name"]]
-    section = run_sections(Page(render(plain)).root)[0]
+    whole = [row for row in measured.runs[0].end_to_end if "hook_" not in row.name]
+    run = replace(measured.runs[0], mode="compiled", end_to_end=whole)
+    section = run_sections(Page(render(replace(measured, runs=[run]))).root)[0]
     assert "compute float32, compiled accurately?" in section.words()
     assert not section.all("class", "chart")
     assert facts(section.all("class", "end-to-end")[0]).keys() == {"logits"}
@@ -313,7 +309,7 @@ def test_a_compiled_run_is_named_and_needs_no_chart(measured: SuiteReport):
 
 
 def test_no_network(report: SuiteReport):
-    text = render(to_json(report))
+    text = render(report)
     assert_self_contained(text)
     page = Page(text).root
     names = {element.attributes["id"] for element in page.all("id")}
@@ -321,7 +317,7 @@ def test_no_network(report: SuiteReport):
 
 
 def test_everything_is_escaped(broken: SuiteReport):
-    text = render(to_json(broken))
+    text = render(broken)
     assert "<b onclick" not in text
     page = Page(text).root
     assert f"Measured on {MARKUP}" in page.words()
@@ -332,43 +328,44 @@ def test_the_file_is_written_whole(measured: SuiteReport, tmp_path: Path):
     file = tmp_path / "page.html"
     file.write_text("before")
     write_html(measured, file)
-    assert file.read_text(encoding="utf-8") == render(to_json(measured))
+    assert file.read_text(encoding="utf-8") == render(measured)
     assert [*tmp_path.iterdir()] == [file]
 
 
 def test_the_command_writes_it(
     measured: SuiteReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(choices, "choose_weights", lambda source: None)
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: None)
     monkeypatch.setattr(suite, "run_suite", lambda *args, **options: measured)
     file = tmp_path / "page.html"
     result = CliRunner().invoke(app, ["parity", "--reference", "none", "--html", str(file)])
     assert result.exit_code == 3, result.output
-    assert file.read_text(encoding="utf-8") == render(to_json(measured))
+    assert file.read_text(encoding="utf-8") == render(measured)
 
 
 @pytest.mark.parametrize(("layers", "runs", "megabytes"), [(12, 4, 0.7), (48, 3, 1.5)])
 def test_size(measured: SuiteReport, layers: int, runs: int, megabytes: float):
-    plain = to_json(measured)
-    deep = plain["runs"][0]
-    for part in ("isolated", "end_to_end"):
-        deep[part] = deeper(deep[part], layers)
-    plain["runs"] = [deepcopy(deep) for _ in range(runs)]
-    text = render(plain)
+    run = measured.runs[0]
+    deep = replace(
+        run,
+        isolated=deeper(run.isolated, layers),
+        end_to_end=deeper(run.end_to_end, layers),
+    )
+    text = render(replace(measured, runs=[deep] * runs))
     assert len(text.encode()) < megabytes * 1e6
     for section in run_sections(Page(text).root):
-        told = facts(section.all("class", "teacher-forced")[0])
+        told = facts(section.all("class", "isolated")[0])
         assert sum(name.endswith("attn.hook_q") for name in told) == layers
 
 
-def deeper(rows: list[dict[str, Any]], layers: int) -> list[dict[str, Any]]:
+def deeper(rows: list[Any], layers: int) -> list[Any]:
     """The rows of a model with more blocks like the second."""
     more = []
     for row in rows:
         more.append(row)
-        if row["name"].startswith("blocks.1."):
-            rest = row["name"].removeprefix("blocks.1.")
-            more += [{**row, "name": f"blocks.{layer}.{rest}"} for layer in range(3, layers)]
+        if row.name.startswith("blocks.1."):
+            rest = row.name.removeprefix("blocks.1.")
+            more += [replace(row, name=f"blocks.{layer}.{rest}") for layer in range(3, layers)]
     return more
 
 

@@ -87,18 +87,18 @@ def test_the_terminal_says_the_verdict_first_and_then_where_and_why() -> None:
     assert lines[:2] == ["clean_transformer on small weights", "verdict: WRONG"]
     assert lines[-1] == "verdict: WRONG"
     parts = [
-        "1 of its 2 cached activations compared (50%)",
+        "1 of its 2 cached activations (50%)",
         "NOT CHECKED blocks.0.hook_odd: no activation of ours is this one",
         "2. Does cuda:1 compute float32 accurately?  WRONG",
         "mlp.hook_pre",
         "·W",
         "causality",
         "gelu, offset",
-        "at most 30.00 times the error of healthy runs",
+        "up to 30.00 times the error of healthy CPU runs",
         "4 of 66 top-1 predictions flipped",
         "3. Where does it first go wrong?  blocks.1.mlp.hook_pre",
         "aten.mm.default, in blocks.1.mlp.hook_pre",
-        "matches the known fault linear-noncontiguous-weight",
+        "matches the known issue linear-noncontiguous-weight",
         "reproduction: reproduce-mm-cuda1-float32.py",
         "2. Does mps compute float32 accurately?  NOT CHECKED",
         "this machine has no mps",
@@ -155,8 +155,8 @@ def test_the_doctor_speaks_plainly(run: DeviceRun, says: str) -> None:
 def test_a_bad_row_in_a_sentence() -> None:
     sentence = describe(row("", 40.0, per_head=(1.0, 40.0), lower_precision="TF32"))
     assert sentence.startswith(
-        "logits (linear; 2 × 33 tokens, fused): error 40 roundings where 30 are healthy, "
-        "24.0 bits, worst at [1, 2], head 1"
+        "logits (linear; 2 × 33 tokens, fused): error 40 roundings, healthy up to 30; "
+        "24.0 correct bits; worst at [1, 2], head 1"
     )
     assert sentence.endswith(PRECISION_SETTINGS["TF32"])
     assert "allow_tf32" in sentence
@@ -181,7 +181,9 @@ def test_json_has_every_field_and_no_number_that_json_has_not(tmp_path: Path) ->
     assert (read["schema"], read["version"], read["verdict"]) == (SCHEMA, 1, "WRONG")
     assert read.keys() == {"schema", "version", "verdict"} | {f.name for f in fields(SuiteReport)}
     run = read["runs"][0]
-    assert run.keys() == {"verdict"} | {f.name for f in fields(DeviceRun)}
+    assert run.keys() == {"verdict", "first_failure"} | {f.name for f in fields(DeviceRun)}
+    assert run["first_failure"] == run["isolated"][2]
+    assert read["runs"][1]["first_failure"] is None
     assert run["isolated"][2].keys() == {"verdict"} | {f.name for f in fields(Isolated)}
     assert [found["verdict"] for found in run["isolated"]] == ["PASS", "PASS", "WRONG"]
     assert run["end_to_end"][0]["rho"] == pytest.approx(30)
@@ -200,3 +202,31 @@ def test_an_unwritable_place_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_script_names_differ_by_device_and_dtype() -> None:
     assert script_name(WRONG_RUN) == "reproduce-mm-cuda1-float32.py"
     assert script_name(DeviceRun("cpu", "bfloat16")) == "reproduce-nothing-cpu-bfloat16.py"
+
+
+@pytest.mark.parametrize(
+    ("failure", "sentence"),
+    [
+        (
+            EndToEnd("logits", 3e-4, 1e-5, 2.0),
+            "logits (end to end): error 30 times that of healthy CPU runs, healthy up to 2",
+        ),
+        (Check("causality", Verdict.WRONG, 0.5, 0.25, "why"), "causality: 0.5, allowed 0.25; why"),
+        (Check("gelu, offset", Verdict.WRONG, 99.0), "gelu, offset: 99"),
+        (
+            row("blocks.0.mlp", 24.0, path="as a whole", operation="module as a whole"),
+            "blocks.0.mlp (module as a whole; 2 × 33 tokens): error 24 times the CPU's, "
+            "healthy up to 30; 24.0 correct bits; worst at [1, 2], head 0",
+        ),
+    ],
+)
+def test_other_failures_in_a_sentence(failure: EndToEnd | Check | Isolated, sentence: str) -> None:
+    assert describe(failure) == sentence
+
+
+def test_the_doctor_lists_what_else_is_broken() -> None:
+    broken = [Check(f"operation {n}", Verdict.WRONG, float(n)) for n in range(9)]
+    text = printed(print_diagnosis, replace(RIGHT_RUN, probes=broken), [], "small weights")
+    assert "First failure: operation 0: 0\n" in text
+    others = [line for line in text.splitlines() if line.startswith("Also broken: ")]
+    assert others == [f"Also broken: operation {n}: {n}" for n in range(1, 6)]

@@ -1,4 +1,4 @@
-"""TODO analysis/logit_attribution."""
+"""Direct logit attribution: how much each part of a model adds to a logit."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ from clean_transformer.support.numerics import at_least_float32
 
 @dataclass(frozen=True)
 class LogitAttribution:
-    """What each part of a model adds to the logit of one token over that of another.
+    """How much each part of a model adds to logit[token] − logit[other].
 
-    `rest` has the embeddings and the biases that belong to no head, by parameter name. All parts
-    together are the `difference` of the two logits, but for rounding.
+    `rest` has the embeddings and those biases that belong to no head, by parameter name. The sum of
+    all parts is the `difference` of the two logits, up to rounding.
     """
 
     difference: float
@@ -31,11 +31,13 @@ class LogitAttribution:
 def logit_attribution(
     model: DemoTransformer, text: Text, token: int, other: int
 ) -> LogitAttribution:
-    """Each part's contribution to logit[token] − logit[other] after the text.
+    """How much each part of the model adds to logit[token] − logit[other] after the text.
 
-    The residual stream is the sum of the parts, and all after it is affine once ln_final's scale
-    is held at what it was (Elhage et al. 2021, "direct logit attribution"). Raises `ValueError`
-    for ids outside the vocabulary.
+    The final residual stream is the sum of what the embeddings, the heads, the MLPs and the biases
+    add. With ln_final's scale fixed at the value of this text, the logits are an affine function of
+    that sum, so each part has its own share (Elhage et al. 2021, "A Mathematical Framework for
+    Transformer Circuits"). Raises `ValueError` for ids outside of the vocabulary and for several
+    texts.
     """
     for id_ in (token, other):
         if not 0 <= id_ < model.cfg.d_vocab:
@@ -53,7 +55,7 @@ def logit_attribution(
     if isinstance(ln_final, LayerNorm):
         direction = at_least_float32(ln_final.w) * reads
         rest["ln_final.b"] = at_least_float32(ln_final.b) @ reads
-    # To center what reads the stream is to center the stream.
+    # ln_final centers the residual stream. Centering the direction has the same effect.
     direction = (direction - direction.mean()) / last["ln_final.hook_scale"]
 
     def contribution(part: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part"]:
@@ -61,10 +63,8 @@ def logit_attribution(
 
     heads, mlps = [], []
     for layer in range(len(model.blocks)):
-        z, W_O = (
-            last[f"blocks.{layer}.attn.hook_z"],
-            model.get_parameter(f"blocks.{layer}.attn.W_O"),
-        )
+        z = last[f"blocks.{layer}.attn.hook_z"]
+        W_O = model.get_parameter(f"blocks.{layer}.attn.W_O")
         result = einsum(z, W_O, "head d_head, head d_head d_model -> head d_model")
         heads.append(contribution(result))
         mlps.append(contribution(last[f"blocks.{layer}.hook_mlp_out"]))

@@ -1,4 +1,4 @@
-"""TODO analysis/logit_lens."""
+"""The logit lens: what a model would predict if it ended after an earlier layer."""
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,12 @@ from clean_transformer.support.numerics import at_least_float32
 def logit_lens(
     model: DemoTransformer, text: Text
 ) -> tuple[Float[Tensor, "component pos d_vocab"], list[str]]:
-    """Log-probabilities of the next token if the model ended early, and labels.
+    """Log-probabilities of the next token if the model ended early, and a label for each depth.
 
-    The residual stream before each block, and after the last, goes through ln_final and the
-    unembedding (nostalgebraist 2020, "interpreting GPT: the logit lens"). Labels are those of
-    `ActivationCache.accumulated_resid`: "0_pre", "1_pre", …, "final_post", the model's own answer.
+    The residual stream before each block, and after the last one, goes through ln_final and the
+    unembedding (nostalgebraist 2020, "interpreting GPT: the logit lens"). The labels are those of
+    `ActivationCache.accumulated_resid`: "0_pre", "1_pre", …, "final_post". The last is the model's
+    own prediction. Raises `ValueError` for several texts.
     """
     tokens = single(model, text)
     _, cache = model.run_with_cache(

@@ -1,0 +1,87 @@
+"""Pictures of what a model predicts, and of its loss."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
+
+from clean_transformer.analysis.lens import logit_lens as log_probs_by_depth
+from clean_transformer.analysis.plots.style import (
+    SEQUENTIAL,
+    STYLE,
+    label,
+    numbers,
+    require_as_many,
+    token_axis,
+)
+from clean_transformer.analysis.prediction import Text, single
+from clean_transformer.model import DemoTransformer
+
+
+def token_probabilities(
+    probabilities: Float[Tensor, "predicted"], tokens: Sequence[str]
+) -> go.Figure:
+    """The probability of each token given the tokens before it: `Prediction.token_probabilities`.
+
+    `tokens` includes the first token, which has no probability.
+    """
+    values = numbers(probabilities)
+    require_as_many(len(values) + 1, tokens)
+    line = go.Scatter(
+        x=np.arange(1, len(tokens)),
+        y=values,
+        mode="lines+markers",
+        hovertemplate="%{x}: %{y:.4f}<extra></extra>",
+    )
+    figure = go.Figure(line)
+    figure.update_xaxes(**token_axis(tokens), tickangle=-60)
+    figure.update_yaxes(range=[0, 1.02], title="probability")
+    return figure.update_layout(template=STYLE, title="Probability of each token")
+
+
+def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:
+    """The likeliest next token if the model ended early; the shade is its probability.
+
+    One row per depth, one column per token of the text.
+    """
+    tokens = single(model, text)
+    log_probs, labels = log_probs_by_depth(model, tokens)
+    best = log_probs.max(dim=-1)
+    heat = go.Heatmap(
+        z=numbers(best.values.exp()),
+        text=[[label(token) for token in model.to_str_tokens(row)] for row in best.indices],
+        texttemplate="%{text}",
+        textfont_size=11,
+        colorscale=SEQUENTIAL,
+        zmin=0,
+        zmax=1,
+        colorbar_title="probability",
+        hovertemplate="%{y}, after %{x}: %{text}, %{z:.3f}<extra></extra>",
+    )
+    figure = go.Figure(heat)
+    names = model.to_str_tokens(tokens)
+    figure.update_xaxes(**token_axis(names), tickangle=-60)
+    figure.update_yaxes(**token_axis(labels), autorange="reversed")
+    return figure.update_layout(
+        template=STYLE,
+        title="Logit lens: the next token, if the model ended here",
+        width=240 + 72 * len(names),
+        height=180 + 28 * len(labels),
+    )
+
+
+def losses(metrics: str | Path) -> go.Figure:
+    """The training loss and the held-out loss of a run, from the `metrics.jsonl` in its folder."""
+    lines = [json.loads(line) for line in Path(metrics).read_text("utf-8").splitlines()]
+    figure = go.Figure()
+    for key, name in (("loss", "training"), ("held_out_loss", "held out")):
+        taken = [line for line in lines if line[key] is not None]
+        steps, values = [line["step"] for line in taken], [line[key] for line in taken]
+        figure.add_scatter(x=steps, y=values, name=name, mode="lines")
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="nats per token")
+    return figure.update_layout(template=STYLE, title="Loss")

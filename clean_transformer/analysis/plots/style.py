@@ -1,0 +1,101 @@
+"""What all pictures share: colors, axes of tokens, and saving."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from torch import Tensor
+
+from clean_transformer.support.files import require_folder, write_atomically
+from clean_transformer.text.tokenizer import visible
+
+SUFFIXES = (".html", ".png")
+
+# For values from 0 to 1, and for values from -1 to 1 with 0 in the middle.
+SEQUENTIAL = ["#f7f8fa", "#c2daef", "#689bcc", "#1f5fae", "#0b2a52"]
+DIVERGING = ["#8f1230", "#d63a30", "#f3b9b0", "#f7f8fa", "#aecde8", "#1f5fae", "#0b2a52"]
+
+_AXIS = {
+    "gridcolor": "#dfe4ea",
+    "linecolor": "#dfe4ea",
+    "zeroline": False,
+    "ticks": "",
+    "automargin": True,
+}
+
+STYLE = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1c2430"},
+        "title": {"x": 0.02, "xanchor": "left"},
+        "colorway": ["#1f5fae", "#ee7f2d", "#17713c", "#a8479b", "#8a5300", "#5c6878"],
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "hoverlabel": {"align": "left"},
+        "margin": {"l": 70, "r": 30, "t": 60, "b": 60},
+    }
+)
+
+
+def save(figure: go.Figure, path: str | Path) -> None:
+    """Write the figure to `*.html`, which needs no network, or to `*.png`.
+
+    A PNG needs an installed Chrome or Chromium. An error leaves an old file as it was. Raises
+    `ValueError` for another suffix and `FileNotFoundError` for a missing folder, before drawing.
+    """
+    file = Path(path)
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"cannot write a picture as {file.name!r}; name it *.html or *.png")
+    require_folder(file)
+    picture = figure.to_image("png", scale=2) if file.suffix == ".png" else figure.to_html()
+    write_atomically(file, picture)
+
+
+def numbers(values: Tensor) -> Any:
+    """The values as a float32 NumPy array."""
+    return values.detach().cpu().float().numpy()
+
+
+def of_one_text(activation: Tensor, ndim: int, tokens: Sequence[str]) -> Any:
+    """The activation without its batch dimension, as an array of `ndim` dimensions.
+
+    Raises `ValueError` if the batch holds several texts, or another number of tokens.
+    """
+    if activation.ndim > ndim:
+        if len(activation) != 1:
+            raise ValueError(
+                f"the activation is of {len(activation)} texts; run the model on one text"
+            )
+        activation = activation[0]
+    require_as_many(activation.shape[-2], tokens)
+    return numbers(activation)
+
+
+def require_as_many(positions: int, tokens: Sequence[str]) -> None:
+    """Raise `ValueError` unless there is one token per position."""
+    if len(tokens) != positions:
+        raise ValueError(
+            f"{len(tokens)} tokens for {positions} positions; "
+            "give model.to_str_tokens of the text that the model read"
+        )
+
+
+def index_of(what: str, index: int, count: int) -> int:
+    """The index as a number from 0; negative ones count from the end. Raises `IndexError`."""
+    if not -count <= index < count:
+        raise IndexError(f"there is no {what} {index}; this model has {what}s 0 to {count - 1}")
+    return index % count
+
+
+def label(token: str) -> str:
+    """The token as plotly shows it unchanged: plotly reads HTML and TeX in labels."""
+    return html.escape(visible(token), quote=False).replace("$", "&#36;")
+
+
+def token_axis(tokens: Sequence[str]) -> dict[str, Any]:
+    """Settings of an axis of positions, labeled with their tokens. A token may occur twice."""
+    names = [label(token) for token in tokens]
+    return {"tickvals": [*range(len(names))], "ticktext": names, "showgrid": False}

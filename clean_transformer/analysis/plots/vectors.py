@@ -1,0 +1,86 @@
+"""Pictures of embeddings and of the residual stream."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from plotly.colors import sample_colorscale
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.analysis.plots.style import (
+    DIVERGING,
+    SEQUENTIAL,
+    STYLE,
+    index_of,
+    label,
+    numbers,
+    of_one_text,
+    token_axis,
+)
+
+
+def embedding_similarity(
+    vectors: Float[Tensor, "*batch pos d_model"], tokens: Sequence[str]
+) -> go.Figure:
+    """The cosine similarity of every two tokens' vectors, for example of `cache["embed"]`."""
+    rows = torch.from_numpy(of_one_text(vectors, 2, tokens))
+    heat = go.Heatmap(
+        z=cosine_similarity(rows[:, None], rows[None], dim=-1).numpy(),
+        colorscale=DIVERGING,
+        zmin=-1,
+        zmax=1,
+        colorbar_title="cosine",
+        hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
+    )
+    figure = go.Figure(heat)
+    figure.update_xaxes(**token_axis(tokens), tickangle=-90)
+    figure.update_yaxes(**token_axis(tokens), autorange="reversed")
+    return figure.update_layout(
+        template=STYLE, title="Cosine similarity of token embeddings", width=880, height=820
+    )
+
+
+def position_similarity(
+    W_pos: Float[Tensor, "n_ctx d_model"], positions: Sequence[int]
+) -> go.Figure:
+    """The cosine similarity of some position embeddings with those of all positions.
+
+    Raises `IndexError` for a position that the model does not have.
+    """
+    rows = torch.from_numpy(numbers(W_pos))
+    figure = go.Figure()
+    for position in [index_of("position", each, len(rows)) for each in positions]:
+        figure.add_scatter(
+            y=cosine_similarity(rows, rows[position], dim=-1).numpy(),
+            name=f"position {position}",
+            hovertemplate="%{x}: %{y:.3f}",
+        )
+    figure.update_xaxes(title="position")
+    figure.update_yaxes(title="cosine")
+    return figure.update_layout(
+        template=STYLE, title="Cosine similarity of position embeddings", showlegend=True
+    )
+
+
+def residual_norms(cache: ActivationCache, tokens: Sequence[str]) -> go.Figure:
+    """The norm of the residual stream through depth, one line per token, on a log axis."""
+    states, labels = cache.accumulated_resid(incl_mid=True)
+    depth = np.stack([of_one_text(state, 2, tokens) for state in states])
+    norms = np.linalg.norm(depth, axis=-1)
+    shades = sample_colorscale(SEQUENTIAL[1:], np.linspace(0, 1, len(tokens)).tolist())
+    figure = go.Figure()
+    for position, (token, shade) in enumerate(zip(tokens, shades, strict=True)):
+        figure.add_scatter(
+            x=labels,
+            y=norms[:, position],
+            name=f"{position} {label(token)}",
+            line_color=shade,
+            hovertemplate="%{x}: %{y:.4g}",
+        )
+    figure.update_yaxes(type="log", title="norm")
+    figure.update_xaxes(title="before a block (pre), between attention and MLP (mid)")
+    return figure.update_layout(template=STYLE, title="Residual stream through depth")

@@ -1,0 +1,74 @@
+"""The chart of the residual stream's error through depth."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from clean_transformer.parity.results import DeviceRun
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of the chart; `style` is its CSS class."""
+
+    label: str
+    style: str
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Root mean square errors on a logarithmic axis, in the units of an SVG.
+
+    `allowed` is the upper edge of what is healthy. `decades` are the powers of ten on the axis.
+    """
+
+    names: list[str]
+    curves: list[Curve]
+    allowed: list[float]
+    decades: range
+    width: int = 1060
+    height: int = 300
+    left: int = 52
+    top: int = 10
+    bottom: int = 38
+
+    @property
+    def step(self) -> float:
+        """The width of one activation."""
+        return (self.width - self.left) / len(self.names)
+
+    def x(self, index: int | float) -> float:
+        """The middle of an activation."""
+        return self.left + (index + 0.5) * self.step
+
+    def y(self, value: float) -> float:
+        """The height of a value. Zero is at the lower edge, NaN and infinity at the upper edge."""
+        low, high = self.decades[0], self.decades[-1]
+        depth = low if value == 0 else high if math.isnan(value) else math.log10(value)
+        share = (min(max(depth, low), high) - low) / (high - low)
+        return self.height - self.bottom - share * (self.height - self.top - self.bottom)
+
+    def line(self, values: Iterable[float]) -> str:
+        """The points of a polyline."""
+        return " ".join(f"{self.x(i):.1f},{self.y(value):.1f}" for i, value in enumerate(values))
+
+
+def depth_chart(run: DeviceRun) -> Chart | None:
+    """The chart of a run; None if the run has no residual stream or all errors are zero."""
+    residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
+    curves = [
+        Curve("this device", "ours", [row.error for row in residual]),
+        Curve("healthy runs on the CPU", "envelope", [row.envelope for row in residual]),
+    ]
+    theirs = [row.reference_error for row in residual if row.reference_error is not None]
+    if residual and len(theirs) == len(residual):
+        curves.append(Curve("the reference itself", "reference", theirs))
+    allowed = [row.envelope * row.healthy for row in residual]
+    drawn = [value for curve in curves for value in curve.values] + allowed
+    logs = [math.log10(value) for value in drawn if 0 < value < math.inf]
+    if not logs:
+        return None
+    low = math.floor(min(logs))
+    decades = range(low, max(math.ceil(max(logs)), low + 1) + 1)
+    return Chart([row.name for row in residual], curves, allowed, decades)

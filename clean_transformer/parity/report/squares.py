@@ -1,0 +1,86 @@
+"""The squares of a run's heat maps: an error's color is its share of the healthy limit."""
+
+import math
+
+from clean_transformer.analysis.comparison import LOGITS
+from clean_transformer.parity.activations.drift import EndToEnd
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.report.summary import concern, share, worst_of
+from clean_transformer.parity.report.wording import worst_head
+from clean_transformer.parity.results import DeviceRun, by_activation
+from clean_transformer.parity.verdict import Verdict
+from clean_transformer.reports.heat_map import HeatMap, Square, heat_map, shade
+from clean_transformer.reports.page import number
+
+# A square has the shade of the first share that its error does not exceed: 7 at most if healthy.
+SHARES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 8.0, 64.0, 512.0, math.inf)
+
+STYLES = {
+    Verdict.PASS: "green",
+    Verdict.NOT_CHECKED: "cyan",
+    Verdict.DEGRADED: "yellow",
+    Verdict.WRONG: "bold red",
+}
+
+MARKS = {
+    Verdict.PASS: "",
+    Verdict.NOT_CHECKED: "?",
+    Verdict.DEGRADED: "D",
+    Verdict.WRONG: "W",
+}
+
+
+def isolated_map(run: DeviceRun) -> HeatMap:
+    """The error that each activation introduces; of several cases and paths, the worst."""
+    rows = by_activation(run.isolated)
+    return heat_map({name or LOGITS: isolated_square(worst_of(rows[name])) for name in rows})
+
+
+def end_to_end_map(run: DeviceRun) -> HeatMap:
+    """The error that each activation has at the end of all computation before it."""
+    return heat_map({row.name: end_to_end_square(row) for row in run.end_to_end})
+
+
+def isolated_square(row: Isolated) -> Square:
+    """The square of one activation's own error."""
+    facts = {
+        "name": row.name or LOGITS,
+        "verdict": row.verdict.value,
+        "operation": row.operation,
+        "ratio": number(row.ratio, 4),
+        "healthy": number(row.healthy, 4),
+        "bits": number(row.bits, 4),
+        "case": row.case,
+        "path": row.path,
+        "index": ", ".join(map(str, row.worst_index)),
+        "head": worst_head(row),
+        "precision": row.lower_precision,
+    }
+    return _square(facts, row.verdict, row.ratio, row.healthy)
+
+
+def end_to_end_square(row: EndToEnd) -> Square:
+    """The square of one activation's gathered error."""
+    theirs = row.reference_error
+    facts = {
+        "name": row.name,
+        "verdict": row.verdict.value,
+        "rho": number(row.rho, 4),
+        "healthy": number(row.healthy, 4),
+        "error": number(row.error, 4),
+        "envelope": number(row.envelope, 4),
+        "reference": "" if theirs is None else number(theirs, 4),
+    }
+    return _square(facts, row.verdict, row.rho, row.healthy)
+
+
+def _square(facts: dict[str, str], verdict: Verdict, value: float, healthy: float) -> Square:
+    return Square(
+        facts=facts,
+        label=number(value, 2),
+        concern=concern(verdict, value, healthy),
+        shade=shade(share(value, healthy), SHARES),
+        bar="·",
+        style=STYLES[verdict],
+        mark=MARKS[verdict],
+    )

@@ -1,0 +1,30 @@
+"""Heat maps in a terminal."""
+
+from collections.abc import Mapping
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from clean_transformer.reports.heat_map import HeatMap
+
+
+def heat_map_table(maps: Mapping[str, HeatMap]) -> Table:
+    """One row per activation: a character per layer, then the worst value in each of the maps.
+
+    The first map provides the characters. The keys are the headings of the values.
+    """
+    drawn = next(iter(maps.values()))
+    ruler = "".join(str(layer % 10) for layer in drawn.layers)
+    # On a narrow terminal, the layers continue on the next line.
+    layers = Column(ruler, overflow="fold")
+    table = Table(Column(no_wrap=True), layers, *maps, box=None, padding=(0, 2, 0, 0))
+    for name, squares in drawn.rows.items():
+        bars = Text()
+        for layer in [None] if None in squares else drawn.layers:
+            if square := squares.get(layer):
+                bars.append(square.mark or square.bar, square.style)
+            else:
+                bars.append(" ")
+        values = (heat.worst(name).label if name in heat.rows else "" for heat in maps.values())
+        table.add_row(name, bars, *values)
+    return table

@@ -1,0 +1,123 @@
+"""What all reports share: plain values, numbers for people, heat maps."""
+
+import json
+import math
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from clean_transformer.parity.verdict import Verdict
+from clean_transformer.reports.environment import device_settings, environment
+from clean_transformer.reports.heat_map import Square, block_of, heat_map, rank, shade
+from clean_transformer.reports.page import number
+from clean_transformer.reports.plain import plain, write_plain
+from clean_transformer.reports.terminal import heat_map_table
+
+LIMITS = (0.0, 1.0, 2.0, math.inf)
+
+
+@dataclass
+class Row:
+    value: float
+    verdict: Verdict
+    parts: tuple[int, ...] = (1, 2)
+
+    @property
+    def rho(self) -> float:
+        return -self.value
+
+    @property
+    def told_nowhere(self) -> str:
+        return "secret"
+
+
+def test_plain_values_are_what_json_has(tmp_path: Path) -> None:
+    values = plain({"rows": [Row(math.inf, Verdict.WRONG), Row(math.nan, Verdict.NOT_CHECKED)]})
+    assert values == {
+        "rows": [
+            {"value": "inf", "verdict": "WRONG", "parts": [1, 2], "rho": "-inf"},
+            {"value": "nan", "verdict": "NOT CHECKED", "parts": [1, 2], "rho": "nan"},
+        ]
+    }
+    write_plain(values, tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text()) == values
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [
+        (1234.5, 2, "1200"),
+        (0.000012345, 3, "1.23e-05"),
+        (0, 3, "0"),
+        (math.inf, 3, "∞"),
+        (-math.inf, 3, "−∞"),
+        (math.nan, 3, "not a number"),
+    ],
+)
+def test_numbers_for_people(value: float, digits: int, shown: str) -> None:
+    assert number(value, digits) == shown
+
+
+def test_shades() -> None:
+    assert [shade(value, LIMITS) for value in (0.0, 0.5, 1.0, 1.1, 9.0, math.inf, math.nan)] == [
+        0, 1, 1, 2, 3, 3, 3,
+    ]  # fmt: skip
+    assert rank(math.nan) == math.inf
+
+
+def square(name: str, value: float, mark: str = "") -> Square:
+    return Square({"name": name}, number(value), value, shade(value, LIMITS), "·-=#"[int(value)],
+                  "blue", mark)  # fmt: skip
+
+
+def test_a_map_has_rows_in_the_order_of_the_forward_pass() -> None:
+    values = {
+        "embed": 0.0,
+        "blocks.0.mlp": 1.0,
+        "blocks.0": 2.0,
+        "blocks.2.mlp": 3.0,
+        "logits": 1.0,
+    }
+    laid_out = heat_map({name: square(name, value) for name, value in values.items()})
+    assert [*laid_out.rows] == ["embed", "mlp", "output", "logits"]
+    assert laid_out.layers == [0, 2]
+    assert laid_out.worst("mlp").facts["name"] == "blocks.2.mlp"
+    assert laid_out.fields == ["name"]
+    assert heat_map({}).fields == []
+    # Without a square, a block still separates what comes before it from what comes after it.
+    around = heat_map({"embed": square("embed", 0.0), "blocks.0": None, "end": square("end", 1.0)})
+    assert ([*around.before], [*around.after], around.points) == (["embed"], ["end"], {})
+
+
+def test_blocks() -> None:
+    assert block_of("blocks.11.attn.hook_q") == (11, "attn.hook_q")
+    assert block_of("blocks.3") == (3, "output")
+    assert block_of("ln_final") == (None, "ln_final")
+
+
+def test_the_table_of_a_terminal() -> None:
+    total = {"a": square("a", 0.0), "blocks.0.b": square("b", 1.0), "blocks.11.b": square("b", 2.0)}
+    total |= {"blocks.11.c": square("c", 3.0, "×")}
+    own = {"blocks.0.b": square("b", 3.0)}
+    console = Console(width=60, record=True, file=StringIO())
+    console.print(heat_map_table({"total": heat_map(total), "own": heat_map(own)}))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert lines == [
+        ["01", "total", "own"],
+        ["a", "·", "0"],
+        ["b", "-=", "2", "3"],
+        ["c", "×", "3"],
+    ]
+
+
+def test_the_environment_is_told_in_words() -> None:
+    told = environment()
+    assert told["torch"] == torch.__version__
+    assert told["transformers"]
+    assert all(isinstance(value, str) for value in told.values())
+    precision = torch.get_float32_matmul_precision()
+    assert device_settings(torch.device("cpu")) == {"float32 matmul precision": precision}
