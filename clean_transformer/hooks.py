@@ -39,18 +39,15 @@ def observed(*points: nn.Module) -> bool:
     )
 
 
-Predicate = Callable[[str], bool]
-
-
-Names = str | Iterable[str] | Predicate
-
-
+# The names of hook points: one, several, or a function that says which.
+Names = str | Iterable[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
 
-
-# These copy the residual stream (or build the output) once per head, so that capturing them costs
-# n_heads times as much; they are captured only when asked for.
-PER_HEAD = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result")
+# The block's hook points for the input of each attention head, and with them attention's hook point
+# for the output of each head. They hold one residual stream per head, n_heads times the memory of
+# the others, so `run_with_cache` captures them only by name.
+PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
 
 class HookedModule(nn.Module):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,6 @@ from clean_transformer.hooks import HookPoint
 from clean_transformer.inference.optimize import Optimized, optimize
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.modules.block import TransformerBlock
-from clean_transformer.modules.contract import call_with_cache, embed_positions
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.pos_embed import PosEmbed
@@ -45,37 +44,51 @@ class DemoTransformer(GenerationMixin):
         kv_cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Logits of the token that follows each position, or `last_only` the last one.
+        """Logits for the token after each position, or with `last_only` after the last one only.
 
-        With `kv_cache`, the tokens are those after the ones that were read into it, and are added
-        to it. Raises `TypeError` or `ValueError` for tokens that GPT-2 cannot read, before any
-        work.
+        With `kv_cache`, the tokens follow those that were read into it, and are added to it. Raises
+        `TypeError` or `ValueError` for tokens that the model cannot read, before any work;
+        `TypeError` for a module of one's own that takes no `kv_cache` or `positions`, unless `swap`
+        put it in.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
             return self.read(tokens, None, last_only)
         kv_cache.require_room(tokens.shape[1])
         is_step = isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1
-        logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
+        try:
+            logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise TypeError(
+                f"{error}; a model with a KV cache passes it: put the module in with "
+                "clean_transformer.swap, which adapts it"
+            ) from error
         kv_cache.advance(tokens.shape[1])
         return logits
 
     def read(
         self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """`forward` without the checks, and without counting the tokens as read."""
-        positions = None if kv_cache is None else kv_cache.positions(tokens)
-        layers = [None] * len(self.blocks) if kv_cache is None else kv_cache.layers
+        """The forward pass itself: `forward` checks the tokens and advances the cache around it."""
+        # Without a cache, its arguments are left out: a module of one's own need not take them.
+        positions: dict[str, Any] = {}
+        layers: list[dict[str, Any]] = [{}] * len(self.blocks)
+        if kv_cache is not None:
+            positions = {"positions": kv_cache.positions(tokens)}
+            layers = [{"kv_cache": layer} for layer in kv_cache.layers]
+
         embed = self.hook_embed(self.embed(tokens))
-        pos_embed = self.hook_pos_embed(embed_positions(self.pos_embed, tokens, positions))
+        pos_embed = self.hook_pos_embed(self.pos_embed(tokens, **positions))
         residual = embed + pos_embed
         for block, layer in zip(self.blocks, layers, strict=True):
-            residual = call_with_cache(block, (residual,), layer)
+            residual = block(residual, **layer)
         if last_only:
             residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))
 
-    # Of one more token, with a `StaticKVCache`; `optimize` puts a compiled one in its place.
+    # `read` of one token with a `StaticKVCache`. `optimize` can replace it with a compiled graph.
     read_one = read
 
     def optimize(

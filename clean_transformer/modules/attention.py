@@ -28,6 +28,9 @@ class Attention(HookedModule):
     when observed, `hook_result` [batch pos head d_model] likewise: each head's part of the output.
     """
 
+    # The block may give every head an input of its own; see `forward`.
+    takes_per_head_inputs = True
+
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from clean_transformer.modules.contract import SwapError
-from clean_transformer.swapping.swap import Make
+from clean_transformer.swapping.swaps import Make
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.block import TransformerBlock
-from clean_transformer.modules.contract import call_with_cache
 from clean_transformer.variants.attention import Stream
 
 
@@ -21,8 +20,6 @@ class ParallelBlock(TransformerBlock):
     def forward(self, resid_pre: Stream, kv_cache: LayerCache | None = None) -> Stream:
         """The residual stream after this block; with `kv_cache`, of positions after those in it."""
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(
-            call_with_cache(self.attn, self.attn_inputs(resid_pre), kv_cache)
-        )
+        attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre), kv_cache=kv_cache))
         mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_pre))))
         return self.hook_resid_post(resid_pre + attn_out + mlp_out)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.pos_embed import PosEmbed
-from clean_transformer.swapping.swap import swap
+from clean_transformer.swapping.swaps import swap
 from clean_transformer.training.loop import adamw, recomputing_blocks, train, update
 from clean_transformer.training.settings import Training
 from clean_transformer.training.windows import window

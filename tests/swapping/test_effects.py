@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clean_transformer import MLP, Attention, DemoTransformer, HookPoint
-from clean_transformer.swapping.effect import Change, Effect, effect
-from clean_transformer.swapping.swap import Swap, swap
+from clean_transformer.swapping.effects import Change, Effect, effect
+from clean_transformer.swapping.swaps import Swap, swap
 
 from ..helpers import configs, random_model, random_tokens, tiny, unchecked_types
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     # Here they are what is tested.
-    pytest.mark.filterwarnings("ignore::clean_transformer.swapping.swap.HookPointsLost"),
+    pytest.mark.filterwarnings("ignore::clean_transformer.swapping.swaps.HookPointsLost"),
 ]
 
 EVERYWHERE = [

@@ -18,7 +18,7 @@ from clean_transformer.modules.contract import kind, parts
 from clean_transformer.reports.environment import environment
 from clean_transformer.support.numerics import upcast
 from clean_transformer.swapping.libraries.base import Adapter
-from clean_transformer.swapping.swap import Swap
+from clean_transformer.swapping.swaps import Swap
 
 
 @dataclass(frozen=True)
