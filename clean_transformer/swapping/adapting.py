@@ -54,7 +54,8 @@ class WithCache:
         # Several inputs, or inputs per head, are merged in the axis that keys have for heads.
         new = torch.stack(inputs, dim=2)
         merged = new.flatten(2, -2)
-        so_far = kv_cache.append(merged, merged)[0].unflatten(2, new.shape[2:-1]).unbind(dim=2)
+        kept = kv_cache.append(merged, merged)[0]
+        so_far = kept.reshape(*kept.shape[:2], *new.shape[2:]).unbind(dim=2)
         batch, n_new = inputs[0].shape[:2]
         mask = kv_cache.mask(n_new)
         if mask is None:

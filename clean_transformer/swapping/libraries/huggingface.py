@@ -106,11 +106,12 @@ class FromBlock(Adapter):
             seen = padding_mask(everything, n_queries)
         hidden = residual.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(residual.dtype).min)
         cache = None if kv_cache is None else AsTheirCache(kv_cache)
-        # In a bridge, their module is inside a shell, which accepts any arguments.
-        theirs = getattr(self.module, "original_component", self.module)
-        name = "cache" if accepts(type(theirs).forward, "cache") else "past_key_values"
-        output = self.module(residual, attention_mask=hidden, **{name: cache})
+        output = self.module(residual, attention_mask=hidden, **{self.cache_name(): cache})
         return output[0] if isinstance(output, tuple) else output
+
+    def cache_name(self) -> str:
+        """What their module calls its cache, which transformers 5.24 renamed."""
+        return "cache" if accepts(type(self.module).forward, "cache") else "past_key_values"
 
 
 class FromPositions(Adapter):

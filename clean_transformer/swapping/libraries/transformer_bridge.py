@@ -58,13 +58,21 @@ class MergedHeads(nn.Module):
         )
 
 
+class FromShell(FromBlock):
+    """Their shell around a `GPT2Block` or `GPT2Attention`, called as ours."""
+
+    def cache_name(self) -> str:
+        """What the attention shell calls its cache in every version of transformers."""
+        return "layer_past"
+
+
 class Bridge(Lens):
     """`TransformerBridge`. Its hook points take the place of ours, as in `HookedTransformer`."""
 
     MODELS = ("transformer_lens.TransformerBridge",)
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
-        ("attn", "transformer_lens.AttentionBridge"): FromBlock,
-        ("block", "transformer_lens.BlockBridge"): FromBlock,
+        ("attn", "transformer_lens.AttentionBridge"): FromShell,
+        ("block", "transformer_lens.BlockBridge"): FromShell,
         ("pos_embed", "transformer_lens.PosEmbedBridge"): FromPositions,
     }
     # The hook points of a shell that see its input, and those that see its output, in this order.
