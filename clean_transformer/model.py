@@ -44,12 +44,12 @@ class DemoTransformer(GenerationMixin):
         kv_cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Logits for the token after each position, or with `last_only` after the last one only.
+        """The logits after each position, or with `last_only` after the last position only.
 
-        With `kv_cache`, the tokens follow those that were read into it, and are added to it. Raises
-        `TypeError` or `ValueError` for tokens that the model cannot read, before any work;
-        `TypeError` for a module of one's own that takes no `kv_cache` or `positions`, unless `swap`
-        put it in.
+        With `kv_cache`, the tokens follow those in the cache, and are added to it. Before any work,
+        raises what `check_tokens` raises, and `ValueError` if the cache has no room. Raises
+        `TypeError` if the cache must be passed to a module that does not take it; `swap` adapts
+        such a module.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
@@ -71,8 +71,8 @@ class DemoTransformer(GenerationMixin):
     def read(
         self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """The forward pass itself: `forward` checks the tokens and advances the cache around it."""
-        # Without a cache, its arguments are left out: a module of one's own need not take them.
+        """The forward pass, without the checks of `forward` and without advancing the cache."""
+        # Without a cache, these arguments are left out, so your own modules need not take them.
         positions: dict[str, Any] = {}
         layers: list[dict[str, Any]] = [{}] * len(self.blocks)
         if kv_cache is not None:
@@ -94,20 +94,22 @@ class DemoTransformer(GenerationMixin):
     def optimize(
         self, weights: Literal["int8"] | None = None, *, compile: bool = False
     ) -> Optimized:
-        """Prepare the model for inference, until `undo`; see `optimize.optimize`."""
+        """Make the model faster for inference until `undo`; see `inference.optimize`."""
         return optimize(self, weights, compile=compile)
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """Refuse what the embeddings cannot look up: an accelerator would crash or make it up.
+        """Raise an error for tokens that have no embedding.
 
-        Raises `TypeError` for tokens that are not integers, `ValueError` for a wrong shape, none
-        at all, more than n_ctx, or ids outside the vocabulary.
+        `TypeError` if the tokens are not integers; `ValueError` if they have the wrong shape, if
+        there are none or more than n_ctx, or if an id is outside the vocabulary. Without this
+        check, an accelerator would crash or return arbitrary numbers.
         """
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(
-                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], with one or more"
+                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], with at least one "
+                "token"
             )
         if tokens.shape[1] > self.cfg.n_ctx:
             raise ValueError(
@@ -129,16 +131,17 @@ class DemoTransformer(GenerationMixin):
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> "DemoTransformer":
-        """GPT-2 from a hub id ("openai-community/gpt2"), its alias ("gpt2"), a folder, or a file.
+        """GPT-2 from a hub id ("openai-community/gpt2"), an alias ("gpt2"), a folder, or a file.
 
-        A folder has config.json and model.safetensors, shards of it, or pytorch_model.bin; or it is
-        OpenAI's own ("124M"), with hparams.json, checkpoint, and model.ckpt in TensorFlow's format.
-        A file is llama.cpp's (.gguf, not quantized), or what `torch.save` wrote (.pt): nanoGPT's
-        checkpoint, or a state dict as for `from_state_dict`. Raises `WeightsError` for a damaged
-        file, and for weights that are not exactly this architecture's, naming every key.
+        "demo" is the tiny model that comes with the package. A folder holds config.json and
+        model.safetensors (whole or in shards) or pytorch_model.bin; or it is one of OpenAI's
+        ("124M"), with hparams.json and a TensorFlow checkpoint. A file is llama.cpp's (.gguf, not
+        quantized) or one that `torch.save` wrote (.pt): nanoGPT's checkpoint, or a state dict as
+        for `from_state_dict`. Raises `WeightsError` for a damaged file, and for weights that do not
+        fit the architecture exactly; the error names every missing, unused and misshapen key.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
-        with torch.device("meta"):  # nothing is initialized that is overwritten at once
+        with torch.device("meta"):  # drawing weights here would be wasted time
             model = cls(cfg)
         model.load_state_dict(state, assign=True)
         model.source = source
@@ -148,11 +151,12 @@ class DemoTransformer(GenerationMixin):
     def from_state_dict(
         cls, state: Mapping[str, Tensor], cfg: Config | None = None
     ) -> "DemoTransformer":
-        """GPT-2 with a copy of the weights of `HookedTransformer`, `TransformerBridge`,
-        `GPT2LMHeadModel`, nanoGPT, minGPT or `DemoTransformer`, in their dtype and on their device.
+        """GPT-2 with a copy of the weights, in their dtype and on their device.
 
-        Without `cfg` the architecture is read off the shapes. Raises `WeightsError` as
-        `from_pretrained` does, and where the shapes leave the number of heads open.
+        The state dict is that of a `HookedTransformer`, `TransformerBridge`, `GPT2LMHeadModel`,
+        nanoGPT, minGPT or `DemoTransformer`. Without `cfg`, the architecture follows from the
+        shapes. Raises `WeightsError` as `from_pretrained` does, and if the shapes do not tell the
+        number of heads.
         """
         cfg, state = read_state_dict(state, cfg)
         weight = state["embed.W_E"]
@@ -163,10 +167,10 @@ class DemoTransformer(GenerationMixin):
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors in Hugging Face's format, atomically.
+        """Write config.json and model.safetensors in Hugging Face's format, all or nothing.
 
-        Raises `WeightsError` for a model that the format cannot hold, before writing: one of other
-        modules than GPT-2's, too, as it would come back with those.
+        Raises `WeightsError` before it writes, if the format cannot hold the model. It cannot hold
+        a model with swapped-in modules, because config.json does not name them.
         """
         with torch.device("meta"):
             written = dict(DemoTransformer(self.cfg).named_modules())
@@ -178,6 +182,7 @@ class DemoTransformer(GenerationMixin):
         if other:
             raise WeightsError(
                 f"{', '.join(other[:3])}{', …' * bool(other[3:])}, which config.json cannot say; "
-                "save the weights with torch.save(model.state_dict(), file), and swap again"
+                "save the weights with torch.save(model.state_dict(), file), load them with "
+                "load_state_dict, and swap again"
             )
         write_folder(Path(folder), self.cfg, self.state_dict())

@@ -293,7 +293,7 @@ def test_the_output_of_a_block_without_hook_points() -> None:
     before, after = original["blocks.1.hook_resid_post"], original["blocks.1.hook_resid_pre"] / 2
     assert row.total == row.introduced == pytest.approx(rms(after - before) / rms(before))
     assert (row.inherited, row.module) == (0, "blocks.1")
-    assert row.note == "what the module gives: the new one has no such hook point"
+    assert row.note == "read from the module's output: the new one has no such hook point"
     assert rows["blocks.1.ln1"].note == "only the original model makes it"
     assert rows["blocks.2.hook_resid_pre"].total == row.total
 
