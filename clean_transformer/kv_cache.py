@@ -119,8 +119,8 @@ class StaticKVCache(KVCache):
     """A `KVCache` with which every one-token step is the same computation on the same memory.
 
     So `torch.compile` and CUDA graphs can capture the step. The index of the next token is the
-    tensor `slot` [1]. Attention reads all `room` slots, and a mask hides the empty ones. `room` is a
-    multiple of 256, so that texts of many lengths share one graph.
+    tensor `slot` [1]. Attention reads all `room` slots, and a mask hides the empty ones. `room` is
+    a multiple of 256, so that texts of many lengths share one graph.
     """
 
     slot: Int[Tensor, "1"] | None = None

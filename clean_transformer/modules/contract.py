@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 
-# What each kind of module takes and gives, as the axes of one tensor. README.md has the whole
-# contract, with the arguments that a module may leave out.
+# What each kind of module takes and gives, as the axes of one tensor. swapping/README.md has the
+# whole contract, with the arguments that a module can leave out.
 CONTRACT = {
     "embed": ("batch pos", "batch pos d_model"),
     "pos_embed": ("batch pos", "batch pos d_model"),

@@ -102,7 +102,7 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     - a module. If the pattern matches several paths, each gets a copy;
     - a whole model, ours or another library's. Its own module at each path is taken.
 
-    The contract in modules/README.md says what a module takes and gives. Modules of
+    The contract in swapping/README.md says what a module takes and gives. Modules of
     `HookedTransformer`, `TransformerBridge` and `GPT2LMHeadModel` are adapted to it, and so is a
     module that takes no `kv_cache` or no `positions`. After the embedding is swapped, a tied
     unembedding still reads the old one.
