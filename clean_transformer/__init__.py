@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from clean_transformer.modules.pos_embed import PosEmbed as PosEmbed
     from clean_transformer.modules.unembed import Unembed as Unembed
     from clean_transformer.support.version import __version__ as __version__
-    from clean_transformer.swapping.swap import swap as swap
-    from clean_transformer.swapping.swap import transplant as transplant
+    from clean_transformer.swapping.swaps import swap as swap
+    from clean_transformer.swapping.swaps import transplant as transplant
     from clean_transformer.text.tokenizer import Tokenizer as Tokenizer
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -1,4 +1,4 @@
-"""TODO activation_cache."""
+"""`ActivationCache`: the activations of one forward pass, by name."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# TransformerLens's other words for the same activations.
+# Short words for activations, as in TransformerLens.
 SHORTHAND = {
     "attn": "pattern",
     "attn_logits": "attn_scores",
@@ -20,11 +20,12 @@ SHORTHAND = {
 
 
 class ActivationCache(Mapping[str, Tensor]):
-    """Activations by name, in the order in which the forward pass made them.
+    """Activations by name, in the order of the forward pass.
 
-    Takes full names, `cache["blocks.0.attn.hook_pattern"]`, and TransformerLens's shorthand:
+    A key is a full name, `cache["blocks.0.attn.hook_pattern"]`, or TransformerLens's shorthand:
     `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]`, `cache["normalized", "ln_final"]`.
-    Negative layers count from `n_layers`, the model's, of which only some may have been captured.
+    Negative layers count back from `n_layers`, the number of layers of the model, even if only some
+    of them were captured.
     """
 
     def __init__(self, activations: Mapping[str, Tensor], n_layers: int):
@@ -51,7 +52,10 @@ class ActivationCache(Mapping[str, Tensor]):
         return f"ActivationCache({len(self)} activations: {', '.join(self)})"
 
     def full_name(self, key: str | tuple[str | int, ...]) -> str:
-        """The name that a shorthand stands for. Raises `KeyError` if it is not exactly one."""
+        """The full name that a key stands for.
+
+        Raises `KeyError` if no activation has the name, or if several fit the shorthand.
+        """
         if isinstance(key, str) and key in self._activations:
             return key
         word, *place = key if isinstance(key, tuple) else (key,)
@@ -77,7 +81,10 @@ class ActivationCache(Mapping[str, Tensor]):
         return ActivationCache(moved, self.n_layers)
 
     def remove_batch_dim(self) -> "ActivationCache":
-        """The same activations without their first axis. Raises `ValueError` unless it is 1."""
+        """The same activations without their batch axis.
+
+        Raises `ValueError` if the batch holds more than one input.
+        """
         longest = max((value.shape[0] for value in self.values()), default=1)
         if longest != 1:
             raise ValueError(f"cannot remove the batch dimension: the batch holds {longest} inputs")
@@ -87,10 +94,11 @@ class ActivationCache(Mapping[str, Tensor]):
     def accumulated_resid(
         self, *, incl_mid: bool = False
     ) -> tuple[Float[Tensor, "component *batch pos d_model"], list[str]]:
-        """The residual stream before each block, then after the last one, with their labels.
+        """The residual stream before each block and after the last one, and a label for each.
 
-        `incl_mid` also takes the stream between attention and MLP. Labels are TransformerLens's:
-        "0_pre", "0_mid", "1_pre", …, "final_post".
+        `incl_mid` adds the stream between attention and MLP. The labels are TransformerLens's:
+        "0_pre", "0_mid", "1_pre", …, "final_post". Raises `KeyError` if one of these activations
+        was not captured.
         """
         points = ("resid_pre", "resid_mid") if incl_mid else ("resid_pre",)
         states = {

@@ -1,4 +1,4 @@
-"""The hyper-parameters of a GPT-2, under TransformerLens's names."""
+"""The hyper-parameters of a GPT-2, with TransformerLens's names."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +9,7 @@ from clean_transformer.support.validation import require
 NormalizationType = Literal["LN", "LNPre"]
 
 
-# Radford et al. 2019, table 2, with the sizes of the released checkpoints: layers, heads, width.
+# Layers, heads and d_model of the released checkpoints (Radford et al. 2019, table 2).
 PUBLISHED = {
     "small": (12, 12, 768),
     "medium": (24, 16, 1024),
@@ -22,11 +22,12 @@ PUBLISHED = {
 class Config:
     """One GPT-2 architecture.
 
-    `normalization_type` is "LN", or "LNPre" once the LayerNorms' gains and biases have been folded
-    into the weights that follow them. `tied_unembed` says that the unembedding is the transposed
-    embedding, as in every published GPT-2. `eps` is the LayerNorm epsilon, inside the root.
+    `normalization_type` is "LN", or "LNPre" if the gains and biases of the LayerNorms are folded
+    into the weights after them. With `tied_unembed`, the unembedding is the transposed embedding,
+    as in every published GPT-2. LayerNorm adds `eps` to the variance. New weights have the standard
+    deviation `initializer_range`.
 
-    Raises `ValueError`, naming the field, for a combination that no model can have.
+    Raises `ValueError` with the name of the field for a value that no model can have.
     """
 
     n_layers: int
@@ -60,7 +61,10 @@ class Config:
 
     @classmethod
     def gpt2(cls, size: str = "small", **changes: Any) -> "Config":
-        """The published architecture of that size: "small", "medium", "large" or "xl"."""
+        """The published GPT-2 of a size: "small", "medium", "large" or "xl".
+
+        `changes` are fields with other values. Raises `ValueError` for an unknown size.
+        """
         if size not in PUBLISHED:
             raise ValueError(f"no published GPT-2 has size {size!r}; choose from {[*PUBLISHED]}")
         n_layers, n_heads, d_model = PUBLISHED[size]
@@ -74,7 +78,7 @@ class Config:
         return replace(published, **changes)
 
     def axes(self) -> dict[str, int]:
-        """The lengths that weight shapes are made of, by their name in an einops pattern."""
+        """The length of each axis of the weights, by the axis's name in an einops pattern."""
         return {
             "head": self.n_heads,
             "d_model": self.d_model,
@@ -85,7 +89,7 @@ class Config:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for reports."""
+        """The fields and their values."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Hook points: named identities in the forward pass where an activation is watched or replaced."""
+"""Hook points, where an activation is observed or replaced, and modules that have them."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,23 +12,23 @@ from clean_transformer.activation_cache import ActivationCache
 
 
 class HookPoint(nn.Module):
-    """Returns its input. A forward hook on it sees the activation, and may return a replacement.
+    """An identity in the forward pass. A hook on it sees the activation and can replace it.
 
-    `name` is the path of the point in the model that last ran it under `run_with_hooks`; it is
-    what TransformerLens's hook functions read as `hook.name`.
+    `run_with_hooks` sets `name` to the path of the hook point in the model. Hook functions read it
+    as `hook.name`, as in TransformerLens.
     """
 
     name: str | None = None
 
     def forward(self, activation: Tensor) -> Tensor:
-        """Give back `activation`, the very same tensor."""
+        """The very same tensor."""
         return activation
 
 
 def observed(*points: nn.Module) -> bool:
-    """Whether a forward or backward hook sits on any of the points, ours or another library's.
+    """Whether any of the hook points has a forward or backward hook, whoever registered it.
 
-    Modules ask this to choose between a fused kernel and the explicit steps between hook points.
+    If so, a module computes step by step through its hook points. If not, it uses a fused kernel.
     """
     return any(
         point._forward_hooks
@@ -39,36 +39,33 @@ def observed(*points: nn.Module) -> bool:
     )
 
 
-Predicate = Callable[[str], bool]
-
-
-Names = str | Iterable[str] | Predicate
-
-
+# The names of hook points: one, several, or a function that says which.
+Names = str | Iterable[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
 
-
-# These copy the residual stream (or build the output) once per head, so that capturing them costs
-# n_heads times as much; they are captured only when asked for.
-PER_HEAD = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result")
+# The block's hook points for the input of each attention head, and with them attention's hook point
+# for the output of each head. They hold one residual stream per head, n_heads times the memory of
+# the others, so `run_with_cache` captures them only by name.
+PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
 
 class HookedModule(nn.Module):
-    """A module whose hook points can be watched and patched, alone or inside a larger one.
+    """A module with hook points, which can be observed and patched, also when it runs alone.
 
-    `name` is as in `HookPoint`, for functions that are hooked onto a module's output.
+    `name` is that of `HookPoint`, for hooks on the output of a whole module.
     """
 
     name: str | None = None
 
     def hook_points(self) -> dict[str, HookPoint]:
-        """Every hook point below this module, by name."""
+        """Every hook point inside this module, by name."""
         return {
             name: module for name, module in self.named_modules() if isinstance(module, HookPoint)
         }
 
     def default_points(self) -> dict[str, HookPoint]:
-        """The hook points that `run_with_cache` captures unless told otherwise."""
+        """The hook points that `run_with_cache` captures by default: all but those per head."""
         return {
             name: point
             for name, point in self.hook_points().items()
@@ -82,11 +79,12 @@ class HookedModule(nn.Module):
         remove_batch_dim: bool = False,
         **arguments: Any,
     ) -> tuple[Any, ActivationCache]:
-        """Run `self(*inputs, **arguments)` and keep what its hook points saw, detached.
+        """The output of `self(*inputs, **arguments)`, and a cache of the activations, detached.
 
-        `names` is a name, several, or a predicate; by default every hook point but the five that
-        cost memory in proportion to heads. The name of a submodule ("blocks.0.ln1") captures its
-        output. Raises `KeyError` for a name that the model does not have, before running.
+        `names` selects what to capture: one name, several names, or a function from a name to True
+        or False. By default these are `default_points`. The name of a submodule ("blocks.0.ln1")
+        captures its output. `remove_batch_dim` removes the batch axis of a single input. Raises
+        `KeyError` for an unknown name before it runs.
         """
         captured: dict[str, Tensor] = {}
 
@@ -103,11 +101,12 @@ class HookedModule(nn.Module):
     def run_with_hooks(
         self, *inputs: Any, hooks: Iterable[tuple[Names, HookFunction]], **arguments: Any
     ) -> Any:
-        """Run `self(*inputs, **arguments)` with each function called at the points it names.
+        """The output of `self(*inputs, **arguments)` while functions run at hook points.
 
-        A function takes `(activation, hook)`, where `hook.name` is the point's name, and returns a
-        replacement or `None` to leave the activation as it is. Raises `KeyError` for an unknown
-        name, before running.
+        `hooks` are pairs of names, as in `run_with_cache`, and a function. The function gets
+        `(activation, hook)`, where `hook.name` is the name of the hook point. It returns another
+        activation, or `None` to keep this one. Raises `KeyError` for an unknown name before it
+        runs.
         """
 
         def call(function: HookFunction, point: nn.Module, args: Any, output: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Keys and values that were computed before, so that reading on costs only the new tokens."""
+"""KV caches: the keys and values of earlier positions, so that only new tokens are computed."""
 
 import math
 from typing import Protocol, runtime_checkable
@@ -8,33 +8,35 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 New = Float[Tensor, "batch new head d_head"]
-
-
 Heads = Float[Tensor, "batch pos head d_head"]
 
 
 @runtime_checkable
 class LayerCache(Protocol):
-    """What attention receives as `kv_cache`: the earlier positions of its own layer."""
+    """What attention gets as `kv_cache`: the keys and values of one layer."""
 
     @property
     def length(self) -> int:
-        """How many positions it held before this pass."""
+        """How many positions were cached before this forward pass."""
 
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
-        """Keep the keys and values of the new positions, and give back those of all so far."""
+        """Add the keys and values of new positions, and return those of all positions so far."""
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """Which keys each of the last `n_queries` positions sees; None for all up to its own."""
+        """True where each of the last `n_queries` positions sees a key.
+
+        None means that each sees all keys up to its own position.
+        """
 
 
 class KVCache:
-    """The keys and values of every layer, and how many positions they are of.
+    """The keys and values of every layer; `length` says for how many positions.
 
-    Memory for `n_ctx` positions is taken once per layer, when its first keys come, in their dtype
-    and on their device. Inputs of unequal length are padded on the left: `attention_mask`
-    [batch pos] is 1 for a token and 0 for padding, as in transformers; whatever is read after
-    those positions is tokens. It is on the device of the tokens. Reading advances `length`.
+    A forward pass with the cache adds its tokens and advances `length`. Each layer allocates memory
+    for `n_ctx` positions once, with the dtype and on the device of its first keys. Inputs of
+    unequal length are left-padded: `attention_mask` [batch pos] is 1 for tokens and 0 for padding,
+    as in transformers, and is on the device of the tokens. Everything after those positions is
+    tokens. Raises `ValueError` for a mask with padding elsewhere.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class KVCache:
         self.layers = [_Layer(self) for _ in range(n_layers)]
 
     def require_room(self, new: int) -> None:
-        """Raise `ValueError` if so many more tokens run past `n_ctx`."""
+        """Raise `ValueError` if `new` more tokens do not fit in `n_ctx` positions."""
         if self.length + new > self.n_ctx:
             raise ValueError(
                 f"{new} tokens after the {self.length} in the cache are more than its "
@@ -54,22 +56,25 @@ class KVCache:
             )
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """Where the next tokens go."""
+        """The indices in memory for the next `new` tokens."""
         return torch.arange(self.length, self.length + new, device=device)
 
     def positions(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-        """The positions of the next tokens, counted from each input's first that is not padding."""
+        """The positions of the next tokens, counted from each input's first token.
+
+        Padding has position 0.
+        """
         slots = self.slots(tokens.shape[1], tokens.device).expand(tokens.shape)
         if self.padding is None:
             return slots
         return (slots - self.padding[:, None]).clamp(min=0)
 
     def advance(self, new: int) -> None:
-        """Count so many tokens as read."""
+        """Add `new` to `length`, after a forward pass."""
         self.length += new
 
     def select(self, rows: Int[Tensor, "new_batch"]) -> None:
-        """Go on with these rows of the batch, in this order; a row may be there more than once."""
+        """Keep only these rows of the batch, in this order. A row can occur more than once."""
         if self.padding is not None:
             self.padding = self.padding[rows]
         for layer in self.layers:
@@ -96,7 +101,8 @@ class _Layer:
             room = (len(k), self.cache.n_ctx)
             self.keys = k.new_empty(*room, *k.shape[2:])
             self.values = v.new_empty(*room, *v.shape[2:])
-        # Behind `length`, which moves at the end: a pass that breaks off leaves nothing behind.
+        # `length` advances only after the whole forward pass. So if a pass is interrupted, the next
+        # one overwrites what it wrote.
         start, end = self.length, self.length + k.shape[1]
         self.keys[:, start:end] = k
         self.values[:, start:end] = v
@@ -110,11 +116,11 @@ class _Layer:
 
 
 class StaticKVCache(KVCache):
-    """A `KVCache` whose every step of one token is the same computation on the same memory.
+    """A `KVCache` with which every one-token step is the same computation on the same memory.
 
-    That is what `torch.compile` and CUDA graphs can take whole: where the next token goes is a
-    tensor, `slot` [1], attention reads all `room` places, and a mask leaves out the empty ones.
-    There is room for a multiple of 256, so that few lengths of text need graphs of their own.
+    So `torch.compile` and CUDA graphs can capture the step. The index of the next token is the
+    tensor `slot` [1]. Attention reads all `room` slots, and a mask hides the empty ones. `room` is
+    a multiple of 256, so that texts of many lengths share one graph.
     """
 
     slot: Int[Tensor, "1"] | None = None
@@ -127,14 +133,14 @@ class StaticKVCache(KVCache):
         self.layers = [_StaticLayer(self) for _ in range(n_layers)]
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """Where the next tokens go."""
+        """The indices in memory for the next `new` tokens."""
         if self.slot is None:
             self.slot = torch.zeros(1, dtype=torch.int64, device=device)
             torch._dynamo.mark_static_address(self.slot)
         return self.slot + torch.arange(new, device=device)
 
     def advance(self, new: int) -> None:
-        """Count so many tokens as read."""
+        """Add `new` to `length`, after a forward pass."""
         super().advance(new)
         if self.slot is not None:
             self.slot += new
@@ -148,7 +154,7 @@ class _StaticLayer(_Layer):
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
         if self.keys is None or self.values is None:
             room = (len(k), self.cache.room, *k.shape[2:])
-            # Zeros: what a mask leaves out still has to be a number.
+            # Masked values must be finite: 0 × NaN is NaN. So the memory starts with zeros.
             self.keys, self.values = k.new_zeros(room), v.new_zeros(room)
             for memory in (self.keys, self.values):
                 torch._dynamo.mark_static_address(memory)
@@ -158,7 +164,7 @@ class _StaticLayer(_Layer):
         return self.keys, self.values
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        assert self.cache.slot is not None  # the positions were asked for before
+        assert self.cache.slot is not None  # `KVCache.positions` has run before
         key = torch.arange(self.cache.room, device=self.cache.slot.device)
         seen = (key <= self.cache.slots(n_queries, key.device)[:, None])[None, None]
         if self.cache.padding is None:
@@ -170,25 +176,26 @@ class _StaticLayer(_Layer):
 def padding_mask(
     is_token: Bool[Tensor, "batch key"], n_queries: int
 ) -> Bool[Tensor, "batch 1 query key"]:
-    """What each of the last positions sees: the tokens up to its own position."""
+    """True where each of the last `n_queries` positions sees a key: tokens up to its position."""
     n_keys = is_token.shape[1]
     key = torch.arange(n_keys, device=is_token.device)
     seen = (key <= key[n_keys - n_queries :, None]) & is_token[:, None, None]
-    # Padding before the first token sees everything: a softmax over nothing is not a number.
+    # A padding position sees no token. It sees all keys instead, because a softmax over nothing is
+    # NaN.
     return seen | ~seen.any(dim=-1, keepdim=True)
 
 
 def left_padding(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
-    """How many positions of each input are padding.
+    """The number of padding positions of each input.
 
-    Raises `ValueError` unless each row is zeros, then one or more ones.
+    Raises `ValueError` unless each row is zeros followed by one or more ones.
     """
     padding = (attention_mask == 0).sum(dim=1)
     slots = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     wanted = slots >= padding[:, None]
     if not (torch.equal(attention_mask, wanted.to(attention_mask.dtype)) and wanted[:, -1:].all()):
         raise ValueError(
-            "attention_mask must be 0 for padding on the left, then 1 for one or more tokens, in "
-            f"every row; given {attention_mask.tolist()}"
+            "every row of attention_mask must be 0 for padding on the left, then 1 for one or more "
+            f"tokens; given {attention_mask.tolist()}"
         )
     return padding

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,6 @@ from clean_transformer.hooks import HookPoint
 from clean_transformer.inference.optimized import Optimized, optimize
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.modules.block import TransformerBlock
-from clean_transformer.modules.contract import call_with_cache, embed_positions
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.pos_embed import PosEmbed
@@ -45,37 +44,51 @@ class DemoTransformer(GenerationMixin):
         kv_cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Logits of the token that follows each position, or `last_only` the last one.
+        """The logits after each position, or with `last_only` after the last position only.
 
-        With `kv_cache`, the tokens are those after the ones that were read into it, and are added
-        to it. Raises `TypeError` or `ValueError` for tokens that GPT-2 cannot read, before any
-        work.
+        With `kv_cache`, the tokens follow those in the cache, and are added to it. Before any work,
+        raises what `check_tokens` raises, and `ValueError` if the cache has no room. Raises
+        `TypeError` if the cache must be passed to a module that does not take it; `swap` adapts
+        such a module.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
             return self.read(tokens, None, last_only)
         kv_cache.require_room(tokens.shape[1])
         is_step = isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1
-        logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
+        try:
+            logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise TypeError(
+                f"{error}; a model with a KV cache passes it: put the module in with "
+                "clean_transformer.swap, which adapts it"
+            ) from error
         kv_cache.advance(tokens.shape[1])
         return logits
 
     def read(
         self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """`forward` without the checks, and without counting the tokens as read."""
-        positions = None if kv_cache is None else kv_cache.positions(tokens)
-        layers = [None] * len(self.blocks) if kv_cache is None else kv_cache.layers
+        """The forward pass, without the checks of `forward` and without advancing the cache."""
+        # Without a cache, these arguments are left out, so your own modules need not take them.
+        positions: dict[str, Any] = {}
+        layers: list[dict[str, Any]] = [{}] * len(self.blocks)
+        if kv_cache is not None:
+            positions = {"positions": kv_cache.positions(tokens)}
+            layers = [{"kv_cache": layer} for layer in kv_cache.layers]
+
         embed = self.hook_embed(self.embed(tokens))
-        pos_embed = self.hook_pos_embed(embed_positions(self.pos_embed, tokens, positions))
+        pos_embed = self.hook_pos_embed(self.pos_embed(tokens, **positions))
         residual = embed + pos_embed
         for block, layer in zip(self.blocks, layers, strict=True):
-            residual = call_with_cache(block, (residual,), layer)
+            residual = block(residual, **layer)
         if last_only:
             residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))
 
-    # Of one more token, with a `StaticKVCache`; `optimize` puts a compiled one in its place.
+    # `read` of one token with a `StaticKVCache`. `optimize` can replace it with a compiled graph.
     read_one = read
 
     def optimize(
@@ -85,16 +98,18 @@ class DemoTransformer(GenerationMixin):
         return optimize(self, weights, compile=compile)
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """Refuse what the embeddings cannot look up: an accelerator would crash or make it up.
+        """Raise an error for tokens that have no embedding.
 
-        Raises `TypeError` for tokens that are not integers, `ValueError` for a wrong shape, none
-        at all, more than n_ctx, or ids outside the vocabulary.
+        `TypeError` if the tokens are not integers; `ValueError` if they have the wrong shape, if
+        there are none or more than n_ctx, or if an id is outside the vocabulary. Without this
+        check, an accelerator would crash or return arbitrary numbers.
         """
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(
-                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], with one or more"
+                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], with at least one "
+                "token"
             )
         if tokens.shape[1] > self.cfg.n_ctx:
             raise ValueError(
@@ -116,16 +131,17 @@ class DemoTransformer(GenerationMixin):
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> "DemoTransformer":
-        """GPT-2 from a hub id ("openai-community/gpt2"), its alias ("gpt2"), a folder, or a file.
+        """GPT-2 from a hub id ("openai-community/gpt2"), an alias ("gpt2"), a folder, or a file.
 
-        A folder has config.json and model.safetensors, shards of it, or pytorch_model.bin; or it is
-        OpenAI's own ("124M"), with hparams.json, checkpoint, and model.ckpt in TensorFlow's format.
-        A file is llama.cpp's (.gguf, not quantized), or what `torch.save` wrote (.pt): nanoGPT's
-        checkpoint, or a state dict as for `from_state_dict`. Raises `WeightsError` for a damaged
-        file, and for weights that are not exactly this architecture's, naming every key.
+        "demo" is the tiny model that comes with the package. A folder holds config.json and
+        model.safetensors (whole or in shards) or pytorch_model.bin; or it is one of OpenAI's
+        ("124M"), with hparams.json and a TensorFlow checkpoint. A file is llama.cpp's (.gguf, not
+        quantized) or one that `torch.save` wrote (.pt): nanoGPT's checkpoint, or a state dict as
+        for `from_state_dict`. Raises `WeightsError` for a damaged file, and for weights that do not
+        fit the architecture exactly; the error names every missing, unused and misshapen key.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
-        with torch.device("meta"):  # nothing is initialized that is overwritten at once
+        with torch.device("meta"):  # drawing weights here would be wasted time
             model = cls(cfg)
         model.load_state_dict(state, assign=True)
         model.source = source
@@ -135,11 +151,12 @@ class DemoTransformer(GenerationMixin):
     def from_state_dict(
         cls, state: Mapping[str, Tensor], cfg: Config | None = None
     ) -> "DemoTransformer":
-        """GPT-2 with a copy of the weights of `HookedTransformer`, `TransformerBridge`,
-        `GPT2LMHeadModel`, nanoGPT, minGPT or `DemoTransformer`, in their dtype and on their device.
+        """GPT-2 with a copy of the weights, in their dtype and on their device.
 
-        Without `cfg` the architecture is read off the shapes. Raises `WeightsError` as
-        `from_pretrained` does, and where the shapes leave the number of heads open.
+        The state dict is that of a `HookedTransformer`, `TransformerBridge`, `GPT2LMHeadModel`,
+        nanoGPT, minGPT or `DemoTransformer`. Without `cfg`, the architecture follows from the
+        shapes. Raises `WeightsError` as `from_pretrained` does, and if the shapes do not tell the
+        number of heads.
         """
         cfg, state = read_state_dict(state, cfg)
         weight = state["embed.W_E"]
@@ -150,10 +167,10 @@ class DemoTransformer(GenerationMixin):
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors in Hugging Face's format, atomically.
+        """Write config.json and model.safetensors in Hugging Face's format, all or nothing.
 
-        Raises `WeightsError` for a model that the format cannot hold, before writing: one of other
-        modules than GPT-2's, too, as it would come back with those.
+        Raises `WeightsError` before it writes, if the format cannot hold the model. It cannot hold
+        a model with swapped-in modules, because config.json does not name them.
         """
         with torch.device("meta"):
             written = dict(DemoTransformer(self.cfg).named_modules())
@@ -165,6 +182,7 @@ class DemoTransformer(GenerationMixin):
         if other:
             raise WeightsError(
                 f"{', '.join(other[:3])}{', …' * bool(other[3:])}, which config.json cannot say; "
-                "save the weights with torch.save(model.state_dict(), file), and swap again"
+                "save the weights with torch.save(model.state_dict(), file), load them with "
+                "load_state_dict, and swap again"
             )
         write_folder(Path(folder), self.cfg, self.state_dict())

@@ -14,7 +14,7 @@ from clean_transformer.demo import stories
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.attention import Attention
 from clean_transformer.support.files import atomic_folder
-from clean_transformer.swapping.swap import swap
+from clean_transformer.swapping.swaps import swap
 from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer
 from clean_transformer.training.checkpoint import Measured
 from clean_transformer.training.loop import train

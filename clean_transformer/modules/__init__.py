@@ -1,0 +1,11 @@
+"""The modules of GPT-2, one in each file, and the contract that a module in their place keeps."""
+
+from clean_transformer.modules.attention import Attention as Attention
+from clean_transformer.modules.block import TransformerBlock as TransformerBlock
+from clean_transformer.modules.embed import Embed as Embed
+from clean_transformer.modules.layer_norm import LayerNorm as LayerNorm
+from clean_transformer.modules.layer_norm import LayerNormPre as LayerNormPre
+from clean_transformer.modules.mlp import MLP as MLP
+from clean_transformer.modules.pos_embed import PosEmbed as PosEmbed
+from clean_transformer.modules.unembed import TiedUnembed as TiedUnembed
+from clean_transformer.modules.unembed import Unembed as Unembed

@@ -1,4 +1,4 @@
-"""Causal self-attention with several heads."""
+"""Causal self-attention with several heads (Vaswani et al. 2017)."""
 
 import math
 
@@ -11,22 +11,27 @@ from torch import Tensor, nn
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.kv_cache import LayerCache
-from clean_transformer.modules.linear import affine, normal
+from clean_transformer.modules.linear import affine, normal, output_std
 
 Residual = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
-
-
-# True where a query sees a key, or what is added to its score; None for every key up to its own.
+Queries = Float[Tensor, "batch query head d_head"]
+Keys = Float[Tensor, "batch key head d_head"]
+# A mask is True where a query sees a key, or a number to add to the score. With None, each query
+# sees the keys up to its own position.
 Mask = Bool[Tensor, "... query key"] | Float[Tensor, "... query key"] | None
 
 
 class Attention(HookedModule):
-    """softmax(q kᵀ / √d_head) v per head, summed through W_O (Vaswani et al. 2017, equation 1).
+    """softmax(q kᵀ / √d_head) v for each head, multiplied by W_O and summed over the heads.
 
-    W_Q, W_K, W_V [head d_model d_head], W_O [head d_head d_model]; b_Q, b_K, b_V [head d_head],
-    b_O [d_model]. `hook_attn_scores` and `hook_pattern` [batch head query key] are computed only
-    when observed, `hook_result` [batch pos head d_model] likewise: each head's part of the output.
+    Vaswani et al. 2017, equation 1. W_Q, W_K, W_V [head d_model d_head], W_O [head d_head d_model],
+    b_Q, b_K, b_V [head d_head], b_O [d_model]. Three activations are computed only while a hook
+    observes them: `hook_attn_scores` and `hook_pattern` [batch head query key], and each head's
+    part of the output, `hook_result` [batch pos head d_model].
     """
+
+    # The block may give each head an input of its own; see `forward`.
+    takes_per_head_inputs = True
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -34,9 +39,7 @@ class Attention(HookedModule):
         self.W_Q = input_weight(cfg)
         self.W_K = input_weight(cfg)
         self.W_V = input_weight(cfg)
-        # The residual stream sums 2 n_layers outputs (Radford et al. 2019, section 2.3).
-        std_out = cfg.initializer_range / math.sqrt(2 * cfg.n_layers)
-        self.W_O = normal(cfg.n_heads, cfg.d_head, cfg.d_model, std=std_out)
+        self.W_O = normal(cfg.n_heads, cfg.d_head, cfg.d_model, std=output_std(cfg))
         self.b_Q = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
         self.b_K = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
         self.b_V = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
@@ -57,10 +60,11 @@ class Attention(HookedModule):
         value_input: Residual | None = None,
         kv_cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Attend. Keys and values are read from `query_input` too, unless given their own.
+        """The attention output, to add to the residual stream.
 
-        An input with a head axis [batch pos head d_model] gives each head a stream of its own.
-        With `kv_cache`, the inputs are those of new positions, and it holds the earlier ones.
+        Keys and values are computed from `query_input`, unless they have inputs of their own. An
+        input with a head axis [batch pos head d_model] gives each head an input of its own. With
+        `kv_cache`, the inputs are those of new positions, which follow the cached ones.
         """
         key_input = query_input if key_input is None else key_input
         value_input = query_input if value_input is None else value_input
@@ -83,65 +87,57 @@ class Attention(HookedModule):
             return reduce(result, "batch pos head d_model -> batch pos d_model", "sum") + self.b_O
         return affine(z.flatten(start_dim=2), self.W_O.flatten(end_dim=1), self.b_O)
 
-    def mix(
-        self,
-        q: Float[Tensor, "batch query head d_head"],
-        k: Float[Tensor, "batch key head d_head"],
-        v: Float[Tensor, "batch key head d_head"],
-        mask: Mask = None,
-    ) -> Float[Tensor, "batch query head d_head"]:
-        """Each query's average of the values. The queries are the last of the positions."""
+    def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
+        """For each query, the average of the values, weighted by the attention pattern.
+
+        The queries are those of the last positions.
+        """
         if observed(self.hook_attn_scores, self.hook_pattern):
             return self.mix_explicitly(q, k, v, mask)
         return mix_fused(q, k, v, mask)
 
-    def mix_explicitly(
-        self,
-        q: Float[Tensor, "batch query head d_head"],
-        k: Float[Tensor, "batch key head d_head"],
-        v: Float[Tensor, "batch key head d_head"],
-        mask: Mask = None,
-    ) -> Float[Tensor, "batch query head d_head"]:
-        """Step by step, through the hook points of scores and pattern."""
-        scores = einsum(
-            q, k, "batch query head d_head, batch key head d_head -> batch head query key"
-        ) / math.sqrt(q.shape[-1])
+    def mix_explicitly(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
+        """`mix` step by step, through the hook points for scores and pattern."""
+        scores = dot_products(q, k) / math.sqrt(q.shape[-1])
         if mask is None:
             mask = causal_mask(q, k)
         masked = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
         pattern = self.hook_pattern(self.hook_attn_scores(masked).softmax(dim=-1))
-        return einsum(
-            pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
-        )
+        return average_values(pattern, v)
+
+
+def dot_products(q: Queries, k: Keys) -> Float[Tensor, "batch head query key"]:
+    """q · k for each pair of a query and a key."""
+    return einsum(q, k, "batch query head d_head, batch key head d_head -> batch head query key")
+
+
+def average_values(pattern: Float[Tensor, "batch head query key"], v: Keys) -> Queries:
+    """For each query, the sum of the values times their weights in the pattern."""
+    return einsum(
+        pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
+    )
 
 
 def input_weight(cfg: Config) -> nn.Parameter:
     """A new W_Q, W_K or W_V [head d_model d_head].
 
-    Its memory is laid out [d_model head d_head], so that merging the heads needs no copy.
+    Its layout in memory is [d_model head d_head], so that merging the heads needs no copy.
     """
     weight = normal(cfg.d_model, cfg.n_heads, cfg.d_head, std=cfg.initializer_range)
     return nn.Parameter(weight.detach().permute(1, 0, 2))
 
 
-def causal_mask(
-    q: Float[Tensor, "batch query head d_head"], k: Float[Tensor, "batch key head d_head"]
-) -> Bool[Tensor, "query key"]:
-    """Each query sees the keys up to its own position, the queries being the last positions."""
+def causal_mask(q: Queries, k: Keys) -> Bool[Tensor, "query key"]:
+    """True where a query sees a key, up to its own position; queries have the last positions."""
     n_queries, n_keys = q.shape[1], k.shape[1]
     seen = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
     return seen.tril(diagonal=n_keys - n_queries)
 
 
-def mix_fused(
-    q: Float[Tensor, "batch query head d_head"],
-    k: Float[Tensor, "batch key head d_head"],
-    v: Float[Tensor, "batch key head d_head"],
-    mask: Mask = None,
-) -> Float[Tensor, "batch query head d_head"]:
-    """The same average in one kernel, for when nobody watches the scores."""
-    # The kernel's own causal mask is for queries and keys of the same positions; a single query
-    # sees every key.
+def mix_fused(q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
+    """`Attention.mix` in one kernel, without scores and pattern to observe."""
+    # The kernel's `is_causal` is right only if queries and keys have the same positions. A single
+    # query sees every key.
     is_causal = mask is None and q.shape[1] == k.shape[1]
     if mask is None and 1 < q.shape[1] < k.shape[1]:
         mask = causal_mask(q, k)
@@ -155,9 +151,9 @@ def project(
     W: Float[Tensor, "head d_model d_head"],
     b: Float[Tensor, "head d_head"],
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Every head's x W + b: one matrix product, unless each head reads a stream of its own.
+    """x W + b for every head: one matrix product, unless each head has an input of its own.
 
-    Of more streams than heads of W, which are then shared in groups, each reads its group's mean.
+    If x has more heads than W, each head of W serves a group of them, and reads the group's mean.
     """
     if x.ndim == 4:
         groups = "batch pos (head group) d_model -> batch pos head d_model"

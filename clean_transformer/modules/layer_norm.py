@@ -1,4 +1,4 @@
-"""Layer normalization, with its gain and bias and without."""
+"""Layer normalization, with and without gain and bias (Ba et al. 2016)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, HookPoint, observed
+from clean_transformer.support.numerics import at_least_float32
 
 
 class LayerNormPre(HookedModule):
-    """Center, and divide by the scale √(var + eps); for weights with the gain folded in.
+    """(x - mean) / √(var + eps) over d_model: a LayerNorm whose gain and bias are folded away.
 
-    `hook_scale` [batch pos 1] and `hook_normalized` see float32 under half precision, as in
-    TransformerLens: a square of a residual stream of 3,000 overflows float16.
+    `hook_scale` [batch pos 1] sees √(var + eps), and `hook_normalized` the output. In a model of
+    half precision they see float32, as in TransformerLens: the square of 3,000 overflows float16.
     """
 
     def __init__(self, cfg: Config):
@@ -24,7 +25,7 @@ class LayerNormPre(HookedModule):
         self.hook_normalized = HookPoint()
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Rows of mean 0 and, but for eps, variance 1."""
+        """Rows with mean 0 and variance 1 (apart from eps)."""
         if observed(self.hook_scale, self.hook_normalized):
             return self.normalize(residual)
         return F.layer_norm(residual, residual.shape[-1:], eps=self.eps)
@@ -32,8 +33,8 @@ class LayerNormPre(HookedModule):
     def normalize(
         self, residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """The same in explicit steps, through the hook points."""
-        exact = residual if residual.dtype == torch.float64 else residual.float()
+        """The normalized rows in explicit steps, through the hook points."""
+        exact = at_least_float32(residual)
         centered = exact - exact.mean(dim=-1, keepdim=True)
         variance = centered.pow(2).mean(dim=-1, keepdim=True)
         scale = self.hook_scale((variance + self.eps).sqrt())
@@ -43,8 +44,8 @@ class LayerNormPre(HookedModule):
 class LayerNorm(LayerNormPre):
     """(x - mean) / √(var + eps) · w + b over d_model (Ba et al. 2016, equation 4).
 
-    The variance is the biased one. `hook_normalized` is before the gain w [d_model] and the bias
-    b [d_model], as in `HookedTransformer`.
+    The variance is the biased one (divided by d_model). `hook_normalized` sees the rows before the
+    gain w [d_model] and the bias b [d_model], as in `HookedTransformer`.
     """
 
     def __init__(self, cfg: Config):
@@ -53,7 +54,7 @@ class LayerNorm(LayerNormPre):
         self.b = nn.Parameter(torch.zeros(cfg.d_model))
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Rows of mean 0 and variance 1, times w, plus b."""
+        """Rows with mean 0 and variance 1, times w, plus b."""
         if observed(self.hook_scale, self.hook_normalized):
             return self.normalize(residual) * self.w + self.b
         return F.layer_norm(residual, residual.shape[-1:], self.w, self.b, self.eps)

@@ -1,7 +1,5 @@
 """The two-layer perceptron of each block."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,25 +7,23 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, HookPoint
-from clean_transformer.modules.linear import affine, normal
+from clean_transformer.modules.linear import affine, normal, output_std
 
 
 class MLP(HookedModule):
     """gelu(x W_in + b_in) W_out + b_out (Radford et al. 2018).
 
-    W_in [d_model d_mlp], W_out [d_mlp d_model], b_in [d_mlp], b_out [d_model]. The GELU is
-    OpenAI's tanh form, ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks and Gimpel 2016), which
-    Hugging Face calls gelu_new; the exact one differs from it by up to 5e-4.
+    W_in [d_model d_mlp], W_out [d_mlp d_model], b_in [d_mlp], b_out [d_model]. The GELU is the tanh
+    approximation ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks and Gimpel 2016), which Hugging
+    Face calls gelu_new. The exact GELU differs from it by up to 5e-4.
     """
 
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
-        # The residual stream sums 2 n_layers outputs (Radford et al. 2019, section 2.3).
-        std_out = cfg.initializer_range / math.sqrt(2 * cfg.n_layers)
         self.W_in = normal(cfg.d_model, cfg.d_mlp, std=cfg.initializer_range)
         self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp))
-        self.W_out = normal(cfg.d_mlp, cfg.d_model, std=std_out)
+        self.W_out = normal(cfg.d_mlp, cfg.d_model, std=output_std(cfg))
         self.b_out = nn.Parameter(torch.zeros(cfg.d_model))
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()
@@ -35,7 +31,10 @@ class MLP(HookedModule):
     def forward(
         self, normalized_resid_mid: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Each position by itself; `hook_pre` and `hook_post` are [batch pos d_mlp]."""
+        """The MLP's output, computed for each position by itself.
+
+        `hook_pre` and `hook_post` see [batch pos d_mlp], before and after the GELU.
+        """
         pre = self.hook_pre(affine(normalized_resid_mid, self.W_in, self.b_in))
         post = self.hook_post(F.gelu(pre, approximate="tanh"))
         return affine(post, self.W_out, self.b_out)

@@ -24,17 +24,17 @@ class Unembed(HookedModule):
     def forward(
         self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits: the scores whose softmax is the distribution of the next token."""
+        """The logits, whose softmax is the distribution of the next token."""
         return self.hook_out(affine(self.hook_in(normalized_resid_post), self.W_U, self.b_U))
 
 
 class TiedUnembed(HookedModule):
-    """An `Unembed` whose W_U is the transposed W_E of an embedding, in training too."""
+    """An `Unembed` whose W_U is the transposed W_E of an embedding, before and after training."""
 
     def __init__(self, cfg: Config, embed: Embed):
         super().__init__()
         self.cfg = cfg
-        # In a tuple, so that the embedding is not registered here as a second owner of W_E.
+        # The tuple hides the embedding from PyTorch, which would list W_E here a second time.
         self._embed = (embed,)
         self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
         self.hook_in = HookPoint()
@@ -42,7 +42,7 @@ class TiedUnembed(HookedModule):
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """A view of the embedding."""
+        """The embedding's W_E, transposed: a view, not a copy."""
         return self._embed[0].W_E.T
 
     forward = Unembed.forward

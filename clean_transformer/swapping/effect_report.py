@@ -8,7 +8,7 @@ from clean_transformer.reports.heat_map import HeatMap, Square, block_of, heat_m
 from clean_transformer.reports.page import number, render_page
 from clean_transformer.reports.plain import plain, write_plain
 from clean_transformer.support.files import write_atomically
-from clean_transformer.swapping.effect import Change, Effect
+from clean_transformer.swapping.effects import Change, Effect
 
 if TYPE_CHECKING:
     import rich.console

@@ -1,4 +1,4 @@
-"""What to swap in, by name: a variant of ours, or a class or function in a file of one's own."""
+"""Finds what to swap in by its name: one of our variants, or a class or function in a file."""
 
 import difflib
 import inspect
@@ -13,15 +13,15 @@ from pathlib import Path
 from torch import nn
 
 from clean_transformer.modules.contract import SwapError
-from clean_transformer.swapping.swap import Make
+from clean_transformer.swapping.swaps import Make
 
 
 @contextmanager
 def chosen_make(name: str) -> Iterator[Make]:
-    """What `swap` takes: "variants.ReluMLP", or "my_file.py:MyAttention".
+    """The `make` for `swap` that "variants.ReluMLP" or "my_file.py:MyAttention" names.
 
-    Raises `ValueError` for a file or a name that there is not, and for every error that one's own
-    file makes when it is read or within the `with` block, with its line.
+    Raises `ValueError` if the file or the name does not exist. Errors that the file raises, when it
+    is imported or within the `with` block, become a `ValueError` with the file's line.
     """
     file, colon, attribute = name.rpartition(":")
     if not colon:
@@ -30,17 +30,18 @@ def chosen_make(name: str) -> Iterator[Make]:
     try:
         yield from_file(Path(file).absolute(), attribute)
     except Exception as error:
-        told = isinstance(error, SwapError) and error.__cause__  # by its message
-        line = line_in(Path(file).absolute(), told or error)
+        # The message of a `SwapError` already names the error that caused it.
+        cause = isinstance(error, SwapError) and error.__cause__
+        line = line_in(Path(file).absolute(), cause or error)
         if line is None:
             raise
-        kind = "" if told else f"{type(error).__name__}: "
-        message = getattr(error, "msg", error)  # a SyntaxError would say the line again
+        kind = "" if cause else f"{type(error).__name__}: "
+        message = getattr(error, "msg", error)  # str() of a SyntaxError would repeat the line
         raise ValueError(f"{file}, line {line}: {kind}{message}") from error
 
 
 def variant(name: str) -> Make:
-    """The class that "variants.NAME" names. Raises `ValueError` if there is none."""
+    """The class that "variants.NAME" names. Raises `ValueError` if there is no such class."""
     variants = import_module("clean_transformer.variants")
     known = {
         f"variants.{word}": value
@@ -57,15 +58,15 @@ def variant(name: str) -> Make:
 
 
 def from_file(file: Path, name: str) -> Make:
-    """The class or function of that name in a Python file, which may import from its folder.
+    """The class or function of that name in a Python file. The file can import from its folder.
 
-    Raises `ValueError` if there is none.
+    Raises `ValueError` if the file, or the class or function, does not exist.
     """
     if file.suffix != ".py" or not file.is_file():
         raise ValueError(f"there is no Python file {str(file)!r}; give FILE.py:NAME")
     spec = spec_from_file_location(str(file), file)
     module = module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[module.__name__] = module  # where dataclasses look for it
+    sys.modules[module.__name__] = module  # dataclasses look the module up there
     sys.path.insert(0, str(file.parent))
     module.__loader__.exec_module(module)  # type: ignore[union-attr]
     if not callable(getattr(module, name, None)):
@@ -76,7 +77,7 @@ def from_file(file: Path, name: str) -> Make:
 
 
 def line_in(file: Path, error: BaseException) -> int | None:
-    """The line of the file that an error came through last; None if it did not."""
+    """The last line of the file in an error's traceback, or None if the file is not in it."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,28 +1,29 @@
-"""TODO variants/block."""
+"""A block whose attention and MLP read the same input."""
+
+from jaxtyping import Float
+from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.block import TransformerBlock
-from clean_transformer.modules.contract import call_with_cache
-from clean_transformer.variants.attention import Stream
 
 
 class ParallelBlock(TransformerBlock):
-    """x + attn(ln1(x)) + mlp(ln2(x)): the MLP does not wait for attention (Wang and Komatsuzaki
-    2021; with a LayerNorm for each, Black et al. 2022, section 2.1).
+    """x + attn(ln1(x)) + mlp(ln2(x)): the MLP does not wait for attention.
 
-    There is no `hook_resid_mid`; `hook_mlp_in` sees the stream before the block.
+    Source: Wang and Komatsuzaki 2021; with one LayerNorm for each, Black et al. 2022, section 2.1.
+    It has no `hook_resid_mid`. `hook_mlp_in` sees the residual stream before the block.
     """
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
         del self.hook_resid_mid
 
-    def forward(self, resid_pre: Stream, kv_cache: LayerCache | None = None) -> Stream:
-        """The residual stream after this block; with `kv_cache`, of positions after those in it."""
+    def forward(
+        self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this block, as in `TransformerBlock`."""
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(
-            call_with_cache(self.attn, self.attn_inputs(resid_pre), kv_cache)
-        )
+        attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre), kv_cache=kv_cache))
         mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_pre))))
         return self.hook_resid_post(resid_pre + attn_out + mlp_out)

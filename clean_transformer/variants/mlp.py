@@ -1,17 +1,20 @@
-"""TODO variants/mlp."""
+"""MLPs with other activation functions."""
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint
 from clean_transformer.modules.linear import normal
 from clean_transformer.modules.mlp import MLP
-from clean_transformer.variants.attention import Stream
+
+Stream = Float[Tensor, "batch pos d_model"]
 
 
 class ExactGeluMLP(MLP):
-    """With the exact GELU, x Φ(x), Φ the normal distribution (Hendrycks and Gimpel 2016)."""
+    """An MLP with the exact GELU x Φ(x), Φ the normal distribution (Hendrycks and Gimpel 2016)."""
 
     def forward(self, normalized_resid_mid: Stream) -> Stream:
         """gelu(x W_in + b_in) W_out + b_out."""
@@ -20,7 +23,7 @@ class ExactGeluMLP(MLP):
 
 
 class ReluMLP(MLP):
-    """With max(x, 0) for the GELU (Vaswani et al. 2017, equation 2)."""
+    """An MLP with max(x, 0) instead of the GELU (Vaswani et al. 2017, equation 2)."""
 
     def forward(self, normalized_resid_mid: Stream) -> Stream:
         """relu(x W_in + b_in) W_out + b_out."""
@@ -31,8 +34,9 @@ class ReluMLP(MLP):
 class SwigluMLP(MLP):
     """(silu(x W_gate) ⊙ x W_in + b_in) W_out + b_out (Shazeer 2020, equation 6).
 
-    W_gate [d_model d_mlp]. The paper has no biases; where they stand, and the hook points, are
-    TransformerLens's: `hook_pre` sees x W_gate, `hook_pre_linear` x W_in, both [batch pos d_mlp].
+    W_gate [d_model d_mlp]. The paper has no biases. Their places and the hook points are
+    TransformerLens's: `hook_pre` sees x W_gate, `hook_pre_linear` sees x W_in, both [batch pos
+    d_mlp].
     """
 
     def __init__(self, cfg: Config):
@@ -41,7 +45,7 @@ class SwigluMLP(MLP):
         self.hook_pre_linear = HookPoint()
 
     def forward(self, normalized_resid_mid: Stream) -> Stream:
-        """Each position by itself."""
+        """The MLP's output, computed for each position by itself."""
         pre = self.hook_pre(normalized_resid_mid @ self.W_gate)
         pre_linear = self.hook_pre_linear(normalized_resid_mid @ self.W_in)
         post = self.hook_post(F.silu(pre) * pre_linear + self.b_in)
@@ -49,6 +53,6 @@ class SwigluMLP(MLP):
 
     @torch.no_grad()
     def load_from(self, old: MLP) -> None:
-        """Start from an `MLP`'s weights but its b_in, which stands elsewhere here."""
+        """Start from an MLP's W_in, W_out and b_out. Its b_in has another place in the formula."""
         for name in ("W_in", "W_out", "b_out"):
             self.get_parameter(name).copy_(old.get_parameter(name))

@@ -1,23 +1,29 @@
-"""TODO variants/pos_embed."""
+"""No position embedding at all."""
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule
-from clean_transformer.variants.attention import Stream, Tokens
 
 
 class NoPositions(HookedModule):
-    """Zeros for `PosEmbed`: a causal model can count without (Haviv et al. 2022)."""
+    """Zeros instead of position embeddings.
+
+    A causal model can learn positions without them (Haviv et al. 2022). Use it with attention that
+    has positions of its own, such as `RotaryAttention`.
+    """
 
     zero: Tensor
 
     def __init__(self, cfg: Config):
         super().__init__()
-        # Only for the model's dtype and device, and in no checkpoint.
+        # The buffer follows the model's dtype and device, and is in no checkpoint.
         self.register_buffer("zero", torch.zeros(cfg.d_model), persistent=False)
 
-    def forward(self, tokens: Tokens, positions: Tokens | None = None) -> Stream:
-        """The same for all tokens and positions."""
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Zeros, in the model's dtype."""
         return self.zero.repeat(*tokens.shape, 1)

@@ -27,7 +27,7 @@ from clean_transformer.inference.matmuls import (
 from clean_transformer.parity import invariants
 from clean_transformer.parity.inputs import Weights
 from clean_transformer.parity.suite import check_device
-from clean_transformer.swapping.swap import swap
+from clean_transformer.swapping.swaps import swap
 from clean_transformer.variants.mlp import ReluMLP
 from clean_transformer.weights.synthetic import stress
 

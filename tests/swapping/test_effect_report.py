@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from clean_transformer.analysis.comparison import Impact
 from clean_transformer.parity.activations.drift import threads
-from clean_transformer.swapping.effect import Change, Effect, Swapped, effect
 from clean_transformer.swapping.effect_report import (
     BARS,
     COLORS,
@@ -29,7 +28,8 @@ from clean_transformer.swapping.effect_report import (
     write_html,
     write_json,
 )
-from clean_transformer.swapping.swap import HookPointsLost, swap
+from clean_transformer.swapping.effects import Change, Effect, Swapped, effect
+from clean_transformer.swapping.swaps import HookPointsLost, swap
 
 from ..helpers import random_model, random_tokens, tiny
 from ..pages import CHROMIUM, Element, Page, assert_self_contained, browse, facts, same_number

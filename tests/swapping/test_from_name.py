@@ -10,7 +10,7 @@ from torch import nn
 from clean_transformer import MLP
 from clean_transformer.modules.contract import SwapError
 from clean_transformer.swapping.from_name import chosen_make
-from clean_transformer.swapping.swap import swap
+from clean_transformer.swapping.swaps import swap
 
 from ..helpers import random_model
 
@@ -73,7 +73,7 @@ def variants(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Another `clean_transformer.variants`, of which all is known."""
     module = ModuleType("clean_transformer.variants")
     for name in ("ReluMLP", "RMSNorm"):
-        setattr(module, name, type(name, (nn.Module,), {"__module__": module.__name__}))
+        setattr(module, name, type(name, (nn.Module,), {"__module__": f"{module.__name__}.mlp"}))
     module.MLP, module.function = MLP, len
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return module
@@ -94,7 +94,7 @@ def test_an_unknown_variant(variants: ModuleType, name: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["own.py", "{folder}/own.py", "../{name}/own.py"])
-@pytest.mark.filterwarnings("ignore::clean_transformer.swapping.swap.HookPointsLost")
+@pytest.mark.filterwarnings("ignore::clean_transformer.swapping.swaps.HookPointsLost")
 def test_a_class_or_function_of_ones_own(folder: Path, where: str) -> None:
     model, file = random_model(), where.format(folder=folder, name=folder.name)
     with chosen_make(f"{file}:Scaled") as make, swap(model, "blocks.*.mlp", make):

@@ -15,7 +15,7 @@ from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.contract import SwapError
 from clean_transformer.parity.references.choose import REFERENCES
-from clean_transformer.swapping.swap import HookPointsLost, swap, transplant
+from clean_transformer.swapping.swaps import HookPointsLost, swap, transplant
 
 from ..helpers import (
     assert_same_function,
@@ -24,6 +24,11 @@ from ..helpers import (
     random_model,
     random_tokens,
     reference_model,
+)
+
+# TransformerBridge calls Hugging Face's model with an argument that transformers 5.24 has renamed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.past_key_values. is deprecated .* for .GPT2LMHeadModel.forward.:FutureWarning"
 )
 
 # HookedTransformer.generate asks for twice the positions that it fills.

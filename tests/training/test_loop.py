@@ -23,7 +23,7 @@ from clean_transformer.inference import NotOptimized
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.pos_embed import PosEmbed
-from clean_transformer.swapping.swap import swap
+from clean_transformer.swapping.swaps import swap
 from clean_transformer.training.loop import adamw, train, update
 from clean_transformer.training.settings import Training
 from clean_transformer.training.temporary import recomputed_blocks

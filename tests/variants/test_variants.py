@@ -18,13 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from clean_transformer import variants
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.attention import Attention
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.mlp import MLP
-from clean_transformer.variants import attention as variants
+from clean_transformer.variants import kernels
+from clean_transformer.variants.attention import rotate
+from clean_transformer.variants.linear_attention import elu_plus_one
 
 from ..helpers import (
     assert_gradients,
@@ -98,7 +101,7 @@ CASES = {
     "sdpa": Case(variants.SdpaAttention, softmax_of(plain)),
 }
 has_flex = pytest.mark.skipif(
-    variants.flex is None, reason="FlexAttention came with PyTorch 2.5, and this one is older"
+    kernels.flex is None, reason="FlexAttention came with PyTorch 2.5, and this one is older"
 )
 KERNELS = pytest.mark.parametrize(
     "kernel",
@@ -306,7 +309,7 @@ def test_flex_attention_takes_the_place_of_attention():
 COMPILED = """
 import torch
 from clean_transformer import Attention, Config
-from clean_transformer.variants.attention import FlexAttention
+from clean_transformer.variants import FlexAttention
 
 cfg = Config(n_layers=1, n_heads=2, d_model=12, d_head=4, d_mlp=12, d_vocab=50, n_ctx=8)
 attn, flex, x = Attention(cfg), FlexAttention(cfg), torch.randn(2, 5, 12)
@@ -331,7 +334,7 @@ def test_flex_attention_compiles_to_one_graph() -> None:
 
 
 def test_an_old_pytorch_without_flex_attention_is_named(monkeypatch):
-    monkeypatch.setattr(variants, "flex", None)
+    monkeypatch.setattr(kernels, "flex", None)
     with pytest.raises(ImportError, match=r"needs PyTorch 2\.5 or later, and this is "):
         variants.FlexAttention(CFG)
 
@@ -349,7 +352,7 @@ def test_linear_attention_takes_a_mask_as_factors(kind: str):
 
 def test_linear_attention_weighs_what_elu_rounds_away():
     x = torch.linspace(-80, 3, 200, requires_grad=True)
-    weights = variants.above_zero(x)
+    weights = elu_plus_one(x)
     exact = torch.where(x > 0, x.double() + 1, x.double().exp())
     assert_same_function(weights / exact.float(), torch.ones(200))
     slopes = torch.autograd.grad(weights.sum(), x)[0]
@@ -559,14 +562,14 @@ def test_hook_points_are_the_originals_but_where_the_docstring_says():
 # Other implementations.
 
 
-def test_rotary_turns_as_llama_does():
+def test_rotary_rotates_as_llama_does():
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     q, k = (random_tensor(2, 4, 9, 6, seed=seed) for seed in range(2))
     angle = torch.arange(9)[:, None] / 10000 ** (torch.arange(0, 6, 2).double() / 6)
     angle = torch.cat((angle, angle), dim=-1)[None]
     theirs = llama.apply_rotary_pos_emb(q, k, angle.cos(), angle.sin())
     for x, expected in zip((q, k), theirs, strict=True):
-        ours = variants.turn(x.transpose(1, 2), torch.arange(9), 10000.0)
+        ours = rotate(x.transpose(1, 2), torch.arange(9), 10000.0)
         assert_same_function(ours.transpose(1, 2), expected)
 
 

@@ -21,7 +21,6 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.modules import attention
 from clean_transformer.modules.attention import Attention
 from clean_transformer.modules.block import TransformerBlock
-from clean_transformer.modules.contract import call_with_cache
 from clean_transformer.modules.layer_norm import LayerNorm, LayerNormPre
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
@@ -253,9 +252,7 @@ def wired(
 
     def forward(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(
-            call_with_cache(self.attn, self.attn_inputs(resid_pre), kv_cache)
-        )
+        attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre), kv_cache=kv_cache))
         resid_mid = self.hook_resid_mid(mid(resid_pre, attn_out))
         mlp_in = self.hook_mlp_in(mlp_reads(resid_pre, resid_mid))
         return self.hook_resid_post(post(resid_mid, self.hook_mlp_out(self.mlp(self.ln2(mlp_in)))))
@@ -266,7 +263,7 @@ def wired(
 def post_norm(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
     """A block that normalizes after each addition, as the first GPT did (Radford et al. 2018)."""
     resid_pre = self.hook_resid_pre(resid_pre)
-    attn_out = self.hook_attn_out(call_with_cache(self.attn, (resid_pre,), kv_cache))
+    attn_out = self.hook_attn_out(self.attn(resid_pre, kv_cache=kv_cache))
     resid_mid = self.ln1(self.hook_resid_mid(resid_pre + attn_out))
     mlp_out = self.hook_mlp_out(self.mlp(self.hook_mlp_in(resid_mid)))
     return self.hook_resid_post(self.ln2(resid_mid + mlp_out))

@@ -1,0 +1,1 @@
+"""The libraries whose modules can be swapped: one file each, with a subclass of `Library`."""

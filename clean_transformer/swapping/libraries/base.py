@@ -1,6 +1,7 @@
-"""TODO swapping/libraries/base."""
+"""What `swap` and `transplant` need to know of a library: one subclass of `Library` each."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +10,14 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint
-from clean_transformer.modules.contract import PER_HEAD_INPUTS, kind, takes
 
 Residual = Float[Tensor, "batch pos d_model"]
 
 
 class Adapter(nn.Module):
-    """A module that is called by another convention than its own.
+    """Wraps a module that is called by another convention than its own.
 
-    What it is asked for besides, such as weights, it asks of the module.
+    Other attributes, such as weights, are forwarded to the wrapped module.
     """
 
     def __init__(self, module: nn.Module):
@@ -33,62 +33,72 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True)
 class Place:
-    """An attribute of a module, and the module that is to be there."""
+    """An attribute of a module, and the submodule to put there."""
 
     owner: nn.Module
     name: str
     module: nn.Module
 
     def put(self) -> "Place":
-        """Put it there; gives what puts back what was there, in the same order among the others."""
+        """Put the submodule there. Returns the place with what was there before.
+
+        The order among the owner's submodules stays.
+        """
         before = Place(self.owner, self.name, self.owner._modules[self.name])  # type: ignore[arg-type]
         self.owner._modules[self.name] = self.module
         return before
 
     @property
     def is_put(self) -> bool:
-        """Whether it is there."""
+        """Whether the submodule is there now."""
         return self.owner._modules[self.name] is self.module
 
 
-class Ours:
-    """`DemoTransformer`, or another module of ours with a `cfg` and some of its parts."""
+class Library(ABC):
+    """How to find and replace the parts of GPT-2 in the models of one library.
 
+    Parts are named by our paths, such as "blocks.3.attn", in every library. Classes are named as
+    "package.Class", so that no library has to be imported; subclasses count as their base classes.
+    """
+
+    # The classes of whole models.
+    MODELS: tuple[str, ...]
+    # For a kind of part and a class of this library: the adapter with which that is called as ours.
+    AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {}
+
+    @abstractmethod
     def config(self, model: Any) -> Config:
-        """The architecture."""
-        return model.cfg
+        """The architecture of a model."""
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """The part at a path of ours, or None if the model has none there."""
+        """The part at a path, or None if the model has none there."""
         try:
             return model.get_submodule(path)
         except AttributeError:
             return None
 
+    @abstractmethod
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Everything to put for the module to be that part."""
-        return [_place(model, path, module)]
+        """What to put where, so that a module that is called as ours becomes the part at a path."""
 
+    @abstractmethod
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """The hook points that nothing fires any more, by their full names."""
-        [place] = places
-        old, new = self.find(model, path), place.module
-        kept = {name for name, _ in _hook_points(new)}
-        lost = [f"{path}.{name}" for name, _ in _hook_points(old) if name not in kept]
-        if kind(path) == "attn" and not takes(type(new).forward, "key_input"):
-            lost += [f"{path.removesuffix('attn')}{name}" for name in PER_HEAD_INPUTS]
-        return lost
+        """The full names of the hook points that no longer run once the places are put."""
 
 
-def _place(root: nn.Module, path: str, module: nn.Module) -> Place:
+def class_names(module: nn.Module) -> Iterator[str]:
+    """A module's class and its base classes, each as "package.Class"."""
+    for each in type(module).__mro__:
+        yield f"{each.__module__.split('.')[0]}.{each.__name__}"
+
+
+def place_at(root: nn.Module, path: str, module: nn.Module) -> Place:
+    """The place of a module at a path below `root`."""
     owner, _, name = path.rpartition(".")
     return Place(root.get_submodule(owner), name, module)
 
 
-def _layer(path: str) -> int:
-    return int(path.split(".")[1])
-
-
-def _hook_points(module: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
+def hook_points(module: nn.Module | None) -> dict[str, HookPoint]:
+    """Our hook points below a module, by name."""
     named = module.named_modules() if module else ()
-    return ((name, part) for name, part in named if isinstance(part, HookPoint))
+    return {name: part for name, part in named if isinstance(part, HookPoint)}

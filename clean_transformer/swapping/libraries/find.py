@@ -1,63 +1,50 @@
-"""Where the parts of GPT-2 are in a model of ours or of another library, and how to put one there.
+"""Finds the `Library` of a model. Every file of this folder is searched for libraries."""
 
-A part is named by its path in ours: "embed", "blocks.3.attn", "ln_final" and so on.
-"""
-
-from collections.abc import Iterator, Mapping
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
 
 from torch import nn
 
-from clean_transformer.swapping.libraries.base import Ours
-from clean_transformer.swapping.libraries.hooked_transformer import (
-    FromLensAttention,
-    FromLensBlock,
-    FromLensPositions,
-    _Lens,
-)
-from clean_transformer.swapping.libraries.huggingface import (
-    FromHuggingFaceBlock,
-    FromPositions,
-    _HuggingFace,
-)
-from clean_transformer.swapping.libraries.transformer_bridge import _Bridge
-
-LIBRARIES: Mapping[str, Ours] = {
-    "transformers.GPT2LMHeadModel": _HuggingFace(),
-    "transformer_lens.HookedTransformer": _Lens(),
-    "transformer_lens.TransformerBridge": _Bridge(),
-    "clean_transformer.HookedModule": Ours(),
-}
+from clean_transformer.swapping import libraries
+from clean_transformer.swapping.libraries.base import Adapter, Library, class_names
 
 
-# What has another convention than ours, by its class or one that it derives from.
-FROM_THEIRS: Mapping[str, type[nn.Module]] = {
-    "transformers.GPT2Attention": FromHuggingFaceBlock,
-    "transformers.GPT2Block": FromHuggingFaceBlock,
-    "transformer_lens.AttentionBridge": FromHuggingFaceBlock,
-    "transformer_lens.BlockBridge": FromHuggingFaceBlock,
-    "transformer_lens.PosEmbedBridge": FromPositions,
-    "transformer_lens.AbstractAttention": FromLensAttention,
-    "transformer_lens.TransformerBlock": FromLensBlock,
-    "transformer_lens.PosEmbed": FromLensPositions,
-}
+@cache
+def known_libraries() -> tuple[Library, ...]:
+    """One instance of every subclass of `Library` that a file of this folder defines."""
+    files = [
+        import_module(f"{libraries.__name__}.{file.name}")
+        for file in pkgutil.iter_modules(libraries.__path__)
+    ]
+    return tuple(
+        value()
+        for file in files
+        for value in vars(file).values()
+        if isinstance(value, type)
+        and issubclass(value, Library)
+        and value.__module__ == file.__name__
+        and not inspect.isabstract(value)
+    )
 
 
-def library(model: nn.Module) -> Ours | None:
-    """How to deal with a whole model; None if it is none that is known."""
-    return next((LIBRARIES[name] for name in _class_names(model) if name in LIBRARIES), None)
+@cache
+def adapters() -> Mapping[tuple[str, str], type[Adapter]]:
+    """The `AS_OURS` of all libraries."""
+    return {key: adapter for each in known_libraries() for key, adapter in each.AS_OURS.items()}
+
+
+def library_of(model: nn.Module) -> Library | None:
+    """The library of a whole model, or None if no library knows it."""
+    known = {name: each for each in known_libraries() for name in each.MODELS}
+    return next((known[name] for name in class_names(model) if name in known), None)
 
 
 def as_ours(kind: str, module: nn.Module) -> nn.Module:
-    """The module, called as ours, whichever library it is from."""
-    if kind == "pos_embed" and isinstance(module, nn.Embedding):
-        return FromPositions(module)
-    for name in _class_names(module):
-        if name in FROM_THEIRS:
-            return FROM_THEIRS[name](module)
+    """The module with our calling convention: adapted if it is another library's, else itself."""
+    for name in class_names(module):
+        if adapter := adapters().get((kind, name)):
+            return adapter(module)
     return module
-
-
-def _class_names(module: nn.Module) -> Iterator[str]:
-    """The classes that it is of, each as package.Class, so that none has to be imported."""
-    for each in type(module).__mro__:
-        yield f"{each.__module__.split('.')[0]}.{each.__name__}"

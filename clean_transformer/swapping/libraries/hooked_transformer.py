@@ -1,4 +1,4 @@
-"""TODO swapping/libraries/hooked_transformer."""
+"""TransformerLens before version 4: one cache entry per layer, and a mask of tokens and padding."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,21 +10,20 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import LayerCache, padding_mask
-from clean_transformer.modules.contract import call_with_cache, embed_positions, kind, takes
+from clean_transformer.modules.contract import kind
+from clean_transformer.swapping.adapting import WithPositions, accepts
 from clean_transformer.swapping.libraries.base import (
     Adapter,
-    Ours,
+    Library,
     Place,
     Residual,
-    _hook_points,
-    _place,
+    hook_points,
+    place_at,
 )
 
-# TransformerLens before 4: a cache entry per layer, and which positions hold tokens.
 
-
-class _LensLayer:
-    """`HookedTransformer`'s cache entry and padding, as the `kv_cache` of one layer."""
+class LayerOfTheirs:
+    """Their cache entry and padding as our `kv_cache` of one layer."""
 
     def __init__(self, entry: Any, is_token: Tensor | None):
         self.entry = entry
@@ -32,11 +31,13 @@ class _LensLayer:
         self.length = 0 if entry is None else entry.past_keys.shape[1]
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LayerCache.append`."""
         if self.entry is None:
             return k, v
         if k.shape[2:] == self.entry.past_keys.shape[2:]:
             return self.entry.append(k, v)
-        # It insists on its own shape of keys: ours go beside them, and zeros keep the count.
+        # Their entry takes only keys of their shape. So it gets zeros, which keep its length right,
+        # and ours are stored beside it.
         past_k, past_v = getattr(self.entry, "of_other_shape", (k[:, :0], v[:, :0]))
         so_far = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
         if not self.entry.frozen:
@@ -46,11 +47,12 @@ class _LensLayer:
         return so_far
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
+        """As `LayerCache.mask`."""
         return None if self.is_token is None else padding_mask(self.is_token, n_queries)
 
 
-class LensBlock(Adapter):
-    """Ours, called as `HookedTransformer`'s `TransformerBlock`."""
+class AsBlock(Adapter):
+    """Our block, called as their `TransformerBlock`."""
 
     def forward(
         self,
@@ -60,13 +62,11 @@ class LensBlock(Adapter):
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Residual:
         """`attention_mask` is 1 for tokens and 0 for padding, of all positions so far."""
-        return call_with_cache(
-            self.module, (resid_pre,), _lens_layer(past_kv_cache_entry, attention_mask)
-        )
+        return self.module(resid_pre, kv_cache=as_layer(past_kv_cache_entry, attention_mask))
 
 
-class LensAttention(Adapter):
-    """Ours, called as `HookedTransformer`'s `Attention`."""
+class AsAttention(Adapter):
+    """Our attention, called as their `Attention`."""
 
     def forward(
         self,
@@ -80,20 +80,18 @@ class LensAttention(Adapter):
     ) -> Residual:
         """`attention_mask` is 1 for tokens and 0 for padding, of all positions so far."""
         inputs: tuple[Tensor, ...] = (query_input, key_input, value_input)
-        if not takes(type(self.module).forward, "key_input"):
+        if not accepts(type(self.module).forward, "key_input"):
             if query_input.ndim == 4:
                 raise ValueError(
-                    f"{type(self.module).__name__} takes one stream for all heads; leave "
-                    "use_attn_in and use_split_qkv_input off"
+                    f"{type(self.module).__name__} takes one input for all heads; set "
+                    "cfg.use_attn_in and cfg.use_split_qkv_input to False"
                 )
             inputs = inputs[:1]
-        return call_with_cache(
-            self.module, inputs, _lens_layer(past_kv_cache_entry, attention_mask)
-        )
+        return self.module(*inputs, kv_cache=as_layer(past_kv_cache_entry, attention_mask))
 
 
-class LensPositions(Adapter):
-    """Ours, called as `HookedTransformer`'s `PosEmbed`."""
+class AsPositions(Adapter):
+    """Our position embedding, called as their `PosEmbed`."""
 
     def forward(
         self,
@@ -101,33 +99,37 @@ class LensPositions(Adapter):
         past_kv_pos_offset: int = 0,
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Residual:
-        """The embeddings of the positions, counted without padding; for padding, the first's."""
+        """The embeddings of the positions, which count from the first token after the padding.
+
+        Padding gets position 0.
+        """
         end = past_kv_pos_offset + tokens.shape[1]
         if attention_mask is None:
-            slots = torch.arange(past_kv_pos_offset, end, device=tokens.device)
-            return embed_positions(self.module, tokens, slots.expand(tokens.shape))
+            positions = torch.arange(past_kv_pos_offset, end, device=tokens.device)
+            return self.module(tokens, positions=positions.expand(tokens.shape))
         positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        return embed_positions(self.module, tokens, positions[:, past_kv_pos_offset:end])
+        return self.module(tokens, positions=positions[:, past_kv_pos_offset:end])
 
 
-def _lens_layer(entry: Any, is_token: Tensor | None) -> _LensLayer | None:
-    """What they say of earlier positions and of padding; None if there are neither."""
-    layer = _LensLayer(entry, is_token)
+def as_layer(entry: Any, is_token: Tensor | None) -> LayerOfTheirs | None:
+    """Their cache entry and padding as our `kv_cache`; None if there is neither."""
+    layer = LayerOfTheirs(entry, is_token)
     return None if entry is None and layer.is_token is None else layer
 
 
-class _AsLensEntry:
-    """Our cache of one layer, as `HookedTransformer`'s attention appends to its own."""
+class AsTheirEntry:
+    """Our cache of one layer, with what their attention uses of a cache entry."""
 
     def __init__(self, layer: LayerCache, like: Tensor):
         self.layer = layer
-        self.past_keys = like.new_empty(len(like), layer.length, 0)  # asked for its length only
+        self.past_keys = like.new_empty(len(like), layer.length, 0)  # only its length is read
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values [batch pos head d_head], and return those of all positions so far."""
         return self.layer.append(k, v)
 
 
-class FromLensBlock(Adapter):
+class FromBlock(Adapter):
     """Their `TransformerBlock`, called as ours."""
 
     def forward(self, *inputs: Tensor, kv_cache: LayerCache | None = None) -> Residual:
@@ -137,12 +139,12 @@ class FromLensBlock(Adapter):
         seen = kv_cache.mask(inputs[0].shape[1])
         return self.module(
             *inputs,
-            past_kv_cache_entry=_AsLensEntry(kv_cache, inputs[0]),
+            past_kv_cache_entry=AsTheirEntry(kv_cache, inputs[0]),
             attention_mask=None if seen is None else seen[:, 0, -1].int(),
         )
 
 
-class FromLensAttention(FromLensBlock):
+class FromAttention(FromBlock):
     """Their `Attention`, called as ours."""
 
     def forward(  # type: ignore[override]
@@ -152,7 +154,7 @@ class FromLensAttention(FromLensBlock):
         value_input: Tensor | None = None,
         kv_cache: LayerCache | None = None,
     ) -> Residual:
-        """Keys and values are read from `query_input` too, unless given their own."""
+        """Keys and values are read from `query_input`, unless they have inputs of their own."""
         inputs = [query_input if x is None else x for x in (query_input, key_input, value_input)]
         cfg: Any = self.module.cfg
         if query_input.ndim == 3 and (cfg.use_attn_in or cfg.use_split_qkv_input):
@@ -161,23 +163,36 @@ class FromLensAttention(FromLensBlock):
         return super().forward(*inputs, kv_cache=kv_cache)
 
 
-class FromLensPositions(Adapter):
-    """Their `PosEmbed`, called with the tokens and their positions."""
+class FromPositions(Adapter):
+    """Their `PosEmbed`, called as ours."""
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
     ) -> Residual:
         """The embeddings of the positions, from 0 on unless given."""
-        return embed_positions(self.module, tokens, positions)
+        return WithPositions(self.module)(tokens, positions)
 
 
-class _Lens(Ours):
-    """`HookedTransformer` of transformer_lens before 4. Its hook points take the place of ours.
+class Lens(Library):
+    """`HookedTransformer`. Its own hook points take the place of ours in a transplanted module.
 
-    Except those that it fires only when it is configured to: it hooks them all for a cache, and
-    ours would compute for each head what nobody asked for.
+    Our hook points stay where theirs would not run, because the configuration turns them off. A
+    TransformerLens cache hooks all of them, and ours would then compute one stream per head, which
+    nobody asked for.
     """
 
+    MODELS: tuple[str, ...] = ("transformer_lens.HookedTransformer",)
+    AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
+        ("attn", "transformer_lens.AbstractAttention"): FromAttention,
+        ("block", "transformer_lens.TransformerBlock"): FromBlock,
+        ("pos_embed", "transformer_lens.PosEmbed"): FromPositions,
+    }
+    AS_THEIRS: Mapping[str, type[Adapter]] = {
+        "attn": AsAttention,
+        "block": AsBlock,
+        "pos_embed": AsPositions,
+    }
+    # The hook points that run only if a flag of the configuration is set, and that flag.
     OPTIONAL: Mapping[str, str] = {
         "hook_attn_in": "use_attn_in",
         "hook_q_input": "use_split_qkv_input",
@@ -186,54 +201,45 @@ class _Lens(Ours):
         "hook_result": "use_attn_result",
     }
 
-    ADAPTERS: Mapping[str, Any] = {
-        "attn": LensAttention,
-        "block": LensBlock,
-        "pos_embed": LensPositions,
-    }
-
     def config(self, model: Any) -> Config:
+        """The architecture of a model."""
+        same = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
         return Config(
-            **{
-                axis: getattr(model.cfg, axis) for axis in ("d_model", "d_head", "d_mlp", "d_vocab")
-            },
-            **{name: getattr(model.cfg, name) for name in ("n_layers", "n_heads", "n_ctx", "eps")},
+            **{name: getattr(model.cfg, name) for name in same},
             normalization_type=model.cfg.normalization_type,
             tied_unembed=False,
         )
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        adapter = self.ADAPTERS.get(kind(path))
-        adapted = adapter(module) if adapter else module
-        points = [Place(*point) for point, _ in self.shared_points(model, path, module)]
-        return [*points, _place(model, path, adapted)]
+        """Their hook points inside the module, and the module in the part's place."""
+        adapter = self.AS_THEIRS.get(kind(path))
+        points = [place for place, _ in self.shared_points(model, path, module)]
+        return [*points, place_at(model, path, adapter(module) if adapter else module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        fired = {id(part) for place in places for part in place.module.modules()}
-        fired |= {id(part) for place in places for part in place.owner.children()}
-        return [name for name, point in self.points(model, path).items() if id(point) not in fired]
+        """Their hook points that are in none of the places."""
+        run = {id(part) for place in places for part in place.module.modules()}
+        run |= {id(part) for place in places for part in place.owner.children()}
+        return [name for name, point in self.points(model, path).items() if id(point) not in run]
 
     def points(self, model: Any, path: str) -> dict[str, nn.Module]:
-        """The hook points of a part that fire, by their full names."""
+        """The hook points of a part that run, by their full names."""
 
-        def fires(name: str) -> bool:
+        def runs(name: str) -> bool:
             flag = self.OPTIONAL.get(name.split(".")[-1])
             return getattr(model.cfg, flag, False) if flag else ".qkv." not in name
 
         return {
             name: point
             for name, point in model.hook_dict.items()
-            if name.startswith(f"{path}.") and fires(name)
+            if name.startswith(f"{path}.") and runs(name)
         }
 
     def shared_points(
         self, model: Any, path: str, module: nn.Module
-    ) -> Iterator[tuple[tuple[nn.Module, str, nn.Module], str]]:
-        """Where the module has a point of the same name as theirs: its owner, its name there and
-        theirs; and the full name."""
+    ) -> Iterator[tuple[Place, str]]:
+        """The places of the module's hook points that theirs can take, with their full names."""
         theirs = self.points(model, path)
-        for below, _ in _hook_points(module):
-            full = f"{path}.{below}"
-            if full in theirs:
-                owner, _, name = below.rpartition(".")
-                yield (module.get_submodule(owner), name, theirs[full]), full
+        for below in hook_points(module):
+            if f"{path}.{below}" in theirs:
+                yield place_at(module, below, theirs[f"{path}.{below}"]), f"{path}.{below}"

@@ -1,7 +1,8 @@
-"""TODO swapping/libraries/transformer_bridge."""
+"""TransformerLens from version 4 on: shells with hook points around Hugging Face's modules."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from einops import rearrange
@@ -10,17 +11,15 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.modules.contract import kind
-from clean_transformer.swapping.libraries.base import Adapter, Ours, Place, _place
-from clean_transformer.swapping.libraries.hooked_transformer import _Lens
-from clean_transformer.swapping.libraries.huggingface import _HuggingFace
-
-# TransformerLens from 4 on: Hugging Face's modules in shells that fire hook points.
+from clean_transformer.swapping.libraries.base import Adapter, Library, Place, place_at
+from clean_transformer.swapping.libraries.hooked_transformer import Lens
+from clean_transformer.swapping.libraries.huggingface import FromBlock, FromPositions, HuggingFace
 
 
 class Bridged(Adapter):
-    """A module between the hook points of the shell whose place it takes."""
+    """Our module between the hook points of the shell that it replaces."""
 
-    # `TransformerBridge` says here how many inputs a row of positions is for.
+    # `TransformerBridge` sets the batch size here, because position embeddings come without one.
     _current_batch_size: int | None = None
 
     def __init__(self, module: nn.Module, before: list[nn.Module], after: list[nn.Module]):
@@ -28,7 +27,7 @@ class Bridged(Adapter):
         self.before, self.after = nn.ModuleList(before), nn.ModuleList(after)
 
     def forward(self, x: Tensor, *rest: Any, **arguments: Any) -> Any:
-        """The module's output, or the first of its outputs, through the hook points."""
+        """The module's output. Of a tuple, the first element passes the hook points."""
         for point in self.before:
             x = point(x)
         output = self.module(x, *rest, **arguments)
@@ -41,7 +40,7 @@ class Bridged(Adapter):
 
 
 class MergedHeads(nn.Module):
-    """A hook point of theirs that sees the heads side by side, where ours have an axis."""
+    """Their hook point, which sees all heads merged in one axis, in the place of ours."""
 
     def __init__(self, point: nn.Module):
         super().__init__()
@@ -50,7 +49,7 @@ class MergedHeads(nn.Module):
     def forward(
         self, activation: Float[Tensor, "batch pos head d_head"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """What their point makes of it."""
+        """The activation that their hook point returns, with a head axis again."""
         merged = self.point(
             rearrange(activation, "batch pos head d_head -> batch pos (head d_head)")
         )
@@ -59,34 +58,55 @@ class MergedHeads(nn.Module):
         )
 
 
-class _Bridge(_Lens):
-    """`TransformerBridge` of transformer_lens 4: shells with hook points around Hugging Face's."""
+class FromShell(FromBlock):
+    """Their shell around a `GPT2Block` or `GPT2Attention`, called as ours."""
 
-    # The points of a part that see what comes in and what goes out, in this order.
-    COMING_IN: Mapping[str, tuple[str, ...]] = {"mlp": ("hook_in", "in.hook_in")}
-    GOING_OUT: Mapping[str, tuple[str, ...]] = {
+    def cache_name(self) -> str:
+        """What the attention shell calls its cache in every version of transformers."""
+        return "layer_past"
+
+
+class Bridge(Lens):
+    """`TransformerBridge`. Its hook points take the place of ours, as in `HookedTransformer`."""
+
+    MODELS = ("transformer_lens.TransformerBridge",)
+    AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
+        ("attn", "transformer_lens.AttentionBridge"): FromShell,
+        ("block", "transformer_lens.BlockBridge"): FromShell,
+        ("pos_embed", "transformer_lens.PosEmbedBridge"): FromPositions,
+    }
+    # The hook points of a shell that see its input, and those that see its output, in this order.
+    INPUT: Mapping[str, tuple[str, ...]] = {"mlp": ("hook_in", "in.hook_in")}
+    OUTPUT: Mapping[str, tuple[str, ...]] = {
         "mlp": ("out.hook_out", "hook_out"),
         "attn": ("o.hook_out", "hook_hidden_states", "hook_out"),
     }
-    MERGED = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z")
+    MERGED_HEADS = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z")
+
+    inside = HuggingFace()
 
     def config(self, model: Any) -> Config:
-        return _HuggingFace().config(model.original_model)
+        """The architecture of a model."""
+        return self.inside.config(model.original_model)
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        return Ours.find(self, model.original_model, self.name(path))
+        """The part at a path, or None if the model has none there."""
+        return Library.find(self, model.original_model, self.name(path))
 
     def name(self, path: str) -> str:
-        """Hugging Face's name of our path. The parts of a block are behind its shell."""
-        return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", _HuggingFace().name(path))
+        """Hugging Face's path of a part. The parts of a block are inside the block's shell."""
+        return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", self.inside.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        inner = _HuggingFace().adapted(path, module)
+        """Their hook points inside the module, and the module in both of the part's places."""
+        inner = self.inside.as_theirs(path, module)
         points = [
-            Place(owner, name, MergedHeads(theirs) if full.endswith(self.MERGED) else theirs)
-            for (owner, name, theirs), full in self.shared_points(model, path, module)
+            replace(place, module=MergedHeads(place.module))
+            if full.endswith(self.MERGED_HEADS)
+            else place
+            for place, full in self.shared_points(model, path, module)
         ]
-        if kind(path) == "block":  # its shell stays, and fires its own points
+        if kind(path) == "block":  # the block's shell stays, and runs its own hook points
             own = ("hook_resid_pre", "hook_resid_post")
             shell = self.find(model, path)
             kept = [place for place in points if place.name not in own]
@@ -94,9 +114,9 @@ class _Bridge(_Lens):
         at = self.points(model, path)
         shelled = Bridged(
             inner,
-            [at[f"{path}.{name}"] for name in self.COMING_IN.get(kind(path), ("hook_in",))],
-            [at[f"{path}.{name}"] for name in self.GOING_OUT.get(kind(path), ("hook_out",))],
+            [at[f"{path}.{name}"] for name in self.INPUT.get(kind(path), ("hook_in",))],
+            [at[f"{path}.{name}"] for name in self.OUTPUT.get(kind(path), ("hook_out",))],
         )
-        # In Hugging Face's model, which runs, and in the bridge's own tree, which people look at.
-        there = _place(model.original_model, self.name(path), shelled)
-        return [*points, there, _place(model, path, shelled)]
+        # Hugging Face's model runs; the bridge has a tree of its own, which people look at.
+        there = place_at(model.original_model, self.name(path), shelled)
+        return [*points, there, place_at(model, path, shelled)]

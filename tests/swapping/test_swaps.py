@@ -16,7 +16,7 @@ from clean_transformer.config import Config
 from clean_transformer.modules.attention import Attention
 from clean_transformer.modules.contract import SwapError, parts
 from clean_transformer.modules.mlp import MLP
-from clean_transformer.swapping.swap import HookPointsLost, Swap, swap
+from clean_transformer.swapping.swaps import HookPointsLost, Swap, swap
 
 from ..helpers import TINY, assert_same_function, random_model, random_tokens, unchecked_types
 
@@ -318,7 +318,7 @@ COMPILED = """
 import torch
 from torch import nn
 from clean_transformer import Config, DemoTransformer
-from clean_transformer.swapping.swap import swap
+from clean_transformer.swapping.swaps import swap
 
 class OwnMLP(nn.Module):
     def __init__(self, cfg):

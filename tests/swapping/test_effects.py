@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clean_transformer import MLP, Attention, DemoTransformer, HookPoint
-from clean_transformer.swapping.effect import Change, Effect, effect
-from clean_transformer.swapping.swap import Swap, swap
+from clean_transformer.swapping.effects import Change, Effect, effect
+from clean_transformer.swapping.swaps import Swap, swap
 
 from ..helpers import configs, random_model, random_tokens, tiny, unchecked_types
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     # Here they are what is tested.
-    pytest.mark.filterwarnings("ignore::clean_transformer.swapping.swap.HookPointsLost"),
+    pytest.mark.filterwarnings("ignore::clean_transformer.swapping.swaps.HookPointsLost"),
 ]
 
 EVERYWHERE = [
@@ -156,8 +156,8 @@ def test_what_is_introduced_and_inherited_by_hand() -> None:
     with swap(model, "blocks.[1-2].mlp", Louder) as swapped:
         _, now = model.run_with_cache(tokens, names=names)
         report = effect(model, swapped, tokens)
-    taught, taught_cache = old.run_with_cache(now["blocks.2.ln2"])
-    taught = {names[0]: taught, names[2]: taught_cache["hook_post"]}
+    isolated, isolated_cache = old.run_with_cache(now["blocks.2.ln2"])
+    isolated = {names[0]: isolated, names[2]: isolated_cache["hook_post"]}
     rows = rows_of(report)
     for name in (names[0], names[2]):
         row, scale = rows[name], rms(original[name])
@@ -165,8 +165,8 @@ def test_what_is_introduced_and_inherited_by_hand() -> None:
         assert row.scale == pytest.approx(scale)
         differences = {
             "total": now[name] - original[name],
-            "introduced": now[name] - taught[name],
-            "inherited": taught[name] - original[name],
+            "introduced": now[name] - isolated[name],
+            "inherited": isolated[name] - original[name],
         }
         for which, difference in differences.items():
             assert getattr(row, which) == pytest.approx(rms(difference) / scale, abs=1e-14)
@@ -293,7 +293,7 @@ def test_the_output_of_a_block_without_hook_points() -> None:
     before, after = original["blocks.1.hook_resid_post"], original["blocks.1.hook_resid_pre"] / 2
     assert row.total == row.introduced == pytest.approx(rms(after - before) / rms(before))
     assert (row.inherited, row.module) == (0, "blocks.1")
-    assert row.note == "what the module gives: the new one has no such hook point"
+    assert row.note == "read from the module's output: the new one has no such hook point"
     assert rows["blocks.1.ln1"].note == "only the original model makes it"
     assert rows["blocks.2.hook_resid_pre"].total == row.total
 
@@ -363,7 +363,7 @@ def test_a_restored_swap_and_another_model_are_refused() -> None:
             effect(other, swapped, random_tokens())
         with unchecked_types(), pytest.raises(TypeError, match="for a DemoTransformer, not MLP"):
             effect(MLP(model.cfg), swapped, random_tokens())
-    with pytest.raises(ValueError, match="call effect before it is restored"):
+    with pytest.raises(ValueError, match="call effect with the model that was swapped, before"):
         effect(model, swapped, random_tokens())
 
 

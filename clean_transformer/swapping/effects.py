@@ -1,4 +1,4 @@
-"""What a swap changes: each activation beside the original's, and where the change begins."""
+"""`effect`: how far a swap changes each activation, and where the change begins."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,12 +18,12 @@ from clean_transformer.modules.contract import kind, parts
 from clean_transformer.reports.environment import environment
 from clean_transformer.support.numerics import upcast
 from clean_transformer.swapping.libraries.base import Adapter
-from clean_transformer.swapping.swap import Swap
+from clean_transformer.swapping.swaps import Swap
 
 
 @dataclass(frozen=True)
 class Swapped:
-    """A place where another module is, and the classes of both."""
+    """A swapped path, and the names of the old and the new class."""
 
     path: str
     old: str
@@ -32,13 +32,18 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Change:
-    """How far an activation is from the original model's, in units of its own size, `scale`.
+    """How far one activation is from that of the original model.
 
-    All are root mean squares: `total` of swapped - original, `introduced` of swapped - (what the
-    old module makes of the same inputs), `inherited` of (that) - original. The first difference is
-    the sum of the other two. `module` is the swapped module that makes the activation; outside of
-    those everything is inherited. `note` says what else there is to know, and why there are no
-    sizes where there are none.
+    `scale` is the root mean square of the original activation. The other sizes are root mean
+    squares of differences, divided by `scale`:
+
+    - `total`: swapped − original.
+    - `introduced`: swapped − isolated. The isolated activation is what the old module computes from
+      the inputs of the new one.
+    - `inherited`: isolated − original.
+
+    `module` is the path of the swapped module that computes the activation. It is "" outside of
+    swapped modules, where everything is inherited. Without sizes, `note` says why there are none.
     """
 
     name: str
@@ -52,11 +57,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Effect:
-    """What was swapped, and every activation's change, in the order of the forward pass.
+    """What was swapped, how the predictions changed, and how each activation changed.
 
-    `tokens` is [batch, pos]. `impact` compares the predictions: KL(original ‖ swapped), the
-    positions whose most likely next token is another, and the swapped model's loss - the
-    original's.
+    `tokens` is the shape [batch, pos]. `impact` compares the predictions of both models. `rows` are
+    in the order of the forward pass.
     """
 
     title: str
@@ -71,12 +75,12 @@ class Effect:
 
     @property
     def first_change(self) -> Change | None:
-        """The first activation that is not exactly the original's."""
+        """The first activation that differs from the original, or None."""
         return next((row for row in self.rows if row.total), None)
 
     @property
     def most_introduced(self) -> list[Change]:
-        """The activations that the new modules make otherwise, the most changed first."""
+        """The activations that the new modules compute differently, largest change first."""
         sizes = {row: row.introduced for row in self.rows if row.introduced}
         return sorted(sizes, key=lambda row: (not isnan(sizes[row]), -sizes[row]))
 
@@ -85,25 +89,26 @@ class Effect:
 def effect(
     model: DemoTransformer, swapped: Swap, tokens: Int[Tensor, "batch pos"], title: str = ""
 ) -> Effect:
-    """Run the model as it is and as it was before the swap, and compare every activation.
+    """How a swap changes every activation and the predictions of a model.
 
         with swap(model, "blocks.*.mlp", variants.ReluMLP) as swapped:
             report = effect(model, swapped, tokens)
 
-    A third run gives each old module the inputs that its successor received, which tells what the
-    new one introduces from what it inherits. Compared in float64 are the hook points that
-    `run_with_cache` captures by default, what LayerNorms and swapped modules give, and the logits;
-    the activations of two runs are held on the CPU. `title` says for the reader what is run.
+    The model runs three times: with the new modules, with the old ones, and with each old module
+    isolated, that is, fed the inputs of the new one. The third run separates what a new module
+    introduces from what it inherits. The activations are the default ones of `run_with_cache`, the
+    outputs of LayerNorms and of swapped modules, and the logits. They are compared in float64, and
+    all of them are held on the CPU. `title` is the headline of the report.
 
-    Raises `ValueError` if the swap is restored or of another model, `TypeError` for a model of
-    another library.
+    Raises `ValueError` if the swap is restored or belongs to another model, and `TypeError` if the
+    model is not a `DemoTransformer`.
     """
     if not isinstance(model, DemoTransformer):
         raise TypeError(f"effect is for a DemoTransformer, not {type(model).__name__}")
     if not swapped.is_in(model):
         raise ValueError(
             f"the swap of {', '.join(swapped.paths)} is not in place in this model; call effect "
-            "before it is restored, with the model that it was made in"
+            "with the model that was swapped, before the swap is restored"
         )
     paths, received = swapped.paths, dict[str, tuple[Tensor, ...]]()
 
@@ -122,10 +127,10 @@ def effect(
         original = _activations(model, tokens, names)
         with _before_each(model, paths, give):
             inside = [name for name in names if maker(output_of(name), paths)]
-            forced = _activations(model, tokens, inside)
+            isolated = _activations(model, tokens, inside)
 
     rows = [
-        _change(name, maker(name, paths), now, original, forced, lost=name in swapped.lost)
+        _change(name, maker(name, paths), now, original, isolated, lost=name in swapped.lost)
         for name in _merged(original, now, swapped.lost)
     ]
     logits = now[LOGITS]
@@ -143,7 +148,7 @@ def effect(
 
 
 def output_of(path: str) -> str:
-    """The name of the activation that a part gives; LayerNorms' have no hook point."""
+    """The name of a part's output. For a LayerNorm, which has no hook point, that is its path."""
     owner, word = path.rpartition(".")[0], kind(path)
     match word:
         case "block":
@@ -158,7 +163,7 @@ def output_of(path: str) -> str:
 
 
 def maker(name: str, paths: Iterable[str]) -> str:
-    """The path whose module makes an activation; "" if none of them does."""
+    """The one of the paths whose module computes an activation, or ""."""
     made_by = (path for path in paths if name == output_of(path) or name.startswith(f"{path}."))
     return next(made_by, "")
 
@@ -195,7 +200,7 @@ def _class_names(model: nn.Module, paths: tuple[str, ...]) -> dict[str, str]:
 def _merged(
     original: Mapping[str, Tensor], now: Mapping[str, Tensor], lost: tuple[str, ...]
 ) -> list[str]:
-    """Every name: those of the original in its order, new ones after what they follow."""
+    """Every name once: the original's in their order, each new one after its predecessor."""
     names, at = [*original], 0
     for name in now:
         if name not in original:
@@ -209,7 +214,7 @@ def _change(
     module: str,
     now: Mapping[str, Tensor],
     original: Mapping[str, Tensor],
-    forced: Mapping[str, Tensor],
+    isolated: Mapping[str, Tensor],
     *,
     lost: bool,
 ) -> Change:
@@ -229,13 +234,13 @@ def _change(
             return difference / scale
         return torch.inf if difference else 0.0
 
-    taught = forced[name] if module else given
+    alone = isolated[name] if module else given
     return Change(
         name,
         module,
         scale,
         total=size(given, before),
-        introduced=size(given, taught),
-        inherited=size(taught, before),
-        note="what the module gives: the new one has no such hook point" if lost else "",
+        introduced=size(given, alone),
+        inherited=size(alone, before),
+        note="read from the module's output: the new one has no such hook point" if lost else "",
     )
