@@ -1,7 +1,7 @@
 """`optimize`: the same modules in fewer and faster steps, for inference."""
 
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -109,6 +109,6 @@ def optimize(
     return Optimized(fast, step)
 
 
-def use_static_cache(below: type[KVCache]) -> Any:
-    """Return the cache that a compiled step needs, in the place of the model's own."""
+def use_static_cache(below: type[KVCache]) -> type[KVCache]:
+    """Return the cache class that a compiled step needs, instead of the model's own."""
     return StaticKVCache

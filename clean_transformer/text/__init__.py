@@ -8,7 +8,6 @@ from clean_transformer.support.lazy import lazy_names
 if TYPE_CHECKING:
     from clean_transformer.text.generation import GenerationMixin as GenerationMixin
     from clean_transformer.text.settings import Sampling as Sampling
-    from clean_transformer.text.tokenizer import END_OF_TEXT as END_OF_TEXT
     from clean_transformer.text.tokenizer import Tokenizer as Tokenizer
     from clean_transformer.text.tokenizer import visible as visible
 else:

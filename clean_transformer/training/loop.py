@@ -70,7 +70,7 @@ def train(
     Raises `RuntimeError` if a gradient is not finite; the last checkpoint is kept.
     """
     folder, device = Path(folder), resolve_device(device)
-    windows_per_process(training)
+    windows_per_process(training)  # raises if the processes cannot share a batch
     refuse_untrained_embedding(model)
     refuse_tokens("the tokens", tokens, model.cfg)
     if held_out is not None:

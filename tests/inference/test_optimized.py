@@ -36,19 +36,17 @@ from ..helpers import TINY, assert_same_function, configs, random_model, tiny
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
 
-def choices(*products: Matmul) -> pytest.MarkDecorator:
-    """Each product, with the weights as they are and transposed."""
-    each = [
-        Choice({1: product}, transposed) for product in products for transposed in (False, True)
-    ]
+def choices(*kernels: Matmul) -> pytest.MarkDecorator:
+    """Each kernel, with row-major weights and with column-major ones."""
+    each = [Choice({1: kernel}, transposed) for kernel in kernels for transposed in (False, True)]
     return pytest.mark.parametrize(
         "choice", each, ids=lambda c: f"{type(c(1)).__name__} {c.transposed}"
     )
 
 
 @pytest.fixture(autouse=True)
-def no_race(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is the fastest differs by machine; a test that needs it asks for it."""
+def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use one kernel, since the fastest differs by machine. A test can undo this."""
     choose(monkeypatch, Choice({1: Matmul()}, transposed=False))
 
 
@@ -94,7 +92,7 @@ def test_choices_without_float64_pass_the_parity_suite(monkeypatch, choice: Choi
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_the_parity_suite_passes(monkeypatch, dtype: torch.dtype):
-    monkeypatch.undo()  # with whatever is the fastest here
+    monkeypatch.undo()  # use the fastest kernels of this machine
     monkeypatch.setattr(invariants, "INVARIANTS", ())
     cfg = tiny(n_ctx=33)
 
@@ -105,7 +103,7 @@ def test_the_parity_suite_passes(monkeypatch, dtype: torch.dtype):
     assert names == {"embed", "pos_embed", "blocks.0", "blocks.1", "ln_final", "unembed"}
 
 
-def test_the_parity_suite_sees_a_wrong_product(monkeypatch):
+def test_the_parity_suite_sees_a_wrong_kernel(monkeypatch):
     class Wrong(Matmul):
         def gelu(self, x, weight):
             return nn.functional.gelu(self(x, weight))  # the exact one
@@ -413,7 +411,7 @@ with model.optimize():  # and compiled by somebody else: what is wanted then sta
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_a_compiled_step_is_the_same_is_compiled_once_and_steps_aside():
-    """In a process of its own: the checks of types that tests have cannot be compiled."""
+    """In its own process, because torch.compile cannot trace the type checks of the tests."""
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILED],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},

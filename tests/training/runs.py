@@ -19,13 +19,13 @@ RUN = Training(steps=5, batch=4, accumulation=2, warmup=2, save_every=2, held_ou
 
 
 class Stopped(Exception):
-    """In the middle of a run."""
+    """Interrupts a run."""
 
 
 def run(
     folder: Path, training: Training = RUN, *, stop_at: int | None = None, seed: int = 0
 ) -> DemoTransformer:
-    """A trained model, which began as random numbers of that seed."""
+    """Train a random model of that seed, and return it."""
 
     def on_step(measured) -> None:
         if measured.step == stop_at:

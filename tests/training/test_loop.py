@@ -123,7 +123,7 @@ def test_blocks_are_computed_again_to_the_same_bits():
 
 
 class Dtypes(TorchDispatchMode):
-    """The dtypes of all matrix products."""
+    """Records the dtypes of all matrix products."""
 
     def __init__(self):
         super().__init__()
@@ -197,7 +197,7 @@ def test_what_is_trained_can_be_saved_and_loaded(tmp_path: Path):
 
 
 def global_state() -> dict[str, Any]:
-    """What a whole process shares."""
+    """Settings and random states that the whole process shares."""
     return {
         "torch": torch.get_rng_state().tolist(),
         "python": random.getstate(),
@@ -236,7 +236,7 @@ def test_everything_but_the_weights_is_left_as_it_was(
         if breaks_off:
             raise Stopped
 
-    # The checks of types draw from Python's random numbers.
+    # The type checks of the tests use Python's random numbers.
     with unchecked_types(), pytest.raises(Stopped) if breaks_off else nullcontext():
         train(model, TOKENS, tmp_path, RUN, held_out=TOKENS[:100], device="cpu", on_step=on_step)
     after = global_state()
@@ -277,11 +277,11 @@ def test_recomputing_leaves_an_optimized_model_optimized(tmp_path: Path):
     assert fast["blocks.0"] is not None
     training = replace(RUN, recompute=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotOptimized)  # the training steps are not
+        warnings.simplefilter("ignore", NotOptimized)  # training steps need gradients
         train(model, TOKENS, tmp_path / "1", training, device="cpu")
     assert {name: vars(part).get("forward") for name, part in model.named_modules()} == fast
     with torch.no_grad():
-        logits = model(torch.tensor([[1, 2, 3]]))  # without the warning that it is not
+        logits = model(torch.tensor([[1, 2, 3]]))  # NotOptimized would be an error
     optimized.undo()
     clean = random_model(CFG)
     train(clean, TOKENS, tmp_path / "2", training, device="cpu")
@@ -337,14 +337,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, stop_at: int):
 
 
 class Dropping(MLP):
-    """With random numbers in it, that a run has to draw again."""
+    """An MLP with dropout: a resumed run has to draw the same random numbers."""
 
     def forward(self, x):
         return nn.functional.dropout(super().forward(x), 0.5, self.training)
 
 
 class NoPosEmbed(PosEmbed):
-    """With a parameter that nothing reads."""
+    """A module with a parameter that nothing reads."""
 
     def forward(self, tokens):
         return torch.zeros_like(super().forward(tokens))
