@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -111,7 +111,7 @@ def main(
 ) -> None:
     """Print where the time of a decoded token, or of a forward pass, goes after `optimize`."""
     cfg = Config.gpt2(size)
-    weights = "int8" if dtype == "int8" else None
+    weights: Literal["int8"] | None = "int8" if dtype == "int8" else None
     computed = torch.float32 if weights else DTYPES[dtype]
     itemsize = 1 if weights else computed.itemsize
     model = DemoTransformer.from_state_dict(stress(cfg), cfg).to(computed)

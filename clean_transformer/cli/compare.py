@@ -8,8 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from clean_transformer.benchmark.results.compare import compare as compare_results
-from clean_transformer.benchmark.results.results import read_results
+from clean_transformer.benchmark.results.comparison import compare as compare_results
+from clean_transformer.benchmark.results.file import read_results
 from clean_transformer.cli.terminal import one_line_errors
 
 

@@ -1,12 +1,12 @@
-"""The table of goals: all of it is measured, together, and judged right."""
+"""The goals: each is measured in one measurement, and judged correctly."""
 
 from dataclasses import replace
 
 import pytest
 
 from clean_transformer.benchmark.goals import Goal, goals
-from clean_transformer.benchmark.judge import Judged, exit_status, judge
-from clean_transformer.benchmark.plan import LONGEST, measurements, works
+from clean_transformer.benchmark.judgment import Judged, exit_status, judge
+from clean_transformer.benchmark.plan import LONGEST, measurements, plan_for
 
 from .made_up import part, result, results
 
@@ -17,7 +17,7 @@ GOAL = Goal(what="speed", device="cpu", over=OVER, under=UNDER, at_least=1.7)
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_the_parts_of_a_goal_take_turns(device: str, quick: bool):
-    chosen = works(device, quick)
+    chosen = plan_for(device, quick)
     planned = [{*one.parts} for one in measurements(device, chosen)]
     for goal in goals(device, chosen):
         assert any({*goal.over, *goal.under} <= parts for parts in planned), goal.what
@@ -26,14 +26,14 @@ def test_the_parts_of_a_goal_take_turns(device: str, quick: bool):
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_a_measurement_has_each_part_once(device: str, quick: bool):
-    planned = measurements(device, works(device, quick))
+    planned = measurements(device, plan_for(device, quick))
     assert len({one.title for one in planned}) == len(planned)
     for one in planned:
         assert len({*one.parts}) == len(one.parts)
 
 
 def test_what_takes_longest_has_fewer_rounds():
-    chosen = works("cpu", quick=False)
+    chosen = plan_for("cpu", quick=False)
     rounds = {one.title: one.rounds for one in measurements("cpu", chosen)}
     for title in LONGEST:
         assert rounds.pop(f"{title}, cpu") == chosen.fewer_rounds
@@ -42,7 +42,7 @@ def test_what_takes_longest_has_fewer_rounds():
 
 
 def test_goals_have_names_of_their_own():
-    names = [goal.what for goal in goals("cpu", works("cpu", quick=False))]
+    names = [goal.what for goal in goals("cpu", plan_for("cpu", quick=False))]
     assert len({*names}) == len(names) == 28
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from clean_transformer.benchmark.results import compare
+from clean_transformer.benchmark.results import comparison
+from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.results.file import write_results
-from clean_transformer.benchmark.results.results import Result, Results
 from clean_transformer.benchmark.work import Work
 from clean_transformer.cli import app
 
@@ -29,7 +29,7 @@ def run(ours: float, machine: float = 1.0, jitter: float = 0.01, memory: float =
 
 
 def verdicts(before: Results, after: Results) -> list[str]:
-    return [change.verdict for change in compare.compare(before, after)[1]]
+    return [change.verdict for change in comparison.compare(before, after)[1]]
 
 
 def test_the_same_run():
@@ -42,7 +42,7 @@ def test_slower_and_faster():
 
 
 def test_a_slower_machine_is_no_slower_model():
-    drift, [change, memory] = compare.compare(run(1.0), run(1.0, machine=1.5))
+    drift, [change, memory] = comparison.compare(run(1.0), run(1.0, machine=1.5))
     assert drift == pytest.approx(1.5)
     assert change.factor == pytest.approx(1.0)
     assert (change.verdict, memory.verdict) == ("the same", "the same")
@@ -53,9 +53,9 @@ def test_a_machine_that_is_slower_for_a_while_is_no_slower_model():
         rows = [replace(row, measurement="later") for row in later.results]
         return Results({}, [*run(1.0).results, *rows])
 
-    _, changes = compare.compare(twice(run(1.0)), twice(run(1.0, machine=1.5)))
+    _, changes = comparison.compare(twice(run(1.0)), twice(run(1.0, machine=1.5)))
     assert [change.factor for change in changes] == pytest.approx([1.0] * 4)
-    alone = compare.compare(run(1.0), run(1.0))[1]
+    alone = comparison.compare(run(1.0), run(1.0))[1]
     assert [change.noise for change in changes] == pytest.approx([c.noise for c in alone] * 2)
 
 
@@ -80,7 +80,7 @@ def test_more_memory_counts_though_the_machine_is_slower():
 def test_peers_of_another_version_tell_nothing_of_the_machine():
     after = run(1.0)
     after = Results({}, [*after.results[:2], *(_of_another_version(r) for r in after.results[2:])])
-    drift, _ = compare.compare(run(1.0), after)
+    drift, _ = comparison.compare(run(1.0), after)
     assert drift == 1.0
 
 
@@ -90,7 +90,7 @@ def _of_another_version(row: Result) -> Result:
 
 def test_nothing_in_common():
     with pytest.raises(ValueError, match="no measurement in common"):
-        compare.compare(run(1.0), results())
+        comparison.compare(run(1.0), results())
 
 
 def call(*arguments: str) -> tuple[int, str]:
