@@ -1,7 +1,7 @@
 """Measure how long the command line and the package take to start.
 
-Prints CPU seconds of fresh processes, and their ratio to `import torch`. CPU time is used because it
-depends less than wall-clock time on what else the machine does.
+Prints CPU seconds of fresh processes, and their ratio to `import torch`. CPU time depends less than
+wall-clock time on what else the machine does.
 
     python -m benchmarks.startup --rounds 5
 """

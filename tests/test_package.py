@@ -22,6 +22,19 @@ IGNORED = shutil.ignore_patterns(
     *(".hypothesis", ".*_cache"),
 )
 BUILD = "from setuptools import build_meta; print(build_meta.build_{what}({folder!r}))"
+# Stands in the environment of the wheel, as if no extra were installed.
+NO_EXTRAS = """
+import sys
+
+EXTRAS = "transformer_lens transformers gguf google_crc32c plotly ctranslate2 onnxruntime llama_cpp"
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name in EXTRAS.split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+"""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -77,7 +90,7 @@ def wheel(folder: Path, sdist: Path) -> Path:
 def installed_wheel(folder: Path, wheel: Path) -> Run:
     """Runs a program of a fresh environment, outside of the checkout, that has the wheel.
 
-    Other packages are those of this environment, so that nothing is downloaded.
+    What the package depends on is taken from this environment, so that nothing is downloaded.
     """
     venv.create(folder / "environment", symlinks=True)
     scripts = folder / "environment" / "bin"
@@ -85,6 +98,7 @@ def installed_wheel(folder: Path, wheel: Path) -> Run:
     packages = Path(sysconfig.get_path("purelib", vars=paths))
     others = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (packages / "others.pth").write_text("\n".join(others), encoding="utf-8")
+    (packages / "sitecustomize.py").write_text(NO_EXTRAS, encoding="utf-8")
     install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall"]
     checked([str(scripts / "python"), "-m", *install, str(wheel)], folder)
     outside = folder / "outside"
