@@ -1,14 +1,28 @@
 """A readable GPT-2 whose every activation is proven equal to TransformerLens's."""
 
-from clean_transformer.activation_cache import ActivationCache as ActivationCache
-from clean_transformer.config import Config as Config
-from clean_transformer.hooks import HookPoint as HookPoint
-from clean_transformer.model import DemoTransformer as DemoTransformer
-from clean_transformer.modules.attention import Attention as Attention
-from clean_transformer.modules.block import TransformerBlock as TransformerBlock
-from clean_transformer.modules.embed import Embed as Embed
-from clean_transformer.modules.layer_norm import LayerNorm as LayerNorm
-from clean_transformer.modules.layer_norm import LayerNormPre as LayerNormPre
-from clean_transformer.modules.mlp import MLP as MLP
-from clean_transformer.modules.pos_embed import PosEmbed as PosEmbed
-from clean_transformer.modules.unembed import Unembed as Unembed
+from typing import TYPE_CHECKING
+
+from clean_transformer.support.lazy import lazy_names
+
+# Importing the package imports no PyTorch: the command line shows its help at once.
+if TYPE_CHECKING:
+    from clean_transformer import variants as variants
+    from clean_transformer.activation_cache import ActivationCache as ActivationCache
+    from clean_transformer.config import Config as Config
+    from clean_transformer.hooks import HookPoint as HookPoint
+    from clean_transformer.kv_cache import KVCache as KVCache
+    from clean_transformer.model import DemoTransformer as DemoTransformer
+    from clean_transformer.modules.attention import Attention as Attention
+    from clean_transformer.modules.block import TransformerBlock as TransformerBlock
+    from clean_transformer.modules.embed import Embed as Embed
+    from clean_transformer.modules.layer_norm import LayerNorm as LayerNorm
+    from clean_transformer.modules.layer_norm import LayerNormPre as LayerNormPre
+    from clean_transformer.modules.mlp import MLP as MLP
+    from clean_transformer.modules.pos_embed import PosEmbed as PosEmbed
+    from clean_transformer.modules.unembed import Unembed as Unembed
+    from clean_transformer.support.version import __version__ as __version__
+    from clean_transformer.swapping.swap import swap as swap
+    from clean_transformer.swapping.swap import transplant as transplant
+    from clean_transformer.text.tokenizer import Tokenizer as Tokenizer
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+from clean_transformer.support.validation import require
+
 NormalizationType = Literal["LN", "LNPre"]
 
 
@@ -41,23 +43,20 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx"):
-            self._require(field, _is_count(getattr(self, field)), "a positive integer")
-        self._require("eps", _is_positive(self.eps), "a positive number")
-        self._require(
-            "initializer_range", _is_positive(self.initializer_range), "a positive number"
+            require(self, field, _is_count(getattr(self, field)), "a positive integer")
+        require(self, "eps", _is_positive(self.eps), "a positive number")
+        require(
+            self, "initializer_range", _is_positive(self.initializer_range), "a positive number"
         )
         known = get_args(NormalizationType)
-        self._require("normalization_type", self.normalization_type in known, f"one of {known}")
-        self._require("tied_unembed", isinstance(self.tied_unembed, bool), "True or False")
-        self._require(
+        require(self, "normalization_type", self.normalization_type in known, f"one of {known}")
+        require(self, "tied_unembed", isinstance(self.tied_unembed, bool), "True or False")
+        require(
+            self,
             "tied_unembed",
             not (self.tied_unembed and self.normalization_type == "LNPre"),
             "False with normalization_type='LNPre', which folds a gain into the unembedding only",
         )
-
-    def _require(self, field: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise ValueError(f"Config.{field} is {getattr(self, field)!r}; it must be {wanted}")
 
     @classmethod
     def gpt2(cls, size: str = "small", **changes: Any) -> "Config":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint
-from clean_transformer.inference.optimize import Optimized, optimize
+from clean_transformer.inference.optimized import Optimized, optimize
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.contract import call_with_cache, embed_positions
@@ -81,7 +81,7 @@ class DemoTransformer(GenerationMixin):
     def optimize(
         self, weights: Literal["int8"] | None = None, *, compile: bool = False
     ) -> Optimized:
-        """Prepare the model for inference, until `undo`; see `optimize.optimize`."""
+        """Make the model faster for inference, until `undo()`; see `inference.optimize`."""
         return optimize(self, weights, compile=compile)
 
     def check_tokens(self, tokens: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch.distributed import TCPStore
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.training_runs", "torch.distributed.fsdp", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(["tests.training.runs", "torch.distributed.fsdp", "torch._dynamo"])
 KILLED = signal.SIGKILL
 
 

@@ -22,7 +22,8 @@ Layers = tuple[tuple[str, ...], ...]
 
 # A room imports from the lines above its own. Within a room anything but a circle is allowed.
 LAYERS = (
-    ("config", "activation_cache", "support/*"),
+    ("support/*",),
+    ("config", "activation_cache"),
     ("hooks", "kv_cache", "reports/*"),
     ("weights/*",),
     ("text/*",),
@@ -36,7 +37,7 @@ LAYERS = (
     ("benchmark/*",),
     ("demo/*",),
     ("cli/*",),
-    ("__init__",),
+    ("__init__", "__main__"),
 )
 # These two rooms also have an order inside.
 SUB_LAYERS = {
@@ -60,7 +61,15 @@ SUB_LAYERS = {
 }
 
 OTHER_IMPLEMENTATIONS = {"transformer_lens", "transformers"}
-HEAVY = OTHER_IMPLEMENTATIONS | {"huggingface_hub", "gguf", "jinja2", "plotly", "rich", "typer"}
+HEAVY = OTHER_IMPLEMENTATIONS | {
+    "gguf",
+    "huggingface_hub",
+    "jinja2",
+    "plotly",
+    "rich",
+    "tokenizers",
+    "typer",
+}
 
 
 def layer(file: str, layers: Layers = LAYERS) -> int:

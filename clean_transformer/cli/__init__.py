@@ -1,27 +1,68 @@
-"""The command line: one command per job."""
+"""The command line. Every command is a file of this room; importing them imports no PyTorch."""
+
+from typing import Annotated
 
 import typer
 
-from clean_transformer.cli.bench import bench
-from clean_transformer.cli.compare import compare
-from clean_transformer.cli.explain import explain
-from clean_transformer.cli.parity import doctor, parity
-from clean_transformer.cli.swap import swap_modules
-from clean_transformer.cli.text import generate, info, predict, tokens
-from clean_transformer.cli.train import train
+from clean_transformer.cli import (
+    bench,
+    compare,
+    explain,
+    generate,
+    info,
+    parity,
+    predict,
+    swap,
+    tokens,
+    train,
+)
+from clean_transformer.cli.terminal import one_line_errors
+
+COMMANDS = (
+    generate.generate,
+    predict.predict,
+    explain.explain,
+    tokens.tokens,
+    info.info,
+    swap.swap,
+    parity.parity,
+    parity.doctor,
+    bench.bench,
+    compare.compare,
+    train.train,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-for command in (generate, predict, tokens, info, train, parity, doctor, explain, bench, compare):
-    app.command()(command)
-app.command("swap")(swap_modules)
+for command in COMMANDS:
+    app.command()(one_line_errors()(command))
+
+
+def print_version(wanted: bool) -> bool:
+    """Print the version and end, if `--version` was given."""
+    if wanted:
+        from clean_transformer.support.version import __version__
+
+        print(f"clean-transformer {__version__}")
+        raise typer.Exit
+    return wanted
 
 
 @app.callback()
-def clean_transformer() -> None:
-    """A readable GPT-2 whose every activation is proven equal to TransformerLens's."""
+def clean_transformer(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """A readable GPT-2 whose every activation is proven equal to TransformerLens's.
+
+    `clean-transformer COMMAND --help` shows the options of a command.
+    """
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command that the arguments of this process name."""
     app()

@@ -1,61 +1,66 @@
-"""TODO cli/swap."""
+"""`clean-transformer swap`."""
 
-from pathlib import Path
 from typing import Annotated
 from warnings import catch_warnings, simplefilter
 
 import typer
 from rich.console import Console
 
-from clean_transformer.cli.terminal import one_line_errors, progress
+from clean_transformer.cli import options
+from clean_transformer.cli.terminal import progress
 
 
-def swap_modules(
+def swap(
     text: Annotated[
-        str | None, typer.Argument(help="What to read. Default: ids spread over the vocabulary.")
+        str | None,
+        typer.Argument(help="The text. Default: token ids spread over the vocabulary."),
     ] = None,
     *,
     module: Annotated[
-        str, typer.Option(help="Where: embed, blocks.3.attn, 'blocks.[3-7].mlp', 'blocks.*', …")
+        str,
+        typer.Option(
+            help="Which modules to replace: embed, blocks.3.attn, 'blocks.[3-7].mlp', 'blocks.*', …"
+        ),
     ],
     with_: Annotated[
         str,
         typer.Option(
             "--with",
-            help="variants.NAME, or FILE.py:NAME for a class of your own, made with the Config, "
-            "or a function of the old module and its path.",
+            help="What to put there: variants.NAME, or FILE.py:NAME for a class or function of "
+            "yours. The class is called with the Config, the function with the old module and its "
+            "path.",
         ),
     ],
-    weights: Annotated[str | None, typer.Option(help="As for parity.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")] = "float32",
-    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
+    weights: options.WeightsOrSynthetic = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    json: options.JsonFile = None,
+    html: options.HtmlFile = None,
 ) -> None:
-    """Put other modules in the place of some, and show what that changes.
+    """Replace modules of a model, and show how much every activation and the predictions change.
 
-    Exit status: 0, or 2 where it could not be done.
+    Exit status: 0 done, 2 could not run, 130 interrupted.
     """
     from clean_transformer.model import DemoTransformer
     from clean_transformer.parity.inputs import choose_tokens, choose_weights
     from clean_transformer.support.devices import resolve_device
-    from clean_transformer.support.dtypes import DTYPES, choose_dtypes
+    from clean_transformer.support.dtypes import choose_dtype
     from clean_transformer.swapping.effect import effect
     from clean_transformer.swapping.effect_report import print_effect, write_html, write_json
     from clean_transformer.swapping.from_name import chosen_make
     from clean_transformer.swapping.swap import HookPointsLost, swap
 
-    with one_line_errors(), chosen_make(with_) as make:
-        chosen_device, [chosen_dtype] = resolve_device(device), choose_dtypes(dtype)
+    with chosen_make(with_) as make:
+        chosen_device, chosen_dtype = resolve_device(device), choose_dtype(dtype)
         with progress() as on_step:
             on_step("reading the weights")
             chosen = choose_weights(weights)
             tokens, read = choose_tokens(text, weights, chosen.cfg)
             model = DemoTransformer.from_state_dict(chosen.state, chosen.cfg)
-            model.to(chosen_device, DTYPES[chosen_dtype])
-            on_step("running the model as it was, and swapped")
+            model.to(chosen_device, chosen_dtype)
+            on_step("running the original and the swapped model")
             with catch_warnings():
-                simplefilter("ignore", HookPointsLost)  # the report has them
+                simplefilter("ignore", HookPointsLost)  # the report lists them
                 swapped = swap(model, module, make)
             report = effect(model, swapped, tokens.to(chosen_device), f"{chosen.title}; on {read}")
         print_effect(report, Console())

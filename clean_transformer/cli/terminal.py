@@ -1,10 +1,11 @@
-"""What every command does alike: read its text, show progress, and end with one line on errors."""
+"""What every command reads from the terminal and prints on it."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -12,24 +13,24 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-
-if TYPE_CHECKING:
-    from clean_transformer.training.checkpoint import Measured
+from rich.table import Table
+from rich.text import Text
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End with status 2 and one line where a job cannot be done, with 130 where it is broken off.
+    """Turn an error into one line on standard error and exit status 2; Ctrl-C into status 130.
 
-    A reader of the output that wants no more of it, as `head`, is no error of ours.
+    A `BrokenPipeError` passes: a reader of the output, such as `head`, has seen enough.
     """
     try:
         yield
-    except BrokenPipeError:
+    except (BrokenPipeError, typer.Exit):
         raise
     except (ValueError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -41,22 +42,39 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal's standard error that says what is being done, and for how long."""
-    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeElapsedColumn())
+def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on standard error, if that is a terminal, and yield a function.
+
+    `on_step(what, done)` says what happens now and how many of `total` steps are done. With a
+    total, the bar tells the time left and stays on the screen. Without a total, `on_step(what)` is
+    enough; the bar tells the time so far and disappears at the end.
+    """
+    what, time = TextColumn("{task.description}"), TimeElapsedColumn()
+    columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, time]
+    if total is not None:
+        columns[1:] = [MofNCompleteColumn(), what, TimeRemainingColumn()]
     console = Console(stderr=True)
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns, console=console, transient=total is None, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda step: bar.update(task, description=step)
+
+        def on_step(what: str, done: int | None = None) -> None:
+            if not bar.tasks:
+                # A resumed training run starts at its checkpoint's step. The time left is
+                # estimated from the steps after that.
+                bar.add_task(what, total=total, completed=done or 0)
+            bar.update(bar.tasks[0].id, completed=done, description=what)
+
+        yield on_step
 
 
 def read_text(text: str | None, file: Path | None) -> str:
-    """The text itself; or that of a file; or of standard input, for "-" or where it is piped in.
+    """The text of an argument, of a file, or of standard input.
 
-    Without the line break at the end of a file or of what is piped, which no one means to say.
-    Raises `ValueError` for two texts, for none, and for one that is not UTF-8.
+    Standard input is read if `text` is "-", or if there is no text and input is piped in. The line
+    break at the end of a file or of standard input is dropped.
+
+    Raises `ValueError` for two texts, for no text, and for a text that is not UTF-8.
     """
     if text is not None and file is not None:
         raise ValueError("there are two texts, an argument and a --file; give one")
@@ -72,22 +90,23 @@ def read_text(text: str | None, file: Path | None) -> str:
     return read.removesuffix("\n").removesuffix("\r")
 
 
-@contextmanager
-def training_bar(steps: int) -> Iterator[Callable[["Measured"], None]]:
-    """A bar on a terminal's standard error: the loss, tokens per second, and the time left."""
-    columns = (
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+def print_json(**values: Any) -> None:
+    """Print one JSON object. Raises `ValueError` for NaN and infinity, which JSON does not have."""
+    print(json.dumps(values, allow_nan=False))
 
-        def on_step(measured: "Measured") -> None:
-            said = f"loss {measured.loss:.3f}, {measured.tokens_per_second:,.0f} tokens/s, left:"
-            if not bar.tasks:  # a run that goes on does not begin at 0, nor did it come there now
-                bar.add_task(said, total=steps, completed=measured.step)
-            bar.update(bar.tasks[0].id, completed=measured.step, description=said)
 
-        yield on_step
+def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+    """Print a table, with numbers to four digits and None as an empty cell."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "token" else "right")
+    for row in rows:
+        table.add_row(*(Text(format_cell(cell)) for cell in row))
+    Console().print(table)
+
+
+def format_cell(value: str | int | float | None) -> str:
+    """The text of a table's cell."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

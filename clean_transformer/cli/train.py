@@ -1,123 +1,129 @@
-"""The command that trains."""
+"""`clean-transformer train`."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from clean_transformer.cli.terminal import one_line_errors, training_bar
+from clean_transformer.cli import options
+from clean_transformer.cli.terminal import progress
 from clean_transformer.config import Config
-from clean_transformer.model import DemoTransformer
-from clean_transformer.support.devices import resolve_device
-from clean_transformer.support.files import atomic_file
-from clean_transformer.text.tokenizer import Tokenizer
-from clean_transformer.training.windows import Tokens, load_tokens, tokenize
+from clean_transformer.training.settings import Training
 
 if TYPE_CHECKING:
-    pass
+    from clean_transformer.text.tokenizer import Tokenizer
+    from clean_transformer.training.checkpoint import Measured
+    from clean_transformer.training.windows import Tokens
+
+SIZES = "The model, with random weights"
 
 
+@options.options_from(Training, panel="How to train")
 def train(
     data: Annotated[
-        list[Path], typer.Argument(help="Text files in UTF-8, or one .npy file of token ids.")
+        list[Path],
+        typer.Argument(help="Text files in UTF-8, or one .npy file of token ids."),
     ],
     *,
-    out: Annotated[Path, typer.Option(help="The run's folder; the same command again goes on.")],
-    steps: Annotated[int, typer.Option(help="How many steps of the optimizer.")],
-    batch: Annotated[int, typer.Option(help="Windows of n_ctx tokens a step, over all devices.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The folder of the run. If it has a checkpoint, training resumes from there."
+        ),
+    ],
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="A held-out file like the data. Default: the last tenth of the data."),
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="The tokenizer of the text files: a folder, hub id or alias.")
+    ] = "gpt2",
+    device: options.Device = "auto",
     weights: Annotated[
-        str | None, typer.Option(help="Begin from a hub id, alias, folder or file.")
+        str | None,
+        typer.Option(help=f"Start from existing weights instead of random ones. {options.WEIGHTS}"),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="Or from random weights: small, medium, … Default: small."),
+        typer.Option(
+            help="A published size: small, medium, large or xl. Default: small.",
+            rich_help_panel=SIZES,
+        ),
     ] = None,
-    n_layers: Annotated[int | None, typer.Option(help="… with other layers,")] = None,
-    n_heads: Annotated[int | None, typer.Option(help="… heads,")] = None,
-    d_model: Annotated[int | None, typer.Option(help="… width,")] = None,
-    n_ctx: Annotated[int | None, typer.Option(help="… positions,")] = None,
-    d_vocab: Annotated[int | None, typer.Option(help="… or vocabulary.")] = None,
-    tokenizer: Annotated[str, typer.Option(help="For texts: a folder, hub id or alias.")] = "gpt2",
-    held_out: Annotated[
-        Path | None, typer.Option(help="A file like the data. Default: the data's last tenth.")
+    n_layers: Annotated[
+        int | None, typer.Option(help="Number of layers.", rich_help_panel=SIZES)
     ] = None,
-    accumulation: Annotated[int, typer.Option(help="Parts of each device's windows.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 6e-4,
-    warmup: Annotated[int, typer.Option(help="Steps up to it; a cosine leads down.")] = 100,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1,
-    clip: Annotated[float, typer.Option(help="The largest norm of the gradients.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of random weights and of the data's order.")] = 0,
-    autocast: Annotated[bool, typer.Option("--autocast", help="Compute in bfloat16.")] = False,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Save memory: gradient checkpointing per block.")
-    ] = False,
-    sharded: Annotated[
-        bool, typer.Option("--sharded", help="A part of each parameter on each device.")
-    ] = False,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    held_out_every: Annotated[int, typer.Option(help="Steps between held-out losses.")] = 500,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
+    n_heads: Annotated[
+        int | None, typer.Option(help="Number of attention heads per layer.", rich_help_panel=SIZES)
+    ] = None,
+    d_model: Annotated[
+        int | None, typer.Option(help="Width of the residual stream.", rich_help_panel=SIZES)
+    ] = None,
+    n_ctx: Annotated[
+        int | None, typer.Option(help="Number of positions.", rich_help_panel=SIZES)
+    ] = None,
+    d_vocab: Annotated[
+        int | None,
+        typer.Option(
+            help="Size of the vocabulary. Default for text files: the tokenizer's.",
+            rich_help_panel=SIZES,
+        ),
+    ] = None,
+    **settings: Any,
 ) -> None:
-    """Train a GPT-2 to predict the next token; with `torchrun --no-python`, on many devices.
+    """Train a GPT-2 to predict the next token.
 
-    Writes checkpoint.pt, metrics.jsonl and at the end model/, in Hugging Face's format.
+    Writes checkpoint.pt and metrics.jsonl in the folder of the run, and at
+    the end model/, in Hugging Face's format.
+
+    On 8 GPUs: torchrun --nproc-per-node 8 --no-python clean-transformer train …
+
+    Exit status: 0 done, 2 could not run, 130 interrupted.
     """
-    from clean_transformer.training.distributed import joined, rank
-    from clean_transformer.training.loop import train as train_model
-    from clean_transformer.training.settings import Training
+    import torch
 
-    with one_line_errors(), joined(resolve_device(device)) as chosen:
-        sizes = {
-            "--size": size,
-            "--n-layers": n_layers,
-            "--n-heads": n_heads,
-            "--d-model": d_model,
-            "--n-ctx": n_ctx,
-            "--d-vocab": d_vocab,
-        }
-        given = ", ".join(name for name, value in sizes.items() if value is not None)
-        if weights is not None and given:
-            raise ValueError(f"{weights} has its own size; leave out {given}, or --weights")
-        training = Training(
-            steps=steps,
-            batch=batch,
-            accumulation=accumulation,
-            learning_rate=learning_rate,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            clip=clip,
-            seed=seed,
-            autocast=autocast,
-            recompute=recompute,
-            sharded=sharded,
-            save_every=save_every,
-            held_out_every=held_out_every,
-        )
+    from clean_transformer.model import DemoTransformer
+    from clean_transformer.support.devices import resolve_device
+    from clean_transformer.support.files import atomic_file
+    from clean_transformer.text.tokenizer import Tokenizer
+    from clean_transformer.training.distributed import joined, rank
+    from clean_transformer.training.loop import train
+
+    training = Training(**settings)
+    sizes = {
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "d_model": d_model,
+        "n_ctx": n_ctx,
+        "d_vocab": d_vocab,
+    }
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if weights is not None and (given or size):
+        named = ["size"] * (size is not None) + [*given]
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+        raise ValueError(f"--weights {weights} has a size of its own; leave out {flags}")
+    with joined(resolve_device(device)) as chosen:
         of_text = None if data[0].suffix == ".npy" else Tokenizer.from_pretrained(tokenizer)
-        tokens = read(data, of_text)
+        tokens = read_tokens(data, of_text)
         kept = len(tokens) if held_out else len(tokens) * 9 // 10
-        other = tokens[kept:] if held_out is None else read([held_out], of_text)
-        torch.manual_seed(seed)
-        if weights is None:
-            vocabulary = of_text.d_vocab if of_text and d_vocab is None else d_vocab
-            cfg = architecture(size or "small", n_layers, n_heads, d_model, n_ctx, vocabulary)
-            model = DemoTransformer(cfg)
-        else:
+        other = tokens[kept:] if held_out is None else read_tokens([held_out], of_text)
+        torch.manual_seed(training.seed)
+        if weights is not None:
             model = DemoTransformer.from_pretrained(weights, device="cpu")
-        with training_bar(steps) as on_step:
-            train_model(
-                model,
-                tokens[:kept],
-                out,
-                training,
-                held_out=other,
-                device=chosen,
-                on_step=on_step,
-            )
+        else:
+            if of_text is not None:
+                given.setdefault("d_vocab", of_text.d_vocab)
+            model = DemoTransformer(architecture(size or "small", **given))
+        with progress(training.steps) as on_step:
+
+            def show(measured: "Measured") -> None:
+                speed = f"{measured.tokens_per_second:,.0f} tokens/s"
+                on_step(f"loss {measured.loss:.3f}, {speed}", measured.step)
+
+            train(model, tokens[:kept], out, training, held_out=other, device=chosen, on_step=show)
         if rank() == 0:
-            # The model itself may be in shards.
+            # The model itself may be sharded. The checkpoint is whole.
             saved = torch.load(out / "checkpoint.pt", weights_only=True, mmap=True)
             whole = DemoTransformer.from_state_dict(saved["model"], model.cfg)
             whole.save_pretrained(out / "model")
@@ -127,32 +133,24 @@ def train(
             print(f"wrote {out / 'model'}")
 
 
-def read(files: list[Path], tokenizer: Tokenizer | None) -> Tokens:
-    """The tokens of text files, or without a tokenizer of one token file."""
+def read_tokens(files: list[Path], tokenizer: "Tokenizer | None") -> "Tokens":
+    """The token ids of text files; without a tokenizer, those of one .npy file."""
+    from clean_transformer.training.windows import load_tokens, tokenize
+
     if tokenizer is not None:
         return tokenize(files, tokenizer)
     if len(files) > 1:
-        raise ValueError(f"there are {len(files)} files, of which one holds tokens; give that one")
+        raise ValueError(f"there are {len(files)} files; give one .npy file of all the token ids")
     return load_tokens(files[0])
 
 
-def architecture(
-    size: str,
-    n_layers: int | None = None,
-    n_heads: int | None = None,
-    d_model: int | None = None,
-    n_ctx: int | None = None,
-    d_vocab: int | None = None,
-) -> Config:
-    """The published one of that size, but for what is given. Heads share the width."""
-    given = {
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "d_model": d_model,
-        "n_ctx": n_ctx,
-        "d_vocab": d_vocab,
-    }
-    cfg = Config.gpt2(size, **{name: n for name, n in given.items() if n is not None})
+def architecture(size: str, **changes: int) -> Config:
+    """The published architecture of that size, but with these fields.
+
+    The heads share d_model equally and d_mlp is 4 d_model, as in every published GPT-2. Raises
+    `ValueError` if the heads cannot.
+    """
+    cfg = Config.gpt2(size, **changes)
     if cfg.d_model % cfg.n_heads:
         raise ValueError(f"{cfg.n_heads} heads cannot share a width of {cfg.d_model} equally")
     return replace(cfg, d_head=cfg.d_model // cfg.n_heads, d_mlp=4 * cfg.d_model)

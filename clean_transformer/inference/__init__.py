@@ -1,0 +1,5 @@
+"""The same modules, faster, for inference: `optimize`."""
+
+from clean_transformer.inference.fast_modules import NotOptimized as NotOptimized
+from clean_transformer.inference.optimized import Optimized as Optimized
+from clean_transformer.inference.optimized import optimize as optimize

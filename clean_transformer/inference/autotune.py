@@ -1,4 +1,4 @@
-"""Ways to compute x W + b, and what comes right after it, of which a machine has a fastest."""
+"""Measures which kernel of `matmuls` is the fastest on this processor."""
 
 import math
 from collections.abc import Callable
@@ -10,166 +10,180 @@ import torch
 from torch import Tensor
 
 from clean_transformer.inference.matmuls import (
-    STREAMED,
-    EachThreadItsInputs,
-    InFloat32,
+    Matmul,
     OneDNN,
-    Product,
+    SeparateBias,
+    SplitInputs,
+    ThroughFloat32,
     Weight,
-    WithoutBias,
 )
 
-
-class Choice(NamedTuple):
-    """The fastest product from so many rows on, and whether they want W transposed in memory."""
-
-    by_rows: dict[int, Product]
-    transposed: bool
-
-    def __call__(self, n_rows: int) -> Product:
-        """The product for that many rows."""
-        return self.by_rows[max(known for known in self.by_rows if known <= n_rows)]
-
-
-# Where the fastest changes: one row reads weights, many compute.
+# The numbers of rows that are measured. A product of one row is limited by reading the weights, a
+# product of many rows by computing.
 ROWS = (1, 8, 64, 512)
 
 
-# How many times slower than the best a product may be at few rows to be tried at more. One that
-# converts the weights first is slower by ten for a single row, and may be the fastest for many.
-HOPELESS = 16.0
+# From this many rows on, one layer's weights are enough to measure with: computing takes longer
+# than reading them.
+COMPUTE_BOUND_ROWS = 64
 
 
-# Seconds for each of them at each number of rows. Who is within twice the best by then gets so many
-# turns at the least: to win one of few is luck.
-ENOUGH, FEWEST = 0.1, 3
+# A kernel more than 16 times slower than the best at one number of rows is not tried at larger
+# ones. Converting the weights first is 10 times slower for one row, and can still win for many.
+TOO_SLOW = 16.0
 
 
-# Transposing copies every weight, and has to be faster by so much.
+# Each kernel is timed for at least 0.1 seconds at each number of rows. Every kernel within 2 × the
+# best is timed at least 3 times; a single win could be noise.
+SECONDS_EACH, FEWEST_RUNS = 0.1, 3
+
+
+# Transposing copies every weight, so it must make the model at least 2% faster.
 WORTH_A_COPY = 1.02
 
 
-class Contender(NamedTuple):
-    """A product, and whether it gets its weights transposed in memory."""
+# Bytes of weights that are read between two uses of the same weight. In a real model, too, the
+# weights of one layer are no longer in a cache when the next token comes.
+BEYOND_CACHES = 128 * 2**20
 
-    product: Product
+
+class Choice(NamedTuple):
+    """The fastest kernel for each number of rows, and whether it wants W column-major in memory."""
+
+    by_rows: dict[int, Matmul]
+    transposed: bool
+
+    def __call__(self, n_rows: int) -> Matmul:
+        """Return the kernel for `n_rows`: that of the largest measured number that is not above."""
+        return self.by_rows[max(known for known in self.by_rows if known <= n_rows)]
+
+
+class Candidate(NamedTuple):
+    """A kernel, and whether its weights are column-major ("transposed") in memory."""
+
+    kernel: Matmul
     transposed: bool
 
 
-Times = dict[Contender, float]
+Seconds = dict[Candidate, float]
 
 
 @lru_cache
 def fastest_for_blocks(
     d_model: int, d_mlp: int, n_layers: int, dtype: torch.dtype, n_threads: int
 ) -> Choice:
-    """Which products compute MLPs of that size fastest on this processor: measured, in seconds.
+    """Measure for a few seconds which kernel computes MLPs of these sizes fastest.
 
-    They differ by the last bits, and near ties may fall differently in another process.
+    The kernels differ in the last bits. If two are about equally fast, another process may choose
+    the other one. `n_threads` is PyTorch's present number of threads; results are cached for it.
     """
     shapes = ((d_model, d_mlp), (d_mlp, d_model))
-    enough = math.ceil(STREAMED / (2 * d_model * d_mlp * dtype.itemsize))
+    enough = math.ceil(BEYOND_CACHES / (2 * d_model * d_mlp * dtype.itemsize))
     layers = {
         transposed: [
-            [_some_weight(*shape, dtype, transposed) for shape in shapes]
+            [example_weight(*shape, dtype, transposed) for shape in shapes]
             for _ in range(min(n_layers, enough))
         ]
         for transposed in (False, True)
     }
 
-    def run(contender: Contender, x: Tensor) -> int:
-        product, all_layers = contender.product, layers[contender.transposed]
-        used = all_layers if len(x) < 64 else all_layers[:1]
+    def run(candidate: Candidate, x: Tensor) -> int:
+        kernel, all_layers = candidate.kernel, layers[candidate.transposed]
+        used = all_layers if len(x) < COMPUTE_BOUND_ROWS else all_layers[:1]
         for W_in, W_out in used:
-            product.add(x, product.gelu(x, W_in), W_out)
+            kernel.add(x, kernel.gelu(x, W_in), W_out)
         return len(used)
 
-    times = race(entrants(dtype, *layers), run, d_model, dtype)
-    gains = [least(times[n_rows], False) / least(times[n_rows], True) for n_rows in ROWS]
-    return winners(times, transposed=math.prod(gains) ** (1 / len(ROWS)) > WORTH_A_COPY)
+    candidates = [Candidate(kernel, order) for order in layers for kernel in kernels(dtype)]
+    measured = measure(candidates, run, d_model, dtype)
+    gains = [
+        fastest_seconds(seconds, False) / fastest_seconds(seconds, True)
+        for seconds in measured.values()
+    ]
+    return fastest(measured, transposed=math.prod(gains) ** (1 / len(gains)) > WORTH_A_COPY)
 
 
 @lru_cache
 def fastest_for_unembed(d_model: int, d_vocab: int, dtype: torch.dtype, n_threads: int) -> Choice:
-    """The same for logits, through the transposed embedding."""
-    weight = _some_weight(d_model, d_vocab, dtype, transposed=True)
+    """Measure which kernel computes logits fastest, with W_U = W_E.T as it is in memory."""
+    weight = example_weight(d_model, d_vocab, dtype, transposed=True)
 
-    def run(contender: Contender, x: Tensor) -> int:
-        contender.product(x, weight)
+    def run(candidate: Candidate, x: Tensor) -> int:
+        candidate.kernel(x, weight)
         return 1
 
-    return winners(race(entrants(dtype, True), run, d_model, dtype), transposed=True)
+    candidates = [Candidate(kernel, True) for kernel in kernels(dtype)]
+    return fastest(measure(candidates, run, d_model, dtype), transposed=True)
 
 
 @torch.no_grad()
-def race(
-    contenders: list[Contender],
-    run: Callable[[Contender, Tensor], int],
+def measure(
+    candidates: list[Candidate],
+    run: Callable[[Candidate, Tensor], int],
     d_model: int,
     dtype: torch.dtype,
-) -> dict[int, Times]:
-    """By number of rows, the seconds that each takes who is not hopeless.
+) -> dict[int, Seconds]:
+    """Return, for each number of rows, the seconds of each candidate that is not too slow.
 
-    `run` says how many times it went through the work.
+    `run(candidate, x)` does the work and returns how many times it did it.
     """
     by_rows = {}
     for n_rows in ROWS:
         x = torch.ones(n_rows, d_model, dtype=dtype)
-        taken: dict[Contender, list[float]] = {
-            each: [] for each in contenders if n_rows <= each.product.most_rows
+        runs: dict[Candidate, list[float]] = {
+            each: [] for each in candidates if n_rows <= each.kernel.most_rows
         }
-        while entered := in_the_race(taken):
-            for each in entered:  # in turns, so that whatever else goes on meets them all
+        while unfinished := need_another_run(runs):
+            # Candidates take turns, so that a disturbance of the machine meets all of them.
+            for each in unfinished:
                 start = perf_counter()
                 n_times = run(each, x)
-                taken[each].append(perf_counter() - start)
-        times = {each: min(seconds) / n_times for each, seconds in taken.items()}
-        by_rows[n_rows] = times
-        contenders = [c for c in times if times[c] < HOPELESS * least(times, c.transposed)]
+                runs[each].append(perf_counter() - start)
+        seconds = {each: min(taken) / n_times for each, taken in runs.items()}
+        by_rows[n_rows] = seconds
+        candidates = [
+            each
+            for each in seconds
+            if seconds[each] < TOO_SLOW * fastest_seconds(seconds, each.transposed)
+        ]
     return by_rows
 
 
-def in_the_race(taken: dict[Contender, list[float]]) -> list[Contender]:
-    """Who has another turn, by the seconds that each of its turns took."""
-    best = min((min(seconds) for seconds in taken.values() if seconds), default=math.inf)
+def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
+    """Return the candidates that have not been timed enough yet; `runs` has the seconds so far."""
+    best = min((min(taken) for taken in runs.values() if taken), default=math.inf)
     return [
         each
-        for each, seconds in taken.items()
-        if sum(seconds) < ENOUGH or (len(seconds) < FEWEST and min(seconds) < 2 * best)
+        for each, taken in runs.items()
+        if sum(taken) < SECONDS_EACH or (len(taken) < FEWEST_RUNS and min(taken) < 2 * best)
     ]
 
 
-def least(times: Times, transposed: bool) -> float:
-    """The seconds of the fastest in that order."""
-    return min(seconds for each, seconds in times.items() if each.transposed == transposed)
+def fastest_seconds(seconds: Seconds, transposed: bool) -> float:
+    """Return the seconds of the fastest candidate with this order of its weights."""
+    return min(taken for each, taken in seconds.items() if each.transposed == transposed)
 
 
-def winners(by_rows: dict[int, Times], transposed: bool) -> Choice:
-    """The fastest in that order."""
-    fastest = {
-        n_rows: min((c for c in times if c.transposed == transposed), key=times.__getitem__).product
-        for n_rows, times in by_rows.items()
+def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
+    """Choose the fastest kernel with this order of its weights, for each number of rows."""
+    winners = {
+        n_rows: min((c for c in seconds if c.transposed == transposed), key=seconds.__getitem__)
+        for n_rows, seconds in by_rows.items()
     }
-    return Choice(fastest, transposed)
+    return Choice({n_rows: winner.kernel for n_rows, winner in winners.items()}, transposed)
 
 
-def entrants(dtype: torch.dtype, *orders: bool) -> list[Contender]:
-    """Every candidate with its weights transposed or not, as named."""
-    return [Contender(product, order) for order in orders for product in candidates(dtype)]
-
-
-def candidates(dtype: torch.dtype) -> list[Product]:
-    """What may be the fastest on this processor."""
+def kernels(dtype: torch.dtype) -> list[Matmul]:
+    """Return the kernels that can be the fastest on this processor."""
     if dtype == torch.float64:
-        return [Product()]
-    onednn = [OneDNN()] if in_onednn(dtype) else []
+        return [Matmul()]
+    onednn = [OneDNN()] if has_onednn(dtype) else []
     if dtype == torch.float32:
-        each = EachThreadItsInputs(torch.get_num_threads())
-        return [Product(), WithoutBias(), each, *onednn]
-    return [Product(), WithoutBias(), InFloat32(), *onednn]
+        return [Matmul(), SeparateBias(), SplitInputs(torch.get_num_threads()), *onednn]
+    return [Matmul(), SeparateBias(), ThroughFloat32(), *onednn]
 
 
-def in_onednn(dtype: torch.dtype) -> bool:
+def has_onednn(dtype: torch.dtype) -> bool:
     """Whether this build and processor have oneDNN's kernels in float32, bfloat16 or float16."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -181,7 +195,8 @@ def in_onednn(dtype: torch.dtype) -> bool:
     )
 
 
-def _some_weight(d_in: int, d_out: int, dtype: torch.dtype, transposed: bool) -> Weight:
+def example_weight(d_in: int, d_out: int, dtype: torch.dtype, transposed: bool) -> Weight:
+    """Return a weight of these sizes to measure with."""
     shape = (d_out, d_in) if transposed else (d_in, d_out)
     W = torch.full(shape, 0.01, dtype=dtype)
     return Weight(W.T if transposed else W, torch.zeros(d_out, dtype=dtype))

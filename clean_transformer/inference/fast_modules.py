@@ -1,9 +1,13 @@
-"""TODO inference/fast_modules."""
+"""Fast replacements for the methods of blocks, unembeddings and the decoding step.
+
+Each one runs the module's own method instead as soon as that could give another result: while a
+hook is inside the module, while gradients are on, under autocast, and after a change of the module.
+"""
 
 import warnings
 from collections.abc import Callable
 from operator import is_
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,7 +15,7 @@ from torch import Tensor, nn
 
 from clean_transformer.hooks import HookPoint
 from clean_transformer.inference.autotune import Choice, fastest_for_blocks, fastest_for_unembed
-from clean_transformer.inference.matmuls import Int8, Product
+from clean_transformer.inference.matmuls import Int8, Matmul
 from clean_transformer.inference.weight_layout import lay_out, merge_heads
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.attention import Attention, mix_fused
@@ -19,27 +23,33 @@ from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.layer_norm import LayerNorm, LayerNormPre
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
+from clean_transformer.support.stand_in import Method
 
-# The modules that the fast steps were written from; of another class, a block stays as it is.
-WRITTEN_FOR = (Attention, MLP, LayerNorm, LayerNormPre, HookPoint)
+# `FastBlock` computes what exactly these classes compute. A block with any other class inside it
+# is not optimized.
+SUPPORTED = (Attention, MLP, LayerNorm, LayerNormPre, HookPoint)
 
 
-# What makes a graph run no Python between its kernels, by type of device.
-WITHOUT_PYTHON: dict[str, dict[str, Any]] = {
+# Options of torch.compile that keep Python out of the time between two kernels, by device type.
+COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"cpp_wrapper": True},
     "cuda": {"triton.cudagraphs": True},
 }
 
 
 class NotOptimized(UserWarning):
-    """An optimized module runs as it is written; the message says why."""
+    """An optimized module runs its own `forward`; the message says why."""
 
 
 class Fast:
-    """What stands in for a method of a module, for as long as that is as it was prepared.
+    """A fast replacement for a module's method, used until the module or its weights change.
 
-    With `weights` "int8" it reads copies of the parameters, which it then has to hear of changing.
+    With 8-bit `weights`, it computes with copies of the parameters. It then also notices changes
+    made in place. Otherwise it reads the parameters themselves, so that such changes take effect.
+    `also_read` are modules outside of `module` whose parameters it reads.
     """
+
+    below: Method  # what runs while this replacement cannot be used
 
     def __init__(self, module: nn.Module, weights: str | None, *also_read: nn.Module):
         self.module, self.reads_copies = module, weights == "int8"
@@ -65,31 +75,36 @@ class Fast:
         self.parameters = [each for each in self.owned if isinstance(each, nn.Parameter)]
         self.state = self.state_of_parameters()
 
-    def state_of_parameters(self) -> list[int]:
-        """Where each is in memory and, if a copy of it is read, how often it was changed there."""
-        places = [parameter.data_ptr() for parameter in self.parameters]
-        if self.reads_copies:
-            places += [parameter._version for parameter in self.parameters]
-        return places
+    def over(self, below: Method) -> "Fast":
+        """Take the place of `below`; `StandIn` calls this."""
+        self.below = below
+        return self
 
-    def is_watched(self) -> bool:
-        """Whether there are hooks inside; a graph has what holds when it is made."""
+    def state_of_parameters(self) -> list[int]:
+        """Return each parameter's address and, if copies are read, its number of changes."""
+        state = [parameter.data_ptr() for parameter in self.parameters]
+        if self.reads_copies:
+            state += [parameter._version for parameter in self.parameters]
+        return state
+
+    def has_hooks(self) -> bool:
+        """Whether any submodule has a hook. `torch.compile` freezes the answer into the graph."""
         return any(self.hooks)
 
-    # What torch.compiler.assume_constant_result does, after an import that takes seconds.
-    is_watched._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    # The effect of torch.compiler.assume_constant_result, whose import takes seconds.
+    has_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def steps_aside(self) -> bool:
-        """Whether the module has to run as it is written; it warns why."""
+    def must_step_aside(self) -> bool:
+        """Whether `below` has to run. Outside of `torch.compile`, a warning says why."""
         if torch.compiler.is_compiling():
-            return torch.is_grad_enabled() or self.is_watched()
+            return torch.is_grad_enabled() or self.has_hooks()
         if torch.is_grad_enabled():
             reason = "gradients are on; use it under torch.no_grad()"
-        elif self.is_watched():
-            reason = "something inside it is watched or patched"
+        elif self.has_hooks():
+            reason = "a submodule has a hook"
         elif torch.is_autocast_enabled(self.parameters[0].device.type):
             reason = "autocast is on"
-        # For every token; `map` takes a tenth of the time of a loop.
+        # This runs for every token; `map` takes a tenth of the time of a loop.
         elif not (
             all(map(is_, map(dict.get, self.owners, self.names), self.owned))
             and self.state == self.state_of_parameters()
@@ -98,7 +113,7 @@ class Fast:
         else:
             return False
         warnings.warn(
-            f"an optimized {type(self.module).__name__} runs as it is written: {reason}",
+            f"an optimized {type(self.module).__name__} runs its own forward: {reason}",
             NotOptimized,
             stacklevel=3,
         )
@@ -106,7 +121,7 @@ class Fast:
 
 
 class FastBlock(Fast):
-    """`TransformerBlock.forward`, in the four products that it needs."""
+    """`TransformerBlock.forward` with four large products, and without its hook points."""
 
     module: TransformerBlock
 
@@ -127,29 +142,29 @@ class FastBlock(Fast):
     def __call__(
         self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """As `TransformerBlock.forward`."""
+        """Compute `TransformerBlock.forward`."""
+        if self.must_step_aside():
+            return self.below(resid_pre, kv_cache)
         block = self.module
-        if self.steps_aside():
-            return TransformerBlock.forward(block, resid_pre, kv_cache)
         batch, pos, d_model = resid_pre.shape
         residual = resid_pre.reshape(batch * pos, d_model)
-        product = self.choice(batch * pos)
+        matmul = self.choice(batch * pos)
 
-        qkv = product(block.ln1.forward(residual), self.qkv)
+        qkv = matmul(block.ln1.forward(residual), self.qkv)
         q, k, v = qkv.view(batch, pos, 3, block.cfg.n_heads, block.cfg.d_head).unbind(dim=2)
         mask = None
         if kv_cache is not None:
             mask = kv_cache.mask(pos)
             k, v = kv_cache.append(k, v)
         z = mix_fused(q, k, v, mask).reshape(batch * pos, -1)
-        resid_mid = product.add(residual, z, self.out)
+        resid_mid = matmul.add(residual, z, self.out)
 
-        post = product.gelu(block.ln2.forward(resid_mid), self.mlp_in)
-        return product.add(resid_mid, post, self.mlp_out).view(batch, pos, d_model)
+        post = matmul.gelu(block.ln2.forward(resid_mid), self.mlp_in)
+        return matmul.add(resid_mid, post, self.mlp_out).view(batch, pos, d_model)
 
 
 class FastUnembed(Fast):
-    """`Unembed.forward` by the fastest product."""
+    """`Unembed.forward` with the fastest kernel."""
 
     module: Unembed | TiedUnembed
 
@@ -162,36 +177,35 @@ class FastUnembed(Fast):
     def __call__(
         self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """As `Unembed.forward`."""
-        if self.steps_aside():
-            # One function serves both classes.
-            return Unembed.forward(self.module, normalized_resid_post)  # type: ignore[arg-type]
+        """Compute `Unembed.forward`."""
+        if self.must_step_aside():
+            return self.below(normalized_resid_post)
         rows = normalized_resid_post.flatten(end_dim=1)
         logits = self.choice(len(rows))(rows, self.weight)
         return logits.view(*normalized_resid_post.shape[:2], -1)
 
 
 class CompiledStep(Fast):
-    """`DemoTransformer.read` of one more token, as one graph of all that is fast in it."""
+    """`DemoTransformer.read_one`, a decoding step of one token, as one graph of torch.compile."""
 
-    def __init__(self, model: nn.Module, weights: str | None):
-        super().__init__(model, weights)
-        self.written = cast(Any, model.read)
-        options = WITHOUT_PYTHON.get(self.parameters[0].device.type)
-        self.graph = torch.compile(self.written, dynamic=False, options=options)
+    def over(self, below: Method) -> Fast:
+        """Compile `below`, which `StandIn` found, and take its place."""
+        options = COMPILE_OPTIONS.get(self.parameters[0].device.type)
+        self.graph = torch.compile(below, dynamic=False, options=options)
+        return super().over(below)
 
     def __call__(self, *inputs: Any) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """As `DemoTransformer.read`."""
-        return (self.written if self.steps_aside() else self.graph)(*inputs)
+        """Compute `DemoTransformer.read`."""
+        return (self.below if self.must_step_aside() else self.graph)(*inputs)
 
 
 FAST = {TransformerBlock: FastBlock, Unembed: FastUnembed, TiedUnembed: FastUnembed}
 
 
 def choose(W: Tensor, weights: str | None, fastest: Callable[..., Choice], *sizes: int) -> Choice:
-    """The products for such weights, where they are."""
+    """Return the kernels for a weight: on the CPU, those that `fastest` measures for the sizes."""
     if weights == "int8":
         return Choice({1: Int8()}, transposed=False)
     if W.device.type != "cpu":
-        return Choice({1: Product()}, transposed=False)
+        return Choice({1: Matmul()}, transposed=False)
     return fastest(*sizes, W.dtype, torch.get_num_threads())

@@ -1,19 +1,23 @@
-"""The order of weights in memory that large products want; their values and shapes stay."""
+"""Puts weights in the memory order that large products want. Their values and shapes stay."""
 
 from collections.abc import Sequence
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from clean_transformer.modules.attention import Attention
 
 
-def merge_heads(attn: Attention, transposed: bool) -> tuple[Tensor, Tensor]:
-    """All heads' queries, keys and values as one W [d_model 3·head·d_head] and one b.
+def merge_heads(
+    attn: Attention, transposed: bool
+) -> tuple[Float[Tensor, "d_model qkv"], Float[Tensor, "qkv"]]:
+    """Return all heads' queries, keys and values as one W [d_model 3·head·d_head] and one b.
 
-    The parameters become views of them. Weights that are so already are not copied: those of
-    GPT-2's checkpoint, not transposed, or of a call before this one.
+    The attention's parameters become views of these two tensors. W is row-major, or column-major
+    if `transposed`. The weights are not copied if they have that order already, which is so after
+    an earlier call and, for row-major, after GPT-2's checkpoint was loaded.
     """
     weights, biases = (attn.W_Q, attn.W_K, attn.W_V), (attn.b_Q, attn.b_K, attn.b_V)
     b = torch.stack([bias.data for bias in biases])
@@ -32,8 +36,10 @@ def merge_heads(attn: Attention, transposed: bool) -> tuple[Tensor, Tensor]:
     return W.flatten(start_dim=1), b.flatten()
 
 
-def side_by_side(weights: Sequence[Tensor], transposed: bool) -> Tensor | None:
-    """The three as one [d_model 3·head·d_head], a view, if they lie side by side in memory."""
+def side_by_side(
+    weights: Sequence[Float[Tensor, "head d_model d_head"]], transposed: bool
+) -> Float[Tensor, "d_model qkv"] | None:
+    """Return W_Q, W_K and W_V as one view, or None if they do not lie side by side in memory."""
     first = weights[0].data
     n_heads, d_model, d_head = first.shape
     width = n_heads * d_head
@@ -51,7 +57,7 @@ def side_by_side(weights: Sequence[Tensor], transposed: bool) -> Tensor | None:
 
 
 def lay_out(parameter: nn.Parameter, transposed: bool) -> None:
-    """Let its outputs, the last axis, be the first in memory or the last."""
+    """Make the parameter contiguous; if `transposed`, with its last axis first in memory."""
     given = parameter.data
     parameter.data = (
         given.movedim(-1, 0).contiguous().movedim(0, -1) if transposed else given.contiguous()

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.support.dtypes import _choose
+from clean_transformer.support.dtypes import choose_names
 from clean_transformer.text.tokenizer import Tokenizer
 from clean_transformer.weights.hub import HubError
 from clean_transformer.weights.load import read_pretrained
@@ -82,4 +82,4 @@ MODES = ("eager", "compiled", "autocast", "optimized", "optimized-compiled")
 
 def choose_modes(names: str) -> list[str]:
     """The modes named, between commas, or all. Raises `ValueError` for an unknown one."""
-    return _choose("mode", names, MODES)
+    return choose_names("mode", names, MODES)

@@ -1,15 +1,15 @@
-"""Choosing a device by name."""
+"""Choosing devices by name."""
 
 import torch
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """The device of that name; "auto" takes cuda, then mps, then cpu.
+    """Return the device with that name; "auto" chooses cuda, else mps, else cpu.
 
     Raises `ValueError` for a device that PyTorch does not know or this machine does not have.
     """
     if name == "auto":
-        name = next(device for device in ("cuda", "mps", "cpu") if is_available(device))
+        name = available()[0]
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -20,7 +20,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def is_available(name: str) -> bool:
-    """Whether a tensor can be made on that device here."""
+    """Whether PyTorch can make a tensor on that device."""
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, ImportError):
@@ -29,14 +29,15 @@ def is_available(name: str) -> bool:
 
 
 def available() -> list[str]:
-    """The kinds of device that this machine has, the fastest first."""
+    """Return the types of device that this machine has, the fastest first."""
     return [kind for kind in ("cuda", "mps", "cpu") if is_available(kind)]
 
 
 def choose_devices(names: str) -> list[str]:
-    """The devices named, between commas; "auto" is the fastest here, "all" cuda, mps and cpu.
+    """Split names with commas between them; "auto" is the fastest device, "all" cpu, cuda and mps.
 
-    Raises `ValueError` for one that PyTorch does not know; one that is absent is NOT CHECKED.
+    A device that this machine lacks is returned all the same: the report calls it NOT CHECKED.
+    Raises `ValueError` for a device that PyTorch does not know.
     """
     if names == "all":
         return ["cpu", "cuda", "mps"]

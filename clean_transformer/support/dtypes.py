@@ -1,6 +1,6 @@
-"""What a run is made of: its devices, dtypes, modes, weights and tokens, chosen by name."""
+"""Choosing dtypes by name."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 
 import torch
 
@@ -12,21 +12,26 @@ DTYPES = {
 }
 
 
-def choose_dtypes(names: str) -> list[str]:
-    """The dtypes named, between commas, or all. Raises `ValueError` for an unknown one."""
-    return _choose("dtype", names, DTYPES)
-
-
-def _choose(what: str, names: str, known: Collection[str]) -> list[str]:
-    chosen = [*known] if names == "all" else names.split(",")
-    for name in chosen:
-        if name not in known:
-            raise ValueError(f"no {what} {name!r}; choose from {', '.join(known)}, all")
-    return chosen
-
-
 def choose_dtype(name: str) -> torch.dtype:
-    """The dtype of that name. Raises `ValueError` for an unknown one."""
+    """Return the dtype with that name. Raises `ValueError` for an unknown name."""
     if name not in DTYPES:
         raise ValueError(f"no dtype {name!r}; choose from {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def choose_dtypes(names: str) -> list[str]:
+    """Split names such as "float32,float16", or "all". Raises `ValueError` for an unknown name."""
+    return choose_names("dtype", names, DTYPES)
+
+
+def choose_names(what: str, names: str, known: Iterable[str]) -> list[str]:
+    """Split names with commas between them; "all" gives all `known` names.
+
+    Raises `ValueError` for a name that is not `known`; the message calls it a `what`.
+    """
+    choices = [*known]
+    chosen = choices if names == "all" else names.split(",")
+    for name in chosen:
+        if name not in choices:
+            raise ValueError(f"no {what} {name!r}; choose from {', '.join(choices)}, all")
+    return chosen

@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def require_folder(file: Path) -> None:
-    """Raise `FileNotFoundError` unless there is a folder for it: ask before the work it holds."""
+    """Raise `FileNotFoundError` if the file's folder is missing. Call this before long work."""
     if not file.parent.is_dir():
         raise FileNotFoundError(f"no folder {str(file.parent)!r} for {file.name!r}; make it first")
 
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """A file beside it to write, which is put in its place at the end, unless an error comes."""
+    """Yield the path of a temporary file next to `file`, and rename it to `file` on success."""
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished
@@ -25,22 +25,25 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed left of `atomic_file`; nobody may be writing there."""
+    """Delete temporary files of `atomic_file` that killed processes left behind.
+
+    No other process may be writing to the folder.
+    """
     for unfinished in folder.glob(".*.unfinished"):
         unfinished.unlink()
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write the content, text as UTF-8, beside the file, then put it in the file's place."""
+    """Write the content, with text as UTF-8, to a temporary file and rename that to `file`."""
     with atomic_file(file) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write files in, which then take their places in `folder` one by one.
+    """Yield a temporary folder, and move its files into `folder`, one by one, on success.
 
-    If the writing breaks off, none of them does.
+    If an error occurs, no file is moved. Other files in `folder` stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as unfinished:

@@ -1,4 +1,4 @@
-"""TODO support/numerics."""
+"""Conversions to a higher precision, so that a computation loses nothing to rounding."""
 
 import torch
 from jaxtyping import Float
@@ -6,14 +6,13 @@ from torch import Tensor
 
 
 def upcast(value: Tensor) -> Tensor:
-    """The same numbers in float64; token ids stay as they are."""
+    """Return `value` in float64, the oracle's dtype. Integers, such as token ids, stay integers."""
     return value.double() if value.is_floating_point() else value
 
 
-def at_least_float32(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Half precision as float32: a softmax over 50,257 tokens needs it."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return `x` in float32 if it is in half precision; float32 and float64 stay as they are.
 
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    Sums over many terms need it: a variance over d_model, a softmax over 50,257 tokens.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The continuation that is most likely as a whole, sought by following several at once."""
+"""Beam search: the continuation that is most likely as a whole, among several followed at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clean_transformer.text.decoding import Model, Stop, decode_one, prefill
-from clean_transformer.text.sampling import Rows, Sampling
+from clean_transformer.text.sampling import Rows, penalize
+from clean_transformer.text.settings import Sampling
 
 
 @dataclass(frozen=True)
 class Beam:
-    """One continuation: its tokens, the sum of their log-probabilities, and the mean."""
+    """One continuation: its tokens, and the sum and the mean of their log-probabilities in nats."""
 
     new: list[int]
     total: float = 0.0
@@ -22,7 +23,7 @@ class Beam:
 
 @dataclass
 class Search:
-    """The beams of one prompt: those that go on, and the best of those that have ended."""
+    """The beams of one prompt: `running` ones, and the best of those that have `ended`."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -32,14 +33,16 @@ class Search:
     ended: list[Beam] = field(default_factory=list)
 
     def advance(self, log_probs: Float[Tensor, "beam d_vocab"]) -> list[int]:
-        """Make each running beam longer by its likeliest tokens, and keep the best of them all.
+        """Extend the running beams by one token each, and keep the best `width` of the results.
 
-        Gives the place that each beam which goes on had before; none when the search is over.
+        Returns, for each beam that goes on, the index of the beam it came from. The list is empty
+        when the search is over.
         """
         length = len(self.running[0].new) + 1
         totals = torch.tensor([beam.total for beam in self.running], device=log_probs.device)
         totals = (totals[:, None] + log_probs).flatten()
-        # So many that `width` beams go on even if all stop tokens are among the best of each.
+        # Enough candidates for `width` beams to go on, even if each beam's best tokens include all
+        # the stop tokens.
         n_candidates = max(2, 1 + len(self.stop.tokens)) * self.width
         best, places = totals.topk(min(n_candidates, len(totals)))
 
@@ -66,25 +69,27 @@ class Search:
 def search_beams(
     model: Model, prompts: Rows, max_new_tokens: int, width: int, sampling: Sampling, stop: Stop
 ) -> list[list[int]]:
-    """The new tokens with the highest mean log-probability that `width` beams find, per prompt.
+    """Return, for each prompt, the new tokens with the highest mean log-probability found.
 
-    As in transformers with `length_penalty=1.0` and `early_stopping=False`: penalties act on
-    log-probabilities, and a prompt is done when no beam that goes on has a better mean than any of
-    `width` that have ended. Raises `ValueError` for a `width` below 1, and for settings that draw.
+    `width` beams are followed per prompt, as in transformers with `length_penalty=1.0` and
+    `early_stopping=False`. Penalties act on log-probabilities. A prompt is done when `width` beams
+    have ended and no running beam has a better mean than the worst of them. Raises `ValueError` for
+    a `width` below 1, and for a temperature above 0.
     """
     if width < 1 or sampling.temperature:
         raise ValueError(
-            f"beams={width} and temperature={sampling.temperature}: there must be 1 beam or more, "
-            "and they are searched, without drawing, at temperature 0"
+            f"beams={width} with temperature={sampling.temperature}: there must be 1 beam or more, "
+            "and beam search does not draw; use temperature 0"
         )
     searches = [Search(prompt, max_new_tokens, width, stop) for prompt in prompts]
     logits, cache = prefill(model, prompts, max_new_tokens)
     while True:
-        # The model's batch is the running beams of one prompt after the other.
-        log_probs = sampling.penalize(
+        # The model's batch holds the running beams of the first prompt, then those of the next.
+        log_probs = penalize(
             logits.log_softmax(dim=-1),
             [search.prompt for search in searches for _ in search.running],
             [beam.new for search in searches for beam in search.running],
+            sampling,
         )
         rows: list[int] = []
         start = 0

@@ -1,4 +1,4 @@
-"""Token after token: read the prompts once, then one token at a time, until something ends it."""
+"""Decoding: read the prompts once (prefill), then one token at a time, until a stop."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,29 +10,34 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
-from clean_transformer.text.sampling import Logits, Rows, Sampling
+from clean_transformer.text.sampling import Logits, Rows, choose, new_generator, penalize
+from clean_transformer.text.settings import Sampling
 from clean_transformer.text.tokenizer import Tokenizer
 
 
 @runtime_checkable
 class Model(Protocol):
-    """What can be generated from: called with tokens, `kv_cache` and `last_only`, gives logits."""
+    """What decoding needs of a model: it is called as `DemoTransformer` is, and returns logits.
+
+    If it has a `cache_class`, that is the KV cache that `decode` uses.
+    """
 
     cfg: Config
 
     @property
     def device(self) -> torch.device:
-        """Where its tokens belong."""
+        """The device that its tokens must be on."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `DemoTransformer.forward`."""
+        """Compute `DemoTransformer.forward`: tokens, `kv_cache` and `last_only` to logits."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """What ends a continuation: one of these tokens, or one of these strings in its text.
+    """What ends a continuation: one of some tokens, or one of some strings in its text.
 
-    A string may begin and end within tokens; it takes a `tokenizer` to see it.
+    Strings need a `tokenizer`. A string may begin and end in the middle of a token. Raises
+    `ValueError` for an empty string.
     """
 
     tokens: Sequence[int] = ()
@@ -41,23 +46,23 @@ class Stop:
 
     def __post_init__(self) -> None:
         if "" in self.strings:
-            raise ValueError("a stop string is empty, which every text has; leave it out")
+            raise ValueError("a stop string is empty, and would stop every text; leave it out")
 
     def ends(self, new: Sequence[int]) -> bool:
-        """Whether these tokens, of which only the last is untested, are the whole continuation."""
+        """Whether the last of the tokens ends the continuation. Call this after each token."""
         if new[-1] in self.tokens:
             return True
         return bool(self.strings) and any(string in self._decode(new) for string in self.strings)
 
     def text(self, new: Sequence[int]) -> str:
-        """The text of a continuation, without what ended it."""
+        """Return the text of a continuation, without the stop token or string at its end."""
         text = self._decode(new[:-1] if new and new[-1] in self.tokens else new)
         return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
 
     def settled_text(self, new: Sequence[int]) -> str:
-        """The text so far that no further token can change.
+        """Return the part of the text that no later token can change.
 
-        Without the bytes of an unfinished character, and without what may begin a stop string.
+        It leaves out the bytes of an unfinished character, and the beginning of a stop string.
         """
         text = self._decode(new).rstrip("\N{REPLACEMENT CHARACTER}")
         begun = (
@@ -77,21 +82,22 @@ class Stop:
 def prefill(
     model: Model, prompts: Rows, max_new_tokens: int, cache_class: type[KVCache] = KVCache
 ) -> tuple[Logits, KVCache]:
-    """Read the prompts, padded on the left; the logits of what follows them, in float32.
+    """Read the prompts; return the logits after each prompt, in float32, and the KV cache.
 
-    The cache, of that class, has room for as many new tokens. Raises `ValueError` if the model has
-    not, and for none at all, before any work.
+    Shorter prompts are left-padded. The cache has room for `max_new_tokens` more. Raises
+    `ValueError`, before any work, if prompt and new tokens exceed n_ctx, if `max_new_tokens` is
+    below 1, and for an empty prompt.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
     lengths = [len(prompt) for prompt in prompts]
     if not all(lengths) or not lengths:
-        raise ValueError("there is nothing to continue: every prompt must have a token or more")
+        raise ValueError("there is nothing to continue: every prompt needs 1 token or more")
     longest, n_ctx = max(lengths), model.cfg.n_ctx
     if longest + max_new_tokens > n_ctx:
         raise ValueError(
             f"{longest} tokens and {max_new_tokens} new ones are more than the n_ctx={n_ctx} "
-            f"positions that the model has; shorten the prompt, or ask for {n_ctx - longest}"
+            f"positions that the model has; shorten the prompt, or ask for {n_ctx - longest} tokens"
         )
     paddings = [longest - length for length in lengths]
     rows = [[0] * padding + [*prompt] for padding, prompt in zip(paddings, prompts, strict=True)]
@@ -104,20 +110,20 @@ def prefill(
 
 @torch.no_grad()
 def decode_one(model: Model, tokens: Int[Tensor, "batch"], kv_cache: KVCache) -> Logits:
-    """Read one more token of each input; the logits of what follows it, in float32."""
+    """Read one more token of each row; return the logits after it, in float32."""
     return model(tokens[:, None], kv_cache=kv_cache)[:, -1].float()
 
 
 def decode(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[list[int]]:
-    """The next token of every prompt, step by step."""
-    generator = sampling.generator()
+    """Yield the next token of every prompt, `max_new_tokens` times."""
+    generator = new_generator(sampling.seed)
     new: list[list[int]] = [[] for _ in prompts]
     cache_class = getattr(model, "cache_class", KVCache)
     logits, cache = prefill(model, prompts, max_new_tokens, cache_class)
     for step in range(1, max_new_tokens + 1):
-        chosen = sampling.choose(sampling.penalize(logits, prompts, new), generator)
+        chosen = choose(penalize(logits, prompts, new, sampling), sampling, generator)
         tokens = chosen.tolist()
         yield tokens
         for row, token in zip(new, tokens, strict=True):
@@ -129,7 +135,7 @@ def decode(
 def decode_until(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling, stop: Stop
 ) -> list[list[int]]:
-    """The new tokens of every prompt, to the one that ends it."""
+    """Return the new tokens of every prompt, up to and including the token that ends each."""
     new: list[list[int]] = [[] for _ in prompts]
     going = [*range(len(prompts))]
     for tokens in decode(model, prompts, max_new_tokens, sampling):

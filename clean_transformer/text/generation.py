@@ -1,4 +1,4 @@
-"""What a model that gives logits can do with text: read it, write it, go on with it."""
+"""`GenerationMixin`: text in, text out, for a model that gives logits."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -10,24 +10,27 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import Unpack
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.text.beam_search import search_beams
 from clean_transformer.text.decoding import Stop, decode, decode_until
-from clean_transformer.text.sampling import Rows, Sampling
+from clean_transformer.text.sampling import Rows
+from clean_transformer.text.settings import Sampling, SamplingSettings
+from clean_transformer.text.signature import names_settings
 from clean_transformer.text.tokenizer import Tokenizer, Tokens
 
-# One text, several, tokens [batch pos], or the ids of inputs that need not be equally long.
+# One text, several texts, tokens [batch pos], or lists of ids, which need not be equally long.
 Prompt = TypeVar("Prompt", str, list[str], Tensor, list[list[int]])
 
 
 class GenerationMixin(HookedModule):
-    """A model from tokens to logits, called as `DemoTransformer` is.
+    """Gives `DemoTransformer` its tokenizer, `generate` and `stream`.
 
-    `source` is the folder or repository that its weights came from, if they did; `cache_class` what
-    its `generate` keeps keys and values in.
+    `source` is the folder or repository that the weights came from, or None. `cache_class` is the
+    KV cache that decoding uses.
     """
 
     cfg: Config
@@ -36,14 +39,14 @@ class GenerationMixin(HookedModule):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """That of `source`, read when it is first asked for; or assign another.
+        """The tokenizer of `source`, read at first use. Assign to it to use another one.
 
-        Raises `ValueError` for a model that came from no source.
+        Raises `ValueError` if the model has no source.
         """
         if self.source is None:
             raise ValueError(
@@ -55,17 +58,21 @@ class GenerationMixin(HookedModule):
     def to_tokens(
         self, text: str | list[str], prepend_bos: bool = True
     ) -> Int[Tensor, "batch pos"]:
-        """`Tokenizer.to_tokens`, on the model's device."""
+        """Return the token ids of a text or texts, on the model's device.
+
+        See `Tokenizer.to_tokens`.
+        """
         return self.tokenizer.to_tokens(text, prepend_bos).to(self.device)
 
     def to_str_tokens(self, text: str | Tokens, prepend_bos: bool = True) -> list[str]:
-        """`Tokenizer.to_str_tokens`: each token of one text, for display."""
+        """Return each token of one text as a string; see `Tokenizer.to_str_tokens`."""
         return self.tokenizer.to_str_tokens(text, prepend_bos)
 
     def to_string(self, tokens: Tokens) -> str | list[str]:
-        """`Tokenizer.to_string`: the text of tokens, or the texts of a batch."""
+        """Return the text of tokens, or the texts of a batch; see `Tokenizer.to_string`."""
         return self.tokenizer.to_string(tokens)
 
+    @names_settings
     def generate(
         self,
         prompt: Prompt,
@@ -74,20 +81,22 @@ class GenerationMixin(HookedModule):
         beams: int = 1,
         stop_tokens: Sequence[int] | None = None,
         stop_strings: str | Sequence[str] = (),
-        **sampling: Any,
+        **sampling: Unpack[SamplingSettings],
     ) -> Prompt:
-        """The prompt and what comes after it: of a text a text, of token ids token ids.
+        """Return the prompt and its continuation: text for text, token ids for token ids.
 
-        `sampling` are the fields of `Sampling`; by default the likeliest token is taken each time.
-        With several `beams`, the continuation that is likeliest as a whole is sought.
+        By default the most likely token is taken at each step. The settings from `temperature` to
+        `seed` are explained in `Sampling`. With `beams` above 1, beam search looks for the
+        continuation that is most likely as a whole.
 
-        Each prompt of a batch ends by itself: with one of `stop_tokens` (<|endoftext|> unless they
-        are given, but for token ids none), or with the token that completes one of `stop_strings`.
-        Texts are given back without either. Prompts need not be equally long, except in a tensor,
-        whose rows are filled up with the first of the stop tokens.
+        Each prompt of a batch stops by itself: at one of `stop_tokens`, or at the token that
+        completes one of `stop_strings`. Texts stop at <|endoftext|> unless `stop_tokens` are given,
+        token ids do not. A returned text leaves out what stopped it. Prompts need not be equally
+        long, except in a tensor. In a tensor, rows that stopped early are filled up with the first
+        of `stop_tokens`.
 
-        Raises `ValueError` for more tokens than the model has positions, and for a setting that
-        makes no sense, before any work.
+        Raises `TypeError` for an unknown setting, and `ValueError` for an impossible one and for
+        more tokens than the model has positions, before any work.
         """
         settings, prompts = Sampling(**sampling), self._ids(prompt)
         stop = self._stop(prompt, stop_tokens, stop_strings)
@@ -104,6 +113,7 @@ class GenerationMixin(HookedModule):
             return prompt + rest[0]
         return [each + more for each, more in zip(prompt, rest, strict=True)]
 
+    @names_settings
     def stream(
         self,
         text: str,
@@ -111,11 +121,12 @@ class GenerationMixin(HookedModule):
         *,
         stop_tokens: Sequence[int] | None = None,
         stop_strings: str | Sequence[str] = (),
-        **sampling: Any,
+        **sampling: Unpack[SamplingSettings],
     ) -> Iterator[str]:
-        """What `generate` puts after a text, piece by piece, as soon as each is certain.
+        """Yield the continuation of `generate` in pieces, each as soon as it cannot change.
 
-        Raises what it raises, when the first piece is asked for.
+        Raises the errors of `generate`. A `TypeError` comes at once, a `ValueError` when the first
+        piece is asked for.
         """
         stop = self._stop(text, stop_tokens, stop_strings)
         new: list[int] = []

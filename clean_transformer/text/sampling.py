@@ -1,26 +1,26 @@
-"""From logits to the next token: pure functions, and the settings that combine them."""
+"""From logits to the next token: pure functions, some of which take the settings `Sampling`."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clean_transformer.text.settings import Sampling
+
 Logits = Float[Tensor, "batch d_vocab"]
 
 
-# Token ids of each input of a batch, which need not be equally long.
+# The token ids of each row of a batch. Rows need not be equally long.
 Rows = Sequence[Sequence[int]]
 
 
 def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logits:
-    """Make each token that occurred before less likely, however often it did.
+    """Make each token that occurred before less likely, however often it occurred.
 
     Positive logits are divided by `penalty` and negative ones multiplied (Keskar et al. 2019,
-    "CTRL", section 4.1, in the form of transformers).
+    "CTRL", section 4.1, in the form that transformers uses).
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -32,7 +32,8 @@ def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logit
 def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits:
     """Subtract `penalty` from a token's logit for each time that it occurred before.
 
-    The formula of OpenAI's API and of vLLM, who count what was generated, without the prompt.
+    This is the formula of OpenAI's API and of vLLM. They count only generated tokens, without the
+    prompt.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -43,100 +44,69 @@ def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits
 
 
 def keep_top_k(logits: Logits, k: int) -> Logits:
-    """−inf for all but the `k` most likely tokens and those as likely as the k-th."""
+    """Keep the `k` most likely tokens, and ties with the k-th; set the others to −inf."""
     kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < kth, -math.inf)
 
 
 def keep_top_p(logits: Logits, p: float) -> Logits:
-    """−inf for all but the fewest likely tokens that together reach probability `p`.
+    """Keep the fewest tokens whose probabilities add up to `p` or more; set the others to −inf.
 
-    Nucleus sampling (Holtzman et al. 2020, section 3.1).
+    This is nucleus sampling (Holtzman et al. 2020, section 3.1).
     """
     ascending, ids = logits.sort()
     removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
-    removed[:, -1] = False  # the most likely one stays, whatever rounding makes of the sum
+    removed[:, -1] = False  # rounding of the sum must not remove the most likely token
     return logits.masked_fill(removed.scatter(-1, ids, removed), -math.inf)
 
 
 def keep_min_p(logits: Logits, p: float) -> Logits:
-    """−inf for each token less than `p` times as likely as the most likely (Nguyen et al. 2024)."""
+    """Keep tokens at least `p` times as likely as the most likely one; set the others to −inf.
+
+    This is min-p sampling (Nguyen et al. 2024).
+    """
     probabilities = logits.softmax(dim=-1)
     least = p * probabilities.amax(dim=-1, keepdim=True)
     return logits.masked_fill(probabilities < least, -math.inf)
 
 
 def sample(logits: Logits, generator: torch.Generator | None = None) -> Int[Tensor, "batch"]:
-    """Draw a token of each row's softmax, on the CPU: a seed means the same on every device."""
+    """Draw a token from the softmax of each row.
+
+    The CPU draws, so that a seed gives the same tokens on every device.
+    """
     return logits.softmax(dim=-1).cpu().multinomial(1, generator=generator).squeeze(-1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen.
+def new_generator(seed: int | None) -> torch.Generator | None:
+    """Return a new generator with the seed; without one, None for PyTorch's global generator."""
+    return None if seed is None else torch.Generator().manual_seed(seed)
 
-    At `temperature` 0 it is the most likely one. Above, it is drawn: logits are divided by the
-    temperature, then only `top_k`, then `top_p`, then `min_p` are kept, in transformers' order.
-    The penalties, off at 1 and 0, come first: on the tokens of the prompt and after it for
-    `repetition_penalty`, on those after it for `frequency_penalty`. Without a `seed`, draws come
-    from PyTorch's own generator.
 
-    Raises `ValueError`, naming the setting, for one that has no meaning.
+def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Logits:
+    """Return the logits after both penalties, given each prompt and its generated tokens.
+
+    Unlike in transformers, padding tokens do not count as repeated text.
     """
+    if sampling.repetition_penalty != 1:
+        so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]
+        logits = penalize_repetition(logits, so_far, sampling.repetition_penalty)
+    if sampling.frequency_penalty:
+        logits = penalize_frequency(logits, new, sampling.frequency_penalty)
+    return logits
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
 
-    def __post_init__(self) -> None:
-        finite = math.isfinite
-        self._require("temperature", lambda t: finite(t) and t >= 0, "0 or a positive number")
-        self._require("top_k", lambda k: isinstance(k, int) and k > 0, "a positive integer")
-        self._require("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
-        self._require("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")
-        self._require("repetition_penalty", lambda x: finite(x) and x > 0, "a positive number")
-        self._require("frequency_penalty", finite, "a finite number")
-        for name in ("top_k", "top_p", "min_p"):
-            if not self.temperature and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} chooses among tokens that are drawn, and at temperature 0 the most "
-                    "likely one is taken; give a temperature too, such as 1.0"
-                )
-
-    def _require(self, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise ValueError(f"{name} is {value!r}; it must be {wanted}")
-
-    def generator(self) -> torch.Generator | None:
-        """The source of the draws, at its start."""
-        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
-
-    def penalize(self, logits: Logits, prompts: Rows, new: Rows) -> Logits:
-        """The logits after both penalties, given each prompt and what was generated after it.
-
-        In a batch, transformers takes the padding for text that occurred; here it is nothing.
-        """
-        if self.repetition_penalty != 1:
-            so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]
-            logits = penalize_repetition(logits, so_far, self.repetition_penalty)
-        if self.frequency_penalty:
-            logits = penalize_frequency(logits, new, self.frequency_penalty)
-        return logits
-
-    def choose(self, logits: Logits, generator: torch.Generator | None) -> Int[Tensor, "batch"]:
-        """The next token of each row of penalized logits."""
-        if not self.temperature:
-            return logits.argmax(dim=-1)
-        logits = logits / self.temperature
-        if self.top_k is not None:
-            logits = keep_top_k(logits, self.top_k)
-        if self.top_p is not None:
-            logits = keep_top_p(logits, self.top_p)
-        if self.min_p is not None:
-            logits = keep_min_p(logits, self.min_p)
-        return sample(logits, generator)
+def choose(
+    logits: Logits, sampling: Sampling, generator: torch.Generator | None
+) -> Int[Tensor, "batch"]:
+    """Return the next token of each row of penalized logits."""
+    if not sampling.temperature:
+        return logits.argmax(dim=-1)
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p is not None:
+        logits = keep_min_p(logits, sampling.min_p)
+    return sample(logits, generator)

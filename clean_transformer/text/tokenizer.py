@@ -1,27 +1,28 @@
-"""GPT-2's byte-level tokenizer, with TransformerLens's method names and conventions."""
+"""`Tokenizer`: GPT-2's byte-level BPE, with TransformerLens's method names and conventions."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as shorten
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import tokenizers
 import torch
 from jaxtyping import Int
-from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
 from clean_transformer.weights import hub
 
+if TYPE_CHECKING:
+    import tokenizers
+
 END_OF_TEXT = "<|endoftext|>"
 
 
-# What is seen of characters that leave no mark: Unicode has a picture of each control character.
+# How `visible` shows characters that leave no mark. Unicode has pictures of control characters.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {127: "␡", ord(" "): "·", ord("\n"): "↵"}
 
 
-# Token ids as the methods below take them.
+# The forms of token ids that the methods below accept.
 Tokens = (
     Int[Tensor, "batch pos"]
     | Int[Tensor, "pos"]
@@ -32,16 +33,19 @@ Tokens = (
 
 
 class Tokenizer:
-    """Text to token ids and back; every text survives the round trip, since any byte is a token.
+    """Turns text into token ids and back. Every byte is a token, so that no text is changed.
 
-    GPT-2 has one special token, <|endoftext|>: it begins a text, ends it, and fills up the shorter
-    texts of a batch. Written out in a text, it is that one token too. Texts are never truncated.
+    GPT-2 has one special token, <|endoftext|>. It marks the beginning and the end of a text, and it
+    pads the shorter texts of a batch. If a text contains the characters "<|endoftext|>", they
+    become this token, too. Texts are never truncated.
 
-    Raises `ValueError` for a `tokenizers.Tokenizer` without <|endoftext|> or without a token for
-    each of the 256 bytes.
+    Raises `ValueError` for a `tokenizers.Tokenizer` that lacks <|endoftext|> or one of the 256
+    bytes.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: "tokenizers.Tokenizer") -> None:
+        from tokenizers import pre_tokenizers
+
         vocab = backend.get_vocab()
         missing = {END_OF_TEXT, *pre_tokenizers.ByteLevel.alphabet()} - vocab.keys()
         if missing:
@@ -50,7 +54,7 @@ class Tokenizer:
                 f"such as {min(missing)!r}; give the files of a byte-level BPE with {END_OF_TEXT}"
             )
         backend.add_special_tokens([END_OF_TEXT])
-        # A tokenizer.json may carry both from where it was saved.
+        # A tokenizer.json may have these two settings from the program that saved it.
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
@@ -59,12 +63,14 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Tokenizer":
-        """The tokenizer in a folder or on the hub: an alias such as "gpt2", or "owner/name".
+        """Read the tokenizer in a folder or on the hub: an alias such as "gpt2", or "owner/name".
 
-        The files are tokenizer.json, or else vocab.json and merges.txt, or else encoder.json and
-        vocab.bpe. Raises `FileNotFoundError` for a folder without them, `ValueError` for a
+        It looks for tokenizer.json, then for vocab.json and merges.txt, then for encoder.json and
+        vocab.bpe. Raises `FileNotFoundError` for a folder without these, `ValueError` for a
         malformed file or an unknown source, and `HubError` for a failed download.
         """
+        import tokenizers
+
         folder = hub.fetch(source, hub.TOKENIZER)
         match hub.complete_set(hub.TOKENIZER, os.listdir(folder)):
             case [file]:
@@ -82,10 +88,13 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
-        """The tokenizer of a vocab.json (token to id) and a merges.txt, as GPT-2 publishes them.
+        """Read the tokenizer from a vocab.json (token to id) and a merges.txt, as GPT-2 has them.
 
         Raises `FileNotFoundError` for a missing file and `ValueError` for a malformed one.
         """
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers
+
         for path in (vocab, merges):
             if not os.path.isfile(path):
                 raise FileNotFoundError(
@@ -107,13 +116,14 @@ class Tokenizer:
         *,
         padding_side: Literal["left", "right"] = "right",
     ) -> Int[Tensor, "batch pos"]:
-        """The token ids of one text (a batch of one) or of several.
+        """Return the token ids of one text, as a batch of one, or of several texts.
 
-        Shorter texts are filled up with <|endoftext|> on the `padding_side`, as GPT-2 has no
-        padding token: what follows a text on the right cannot act on it, what precedes it can.
+        <|endoftext|> comes first if `prepend_bos`. GPT-2 has no padding token, so that shorter
+        texts are padded with <|endoftext|>, too. Padding on the right does not affect a text,
+        because attention is causal; padding on the left does.
 
-        Raises `TypeError` for anything but text, and `ValueError` for a text that has no UTF-8 (a
-        lone surrogate) or an unknown `padding_side`.
+        Raises `TypeError` for anything but text, and `ValueError` for an unknown `padding_side` and
+        for a text that contains a lone surrogate, which has no UTF-8.
         """
         texts = text if isinstance(text, list) else [text]
         for each in texts:
@@ -126,7 +136,7 @@ class Tokenizer:
             encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         except TypeError:
             raise ValueError(
-                "a text with a lone surrogate has no bytes; repair its decoding"
+                "a text contains a lone surrogate, which has no UTF-8; decode the text correctly"
             ) from None
         rows = [bos + encoding.ids for encoding in encodings]
         width = max(map(len, rows), default=0)
@@ -137,23 +147,23 @@ class Tokenizer:
         return tokens
 
     def to_str_tokens(self, text: str | Tokens, prepend_bos: bool = True) -> list[str]:
-        """Each token of one text as a string, for display; of given tokens, just those.
+        """Return each token of one text, or each of the given tokens, as a string for display.
 
-        A token that holds only part of a character shows as "�".
+        `prepend_bos` applies to a text only. A token with only a part of a character becomes "�".
 
-        Raises `TypeError` for neither text nor tokens, and `ValueError` for a batch of several or
-        for ids outside the vocabulary.
+        Raises `TypeError` for anything but text or tokens, and `ValueError` for a batch of several
+        texts and for ids outside the vocabulary.
         """
         ids = self.to_tokens(text, prepend_bos) if isinstance(text, str) else self._checked(text)
         if ids.ndim == 2 and len(ids) != 1:
             raise ValueError(
-                f"to_str_tokens takes one text, not {len(ids)}; go through them singly"
+                f"to_str_tokens takes one text, not {len(ids)}; call it for each of them"
             )
         one_by_one = [[token] for token in ids.flatten().tolist()]
         return self.backend.decode_batch(one_by_one, skip_special_tokens=False)
 
     def to_string(self, tokens: Tokens) -> str | list[str]:
-        """The text of one token or a row of tokens, or the texts of a batch [batch, pos].
+        """Return the text of one token or of tokens [pos], or the texts of a batch [batch, pos].
 
         Raises `TypeError` for anything but integers and `ValueError` for ids outside the
         vocabulary.
@@ -168,12 +178,12 @@ class Tokenizer:
             ids = torch.as_tensor(tokens)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
-                f"tokens are a tensor or equally long lists of ids, not {shorten(tokens)}"
+                f"tokens must be a tensor or equally long lists of ids, not {shorten(tokens)}"
             ) from None
         if ids.numel() == 0:
-            return ids.long()  # an empty list becomes a tensor of floats
+            return ids.long()  # torch makes an empty list a tensor of floats
         if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise TypeError(f"token ids are integers, not {ids.dtype}")
+            raise TypeError(f"token ids must be integers, not {ids.dtype}")
         if ids.ndim > 2:
             raise ValueError(f"tokens of shape {[*ids.shape]}; they must be [pos] or [batch, pos]")
         outside = ids[(ids < 0) | (ids >= self.d_vocab)]
@@ -186,9 +196,9 @@ class Tokenizer:
 
 
 def visible(token: str) -> str:
-    """The token as a label: "·" for a space, "↵" for a line break, "␉" for a tab, …"""
+    """Return the token as a label: "·" for a space, "↵" for a line break, "␉" for a tab, …"""
     return token.translate(_PICTURES)
 
 
 def _malformed(files: str | Path, error: Exception) -> str:
-    return f"{files} cannot be read as a tokenizer ({error}); get the published files again"
+    return f"{files} cannot be read as a tokenizer ({error}); download the published files again"

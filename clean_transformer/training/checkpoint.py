@@ -21,7 +21,7 @@ CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 def save(
     folder: Path, engine: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any]
 ) -> None:
-    """Write the whole state after `step` steps in the place of the former one. By all processes."""
+    """Replace the checkpoint with the state after `step` steps. Every process must call this."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, state = get_state_dict(engine, optimizer, options=options)
     if rank() == 0:
@@ -31,10 +31,10 @@ def save(
 
 
 def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `save` wrote, memory-mapped; None where nothing was.
+    """Return what `save` wrote, memory-mapped, or None if the folder has no checkpoint.
 
-    Raises `ValueError` for a checkpoint of another run than `about` describes, naming the fields,
-    and for a file that is no checkpoint.
+    Raises `ValueError` for a file that is no checkpoint, and for a checkpoint of another run than
+    `about` describes; the error names the differing fields.
     """
     file = folder / CHECKPOINT
     if not file.is_file():
@@ -44,7 +44,7 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
         before = saved["about"]
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{file} is no checkpoint of a training run ({error}); train in another folder"
+            f"{file} is not a checkpoint of a training run ({error}); train in another folder"
         ) from None
     differing = [
         f"{field} was {before.get(field)!r} and is now {about.get(field)!r}"
@@ -53,14 +53,17 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
     ]
     if differing:
         raise ValueError(
-            f"{folder} has a run whose {'; '.join(differing)}: go on as it began, or train in "
-            "another folder"
+            f"{folder} has a different run: {'; '.join(differing)}. Resume it with the same "
+            "settings, or train in another folder"
         )
     return saved
 
 
-def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> None:
-    """Give the model and the optimizer the state that was saved, on any number of processes."""
+def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> int:
+    """Load a saved state into the model and the optimizer; return the number of steps it took.
+
+    The number of processes may differ from that of the run that saved it.
+    """
     set_state_dict(
         engine,
         optimizer,
@@ -68,11 +71,12 @@ def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -
         optim_state_dict=saved["optimizer"],
         options=StateDictOptions(full_state_dict=True),
     )
+    return saved["step"]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one step measured, over all processes; losses are in nats per token."""
+    """What one step measured, over all processes. Losses are in nats per token."""
 
     step: int
     loss: float
@@ -83,7 +87,7 @@ class Measured:
 
 
 class Metrics:
-    """metrics.jsonl: a line for each step up to the checkpoint's, `steps`, and on from there."""
+    """Writes metrics.jsonl, one line per step. Lines after the first `steps` are removed first."""
 
     def __init__(self, folder: Path, steps: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +97,6 @@ class Metrics:
         write_atomically(self.file, "".join(lines[:steps]))
 
     def add(self, measured: Measured) -> None:
-        """Append the line of a step, which is to happen before its checkpoint."""
+        """Append the line of a step. Call this before the checkpoint of the step is saved."""
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measured)) + "\n")

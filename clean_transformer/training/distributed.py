@@ -1,4 +1,4 @@
-"""One model on many processes, through PyTorch's own engines."""
+"""Trains one model on many processes, with PyTorch's own engines."""
 
 import gc
 import os
@@ -14,7 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes that `torchrun` started, if it did, each with a GPU of its own."""
+    """Join the other processes if `torchrun` started this one; yields the device to use.
+
+    Each process on CUDA gets a GPU of its own.
+    """
     if not dist.is_torchelastic_launched():
         yield device
         return
@@ -25,37 +28,38 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # which hold what they worked with
+        traceback.clear_frames(error.__traceback__)  # these frames keep the model alive
         raise
     finally:
-        # What DistributedDataParallel leaves is a cycle. Collected after the group, it would end
-        # that, and wait for its threads with the lock that they may wait for (PyTorch 2.13).
+        # DistributedDataParallel leaves a reference cycle. If Python collected it after the process
+        # group was destroyed, it could wait for the group's threads for ever (PyTorch 2.13).
         gc.collect()
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def n_processes() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def spread(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.Module:
-    """The model as every process calls it, with the parameters of process 0.
+def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.Module:
+    """Return the model as every process calls it, with the parameters of process 0.
 
-    Each holds a copy, or where `sharded` a part of every parameter, and gathers those of one block
-    when it comes to it. Needs PyTorch 2.6 for that. The model itself is moved.
+    The model itself moves to the device. Each process holds a whole copy of it. If `sharded`, each
+    process holds a part of every parameter and gathers the parameters of one block at a time, which
+    needs PyTorch 2.6.
     """
     if not dist.is_initialized():
         return model.to(device)
     if not sharded:
-        # Looking for unused parameters lets a variant have some, and keeps the gradients where
-        # they are in the buffers that are summed: moved after the first step, they would be summed
-        # in another order before than after an interruption.
+        # A swapped module may have parameters that nothing reads, so they have to be looked for.
+        # Looking also keeps the gradients where they are in the reduction buffers. Otherwise they
+        # move after the first step, and a resumed run would sum them in another order.
         return DistributedDataParallel(model.to(device), find_unused_parameters=True)
 
     from torch.distributed.device_mesh import init_device_mesh
@@ -64,23 +68,24 @@ def spread(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.Modul
     for tensor in model.state_dict().values():
         dist.broadcast(tensor, src=0)
     for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # fully_shard asks for it
+        parameter.data = parameter.data.contiguous()  # fully_shard requires it
     mesh = init_device_mesh(device.type, (n_processes(),))
-    for part in (*model.blocks, model):  # each moves to the device by itself, and leaves its share
+    for part in (*model.blocks, model):  # fully_shard moves each part to the device
         fully_shard(part, mesh=mesh)
     return model
 
 
-def unsummed(engine: nn.Module) -> AbstractContextManager[None]:
-    """A context in which the processes' gradients need not be summed yet: more are to come.
+def accumulating(engine: nn.Module) -> AbstractContextManager[None]:
+    """Return a context for every micro-batch but the last: the gradients are not reduced yet.
 
-    Shards sum them each time: to hold whole gradients is what they are to avoid.
+    With `fully_shard`, gradients are reduced after every micro-batch, so that no process holds full
+    gradients.
     """
     return engine.no_sync() if isinstance(engine, DistributedDataParallel) else nullcontext()
 
 
-def mean(x: Tensor) -> float:
-    """The mean of one number over the processes."""
+def mean_over_processes(x: Tensor) -> float:
+    """Return the mean of one number over the processes."""
     if dist.is_initialized():
         x = x.clone()
         dist.all_reduce(x)

@@ -1,20 +1,18 @@
-"""Training: next-token prediction, on one device or many, which goes on to the bit after a kill."""
+"""`train`: next-token prediction on one device or many, which resumes exactly after a kill."""
 
 import math
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from clean_transformer.hooks import HookPoint
 from clean_transformer.model import DemoTransformer
@@ -22,9 +20,21 @@ from clean_transformer.modules.unembed import TiedUnembed
 from clean_transformer.support.devices import resolve_device
 from clean_transformer.training import checkpoint
 from clean_transformer.training.checkpoint import Measured, Metrics
-from clean_transformer.training.distributed import mean, n_processes, rank, spread, unsummed
+from clean_transformer.training.distributed import (
+    accumulating,
+    distribute,
+    mean_over_processes,
+    n_processes,
+    rank,
+)
 from clean_transformer.training.loss import cross_entropy
 from clean_transformer.training.settings import Training
+from clean_transformer.training.temporary import (
+    deterministic_kernels,
+    random_generators,
+    recomputed_blocks,
+    training_state,
+)
 from clean_transformer.training.windows import Tokens, refuse_tokens, window
 
 
@@ -38,83 +48,134 @@ def train(
     device: str | torch.device = "auto",
     on_step: Callable[[Measured], object] = lambda measured: None,
 ) -> None:
-    """Train the model in place, swapped modules and all; go on if `folder` has a run already.
+    """Train the model in place, or resume the run that `folder` has.
 
-    `tokens` [pos] are integers, such as a memory-mapped uint16 array. `folder` gets checkpoint.pt
-    and metrics.jsonl, a JSON object for every step; process 0 also calls `on_step` with that. After
-    a kill at any moment, the same call goes on from the last checkpoint, to the same bits in the
-    end: everything else a step depends on, its windows and its random numbers, follows from
-    `training.seed` and its number.
+    `tokens` [pos] and `held_out` [pos] are token ids, such as a memory-mapped uint16 array. The
+    model moves to the device; it may have swapped modules. `folder` gets checkpoint.pt and
+    metrics.jsonl, one JSON object per step. `on_step` is called with the same numbers.
 
-    With `torch.distributed` initialized (see `distributed.joined`), all processes train together;
-    a sharded model is left in shards, and whole in the checkpoint. b_U is left as it is: GPT-2 has
-    none, and Hugging Face's format no place for it.
+    After a kill at any moment, the same call resumes from the last checkpoint and ends with the
+    same bits as an uninterrupted run: the windows and the random numbers of a step follow from
+    `training.seed` and the number of the step.
 
-    Raises `ValueError` before any work for tokens that the model cannot read, too few of them, a
-    batch that the processes cannot share, and a folder with another run, naming what differs;
-    `RuntimeError` once a gradient is not finite, with the last checkpoint kept.
+    If `torch.distributed` is initialized (see `distributed.joined`), all processes train together,
+    and only process 0 calls `on_step`. A sharded model stays sharded; its checkpoint is whole.
+
+    `unembed.b_U` is not trained, because GPT-2 has no such bias. Afterwards, `requires_grad`,
+    gradients, train and eval modes, PyTorch's random state and its deterministic settings are as
+    they were before.
+
+    Raises `ValueError`, before any work, for tokens outside of the vocabulary or too few of them,
+    for a batch that cannot be divided among the processes, and for a folder with a different run.
+    Raises `RuntimeError` if a gradient is not finite; the last checkpoint is kept.
     """
     folder, device = Path(folder), resolve_device(device)
-    share = _share(training)
-    _refuse_untrained_embedding(model)
+    windows_per_process(training)
+    refuse_untrained_embedding(model)
     refuse_tokens("the tokens", tokens, model.cfg)
     if held_out is not None:
         refuse_tokens("the held-out tokens", held_out, model.cfg)
+    about = describe(model, training, len(tokens))
+    saved = checkpoint.read(folder, about)
+
+    with (
+        training_state(model),
+        random_generators(device) as generators,
+        deterministic_kernels(),
+        recomputed_blocks(model) if training.recompute else nullcontext(),
+    ):
+        engine = distribute(model, device, sharded=training.sharded)
+        optimizer = adamw(model, training)
+        done = 0 if saved is None else checkpoint.restore(saved, engine, optimizer)
+        metrics = Metrics(folder, done) if rank() == 0 else None
+        for step in range(done, training.steps):
+            began = perf_counter()
+            for generator in generators:
+                generator.manual_seed(seed_of(training.seed, step, rank()))
+            windows = own_windows(tokens, step, model.cfg.n_ctx, training).to(device)
+            loss, norm = update(engine, optimizer, windows, training, step)
+            if not math.isfinite(norm):
+                raise RuntimeError(
+                    f"the gradient norm is {norm} in step {step + 1}; {folder} keeps the last "
+                    "checkpoint: train in another folder, with a lower learning rate or from there"
+                )
+            seconds = perf_counter() - began
+            held_out_loss = None
+            if held_out is not None and training.is_due(training.held_out_every, step):
+                batches = (
+                    own_windows(held_out, number, model.cfg.n_ctx, training).to(device)
+                    for number in range(training.held_out_batches)
+                )
+                held_out_loss = evaluate(engine, batches, training)
+            if metrics is not None:
+                speed = training.batch * model.cfg.n_ctx / seconds
+                measured = Measured(step + 1, loss, norm, training.rate(step), speed, held_out_loss)
+                metrics.add(measured)
+                on_step(measured)
+            if training.is_due(training.save_every, step):
+                checkpoint.save(folder, engine, optimizer, step + 1, about)
+
+
+def windows_per_process(training: Training) -> int:
+    """Return how many windows of a batch each process reads.
+
+    Raises `ValueError` if the processes cannot share a batch equally.
+    """
+    parts = n_processes() * training.accumulation
+    if training.batch % parts:
+        raise ValueError(
+            f"a batch of {training.batch} windows is not divisible by {n_processes()} processes × "
+            f"{training.accumulation} micro-batches; use a multiple of {parts}"
+        )
+    if training.sharded and n_processes() == 1:
+        raise ValueError(
+            "sharded needs several processes, and this is the only one; start them with torchrun"
+        )
+    return training.batch // n_processes()
+
+
+def refuse_untrained_embedding(model: DemoTransformer) -> None:
+    """Raise `ValueError` if the unembedding is tied to an embedding outside of the model."""
+    embed = model.unembed.W_U if isinstance(model.unembed, TiedUnembed) else None
+    if embed is not None and not any(
+        embed.data_ptr() == parameter.data_ptr() for parameter in model.parameters()
+    ):
+        raise ValueError(
+            "the unembedding is tied to an embedding that was swapped out, and would not be "
+            "trained; swap the unembedding too, or begin with Config(tied_unembed=False)"
+        )
+
+
+def describe(model: DemoTransformer, training: Training, n_tokens: int) -> dict[str, Any]:
+    """Return what identifies a run: it must be the same when the run is resumed."""
     modules = {
         path: type(module).__name__
         for path, module in model.named_modules()
         if not isinstance(module, HookPoint)
     }
-    about = model.cfg.to_dict() | asdict(training) | {"n_tokens": len(tokens)} | modules
-    saved = checkpoint.read(folder, about)
+    return model.cfg.to_dict() | asdict(training) | {"n_tokens": n_tokens} | modules
 
-    def windows(of: Tokens, batch: int) -> Int[Tensor, "window pos"]:
-        """This process's share of a batch, from 0."""
-        first = batch * training.batch + rank() * share
-        numbers = range(first, first + share)
-        drawn = [window(of, number, model.cfg.n_ctx, training.seed) for number in numbers]
-        return torch.stack(drawn).to(device)
 
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and name != "unembed.b_U")
-    recomputing = recomputing_blocks(model) if training.recompute else nullcontext()
-    with deterministic(), recomputing:
-        engine = spread(model, device, sharded=training.sharded)
-        optimizer = adamw(model, training)
-        done = 0
-        if saved is not None:
-            checkpoint.restore(saved, engine, optimizer)
-            done = saved["step"]
-        if rank() == 0:
-            metrics = Metrics(folder, done)
-        for step in range(done, training.steps):
-            began = perf_counter()
-            torch.manual_seed(_seed(training.seed, step, rank()))
-            loss, norm = update(engine, optimizer, windows(tokens, step), training, step)
-            if not math.isfinite(norm):
-                raise RuntimeError(
-                    f"the norm of the gradients is {norm} in step {step + 1}; {folder} keeps what "
-                    "was before: train in another folder with a lower learning rate, or from there"
-                )
-            seconds = perf_counter() - began
-            last = step + 1 == training.steps
-            held_out_loss = None
-            if held_out is not None and (last or (step + 1) % training.held_out_every == 0):
-                batches = (windows(held_out, n) for n in range(training.held_out_batches))
-                held_out_loss = evaluate(engine, batches, training)
-            if rank() == 0:
-                speed = training.batch * model.cfg.n_ctx / seconds
-                measured = Measured(step + 1, loss, norm, training.rate(step), speed, held_out_loss)
-                metrics.add(measured)
-                on_step(measured)
-            if last or (step + 1) % training.save_every == 0:
-                checkpoint.save(folder, engine, optimizer, step + 1, about)
+def seed_of(*numbers: int) -> int:
+    """Return a seed of 64 bits that depends on all the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def own_windows(
+    tokens: Tokens, batch: int, n_ctx: int, training: Training
+) -> Int[Tensor, "window pos"]:
+    """Return this process's windows of the batch with that number, counted from 0."""
+    share = windows_per_process(training)
+    first = batch * training.batch + rank() * share
+    numbers = range(first, first + share)
+    return torch.stack([window(tokens, number, n_ctx, training.seed) for number in numbers])
 
 
 def adamw(model: nn.Module, training: Training) -> AdamW:
-    """AdamW (Loshchilov and Hutter 2019) on what is to be trained; only matrices decay.
+    """Return AdamW (Loshchilov and Hutter 2019) for the parameters that require gradients.
 
-    Gains and biases do not, whose last names begin with b (b_Q has two axes, but is one).
+    Only matrices have weight decay; gains and biases have none. The names of biases begin with "b",
+    and that tells them apart: b_Q has two axes, as a matrix has.
     """
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -139,18 +200,21 @@ def update(
     training: Training,
     step: int,
 ) -> tuple[float, float]:
-    """One step on this process's windows: the loss and the gradient's norm, both over all."""
+    """Take one step on this process's windows; return the loss and the gradient norm.
+
+    Both are over the windows of all processes. The norm is the one before clipping.
+    """
     engine.train()
     parts = windows.chunk(training.accumulation)
     total = torch.zeros((), device=windows.device, dtype=torch.float64)
     for number, part in enumerate(parts):
-        with nullcontext() if number + 1 == len(parts) else unsummed(engine):
+        with nullcontext() if number + 1 == len(parts) else accumulating(engine):
             loss = next_token_loss(engine, part, training) / len(parts)
             torch.autograd.backward(loss)
         total += loss.detach()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in parameters:
-        if parameter.grad is None:  # a variant may leave one unused
+        if parameter.grad is None:  # a swapped module may leave a parameter unused
             parameter.grad = torch.zeros_like(parameter)
     norm = nn.utils.clip_grad_norm_(parameters, training.clip)
     for group in optimizer.param_groups:
@@ -158,13 +222,13 @@ def update(
     optimizer.step()
     optimizer.zero_grad()
     norm = norm.full_tensor() if training.sharded else norm  # type: ignore[attr-defined]
-    return mean(total), norm.item()
+    return mean_over_processes(total), norm.item()
 
 
 def next_token_loss(
     engine: nn.Module, windows: Int[Tensor, "window pos"], training: Training
 ) -> Float[Tensor, ""]:
-    """The mean cross-entropy, in nats, of every token of the windows but the first."""
+    """Return the mean cross-entropy, in nats, of each token of the windows except the first."""
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=training.autocast):
         logits = engine(windows[:, :-1])
     return cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
@@ -172,68 +236,13 @@ def next_token_loss(
 
 @torch.no_grad()
 def evaluate(
-    engine: nn.Module, batches: Iterator[Int[Tensor, "window pos"]], training: Training
+    engine: nn.Module, batches: Iterable[Int[Tensor, "window pos"]], training: Training
 ) -> float:
-    """The mean loss over the batches and all processes."""
+    """Return the mean loss over the batches and all processes, in nats per token."""
     engine.eval()
     losses = [
         next_token_loss(engine, part, training).double()
         for windows in batches
         for part in windows.chunk(training.accumulation)
     ]
-    return mean(torch.stack(losses).mean())
-
-
-@contextmanager
-def recomputing_blocks(model: DemoTransformer) -> Iterator[None]:
-    """Keep nothing of a block but its input, and compute it again in the backward pass.
-
-    Chen et al. 2016: memory for one block's activations in the place of all, for a third more time.
-    """
-    for block in model.blocks:
-        block.forward = partial(recomputed, block.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block in model.blocks:
-            del block.forward
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Only kernels that give the same bits each time."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-def _share(training: Training) -> int:
-    """How many windows of a batch each process reads."""
-    parts = n_processes() * training.accumulation
-    if training.batch % parts:
-        raise ValueError(
-            f"a batch of {training.batch} windows is not divisible by {n_processes()} processes × "
-            f"{training.accumulation} parts each; take a multiple of {parts}"
-        )
-    if training.sharded and n_processes() == 1:
-        raise ValueError("sharded needs several processes, as torchrun starts them; this is one")
-    return training.batch // n_processes()
-
-
-def _refuse_untrained_embedding(model: DemoTransformer) -> None:
-    embed = model.unembed.W_U if isinstance(model.unembed, TiedUnembed) else None
-    if embed is not None and not any(
-        embed.data_ptr() == parameter.data_ptr() for parameter in model.parameters()
-    ):
-        raise ValueError(
-            "the unembedding is tied to an embedding that was swapped out, and would stay as it "
-            "is; swap the unembedding too, or begin with Config(tied_unembed=False)"
-        )
+    return mean_over_processes(torch.stack(losses).mean())

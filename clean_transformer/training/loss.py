@@ -1,4 +1,4 @@
-"""The loss of next-token prediction, in as little memory as it takes."""
+"""The loss of next-token prediction, with little memory."""
 
 from typing import Any
 
@@ -7,19 +7,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clean_transformer.support.numerics import _precise
+from clean_transformer.support.numerics import at_least_float32
 
-AT_ONCE = 2**22  # logits, 16 MB in float32: small enough for memory that is used again and again
+# Logits that are converted to float32 at once: 16 MB, a buffer small enough to be used again.
+AT_ONCE = 2**22
 
 
 def cross_entropy(
     logits: Float[Tensor, "row d_vocab"], targets: Int[Tensor, "row"]
 ) -> Float[Tensor, ""]:
-    """The mean of log Σ exp(z) − z[target], in nats, in float32 at least.
+    """Return the mean of log Σ exp(z) − z[target], in nats, in float32 or float64.
 
-    Logits are by far the largest tensor of a training step. PyTorch's own takes three more of that
-    size for the backward pass; this one makes their gradient, (softmax(z) − onehot(target)) / rows,
-    and nothing else of that size. It has no second derivative.
+    Logits are by far the largest tensor of a training step. PyTorch's own cross-entropy makes three
+    more tensors of that size for the backward pass. This one makes only the gradient,
+    (softmax(z) − onehot(target)) / rows. It has no second derivative.
     """
     loss: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
     return loss
@@ -29,7 +30,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.rows = max(1, AT_ONCE // logits.shape[1])
-        parts = (part.to(_precise(logits.dtype)) for part in torch.split(logits, ctx.rows))
+        parts = (at_least_float32(part) for part in torch.split(logits, ctx.rows))
         log_sums = torch.cat([part.logsumexp(dim=1) for part in parts])
         ctx.save_for_backward(logits, targets, log_sums)
         return (log_sums - logits.gather(1, targets[:, None])[:, 0]).mean()

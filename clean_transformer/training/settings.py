@@ -1,59 +1,69 @@
-"""TODO training/settings."""
+"""`Training`: how to train. The command line reads it, so it needs no PyTorch."""
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from clean_transformer.support.validation import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How to train. The defaults are those of Brown et al. 2020 (appendix B) for GPT-2's size.
+    """How to train. Each field holds a help text, which `clean-transformer train --help` shows.
 
-    A step reads `batch` windows of n_ctx tokens, over all processes, each in `accumulation` parts
-    to save memory. `warmup` steps raise the learning rate to `learning_rate`, a cosine lowers it to
-    `final_share` of that. `clip` is the largest norm of all gradients (inf for any). `autocast`
-    computes in bfloat16 with float32 parameters, `recompute` keeps only the blocks' inputs for the
-    backward pass, `sharded` gives each process a part of every parameter. The state is saved every
-    `save_every` steps, and the loss on `held_out_batches` held-out batches taken as often as
-    `held_out_every`.
-
-    Raises `ValueError`, naming the field, for what cannot be.
+    The defaults are those of Brown et al. 2020 (appendix B) for a model of GPT-2 small's size.
+    Raises `ValueError`, naming the field, for an impossible value.
     """
 
-    steps: int
-    batch: int
-    accumulation: int = 1
-    learning_rate: float = 6e-4
-    final_share: float = 0.1
-    warmup: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
-    autocast: bool = False
-    recompute: bool = False
-    sharded: bool = False
-    save_every: int = 500
-    held_out_every: int = 500
-    held_out_batches: int = 8
+    steps: Annotated[int, "Number of optimizer steps."]
+    batch: Annotated[int, "Number of windows of n_ctx tokens in a step, summed over all processes."]
+    accumulation: Annotated[
+        int, "Split each process's share of a batch into this many parts, to save memory."
+    ] = 1
+    learning_rate: Annotated[float, "Peak learning rate, reached after the warm-up."] = 6e-4
+    final_share: Annotated[
+        float, "The cosine schedule ends at this share of the peak learning rate."
+    ] = 0.1
+    warmup: Annotated[
+        int, "Number of steps in which the learning rate rises linearly to its peak."
+    ] = 100
+    weight_decay: Annotated[
+        float, "Weight decay of the matrices; biases and LayerNorms have none."
+    ] = 0.1
+    clip: Annotated[float, "Largest norm of all gradients together; inf turns clipping off."] = 1.0
+    seed: Annotated[int, "Seed of the random weights and of the order of the data."] = 0
+    autocast: Annotated[bool, "Compute in bfloat16; the parameters stay float32."] = False
+    recompute: Annotated[
+        bool,
+        "Save memory by gradient checkpointing: a block's activations are recomputed in the "
+        "backward pass.",
+    ] = False
+    sharded: Annotated[
+        bool, "Give each process a part of every parameter (fully_shard), instead of a whole model."
+    ] = False
+    save_every: Annotated[int, "Number of steps between checkpoints."] = 500
+    held_out_every: Annotated[int, "Number of steps between evaluations on held-out data."] = 500
+    held_out_batches: Annotated[int, "Number of held-out batches in an evaluation."] = 8
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulation", "save_every", "held_out_every")
         for field in (*counts, "held_out_batches"):
-            self._require(field, getattr(self, field) >= 1, "1 or more")
+            require(self, field, getattr(self, field) >= 1, "1 or more")
         for field in ("warmup", "weight_decay", "seed"):
-            self._require(field, getattr(self, field) >= 0, "0 or more")
+            require(self, field, getattr(self, field) >= 0, "0 or more")
         for field in ("learning_rate", "clip"):
-            self._require(field, getattr(self, field) > 0, "more than 0")
-        self._require("final_share", 0 <= self.final_share <= 1, "from 0 to 1")
-        self._require("batch", self.batch % self.accumulation == 0, "a multiple of accumulation")
-
-    def _require(self, field: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise ValueError(f"Training.{field} is {getattr(self, field)!r}; it must be {wanted}")
+            require(self, field, getattr(self, field) > 0, "more than 0")
+        require(self, "final_share", 0 <= self.final_share <= 1, "from 0 to 1")
+        require(self, "batch", self.batch % self.accumulation == 0, "a multiple of accumulation")
 
     def rate(self, step: int) -> float:
-        """The learning rate of that step, from 0: a warm-up, then a cosine down to its end."""
+        """Return the learning rate of a step, from 0: a linear warm-up, then a cosine decay."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        fallen = (1 - self.final_share) * (1 - math.cos(math.pi * progress)) / 2
-        return self.learning_rate * (1 - fallen)
+        decayed = (1 - self.final_share) * (1 - math.cos(math.pi * progress)) / 2
+        return self.learning_rate * (1 - decayed)
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether `step`, from 0, ends an interval of `every` steps. The last step always does."""
+        return (step + 1) % every == 0 or step + 1 == self.steps

@@ -17,18 +17,18 @@ Tokens = npt.NDArray[np.integer]
 
 
 def load_tokens(file: Path) -> Tokens:
-    """The token ids in a .npy file, such as uint16 or int32, memory-mapped.
+    """Return the token ids in a .npy file, memory-mapped.
 
-    Raises `ValueError` for a file of anything else.
+    Raises `ValueError` for a file in another format.
     """
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{file} is no .npy file ({error}); write it with numpy.save") from None
+        raise ValueError(f"{file} is not a .npy file ({error}); write it with numpy.save") from None
 
 
 def tokenize(files: Sequence[Path], tokenizer: Tokenizer) -> Tokens:
-    """The token ids of UTF-8 text files, an <|endoftext|> before each.
+    """Return the token ids of UTF-8 text files, with <|endoftext|> before each file.
 
     Raises `ValueError` for a file that is not UTF-8.
     """
@@ -50,22 +50,22 @@ def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
         )
     if len(tokens) < cfg.n_ctx + 1:
         raise ValueError(
-            f"{name} are {len(tokens)}; a window of n_ctx={cfg.n_ctx} and the token after it need "
-            f"{cfg.n_ctx + 1}: give more text, or train with a smaller n_ctx"
+            f"{name} are only {len(tokens)}; one window of n_ctx={cfg.n_ctx} and the token after "
+            f"it need {cfg.n_ctx + 1}: give more text, or train with a smaller n_ctx"
         )
     lowest, highest = int(tokens.min()), int(tokens.max())
     if lowest < 0 or highest >= cfg.d_vocab:
         raise ValueError(
-            f"{name} have ids from {lowest} to {highest}; this model's vocabulary has 0 to "
-            f"{cfg.d_vocab - 1}: take the tokenizer's d_vocab, or its tokens"
+            f"{name} have ids from {lowest} to {highest}; this model's vocabulary has ids 0 to "
+            f"{cfg.d_vocab - 1}: set d_vocab to the tokenizer's, or use this model's tokenizer"
         )
 
 
 def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "pos"]:
-    """The window of that number in a run that reads every window once per epoch, shuffled.
+    """Return window `number` of a run: `length` tokens and the one after them.
 
-    It is `length` tokens and the one after them. A pure function of its arguments: a run that
-    goes on later, or on another number of processes, needs to know no more than its step.
+    Each epoch reads every window once, in a new random order. The window depends on nothing but the
+    arguments, so that a resumed run, or one on another number of processes, reads the same ones.
     """
     per_epoch, left = divmod(len(tokens) - 1, length)
     epoch, place = divmod(number, per_epoch)
@@ -76,6 +76,9 @@ def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "
 
 @lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, windows: int, left: int) -> tuple[Tokens, int]:
-    """The order of an epoch's windows, and where the first begins: `left` tokens are left over."""
+    """Return the order of an epoch's windows, and where the first window starts.
+
+    The windows do not cover all tokens: `left` tokens are left over, at both ends together.
+    """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
     return generator.permutation(windows), int(generator.integers(left, endpoint=True))

@@ -1,4 +1,4 @@
-"""The command that swaps modules: what it prints and writes, and its one-line errors."""
+"""`swap`: what it prints and writes, and its one-line errors."""
 
 import json
 import sys
@@ -8,12 +8,12 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from clean_transformer.support import dtypes as choices
+from clean_transformer.parity import inputs
 from clean_transformer.text.tokenizer import END_OF_TEXT
 from clean_transformer.weights import hub
 
 from ..parity.small import small_weights
-from .test_cli import assert_one_line, call
+from .running import assert_one_line, call
 
 OWN = """
 from torch import nn
@@ -41,7 +41,7 @@ def same(old, path):
 def folder(one_thread: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Small weights, a folder to run in, and a file of one's own in it."""
     weights = small_weights(n_layers=2, d_vocab=300, n_ctx=16)
-    monkeypatch.setattr(choices, "choose_weights", lambda source: weights)
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: weights)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.chdir(tmp_path)

@@ -1,10 +1,12 @@
 import io
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 from clean_transformer.cli.terminal import one_line_errors, progress, read_text
 
@@ -25,6 +27,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, content: bytes, kind=io.TextIOWrapper
         (FileNotFoundError(2, "No such file", "x"), 2, "error: [Errno 2] No such file: 'x'"),
         (RuntimeError("[bold]out of memory"), 2, "error: [bold]out of memory"),
         (KeyboardInterrupt(), 130, "stopped"),
+        (typer.Exit(3), 3, ""),
     ],
 )
 def test_errors_end_with_a_status_and_one_line(error, status: int, message: str, capsys):
@@ -47,6 +50,34 @@ def test_no_bar_where_nobody_looks(capsys):
     with progress() as on_step:
         on_step("reading")
     assert capsys.readouterr() == ("", "")
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """A terminal instead of standard error."""
+    screen = io.StringIO()
+    terminal = partial(Console, file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr("clean_transformer.cli.terminal.Console", lambda stderr: terminal())
+    return screen
+
+
+def test_a_bar_without_a_total_tells_the_time_and_disappears(monkeypatch):
+    screen = on_a_terminal(monkeypatch)
+    with progress() as on_step:
+        on_step("reading the weights")
+    assert "reading the weights" in screen.getvalue()
+    assert "0:00:00" in screen.getvalue()
+    assert screen.getvalue().endswith("\x1b[2K")
+
+
+def test_a_bar_with_a_total_counts_and_stays(monkeypatch):
+    screen = on_a_terminal(monkeypatch)
+    with progress(10) as on_step:
+        on_step("loss 5", 7)
+        on_step("loss 4", 8)
+    *_, last, _ = screen.getvalue().splitlines()
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", last)
+    assert " 8/10 loss 4 " in shown
+    assert not screen.getvalue().endswith("\x1b[2K")
 
 
 TEXT = "naïve\n\ttext\r\n\n 🤗 "

@@ -5,17 +5,16 @@ import math
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from clean_transformer.analysis.prediction import predict
-from clean_transformer.cli import app
-from clean_transformer.cli.text import print_json
+from clean_transformer.cli.terminal import print_json
 from clean_transformer.demo import stories
 from clean_transformer.model import DemoTransformer
 from clean_transformer.weights import hub, load
 from clean_transformer.weights.hub import HubError
 
 from ..helpers import reading_model, trained
+from .running import assert_one_line, call
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,12 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> DemoTransformer:
     return DemoTransformer.from_pretrained(folder, device="cpu")
-
-
-def call(*arguments: object, stdin: str | None = None) -> Result:
-    result = CliRunner().invoke(app, [*map(str, arguments)], input=stdin)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +140,9 @@ def test_info(out, model):
     ("arguments", "message"),
     [
         (("--temperature", -1), "temperature is -1.0; it must be 0 or a positive number"),
-        (("--top-k", 5), "top_k chooses among tokens that are drawn"),
-        (("--stream", "--beams", 2), "--stream goes with neither --beams nor --json"),
-        (("--stream", "--json"), "--stream goes with neither --beams nor --json"),
+        (("--top-k", 5), "top_k is 5; it must be None at temperature 0"),
+        (("--stream", "--beams", 2), "--stream cannot be combined with --beams or --json"),
+        (("--stream", "--json"), "--stream cannot be combined with --beams or --json"),
         (("--file", "x"), "there are two texts"),
         (("--dtype", "fp8"), "no dtype 'fp8'; choose from float64, float32, bfloat16, float16"),
         (("--device", "gpu"), "unknown device 'gpu'"),
@@ -163,7 +156,7 @@ def test_2_and_one_line_for_what_cannot_be_done(folder: Path, arguments, message
 
 def test_settings_are_refused_before_the_weights_are_read():
     result = call("generate", "text", "--weights", "no/such/folder", "--top-k", 5)
-    assert_one_line(result, "top_k chooses among tokens that are drawn")
+    assert_one_line(result, "top_k is 5; it must be None at temperature 0")
 
 
 @pytest.mark.parametrize("command", ["generate", "predict", "tokens", "info"])
@@ -223,14 +216,6 @@ def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path):
     reading_model(b_U=False).save_pretrained(tmp_path)
     result = call("generate", "text", "--weights", tmp_path)
     assert_one_line(result, "has no tokenizer; put tokenizer.json, or vocab.json + merges.txt")
-
-
-def assert_one_line(result: Result, message: str) -> None:
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    [line] = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    assert message in line
 
 
 @pytest.mark.parametrize("arguments", [("--stream",), (), ("--json",)])

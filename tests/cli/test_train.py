@@ -5,15 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from clean_transformer.cli import app
 from clean_transformer.cli.train import architecture
 from clean_transformer.model import DemoTransformer
 from clean_transformer.text.tokenizer import Tokenizer
 
 from ..helpers import assert_equal_states, trained
 from ..training.runs import read_metrics
+from .running import assert_one_line, call
 
 SMALL = ("--n-layers", "1", "--n-heads", "2", "--d-model", "8", "--n-ctx", "8")
 RUN = ("--steps", "3", "--batch", "2", "--device", "cpu")
@@ -27,14 +26,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def call(*arguments: str) -> Result:
-    result = CliRunner().invoke(app, ["train", *arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
 def test_tokens_to_a_model_and_the_same_command_again(folder: Path):
-    command = ("tokens.npy", "--out", "run", *RUN, *SMALL, "--d-vocab", "13")
+    command = ("train", "tokens.npy", "--out", "run", *RUN, *SMALL, "--d-vocab", "13")
     for _ in range(2):
         result = call(*command)
         assert (result.exit_code, result.stdout) == (0, "wrote run/model\n"), result.output
@@ -45,7 +38,7 @@ def test_tokens_to_a_model_and_the_same_command_again(folder: Path):
     assert_equal_states(model.state_dict(), saved["model"])
 
     # And on from there.
-    result = call("tokens.npy", "--out", "next", *RUN, "--weights", "run/model")
+    result = call("train", "tokens.npy", "--out", "next", *RUN, "--weights", "run/model")
     assert result.exit_code == 0, result.output
     assert read_metrics(folder / "next")[0]["loss"] < read_metrics(folder / "run")[0]["loss"]
 
@@ -54,10 +47,8 @@ def test_text_to_a_model_that_reads_text(folder: Path):
     trained().save("tokenizer.json")
     Path("book.txt").write_text("The cat sat on the mat. " * 20)
     Path("other.txt").write_text("The cat sat. " * 4)
-    result = call(
-        *("book.txt", "--held-out", "other.txt", "--out", "run", "--tokenizer", str(folder)),
-        *(*RUN, *SMALL),
-    )
+    files = ("book.txt", "--held-out", "other.txt", "--tokenizer", folder)
+    result = call("train", *files, "--out", "run", *RUN, *SMALL)
     assert result.exit_code == 0, result.output
     model = DemoTransformer.from_pretrained("run/model", device="cpu")
     assert model.cfg.d_vocab == Tokenizer.from_pretrained("run/model").d_vocab == 270
@@ -75,7 +66,7 @@ def test_other_sizes_keep_the_proportions_of_the_published():
     ("arguments", "message"),
     [
         (("tokens.npy", "--d-vocab", "9"), "the tokens have ids from 0 to 12"),
-        (("tokens.npy", "--n-ctx", "1024"), "the tokens are 180; a window of n_ctx=1024"),
+        (("tokens.npy", "--n-ctx", "1024"), "the tokens are only 180; one window of n_ctx=1024"),
         (("tokens.npy", "tokens.npy"), "there are 2 files"),
         (("none.npy",), "No such file or directory: 'none.npy'"),
         (("tokens.npy", "--clip", "0"), "Training.clip is 0.0"),
@@ -88,9 +79,5 @@ def test_other_sizes_keep_the_proportions_of_the_published():
     ],
 )
 def test_2_and_one_line_for_what_cannot_be_trained(folder: Path, arguments, message: str):
-    result = call("--out", "run", *RUN, *SMALL, *arguments)
-    assert result.exit_code == 2
-    [line] = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    assert message in line
+    assert_one_line(call("train", "--out", "run", *RUN, *SMALL, *arguments), message)
     assert [*folder.iterdir()] == [folder / "tokens.npy"]

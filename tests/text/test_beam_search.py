@@ -8,7 +8,7 @@ import torch
 from clean_transformer.model import DemoTransformer
 from clean_transformer.text.beam_search import Search, search_beams
 from clean_transformer.text.decoding import Stop
-from clean_transformer.text.sampling import Sampling
+from clean_transformer.text.settings import Sampling
 
 from ..helpers import random_model, tiny
 

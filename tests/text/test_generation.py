@@ -1,7 +1,10 @@
 """What a model does with prompts and texts, and what it refuses."""
 
+import dataclasses
+import inspect
 import re
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clean_transformer.model import DemoTransformer
+from clean_transformer.text.settings import Sampling, SamplingSettings
 from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer
 
 from ..helpers import random_model, random_tokens, reading_model, trained, unchecked_types
@@ -104,10 +108,10 @@ def test_the_tokenizer_is_that_of_the_folder(tmp_path: Path):
         ([[1] * 7], {}, "7 tokens and 4 new ones are more than the n_ctx=10 positions that the"),
         ([[1], [1] * 7], {"beams": 2}, "shorten the prompt, or ask for 3"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
-        ([[1], []], {}, "every prompt must have a token or more"),
-        ([[1]], {"beams": 0}, "beams=0 and temperature=0.0: there must be 1 beam or more"),
-        ([[1]], {"beams": 2, "temperature": 1.0}, "searched, without drawing, at temperature 0"),
-        ([[1]], {"top_p": 0.5}, "give a temperature too"),
+        ([[1], []], {}, "every prompt needs 1 token or more"),
+        ([[1]], {"beams": 0}, "beams=0 with temperature=0.0: there must be 1 beam or more"),
+        ([[1]], {"beams": 2, "temperature": 1.0}, "beam search does not draw; use temperature 0"),
+        ([[1]], {"top_p": 0.5}, "set a temperature too"),
         ([[31]], {}, "token ids run from 31 to 31; this vocabulary has ids 0 to 30"),
         ("text", {}, "this model came without a tokenizer; give it token ids, or assign"),
         ([[1]], {"stop_strings": "a"}, "this model came without a tokenizer"),
@@ -132,6 +136,33 @@ def test_an_empty_stop_string():
         reading_model().generate("a", 1, stop_strings="")
 
 
-def test_an_unknown_setting():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
-        random_model().generate([[1]], 1, temprature=1.0)
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("max_tokens", "did you mean 'max_new_tokens'?"),
+        ("temprature", "did you mean 'temperature'?"),
+        ("sampling", "see help("),
+    ],
+)
+@pytest.mark.parametrize("method", ["generate", "stream"])
+def test_an_unknown_setting_is_refused_before_any_work(method: str, argument: str, hint: str):
+    model = random_model()  # which could not read the text
+    message = f"{method}() got an unexpected keyword argument {argument!r}; {hint}"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        getattr(model, method)("text", **{argument: 1})
+
+
+@pytest.mark.parametrize("method", [DemoTransformer.generate, DemoTransformer.stream])
+def test_the_signature_names_every_setting(method):
+    shown = inspect.signature(method).parameters
+    types = get_type_hints(Sampling)
+    for field in dataclasses.fields(Sampling):
+        assert shown[field.name].default == field.default
+        assert shown[field.name].annotation == types[field.name]
+        assert shown[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+    assert "sampling" not in shown
+    assert [*shown][:3] == ["self", "prompt" if "prompt" in shown else "text", "max_new_tokens"]
+
+
+def test_the_settings_have_the_same_types_in_both_declarations():
+    assert get_type_hints(SamplingSettings) == get_type_hints(Sampling)

@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clean_transformer.text.sampling import (
-    Sampling,
+    choose,
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    new_generator,
+    penalize,
     penalize_frequency,
     penalize_repetition,
     sample,
 )
+from clean_transformer.text.settings import Sampling
 
 from ..helpers import assert_drawn_from, unchecked_types
 
@@ -116,45 +119,48 @@ def test_draws_follow_the_softmax():
 )
 def test_draws_follow_the_settings(settings: dict, weights: list[float]):
     sampling = Sampling(seed=1, **settings)
-    drawn = sampling.choose(LOGITS.expand(20_000, -1), sampling.generator())
+    drawn = choose(LOGITS.expand(20_000, -1), sampling, new_generator(1))
     expected = torch.tensor(weights, dtype=torch.float64)
     assert_drawn_from(drawn, expected / expected.sum())
 
 
 def test_the_likeliest_is_taken_unless_a_temperature_is_given():
-    assert Sampling().choose(LOGITS.flip(1), None).tolist() == [3]
+    assert choose(LOGITS.flip(1), Sampling(), None).tolist() == [3]
 
 
 def test_penalties_see_what_they_should():
     logits = torch.tensor([[4.0, 4.0, 4.0]])
     repetition, frequency = Sampling(repetition_penalty=2.0), Sampling(frequency_penalty=0.5)
-    assert repetition.penalize(logits, [[0]], [[1, 1]]).tolist() == [[2.0, 2.0, 4.0]]
-    assert frequency.penalize(logits, [[0]], [[1, 1]]).tolist() == [[4.0, 3.0, 4.0]]
+    assert penalize(logits, [[0]], [[1, 1]], repetition).tolist() == [[2.0, 2.0, 4.0]]
+    assert penalize(logits, [[0]], [[1, 1]], frequency).tolist() == [[4.0, 3.0, 4.0]]
 
 
 def test_a_seed_means_the_same_draws_and_none_the_global_ones():
     logits = torch.zeros(1000, 50)
     seeded = Sampling(temperature=1.0, seed=3)
-    drawn = seeded.choose(logits, seeded.generator())
-    assert torch.equal(drawn, seeded.choose(logits, seeded.generator()))
+    drawn = choose(logits, seeded, new_generator(3))
+    assert torch.equal(drawn, choose(logits, seeded, new_generator(3)))
     torch.manual_seed(3)
-    assert torch.equal(drawn, Sampling(temperature=1.0).choose(logits, None))
+    assert torch.equal(drawn, choose(logits, Sampling(temperature=1.0), None))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, "temperature is -1.0; it must be 0 or a positive number"),
-        ({"temperature": math.nan}, "temperature is nan"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k is 0; it must be a positive integer"),
-        ({"temperature": 1.0, "top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
-        ({"temperature": 1.0, "top_p": 90.0}, "top_p is 90.0"),
-        ({"temperature": 1.0, "min_p": -0.1}, "min_p is -0.1; it must be from 0 to 1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be a positive number"),
-        ({"frequency_penalty": math.inf}, "frequency_penalty is inf; it must be a finite number"),
-        ({"top_k": 5}, "top_k chooses among tokens that are drawn, and at temperature 0 the most"),
-        ({"top_p": 0.5}, "top_p chooses among tokens that are drawn"),
-        ({"min_p": 0.5}, "min_p chooses among tokens that are drawn"),
+        ({"temperature": -1.0}, "Sampling.temperature is -1.0; it must be 0 or a positive number"),
+        ({"temperature": math.nan}, "Sampling.temperature is nan"),
+        ({"temperature": 1.0, "top_k": 0}, "Sampling.top_k is 0; it must be a positive integer"),
+        (
+            {"temperature": 1.0, "top_p": 0.0},
+            "Sampling.top_p is 0.0; it must be above 0 and",
+        ),
+        ({"temperature": 1.0, "top_p": 90.0}, "Sampling.top_p is 90.0"),
+        ({"temperature": 1.0, "min_p": -0.1}, "Sampling.min_p is -0.1; it must be from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "Sampling.repetition_penalty is 0.0; it must be a positive"),
+        ({"frequency_penalty": math.inf}, "Sampling.frequency_penalty is inf; it must be a finite"),
+        ({"top_k": 5}, "Sampling.top_k is 5; it must be None at temperature 0, which takes the"),
+        ({"top_p": 0.5}, "Sampling.top_p is 0.5; it must be None at temperature 0"),
+        ({"min_p": 0.5}, "Sampling.min_p is 0.5; it must be None at temperature 0"),
     ],
 )
 def test_settings_without_a_meaning(settings: dict, message: str):

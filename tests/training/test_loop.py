@@ -1,8 +1,14 @@
 """Training in one process: what a step does, what a run leaves, and how it goes on."""
 
 import math
+import os
+import random
+import warnings
+from contextlib import ExitStack, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +19,26 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clean_transformer.inference import NotOptimized
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.swapping.swap import swap
-from clean_transformer.training.loop import adamw, recomputing_blocks, train, update
+from clean_transformer.training.loop import adamw, train, update
 from clean_transformer.training.settings import Training
+from clean_transformer.training.temporary import recomputed_blocks
 from clean_transformer.training.windows import window
 
 from .. import processes
-from ..helpers import TINY, assert_equal_states, random_model, random_tokens, tiny
+from ..helpers import (
+    TINY,
+    assert_equal_states,
+    assert_same_function,
+    random_model,
+    random_tokens,
+    tiny,
+    unchecked_types,
+)
 from .runs import CFG, RUN, TOKENS, Stopped, read_metrics, run
 
 # What a step does.
@@ -96,7 +112,7 @@ def test_blocks_are_computed_again_to_the_same_bits():
         model.blocks[0].attn.register_forward_pre_hook(lambda *_: calls.append(0))
         calls.clear()
         if again:
-            with recomputing_blocks(model):
+            with recomputed_blocks(model):
                 update(model, adamw(model, training), random_tokens(), training, 0)
             assert "forward" not in vars(model.blocks[0])
         else:
@@ -178,6 +194,126 @@ def test_what_is_trained_can_be_saved_and_loaded(tmp_path: Path):
     model.save_pretrained(tmp_path / "model")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert_equal_states(saved["model"], model.state_dict())
+
+
+def global_state() -> dict[str, Any]:
+    """What a whole process shares."""
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "python": random.getstate(),
+        "numpy": str(np.random.get_state()),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "environment": dict(os.environ),
+    }
+
+
+@pytest.mark.parametrize("breaks_off", [False, True])
+@pytest.mark.parametrize("cublas", [None, ":16:8"])
+def test_everything_but_the_weights_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks_off: bool, cublas: str | None
+):
+    if cublas is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    else:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", cublas)
+    model = random_model(CFG).train()
+    model.blocks[0].mlp.eval()
+    model.embed.W_E.requires_grad_(False)
+    model(torch.tensor([[1, 2]])).sum().backward()
+    gradients = {name: each.grad for name, each in model.named_parameters()}
+    assert gradients["unembed.b_U"] is not None
+    copies = deepcopy(gradients)
+    modes = {name: module.training for name, module in model.named_modules()}
+    required = {name: each.requires_grad for name, each in model.named_parameters()}
+    torch.rand(3)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = global_state()
+
+    def on_step(measured):
+        assert global_state() != before
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        if breaks_off:
+            raise Stopped
+
+    # The checks of types draw from Python's random numbers.
+    with unchecked_types(), pytest.raises(Stopped) if breaks_off else nullcontext():
+        train(model, TOKENS, tmp_path, RUN, held_out=TOKENS[:100], device="cpu", on_step=on_step)
+    after = global_state()
+    torch.use_deterministic_algorithms(False)
+
+    assert after == before
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert {name: each.requires_grad for name, each in model.named_parameters()} == required
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is gradients[name]
+        assert copies[name] is None or torch.equal(parameter.grad, copies[name])
+
+
+def test_gradients_from_before_are_not_part_of_the_first_step(tmp_path: Path):
+    model = random_model(CFG)
+    model(torch.tensor([[1, 2]])).sum().backward()
+    train(model, TOKENS, tmp_path / "1", RUN, device="cpu")
+    clean = random_model(CFG)
+    train(clean, TOKENS, tmp_path / "2", RUN, device="cpu")
+    assert_equal_states(model.state_dict(), clean.state_dict())
+
+
+def test_the_random_state_of_the_device_is_left_as_it_was(tmp_path: Path, device: str):
+    model = random_model(CFG, dtype=torch.float32).to(device)
+    torch.manual_seed(3)
+    torch.rand(2, device=device)
+    expected = torch.rand(2, device=device)
+    torch.manual_seed(3)
+    torch.rand(2, device=device)
+    train(model, TOKENS, tmp_path, RUN, device=device)
+    assert torch.equal(torch.rand(2, device=device), expected)
+
+
+def test_recomputing_leaves_an_optimized_model_optimized(tmp_path: Path):
+    model = random_model(CFG)
+    optimized = model.optimize()
+    fast = {name: vars(part).get("forward") for name, part in model.named_modules()}
+    assert fast["blocks.0"] is not None
+    training = replace(RUN, recompute=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotOptimized)  # the training steps are not
+        train(model, TOKENS, tmp_path / "1", training, device="cpu")
+    assert {name: vars(part).get("forward") for name, part in model.named_modules()} == fast
+    with torch.no_grad():
+        logits = model(torch.tensor([[1, 2, 3]]))  # without the warning that it is not
+    optimized.undo()
+    clean = random_model(CFG)
+    train(clean, TOKENS, tmp_path / "2", training, device="cpu")
+    assert_equal_states(model.state_dict(), clean.state_dict())
+    assert_same_function(logits, clean(torch.tensor([[1, 2, 3]])))
+
+
+@pytest.mark.parametrize("undo_first", [True, False])
+def test_a_recomputing_model_can_be_optimized_and_undone_in_any_order(undo_first: bool):
+    model, tokens = random_model(CFG), torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        logits = model(tokens)
+    calls: list[int] = []
+    with ExitStack() as recomputing:
+        recomputing.enter_context(recomputed_blocks(model))
+        optimized = model.optimize()
+        with torch.no_grad():
+            assert_same_function(model(tokens), logits)
+        model.blocks[0].attn.register_forward_pre_hook(lambda *_: calls.append(0))
+        with pytest.warns(NotOptimized, match="gradients are on"):
+            model(tokens).sum().backward()
+        assert len(calls) == 2
+        if undo_first:
+            optimized.undo()
+            model(tokens).sum().backward()
+            assert len(calls) == 4
+    if not undo_first:
+        with pytest.warns(NotOptimized, match="gradients are on"):
+            model(tokens).sum().backward()
+        assert len(calls) == 3
+        optimized.undo()
+    assert not {"forward", "_stand_ins"} & vars(model.blocks[0]).keys()
 
 
 # How it goes on.
@@ -296,9 +432,9 @@ def test_impossible_settings_are_refused(changes, message: str):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokens": TOKENS[:10]}, "the tokens are 10; .* need 11"),
+        ({"tokens": TOKENS[:10]}, "the tokens are only 10; .* need 11"),
         ({"tokens": TOKENS + 1}, "the tokens have ids from 1 to 31"),
-        ({"held_out": TOKENS[:10]}, "the held-out tokens are 10"),
+        ({"held_out": TOKENS[:10]}, "the held-out tokens are only 10"),
         ({"training": replace(RUN, sharded=True)}, "sharded .* torchrun"),
     ],
 )
@@ -317,7 +453,7 @@ def test_another_run_in_the_folder_is_refused_by_what_differs(tmp_path: Path):
     with pytest.raises(ValueError, match="n_ctx was 10 and is now 8; n_tokens was 500 and is"):
         train(random_model(replace(CFG, n_ctx=8)), TOKENS[:90], tmp_path, RUN, device="cpu")
     with pytest.raises(
-        ValueError, match=r"has a run whose learning_rate was 0\.0006 and is now 1\.0"
+        ValueError, match=r"has a different run: learning_rate was 0\.0006 and is now 1\.0"
     ):
         run(tmp_path, replace(RUN, learning_rate=1.0))
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -330,7 +466,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: str):
         torch.save(random_model().state_dict(), file)
     else:
         file.write_text(content)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of a training run"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of a training run"):
         run(tmp_path)
 
 
@@ -341,7 +477,7 @@ def test_it_stops_before_a_gradient_that_is_not_finite_spoils_the_weights(tmp_pa
                 model.ln_final.w.fill_(torch.inf)
 
     model = random_model(CFG)
-    with pytest.raises(RuntimeError, match="norm of the gradients is nan in step 4"):
+    with pytest.raises(RuntimeError, match="the gradient norm is nan in step 4"):
         train(model, TOKENS, tmp_path, RUN, device="cpu", on_step=spoil)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 2

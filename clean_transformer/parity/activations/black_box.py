@@ -16,6 +16,7 @@ from clean_transformer.parity.activations.isolated import Isolated, index_of_lar
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.verdict import SAME_FUNCTION
 from clean_transformer.support.numerics import upcast
+from clean_transformer.support.stand_in import Method, StandIn
 
 # How much larger than the CPU's a healthy device's error may be.
 HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
@@ -53,19 +54,22 @@ def leaves(model: nn.Module) -> dict[str, HookedModule]:
 
 @contextmanager
 def compiled_leaves(model: nn.Module) -> Iterator[None]:
-    """Let `torch.compile` take each of them, in place; hooks on their outputs keep working.
+    """Run each of the model's leaves with `torch.compile`; hooks on their outputs keep working.
 
-    Meanwhile for as many shapes as there are: after eight, it would run the others as written.
+    Raises Dynamo's recompile limit (8), so that every input shape is really compiled.
     """
-    for part in leaves(model).values():
-        forward = part.forward
-        if is_whole(part):  # as a method, which those of one class share the graphs of
-            forward = MethodType(type(forward).__call__, forward)
-        part.forward = torch.compile(forward, dynamic=False)
-    with torch._dynamo.config.patch(
-        cache_size_limit=sys.maxsize, accumulated_cache_size_limit=sys.maxsize
-    ):
+    limits = {"cache_size_limit": sys.maxsize, "accumulated_cache_size_limit": sys.maxsize}
+    with ExitStack() as put, torch._dynamo.config.patch(limits):
+        for part in leaves(model).values():
+            put.enter_context(StandIn(part, "forward", compiled))
         yield
+
+
+def compiled(below: Method) -> Method:
+    """Compile the method. Modules of one class share the graphs of a method."""
+    if not isinstance(below, MethodType):  # a callable object, such as `optimize` puts there
+        below = MethodType(type(below).__call__, below)
+    return torch.compile(below, dynamic=False)
 
 
 @torch.no_grad()

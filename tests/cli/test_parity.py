@@ -1,18 +1,17 @@
-"""The command line: exit statuses, one-line errors, and the files that it writes."""
+"""`parity` and `doctor`: exit statuses, one-line errors, and the files that they write."""
 
 import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from clean_transformer.cli import app
+from clean_transformer.parity import inputs
 from clean_transformer.parity.faults import inject
 from clean_transformer.parity.references.choose import choose_reference
-from clean_transformer.support import dtypes as choices
 from clean_transformer.support.devices import is_available
 
 from ..parity.small import small_weights
+from .running import assert_one_line, call
 
 REFERENCE = choose_reference("auto")[0]
 ABSENT = next((kind for kind in ("mps", "cuda") if not is_available(kind)), None)
@@ -22,15 +21,9 @@ ABSENT = next((kind for kind in ("mps", "cuda") if not is_available(kind)), None
 def small(model_alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Small weights, and a folder of its own to run in."""
     weights = small_weights(n_layers=1, d_vocab=100, n_ctx=16)
-    monkeypatch.setattr(choices, "choose_weights", lambda source: weights)
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: weights)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(*arguments: str) -> Result:
-    result = CliRunner().invoke(app, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def test_0_where_everything_passes(small: Path) -> None:
@@ -101,18 +94,17 @@ def test_2_and_one_line_for_what_parity_alone_takes(arguments, message: str) -> 
     assert_one_line(call("parity", *arguments), message)
 
 
+@pytest.mark.parametrize("devices", ["all", "cpu,cuda"])
+def test_the_doctor_checks_one_device(devices: str) -> None:
+    assert_one_line(
+        call("doctor", "--device", devices), f"doctor checks one device, not '{devices}'"
+    )
+
+
 def test_2_where_the_report_cannot_be_written(small: Path) -> None:
     result = call("parity", "--devices", "cpu", "--reference", "none", "--json", "no/r.json")
     assert result.exit_code == 2
     assert "No such file or directory" in result.stderr
-
-
-def assert_one_line(result: Result, message: str) -> None:
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    [line] = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    assert message in line
 
 
 def test_the_doctor(small: Path) -> None:

@@ -1,0 +1,46 @@
+"""Reading the model that a command names."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from rich.console import Console
+
+from clean_transformer.model import DemoTransformer
+from clean_transformer.support.dtypes import choose_dtype
+from clean_transformer.text.tokenizer import Tokenizer
+from clean_transformer.weights.hub import HubError
+
+Read = TypeVar("Read")
+
+
+def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
+    """The model with its tokenizer. The tokenizer is read first: an error about it comes early."""
+    exact = choose_dtype(dtype)
+
+    def read(source: str) -> DemoTransformer:
+        tokenizer = Tokenizer.from_pretrained(source)
+        model = DemoTransformer.from_pretrained(source, device=device, dtype=exact)
+        model.tokenizer = tokenizer
+        return model
+
+    return read_or_demo(read, weights)
+
+
+def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
+    """What `read` makes of `weights`.
+
+    Without `weights`, that is GPT-2 small. If the hub cannot give it, the demo model is read, so
+    that a command works without a network, and a note on standard error says so.
+    """
+    if weights is not None:
+        return read(weights)
+    try:
+        return read("gpt2")
+    except HubError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"note: {error}. This is 'demo', the small model that comes with clean-transformer. It "
+            "knows only little stories; --weights chooses another model",
+            style="yellow",
+            markup=False,
+        )
+        return read("demo")

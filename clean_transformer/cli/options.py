@@ -1,0 +1,85 @@
+"""The options that several commands share, and options from a dataclass of settings."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+import typer
+
+WEIGHTS = (
+    "Where to read the weights: a hub id (owner/name), an alias (gpt2, gpt2-medium, gpt2-large, "
+    "gpt2-xl, distilgpt2), a folder, a file, or 'demo' for the small model of this package."
+)
+
+Text = Annotated[
+    str | None,
+    typer.Argument(help="The text. Without it, or with '-', standard input is read."),
+]
+TextFile = Annotated[Path | None, typer.Option("--file", help="Read the text from this file.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help=f"{WEIGHTS} Default: gpt2, or demo if the hub cannot be reached."),
+]
+WeightsOrSynthetic = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{WEIGHTS} 'stress' and 'plain' are synthetic weights of GPT-2 small's shape; "
+        "'stress:xl' has that of GPT-2 XL. Default: gpt2, or stress if the hub cannot be reached."
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(help="cpu, cuda, cuda:1, mps, …; auto chooses cuda, else mps, else cpu."),
+]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--devices",
+        "--device",
+        help="One or more, with commas between: cpu,cuda,mps. all names these three; auto chooses "
+        "cuda, else mps, else cpu.",
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16.")]
+PrintJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results as JSON here.")]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", help="Write the results as one HTML page here.")
+]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def options_from(settings: type, panel: str) -> Callable[[Command], Command]:
+    """Give a command one option for each field of a dataclass, in place of its `**settings`.
+
+    A field is declared as `name: Annotated[type, "help text"] = default`. The options stand in a
+    `panel` of their own in the command's help.
+    """
+
+    def declare(command: Command) -> Command:
+        signature = inspect.signature(command)
+        parameters = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        hints = get_type_hints(settings, include_extras=True)
+        for field in fields(settings):
+            type_, help_text = get_args(hints[field.name])
+            option = typer.Option(
+                ... if field.default is MISSING else field.default,
+                f"--{field.name.replace('_', '-')}",
+                help=help_text,
+                rich_help_panel=panel,
+            )
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(field.name, kind, default=option, annotation=type_))
+        declared: Any = command
+        declared.__signature__ = signature.replace(parameters=parameters)
+        declared.__annotations__ = {each.name: each.annotation for each in parameters}
+        return command
+
+    return declare

@@ -1,0 +1,69 @@
+"""`clean-transformer predict`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from clean_transformer.cli import options
+from clean_transformer.cli.terminal import print_json, print_table, progress, read_text
+
+
+def predict(
+    text: options.Text = None,
+    file: options.TextFile = None,
+    top: Annotated[
+        int, typer.Option(help="Show this many of the most and of the least likely tokens.")
+    ] = 5,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    as_json: options.PrintJson = False,
+) -> None:
+    """Show the most likely next tokens, and the probability and loss of each token of the text.
+
+    Exit status: 0 done, 2 could not run, 130 interrupted.
+    """
+    read = read_text(text, file)
+
+    from clean_transformer.analysis.prediction import TokenScore
+    from clean_transformer.analysis.prediction import predict as predict_text
+    from clean_transformer.cli.loading import read_model
+    from clean_transformer.text.tokenizer import visible
+
+    with progress() as on_step:
+        on_step("reading the weights")
+        model = read_model(weights, device, dtype)
+        on_step("running the model")
+        prediction = predict_text(model, read, top)
+    ids = model.to_tokens(read)[0].tolist()
+    words = model.to_str_tokens(ids)
+    probabilities = [None, *prediction.token_probabilities.tolist()]
+    losses = [None, *prediction.losses.tolist()]
+
+    def named(scores: list[TokenScore]) -> list[dict[str, Any]]:
+        return [vars(score) | {"token": model.to_string([score.id])} for score in scores]
+
+    if as_json:
+        print_json(
+            top=named(prediction.top),
+            bottom=named(prediction.bottom),
+            tokens=[
+                {"id": id_, "token": word, "probability": probability, "loss": loss}
+                for id_, word, probability, loss in zip(
+                    ids, words, probabilities, losses, strict=True
+                )
+            ],
+        )
+        return
+    for which, scores in (("most", prediction.top), ("least", prediction.bottom)):
+        rows = [
+            (visible(score["token"]), score["id"], score["logit"], score["probability"])
+            for score in named(scores)
+        ]
+        columns = ["token", "id", "logit", "probability"]
+        print_table(f"the {which} likely next tokens", columns, rows)
+    rows = [*zip(map(visible, words), ids, probabilities, losses, strict=True)]
+    print_table("the text", ["token", "id", "probability", "loss"], rows)
+    if len(prediction.losses):
+        mean = prediction.losses.mean()
+        print(f"mean loss {mean:.4g} nats per token, perplexity {mean.exp():.4g}")

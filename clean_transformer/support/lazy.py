@@ -1,0 +1,43 @@
+"""Packages that import what they offer only when somebody asks for it."""
+
+import ast
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+
+def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__` and `__all__` of a package whose imports are lazy.
+
+    The package lists its public names once, where type checkers and editors find them:
+
+        if TYPE_CHECKING:
+            from clean_transformer.config import Config as Config
+        else:
+            __getattr__, __dir__, __all__ = lazy_names(__name__)
+
+    `lazy_names` reads that list from the package's source. The first use of a name imports its
+    module and keeps the value, so that later uses cost nothing.
+    """
+    module = sys.modules[package]
+    tree = ast.parse(module.__loader__.get_source(package))  # type: ignore[union-attr]
+    homes = {
+        alias.asname: str(node.module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+
+    def get(name: str) -> object:
+        if name not in homes:
+            message = f"module {package!r} has no attribute {name!r}"
+            raise AttributeError(message, name=name, obj=module)
+        if homes[name] == package:
+            value: object = import_module(f"{package}.{name}")
+        else:
+            value = getattr(import_module(homes[name]), name)
+        setattr(module, name, value)
+        return value
+
+    return get, lambda: sorted({*vars(module), *homes}), [*homes]

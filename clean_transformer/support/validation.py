@@ -1,0 +1,8 @@
+"""One way to refuse a bad setting, so that all such errors read alike."""
+
+
+def require(settings: object, field: str, holds: bool, wanted: str) -> None:
+    """Raise `ValueError` unless `holds`: "Config.n_layers is 0; it must be a positive integer"."""
+    if not holds:
+        given = f"{type(settings).__name__}.{field} is {getattr(settings, field)!r}"
+        raise ValueError(f"{given}; it must be {wanted}")

@@ -1,0 +1,40 @@
+"""`names_settings`: shows the settings of `Sampling` in a function's signature."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar, get_type_hints
+
+from clean_transformer.text.settings import Sampling
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def names_settings(function: Function) -> Function:
+    """Show the fields of `Sampling`, with types and defaults, instead of the last `**argument`.
+
+    The function raises `TypeError` for any other keyword argument, before it does any work, and
+    suggests the name that was probably meant.
+    """
+    shown = signature(function)
+    *parameters, _ = shown.parameters.values()
+    types = get_type_hints(Sampling)  # without the help texts
+    settings = [
+        setting.replace(annotation=types[name])
+        for name, setting in signature(Sampling).parameters.items()
+    ]
+    shown = shown.replace(parameters=[*parameters, *settings])
+
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in [name for name in kwargs if name not in shown.parameters]:
+            near = get_close_matches(name, shown.parameters, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"see help({function.__qualname__})"
+            raise TypeError(
+                f"{function.__name__}() got an unexpected keyword argument {name!r}; {hint}"
+            )
+        return function(*args, **kwargs)
+
+    checked.__signature__ = shown  # type: ignore[attr-defined]
+    return checked  # type: ignore[return-value]
