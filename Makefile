@@ -1,18 +1,17 @@
-# Everything happens in a virtual environment that the first command makes.
+# Every command works in a virtual environment, which the first one makes.
 PYTHON ?= python3
 VENV ?= .venv
-# Which TransformerLens to compare with: bridge (4.3.0) or hooked (3.9.0).
+# The TransformerLens to compare with: bridge (4.3.0) or hooked (3.9.0).
 REFERENCE ?= bridge
-# Pinned, and installed first, so that no other package chooses a build of PyTorch.
+# PyTorch is pinned, and installed first, so that no other package chooses a build of it.
 TORCH ?= torch==2.13.0
+# More arguments for the command, such as ARGS=--quick or ARGS="-k attention".
 ARGS ?=
-# The tests whose outcome depends on the reference that is installed.
-WITH_REFERENCE = tests/modules tests/weights/test_processing.py tests/weights/test_load.py \
-	tests/weights/test_hooked_transformer.py tests/parity/test_same_function.py \
-	tests/parity/test_compare.py tests/parity/test_references.py tests/test_transplant.py \
-	tests/test_variants.py tests/parity/test_gradients.py
 
-.PHONY: setup parity test test-hooked bench sensitivity demo-model format check
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
+
+.PHONY: setup parity test test-all test-hooked coverage bench startup sensitivity demo-model \
+	format check
 
 setup: $(VENV)/.installed
 
@@ -25,23 +24,40 @@ $(VENV)/.installed: pyproject.toml
 parity: setup
 	$(VENV)/bin/clean-transformer parity $(ARGS)
 
+# The tests that guard every change.
 test: setup
-	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
+	$(PYTEST) $(ARGS)
 
-# The same parity, against the last TransformerLens that has HookedTransformer.
+# All tests, slow ones too; then those that compare with a reference, beside TransformerLens 3.
+test-all: setup
+	$(PYTEST) -m "" $(ARGS)
+	$(MAKE) test-hooked
+
+# The tests that compare with a reference, beside the last TransformerLens with HookedTransformer.
+# Planted faults are caught alike beside either reference, and take long.
 test-hooked:
-	$(MAKE) test VENV=.venv-hooked REFERENCE=hooked ARGS="$(WITH_REFERENCE) $(ARGS)"
+	$(MAKE) setup VENV=.venv-hooked REFERENCE=hooked
+	$(MAKE) test VENV=.venv-hooked REFERENCE=hooked ARGS='-m reference --ignore tests/parity/faults'
 
-# Nobody has to have them.
+# The lines of the package that the fast tests do not run; with ARGS='-m ""', that no test runs.
+# Measuring them makes the tests take half as long again.
+coverage: setup
+	$(PYTEST) --cov=clean_transformer $(ARGS)
+
+# The engines are optional: one that cannot be installed is reported as NOT MEASURED.
 $(VENV)/.engines: $(VENV)/.installed
 	-$(VENV)/bin/pip install --quiet --editable ".[bench]" && touch $@
 
-# Beside both TransformerLenses, each in an environment of its own, and the engines that install.
+# Beside both TransformerLenses, each in its own environment, and beside the engines.
 bench: setup $(VENV)/.engines
 	$(MAKE) setup VENV=.venv-hooked REFERENCE=hooked
 	$(VENV)/bin/clean-transformer bench --hooked-python .venv-hooked/bin/python $(ARGS)
 
-# The ratios that healthy runs have, by which the suite's bounds are judged.
+# The time that the command line and the package take to start.
+startup: setup
+	$(VENV)/bin/python -m benchmarks.startup $(ARGS)
+
+# The largest ratios of healthy runs, which the bounds of the parity suite must allow.
 sensitivity: setup
 	$(VENV)/bin/python -m benchmarks.sensitivity $(ARGS)
 

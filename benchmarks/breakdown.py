@@ -1,8 +1,8 @@
-"""Where the time of a token or a forward pass goes on a processor: what keeps it from its limit.
+"""Where the time of one decoded token, or of one forward pass, goes on a CPU.
 
-Prints each product with a weight, with the rate at which it reads that weight (a token) or
-multiplies with it (a forward pass), and every other operation, as PyTorch's profiler sees them;
-what is left is Python's.
+Prints the time of each operation that PyTorch's profiler sees. A product with a weight also has its
+rate: how fast it reads the weight (for a token), or multiplies (for a forward pass). The time that
+is not in the table is Python's own.
 
     python -m benchmarks.breakdown --dtype bfloat16
     python -m benchmarks.breakdown --batch 4 --length 256
@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -36,9 +36,9 @@ PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "_int_mm", "_linear_pointwise")
 
 @dataclass(frozen=True)
 class Row:
-    """One operation: how often a call needs it, its seconds in all, and how much it does in them.
+    """One operation, per call of the model: how many times it runs, and its total seconds.
 
-    That is the bytes that it reads of weights, or its additions and multiplications with them.
+    `amount` is the bytes of weights that a product reads, or its additions and multiplications.
     """
 
     operation: str
@@ -48,7 +48,7 @@ class Row:
 
 
 def decoder(model: DemoTransformer, context: int, new: int) -> Any:
-    """A call that decodes one more token after so many, of as many as there is room for."""
+    """A call that decodes one token after `context` others. It can be called `new` times."""
     prompt = [[token % model.cfg.d_vocab for token in range(context)]]
     logits, cache = prefill(model, prompt, new, getattr(model, "cache_class", KVCache))
 
@@ -60,27 +60,30 @@ def decoder(model: DemoTransformer, context: int, new: int) -> Any:
 
 
 def reader(model: DemoTransformer, batch: int, length: int) -> Callable[[], object]:
-    """A call that gives all logits."""
+    """A call that computes all logits of a batch."""
     tokens = torch.arange(batch * length).view(batch, length) % model.cfg.d_vocab
     return lambda: model(tokens)
 
 
 def bytes_read(shapes: Shapes, itemsize: int) -> int:
-    """What a product of a single row reads of its weight, the largest of its arguments."""
+    """The bytes that a product of a single row reads: its weight is the largest argument."""
     return math.prod(max(shapes, key=math.prod)) * itemsize
 
 
 def flops(shapes: Shapes) -> float:
-    """What a product of rows with a weight does, of any order, perhaps added to a third matrix."""
+    """Additions and multiplications of a matrix product, optionally added to a third matrix.
+
+    The order of the matrices does not matter.
+    """
     matrices = [shape for shape in shapes if len(shape) > 1]
-    if len(matrices) == 3:  # [r o], [r i], [i o]: together they have each size twice
+    if len(matrices) == 3:  # [r o], [r i], [i o]: each size occurs twice
         return 2 * math.sqrt(math.prod(map(math.prod, matrices)))
-    x, W = matrices  # of a batch of products, each has its part
+    x, W = matrices  # perhaps each with a batch axis
     return 2 * math.prod(x) * math.prod(W[-2:]) / x[-1]
 
 
 def operations(events: Any, calls: int, amount: Callable[[Shapes], float]) -> list[Row]:
-    """The rows of a profile of so many calls, the longest first."""
+    """The rows of a profile of `calls` calls, sorted by time. `amount` gives a product's amount."""
     rows: dict[str, Row] = {}
     for event in events:
         name, done = event.key.split("::")[-1], 0.0
@@ -103,15 +106,19 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or int8")] = (
         "float32"
     ),
-    compiled: Annotated[bool, typer.Option("--compile", help="As one graph.")] = False,
-    context: Annotated[int, typer.Option(help="Tokens before it.")] = 64,
-    batch: Annotated[int, typer.Option(help="Of a forward pass.")] = 1,
-    length: Annotated[int, typer.Option(help="Of a forward pass; 0 for a token.")] = 0,
-    calls: Annotated[int, typer.Option(help="How many are profiled.")] = 20,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the decoding step to one graph.")
+    ] = False,
+    context: Annotated[int, typer.Option(help="Number of tokens before the decoded one.")] = 64,
+    batch: Annotated[int, typer.Option(help="Batch of a forward pass.")] = 1,
+    length: Annotated[
+        int, typer.Option(help="Length of a forward pass; 0 decodes a token instead.")
+    ] = 0,
+    calls: Annotated[int, typer.Option(help="Number of profiled calls.")] = 20,
 ) -> None:
-    """Print where the time of a decoded token, or of a forward pass, goes after `optimize`."""
+    """Print where the time of one token, or of one forward pass, goes after `optimize`."""
     cfg = Config.gpt2(size)
-    weights = "int8" if dtype == "int8" else None
+    weights: Literal["int8"] | None = "int8" if dtype == "int8" else None
     computed = torch.float32 if weights else DTYPES[dtype]
     itemsize = 1 if weights else computed.itemsize
     model = DemoTransformer.from_state_dict(stress(cfg), cfg).to(computed)
@@ -134,7 +141,7 @@ def main(
         share = sum(row.seconds for row in products) / taken
         rate = sum(row.amount for row in products) / share / taken
         console.print(
-            f"{1e3 * taken:.0f} ms a pass; its products take {share:.0%} of that, at "
+            f"{1e3 * taken:.0f} ms per pass; the products take {share:.0%} of it, at "
             f"{rate / 1e9:.0f} GFLOP/s"
         )
     else:
@@ -142,21 +149,22 @@ def main(
         console.print(table(rows, taken, "GB/s"))
         rate, least = read_rate(), weight_bytes(cfg, dtype)
         console.print(
-            f"{1e3 * taken:.1f} ms a token; reading its weights at the {rate / 1e9:.1f} GB/s of "
-            f"this machine takes {1e3 * least / rate:.1f} ms, {least / rate / taken:.0%} of that"
+            f"{1e3 * taken:.1f} ms per token; this machine reads {rate / 1e9:.1f} GB/s, so that "
+            f"reading the weights takes {1e3 * least / rate:.1f} ms, "
+            f"{least / rate / taken:.0%} of it"
         )
 
 
 def read_rate() -> float:
-    """Bytes per second that this machine reads at most."""
+    """The bytes per second at which this machine reads memory."""
     buffer = torch.ones(BUFFER // 4)
     read = fastest([lambda call=call: call for call in readings(buffer)], "cpu")
     return BUFFER / median_seconds(read, "cpu", at_least=0.5)
 
 
 def table(rows: list[Row], taken: float, rate: str) -> Table:
-    """The longest rows, and the others together."""
-    printed = Table("operation", "times", "µs each", "ms in all", "share", rate)
+    """The twelve longest rows, and one row for all others."""
+    printed = Table("operation", "times", "µs each", "ms in total", "share", rate)
     shown, others = rows[:12], rows[12:]
     rest = Row(
         f"{len(others)} others", sum(r.times for r in others), sum(r.seconds for r in others)

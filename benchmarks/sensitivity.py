@@ -1,8 +1,8 @@
-"""The ratios that healthy runs have: the figures by which the suite's bounds are judged.
+"""The largest ratios of healthy runs, which the bounds of the parity suite must allow.
 
 Each run draws a model (shape, seed, kind of weights), a batch, a dtype and a number of threads, and
-judges every activation on every path. Prints the largest ratio of each kind of operation and how
-many rows did not pass, which on a healthy machine is none.
+judges every activation on every path. The script prints the largest ratio of each kind of
+operation, and the number of activations that did not pass. On a healthy machine that is 0.
 
     python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
 """
@@ -32,7 +32,7 @@ from clean_transformer.weights.synthetic import plain, stress
 
 
 def draw_config(draw: random.Random) -> Config:
-    """A small GPT-2 of any proportions."""
+    """A small GPT-2 with random sizes."""
     n_heads, d_head = draw.choice((1, 2, 3, 4)), draw.choice((8, 16, 32, 64))
     return Config(
         n_layers=draw.choice((1, 2, 3, 4)),
@@ -47,7 +47,7 @@ def draw_config(draw: random.Random) -> Config:
 
 
 def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
-    """Every row of one run."""
+    """The judged activations of one run."""
     draw = random.Random(seed)
     cfg = draw_config(draw)
     weights = draw.choice((plain, stress))(cfg, seed)
@@ -62,10 +62,12 @@ def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
 
 
 def main(
-    runs: Annotated[int, typer.Option(help="How many models to draw, in each dtype.")] = 50,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
+    runs: Annotated[int, typer.Option(help="Number of models to draw in each dtype.")] = 50,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures as JSON.")
+    ] = None,
 ) -> None:
-    """Measure the largest healthy ratio of each kind of operation, in every dtype."""
+    """Measure the largest healthy ratio of each kind of operation in each dtype."""
     largest: dict[str, dict[str, float]] = {}
     alarms, rows = 0, 0
     progress = Console(stderr=True)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,13 +27,51 @@ settings.load_profile("tests")
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def planted(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Tells of a planted fault that it was tried, caught or attributed: counted at the end."""
-    return partial(record_property, "planted")
+# How many slow tests this process left out; with pytest-xdist, the most of any worker.
+LEFT_OUT = pytest.StashKey[int]()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that compare with the reference in this environment."""
+    for item in items:
+        if "installed" in getattr(item, "fixturenames", ()):
+            item.add_marker("reference")
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count what `-m "not slow"` leaves out. What `-k` leaves out is not all slow."""
+    if items and all(item.get_closest_marker("slow") for item in items):
+        items[0].config.stash[LEFT_OUT] = len(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist: report the count to the main process."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """In the main process: take a worker's count."""
+    found = getattr(node, "workeroutput", {}).get("left_out", 0)
+    node.config.stash[LEFT_OUT] = max(found, node.config.stash.get(LEFT_OUT, 0))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """The closing lines: the planted faults that were caught, and what did not run."""
+    for line in (*planted_lines(terminalreporter), *skipped_lines(terminalreporter)):
+        terminalreporter.write_line(line)
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"{left_out} slow tests were left out; `make test-all` runs them"
+        )
+
+
+def planted_lines(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
+    """How many planted faults of each kind were caught, from what the fixture `planted` noted."""
     calls = [
         report
         for reports in terminalreporter.stats.values()
@@ -45,37 +84,49 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for kind in ("semantic", "device"):
         if planted := counts[kind]:
             caught, attributed = counts[f"{kind} caught"], counts[f"{kind} attributed"]
-            terminalreporter.write_line(
-                f"planted {kind} faults: {caught} of {planted} caught, {attributed} attributed"
-            )
+            yield f"planted {kind} faults: {caught} of {planted} caught, {attributed} attributed"
+
+
+def skipped_lines(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
+    """How many tests were skipped, by reason, the most frequent first."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        yield f"{count} skipped: {reason}"
+
+
+@pytest.fixture
+def planted(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Notes that a planted fault was tried, caught or attributed. The closing lines count them."""
+    return partial(record_property, "planted")
 
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
-    """Every test draws the same ones, whichever tests run before it."""
+    """Every test draws the same random numbers, whichever tests run before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Threads cost more than they save on tensors as small as these; tests run side by side."""
+    """Tests run side by side on small tensors, where more threads only cost time."""
     with threads(1):
         yield
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
-    """A hub on this machine, whose repositories are the folders that a test puts in `repos`."""
+    """A hub on this machine. A folder that a test puts in `repos` is a repository."""
     with serving(tmp_path / "repos") as server:
         yield server
 
 
 @pytest.fixture
 def with_hub(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs Python code in a process of its own that has `hub` for its hub and an empty cache.
+    """Runs Python code in a fresh process that uses `hub` and has an empty cache.
 
-    `huggingface_hub` reads its environment variables when it is imported, so that only a new
-    process shows what they do; and this one's standard error is what a user would see.
+    A fresh process, because `huggingface_hub` reads its environment variables when it is imported.
+    Its standard error is what a user would see.
     """
 
     def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -101,7 +152,7 @@ def with_hub(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.Complet
 
 @pytest.fixture(params=["cpu", "cuda", "mps"])
 def device(request: pytest.FixtureRequest) -> str:
-    """Every kind of device; those that this machine lacks are skipped."""
+    """Each kind of device. The test is skipped on those that this machine lacks."""
     if not is_available(request.param):
         pytest.skip(f"this machine has no {request.param}")
     return request.param
@@ -109,7 +160,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def dtype(device: str) -> torch.dtype:
-    """The most exact numbers that the device has."""
+    """The most precise dtype that the device has."""
     return torch.float32 if device == "mps" else torch.float64
 
 
@@ -121,12 +172,13 @@ def installed() -> str:
 
 @pytest.fixture(scope="session")
 def theirs(installed: str) -> Watched:
-    """The installed TransformerLens, which has run on random weights."""
+    """The installed TransformerLens, and the activations that it cached with random weights."""
     cfg = Config(
         n_layers=12,
         n_heads=3,
         d_model=24,
-        # Square W_Q and W_O hide a transposition; only HookedTransformer can have others.
+        # With square W_Q and W_O a transposition could go unnoticed. Only HookedTransformer can
+        # have others.
         d_head=5 if installed == "hooked" else 8,
         d_mlp=40,
         d_vocab=101,
@@ -144,7 +196,7 @@ def theirs(installed: str) -> Watched:
 
 @pytest.fixture
 def model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`check_device` without what has tests of its own: a fresh process and single operations."""
+    """Makes `check_device` skip the fresh process and single operations, which have own tests."""
     here = [check for check in invariants.INVARIANTS if check.__name__ != "fresh_process"]
     monkeypatch.setattr(invariants, "INVARIANTS", here)
     monkeypatch.setattr(probes, "PROBES", ())

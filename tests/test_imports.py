@@ -1,4 +1,4 @@
-"""Imports run from a higher layer to a lower one, never back, and drag nothing heavy in."""
+"""Imports run from a higher layer to a lower one, never back, and import nothing heavy."""
 
 import ast
 import subprocess
@@ -20,7 +20,7 @@ FILES = {
 
 Layers = tuple[tuple[str, ...], ...]
 
-# A room imports from the lines above its own; within a room, anything but a circle is allowed.
+# A room imports from the lines above its own. Within a room anything but a circle is allowed.
 LAYERS = (
     ("support/*",),
     ("config", "activation_cache"),
@@ -39,7 +39,7 @@ LAYERS = (
     ("cli/*",),
     ("__init__", "__main__"),
 )
-# These two rooms have an order inside, too.
+# These two rooms also have an order inside.
 SUB_LAYERS = {
     "parity": (
         ("verdict", "oracle", "inputs"),
@@ -62,12 +62,13 @@ SUB_LAYERS = {
 
 OTHER_IMPLEMENTATIONS = {"transformer_lens", "transformers"}
 HEAVY = OTHER_IMPLEMENTATIONS | {
-    "huggingface_hub",
-    "tokenizers",
     "gguf",
-    "typer",
-    "rich",
+    "huggingface_hub",
+    "jinja2",
     "plotly",
+    "rich",
+    "tokenizers",
+    "typer",
 }
 
 
@@ -129,14 +130,25 @@ def test_only_the_references_import_other_implementations(file: str):
     assert beside or not packages & OTHER_IMPLEMENTATIONS
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    use = "from clean_transformer import DemoTransformer"
-    command = [sys.executable, "-X", "importtime", "-c", use]
+def imported_by(code: str) -> set[str]:
+    """The modules that a fresh Python imports to run the code."""
+    command = [sys.executable, "-X", "importtime", "-c", code]
     process = subprocess.run(
         command, cwd=PACKAGE.parent, capture_output=True, encoding="utf-8", check=True
     )
-    modules = {line.split("|")[-1].strip() for line in process.stderr.splitlines()}
+    return {line.split("|")[-1].strip() for line in process.stderr.splitlines()}
+
+
+def test_importing_the_model_imports_nothing_heavy():
+    modules = imported_by("from clean_transformer import DemoTransformer")
     imported = {module.split(".")[0] for module in modules}
     assert {"torch", "clean_transformer"} <= imported
     assert not imported & HEAVY
     assert "torch._dynamo" not in modules  # which takes as long as the rest of torch
+
+
+def test_importing_the_rooms_imports_nothing_heavy():
+    rooms = sorted(file.partition("/")[0] for file in FILES if file.endswith("/__init__"))
+    imports = (f"import clean_transformer.{room}" for room in {*rooms} - {"cli"})
+    modules = imported_by("; ".join(imports))
+    assert not {module.split(".")[0] for module in modules} & HEAVY

@@ -1,20 +1,20 @@
-"""What the speed is to be, as data: each goal is a quotient of measured values and a bound."""
+"""The speeds that the project aims at: each goal is a quotient of measured values and a bound."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from clean_transformer.benchmark.plan import Works, parts
+from clean_transformer.benchmark.plan import Plan, parts
 from clean_transformer.benchmark.work import Part, Work
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """The product of the values of `over` by that of `under`, times `factor`, within a bound.
+    """A bound on factor · product(values of `over`) / product(values of `under`).
 
-    Values are seconds (or bytes), so a speed-up of a over b is Goal(over=(b,), under=(a,)). Each
-    round gives a quotient; their median is judged. An `optional` goal is one about something that
-    need not be installed.
+    Values are seconds or bytes, so "a is twice as fast as b" is
+    `Goal(over=(b,), under=(a,), at_least=2)`. Each round gives one quotient, and the median of the
+    rounds is judged. An `optional` goal needs a package that users need not install.
     """
 
     what: str
@@ -29,35 +29,38 @@ class Goal:
 
     @property
     def bound(self) -> str:
-        """The goal, to read."""
+        """The bound, for people: "≥ 1.70 ×"."""
         sign, value = ("≥", self.at_least) if self.at_most is None else ("≤", self.at_most)
         return f"{sign} {self.number(value or math.nan)}"
 
     def number(self, value: float) -> str:
-        """A measured quotient, to read."""
+        """A measured quotient, for people: "1.24 ×" or "88%"."""
         return f"{100 * value:.0f}%" if self.percent else f"{value:.2f} ×"
 
     def holds(self, value: float) -> bool:
-        """Whether that is within the bound."""
+        """Whether the quotient is within the bound; NaN never is."""
         if self.at_least is not None and not value >= self.at_least:
             return False
         return self.at_most is None or value <= self.at_most
 
 
-def goals(device: str, works: Works) -> list[Goal]:
-    """The goals for a device, of what is measured on it."""
-    return [*_Goals(device, works).all()]
+def goals(device: str, plan: Plan) -> list[Goal]:
+    """The goals for a device whose parts the plan measures."""
+    return [*_Goals(device, plan).all()]
 
 
 @dataclass(frozen=True)
 class _Goals:
-    """The goals as the project set them: for two cores, and for a GPU; in float32 unless said."""
+    """The goals as the project set them: for two CPU cores, and for a GPU.
+
+    The dtype is float32 unless the goal names another.
+    """
 
     device: str
-    works: Works
+    plan: Plan
 
     def all(self) -> Iterator[Goal]:
-        """Those that the device has."""
+        """Every goal of the device."""
         if self.device == "cpu":
             yield from self.forward()
             yield from self.generate()
@@ -67,13 +70,13 @@ class _Goals:
             yield from self.growth()
         if self.device == "cuda":
             yield from self.gpu()
-        if self.works.train is not None:
+        if self.plan.train is not None:
             for peer in ("nanoGPT-style", "transformers sdpa"):
-                yield self.faster(self.works.train, "ours", peer, 1.0)
+                yield self.faster(self.plan.train, "ours", peer, 1.0)
 
     def forward(self) -> Iterator[Goal]:
-        """All logits at once."""
-        work = self.works.forward
+        """Forward passes that give all logits."""
+        work = self.plan.forward
         yield self.faster(work, "ours", "transformers sdpa", 1.1)
         yield self.faster(work, "ours", "HookedTransformer", 1.25)
         yield self.faster(work, "optimized", "transformers sdpa", 1.7)
@@ -82,8 +85,8 @@ class _Goals:
         yield self.faster(work, "optimized", "transformers sdpa", 3.3, "bfloat16")
 
     def generate(self) -> Iterator[Goal]:
-        """Token after token."""
-        work, fastest = self.works.generate, self.works.fastest
+        """Generating token by token."""
+        work, fastest = self.plan.generate, self.plan.fastest
         yield self.faster(work, fastest("float32"), "transformers sdpa", 2.2)
         yield self.faster(work, fastest("float32"), "HookedTransformer", 8.0)
         yield self.of_limit(work, fastest("float32"), 0.8)
@@ -91,17 +94,17 @@ class _Goals:
         yield self.faster(work, fastest("int8"), "transformers sdpa", 5.5, "int8")
 
     def engines(self) -> Iterator[Goal]:
-        """At the same precision; none of them has to be installed."""
-        for engine in self.works.engines:
+        """Beside the engines, at the same precision. No engine has to be installed."""
+        for engine in self.plan.engines:
             for work, ours in (
-                (self.works.forward, "optimized"),
-                (self.works.generate, self.works.fastest("float32")),
+                (self.plan.forward, "optimized"),
+                (self.plan.generate, self.plan.fastest("float32")),
             ):
                 yield replace(self.faster(work, ours, engine, 1.0), optional=True)
 
     def capture(self) -> Iterator[Goal]:
         """Keeping every activation that HookedTransformer keeps."""
-        work = self.works.capture
+        work = self.plan.capture
         explicit = replace(work, kind="forward")
         yield self.cheaper(
             f"{work}: ours over our {explicit} with explicit attention",
@@ -109,11 +112,11 @@ class _Goals:
             self.part(explicit, "watched"),
             1.08,
         )
-        for peer in self.works.peers[1:]:
+        for peer in self.plan.peers[1:]:
             yield self.faster(work, "ours", peer, 1.5)
 
     def loading(self) -> Iterator[Goal]:
-        """Before the first token."""
+        """Time and memory before the first token."""
         importing, loading, memory = (Work(kind=kind) for kind in ("import", "load", "memory"))
         yield self.cheaper(
             "import: clean_transformer over torch",
@@ -135,8 +138,8 @@ class _Goals:
         )
 
     def growth(self) -> Iterator[Goal]:
-        """Linear in the batch; as near the limit after long contexts, and in large models."""
-        if batches := self.works.batches:
+        """Time is linear in the batch; long contexts and large models stay near the limit."""
+        if batches := self.plan.batches:
             one, many = batches[0], batches[-1]
             cost = self.cheaper(
                 f"{many} over {many.batch // one.batch} times {one}: optimized",
@@ -145,19 +148,19 @@ class _Goals:
                 1.1,
             )
             yield replace(cost, factor=one.batch / many.batch)
-        if contexts := self.works.contexts:
-            short, long = self.works.step(contexts[0]), self.works.step(contexts[-1])
+        if contexts := self.plan.contexts:
+            short, long = self.plan.step(contexts[0]), self.plan.step(contexts[-1])
             yield self.kept(f"of the limit, {long} over {short}: optimized", short, long)
-        if sizes := self.works.sizes:
+        if sizes := self.plan.sizes:
             work = Work(kind="forward", length=128)
             what = f"of the limit, {sizes[-1]} over {sizes[0]}, {work}: optimized"
             yield self.kept(what, work, work, sizes[0], sizes[-1])
 
     def gpu(self) -> Iterator[Goal]:
-        """In bfloat16."""
-        forward, generate = self.works.forward, self.works.generate
+        """In bfloat16, on a GPU."""
+        forward, generate = self.plan.forward, self.plan.generate
         yield self.of_limit(forward, "optimized", 0.6, "bfloat16")
-        ours, theirs = self.works.fastest("bfloat16"), "transformers sdpa"
+        ours, theirs = self.plan.fastest("bfloat16"), "transformers sdpa"
         yield self.faster(generate, ours, theirs, 4.0, "bfloat16", "bfloat16")
 
     def part(
@@ -189,7 +192,7 @@ class _Goals:
     def kept(
         self, what: str, small: Work, large: Work, model: str = "small", larger: str = "small"
     ) -> Goal:
-        """A share of the limit that is as high for larger work, but for a tenth."""
+        """The share of the limit at larger work is at least 0.9 of the share at smaller work."""
         over = (self.part(large, "limit", model=larger), self.part(small, "optimized", model=model))
         under = (
             self.part(large, "optimized", model=larger),

@@ -1,36 +1,36 @@
-"""Which contestants do what: the measurements of a run."""
+"""What a run measures: the contestants, and the sizes of their work, for each kind of device."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from clean_transformer.benchmark.work import Entrant, Measurement, Part, Work
+from clean_transformer.benchmark.work import Measurement, Part, Setup, Work
 
-FEW = ("limit", "ours", "optimized", "transformers sdpa")
-
+# These four take part in most measurements.
+MAIN = ("limit", "ours", "optimized", "transformers sdpa")
 
 PEERS = ("transformers sdpa", "HookedTransformer", "TransformerBridge")
 
-
 COMPILED = ("transformers eager", "compiled", "transformers compiled")
-
 
 ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
 
-
-# The measurements that take longest.
+# The measurements that take longest. They get `Plan.fewer_rounds`.
 LONGEST = ("generate", "generate a batch", "growth", "decoding", "training")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Works:
-    """The sizes of a run, and what it leaves out to be quick.
+def forward(batch: int, length: int, last_only: bool = False) -> Work:
+    """A forward pass."""
+    return Work(kind="forward", batch=batch, length=length, last_only=last_only)
 
-    `narrow` are the other dtypes, `in_narrow` those who are measured in them, `quantized` the
-    dtypes that only our weights are made for, `graphs` those in which our compiled step generates,
-    too, and `in_memory` those whose memory is measured. `grid` are forward passes, `contexts` the
-    lengths after which a decoding step is timed, `sizes` the models whose growth is measured.
-    What is in `LONGEST` has `fewer_rounds`.
-    """
+
+def generate(batch: int, length: int, new: int) -> Work:
+    """Reading a prompt and choosing `new` tokens."""
+    return Work(kind="generate", batch=batch, length=length, new=new)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The sizes of a run. A field that is empty or None leaves its measurement out."""
 
     forward: Work
     generate: Work
@@ -40,44 +40,40 @@ class Works:
     peers: tuple[str, ...] = PEERS
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
+    # The dtypes beside float32, and the contestants that are measured in them.
     narrow: tuple[str, ...] = ("bfloat16",)
     in_narrow: tuple[str, ...] = ("limit", "optimized")
+    # Dtypes that only our own weights come in.
     quantized: tuple[str, ...] = ("int8",)
+    # The dtypes in which "optimized compiled" also generates.
     graphs: tuple[str, ...] = ("float32", "int8")
     in_memory: tuple[str, ...] = ("limit", "ours", "transformers sdpa")
     first: Work | None = None
     train: Work | None = None
     batched: Work | None = None
+    # Forward passes of several sizes.
     grid: tuple[Work, ...] = ()
+    # Context lengths after which one decoding step is timed.
     contexts: tuple[int, ...] = ()
+    # Model sizes.
     sizes: tuple[str, ...] = ()
 
     @property
     def batches(self) -> tuple[Work, ...]:
-        """Of the grid, what differs in the batch only, the smallest first."""
-        longest = [one for one in self.grid if not one.last_only and one.length == 256]
-        return tuple(sorted(longest, key=lambda one: one.batch))
+        """The forward passes of `grid` that differ only in their batch, smallest first."""
+        same_length = [one for one in self.grid if not one.last_only and one.length == 256]
+        return tuple(sorted(same_length, key=lambda one: one.batch))
 
     def fastest(self, dtype: str) -> str:
-        """Which of ours generates as fast as we can in that dtype."""
+        """Our contestant that generates fastest in that dtype."""
         return "optimized compiled" if dtype in self.graphs else "optimized"
 
     def step(self, context: int) -> Work:
-        """A decoding step after as many tokens."""
+        """One decoding step after `context` tokens."""
         return Work(kind="step", length=context, new=48)
 
 
-def forward(batch: int, length: int, last_only: bool = False) -> Work:
-    """A forward pass."""
-    return Work(kind="forward", batch=batch, length=length, last_only=last_only)
-
-
-def generate(batch: int, length: int, new: int) -> Work:
-    """A prompt and its continuation."""
-    return Work(kind="generate", batch=batch, length=length, new=new)
-
-
-FULL = Works(
+FULL = Plan(
     forward=forward(4, 256),
     generate=generate(1, 16, 64),
     capture=Work(kind="capture", batch=4, length=256),
@@ -95,8 +91,7 @@ FULL = Works(
     fewer_rounds=3,
 )
 
-
-QUICK = Works(
+QUICK = Plan(
     forward=forward(1, 128),
     generate=generate(1, 16, 8),
     capture=Work(kind="capture", length=128),
@@ -109,8 +104,7 @@ QUICK = Works(
     fewer_rounds=2,
 )
 
-
-# A GPU is only busy with more.
+# Smaller work than this leaves a GPU idle.
 GPU = replace(
     FULL,
     forward=forward(32, 1024, last_only=True),
@@ -128,94 +122,94 @@ GPU = replace(
     quantized=(),
     narrow=("tf32", "bfloat16", "float16"),
     graphs=("float32", "tf32", "bfloat16", "float16"),
-    in_narrow=FEW,
+    in_narrow=MAIN,
 )
-
 
 GPU_QUICK = replace(
     GPU, peers=QUICK.peers, compiled=(), train=None, batched=None, grid=(), contexts=(), sizes=()
 )
 
 
-def works(device: str, quick: bool) -> Works:
-    """What is done on that device."""
+def plan_for(device: str, quick: bool) -> Plan:
+    """The sizes for a device: "cpu", "cuda" or "mps"."""
     if device == "cpu":
         return QUICK if quick else FULL
-    chosen = GPU_QUICK if quick else GPU
+    plan = GPU_QUICK if quick else GPU
     if device == "cuda":
-        return chosen
-    return replace(
-        chosen, narrow=("bfloat16", "float16"), graphs=("float32", "bfloat16", "float16")
-    )
+        return plan
+    return replace(plan, narrow=("bfloat16", "float16"), graphs=("float32", "bfloat16", "float16"))
 
 
-def measurements(device: str, works: Works) -> list[Measurement]:
-    """What is measured on that device, in this order."""
-    return [replace(one, title=f"{one.title}, {device}") for one in _measurements(device, works)]
+def measurements(device: str, plan: Plan, only: Collection[str] | None = None) -> list[Measurement]:
+    """The measurements on a device, in order; with `only`, those contestants' parts alone."""
+    planned = [replace(one, title=f"{one.title}, {device}") for one in _measurements(device, plan)]
+    if only is None:
+        return planned
+    chosen = [
+        replace(one, parts=tuple(part for part in one.parts if part.setup.contestant in only))
+        for one in planned
+    ]
+    return [one for one in chosen if one.parts]
 
 
 def parts(
     device: str, work: Work, *contestants: str, dtype: str = "float32", model: str = "small"
 ) -> tuple[Part, ...]:
-    """The same work for each of them."""
+    """The same work for each of the contestants."""
     return tuple(
-        Part(Entrant(contestant=contestant, device=device, dtype=dtype, model=model), work)
+        Part(Setup(contestant=contestant, device=device, dtype=dtype, model=model), work)
         for contestant in contestants
     )
 
 
-def _measurements(device: str, works: Works) -> Iterator[Measurement]:
-
+def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
     def measured(title: str, *groups: tuple[Part, ...]) -> Measurement:
-        rounds = works.fewer_rounds if title in LONGEST else works.rounds
+        rounds = plan.fewer_rounds if title in LONGEST else plan.rounds
         return Measurement(title, sum(groups, ()), rounds)
 
-    # Whoever has no logits of the last position only gives all of them, if it can.
+    # A contestant that cannot give the last logits alone computes all of them, where it can.
     yield measured(
         "forward",
-        parts(device, works.forward, *FEW, *works.compiled, *works.peers[1:], *works.engines),
-        *(parts(device, works.forward, *works.in_narrow, dtype=dtype) for dtype in works.narrow),
+        parts(device, plan.forward, *MAIN, *plan.compiled, *plan.peers[1:], *plan.engines),
+        *(parts(device, plan.forward, *plan.in_narrow, dtype=dtype) for dtype in plan.narrow),
     )
     yield measured(
         "generate",
-        parts(device, works.generate, *FEW, *works.peers[1:], *works.engines),
-        *(parts(device, works.generate, *works.in_narrow, dtype=dtype) for dtype in works.narrow),
+        parts(device, plan.generate, *MAIN, *plan.peers[1:], *plan.engines),
+        *(parts(device, plan.generate, *plan.in_narrow, dtype=dtype) for dtype in plan.narrow),
         *(
-            parts(device, works.generate, "limit", "optimized", dtype=dtype)
-            for dtype in works.quantized
+            parts(device, plan.generate, "limit", "optimized", dtype=dtype)
+            for dtype in plan.quantized
         ),
-        *(
-            parts(device, works.generate, "optimized compiled", dtype=dtype)
-            for dtype in works.graphs
-        ),
+        *(parts(device, plan.generate, "optimized compiled", dtype=dtype) for dtype in plan.graphs),
     )
     yield measured(
         "capture",
-        parts(device, works.capture, "limit", "ours", *works.peers[1:]),
-        parts(device, replace(works.capture, kind="forward"), "watched"),
+        parts(device, plan.capture, "limit", "ours", *plan.peers[1:]),
+        parts(device, replace(plan.capture, kind="forward"), "watched"),
     )
     yield measured("import", parts(device, Work(kind="import"), "limit", "ours"))
-    memory = parts(device, Work(kind="memory"), *works.in_memory)
+    memory = parts(device, Work(kind="memory"), *plan.in_memory)
     yield replace(measured("memory", memory), rounds=1)  # it does not vary
     for kind in ("load", "first_use"):
         yield measured(kind, parts(device, Work(kind=kind), "ours", "transformers sdpa"))
-    for work, title in ((works.first, "first token"), (works.batched, "generate a batch")):
+    for work, title in ((plan.first, "first token"), (plan.batched, "generate a batch")):
         if work is not None:
-            yield measured(title, parts(device, work, *FEW))
+            yield measured(title, parts(device, work, *MAIN))
     fewest = ("limit", "optimized", "transformers sdpa")
-    if works.grid:
-        yield measured("growth", *(parts(device, work, *fewest) for work in works.grid))
-    if works.contexts:
-        steps = [works.step(context) for context in works.contexts]
+    if plan.grid:
+        yield measured("growth", *(parts(device, work, *fewest) for work in plan.grid))
+    if plan.contexts:
+        steps = [plan.step(context) for context in plan.contexts]
         yield measured("decoding", *(parts(device, step, *fewest) for step in steps))
-    if works.train is not None:
+    if plan.train is not None:
         trained = ("limit", "ours", "nanoGPT-style", "transformers sdpa")
-        dtypes = ("float32", "tf32") if "tf32" in works.narrow else ("float32",)
-        groups = (parts(device, works.train, *trained, dtype=dtype) for dtype in dtypes)
+        dtypes = ("float32", "tf32") if "tf32" in plan.narrow else ("float32",)
+        groups = (parts(device, plan.train, *trained, dtype=dtype) for dtype in dtypes)
         yield measured("training", *groups)
-    if works.sizes:
+    if plan.sizes:
         work = forward(1, 128)
         yield measured(
             "size",
-            *(parts(device, work, "limit", "optimized", model=size) for size in works.sizes),
+            *(parts(device, work, "limit", "optimized", model=size) for size in plan.sizes),
         )

@@ -1,27 +1,29 @@
-"""What is measured, as plain data: work, those who do it, and groups that take turns."""
+"""What is measured, as plain data: a piece of work, who does it, and which parts take turns."""
 
 from dataclasses import dataclass, replace
 
-# Kinds whose figure is not a time.
+# Kinds of work whose value is a number of bytes. All others are measured in seconds.
 BYTES = ("memory",)
 
-
-# Kinds that are done in a process of their own.
+# Kinds of work that are done in a fresh process each time.
 FRESH = ("import", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One call of a kind, on `batch` inputs of `length` tokens.
+    """One call of some `kind`, on `batch` inputs of `length` tokens each.
 
-    - forward: the logits of every position, or `last_only` of the last
-    - generate: `new` tokens, greedily; one is the time to the first token
-    - step: one of `new` tokens after `length`, the first left out
-    - capture: a forward pass that keeps every activation
-    - train: forward, backward and an optimizer's step
-    - import, load: a fresh process; the model from its folder, with the file in memory's cache
-    - first_use: load, and read one token, which touches every weight
-    - memory: the most bytes that first_use took at any moment
+    - `forward`: compute the logits of all positions, or with `last_only` of the last position
+    - `generate`: read the inputs and choose `new` tokens greedily; with `new=1` this is the time
+      to the first token
+    - `step`: choose one token after `length` others (the mean over `new` tokens; the time to read
+      the inputs is subtracted)
+    - `capture`: a forward pass that keeps every activation
+    - `train`: forward pass, backward pass and one optimizer step
+    - `import`: start Python and import the package
+    - `load`: build the model from its folder; the file is already in the operating system's cache
+    - `first_use`: load, then read one token, so that every weight is touched
+    - `memory`: the peak memory of `first_use`
     """
 
     kind: str
@@ -32,7 +34,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """How many tokens a call makes or reads, for tokens per second; 0 where none are meant."""
+        """The number of tokens in a figure of tokens per second; 0 if the kind has none."""
         per_input = {
             "forward": self.length,
             "capture": self.length,
@@ -47,10 +49,10 @@ class Work:
         match self.kind:
             case "forward":
                 return "forward" + shape + (", last logits" if self.last_only else ", all logits")
+            case "generate" if self.new == 1:
+                return "first token after" + shape
             case "generate":
-                return ("first token after" if self.new == 1 else "generate") + (
-                    shape + (f" + {self.new}" if self.new > 1 else "")
-                )
+                return f"generate{shape} + {self.new}"
             case "step":
                 return "decode step after" + shape
             case "capture" | "train":
@@ -58,16 +60,20 @@ class Work:
         return self.kind.replace("_", " ")
 
 
-def amount(value: float, work: Work) -> str:
-    """What was measured of that work, to read."""
+def format_value(value: float, work: Work) -> str:
+    """A measured value with its unit, for people: MB, seconds or milliseconds."""
     if work.kind in BYTES:
         return f"{value / 1e6:,.0f} MB"
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """One process: a contestant with a model on a device in a dtype."""
+class Setup:
+    """One contestant with one model, on one device, in one dtype. Each setup has its own process.
+
+    `contestant` is a name in `contestants.CONTESTANTS`, and `model` a name that
+    `running.models.config` knows.
+    """
 
     contestant: str
     device: str = "cpu"
@@ -80,33 +86,36 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Part:
-    """What one entrant does when its turn comes."""
+    """One setup and the work that it does when its turn comes."""
 
-    entrant: Entrant
+    setup: Setup
     work: Work
 
     @property
-    def to_warm_up(self) -> Work:
-        """What goes the same ways in less time; on a GPU other lengths go other ways."""
+    def warm_up(self) -> Work:
+        """Less work that runs the same code, for the round that is not counted.
+
+        On a GPU the length stays: there, another length selects other kernels.
+        """
         work = replace(self.work, new=min(self.work.new, 4))
-        if work.kind == "step":  # so few could not be told from reading the context
+        if work.kind == "step":  # so few steps would be lost in the noise of reading the context
             work = replace(work, kind="generate")
-        return replace(work, length=min(work.length, 64)) if self.entrant.device == "cpu" else work
+        return replace(work, length=min(work.length, 64)) if self.setup.device == "cpu" else work
 
     def by(self, contestant: str, dtype: str | None = None) -> "Part":
-        """The same work, by another contestant, or in another dtype."""
-        other = replace(self.entrant, contestant=contestant, dtype=dtype or self.entrant.dtype)
+        """The same work by another contestant, optionally in another dtype."""
+        other = replace(self.setup, contestant=contestant, dtype=dtype or self.setup.dtype)
         return Part(other, self.work)
 
     def __str__(self) -> str:
-        return f"{self.work}: {self.entrant}"
+        return f"{self.work}: {self.setup}"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Parts that take turns, so that whatever drifts hits all alike.
+    """Parts that take turns, round by round, so that a slower minute slows all of them alike.
 
-    A round before the others warms up, unless the work is done in fresh processes.
+    One uncounted round warms up first, unless all the work is done in fresh processes.
     """
 
     title: str
@@ -115,10 +124,10 @@ class Measurement:
 
     @property
     def warm_ups(self) -> int:
-        """How many rounds do not count."""
+        """The number of uncounted rounds: 0 or 1."""
         return 0 if all(part.work.kind in FRESH for part in self.parts) else 1
 
     @property
     def turns(self) -> int:
-        """How many there are, over all rounds."""
+        """The number of turns of all parts over all rounds, for a progress bar."""
         return len(self.parts) * (self.warm_ups + self.rounds)

@@ -18,8 +18,8 @@ def compare(
     Exit status: 0 nothing got slower, 1 something got slower,
     2 could not compare.
     """
-    from clean_transformer.benchmark.results.compare import compare
-    from clean_transformer.benchmark.results.results import read_results
+    from clean_transformer.benchmark.results.comparison import compare
+    from clean_transformer.benchmark.results.file import read_results
 
     drift, changes = compare(read_results(before), read_results(after))
     table = Table("measurement", "what", "time", "noise", "", box=box.SIMPLE)

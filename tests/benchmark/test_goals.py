@@ -1,12 +1,12 @@
-"""The table of goals: all of it is measured, together, and judged right."""
+"""The goals: each is measured in one measurement, and judged correctly."""
 
 from dataclasses import replace
 
 import pytest
 
 from clean_transformer.benchmark.goals import Goal, goals
-from clean_transformer.benchmark.judge import Judged, exit_status, judge
-from clean_transformer.benchmark.plan import LONGEST, measurements, works
+from clean_transformer.benchmark.judgment import Judged, exit_status, judge
+from clean_transformer.benchmark.plan import LONGEST, measurements, plan_for
 
 from .made_up import part, result, results
 
@@ -17,7 +17,7 @@ GOAL = Goal(what="speed", device="cpu", over=OVER, under=UNDER, at_least=1.7)
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_the_parts_of_a_goal_take_turns(device: str, quick: bool):
-    chosen = works(device, quick)
+    chosen = plan_for(device, quick)
     planned = [{*one.parts} for one in measurements(device, chosen)]
     for goal in goals(device, chosen):
         assert any({*goal.over, *goal.under} <= parts for parts in planned), goal.what
@@ -26,14 +26,14 @@ def test_the_parts_of_a_goal_take_turns(device: str, quick: bool):
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_a_measurement_has_each_part_once(device: str, quick: bool):
-    planned = measurements(device, works(device, quick))
+    planned = measurements(device, plan_for(device, quick))
     assert len({one.title for one in planned}) == len(planned)
     for one in planned:
         assert len({*one.parts}) == len(one.parts)
 
 
-def test_what_takes_longest_has_fewer_rounds():
-    chosen = works("cpu", quick=False)
+def test_the_longest_measurements_have_fewer_rounds():
+    chosen = plan_for("cpu", quick=False)
     rounds = {one.title: one.rounds for one in measurements("cpu", chosen)}
     for title in LONGEST:
         assert rounds.pop(f"{title}, cpu") == chosen.fewer_rounds
@@ -42,7 +42,7 @@ def test_what_takes_longest_has_fewer_rounds():
 
 
 def test_goals_have_names_of_their_own():
-    names = [goal.what for goal in goals("cpu", works("cpu", quick=False))]
+    names = [goal.what for goal in goals("cpu", plan_for("cpu", quick=False))]
     assert len({*names}) == len(names) == 28
 
 
@@ -76,18 +76,18 @@ def test_bounds(bounds: dict[str, float | None], value: float, held: bool):
     assert replace(GOAL, **bounds).holds(value) is held
 
 
-def test_no_number_holds_nothing():
+def test_nan_holds_no_goal():
     assert not GOAL.holds(float("nan"))
     assert not replace(GOAL, at_least=None, at_most=1.0).holds(float("nan"))
 
 
-def test_what_was_not_measured_says_why_and_is_not_held():
+def test_a_goal_that_was_not_measured_says_why():
     absent = judge(GOAL, results(result(*OVER, 1.0), result(*UNDER, why="it has no optimize")))
     assert (absent.verdict, absent.note) == ("NOT MEASURED", "optimized: it has no optimize")
     assert judge(GOAL, results(result(*OVER, 1.0))).verdict == "NOT MEASURED"
 
 
-def test_a_missed_goal_tells_what_the_limit_allows():
+def test_a_missed_speed_up_says_what_the_limit_allows():
     goal = replace(GOAL, under=(part("optimized", "bfloat16"),), at_least=3.3)
     found = results(
         result(*OVER, 6.0),
@@ -102,7 +102,7 @@ def test_a_missed_goal_tells_what_the_limit_allows():
     )
 
 
-def test_what_the_limit_allows_is_taken_within_rounds_as_what_was_measured_is():
+def test_what_the_limit_allows_is_taken_within_rounds():
     found = results(
         result(*OVER, 2.0, 40.0, 4.0),
         result(*UNDER, 1.9, 39.0, 3.9),
@@ -113,14 +113,14 @@ def test_what_the_limit_allows_is_taken_within_rounds_as_what_was_measured_is():
     assert judged.note == "the limit allows 2.00 ×"
 
 
-def test_a_missed_cost_tells_its_values():
+def test_a_missed_cost_says_its_values():
     cost = replace(GOAL, at_least=None, at_most=0.3)
     assert (
         judge(cost, results(result(*OVER, 1.5), result(*UNDER, 0.2))).note == "1.50 s over 200 ms"
     )
 
 
-def test_what_is_read():
+def test_bounds_and_quotients_for_people():
     share = replace(GOAL, at_least=0.9, percent=True)
     assert (share.bound, share.number(0.876)) == ("≥ 90%", "88%")
     assert (GOAL.bound, GOAL.number(1.236)) == ("≥ 1.70 ×", "1.24 ×")

@@ -1,8 +1,8 @@
-"""What counts as a token, and how work is named."""
+"""How many tokens a piece of work has, and how work and values are written for people."""
 
 import pytest
 
-from clean_transformer.benchmark.work import Part, Work, amount
+from clean_transformer.benchmark.work import Part, Work, format_value
 
 from .made_up import part
 
@@ -29,11 +29,11 @@ def test_tokens_and_names(work: Work, tokens: int, name: str):
     ("value", "kind", "said"),
     [(1.234, "load", "1.23 s"), (0.01234, "load", "12.3 ms"), (1.234e9, "memory", "1,234 MB")],
 )
-def test_amounts(value: float, kind: str, said: str):
-    assert amount(value, Work(kind=kind)) == said
+def test_values_have_units(value: float, kind: str, said: str):
+    assert format_value(value, Work(kind=kind)) == said
 
 
 def test_the_same_work_by_another():
     mine = part("ours", "bfloat16")
     assert mine.by("limit") == part("limit", "bfloat16")
-    assert mine.by("limit", "float32") == Part(part("limit").entrant, mine.work)
+    assert mine.by("limit", "float32") == Part(part("limit").setup, mine.work)

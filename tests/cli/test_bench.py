@@ -1,4 +1,4 @@
-"""The command: what it prints, writes and refuses, with a run that measures nothing."""
+"""`bench`: what it prints, writes and refuses. Made-up times stand in for measuring."""
 
 import json
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from clean_transformer.benchmark.results.results import Result, read_results
+from clean_transformer.benchmark.results.data import Result
+from clean_transformer.benchmark.results.file import read_results
 from clean_transformer.benchmark.running.models import TINY, write_models
 from clean_transformer.benchmark.running.race import Race
 from clean_transformer.benchmark.work import BYTES, Measurement
 from clean_transformer.cli import app
-from clean_transformer.support import devices
 
 FOUND = {"limit": 1.0, "optimized": 1.05, "optimized compiled": 1.05, "ours": 1.3}
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Runs it where everyone takes made-up times, given by contestant, or is missing."""
+    """Runs the command. `seconds` gives made-up times by contestant; None: it failed."""
 
     def call(*arguments: str, **seconds: float | None) -> tuple[int, str]:
         def run(race: Race, planned: list[Measurement], on_turn: Any) -> list[Result]:
@@ -29,7 +29,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
             for measurement in planned:
                 for part in measurement.parts:
                     on_turn(part)
-                    name, dtype = part.entrant.contestant, part.entrant.dtype
+                    name, dtype = part.setup.contestant, part.setup.dtype
                     value = seconds.get(name.split()[0], FOUND.get(name, 20.0))
                     if part.work.kind in BYTES or part.work.kind in ("import", "load"):
                         value = 100.0 if name == "transformers sdpa" else 1.0
@@ -43,7 +43,9 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
         monkeypatch.setattr(Race, "run", run)
         monkeypatch.setattr("clean_transformer.benchmark.running.models.config", lambda name: TINY)
         monkeypatch.setattr("clean_transformer.benchmark.results.figures.config", lambda name: TINY)
-        monkeypatch.setattr(devices, "is_available", lambda name: name == "cpu")
+        monkeypatch.setattr(
+            "clean_transformer.benchmark.suite.is_available", lambda name: name == "cpu"
+        )
         done = CliRunner().invoke(app, ["bench", *arguments])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.output
         return done.exit_code, done.output
@@ -72,10 +74,10 @@ def test_a_peer_is_missing(call: Callable[..., tuple[int, str]]):
     assert "4 NOT MEASURED" in output
 
 
-def test_an_absent_device_is_not_measured_and_no_fault(call: Callable[..., tuple[int, str]]):
+def test_an_absent_device_is_not_measured_and_no_failure(call: Callable[..., tuple[int, str]]):
     status, output = call("--quick", "--device", "cpu,cuda")
     assert status == 0
-    assert "there is no such device here" in output
+    assert "this machine has no cuda" in output
     assert "2 NOT MEASURED" in output
 
 
@@ -84,6 +86,32 @@ def test_engines_may_be_missing(call: Callable[..., tuple[int, str]]):
     status, output = call(**engines)
     assert status == 0
     assert "6 NOT MEASURED" in output
+
+
+def test_only_some_contestants(call: Callable[..., tuple[int, str]], tmp_path: Path):
+    file = tmp_path / "results.json"
+    status, output = call("--quick", "--only", "ours, limit", "--json", str(file), ours=999.0)
+    assert status == 0
+    assert "goals" not in output
+    contestants = {result.part.setup.contestant for result in read_results(file).results}
+    assert contestants == {"ours", "limit"}
+    assert json.loads(file.read_text())["goals"] == []
+
+
+def test_the_chosen_contestant_fails(call: Callable[..., tuple[int, str]]):
+    status, output = call("--quick", "--only", "ours", ours=None)
+    assert status == 3
+    assert "it broke" in output
+
+
+def test_no_device_for_the_chosen_contestant(call: Callable[..., tuple[int, str]]):
+    assert call("--quick", "--only", "ours", "--device", "cuda")[0] == 3
+
+
+def test_an_unknown_contestant_is_refused(call: Callable[..., tuple[int, str]]):
+    status, output = call("--quick", "--only", "ours,theirs")
+    assert status == 2
+    assert "there is no contestant 'theirs'; there are: limit, ours, optimized" in output
 
 
 def test_what_is_written(call: Callable[..., tuple[int, str]], tmp_path: Path):
@@ -111,4 +139,4 @@ def test_a_model_that_does_not_fit_is_not_written(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("clean_transformer.benchmark.running.models.memory", lambda: 10**8)
     folders, missing = write_models(["tiny", "xl"], tmp_path)
     assert {*folders} == {"tiny"}
-    assert missing == {"xl": "xl needs 19 GB of memory, of 0"}
+    assert missing == {"xl": "xl needs 19 GB of memory, and this machine has 0 GB"}

@@ -77,7 +77,7 @@ def test_the_fixture_takes_its_device_from_the_option(pytester: pytest.Pytester)
             assert_parity(MLP(cfg), torch.randn(1, 3, 8))
         """
     )
-    plugin = ("-p", "clean_transformer.parity.pytest_plugin", "-p", "no:cacheprovider", "-rs")
+    plugin = ("-p", "no:cacheprovider", "-rs")
     pytester.runpytest_subprocess(*plugin, "--parity-device=cpu").assert_outcomes(passed=1)
     absent = pytester.runpytest_subprocess(*plugin, "--parity-device=xpu:7")
     absent.assert_outcomes(skipped=1)

@@ -628,6 +628,7 @@ def twin(kind: str, parameters: Mapping[str, Tensor]) -> nn.Module:
     return module
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("kind", TWINS)
 def test_equals_transformer_lens_3(kind: str):
     ours = randomized(OTHERS[kind](CFG) if kind in OTHERS else CASES[kind].make(CFG))

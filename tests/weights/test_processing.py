@@ -137,6 +137,7 @@ def bridge_name(name: str) -> str:
 # Equal to TransformerLens, bit for bit
 
 
+@pytest.mark.reference
 @each_step
 @each_cfg
 @each_dtype
@@ -151,6 +152,7 @@ def test_each_step_equals_its_transformer_lens_twin(
     assert_equal(actual, {name: expected[name] for name in parameter_shapes(cfg)})
 
 
+@pytest.mark.reference
 @each_choice
 @each_cfg
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -176,6 +178,7 @@ def test_processing_equals_what_hooked_transformer_loads(
     assert_equal(actual, {name: expected[name] for name in parameter_shapes(new_cfg)})
 
 
+@pytest.mark.reference
 @each_choice
 @each_dtype
 def test_processing_equals_what_transformer_bridge_processes(

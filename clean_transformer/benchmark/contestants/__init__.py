@@ -1,8 +1,45 @@
-"""Everything that is measured, by name."""
+"""The contestants, by the names that the reports print."""
 
-from clean_transformer.benchmark.contestants.engines import EXPORTED
+from collections.abc import Callable
+from pathlib import Path
+
+from clean_transformer.benchmark.contestants.base import Contestant
+from clean_transformer.benchmark.contestants.engines import CTranslate2, LlamaCpp, OnnxRuntime
 from clean_transformer.benchmark.contestants.limit import Limit
-from clean_transformer.benchmark.contestants.ours import OURS
-from clean_transformer.benchmark.contestants.peers import PEERS
+from clean_transformer.benchmark.contestants.ours import (
+    Compiled,
+    NanoGPTStyle,
+    Optimized,
+    OptimizedCompiled,
+    Ours,
+    Watched,
+)
+from clean_transformer.benchmark.contestants.peers import (
+    HookedTransformer,
+    TransformerBridge,
+    Transformers,
+    TransformersCompiled,
+    TransformersEager,
+)
 
-ALL = OURS | PEERS | EXPORTED | {"limit": Limit}
+# Each is called with the model's folder, a device and a dtype.
+CONTESTANTS: dict[str, Callable[[Path, str, str], Contestant]] = {
+    "limit": Limit,
+    "ours": Ours,
+    "optimized": Optimized,
+    "optimized compiled": OptimizedCompiled,
+    "compiled": Compiled,
+    "watched": Watched,
+    "nanoGPT-style": NanoGPTStyle,
+    "transformers sdpa": Transformers,
+    "transformers eager": TransformersEager,
+    "transformers compiled": TransformersCompiled,
+    "HookedTransformer": HookedTransformer,
+    "TransformerBridge": TransformerBridge,
+    "CTranslate2": CTranslate2,
+    "onnxruntime": OnnxRuntime,
+    "llama.cpp": LlamaCpp,
+}
+
+# Those whose speed is ours to improve.
+OURS = ("ours", "optimized", "optimized compiled", "compiled", "watched")

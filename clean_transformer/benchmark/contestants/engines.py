@@ -1,12 +1,12 @@
-"""Engines outside of PyTorch, each given the model in its own format.
+"""Inference engines outside of PyTorch. Each gets the model in its own file format.
 
-Their conversion is no part of any measurement. An engine that is not installed is not measured; the
-extra `bench` has those that install without a compiler.
+The conversion is not measured. An engine that is not installed is reported as NOT MEASURED; the
+extra `bench` installs CTranslate2 and onnxruntime, and llama.cpp needs a C++ compiler.
 """
 
 import tempfile
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clean_transformer.benchmark.contestants.base import Contestant, Tokens
 from clean_transformer.benchmark.contestants.nanogpt import NanoGPT
-from clean_transformer.benchmark.contestants.ours import Contestant, Tokens
 from clean_transformer.benchmark.contestants.peers import hugging_face_model
 from clean_transformer.weights.formats.gguf import write_gguf
 from clean_transformer.weights.formats.huggingface import read_folder
 from clean_transformer.weights.load import read_pretrained
 
 
-class Exported(Contestant):
-    """An engine with files of its own, which are there while it is."""
+class Engine(Contestant):
+    """An engine on the CPU, with a temporary folder for its files."""
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
         if device != "cpu":
-            raise NotImplementedError(f"{type(self).__name__} is measured on the CPU only")
+            raise NotImplementedError(f"{type(self).__name__} is only measured on the CPU")
         self._files = tempfile.TemporaryDirectory()
         self.files = Path(self._files.name)
 
 
-class CTranslate2(Exported):
-    """CTranslate2's own converter and kernels."""
+class CTranslate2(Engine):
+    """CTranslate2, with the model from its own converter."""
 
     package = imported = "ctranslate2"
 
@@ -50,7 +50,7 @@ class CTranslate2(Exported):
             theirs = hugging_face_model(folder, device, torch.float32, "eager")
             loader = GPT2Loader()
             spec = loader.get_model_spec(theirs)
-            # It only knows tokens as strings, and some must be special.
+            # CTranslate2 takes tokens as strings, and wants some of them to be special.
             words = [str(token) for token in range(theirs.config.vocab_size)]
             loader.set_vocabulary(spec, words)
             spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = words[-1]
@@ -65,7 +65,7 @@ class CTranslate2(Exported):
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
         """Logits."""
         if last_only:
-            raise NotImplementedError("it has no logits of the last position only")
+            raise NotImplementedError("it cannot compute the last logits alone")
         batch, length = tokens.shape
         ids = self.storage.from_array(tokens.int().numpy())
         lengths = self.storage.from_array(np.full(batch, length, dtype=np.int32))
@@ -86,8 +86,8 @@ class CTranslate2(Exported):
         return torch.tensor([one.sequences_ids[0] for one in done])
 
 
-class OnnxRuntime(Exported):
-    """onnxruntime, on the compact model exported by PyTorch."""
+class OnnxRuntime(Engine):
+    """onnxruntime, with the compact model that PyTorch exports."""
 
     package = imported = "onnxruntime"
 
@@ -96,16 +96,18 @@ class OnnxRuntime(Exported):
         import onnxruntime
 
         if dtype != "float32":
-            raise NotImplementedError("it is exported in float32 only")
+            raise NotImplementedError("the model is only exported in float32")
         self.cfg, state = read_folder(folder)
         self.model = NanoGPT.from_huggingface(self.cfg, state).eval()
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self.session = lambda file: onnxruntime.InferenceSession(file, options)
+        self.session: Callable[[Path], Any] = partial(
+            onnxruntime.InferenceSession, sess_options=options
+        )
 
     def exported(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-        """A session that runs the module on inputs of any length."""
+        """A session that runs the module on inputs of any batch and length."""
         any_length = [{0: "batch", 1: "pos"}, {2: "batch", 4: "past"}]
         file = self.files / f"{name}.onnx"
         torch.onnx.export(
@@ -113,7 +115,7 @@ class OnnxRuntime(Exported):
             inputs,
             file,
             dynamo=True,
-            optimize=False,  # onnxruntime does that itself, as well and sooner
+            optimize=False,  # onnxruntime optimizes the graph itself, as well and in less time
             verbose=False,
             input_names=["tokens", "past"][: len(inputs)],
             dynamic_shapes=tuple(
@@ -124,17 +126,17 @@ class OnnxRuntime(Exported):
 
     @cached_property
     def whole(self) -> Any:
-        """Tokens to all logits."""
+        """The graph from tokens to all logits."""
         return self.exported("whole", self.model, (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def first(self) -> Any:
-        """Tokens to the last logits, and what was kept."""
+        """The graph from a prompt to its last logits, keys and values."""
         return self.exported("first", Reader(self.model), (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def next(self) -> Any:
-        """One more token, and what was kept, to the same."""
+        """The graph from one more token and the earlier keys and values to the same outputs."""
         past = torch.zeros(self.cfg.n_layers, 2, 2, self.cfg.n_heads, 8, self.cfg.d_head)
         tokens = torch.ones(2, 1, dtype=torch.long)
         return self.exported("next", Reader(self.model), (tokens, past))
@@ -161,21 +163,21 @@ class OnnxRuntime(Exported):
 
 
 class Reader(nn.Module):
-    """The compact model as decoding needs it: the last logits, and the keys and values."""
+    """The compact model for decoding: it returns the last logits, and all keys and values."""
 
     def __init__(self, model: NanoGPT):
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [batch d_vocab] and what `NanoGPT.read` keeps."""
+        """Logits [batch d_vocab], and the keys and values of `NanoGPT.read` in one tensor."""
         x, presents = self.model.read(tokens, past)
         kept = torch.stack([torch.stack(present) for present in presents])
         return F.linear(x[:, -1], self.model.wte.weight), kept
 
 
-class LlamaCpp(Exported):
-    """llama.cpp, on the file that we write for it."""
+class LlamaCpp(Engine):
+    """llama.cpp, with a GGUF file that `write_gguf` writes."""
 
     package = "llama_cpp_python"
     imported = "llama_cpp"
@@ -185,7 +187,7 @@ class LlamaCpp(Exported):
         import llama_cpp
 
         if dtype not in ("float32", "bfloat16", "float16"):
-            raise NotImplementedError(f"its file is written without {dtype}")
+            raise NotImplementedError(f"its file cannot hold {dtype}")
         cfg, state = read_pretrained(folder, torch.device("cpu"), getattr(torch, dtype))
         write_gguf(self.files / "model.gguf", cfg, state)
 
@@ -202,21 +204,21 @@ class LlamaCpp(Exported):
             )
 
         self.model = opened()
-        self.open_all_logits = lambda: opened(logits_all=True)
+        self.open_all_logits: Callable[[], Any] = partial(opened, logits_all=True)
 
     @cached_property
     def with_all_logits(self) -> Any:
-        """The same model, which keeps the logits of every position."""
+        """The same model, set to keep the logits of every position."""
         return self.open_all_logits()
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits, one input after the other: its batches are of one text."""
+        """Logits, one input after the other, because its batches hold one text each."""
         model = self.model if last_only else self.with_all_logits
         rows = []
         for row in tokens.tolist():
             model.reset()
             model.eval(row)
-            rows.append(model.scores[: len(row)])  # in memory that the next input writes to
+            rows.append(model.scores[: len(row)])  # the next input writes to the same memory
         return rows
 
     def last_logits(self, tokens: Tokens) -> Tensor:
@@ -240,10 +242,3 @@ class LlamaCpp(Exported):
                 self.model.eval(chosen[-1:])
             rows.append(chosen)
         return torch.tensor(rows)
-
-
-EXPORTED: dict[str, Callable[[Path, str, str], Contestant]] = {
-    "CTranslate2": CTranslate2,
-    "onnxruntime": OnnxRuntime,
-    "llama.cpp": LlamaCpp,
-}

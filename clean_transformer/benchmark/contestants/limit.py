@@ -1,7 +1,7 @@
-"""The limit: how fast this machine multiplies in a model's own shapes, and reads memory.
+"""The limit: the least time that the arithmetic, or reading the weights, can take on this machine.
 
-It is a contestant like any other, so that it is measured in the same rounds: its time for a piece
-of work is the least that the arithmetic, or the reading of the weights, can take here.
+The limit is a contestant like the others, so that it is measured in the same rounds. It times the
+machine's matrix products in the model's own shapes, and how fast the machine reads memory.
 """
 
 import math
@@ -15,26 +15,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clean_transformer.benchmark.contestants.ours import DTYPES, Contestant
+from clean_transformer.benchmark.contestants.base import DTYPES, Contestant
 from clean_transformer.benchmark.running.timing import import_seconds, median_seconds, seconds
 from clean_transformer.benchmark.work import Work
 from clean_transformer.config import Config
 from clean_transformer.weights.formats.huggingface import config_from_json, read_json
 
-BUFFER = 2**29  # bytes: far more than any processor's cache
+BUFFER = 2**29  # bytes to read: far more than any processor's cache holds
 
-
+# A way whose first call takes longer than this, and is also 3 × slower than the best, is not
+# called again.
 HOPELESS = 0.3  # seconds
 
-
 Product = Callable[[Tensor], Tensor]
-
 
 Way = Callable[[Tensor, int], Product]
 
 
 class Shape(NamedTuple):
-    """[rows, inputs] × [inputs, outputs]."""
+    """The sizes of one matrix product: [rows inputs] × [inputs outputs]."""
 
     rows: int
     inputs: int
@@ -42,12 +41,15 @@ class Shape(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions."""
+        """The number of multiplications and additions."""
         return 2 * self.rows * self.inputs * self.outputs
 
 
 def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
-    """Every product with a weight in a forward pass of as many tokens, and how often it comes."""
+    """The products with a weight in a forward pass over `rows` tokens, and how often each occurs.
+
+    `logit_rows` is the number of positions whose logits are computed.
+    """
     width = cfg.n_heads * cfg.d_head
     block = (
         Shape(rows, cfg.d_model, 3 * width),
@@ -59,13 +61,13 @@ def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
 
 
 def attention_flops(cfg: Config, batch: int, length: int) -> int:
-    """Scores and averages of a causal pass, without the half that the mask leaves out."""
+    """The operations of scores and of pattern · v, for the pairs that the causal mask allows."""
     pairs = batch * length * (length + 1) // 2
     return cfg.n_layers * 4 * pairs * cfg.n_heads * cfg.d_head
 
 
 def flops(cfg: Config, work: Work) -> int:
-    """What a forward pass, or a decoding step, cannot do without."""
+    """The operations that a forward pass, or a decoding step, has to do."""
     if work.kind == "step":
         context = attention_flops(cfg, work.batch, work.length + 1)
         attention = context - attention_flops(cfg, work.batch, work.length)
@@ -78,42 +80,42 @@ def flops(cfg: Config, work: Work) -> int:
 
 
 def weight_bytes(cfg: Config, dtype: str) -> int:
-    """What decoding a token must read: every matrix that multiplies, and little else."""
+    """The bytes of all weight matrices that a decoding step multiplies by."""
     size = 1 if dtype == "int8" else DTYPES[dtype].itemsize
     every = products(cfg, 1, 1).items()
     return sum(count * shape.inputs * shape.outputs for shape, count in every) * size
 
 
 def cache_bytes(cfg: Config, positions: int, dtype: str) -> int:
-    """The keys and values of one input's positions."""
+    """The bytes of the keys and values of one input with that many positions."""
     return 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * positions * DTYPES[dtype].itemsize
 
 
 def by_mm(weight: Tensor, rows: int) -> Product:
-    """The BLAS, or the GPU's library, on the weight [inputs outputs]."""
+    """`torch.mm` (BLAS, or the GPU's library) with the weight [inputs outputs]."""
     out = weight.new_empty(rows, weight.shape[1])
     return lambda x: torch.mm(x, weight, out=out)
 
 
 def by_mm_transposed(weight: Tensor, rows: int) -> Product:
-    """The same on a weight that lies in memory as [outputs inputs]."""
+    """`torch.mm` with a weight that is stored as [outputs inputs]."""
     return by_mm(weight.T.contiguous().T, rows)
 
 
 def by_onednn(weight: Tensor, rows: int) -> Product:
-    """oneDNN on a weight [outputs inputs]."""
+    """oneDNN with a weight that is stored as [outputs inputs]."""
     transposed = weight.T.contiguous()
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, transposed, None, "none", [], "")
 
 
 def by_onednn_packed(weight: Tensor, rows: int) -> Product:
-    """oneDNN on a weight in the order that it prefers for as many rows."""
+    """oneDNN with the weight in the layout that it prefers for that many rows."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def in_float32(weight: Tensor, rows: int) -> Product:
-    """In float32 and rounded: for processors that multiply nothing narrower."""
+    """oneDNN in float32, rounded afterwards: for processors without narrower instructions."""
     multiply = by_onednn(weight.float(), rows)
     return lambda x: multiply(x.float()).to(x.dtype)
 
@@ -129,11 +131,12 @@ def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
 
 
 class Limit(Contestant):
-    """What no implementation can beat: the roofline of Williams et al. 2009, product by product.
+    """A lower bound on time: the roofline (Williams et al. 2009), product by product.
 
-    A forward pass takes at least as long as its products, each in the fastest library for its
-    shape, and as reading every weight once; a decoded token as long as reading the weights and the
-    keys and values. The products are timed on one weight each, which may stay in the cache.
+    A forward pass takes at least the time of its matrix products, each in the fastest library for
+    its shape, and at least the time of reading every weight once. A decoded token takes at least
+    the time of reading the weights, keys and values. Each product is timed with one weight, which
+    may stay in the processor's cache.
     """
 
     title = "the machine"
@@ -145,11 +148,14 @@ class Limit(Contestant):
         self.buffer = torch.ones(BUFFER // 4, device=device)
 
     def measure(self, work: Work, at_least: float) -> float:
-        """The least seconds, or bytes, for that work."""
+        """The least seconds, or bytes, for that work.
+
+        Raises `NotImplementedError` for a kind that has no known limit.
+        """
         match work.kind:
             case "forward" | "capture":
                 return self.forward_pass(work, at_least)
-            case "train":  # the backward pass multiplies twice for each product
+            case "train":  # the backward pass has two products for each one
                 return 3 * self.forward_pass(work, at_least)
             case "generate":
                 first = self.forward_pass(replace(work, last_only=True), at_least)
@@ -163,11 +169,11 @@ class Limit(Contestant):
             case "memory":
                 rows = self.cfg.n_ctx + (0 if self.cfg.tied_unembed else self.cfg.d_vocab)
                 tables = rows * self.cfg.d_model * DTYPES[self.dtype].itemsize
-                return weight_bytes(self.cfg, self.dtype) + tables
+                return float(weight_bytes(self.cfg, self.dtype) + tables)
         raise NotImplementedError(f"no limit is known for {work.kind}")
 
     def forward_pass(self, work: Work, at_least: float) -> float:
-        """Seconds for the products and the attention, or for reading the weights."""
+        """Seconds for the products and attention, or for reading the weights: whichever is more."""
         rows = work.batch * work.length
         shapes = products(self.cfg, rows, work.batch if work.last_only else rows)
         each = at_least / len(shapes)
@@ -177,7 +183,7 @@ class Limit(Contestant):
         return max(taken, self.reading(work.batch, [0], at_least))
 
     def product(self, shape: Shape, at_least: float) -> float:
-        """Seconds for one product, by its fastest way, which is found the first time."""
+        """Seconds for one product. Its fastest way is found at the first call."""
         if shape not in self.fastest:
             dtype = DTYPES[self.dtype]
             x = torch.randn(shape.rows, shape.inputs, device=self.device).to(dtype)
@@ -188,7 +194,7 @@ class Limit(Contestant):
         return median_seconds(self.fastest[shape], self.device, at_least)
 
     def reading(self, batch: int, contexts: Iterable[int], at_least: float) -> float:
-        """Seconds to read the weights, and the keys and values, for each of the steps."""
+        """Seconds to read the weights, and the keys and values of each context, once per step."""
         rate = BUFFER / median_seconds(self.read, self.device, at_least)
         weights = weight_bytes(self.cfg, self.dtype)
         each = (weights + batch * cache_bytes(self.cfg, n, self.dtype) for n in contexts)
@@ -201,16 +207,16 @@ class Limit(Contestant):
 
 
 def prepared(x: Tensor, way: Way, weight: Tensor) -> Callable[[], object]:
-    """The product, with the weight laid out as that way likes it."""
+    """A call that computes the product, with the weight in that way's layout."""
     return partial(way(weight, len(x)), x)
 
 
 def fastest(
     prepare: Iterable[Callable[[], Callable[[], object]]], device: str
 ) -> Callable[[], object]:
-    """Of several ways the one with the least time, without what is not there.
+    """The fastest of several calls. Each function in `prepare` makes one.
 
-    The first call of each warms up; one that was hopelessly slow is not repeated.
+    A call that this build or processor does not have is skipped. The first call of each warms up.
     """
     best, least = None, math.inf
     for make in prepare:
@@ -219,7 +225,7 @@ def fastest(
             taken = seconds(call, device)
             if taken < max(3 * least, HOPELESS):
                 taken = median_seconds(call, device, at_least=0.01)
-        except (RuntimeError, AttributeError):  # this build or processor does not have it
+        except (RuntimeError, AttributeError):
             continue
         if taken < least:
             best, least = call, taken

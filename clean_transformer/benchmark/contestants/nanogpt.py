@@ -1,7 +1,7 @@
-"""A compact GPT-2 of nn.Linear modules: what people train, and what is exported to ONNX.
+"""A compact GPT-2 of `nn.Linear` modules, which is trained, and exported to ONNX.
 
-The shape of Karpathy's nanoGPT: one projection to queries, keys and values, the fused attention
-kernel, the embedding for an unembedding, no hooks.
+It has the structure of Karpathy's nanoGPT: one projection to queries, keys and values, the fused
+attention kernel, one matrix for embedding and unembedding, and no hooks.
 """
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 
-# [layer (key, value) batch head pos d_head]
+# Axis `two` holds keys and values.
 Past = Float[Tensor, "layer two batch head past d_head"]
-
 
 Present = tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head pos d_head"]]
 
@@ -32,9 +31,9 @@ class Block(nn.Module):
         self.c_out = nn.Linear(cfg.d_mlp, cfg.d_model)
 
     def forward(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Present]:
-        """The stream after the block, and its keys and values.
+        """The residual stream after the block, and the keys and values of all positions.
 
-        With `past`, those of the positions before, x is one new position.
+        With the `past` keys and values, x holds one new position.
         """
         batch, n_pos, d_model = x.shape
         qkv = self.c_attn(self.ln_1(x)).view(batch, n_pos, 3, self.n_heads, -1)
@@ -48,7 +47,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """GPT-2 as few lines as it takes."""
+    """GPT-2 in as few lines as possible."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -60,7 +59,7 @@ class NanoGPT(nn.Module):
     def read(
         self, tokens: Int[Tensor, "batch pos"], past: Past | None = None
     ) -> tuple[Float[Tensor, "batch pos d_model"], list[Present]]:
-        """The normalized stream after the last block, and each one's keys and values."""
+        """The normalized residual stream after the last block, and each block's keys and values."""
         start = 0 if past is None else past.shape[4]
         positions = torch.arange(tokens.shape[1], device=tokens.device) + start
         x = self.wte(tokens) + self.wpe(positions)
@@ -71,12 +70,12 @@ class NanoGPT(nn.Module):
         return self.ln_f(x), presents
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        """Every position's logits."""
+        """The logits of every position."""
         return F.linear(self.read(tokens)[0], self.wte.weight)
 
     @classmethod
     def from_huggingface(cls, cfg: Config, state: dict[str, Tensor]) -> "NanoGPT":
-        """With Hugging Face's weights, whose matrices are [in, out]."""
+        """A model with Hugging Face's weights, whose matrices are [in out]."""
         names = {
             "attn.c_attn": "c_attn",
             "attn.c_proj": "c_proj",

@@ -1,12 +1,11 @@
-"""Other libraries on PyTorch, each with its own best settings."""
+"""Other libraries on PyTorch, each with the settings that make it fastest."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clean_transformer.benchmark.contestants.ours import DTYPES, Contestant, Tokens, any_shape
+from clean_transformer.benchmark.contestants.base import DTYPES, Contestant, Tokens, any_shape
 from clean_transformer.parity.references.hooked_transformer import hooked_model
 from clean_transformer.weights.load import read_pretrained
 
@@ -39,13 +38,13 @@ class Transformers(Contestant):
 
 
 class TransformersEager(Transformers):
-    """With attention step by step."""
+    """`GPT2LMHeadModel` with explicit attention."""
 
     attention = "eager"
 
 
 class TransformersCompiled(Transformers):
-    """Its forward pass under `torch.compile`."""
+    """`GPT2LMHeadModel` with its forward pass under `torch.compile`."""
 
     generate = Contestant.generate
 
@@ -55,7 +54,7 @@ class TransformersCompiled(Transformers):
 
 
 class HookedTransformer(Contestant):
-    """`HookedTransformer` of TransformerLens before 4."""
+    """`HookedTransformer` of TransformerLens 3."""
 
     package = "transformer_lens"
     imported = "transformer_lens"
@@ -68,7 +67,7 @@ class HookedTransformer(Contestant):
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
         """Logits."""
         if last_only:
-            raise NotImplementedError("it has no logits of the last position only")
+            raise NotImplementedError("it cannot compute the last logits alone")
         return self.model(tokens)
 
     def generate(self, tokens: Tokens, new: int) -> Any:
@@ -98,7 +97,7 @@ class TransformerBridge(HookedTransformer):
         from transformer_lens.model_bridge import TransformerBridge
         from transformers import PreTrainedTokenizerFast
 
-        # The bridge insists on a tokenizer; it never reads a text here.
+        # The bridge requires a tokenizer, although it never reads a text here.
         words = tokenizers.models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")
         self.model = TransformerBridge.boot_transformers(
             "openai-community/gpt2",
@@ -112,7 +111,7 @@ class TransformerBridge(HookedTransformer):
 
 
 def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention: str) -> Any:
-    """`GPT2LMHeadModel`, which generates on and on, and like all others trains without dropout."""
+    """`GPT2LMHeadModel` that never stops generating, and that trains without dropout."""
     from transformers import GPT2LMHeadModel
 
     no_dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
@@ -122,12 +121,3 @@ def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention:
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.to(device).eval()
-
-
-PEERS: dict[str, Callable[[Path, str, str], Contestant]] = {
-    "transformers sdpa": Transformers,
-    "transformers eager": TransformersEager,
-    "transformers compiled": TransformersCompiled,
-    "HookedTransformer": HookedTransformer,
-    "TransformerBridge": TransformerBridge,
-}

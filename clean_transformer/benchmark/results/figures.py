@@ -1,4 +1,4 @@
-"""The results as plotly figures."""
+"""Plotly figures of the results."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -8,13 +8,13 @@ import plotly.graph_objects as go
 
 from clean_transformer.analysis.plots import STYLE, save
 from clean_transformer.benchmark.contestants.limit import flops, weight_bytes
-from clean_transformer.benchmark.results.results import Result, Results
+from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.running.models import config, count_parameters
 
 Number = Callable[[Result], float]
 
-
-# What grows: in which measurement, in which of its results, and how large it is.
+# For each axis of the growth figures: its measurement, which of its results belong to the figure,
+# and their position on the axis.
 GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
     "batch": (
         "growth",
@@ -30,20 +30,20 @@ GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
     "parameters": (
         "size",
         lambda result: True,
-        lambda result: count_parameters(config(result.part.entrant.model)),
+        lambda result: count_parameters(config(result.part.setup.model)),
     ),
 }
 
 
 def throughput(results: Results, name: str) -> go.Figure:
-    """Tokens per second of whoever took part in that measurement on any device, with quartiles."""
+    """Tokens per second, with quartiles, of all contestants in a measurement on all devices."""
     rows = [row for row in results.results if _name(row) == name and row.values]
     speeds = [row.tokens_per_second for row in rows]
     best = [row.part.work.tokens / row.spread.low for row in rows]
     worst = [row.part.work.tokens / row.spread.high for row in rows]
     bars = go.Bar(
         x=speeds,
-        y=[f"{row.part.entrant}, {row.part.entrant.device}" for row in rows],
+        y=[f"{row.part.setup}, {row.part.setup.device}" for row in rows],
         orientation="h",
         error_x={
             "symmetric": False,
@@ -59,25 +59,25 @@ def throughput(results: Results, name: str) -> go.Figure:
 
 
 def roofline(results: Results) -> go.Figure:
-    """Operations per second over operations per byte of weights, below what the machine can do."""
+    """Operations per second over operations per byte of weights, beside the machine's limit."""
     small = config("small")
     rows = [
         row
         for row in results.results
-        if row.part.work.kind in ("forward", "step") and row.part.entrant.model == "small"
+        if row.part.work.kind in ("forward", "step") and row.part.setup.model == "small"
     ]
     return _lines(
         rows,
-        lambda row: flops(small, row.part.work) / weight_bytes(small, row.part.entrant.dtype),
+        lambda row: flops(small, row.part.work) / weight_bytes(small, row.part.setup.dtype),
         lambda row: flops(small, row.part.work) / row.spread.median / 1e9,
-        "Forward passes and decoding steps, below the machine's limit",
+        "Forward passes and decoding steps beside the machine's limit",
         "floating-point operations per byte of weights",
         "GFLOP/s",
     )
 
 
 def growth(results: Results, axis: str) -> go.Figure:
-    """Tokens per second as the batch, the length, the context or the model grows."""
+    """Tokens per second over one axis of `GROWTH`."""
     measurement, belongs, size = GROWTH[axis]
     rows = [row for row in results.results if _name(row) == measurement and belongs(row)]
     title = f"Throughput over the {axis}"
@@ -85,7 +85,7 @@ def growth(results: Results, axis: str) -> go.Figure:
 
 
 def write_figures(results: Results, folder: Path) -> None:
-    """Write every figure as a page that needs no network, by its name."""
+    """Write every figure as an HTML page that needs no network."""
     folder.mkdir(parents=True, exist_ok=True)
     shown = [row for row in results.results if row.part.work.tokens and row.values]
     growing = {measurement for measurement, _, _ in GROWTH.values()}
@@ -101,21 +101,21 @@ def write_figures(results: Results, folder: Path) -> None:
 
 
 def _name(row: Result) -> str:
-    """The measurement's, on whatever device."""
+    """The measurement's title without its device."""
     return row.measurement.rpartition(", ")[0]
 
 
 def _lines(
     rows: Iterable[Result], x: Number, y: Number, title: str, x_title: str, y_title: str
 ) -> go.Figure:
-    """A line for each contestant on each device in each dtype, on log axes."""
+    """One line for each contestant, device and dtype, on logarithmic axes."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row.values:
-            name = str(replace(row.part.entrant, model="small"))
-            lines.setdefault(f"{name}, {row.part.entrant.device}", []).append((x(row), y(row)))
+            name = str(replace(row.part.setup, model="small"))
+            lines.setdefault(f"{name}, {row.part.setup.device}", []).append((x(row), y(row)))
     figure = go.Figure()
-    for symbol, (name, points) in enumerate(lines.items()):  # there are fewer colors than lines
+    for symbol, (name, points) in enumerate(lines.items()):  # symbols, too, because colors repeat
         across, up = zip(*sorted(points), strict=True)
         dash = "dot" if name.startswith("limit") else "solid"
         figure.add_scatter(

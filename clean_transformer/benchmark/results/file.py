@@ -1,4 +1,4 @@
-"""The JSON file of a run."""
+"""The JSON file of a run. README.md of this room has the table of its keys."""
 
 import json
 from collections.abc import Sequence
@@ -6,13 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clean_transformer.benchmark.judge import Judged
-from clean_transformer.benchmark.results.results import SCHEMA, VERSION, Result, Results
+from clean_transformer.benchmark.judgment import Judged
+from clean_transformer.benchmark.results.data import Result, Results
+from clean_transformer.benchmark.work import Part, Setup, Work
 from clean_transformer.support.files import write_atomically
+
+SCHEMA, VERSION = "clean-transformer/bench", 2
 
 
 def write_results(results: Results, judged: Sequence[Judged], file: Path) -> None:
-    """Write everything as JSON, whole or not at all."""
+    """Write the results and the judged goals as JSON. An error leaves `file` as it was."""
     values = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -32,6 +35,32 @@ def write_results(results: Results, judged: Sequence[Judged], file: Path) -> Non
         ],
     }
     write_atomically(file, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def read_results(file: Path) -> Results:
+    """Read what `write_results` wrote. Raises `ValueError` for any other file."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        found = (values["schema"], values["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} holds no benchmark results ({error})") from None
+    if found != (SCHEMA, VERSION):
+        raise ValueError(
+            f"{file} is {found[0]} version {found[1]}, and this is {SCHEMA} version {VERSION}; "
+            "run the benchmark again"
+        )
+    results = [
+        Result(
+            row["measurement"],
+            Part(Setup(**row["part"]["setup"]), Work(**row["part"]["work"])),
+            row["title"],
+            [float(value) for value in row["values"]],
+            row["why"],
+            row["kl_divergence"],
+        )
+        for row in values["results"]
+    ]
+    return Results(values["environment"], results)
 
 
 def _derived(results: Results, result: Result) -> dict[str, Any]:

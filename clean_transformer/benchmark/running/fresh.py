@@ -1,6 +1,7 @@
-"""What must be measured in a fresh process: the most memory at once.
+"""Measuring the peak memory of a contestant, which needs a fresh process.
 
-python -m …running.fresh CONTESTANT FOLDER DEVICE DTYPE prints the bytes.
+`python -m clean_transformer.benchmark.running.fresh CONTESTANT FOLDER DEVICE DTYPE` prints the
+number of bytes.
 """
 
 import re
@@ -11,36 +12,39 @@ from pathlib import Path
 
 import torch
 
-from clean_transformer.benchmark.contestants import ALL
+from clean_transformer.benchmark.contestants import CONTESTANTS
 
 
 def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
-    """The most memory at once, above what there was, to load the model and read one token."""
+    """The peak memory of loading the model and reading one token, above what libraries take.
+
+    Raises `RuntimeError` with the process's last line if it fails.
+    """
     script = "clean_transformer.benchmark.running.fresh"
     command = [sys.executable, "-m", script, contestant, str(folder), device, dtype]
     ran = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if ran.returncode:
-        raise RuntimeError(f"its own process ended with: {ran.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError(f"its process failed: {ran.stderr.strip().splitlines()[-1]}")
     return int(ran.stdout.splitlines()[-1])
 
 
 def in_use(device: str) -> int:
-    """The bytes that the GPU, or the process, holds now."""
+    """The bytes that are held now, by the GPU or by this process. Resets the GPU's peak."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     return of_process("VmRSS")
 
 
-def most_so_far(device: str) -> int:
-    """The most bytes at once: since `in_use` of the GPU, ever of the process."""
+def peak(device: str) -> int:
+    """The most bytes held at once: by the GPU since `in_use`, or by this process so far."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     return of_process("VmHWM")
 
 
 def of_process(field: str) -> int:
-    """What Linux tells of the process; elsewhere the most so far, which on Linux is inherited."""
+    """A field of Linux's /proc/self/status, in bytes; on other systems always the peak."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
@@ -50,17 +54,17 @@ def of_process(field: str) -> int:
 
 
 def main(contestant: str, folder: str, device: str, dtype: str) -> None:
-    """Use a tiny model first, so that libraries are loaded and only the model itself counts."""
+    """Print the peak memory. A tiny model is used first, so that libraries are loaded already."""
 
     def use(model: Path) -> None:
-        made = ALL[contestant](model, device, dtype)
+        made = CONTESTANTS[contestant](model, device, dtype)
         with torch.inference_mode():
             made.last_logits(torch.zeros(1, 1, dtype=torch.long, device=device))
 
     use(Path(folder).with_name("tiny"))
     before = in_use(device)
     use(Path(folder))
-    print(most_so_far(device) - before)
+    print(peak(device) - before)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The weights that every contestant loads, written once."""
+"""The models that every contestant loads, written to a folder once."""
 
 import math
 import os
@@ -11,31 +11,39 @@ from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.synthetic import stress
 
-# For what is done first so that it does not count.
+# For uncounted first uses, which load the libraries.
 TINY = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256)
 
-
-COPIES = 3  # of the weights in memory at once: the file's, a contestant's, and room for others
+# The weights may be in memory three times at once: in the file cache, in a contestant, and while
+# they are converted.
+COPIES = 3
 
 
 def config(name: str) -> Config:
-    """A published size, or "tiny"."""
+    """The architecture of a published size, or of "tiny"."""
     return Config.gpt2(name) if name in PUBLISHED else TINY
 
 
 def count_parameters(cfg: Config) -> int:
-    """How many numbers the model has."""
+    """The number of parameters of the model."""
     return sum(math.prod(shape) for shape in parameter_shapes(cfg).values())
 
 
 def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Write 'stress' weights of those sizes; their folders, and why others have none."""
+    """Write 'stress' weights of each size below `folder`.
+
+    Returns the folder of each size that was written, and for each other size the reason: the
+    machine has too little memory for it.
+    """
     folders, missing = {}, {}
     for name in names:
         cfg = config(name)
         needed = COPIES * 4 * count_parameters(cfg)
         if needed > memory():
-            missing[name] = f"{name} needs {needed / 1e9:.0f} GB of memory, of {memory() / 1e9:.0f}"
+            missing[name] = (
+                f"{name} needs {needed / 1e9:.0f} GB of memory, and this machine has "
+                f"{memory() / 1e9:.0f} GB"
+            )
             continue
         folders[name] = folder / name
         write_folder(folders[name], cfg, stress(cfg))

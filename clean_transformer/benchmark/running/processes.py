@@ -1,5 +1,6 @@
-"""The parent's side: contestants in processes of their own, spoken to in lines of JSON."""
+"""Contestants in processes of their own. Requests and answers are lines of JSON."""
 
+import atexit
 import json
 import os
 import subprocess
@@ -7,46 +8,40 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
-
-
-# Nobody is to look anything up in a network.
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-# HookedTransformer needs an environment of its own, since it ended with TransformerLens 3.
+# HookedTransformer ended with TransformerLens 3, so it runs in an environment of its own.
 HOOKED = "HookedTransformer"
 
 
 class Failed(RuntimeError):
-    """A contestant could not do what it was asked: it is not measured, and this says why."""
+    """A contestant could not do its work. The message is printed beside NOT MEASURED."""
 
 
 class Worker:
-    """A process that runs one contestant, and waits on its pipe while it is not asked."""
+    """A process that runs one contestant, and sleeps between requests."""
 
     def __init__(self, command: list[str]):
-        self.printed = tempfile.TemporaryFile()  # noqa: SIM115, closed with the worker
+        self.printed = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.printed,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | environment(),
             encoding="utf-8",
         )
 
     def send(self, request: Mapping[str, Any]) -> None:
-        """Ask, and do not wait for the answer."""
+        """Send a request, and do not wait for the answer."""
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # `receive` tells what it died of
+        with suppress(BrokenPipeError):  # `receive` reports why the process ended
             print(json.dumps(request), file=self.process.stdin, flush=True)
 
     def receive(self) -> Any:
-        """The answer to what was sent. Raises `Failed` with the contestant's own error."""
+        """Wait for the answer to the request. Raises `Failed` with the contestant's own error."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -61,7 +56,7 @@ class Worker:
         return answer["value"]
 
     def ask(self, do: str, **request: Any) -> Any:
-        """Send and receive."""
+        """Send a request and return the answer."""
         self.send({"do": do, **request})
         return self.receive()
 
@@ -73,10 +68,36 @@ class Worker:
 
 
 def command(contestant: str, hooked_python: str | None) -> list[str]:
-    """How the contestant's process is started. Raises `Failed` without its environment."""
+    """The command that starts the contestant's process.
+
+    Raises `Failed` for `HookedTransformer` without the Python of its environment.
+    """
     python = sys.executable
     if contestant == HOOKED:
         if hooked_python is None:
-            raise Failed("no other environment was given; `make bench` makes one")
+            raise Failed("it needs --hooked-python; `make bench` sets up that environment")
         python = hooked_python
     return [python, "-m", "clean_transformer.benchmark.running.worker"]
+
+
+def environment() -> dict[str, str]:
+    """Environment variables that give a worker this very package, and no network."""
+    return {
+        "PYTHONPATH": folder_of_the_package(),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+@cache
+def folder_of_the_package() -> str:
+    """A folder that holds a link to this package and nothing else; deleted when Python exits.
+
+    The package's own parent may be `site-packages`. On the path of another environment it would
+    hide that environment's other packages.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="bench-")
+    atexit.register(folder.cleanup)
+    package = Path(__file__).resolve().parents[2]
+    (Path(folder.name) / package.name).symlink_to(package, target_is_directory=True)
+    return folder.name

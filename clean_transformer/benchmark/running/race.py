@@ -1,4 +1,4 @@
-"""The runs: every measurement of a plan, its contestants taking turns."""
+"""Running a plan: in each measurement the contestants take turns, each in its own process."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -10,39 +10,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clean_transformer.benchmark.results.results import Result
+from clean_transformer.benchmark.results.data import Result
 from clean_transformer.benchmark.running.processes import Failed, Worker, command
-from clean_transformer.benchmark.work import Entrant, Measurement, Part
+from clean_transformer.benchmark.work import Measurement, Part, Setup
 from clean_transformer.model import DemoTransformer
 
-# What logits may differ by, as a share of their own deviation. On the 'stress' weights, right ones
-# in bfloat16 do by 0.015; those of a wrong model are 1 away.
+# How far logits may be from ours, as a share of our logits' standard deviation. On the 'stress'
+# weights correct bfloat16 logits are 0.015 away, and those of a wrong model are 1 away.
 AGREEMENT = {"float32": 1e-3, "tf32": 0.02, "float16": 0.02, "bfloat16": 0.1, "int8": 0.3}
-
 
 CHECKED_TOKENS = [[*range(first, first + 32)] for first in (1, 1001, 2001, 3001)]
 
+# How many tokens a contestant adds to the first checked input: the first tests how it reads the
+# prompt, and the others test its KV cache.
+CHECKED_NEW = 3
 
-CHECKED_NEW = 3  # of the first of them: by its prompt, and by what is kept of it
-
-
-# They choose their products by measuring, and so are loaded while nobody else works.
+# These time several kernels while they load, and so must load while no other process works.
 TUNED = ("optimized", "optimized compiled")
-
 
 OnTurn = Callable[[Part], object]
 
 
 class Expected(NamedTuple):
-    """What our model computes: the logits after the checked tokens, and those by which it goes on
-    after the first of them."""
+    """What our model computes for the checked tokens.
+
+    `logits` [input d_vocab] follow each input. `new_logits` [CHECKED_NEW d_vocab] choose the
+    tokens that we add to the first input.
+    """
 
     logits: Tensor
     new_logits: Tensor
 
     @classmethod
     def of(cls, folder: Path) -> "Expected":
-        """Of the weights in that folder."""
+        """Compute it with the weights in `folder`."""
         model = DemoTransformer.from_pretrained(folder, device="cpu")
         with torch.inference_mode():
             logits, tokens = model(torch.tensor(CHECKED_TOKENS))[:, -1], CHECKED_TOKENS[0]
@@ -53,7 +54,11 @@ class Expected(NamedTuple):
 
 
 class Race:
-    """The processes of a run, started when they are first needed and ended after their last use."""
+    """Starts each setup's process before its first turn, and ends it after its last turn.
+
+    `folders` has each model's folder; a model in `missing` has none, for the reason given there.
+    In each turn, short work is repeated for `at_least` seconds. `start` starts a process.
+    """
 
     def __init__(
         self,
@@ -66,120 +71,129 @@ class Race:
     ):
         self.folders, self.threads, self.hooked_python = folders, threads, hooked_python
         self.missing, self.at_least, self.start = missing, at_least, start
-        self.workers: dict[Entrant, Any] = {}
-        self.titles: dict[Entrant, str] = {}
-        self.failures: dict[Entrant, str] = {}
-        self.divergences: dict[Entrant, float] = {}
+        self.workers: dict[Setup, Any] = {}
+        self.titles: dict[Setup, str] = {}
+        self.failures: dict[Setup, str] = {}
+        self.divergences: dict[Setup, float] = {}
         self.expected: dict[str, Expected] = {}  # by model
 
     def run(
         self, measurements: Sequence[Measurement], on_turn: OnTurn = lambda part: None
     ) -> list[Result]:
-        """Every measurement, one after the other."""
+        """The results of all measurements, which run one after the other.
+
+        `on_turn` is called with each part before its turn.
+        """
         results = []
         try:
             for number, measurement in enumerate(measurements):
-                self.prepare(part.entrant for part in measurement.parts)
+                self.prepare(part.setup for part in measurement.parts)
                 results += self.measure(measurement, on_turn)
-                later = {p.entrant for other in measurements[number + 1 :] for p in other.parts}
-                for entrant in {*self.workers} - later:
-                    self.workers.pop(entrant).close()
+                later = {p.setup for other in measurements[number + 1 :] for p in other.parts}
+                for setup in {*self.workers} - later:
+                    self.workers.pop(setup).close()
         finally:
             for worker in self.workers.values():
                 worker.close()
         return results
 
-    def prepare(self, wanted: Iterable[Entrant]) -> None:
-        """Start those that do not run yet, and see that they compute GPT-2."""
+    def prepare(self, wanted: Iterable[Setup]) -> None:
+        """Start the setups that are not running yet, and check that they compute our GPT-2."""
         new = [e for e in dict.fromkeys(wanted) if e not in self.workers and e not in self.failures]
-        for entrant in new:
+        for setup in new:
             try:
-                if entrant.model in self.missing:
-                    raise Failed(self.missing[entrant.model])
-                self.workers[entrant] = self.start(command(entrant.contestant, self.hooked_python))
+                if setup.model in self.missing:
+                    raise Failed(self.missing[setup.model])
+                self.workers[setup] = self.start(command(setup.contestant, self.hooked_python))
             except Failed as error:
-                self.failures[entrant] = str(error)
-        started = [entrant for entrant in new if entrant in self.workers]
-        together = [entrant for entrant in started if entrant.contestant not in TUNED]
-        for group in (together, *([e] for e in started if e.contestant in TUNED)):
-            self.titles |= self.ask_all(group, self.loading)
-        # What is compiled, which takes most of a minute, is compiled side by side.
-        checked = [e for e in started if e in self.workers and e.contestant != "limit"]
+                self.failures[setup] = str(error)
+        started = [setup for setup in new if setup in self.workers]
+        together = [setup for setup in started if setup.contestant not in TUNED]
+        for group in (together, *([s] for s in started if s.contestant in TUNED)):
+            self.titles |= self.ask_all(group, self.load_request)
+        # All check at once, because compiling takes most of a minute each.
+        checked = [s for s in started if s in self.workers and s.contestant != "limit"]
         request = {"do": "check", "tokens": CHECKED_TOKENS, "new": CHECKED_NEW}
-        for entrant, found in self.ask_all(checked, lambda _: request).items():
+        for setup, found in self.ask_all(checked, lambda _: request).items():
             try:
-                self.require_agreement(entrant, found)
+                self.require_agreement(setup, found)
             except Failed as error:
-                self.exclude(entrant, error)
+                self.exclude(setup, error)
 
-    def loading(self, entrant: Entrant) -> dict[str, Any]:
-        """The request to load its model."""
+    def load_request(self, setup: Setup) -> dict[str, Any]:
+        """The request that makes a process load its contestant."""
         return {
             "do": "load",
-            "contestant": entrant.contestant,
-            "folder": str(self.folders[entrant.model]),
-            "device": entrant.device,
-            "dtype": entrant.dtype,
+            "contestant": setup.contestant,
+            "folder": str(self.folders[setup.model]),
+            "device": setup.device,
+            "dtype": setup.dtype,
             "threads": self.threads,
         }
 
     def ask_all(
-        self, entrants: Iterable[Entrant], request: Callable[[Entrant], dict[str, Any]]
-    ) -> dict[Entrant, Any]:
-        """What each answers, all of them at work at once; without those that fail."""
-        entrants = [*entrants]
-        for entrant in entrants:
-            self.workers[entrant].send(request(entrant))
+        self, setups: Iterable[Setup], request: Callable[[Setup], dict[str, Any]]
+    ) -> dict[Setup, Any]:
+        """The answer of each setup; all work at once. Setups that fail are excluded."""
+        setups = [*setups]
+        for setup in setups:
+            self.workers[setup].send(request(setup))
         answers = {}
-        for entrant in entrants:
+        for setup in setups:
             try:
-                answers[entrant] = self.workers[entrant].receive()
+                answers[setup] = self.workers[setup].receive()
             except Failed as error:
-                self.exclude(entrant, error)
+                self.exclude(setup, error)
         return answers
 
-    def exclude(self, entrant: Entrant, why: Failed) -> None:
-        """End its process."""
-        self.failures[entrant] = str(why)
-        self.workers.pop(entrant).close()
+    def exclude(self, setup: Setup, why: Failed) -> None:
+        """End the setup's process, and remember why it is not measured."""
+        self.failures[setup] = str(why)
+        self.workers.pop(setup).close()
 
-    def require_agreement(self, entrant: Entrant, found: Mapping[str, Any]) -> None:
-        """Raise `Failed` unless it computes what our model does: no other is worth timing."""
-        if entrant.model not in self.expected:
-            self.expected[entrant.model] = Expected.of(self.folders[entrant.model])
-        expected, bound = self.expected[entrant.model], AGREEMENT[entrant.dtype]
+    def require_agreement(self, setup: Setup, found: Mapping[str, Any]) -> None:
+        """Raise `Failed` unless the setup computes what our model computes.
+
+        `found` is its answer to the request "check".
+        """
+        if setup.model not in self.expected:
+            self.expected[setup.model] = Expected.of(self.folders[setup.model])
+        expected, bound = self.expected[setup.model], AGREEMENT[setup.dtype]
         if found["logits"] is not None:
             logits = torch.tensor(found["logits"])
             apart = ((logits - expected.logits).std(dim=-1) / expected.logits.std(dim=-1)).max()
             if not apart <= bound:
-                raise Failed(f"its logits are {apart:.2g} of their deviation from ours")
+                raise Failed(f"its logits are {apart:.2g} standard deviations from ours")
             log_probs, theirs = expected.logits.log_softmax(dim=-1), logits.log_softmax(dim=-1)
             kl = F.kl_div(theirs, log_probs, log_target=True, reduction="batchmean")
-            self.divergences[entrant] = kl.item()
+            self.divergences[setup] = kl.item()
         if found["generated"] is not None:
             for new, logits in zip(found["generated"], expected.new_logits, strict=True):
                 lack = (logits.max() - logits[new]) / logits.std()
                 if not lack <= bound:
-                    raise Failed(f"it goes on with a token {lack:.2g} deviations less likely")
-                if new != logits.argmax():  # as good as that, and from here on another text
+                    raise Failed(
+                        f"it generates a token whose logit is {lack:.2g} standard deviations "
+                        "below the largest"
+                    )
+                if new != logits.argmax():  # a tie, after which its text differs from ours
                     break
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
-        """Every part in turn, each round beginning with another."""
+        """The results of one measurement. Each round starts with another part."""
         values: dict[Part, list[float]] = {part: [] for part in measurement.parts}
         failures: dict[Part, str] = {}
         for number in range(measurement.warm_ups + measurement.rounds):
             first = number % len(measurement.parts)
             for part in measurement.parts[first:] + measurement.parts[:first]:
                 on_turn(part)
-                if part.entrant in self.failures:
-                    failures[part] = self.failures[part.entrant]
+                if part.setup in self.failures:
+                    failures[part] = self.failures[part.setup]
                 if part in failures:
                     continue
                 warms_up = number < measurement.warm_ups
-                work = part.to_warm_up if warms_up else part.work
+                work = part.warm_up if warms_up else part.work
                 try:
-                    value = self.workers[part.entrant].ask(
+                    value = self.workers[part.setup].ask(
                         "measure", work=asdict(work), at_least=0.0 if warms_up else self.at_least
                     )
                 except Failed as error:
@@ -191,10 +205,10 @@ class Race:
             Result(
                 measurement.title,
                 part,
-                self.titles.get(part.entrant, ""),
+                self.titles.get(part.setup, ""),
                 [] if part in failures else values[part],
                 failures.get(part, ""),
-                self.divergences.get(part.entrant),
+                self.divergences.get(part.setup),
             )
             for part in measurement.parts
         ]

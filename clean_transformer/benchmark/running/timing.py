@@ -1,4 +1,4 @@
-"""Seconds, and what many of them say."""
+"""Timing calls, and summarizing repeated measurements."""
 
 import math
 import statistics
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-SHORT = 0.002  # seconds
+SHORT = 0.002  # seconds: shorter calls are timed several in a row
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of some measurements, and how far they lie apart."""
+    """The median of some values, and how far they lie apart."""
 
     median: float
     low: float
@@ -23,7 +23,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Median and quartiles; of fewer than four values, the least and the greatest."""
+        """Median and quartiles; for fewer than four values, the smallest and the largest."""
         if len(values) < 4:
             return cls(statistics.median(values), min(values), max(values))
         low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -31,7 +31,7 @@ class Spread:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all work that was sent to it."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     elif device == "mps":
@@ -39,28 +39,29 @@ def synchronize(device: str) -> None:
 
 
 def seconds(call: Callable[[], object], device: str, times: int = 1) -> float:
-    """How long a call takes, of several in a row, until the device is done with all."""
+    """Seconds per call, over `times` calls in a row, until the device has finished all of them."""
     synchronize(device)
     began = time.perf_counter()
     for _ in range(times):
         result = call()
     synchronize(device)
     taken = time.perf_counter() - began
-    del result  # freeing the last is no part of the call
+    del result  # only now, so that freeing its memory is not timed
     return taken / times
 
 
-def import_seconds(package: str) -> float:
-    """How long a fresh Python takes to start, import the package and end."""
+def import_seconds(module: str) -> float:
+    """Seconds that a fresh Python needs to start, import the module and exit."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import {package}"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True)
     return time.perf_counter() - began
 
 
 def median_seconds(call: Callable[[], object], device: str, at_least: float) -> float:
-    """The median of as many calls as it takes to fill `at_least` seconds, or of one.
+    """The median time of a call, which is repeated until `at_least` seconds are filled.
 
-    Short ones are timed several in a row, since waiting for a device takes as long as they do.
+    It is called at least once. Short calls are timed several in a row, because waiting for a
+    device takes as long as they do.
     """
     measured = [seconds(call, device)]
     times = math.ceil(SHORT / measured[0])
@@ -72,7 +73,10 @@ def median_seconds(call: Callable[[], object], device: str, at_least: float) -> 
 
 
 def wait_until_idle(most: float = 1.0) -> None:
-    """Return once no thread of this process runs: those of OpenMP spin for a while after work."""
+    """Return once no thread of this process is busy, or after `most` seconds.
+
+    OpenMP's threads spin for a while after their work.
+    """
     end = time.monotonic() + most
     while time.monotonic() < end:
         before = time.process_time()

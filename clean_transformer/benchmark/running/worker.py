@@ -1,10 +1,10 @@
-"""One contestant in a process of its own, which answers a line of JSON to each that it is sent.
+"""The process of one contestant. It reads a request per line of JSON, and answers each with one.
 
     {"do": "load", "contestant": …, "folder": …, "device": …, "dtype": …, "threads": …} → its title
     {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id]}, or null
     {"do": "measure", "work": {…}, "at_least": seconds} → seconds, or bytes
 
-An answer is {"value": …} or {"error": "…"}. Whatever libraries print goes to standard error.
+An answer is {"value": …} or {"error": "…"}. What libraries print goes to standard error.
 """
 
 import json
@@ -12,14 +12,16 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clean_transformer.benchmark.contestants import ALL
-from clean_transformer.benchmark.contestants.ours import Contestant
+from clean_transformer.benchmark.contestants import CONTESTANTS
+from clean_transformer.benchmark.contestants.base import Contestant
+from clean_transformer.benchmark.contestants.limit import Limit
 from clean_transformer.benchmark.running.fresh import peak_bytes
 from clean_transformer.benchmark.running.timing import (
     import_seconds,
@@ -30,21 +32,21 @@ from clean_transformer.benchmark.work import Work
 
 
 class Server:
-    """Holds the contestant between requests."""
+    """Answers the requests; keeps the contestant between them."""
 
     contestant: Contestant
 
     def load(self, contestant: str, folder: str, device: str, dtype: str, threads: int) -> str:
-        """Make the contestant; its title."""
+        """Load the contestant, and return its title: package and version."""
         torch.set_num_threads(threads)
         if dtype == "tf32":
             torch.set_float32_matmul_precision("high")
         self.name = contestant
-        self.contestant = ALL[contestant](Path(folder), device, dtype)
+        self.contestant = CONTESTANTS[contestant](Path(folder), device, dtype)
         return self.contestant.title
 
     def check(self, tokens: list[list[int]], new: int) -> dict[str, Any]:
-        """The logits after each of the inputs, and so many tokens that it puts after the first."""
+        """The logits after each input, and `new` tokens that the contestant adds to the first."""
         given = torch.tensor(tokens, device=self.contestant.device)
         found: dict[str, Any] = {"logits": None, "generated": None}
         with torch.inference_mode():
@@ -66,12 +68,15 @@ class Server:
 
 
 def has(contestant: Contestant, method: str) -> bool:
-    """Whether it can do that."""
+    """Whether the contestant has its own version of that method."""
     return getattr(type(contestant), method, None) is not getattr(Contestant, method, None)
 
 
 def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> float:
-    """Seconds for one call of that work, the median of as many as fill `at_least`; or bytes."""
+    """Seconds for one call of that work, or bytes.
+
+    The call is repeated for `at_least` seconds, and the median counts.
+    """
     folder, device, dtype = contestant.folder, contestant.device, contestant.dtype
     tokens = some_tokens(work.batch, work.length, device)
 
@@ -79,14 +84,14 @@ def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> f
         made = type(contestant)(folder, device, dtype)
         return made, made.generate(tokens[:1, :1], 1)
 
-    def timed(call: Any) -> float:
+    def timed(call: Callable[[], object]) -> float:
         return median_seconds(call, device, at_least)
 
     match work.kind:
         case "import":
             return import_seconds(contestant.imported)
         case "memory":
-            return peak_bytes(name, folder, device, dtype)
+            return float(peak_bytes(name, folder, device, dtype))
         case "load":
             return timed(lambda: type(contestant)(folder, device, dtype))
         case "first_use":
@@ -99,7 +104,7 @@ def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> f
             first = timed(lambda: contestant.generate(tokens, 1))
             rest = timed(lambda: contestant.generate(tokens, 1 + work.new)) - first
             if rest <= 0:
-                raise RuntimeError("its steps are lost in the noise of reading the context")
+                raise RuntimeError("the time of its steps is lost in the noise of reading")
             return rest / work.new
         case "capture":
             return timed(lambda: contestant.capture(tokens))
@@ -110,14 +115,22 @@ def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> f
 
 
 def some_tokens(batch: int, length: int, device: str) -> Tensor:
-    """The same ids for everyone, spread over the first 1,000."""
+    """The same token ids [batch length] for every contestant, spread over the first 997."""
     return (torch.arange(batch * length, device=device) * 389 % 997).view(batch, length)
 
 
+def explain(error: Exception) -> str:
+    """The error in one line; for a package that is not installed, its name."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{error.name.partition('.')[0]} is not installed"
+    reason = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {reason}"
+
+
 def main() -> None:
-    """Answer until there is no more to answer."""
+    """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # whatever libraries print to standard output goes to standard error
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     server = Server()
@@ -126,8 +139,7 @@ def main() -> None:
         try:
             answer = {"value": getattr(server, request.pop("do"))(**request)}
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            answer = {"error": f"{type(error).__name__}: {reason}"}
+            answer = {"error": explain(error)}
         wait_until_idle()  # so that the next contestant has the machine to itself
         print(json.dumps(answer), file=answers, flush=True)
 

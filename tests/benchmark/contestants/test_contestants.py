@@ -1,12 +1,13 @@
-"""Every contestant that is installed here computes GPT-2, in all that it can do."""
+"""Every contestant that is installed here computes GPT-2, in all work that it can do."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from clean_transformer.benchmark.contestants import ALL
-from clean_transformer.benchmark.contestants.ours import Contestant, Ours
+from clean_transformer.benchmark.contestants import CONTESTANTS
+from clean_transformer.benchmark.contestants.base import Contestant
+from clean_transformer.benchmark.contestants.ours import Ours
 from clean_transformer.benchmark.running.worker import has, some_tokens
 from clean_transformer.config import Config
 from clean_transformer.weights.formats.huggingface import write_folder
@@ -18,11 +19,11 @@ PACKAGES = {
     "llama.cpp": "llama_cpp",
     "TransformerBridge": "transformer_lens.model_bridge",
 }
-# Compiling and exporting take a minute, and HookedTransformer has another environment; but every
-# run of the benchmark compares everyone's logits and first token with ours.
+# Compiling and exporting take a minute, and HookedTransformer needs another environment. Every run
+# of the benchmark compares the logits and first tokens of all contestants with ours.
 COMPILED = ("compiled", "optimized compiled", "transformers compiled", "onnxruntime")
 LEFT_OUT = (*COMPILED, "HookedTransformer", "limit")
-TESTED = [name for name in ALL if name not in LEFT_OUT]
+TESTED = [name for name in CONTESTANTS if name not in LEFT_OUT]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def contestant(request: pytest.FixtureRequest, folder: Path) -> Contestant:
     name = request.param
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name])
-    return ALL[name](folder, "cpu", "float32")
+    return CONTESTANTS[name](folder, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def ours(folder: Path) -> Ours:
     return Ours(folder, "cpu", "float32")
 
 
-@pytest.mark.filterwarnings("ignore")  # of other libraries
+@pytest.mark.filterwarnings("ignore")  # other libraries warn
 @torch.inference_mode()
 def test_the_same_logits_and_tokens(contestant: Contestant, ours: Ours):
     tokens = some_tokens(2, 12, "cpu")
@@ -59,24 +60,24 @@ def test_the_same_logits_and_tokens(contestant: Contestant, ours: Ours):
 @pytest.mark.parametrize("name", ["ours", "transformers sdpa"])
 @torch.inference_mode()
 def test_the_last_logits_only(name: str, folder: Path):
-    contestant, tokens = ALL[name](folder, "cpu", "float32"), some_tokens(2, 6, "cpu")
+    contestant, tokens = CONTESTANTS[name](folder, "cpu", "float32"), some_tokens(2, 6, "cpu")
     last = contestant.forward(tokens, last_only=True)
     torch.testing.assert_close(last[:, 0], contestant.forward(tokens)[:, -1])
 
 
 @pytest.mark.parametrize("name", ["ours", "transformers sdpa", "nanoGPT-style"])
 def test_training_learns(name: str, folder: Path):
-    contestant, tokens = ALL[name](folder, "cpu", "float32"), some_tokens(2, 9, "cpu")
+    contestant, tokens = CONTESTANTS[name](folder, "cpu", "float32"), some_tokens(2, 9, "cpu")
     losses = [contestant.train_step(tokens) for _ in range(3)]
     assert losses == sorted(losses, reverse=True)
     assert losses[0] > losses[-1]
 
 
-@pytest.mark.filterwarnings("ignore")  # of other libraries
+@pytest.mark.filterwarnings("ignore")  # other libraries warn
 def test_all_train_the_same_numbers_by_the_same_gradient(folder: Path):
     tokens, sizes, losses, norms = some_tokens(2, 9, "cpu"), [], [], []
     for name in ("ours", "transformers sdpa", "nanoGPT-style"):
-        contestant = ALL[name](folder, "cpu", "float32")
+        contestant = CONTESTANTS[name](folder, "cpu", "float32")
         [group] = contestant.optimizer.param_groups
         sizes.append(sum(parameter.numel() for parameter in group["params"]))
         losses.append(contestant.train_step(tokens))
@@ -95,8 +96,8 @@ def test_all_train_the_same_numbers_by_the_same_gradient(folder: Path):
 
 @torch.inference_mode()
 def test_watched_attention_is_explicit(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """So that what capturing costs is not what the other kernel costs."""
+    """Otherwise the cost of capturing would include the cost of another kernel."""
     monkeypatch.setattr("clean_transformer.modules.attention.mix_fused", None)
-    ALL["watched"](folder, "cpu", "float32").forward(some_tokens(1, 4, "cpu"))
+    CONTESTANTS["watched"](folder, "cpu", "float32").forward(some_tokens(1, 4, "cpu"))
     with pytest.raises(TypeError):
-        ALL["ours"](folder, "cpu", "float32").forward(some_tokens(1, 4, "cpu"))
+        CONTESTANTS["ours"](folder, "cpu", "float32").forward(some_tokens(1, 4, "cpu"))

@@ -1,5 +1,6 @@
-"""Operations and bytes are counted right, and the limit is made of them."""
+"""Operations and bytes are counted correctly, and the limit is computed from them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from clean_transformer.benchmark.contestants import limit as roofline
+from clean_transformer.benchmark.contestants import limit as limit_module
 from clean_transformer.benchmark.contestants.limit import (
     Limit,
     Shape,
@@ -31,14 +32,14 @@ SMALL = config("small")
 
 @given(st.integers(1, 3), st.integers(1, 32), st.booleans())
 def test_the_products_are_those_of_the_model(batch: int, length: int, last_only: bool):
-    """PyTorch counts them too, but on a CPU not those of the fused attention."""
+    """PyTorch counts them, too, but not those of the fused attention on a CPU."""
     model, tokens = DemoTransformer(CFG), torch.zeros(batch, length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(tokens, last_only=last_only)
     work = Work(kind="forward", batch=batch, length=length, last_only=last_only)
     attention = attention_flops(CFG, batch, length)
     assert flops(CFG, work) - attention == counter.get_total_flops()
-    pairs = sum(query + 1 for query in range(length))  # that the mask lets through
+    pairs = sum(query + 1 for query in range(length))  # that the mask allows
     assert attention == batch * CFG.n_layers * CFG.n_heads * pairs * 2 * (2 * CFG.d_head)
 
 
@@ -46,7 +47,7 @@ def test_a_step_is_one_more_token():
     step = Work(kind="step", length=9, new=4)
     rest = flops(CFG, Work(kind="forward", length=10, last_only=True))
     rest -= flops(CFG, Work(kind="forward", length=9, last_only=True))
-    unembed = Shape(1, CFG.d_model, CFG.d_vocab).flops  # that the shorter pass had, too
+    unembed = Shape(1, CFG.d_model, CFG.d_vocab).flops  # which the shorter pass also computed
     assert flops(CFG, step) == rest + unembed
 
 
@@ -63,61 +64,59 @@ def test_the_bytes_of_gpt2():
 def made_up(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Limit:
     """A machine of 1 TFLOP/s and 1 GB/s."""
     write_folder(folder, TINY, plain(TINY))
-    monkeypatch.setattr(roofline, "BUFFER", 2**14)
+    monkeypatch.setattr(limit_module, "BUFFER", 2**14)
     limit = Limit(folder, "cpu", "float32")
     monkeypatch.setattr(limit, "product", lambda shape, at_least: shape.flops / 1e12)
-    monkeypatch.setattr(roofline, "median_seconds", lambda *_, **__: 2**14 / 1e9)
+    monkeypatch.setattr(limit_module, "median_seconds", lambda *_, **__: 2**14 / 1e9)
     return limit
 
 
-def test_the_limit_is_the_roof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_limit_of_each_kind_of_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     limit = made_up(monkeypatch, tmp_path)
     reading = weight_bytes(TINY, "float32") / 1e9
     work = Work(kind="forward", batch=64, length=1024)
-    assert limit.measure(work, 0) == pytest.approx(flops(TINY, work) / 1e12)
+    assert limit.measure(work, 0.0) == pytest.approx(flops(TINY, work) / 1e12)
     train = Work(kind="train", batch=64, length=1024)
-    assert limit.measure(train, 0) == pytest.approx(3 * limit.measure(work, 0))
-    assert limit.measure(Work(kind="forward"), 0) == pytest.approx(reading)
-    generated = limit.measure(Work(kind="generate", length=16, new=4), 0)
+    assert limit.measure(train, 0.0) == pytest.approx(3 * limit.measure(work, 0.0))
+    assert limit.measure(Work(kind="forward"), 0.0) == pytest.approx(reading)
+    generated = limit.measure(Work(kind="generate", length=16, new=4), 0.0)
     assert generated == pytest.approx(
         4 * reading + cache_bytes(TINY, 17 + 18 + 19, "float32") / 1e9
     )
-    step = limit.measure(Work(kind="step", batch=2, length=9, new=1), 0)
+    step = limit.measure(Work(kind="step", batch=2, length=9, new=1), 0.0)
     assert step == pytest.approx(reading + 2 * cache_bytes(TINY, 10, "float32") / 1e9)
     with pytest.raises(NotImplementedError, match="no limit is known for load"):
-        limit.measure(Work(kind="load"), 0)
+        limit.measure(Work(kind="load"), 0.0)
 
 
 def test_the_least_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     limit = made_up(monkeypatch, tmp_path)
     tables = TINY.n_ctx * TINY.d_model * 4
-    assert limit.measure(Work(kind="memory"), 0) == weight_bytes(TINY, "float32") + tables
+    assert limit.measure(Work(kind="memory"), 0.0) == weight_bytes(TINY, "float32") + tables
 
 
 @torch.inference_mode()
 def test_a_real_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """That every way to multiply, which this build has, does."""
-    monkeypatch.setattr(roofline, "BUFFER", 2**14)
+    """The ways to multiply that every build has give the product."""
+    monkeypatch.setattr(limit_module, "BUFFER", 2**14)
     write_folder(tmp_path, TINY, plain(TINY))
     x, weight = torch.randn(3, 5), torch.randn(5, 7)
-    for way in roofline.WAYS[:2]:
+    for way in limit_module.WAYS[:2]:
         torch.testing.assert_close(way(weight, 3)(x), x @ weight)
     for dtype in ("float32", "bfloat16"):
-        assert Limit(tmp_path, "cpu", dtype).measure(Work(kind="forward", length=2), 0) > 0
+        assert Limit(tmp_path, "cpu", dtype).measure(Work(kind="forward", length=2), 0.0) > 0
 
 
-def test_the_fastest_is_taken_and_what_is_not_there_left_out(monkeypatch: pytest.MonkeyPatch):
-    seconds = {"slow": 2.0, "fast": 1.0}
+def test_the_fastest_is_taken_and_what_is_not_there_is_skipped(monkeypatch: pytest.MonkeyPatch):
+    def slow() -> None: ...
 
-    def way(name: str):
-        def prepare():
-            if name == "absent":
-                raise RuntimeError("could not create a primitive descriptor")
-            return name
+    def fast() -> None: ...
 
-        return prepare
+    def absent() -> Callable[[], object]:
+        raise RuntimeError("could not create a primitive descriptor")
 
-    monkeypatch.setattr(roofline, "seconds", lambda call, _: seconds[call])
-    monkeypatch.setattr(roofline, "median_seconds", lambda call, _, at_least: seconds[call])
-    assert fastest([way("absent"), way("slow"), way("fast")], "cpu") == "fast"
-    assert fastest([way("fast"), way("slow")], "cpu") == "fast"
+    seconds = {slow: 2.0, fast: 1.0}
+    monkeypatch.setattr(limit_module, "seconds", lambda call, _: seconds[call])
+    monkeypatch.setattr(limit_module, "median_seconds", lambda call, _, at_least: seconds[call])
+    assert fastest([absent, lambda: slow, lambda: fast], "cpu") is fast
+    assert fastest([lambda: fast, lambda: slow], "cpu") is fast

@@ -1,4 +1,4 @@
-"""What is measured in fresh processes."""
+"""Peak memory, which is measured in a fresh process."""
 
 import sys
 from pathlib import Path
@@ -7,35 +7,35 @@ import pytest
 import torch
 
 from clean_transformer.benchmark.running import fresh
-from clean_transformer.benchmark.running.fresh import in_use, most_so_far, peak_bytes
+from clean_transformer.benchmark.running.fresh import in_use, peak, peak_bytes
 
 LARGE = 2**27
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is held now")
-def test_memory_that_was_given_back_counts_for_the_most_only():
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+def test_freed_memory_counts_only_in_the_peak():
     before = in_use("cpu")
     held = torch.ones(LARGE // 4)
     assert in_use("cpu") >= before + 0.9 * LARGE
     del held
     assert in_use("cpu") < before + 0.5 * LARGE
-    assert most_so_far("cpu") >= before + 0.9 * LARGE
+    assert peak("cpu") >= before + 0.9 * LARGE
 
 
-def test_a_gpu_tells_its_own(monkeypatch: pytest.MonkeyPatch):
+def test_a_gpu_counts_its_own_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 3)
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 7)
-    assert (in_use("cuda"), most_so_far("cuda")) == (3, 7)
+    assert (in_use("cuda"), peak("cuda")) == (3, 7)
 
 
 def test_the_process_prints_bytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fresh.sys, "executable", "echo")
-    with pytest.raises(ValueError, match=r"benchmarks\.fresh ours folder cpu float32"):
+    with pytest.raises(ValueError, match=r"running\.fresh ours folder cpu float32"):
         peak_bytes("ours", Path("folder"), "cpu", "float32")
 
 
-def test_the_process_that_fails_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_process_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     python = tmp_path / "python"
     python.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('a\\nno memory left')\n")
     python.chmod(0o700)

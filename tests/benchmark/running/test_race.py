@@ -1,4 +1,4 @@
-"""Contestants take turns, wrong ones are not timed, and one that fails spoils nothing."""
+"""Contestants take turns, wrong ones are not timed, and a failed one stops no other."""
 
 import math
 import sys
@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from clean_transformer.benchmark.running import race as throughput
+import clean_transformer
+from clean_transformer.benchmark.running import race as racing_module
 from clean_transformer.benchmark.running.models import TINY
-from clean_transformer.benchmark.running.processes import Failed, Worker, command
+from clean_transformer.benchmark.running.processes import Failed, Worker, command, environment
 from clean_transformer.benchmark.running.race import CHECKED_NEW, CHECKED_TOKENS, Expected, Race
-from clean_transformer.benchmark.work import Entrant, Measurement, Part, Work
+from clean_transformer.benchmark.running.worker import explain
+from clean_transformer.benchmark.work import Measurement, Part, Setup, Work
 from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.synthetic import stress
@@ -30,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(folder: Path) -> dict[str, Any]:
-    """What we answer to a check."""
+    """Our own answer to the request "check"."""
     model = DemoTransformer.from_pretrained(folder, device="cpu")
     with torch.inference_mode():
         logits = model(torch.tensor(CHECKED_TOKENS))[:, -1]
@@ -41,7 +43,7 @@ def ours(folder: Path) -> dict[str, Any]:
 
 
 class Fake:
-    """A process that is none: each measurement takes as many seconds as there were before."""
+    """Stands in for a process. Its first measurement takes 1 second, its second 2 seconds, …"""
 
     made: "list[Fake]"
     ours: dict[str, Any]
@@ -116,17 +118,17 @@ def test_contestants_take_turns_in_rotating_order(race: Callable[..., Race]):
 
 
 def test_warming_up_takes_one_call_and_few_tokens(race: Callable[..., Race]):
-    generating = Part(part("ours").entrant, Work(kind="generate", length=16, new=64))
+    generating = Part(part("ours").setup, Work(kind="generate", length=16, new=64))
     race(at_least=0.5).run([Measurement("generate", (generating,), 2)])
     [fake] = Fake.made
     assert fake.asked == [(4, 0.0), (64, 0.5), (64, 0.5)]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_long_context_is_warmed_up_for_by_a_short_one_where_that_is_the_same_code(device: str):
-    step = Part(Entrant(contestant="ours", device=device), Work(kind="step", length=960, new=48))
+def test_a_short_context_warms_up_for_a_long_one_where_it_runs_the_same_code(device: str):
+    step = Part(Setup(contestant="ours", device=device), Work(kind="step", length=960, new=48))
     length = 64 if device == "cpu" else 960
-    assert step.to_warm_up == Work(kind="generate", length=length, new=4)
+    assert step.warm_up == Work(kind="generate", length=length, new=4)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +139,11 @@ def test_a_long_context_is_warmed_up_for_by_a_short_one_where_that_is_the_same_c
         ("transformers eager", "it ran out of memory"),
         ("watched", "its logits are"),
         ("compiled", "its logits are nan"),
-        ("llama.cpp", "a token "),
-        ("CTranslate2", "a token "),
+        ("llama.cpp", "it generates a token"),
+        ("CTranslate2", "it generates a token"),
     ],
 )
-def test_who_fails_or_computes_something_else_is_not_measured(
+def test_a_contestant_that_fails_or_computes_something_else_is_not_measured(
     contestant: str, why: str, race: Callable[..., Race]
 ):
     measurement = Measurement("forward", (part(contestant), part("ours")), 2)
@@ -151,15 +153,15 @@ def test_who_fails_or_computes_something_else_is_not_measured(
     assert (len(ours.values), ours.why) == (2, "")
 
 
-def test_without_an_environment_it_is_not_measured(race: Callable[..., Race]):
+def test_hooked_transformer_without_its_environment_is_not_measured(race: Callable[..., Race]):
     racing = race()
     racing.hooked_python = None
     [failed] = racing.run([Measurement("forward", (part("HookedTransformer"),), 1)])
-    assert "no other environment" in failed.why
+    assert "needs --hooked-python" in failed.why
 
 
 def test_a_model_that_is_too_large_is_not_measured(race: Callable[..., Race]):
-    large = Part(Entrant(contestant="ours", model="xl"), WORK)
+    large = Part(Setup(contestant="ours", model="xl"), WORK)
     racing = race(missing={"xl": "xl needs 19 GB"})
     [failed] = racing.run([Measurement("size", (large,), 1)])
     assert failed.why == "xl needs 19 GB"
@@ -179,7 +181,7 @@ def test_a_process_lives_as_long_as_it_is_needed(race: Callable[..., Race]):
     assert alive == [[True, True], [True, True], [True, False]]
 
 
-def test_who_measures_while_loading_is_alone(race: Callable[..., Race]):
+def test_contestants_that_time_kernels_load_alone(race: Callable[..., Race]):
     asked: list[tuple[str, str, int]] = []
 
     class Counting(Fake):
@@ -209,15 +211,15 @@ def test_who_measures_while_loading_is_alone(race: Callable[..., Race]):
     ]
 
 
-def test_one_of_two_tokens_as_good_leads_to_another_text(race: Callable[..., Race]):
-    racing, entrant = race(), part("ours").entrant
+def test_after_a_tie_of_two_tokens_another_text_is_right(race: Callable[..., Race]):
+    racing, setup = race(), part("ours").setup
     tie, other = [0.0, 9.0, 9.0], [9.0, 0.0, 0.0]
     racing.expected["small"] = Expected(torch.zeros(1, 3), torch.tensor([other, tie, other]))
     for generated in ([0, 1, 0], [0, 2, 0], [0, 2, 1]):
-        racing.require_agreement(entrant, {"logits": None, "generated": generated})
+        racing.require_agreement(setup, {"logits": None, "generated": generated})
     for generated in ([1, 1, 0], [0, 0, 0], [0, 1, 1]):
-        with pytest.raises(Failed, match=r"a token 1\.7 deviations less likely"):
-            racing.require_agreement(entrant, {"logits": None, "generated": generated})
+        with pytest.raises(Failed, match=r"1\.7 standard deviations below the largest"):
+            racing.require_agreement(setup, {"logits": None, "generated": generated})
 
 
 def test_processes_end_with_the_run(race: Callable[..., Race]):
@@ -229,9 +231,9 @@ def test_processes_end_with_the_run(race: Callable[..., Race]):
 
 
 def test_a_real_process(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Ours, in a process of its own; it is given no time to be measured well."""
-    monkeypatch.setattr(throughput, "CHECKED_TOKENS", [[1, 2, 3]])
-    racing = Race({"small": folder}, 1, at_least=0)
+    """Ours in a process of its own, with as little time for each measurement as possible."""
+    monkeypatch.setattr(racing_module, "CHECKED_TOKENS", [[1, 2, 3]])
+    racing = Race({"small": folder}, 1, at_least=0.0)
     works = [
         Work(kind="forward", batch=2, length=4),
         Work(kind="forward", length=4, last_only=True),
@@ -254,7 +256,7 @@ def test_a_real_process(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert unknown.why == "ValueError: there is no kind of work 'sleep'"
 
 
-def test_a_process_that_dies_tells_its_last_words():
+def test_a_process_that_dies_reports_its_last_line():
     worker = Worker([sys.executable, "-c", "raise SystemExit('out of memory')"])
     with pytest.raises(Failed, match="ended with status 1: out of memory"):
         worker.ask("load")
@@ -264,3 +266,16 @@ def test_a_process_that_dies_tells_its_last_words():
 def test_hooked_transformer_runs_in_its_own_environment():
     assert command("HookedTransformer", "/other/python")[0] == "/other/python"
     assert command("ours", "/other/python")[0] == sys.executable
+
+
+def test_a_worker_of_another_environment_gets_this_package_alone():
+    """Not its neighbors, which may be in `site-packages`."""
+    folder = Path(environment()["PYTHONPATH"])
+    [link] = folder.iterdir()
+    assert link.resolve() == Path(clean_transformer.__file__).parent
+
+
+def test_a_package_that_is_not_installed_is_named():
+    error = ModuleNotFoundError("No module named 'llama_cpp.x'", name="llama_cpp.x")
+    assert explain(error) == "llama_cpp is not installed"
+    assert explain(ValueError("too large\nfor this")) == "ValueError: too large"

@@ -1,4 +1,4 @@
-"""Spreads, and how often something is called to be timed."""
+"""Spreads, and how often a call is repeated."""
 
 import statistics
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clean_transformer.benchmark.running import timing as _timing
+from clean_transformer.benchmark.running import timing
 from clean_transformer.benchmark.running.timing import Spread, median_seconds, synchronize
 
 
@@ -18,8 +18,8 @@ def test_the_spread_is_around_the_median(values: list[float]):
 
 
 def test_quartiles():
-    assert Spread.of([1, 2, 3, 4, 5]) == Spread(3, 2, 4)
-    assert Spread.of([9, 1]) == Spread(5, 1, 9)
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+    assert Spread.of([9.0, 1.0]) == Spread(5.0, 1.0, 9.0)
 
 
 @pytest.mark.parametrize(("each", "times"), [(0.05, 4), (0.3, 1)])
@@ -37,7 +37,7 @@ def test_a_call_is_repeated_until_the_time_is_filled(
         now += each
         calls.append(now)
 
-    monkeypatch.setattr(_timing.time, "perf_counter", clock)
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
     assert median_seconds(call, "cpu", at_least=0.19) == pytest.approx(each)
     assert len(calls) == times
 

@@ -1,4 +1,4 @@
-"""What a file of results holds, and what is refused."""
+"""Results: shares of the limit, and the file that keeps them."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from clean_transformer.benchmark.goals import Goal
-from clean_transformer.benchmark.judge import judge
-from clean_transformer.benchmark.results.file import write_results
-from clean_transformer.benchmark.results.results import Results, read_results
+from clean_transformer.benchmark.judgment import judge
+from clean_transformer.benchmark.results.data import Results
+from clean_transformer.benchmark.results.file import read_results, write_results
 
 from ..made_up import part, result, results
 
@@ -41,7 +41,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path):
     write_results(RUN, [judge(goal, RUN)], file)
     again = read_results(file)
     assert again.environment == RUN.environment
-    assert [(*map(float, r.values),) for r in again.results] == [r.values for r in RUN.results]
+    assert [r.values for r in again.results] == [r.values for r in RUN.results]
     assert [r.part for r in again.results] == [r.part for r in RUN.results]
     assert again.results[2].why == "it is not installed"
 
@@ -51,10 +51,10 @@ def test_what_a_file_says(tmp_path: Path):
     goal = Goal(what="w", device="cpu", over=(part("limit"),), under=(part("ours"),), at_least=0.9)
     write_results(RUN, [judge(goal, RUN)], file)
     values = json.loads(file.read_text())
-    assert (values["schema"], values["version"]) == ("clean-transformer/bench", 1)
+    assert (values["schema"], values["version"]) == ("clean-transformer/bench", 2)
     ours = values["results"][1]
     assert ours["part"]["work"]["kind"] == "forward"
-    assert ours["part"]["entrant"]["contestant"] == "ours"
+    assert ours["part"]["setup"]["contestant"] == "ours"
     assert (ours["median"], ours["tokens_per_second"], ours["share_of_limit"]) == (4.0, 5.0, 0.5)
     assert "median" not in values["results"][2]
     [judged] = values["goals"]
@@ -64,13 +64,13 @@ def test_what_a_file_says(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "holds no results"),
-        ("[]", "holds no results"),
-        ('{"schema": "clean-transformer/bench"}', "holds no results"),
-        ('{"schema": "clean-transformer/bench", "version": 2}', "measure again"),
+        ("{", "holds no benchmark results"),
+        ("[]", "holds no benchmark results"),
+        ('{"schema": "clean-transformer/bench"}', "holds no benchmark results"),
+        ('{"schema": "clean-transformer/bench", "version": 1}', "run the benchmark again"),
     ],
 )
-def test_another_file_is_refused(content: str, said: str, tmp_path: Path):
+def test_any_other_file_is_refused(content: str, said: str, tmp_path: Path):
     file = tmp_path / "results.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=said):

@@ -1,18 +1,18 @@
-"""Whether the goals hold, and if not, why."""
+"""Judging the goals: held, missed or not measured, and why."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clean_transformer.benchmark.goals import Goal
-from clean_transformer.benchmark.results.results import Result, Results
+from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.running.timing import Spread
-from clean_transformer.benchmark.work import Part, amount
+from clean_transformer.benchmark.work import Part, format_value
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A goal and what was measured: None is NOT MEASURED, and never counts as held."""
+    """A goal and its measured quotient; None if a part was not measured, with the reason."""
 
     goal: Goal
     measured: Spread | None
@@ -27,14 +27,14 @@ class Judged:
 
 
 def judge(goal: Goal, results: Results) -> Judged:
-    """Compare a goal with what was measured, with the reason where that is not enough."""
+    """Compare a goal with the measured values. The note says why it was not held."""
     parts = goal.over + goal.under
     found = results.together(parts)
     if found is None:
         return Judged(goal, None, f"{parts[0].work} is not in this run")
     for part in parts:
         if not found[part].values:
-            return Judged(goal, None, f"{part.entrant.contestant}: {found[part].why}")
+            return Judged(goal, None, f"{part.setup.contestant}: {found[part].why}")
 
     measured = quotient(goal.over, goal.under, found, goal.factor)
     held = goal.holds(measured.median)
@@ -44,7 +44,10 @@ def judge(goal: Goal, results: Results) -> Judged:
 def quotient(
     over: Sequence[Part], under: Sequence[Part], found: Mapping[Part, Result], factor: float = 1.0
 ) -> Spread:
-    """That of each round, since a machine's speed changes from one to the next."""
+    """The spread over the rounds of factor · product(over) / product(under).
+
+    The quotient is taken within each round, because a machine's speed changes between rounds.
+    """
 
     def products(parts: Sequence[Part]) -> list[float]:
         values = [found[part].values for part in parts]
@@ -55,26 +58,26 @@ def quotient(
 
 
 def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
-    """The values themselves; for a speed-up over others, what the machine's limit would allow."""
+    """What the machine's limit would allow, for a speed-up over others; else the two values."""
     if len(goal.under) != 1 or goal.at_least is None:
         return " over ".join(
-            " · ".join(amount(found[part].spread.median, part.work) for part in parts)
+            " · ".join(format_value(found[part].spread.median, part.work) for part in parts)
             for parts in (goal.over, goal.under)
         )
     mine = goal.under[0]
-    limit, whole = (found.get(mine.by("limit", dtype)) for dtype in (None, "float32"))
+    limit, in_float32 = (found.get(mine.by("limit", dtype)) for dtype in (None, "float32"))
     if limit is None or not limit.values or goal.over == (limit.part,):
         return ""
     allowed = quotient(goal.over, (limit.part,), found, goal.factor)
-    said = f"the limit allows {goal.number(allowed.median)}"
-    if whole is None or not whole.values or whole is limit:
-        return said
-    rate = quotient((whole.part,), (limit.part,), found)
-    return f"{said}: here {mine.entrant.dtype} is at most {rate.median:.2f} × as fast as float32"
+    note = f"the limit allows {goal.number(allowed.median)}"
+    if in_float32 is None or not in_float32.values or in_float32 is limit:
+        return note
+    rate = quotient((in_float32.part,), (limit.part,), found)
+    return f"{note}: here {mine.setup.dtype} is at most {rate.median:.2f} × as fast as float32"
 
 
 def exit_status(judged: Sequence[Judged]) -> int:
-    """0 if all goals hold, 1 if one is missed, 3 if one was not measured that had to be."""
+    """0 if all goals hold, 1 if one is missed, 3 if one that is not optional was not measured."""
     if any(one.verdict == "MISSED" for one in judged):
         return 1
     return 3 if any(one.measured is None and not one.goal.optional for one in judged) else 0

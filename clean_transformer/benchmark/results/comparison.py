@@ -1,10 +1,10 @@
-"""What got slower from one run to another, beyond the noise.
+"""Comparing two runs: what of ours became slower or faster, beyond the noise.
 
-Two runs differ by more than their rounds tell: the machine is warmer, or its neighbors are busier.
-Contestants that are not ours have the same code in both runs, so that they show it: their middle
-change in a measurement is taken for the machine's and divided out of our times there, and what they
-scatter by around it is noise, or what the rounds of a part scatter by where that is more. Bytes
-know of neither.
+Between two runs the whole machine may have become slower: it is warmer, or shared with others. The
+peers show this, because their code is the same in both runs. We divide our change by the median
+change of the peers in the same measurement. The noise is how far the peers' changes scatter around
+that median, or how far the part's own rounds scatter, whichever is more. Bytes do not depend on
+the machine's speed, and are compared as they are.
 """
 
 import math
@@ -12,21 +12,23 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clean_transformer.benchmark.results.results import Result, Results
+from clean_transformer.benchmark.contestants import OURS
+from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.work import BYTES, Part
 
-OURS = ("ours", "optimized", "optimized compiled", "compiled", "watched")
+LEAST = 0.05  # smaller changes (on a log scale) count as the same
 
-
-LEAST = 0.05  # a smaller change is never reported
-
-
-SIGMAS = 4  # of noise: with a hundred parts, three would come by chance
+# A change counts beyond this many standard deviations of the noise. Beyond two, three of a hundred
+# parts would do so by chance.
+SIGMAS = 4
 
 
 @dataclass(frozen=True)
 class Change:
-    """How the time of one part changed, as a factor, and how much of that noise can be."""
+    """How one part changed: its new time divided by its old time, and how much may be noise.
+
+    `noise` is on a log scale, where 0.05 is about 5 %.
+    """
 
     measurement: str
     part: Part
@@ -35,16 +37,16 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """slower, faster, or the same."""
+        """ "slower", "faster", or "the same" if the change is within the noise."""
         if abs(math.log(self.factor)) <= self.noise:
             return "the same"
         return "slower" if self.factor > 1 else "faster"
 
 
 def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
-    """The machine's own change, and that of everything of ours beyond it.
+    """The peers' median change (the machine's drift), and the change of each part of ours.
 
-    Raises `ValueError` where the runs have nothing in common.
+    Raises `ValueError` if the runs have no measurement in common.
     """
     old = {(row.measurement, row.part): row for row in before.results if row.values}
     pairs = [
@@ -56,13 +58,13 @@ def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
         raise ValueError("the two runs have no measurement in common; use the same options")
     peers: dict[str, list[float]] = {one.measurement: [] for one, _ in pairs}
     for one, other in pairs:
-        same = one.part.entrant.contestant not in OURS and one.title == other.title
-        if same and one.part.work.kind not in BYTES:
+        same_code = one.part.setup.contestant not in OURS and one.title == other.title
+        if same_code and one.part.work.kind not in BYTES:
             peers[one.measurement].append(math.log(_factor(one, other)))
-    scatter = _deviation([each for group in peers.values() for each in _beside_others(group)])
+    scatter = _deviation([each for group in peers.values() for each in _from_the_others(group)])
     changes = []
     for one, other in pairs:
-        if one.part.entrant.contestant in OURS:
+        if one.part.setup.contestant in OURS:
             factor, noise = _factor(one, other), LEAST
             if one.part.work.kind not in BYTES:
                 factor /= math.exp(_median(peers[one.measurement]))
@@ -79,14 +81,14 @@ def _factor(before: Result, after: Result) -> float:
 def _noise(result: Result) -> float:
     """The standard error of the median of the rounds, on a log scale."""
     logs = [math.log(value) for value in result.values]
-    # That of a median is √(π/2) times that of a mean.
+    # The standard error of a median is √(π/2) ≈ 1.25 times that of a mean.
     return 1.25 * statistics.pstdev(logs) / math.sqrt(max(1, len(logs) - 1))
 
 
-def _beside_others(changes: Sequence[float]) -> list[float]:
-    """Each less the middle one of the rest, of those that have others beside them."""
-    rests = [[*changes[:i], *changes[i + 1 :]] for i in range(len(changes))]
-    return [each - _median(rest) for each, rest in zip(changes, rests, strict=True) if rest]
+def _from_the_others(changes: Sequence[float]) -> list[float]:
+    """How far each change is from the median of the other changes; empty if there is only one."""
+    others = [[*changes[:i], *changes[i + 1 :]] for i in range(len(changes))]
+    return [each - _median(rest) for each, rest in zip(changes, others, strict=True) if rest]
 
 
 def _median(values: Sequence[float]) -> float:
@@ -94,5 +96,5 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _deviation(distances: Sequence[float]) -> float:
-    """The standard deviation as the median distance tells it, which no outlier can spoil."""
+    """The standard deviation of normal values, from their median distance: robust to outliers."""
     return 1.4826 * _median([abs(each) for each in distances])

@@ -1,4 +1,4 @@
-"""The results on a terminal."""
+"""Printing the results and the goals as tables."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,15 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clean_transformer.benchmark.judge import Judged
-from clean_transformer.benchmark.results.results import Result, Results
-from clean_transformer.benchmark.work import amount
+from clean_transformer.benchmark.judgment import Judged
+from clean_transformer.benchmark.results.data import Result, Results
+from clean_transformer.benchmark.work import format_value
 
 COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
 
 
 def print_results(results: Results, console: Console) -> None:
-    """A table for each measurement: what each contestant did, and how near the limit that is."""
+    """Print a table for each measurement: each contestant's values, and its share of the limit."""
     for rows in results.by_measurement():
         [title] = {row.measurement for row in rows.values()}
         table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
@@ -26,9 +26,9 @@ def print_results(results: Results, console: Console) -> None:
         for column in ("median", "quartiles", "tokens/s", "of limit", "KL"):
             table.add_column(column, justify="right", no_wrap=True)
         for part, row in rows.items():
-            entrant = part.entrant
-            work = f"{part.work}, {entrant.model}" if entrant.model != "small" else str(part.work)
-            table.add_row(work, entrant.contestant, entrant.dtype, *_figures(results, row))
+            setup = part.setup
+            work = f"{part.work}, {setup.model}" if setup.model != "small" else str(part.work)
+            table.add_row(work, setup.contestant, setup.dtype, *_figures(results, row))
         console.print(table)
         for part, row in rows.items():
             if not row.values:
@@ -40,17 +40,20 @@ def _figures(results: Results, row: Result) -> Iterator[str]:
         yield "[yellow]—[/]"
         return
     spread, work = row.spread, row.part.work
-    yield amount(spread.median, work)
-    yield f"{amount(spread.low, work)} – {amount(spread.high, work)}"
+    yield format_value(spread.median, work)
+    yield f"{format_value(spread.low, work)} – {format_value(spread.high, work)}"
     yield f"{row.tokens_per_second:,.0f}" if work.tokens else ""
     share = results.share_of_limit(row)
     yield f"{share.median:.0%}" if share else ""
-    narrow = row.kl_divergence is not None and row.part.entrant.dtype != "float32"
+    narrow = row.kl_divergence is not None and row.part.setup.dtype != "float32"
     yield f"{row.kl_divergence:.1g}" if narrow else ""
 
 
 def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Console) -> None:
-    """The goals, what was measured, and why where that is not enough."""
+    """Print each goal, what was measured, and why it was not held.
+
+    `absent` are the devices that this machine does not have.
+    """
     table = Table(box=box.SIMPLE, title="goals", title_justify="left", title_style="bold")
     table.add_column("device", no_wrap=True)
     table.add_column("what")
@@ -65,7 +68,7 @@ def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Consol
             goal.bound,
             goal.number(measured.median) if measured else "",
             f"[{COLORS[one.verdict]}]{one.verdict}[/]",
-            "there is no such device here" if goal.device in absent else escape(one.note),
+            f"this machine has no {goal.device}" if goal.device in absent else escape(one.note),
         )
     console.print(table)
     count = Counter(one.verdict for one in judged)

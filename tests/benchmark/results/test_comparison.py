@@ -1,4 +1,4 @@
-"""Two runs: what got slower, and what only the machine did."""
+"""Comparing two runs: what became slower, beyond the machine's drift and the noise."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from clean_transformer.benchmark.results import compare
+from clean_transformer.benchmark.results import comparison
+from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.results.file import write_results
-from clean_transformer.benchmark.results.results import Result, Results
 from clean_transformer.benchmark.work import Work
 from clean_transformer.cli import app
 
@@ -18,7 +18,7 @@ PEERS = ("limit", "transformers sdpa", "transformers eager", "HookedTransformer"
 
 
 def run(ours: float, machine: float = 1.0, jitter: float = 0.01, memory: float = 100.0) -> Results:
-    """Five rounds each, in which the machine is slower by that factor."""
+    """Five rounds of each contestant, on a machine that is slower by a factor."""
 
     def rows(contestant: str, seconds: float) -> Result:
         spread = (1, 1 + jitter, 1 - jitter, 1 + 2 * jitter, 1 - 2 * jitter)
@@ -29,7 +29,7 @@ def run(ours: float, machine: float = 1.0, jitter: float = 0.01, memory: float =
 
 
 def verdicts(before: Results, after: Results) -> list[str]:
-    return [change.verdict for change in compare.compare(before, after)[1]]
+    return [change.verdict for change in comparison.compare(before, after)[1]]
 
 
 def test_the_same_run():
@@ -41,29 +41,29 @@ def test_slower_and_faster():
     assert verdicts(run(1.3), run(1.0)) == ["faster", "the same"]
 
 
-def test_a_slower_machine_is_no_slower_model():
-    drift, [change, memory] = compare.compare(run(1.0), run(1.0, machine=1.5))
+def test_a_slower_machine_is_not_a_slower_model():
+    drift, [change, memory] = comparison.compare(run(1.0), run(1.0, machine=1.5))
     assert drift == pytest.approx(1.5)
     assert change.factor == pytest.approx(1.0)
     assert (change.verdict, memory.verdict) == ("the same", "the same")
 
 
-def test_a_machine_that_is_slower_for_a_while_is_no_slower_model():
+def test_a_machine_that_is_slower_for_a_while_is_not_a_slower_model():
     def twice(later: Results) -> Results:
         rows = [replace(row, measurement="later") for row in later.results]
         return Results({}, [*run(1.0).results, *rows])
 
-    _, changes = compare.compare(twice(run(1.0)), twice(run(1.0, machine=1.5)))
+    _, changes = comparison.compare(twice(run(1.0)), twice(run(1.0, machine=1.5)))
     assert [change.factor for change in changes] == pytest.approx([1.0] * 4)
-    alone = compare.compare(run(1.0), run(1.0))[1]
+    alone = comparison.compare(run(1.0), run(1.0))[1]
     assert [change.noise for change in changes] == pytest.approx([c.noise for c in alone] * 2)
 
 
-def test_noise_hides_what_it_may_have_made():
+def test_a_change_within_the_noise_is_not_reported():
     assert verdicts(run(1.0, jitter=0.2), run(1.3, jitter=0.2)) == ["the same", "the same"]
 
 
-def test_noise_of_times_is_none_of_bytes():
+def test_bytes_have_no_noise():
     _, kept, *peers = run(1.3, memory=110).results
     scattered = [
         replace(row, values=[factor * value for value in row.values])
@@ -73,14 +73,14 @@ def test_noise_of_times_is_none_of_bytes():
     assert verdicts(run(1.0), after) == ["the same", "slower"]
 
 
-def test_more_memory_counts_though_the_machine_is_slower():
+def test_more_memory_counts_although_the_machine_is_slower():
     assert verdicts(run(1.0), run(1.0, machine=1.5, memory=150)) == ["the same", "slower"]
 
 
-def test_peers_of_another_version_tell_nothing_of_the_machine():
+def test_peers_of_another_version_do_not_show_the_drift():
     after = run(1.0)
     after = Results({}, [*after.results[:2], *(_of_another_version(r) for r in after.results[2:])])
-    drift, _ = compare.compare(run(1.0), after)
+    drift, _ = comparison.compare(run(1.0), after)
     assert drift == 1.0
 
 
@@ -90,7 +90,7 @@ def _of_another_version(row: Result) -> Result:
 
 def test_nothing_in_common():
     with pytest.raises(ValueError, match="no measurement in common"):
-        compare.compare(run(1.0), results())
+        comparison.compare(run(1.0), results())
 
 
 def call(*arguments: str) -> tuple[int, str]:

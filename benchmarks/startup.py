@@ -1,0 +1,62 @@
+"""Measure how long the command line and the package take to start.
+
+Prints CPU seconds of fresh processes, and their ratio to `import torch`. CPU time depends less than
+wall-clock time on what else the machine does.
+
+    python -m benchmarks.startup --rounds 5
+"""
+
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+SCRIPT = str(Path(sys.executable).with_name("clean-transformer"))
+COMMANDS = {
+    "python, nothing imported": (sys.executable, "-c", "pass"),
+    "import torch": (sys.executable, "-c", "import torch"),
+    "import clean_transformer": (sys.executable, "-c", "import clean_transformer"),
+    "from clean_transformer import DemoTransformer": (
+        *(sys.executable, "-c"),
+        "from clean_transformer import DemoTransformer",
+    ),
+    "clean-transformer --help": (SCRIPT, "--help"),
+    "clean-transformer generate --help": (SCRIPT, "generate", "--help"),
+}
+UNIT = "import torch"
+
+
+def cpu_seconds(command: Sequence[str]) -> float:
+    """CPU seconds that a process and its children take, in user mode and in the kernel."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="How often each command runs.")] = 5,
+) -> None:
+    """Print the median CPU seconds of each command, and the ratio to `import torch`."""
+    for command in COMMANDS.values():  # fills the file cache
+        cpu_seconds(command)
+    taken = {name: list[float]() for name in COMMANDS}
+    for _ in range(rounds):
+        for name, command in COMMANDS.items():
+            taken[name].append(cpu_seconds(command))
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    table = Table("command", "CPU seconds", f"ratio to {UNIT}", box=None)
+    for name, seconds in medians.items():
+        table.add_row(name, f"{seconds:.2f}", f"{seconds / medians[UNIT]:.2f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

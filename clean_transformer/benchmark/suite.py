@@ -1,0 +1,109 @@
+"""The whole benchmark: write the weights, run the contestants, judge the goals."""
+
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clean_transformer.benchmark.contestants import CONTESTANTS
+from clean_transformer.benchmark.goals import goals
+from clean_transformer.benchmark.judgment import Judged, exit_status, judge
+from clean_transformer.benchmark.plan import measurements, plan_for
+from clean_transformer.benchmark.results.data import Results
+from clean_transformer.benchmark.running.models import processor, write_models
+from clean_transformer.benchmark.running.race import OnTurn, Race
+from clean_transformer.reports.environment import device_settings, environment
+from clean_transformer.support.devices import is_available
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished run: its results, the judged goals, and the devices that this machine lacks.
+
+    `judged` is None for a run of some contestants only.
+    """
+
+    results: Results
+    judged: Sequence[Judged] | None
+    absent: Sequence[str]
+
+    @property
+    def exit_status(self) -> int:
+        """0 all goals hold, 1 one is missed, 3 one was not measured although its device is here.
+
+        A run of some contestants only: 0 all of them were measured, 3 one was not.
+        """
+        if self.judged is not None:
+            return exit_status([one for one in self.judged if one.goal.device not in self.absent])
+        values = [result.values for result in self.results.results]
+        return 0 if values and all(values) else 3
+
+
+class Benchmark:
+    """The measurements on some devices; `run` makes them.
+
+    `quick` does less work, in about two minutes on a CPU. `only` names the contestants to run.
+    Goals compare contestants, so they are not judged then.
+
+    Raises `ValueError` for a contestant that does not exist.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[str] = ("cpu",),
+        *,
+        quick: bool = False,
+        only: Collection[str] | None = None,
+    ):
+        unknown = sorted({*(only or ())} - {*CONTESTANTS})
+        if unknown:
+            raise ValueError(
+                f"there is no contestant {', '.join(map(repr, unknown))}; "
+                f"there are: {', '.join(CONTESTANTS)}"
+            )
+        plans = {name: plan_for(name, quick) for name in devices}
+        self.quick, self.only = quick, only
+        self.present = [name for name in devices if is_available(name)]
+        self.measurements = [
+            one for name in self.present for one in measurements(name, plans[name], only)
+        ]
+        self.goals = [goal for name in devices for goal in goals(name, plans[name])]
+        self.absent = [name for name in devices if name not in self.present]
+
+    @property
+    def turns(self) -> int:
+        """The number of turns that `run` takes, for a progress bar."""
+        return sum(one.turns for one in self.measurements)
+
+    def run(
+        self,
+        threads: int = 0,
+        hooked_python: str | None = None,
+        on_turn: OnTurn = lambda part: None,
+    ) -> Report:
+        """Write the weights, measure the contestants, and judge the goals.
+
+        `threads` is the number of CPU threads (0: PyTorch's choice), and `hooked_python` the Python
+        of an environment that has transformer_lens 3.9.0. `on_turn` is called before each turn.
+        """
+        sizes = {part.setup.model for one in self.measurements for part in one.parts}
+        threads = threads or torch.get_num_threads()
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            folders, missing = write_models(sorted({"tiny", "small"} | sizes), Path(folder))
+            measured = Race(folders, threads, hooked_python, missing).run(
+                self.measurements, on_turn
+            )
+        results = Results(describe_run(self.present, threads, self.quick), measured)
+        judged = None if self.only else [judge(goal, results) for goal in self.goals]
+        return Report(results, judged, self.absent)
+
+
+def describe_run(devices: Sequence[str], threads: int, quick: bool) -> dict[str, str]:
+    """The environment of the run: versions, processor, threads, and the devices' settings."""
+    described = environment() | {"threads": str(threads), "run": "quick" if quick else "full"}
+    for device in devices:
+        for setting, value in device_settings(torch.device(device)).items():
+            described[f"{device}: {setting}"] = value
+    return described | {"processor": processor()}
