@@ -41,11 +41,11 @@ LAYERS = (
 # These two rooms have an order inside, too.
 SUB_LAYERS = {
     "parity": (
-        ("verdict", "oracle", "inputs"),
+        ("verdict", "oracle", "inputs", "limits"),
         ("references/*", "operations/*", "activations/*"),
         ("same_function", "invariants", "faults/*"),
         ("locate",),
-        ("results",),
+        ("results", "measurements"),
         ("suite",),
         ("report/*",),
         ("assertion",),

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clean_transformer.parity import suite
+from clean_transformer.parity import inputs, suite
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.faults import inject, no_float64
 from clean_transformer.parity.inputs import choose_modes, choose_weights, suite_tokens
+from clean_transformer.parity.measurements import cliff_inputs
 from clean_transformer.parity.results import DeviceRun
-from clean_transformer.parity.suite import check_device, cliff_inputs, run_suite
+from clean_transformer.parity.suite import check_device, run_suite
 from clean_transformer.parity.verdict import Verdict
-from clean_transformer.support import dtypes as choices
 from clean_transformer.support.devices import choose_devices
 from clean_transformer.support.dtypes import choose_dtypes
 from clean_transformer.weights.hub import HubError
@@ -56,8 +56,8 @@ def test_weights_fall_back_only_where_none_were_asked_for(monkeypatch: pytest.Mo
     def unreachable(*args: object) -> None:
         raise HubError("the hub is out of reach")
 
-    monkeypatch.setattr(choices, "read_pretrained", unreachable)
-    monkeypatch.setattr(choices, "stress", lambda cfg: {})
+    monkeypatch.setattr(inputs, "read_pretrained", unreachable)
+    monkeypatch.setitem(inputs.SYNTHETIC, "stress", lambda cfg: {})
     fallen_back = choose_weights(None)
     assert "synthetic 'stress' weights" in fallen_back.title
     assert fallen_back.title.endswith("because the hub is out of reach")

@@ -12,26 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.hooks import HookedModule
-from clean_transformer.parity.activations.isolated import Isolated, index_of_largest
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.limits import HEALTHY_RHO, WRONG_FACTOR, index_of_largest, rounding
 from clean_transformer.parity.oracle import trusted
-from clean_transformer.parity.verdict import SAME_FUNCTION
 from clean_transformer.support.numerics import upcast
-
-# How much larger than the CPU's a healthy device's error may be.
-HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
-
-
-WRONG_FACTOR = 10.0
-
-
-# What a float64 module's rounding may leave of its scale: SAME_FUNCTION of it is then WRONG.
-FLOAT64_ROUNDING = SAME_FUNCTION / (WRONG_FACTOR * HEALTHY_RHO[torch.float64])
-
-
-def rounding(dtype: torch.dtype) -> float:
-    """The share of a number by which healthy arithmetic may be off, however lucky another was."""
-    # In float64, the oracle rounds just as much.
-    return FLOAT64_ROUNDING if dtype == torch.float64 else torch.finfo(dtype).eps / 2
 
 
 def is_whole(part: nn.Module) -> bool:

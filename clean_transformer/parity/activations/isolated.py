@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
-from clean_transformer.parity.activations.bounds import ATTEND, LINEAR, PASSED_ON, RULES, Kind
-from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, smallest_kept, trusted
+from clean_transformer.parity.activations.bounds import PASSED_ON, PRODUCTS, RULES, Rule, Seen
+from clean_transformer.parity.limits import (
+    SELDOM_EXCEEDED,
+    Kind,
+    error_ratios,
+    index_of_largest,
+    square,
+    verdict_of,
+)
+from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.numerics import upcast
 
@@ -68,12 +76,8 @@ class Isolated:
 
     @property
     def verdict(self) -> Verdict:
-        """WRONG beyond any order of rounding, DEGRADED beyond a healthy one."""
-        if self.lower_precision:
-            return Verdict.DEGRADED
-        if self.ratio <= self.healthy:
-            return Verdict.PASS
-        return Verdict.WRONG if self.ratio > self.wrong else Verdict.DEGRADED
+        """PASS, DEGRADED beyond a healthy rounding error, WRONG beyond any rounding error."""
+        return verdict_of(self.ratio, self.healthy, self.wrong, self.lower_precision)
 
 
 @torch.no_grad()
@@ -104,15 +108,7 @@ def isolate(
             made_by, its = oracle.get_submodule(part), seen[part]
             rule = RULES.get(type(made_by), {}).get(point, PASSED_ON)
             u = _roundoff(rule.kind, device[name].dtype, autocast)
-            scale = rule.scale(made_by, its, value, u)
-            limits = rule.kind.limits(rule.summed(made_by, its), u)
-            label = (name, case, path)
-            row, ratios, error = _judge(label, device[name], value, rule.kind, u, scale, limits)
-            if row.verdict is not Verdict.PASS and rule.kind in (LINEAR, ATTEND):
-                gathered = rule.terms(made_by, its, torch.square).sqrt()
-                lower = _lower_precision(ratios, error / gathered, row.healthy, u)
-                row = replace(row, lower_precision=lower)
-            rows.append(row)
+            rows.append(_judge((name, case, path), device[name], value, rule, made_by, its, u))
         return rows
 
 
@@ -163,64 +159,60 @@ def owner_of(name: str) -> tuple[str, str]:
 
 
 def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
-    # Autocast multiplies matrices in its own precision, whatever it returns.
-    lowered = autocast is not None and kind in (LINEAR, ATTEND)
-    return UNIT_ROUNDOFF[autocast if lowered and autocast else dtype]
+    # Autocast multiplies matrices in its own precision, whatever dtype it returns.
+    return UNIT_ROUNDOFF[autocast if autocast and kind in PRODUCTS else dtype]
 
 
 def _judge(
     label: tuple[str, str, str],
     device: Tensor,
     exact: Tensor,
-    kind: Kind,
+    rule: Rule,
+    module: nn.Module,
+    seen: Seen,
     u: float,
-    scale: Tensor,
-    limits: tuple[float, float],
-) -> tuple[Isolated, Tensor, Tensor]:
+) -> Isolated:
     name, case, path = label
     given = upcast(device)
     error = torch.where(given == exact, 0.0, (given - exact).abs())
-    allowed = u * scale + (smallest_kept(device.dtype) if kind.healthy else 0.0)
-    ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
+    ratios = error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
+    ratio, rms = float(ratios.max()), float(ratios.square().mean().sqrt())
+    healthy, wrong = rule.kind.limits(rule.summed(module, seen), u)
     axis = HEAD_AXIS.get(name.split(".")[-1])
-    heads = ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist() if axis else []
-    rms = float(ratios.square().mean().sqrt())
-    row = Isolated(
+    lower = ""
+    if ratio > healthy and rule.kind in PRODUCTS:
+        typical = rule.terms(module, seen, square).sqrt()
+        lower = _lower_precision(ratios, error / typical, healthy, u)
+    return Isolated(
         name=name,
         case=case,
         path=path,
-        operation=kind.name,
-        ratio=float(ratios.max()),
-        healthy=limits[0],
-        wrong=limits[1],
+        operation=rule.kind.name,
+        ratio=ratio,
+        healthy=healthy,
+        wrong=wrong,
         rms_ratio=rms,
         bits=-math.log2(rms * u) if rms else math.inf,
         worst_index=index_of_largest(ratios),
-        per_head=tuple(heads),
+        per_head=tuple(ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist()) if axis else (),
+        lower_precision=lower,
     )
-    return row, ratios, error
-
-
-def index_of_largest(values: Tensor) -> tuple[int, ...]:
-    """Where in the tensor its largest value is."""
-    place = torch.unravel_index(values.argmax(), values.shape)
-    return tuple(int(index) for index in place)
 
 
 def _lower_precision(ratios: Tensor, relative: Tensor, healthy: float, u: float) -> str:
-    """The precision in which the errors would be healthy, where nearly all of them are that large.
+    """The name of the precision in which the errors would be healthy, or "".
 
-    Rounding to a lower precision moves nearly every element, a fault in a kernel only some. Of two
-    precisions the `relative` errors tell, in units of what independent roundings of the products
-    add up to: they seldom reach eight roundings.
+    Rounding to a lower precision moves nearly every element, and a faulty kernel only some: so the
+    median must be too large. If two precisions fit, choose the one whose errors, `relative` to
+    what independent roundings add up to, stay below 8 roundings.
     """
     if float(ratios.median()) <= healthy:
         return ""
-    explain = {
+    fitting = {
         lower: name
         for lower, name in LOWER_PRECISION.items()
         if float(ratios.max()) * u / lower <= healthy
     }
     largest = float(relative.nan_to_num(0.0).max())
-    typical = (name for lower, name in explain.items() if largest <= 8 * lower)
-    return next(typical, [*explain.values(), ""][0])
+    typical = (name for lower, name in fitting.items() if largest <= SELDOM_EXCEEDED * lower)
+    return next(typical, [*fitting.values(), ""][0])

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.operations.call import Call
-from clean_transformer.parity.operations.known_issues import Condition, factor_positions, is_causal
+from clean_transformer.parity.operations.conditions import factor_positions, is_causal
+from clean_transformer.parity.operations.known_issues import Condition
 
 # Takes the operation, its arguments and its options, and gives a wrong result.
 Corruption = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]

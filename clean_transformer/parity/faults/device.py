@@ -25,15 +25,8 @@ from clean_transformer.parity.faults.corruptions import (
     with_result,
 )
 from clean_transformer.parity.operations.call import Call
-from clean_transformer.parity.operations.known_issues import (
-    HALF,
-    KNOWN_ISSUES,
-    Condition,
-    factors,
-    is_dtype,
-    n_columns,
-    n_rows,
-)
+from clean_transformer.parity.operations.conditions import factors, is_dtype, n_columns, n_rows
+from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES, Condition
 
 
 def known(name: str, corrupt: Corruption, **traits: bool) -> DeviceFault:

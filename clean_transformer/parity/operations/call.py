@@ -40,6 +40,11 @@ class Operand:
             expected *= length
         return True
 
+    def contiguous(self) -> "Operand":
+        """The same shape in contiguous memory, from the start of its storage."""
+        stride = torch.empty(self.shape, device="meta").stride()
+        return Operand(self.shape, stride, 0, self.dtype, self.device)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -65,3 +70,17 @@ class Call:
     def name(self) -> str:
         """The operation without namespace and overload: "mm" of "aten.mm.default"."""
         return self.operation.split(".")[1]
+
+
+def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tensor:
+    """The values, which are on the CPU, on that device with that stride and storage offset."""
+    length = layout.storage_offset + 1
+    length += sum((n - 1) * step for n, step in zip(layout.shape, layout.stride, strict=True))
+    # Behind an expanded tensor there are zeros, for a device that overlooks its strides.
+    length = max(length, layout.storage_offset + values.numel())
+    base = torch.zeros(length, dtype=values.dtype, device="cpu")
+    places = torch.arange(base.numel(), device="cpu").as_strided(
+        layout.shape, layout.stride, layout.storage_offset
+    )
+    base[places] = values
+    return base.to(device).as_strided(layout.shape, layout.stride, layout.storage_offset)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clean_transformer.parity.operations.call import Operand
-from clean_transformer.parity.operations.check import Finding, check_operations, lay_out
+from clean_transformer.parity.operations.call import Operand, lay_out
+from clean_transformer.parity.operations.check import check_operations
+from clean_transformer.parity.operations.diagnosis import Finding
 from clean_transformer.parity.verdict import Verdict
 
 # What is in a probe's tensor; the ids are of a vocabulary of 50.
