@@ -1,4 +1,4 @@
-"""The whole parity suite: every question, on every device and in every dtype asked for."""
+"""The parity suite: all three questions, on every device, in every dtype and mode asked for."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -31,7 +31,7 @@ from clean_transformer.support.dtypes import DTYPES
 def same_function(
     weights: Weights, reference: str, tokens: Int[Tensor, "batch pos"]
 ) -> ParityReport:
-    """Question 1: our model beside the reference, both in float64 on the CPU."""
+    """Question 1: compare our model with the reference of that name, in float64 on the CPU."""
     with trusted():
         state = {name: value.double() for name, value in weights.state.items()}
         model = DemoTransformer.from_state_dict(state, weights.cfg)
@@ -48,7 +48,11 @@ def check_device(
     reference: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> DeviceRun:
-    """Questions 2 and 3 on one device in one dtype."""
+    """Questions 2 and 3 on one device, in one dtype and mode.
+
+    `on_step` is called with the name of each step before it begins. With a `reference`, its drift
+    is measured too. A device that this machine lacks is NOT CHECKED, with that reason.
+    """
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
     reason = _cannot_check(device, dtype, mode)
     if reason:
@@ -98,9 +102,9 @@ def run_suite(
     no_reference: str = "",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> SuiteReport:
-    """Question 1 once, then each device in each dtype and mode.
+    """Question 1 once, then questions 2 and 3 on each device in each dtype and mode.
 
-    Without a reference the first question is NOT CHECKED, and `no_reference` says why.
+    Without a `reference`, question 1 is NOT CHECKED, and `no_reference` is the reason.
     """
     tokens = suite_tokens(weights.cfg, 2, min(33, weights.cfg.n_ctx))
     same = None

@@ -38,8 +38,8 @@ from clean_transformer.parity.limits import (
 )
 from clean_transformer.parity.operations.attention import attention
 
-# A module's activations in float64, as the device gave them: "input" (and "input 1", …), and its
-# hook points by name.
+# The device's activations of one module, in float64: "input" (then "input 1", …), and the hook
+# points by name.
 Seen = Mapping[str, Tensor]
 
 # The kinds that multiply matrices: TF32, autocast and half precision treat them differently.

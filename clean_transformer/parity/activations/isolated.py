@@ -1,8 +1,8 @@
-"""Question 2: does this device compute accurately? Each activation judged by its own error.
+"""Question 2: does this device compute accurately? Judges each activation by its own error.
 
-The oracle is the same model in float64 on the CPU. In one forward pass of it every activation is
-first recorded and then replaced by the device's, so that each is computed from exactly what the
-device had (teacher forcing): an error shows where it is introduced, and nowhere else.
+The oracle is the same model in float64 on the CPU. During its forward pass, each activation is
+recorded and then replaced by the device's. So the oracle computes every activation from the
+device's own inputs, and an error shows only where the device introduces it.
 """
 
 import math
@@ -30,17 +30,15 @@ from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, trus
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.numerics import upcast
 
-# Watching an activation makes its module compute it; each path is what other users of it run.
+# A module computes these activations only when somebody watches them. So what is watched decides
+# which kernels run. Each path is one such choice, by the names of the hook points.
 INNER = ("hook_attn_scores", "hook_pattern", "hook_scale", "hook_normalized")
-
-
 PATHS: dict[str, Callable[[str], bool]] = {
     "fused": lambda point: point not in INNER + PER_HEAD,
     "explicit": lambda point: point not in PER_HEAD,
     "per head": lambda point: True,
 }
-
-
+# The axis of the heads in the activations that have one.
 HEAD_AXIS = {
     "hook_q": 2,
     "hook_k": 2,
@@ -54,11 +52,12 @@ HEAD_AXIS = {
 
 @dataclass(frozen=True)
 class Isolated:
-    """The error that one activation introduces, in units of u G.
+    """The error that one activation introduces, in units of u G (see `parity/limits.py`).
 
-    `ratio` is the largest, `rms_ratio` the root mean square; `per_head` the largest of each head.
-    Above `healthy` it does not pass, above `wrong` no order of rounding explains it. `bits` is the
-    effective precision, -log2 of the root mean square error relative to G.
+    `ratio` is the largest error of an element, `rms_ratio` the root mean square, and `per_head` the
+    largest of each head. `healthy` and `wrong` are the limits of `ratio`. `bits` is the effective
+    precision: −log₂ of the root mean square error relative to G. `lower_precision` names the
+    precision that explains all errors, if one does. `case` and `path` say what was run.
     """
 
     name: str
@@ -89,10 +88,11 @@ def isolate(
     case: str = "",
     autocast: torch.dtype | None = None,
 ) -> list[Isolated]:
-    """Run the module, then the oracle on the module's own activations, and judge each of them.
+    """Run the module, then the oracle on the module's own activations, and judge each activation.
 
-    `path` says what is watched: "fused" leaves attention and LayerNorm their single kernels,
-    "explicit" watches scores, patterns and scales, "per head" everything. `case` is a label.
+    `path` says what is watched. "fused" leaves attention and LayerNorm as single kernels,
+    "explicit" watches scores, patterns and scales too, and "per head" watches everything. `case`
+    is a label for the rows. Under autocast, `autocast` is the dtype of the products.
     """
     names = watched_names(module, path)
     device_type = inputs[0].device.type
@@ -113,7 +113,7 @@ def isolate(
 
 
 def watched_names(module: HookedModule, path: str) -> list[str]:
-    """The hook points of the path, and every submodule that has activations, for its output."""
+    """The hook points of the path, and each submodule that has hook points, for its output."""
     return [
         name
         for name, part in module.named_modules()
@@ -133,7 +133,7 @@ def _isolate_calls(
         for index, tensor in enumerate(tensors):
             seen[name][f"input {index}" if index else "input"] = tensor
 
-    def force(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
+    def record_and_replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
         exact[name] = value
         given = upcast(device[name])
         owner, point = owner_of(name)
@@ -146,14 +146,14 @@ def _isolate_calls(
                 handle = part.register_forward_pre_hook(partial(take_inputs, name))
                 placed.callback(handle.remove)
             if name in device:
-                handle = part.register_forward_hook(partial(force, name))
+                handle = part.register_forward_hook(partial(record_and_replace, name))
                 placed.callback(handle.remove)
         oracle(*(upcast(x) for x in inputs))
     return exact, seen
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """The module that makes an activation, and which of its activations it is."""
+    """The path of the module that makes an activation, and its hook point's name or "output"."""
     owner, point = name.rpartition(".")[::2]
     return (owner, point) if point.startswith("hook_") else (name, "output")
 

@@ -1,7 +1,7 @@
-"""Faults to plant: a parity suite is worth what it finds of these.
+"""Faults to plant, by name. They show what a check finds.
 
-A semantic fault makes our model another function; a device fault makes an operation on the CPU
-return what a wrong device would. Both are tables, one row a fault.
+A semantic fault changes the function that our model computes. A device fault makes an operation on
+the CPU return what a faulty device would return. Both kinds are tables, with one row a fault.
 
     with inject("linear-noncontiguous-weight"):
         logits = model(tokens)
@@ -18,7 +18,7 @@ from clean_transformer.parity.faults.semantic.edits import weight_changed as wei
 
 
 def inject(name: str) -> AbstractContextManager[Any]:
-    """Within it, the fault of that name; faults nest, and an exception ends them too.
+    """Plant the fault of that name for the length of a `with` block. Faults nest.
 
     Raises `ValueError` for a name that no fault has.
     """

@@ -31,7 +31,7 @@ def attention(
     scale: float,
     normalize: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
 ) -> tuple[Tensor, Tensor]:
-    """normalize(scale * q k^T + mask) v, and the pattern. A mask of booleans is True to keep."""
+    """normalize(scale * q k^T + mask) v, and the pattern. A boolean mask is True for seen keys."""
     scores = scale * (q @ k.transpose(-2, -1))
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     pattern = normalize(scores)

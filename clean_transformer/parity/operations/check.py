@@ -1,4 +1,4 @@
-"""Question 3: which operation goes wrong first? Every ATen call beside its float64 replay."""
+"""Question 3: which operation goes wrong first? Compares every ATen call with a float64 replay."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,10 +17,11 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass
 class OperationsReport:
-    """What a run under the check saw; it ends at the first WRONG operation.
+    """What a run under the check found. The run ends at the first WRONG operation.
 
-    `seen` counts every call that has values, `not_checked` those that could not be compared, both
-    by the operation's name; `largest` is the largest ratio of each.
+    All three tables are by operation name. `seen` counts the calls that return values,
+    `not_checked` the calls that could not be compared, and `largest` has the largest ratio.
+    `finding` is the first WRONG call or, without one, the first DEGRADED call.
     """
 
     seen: Counter[str] = field(default_factory=Counter)
@@ -30,27 +31,27 @@ class OperationsReport:
 
     @property
     def compared(self) -> Counter[str]:
-        """How many calls were compared, by name."""
+        """The number of compared calls by operation name."""
         return self.seen - self.not_checked
 
     @property
     def verdict(self) -> Verdict:
-        """The finding's; PASS only if there is none and every call was compared."""
+        """The finding's verdict; without one, PASS if all calls were compared, else NOT CHECKED."""
         if self.finding is not None:
             return self.finding.verdict
         return Verdict.NOT_CHECKED if self.not_checked or not self.seen else Verdict.PASS
 
 
 class _FirstWrong(Exception):
-    """Ends the run."""
+    """Ends the run at the first WRONG operation."""
 
 
 def check_operations(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> OperationsReport:
-    """Run the function, without gradients, and compare every ATen operation that it calls."""
+    """Run `function(*inputs, **arguments)` without gradients and judge every ATen call in it."""
     checker = _Checker()
-    # Under inference mode a dispatch mode would see whole compositions instead of kernels.
+    # In inference mode, a dispatch mode would see composite operations instead of kernels.
     with torch.inference_mode(False), torch.no_grad():
         try:
             with checker:
@@ -63,16 +64,15 @@ def check_operations(
 def first_wrong_operation(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> Finding | None:
-    """The first WRONG operation of that run; without one, the first DEGRADED; else `None`.
+    """The `finding` of `check_operations`: the first WRONG call, else the first DEGRADED one.
 
-    `None` says that nothing that could be compared was found wrong: `check_operations` tells what
-    was compared.
+    None means that all calls that could be compared are right.
     """
     return check_operations(function, *inputs, **arguments).finding
 
 
 class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Compares each call on its way; whatever mode is below, it too sees every call and retry."""
+    """Judges every call. A dispatch mode below this one, such as a planted fault, sees them too."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Questions about the layout and the arguments of a call, from which known issues are built."""
+"""Questions about the arguments of a call, from which the conditions of faults are built."""
 
 from itertools import pairwise
 from math import prod
@@ -9,7 +9,7 @@ from clean_transformer.parity.operations.call import Call, Operand
 
 
 def factor_positions(operation: str) -> tuple[int, int]:
-    """Where the two factors of a product stand among its arguments: addmm's first is the bias."""
+    """The positions of a product's two factors among its arguments; addmm starts with a bias."""
     return (1, 2) if operation in ("addmm", "baddbmm") else (0, 1)
 
 
@@ -20,18 +20,18 @@ def factors(call: Call) -> tuple[Operand, Operand]:
 
 
 def n_rows(call: Call) -> int:
-    """The rows of a product's result, over all of a batch that `linear` folds into one."""
+    """The number of rows of a product's result. `linear` merges all leading axes into rows."""
     left = factors(call)[0].shape
     return prod(left[:-1]) if call.name == "linear" else left[-2]
 
 
 def n_columns(call: Call) -> int:
-    """The columns of a product's result. The weight of `linear` is [out in]."""
+    """The number of columns of a product's result. The weight of `linear` is [out in]."""
     return factors(call)[1].shape[-2 if call.name == "linear" else -1]
 
 
 def is_contiguous(call: Call, *positions: int) -> bool:
-    """Whether all of those operands are contiguous."""
+    """Whether the operands at those positions are contiguous."""
     return all(call.operands[position].is_contiguous for position in positions)
 
 
@@ -41,7 +41,7 @@ def is_dtype(call: Call, *dtypes: torch.dtype) -> bool:
 
 
 def is_causal(call: Call) -> bool:
-    """Whether an attention asks for the causal mask: the argument after the dropout rate."""
+    """Whether the call of an attention has `is_causal`, which follows the dropout rate."""
     placed = any(
         isinstance(before, float) and flag is True for before, flag in pairwise(call.arguments)
     )
@@ -49,5 +49,5 @@ def is_causal(call: Call) -> bool:
 
 
 def has_mask(call: Call) -> bool:
-    """Whether an attention is given a mask: a fourth tensor."""
+    """Whether the call of an attention has a mask, its fourth tensor."""
     return len(call.operands) > 3

@@ -1,4 +1,4 @@
-"""A wrong call tried again in other ways, and what follows from that."""
+"""Tries a wrong call again in other layouts and forms, and concludes what makes it wrong."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +24,14 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Finding:
-    """A call that broke its bound, what was tried, and what was concluded.
+    """A call that broke its bound, what was tried, and the diagnosis.
 
-    `arguments` and `keywords` are the call's with an `Operand` for each tensor, whose smallest and
-    largest values are in `ranges`, in the order of `call.operands`. The ratios are those of trying
-    the same values once more: as they were, in contiguous memory without a storage offset, and in
-    the unfused form; `None` where that is not different or does not exist.
+    `arguments` and `keywords` are those of the call, with an `Operand` in the place of each tensor.
+    `ranges` has the smallest and the largest value of each tensor, in the order of `call.operands`.
+    `index` counts the calls before this one. The call was tried again with the same values:
+    unchanged (`repeat_ratio`), with contiguous tensors (`contiguous_ratio`, None if they were
+    contiguous already), and in small steps (`unfused_ratio`, None if there is no such form).
+    `known` names the known issues that match.
     """
 
     call: Call
@@ -47,22 +49,22 @@ class Finding:
 
     @property
     def ratio(self) -> float:
-        """The largest error in units of its bound's u G."""
+        """The largest error in units of u G."""
         return self.judgment.ratio
 
     @property
     def bits(self) -> float:
-        """The effective precision."""
+        """The effective precision in bits."""
         return self.judgment.bits
 
     @property
     def verdict(self) -> Verdict:
-        """WRONG, or DEGRADED for a lower precision or more than the healthy ratio."""
+        """WRONG or DEGRADED."""
         return self.judgment.verdict
 
 
 class Attempt:
-    """A call's inputs, kept on the CPU from before it ran, to be tried again in other layouts."""
+    """A call with copies of its inputs on the CPU from before it ran, to try it again."""
 
     def __init__(self, func: Any, args: Any, kwargs: dict[str, Any]):
         self.func = func
@@ -76,12 +78,12 @@ class Attempt:
         self.devices = {place: self.leaves[place].device for place in self.layouts}
         with trusted():
             for place in self.layouts:
-                # A copy: the call may write into its arguments.
+                # The call may write into its arguments, so keep copies.
                 copy = self.leaves[place].detach().to("cpu", copy=True)
                 self.leaves[place] = copy.contiguous()
 
     def expect(self, output: Any) -> list[Expected | None] | None:
-        """What each output must be; `None` for a call that cannot be checked."""
+        """What each output must be; None for a call that cannot be checked."""
         floats = [
             leaf.dtype
             for leaf in tree_leaves(output)
@@ -94,7 +96,7 @@ class Attempt:
         return expected if expected is not None and any(expected) else None
 
     def with_layouts(self, layouts: dict[int, Operand]) -> tuple[Any, dict[str, Any]]:
-        """The arguments on the device, with the values from before the call."""
+        """The arguments on the device in those layouts, with the values from before the call."""
         leaves = [*self.leaves]
         for place, layout in layouts.items():
             with trusted():
@@ -102,12 +104,12 @@ class Attempt:
         return tree_unflatten(leaves, self.form)
 
     def retry(self, expected: list[Expected | None], layouts: dict[int, Operand]) -> Judgment:
-        """The same call with the same values, laid out like that."""
+        """The judgment of the same call with the same values in those layouts."""
         args, kwargs = self.with_layouts(layouts)
         return judge(expected, self.func(*args, **kwargs))
 
     def diagnose(self, expected: list[Expected | None], judgment: Judgment, index: int) -> Finding:
-        """Try the call again, in other ways, and conclude."""
+        """Try the call again in other ways, and conclude."""
         plain = {place: layout.contiguous() for place, layout in self.layouts.items()}
         repeated = self.retry(expected, self.layouts)
         contiguous = self.retry(expected, plain) if plain != self.layouts else None
@@ -140,7 +142,7 @@ class Attempt:
         )
 
     def retry_unfused(self, expected: list[Expected | None]) -> Judgment | None:
-        """The same on the device in small steps; the first output only."""
+        """The judgment of the same call in small steps on the device, for the first output only."""
         unfused = UNFUSED.get(operation_name(self.func))
         if unfused is None:
             return None
@@ -148,7 +150,7 @@ class Attempt:
         return judge(expected[:1], unfused(named))
 
     def guilty_layout(self, expected: list[Expected | None]) -> str:
-        """The one argument, and its property, without which the call is right."""
+        """The single argument whose layout makes the call wrong, in words."""
         names = [argument.name for argument in self.func._schema.arguments]
         keys = [*tree_unflatten([*range(len(self.leaves))], self.form)[0]]
         for place, layout in self.layouts.items():

@@ -21,12 +21,13 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Judgment:
-    """One call's outputs beside the exact ones.
+    """The verdict on one call.
 
-    `ratio` is the largest |device - exact| / (u G + η), infinite where the device's number is not
-    one or where equality was due; `output` and `worst` say where. `bits` is the effective
-    precision -log₂ RMS(|device - exact| / G). `precision` names the lower precision that alone
-    explains the error; `must_equal` says that no error was allowed.
+    `ratio` is the largest |device − exact| / (u G + η). It is infinite for NaN, and for any
+    difference of an output that `must_equal` the exact one. `output` is the number of the output,
+    and `worst` the index of the largest ratio in it. `bits` is the effective precision,
+    −log₂ RMS(|device − exact| / G). `precision` names the lower precision that explains the error,
+    if one does.
     """
 
     verdict: Verdict
@@ -39,7 +40,7 @@ class Judgment:
 
 
 def judge(expected: list[Expected | None], output: Any) -> Judgment:
-    """The first output's of the worst verdict or, where all are right, the largest ratio's."""
+    """The judgment of the worst output; if all pass, of the one with the largest ratio."""
     with trusted():
         judgments = [
             _judge(number, wanted, actual)
@@ -60,7 +61,7 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgment:
     exact, dtype = expected.exact, actual.dtype
     if actual.shape != exact.shape:
         return Judgment(Verdict.WRONG, math.inf, -math.inf, number)
-    # Rounded, an exact result may be infinite in the dtype: then infinity is right.
+    # A result that is too large for the dtype rounds to infinity, and then infinity is right.
     rounded = exact.to(dtype)
     equal = (actual == rounded) | (actual.isnan() & rounded.isnan())
     if actual.numel() == 0 or (expected.scale is None and bool(equal.all())):

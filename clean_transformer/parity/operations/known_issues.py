@@ -1,4 +1,4 @@
-"""Faults of devices that people have met, as data: what a wrong operation is matched against."""
+"""Known faults of devices, one row each, to match a wrong operation with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,10 +31,11 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class KnownIssue:
-    """An operation that a device got wrong.
+    """A reported fault of an operation.
 
-    `operations` are names of ATen operations without namespace and overload; `condition` says
-    which of their calls are affected. `seen` cites the report, with the versions where known.
+    `operations` are names of ATen operations without namespace and overload. `condition(call)` says
+    which of their calls are affected. `devices` are the kinds of devices that had the fault. `seen`
+    cites the report, with the versions of PyTorch where they are known.
     """
 
     name: str
@@ -46,21 +47,21 @@ class KnownIssue:
     workaround: str
 
     def matches(self, call: Call) -> bool:
-        """Whether this fault would touch that call, on a device that has it."""
+        """Whether the call would go wrong on a device that has this fault."""
         return call.name in self.operations and self.condition(call)
 
 
 def match(call: Call) -> list[KnownIssue]:
-    """The known faults that fit a call: those of its own device first, the most specific first.
+    """The known issues that fit the call: its own device's first, then in the order of the table.
 
-    A match is a lead, not a proof: it says nothing of the values.
+    A match is a lead, not a proof, because it does not look at the values.
     """
     devices = {operand.device for operand in call.operands}
     found = [fault for fault in KNOWN_ISSUES if fault.matches(call)]
     return sorted(found, key=lambda fault: devices.isdisjoint(fault.devices))
 
 
-# The most specific first.
+# The most specific issues come first.
 KNOWN_ISSUES = (
     KnownIssue(
         "sdpa-short-transposed-query",

@@ -1,4 +1,4 @@
-"""A finding as a script that stands alone, to be attached to a report of the fault."""
+"""Writes a finding as a stand-alone script, to attach to a bug report."""
 
 import math
 from collections.abc import Iterator
@@ -62,11 +62,12 @@ SUMS = frozenset(("mm", "bmm", "matmul", "linear", "addmm", "baddbmm", "sum", "m
 
 
 def reproduction_script(finding: Finding) -> str:
-    """Python source of under 40 lines that needs torch alone and fails where the device is faulty.
+    """Python source of under 40 lines that needs torch alone and fails on a faulty device.
 
-    It draws its own numbers in the layout of the finding's tensors, of size 1 but for the highest
-    that was there. The error may be up to 100 u times the operation on absolute values, for sums of
-    products, or 1 + |expected|; in half precision 8 u, and sums of products as in `op_bounds`.
+    The script draws its own numbers of size 1, in the layouts of the finding's tensors, and puts
+    the largest value of the finding first. An error may be ALLOWED u times a scale, or in half
+    precision the limit of `LINEAR` times u. The scale is Σ|xW| for sums of products in float32,
+    |expected| + √Σ(xW)² in half precision, and 1 + |expected| for all other operations.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")
@@ -88,7 +89,7 @@ def reproduction_script(finding: Finding) -> str:
 
 
 def _arguments(finding: Finding, form: str) -> str:
-    """The source of the call's arguments, each tensor's name in that form."""
+    """The source of the call's arguments, with each tensor's name formatted by `form`."""
     numbers = iter(range(len(finding.call.operands)))
     positional = [_source(value, numbers, form) for value in finding.arguments]
     keywords = [

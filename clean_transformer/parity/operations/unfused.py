@@ -1,4 +1,4 @@
-"""Fused operations in small steps, to try on the device under test which form is right."""
+"""Fused operations in small steps. On the device under test, they show which form is wrong."""
 
 import math
 from collections.abc import Callable, Mapping

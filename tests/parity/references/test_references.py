@@ -96,7 +96,7 @@ def missing(monkeypatch, *packages: str) -> None:
 
     monkeypatch.setattr(base, "import_module", fail)
     monkeypatch.setattr(base, "version", no_version)
-    monkeypatch.setattr(huggingface, "find_spec", lambda package: package not in packages)
+    monkeypatch.setattr(huggingface, "find_spec", lambda name: None if name in packages else name)
 
 
 def test_without_transformer_lens_hugging_face_is_the_reference(monkeypatch):

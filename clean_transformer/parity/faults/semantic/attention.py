@@ -18,7 +18,7 @@ def masked(
     hides: Callable[[Tensor, Tensor], Tensor] = lambda query, key: key > query,
     fill: float = -math.inf,
 ) -> Edit:
-    """Fill the scores where `hides`, of the positions of query and key, says so."""
+    """An edit that fills the scores where `hides(query position, key position)` is True."""
 
     def mask(scores: Tensor) -> Tensor:
         n_queries, n_keys = scores.shape[-2:]
@@ -36,7 +36,7 @@ def mixing(
     mask: Edit = CAUSAL,
     normalize: Edit = lambda scores: scores.softmax(-1),
 ) -> Changes:
-    """Attention with another scale, mask or softmax, on both of its paths."""
+    """Attention with another divisor of the scores, mask or softmax, on both of its paths."""
 
     def mix(
         q: Tensor,

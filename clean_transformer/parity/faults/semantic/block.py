@@ -16,7 +16,7 @@ def wired(
     mlp_reads: Callable[[Tensor, Tensor], Tensor] = lambda resid_pre, resid_mid: resid_mid,
     post: Callable[[Tensor, Tensor], Tensor] = torch.add,
 ) -> Changes:
-    """Blocks whose residual stream runs otherwise."""
+    """Blocks with other sums after attention and MLP, or another input of the MLP."""
 
     def forward(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
         resid_pre = self.hook_resid_pre(resid_pre)
@@ -29,7 +29,7 @@ def wired(
 
 
 def post_norm(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
-    """A block that normalizes after each addition, as the first GPT did (Radford et al. 2018)."""
+    """A block's `forward` that normalizes after each sum, as in GPT-1 (Radford et al. 2018)."""
     resid_pre = self.hook_resid_pre(resid_pre)
     attn_out = self.hook_attn_out(self.attn(resid_pre, kv_cache=kv_cache))
     resid_mid = self.ln1(self.hook_resid_mid(resid_pre + attn_out))

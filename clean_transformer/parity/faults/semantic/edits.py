@@ -1,8 +1,8 @@
-"""Wrong GPT-2s: mistakes that people make in writing one, planted in our classes.
+"""`SemanticFault`, and the edits of our classes that faults are made of.
 
-Each fault replaces methods of classes, or a function of a module, for as long as it is planted. So
-it acts on every model, made before or after, on the explicit path and on the fused one; no stored
-weight changes, and no other implementation of GPT-2 notices.
+While a fault is planted, it replaces methods of our classes or functions of our modules. So it acts
+on every model, made before or after, on the explicit path and on the fused path. Stored weights do
+not change, and other implementations of GPT-2 do not notice.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,22 +17,18 @@ from torch.func import functional_call
 from clean_transformer.model import DemoTransformer
 
 Edit = Callable[[Tensor], Tensor]
-
-
-# An owner, the name of its attribute, and what makes the faulty one of the right one.
+# A class or a module, the name of an attribute, and a function from the right to the faulty value.
 Change = tuple[Any, str, Callable[[Any], Any]]
-
-
 Changes = tuple[Change, ...]
 
 
 @dataclass(frozen=True)
 class SemanticFault:
-    """A model that computes another function.
+    """A mistake that makes the model another function.
 
-    `first` is the earliest activation that differs, as a pattern for `fnmatch`: a hook point, or
-    the output of a LayerNorm, which has no hook point. One that is never computed differs too.
-    `in_logits` is False where the mistake cancels, and the logits differ by rounding at most.
+    `first` is the first activation that differs, as a pattern for `fnmatch`. It is a hook point or
+    a LayerNorm, for its output. An activation that is no longer computed counts as different.
+    `in_logits` is False where the mistake cancels out, so that the logits differ by rounding only.
     """
 
     name: str
@@ -42,13 +38,13 @@ class SemanticFault:
     in_logits: bool = True
 
     def plant(self) -> AbstractContextManager[Any]:
-        """Within it, the fault."""
+        """Plant the fault for the length of a `with` block."""
         return planted(self.changes)
 
 
 @contextmanager
 def planted(changes: Changes) -> Iterator[None]:
-    """Within it, the changed attributes; after it, the right ones."""
+    """Make the changes for the length of a `with` block."""
     with ExitStack() as stack:
         for owner, attribute, change in changes:
             faulty = change(getattr(owner, attribute))
@@ -58,7 +54,7 @@ def planted(changes: Changes) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
-    """Within it, `owner` has another value for an attribute of its own."""
+    """Give `owner` another value of an attribute for the length of a `with` block."""
     original = getattr(owner, attribute)
     setattr(owner, attribute, value)
     try:
@@ -70,9 +66,9 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
 def weight_changed(
     relative: float, parameter: str = "blocks.0.mlp.W_in", index: tuple[int, ...] = (0, 0)
 ) -> AbstractContextManager[Any]:
-    """Within it, every model computes with one weight element made 1 + `relative` times as large.
+    """Within it, all models multiply one element of a parameter by 1 + `relative`.
 
-    For measuring how small a change is still found.
+    It measures how small a change a check still finds.
     """
     return planted(
         edited(DemoTransformer, {parameter: element(lambda w: w * (1 + relative), *index)})
@@ -80,7 +76,7 @@ def weight_changed(
 
 
 class _Bound(nn.Module):
-    """A module that runs another one's original `forward`, so that parameters can be replaced."""
+    """Runs the original `forward` of a module, so that `functional_call` can replace parameters."""
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]):
         super().__init__()
@@ -88,12 +84,12 @@ class _Bound(nn.Module):
         self.original = forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returned before it was faulty."""
+        """The result of the original `forward`."""
         return self.original(self.module, *args, **kwargs)
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Run with the parameters, by name, that `edit` makes from the module."""
+    """`owner` runs with the parameters that `edit(module)` returns by name."""
 
     def change(forward: Any) -> Any:
         def faulty(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -106,28 +102,28 @@ def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes
 
 
 def edited(owner: type, edits: dict[str, Edit]) -> Changes:
-    """Run with some parameters edited."""
+    """`owner` runs with some parameters edited."""
     return parameters(
         owner, lambda module: {n: edit(module.get_parameter(n)) for n, edit in edits.items()}
     )
 
 
 def mistaken(owner: type, others: dict[str, str]) -> Changes:
-    """Run with some parameters taken for others."""
+    """`owner` runs with some parameters in the places of others: {place: parameter}."""
     return parameters(
         owner, lambda module: {name: module.get_parameter(n) for name, n in others.items()}
     )
 
 
 def arguments(owner: type, edit: Edit) -> Changes:
-    """Run on another first argument."""
+    """`owner` runs on an edited first argument."""
     return (
         (owner, "forward", lambda forward: lambda self, x, *rest: forward(self, edit(x), *rest)),
     )
 
 
 def result(owner: type, edit: Edit) -> Changes:
-    """Return something else."""
+    """`owner` returns an edited result."""
 
     def change(forward: Any) -> Any:
         return lambda *args, **kwargs: edit(forward(*args, **kwargs))
@@ -136,7 +132,7 @@ def result(owner: type, edit: Edit) -> Changes:
 
 
 def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:
-    """Run with another submodule in the place of one."""
+    """`owner` runs with a substitute for one of its submodules."""
 
     def change(forward: Any) -> Any:
         def faulty(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -149,12 +145,12 @@ def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Cha
 
 
 def unchanged(activation: Tensor) -> Tensor:
-    """The same."""
+    """The activation itself."""
     return activation
 
 
 def element(edit: Edit, *index: int) -> Edit:
-    """Edit one element of a tensor."""
+    """An edit of one element, or of one slice, of a tensor."""
 
     def change(weight: Tensor) -> Tensor:
         changed = weight.clone()
@@ -165,10 +161,10 @@ def element(edit: Edit, *index: int) -> Edit:
 
 
 def without(*names: str) -> dict[str, Edit]:
-    """Those parameters zero."""
+    """Edits that set those parameters to zero."""
     return dict.fromkeys(names, torch.zeros_like)
 
 
 def reread(weight: Tensor) -> Tensor:
-    """A matrix whose memory is read as the transposed matrix's, as between Conv1D and Linear."""
+    """A matrix whose memory is read as that of its transpose, as between Conv1D and Linear."""
     return weight.T.reshape(weight.shape)

@@ -22,7 +22,7 @@ def normalizing(
     center: Edit = lambda x: x - x.mean(-1, keepdim=True),
     spread: Edit = lambda centered: centered.square().mean(-1, keepdim=True),
 ) -> Changes:
-    """LayerNorms with another root, centring or variance, with and without gain and bias."""
+    """LayerNorms with another root, centering or variance, with and without gain and bias."""
 
     def normalize(self: Any, residual: Tensor) -> Tensor:
         centered = center(residual if residual.dtype == torch.float64 else residual.float())

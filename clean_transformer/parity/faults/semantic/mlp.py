@@ -36,7 +36,7 @@ def tanh_gelu(cubic: float = 0.044715, root: float = math.sqrt(2 / math.pi)) -> 
 
 
 def next_float32(weight: Tensor) -> Tensor:
-    """A change by one unit in the last place of float32, whatever the dtype."""
+    """The weight plus one unit in the last place of float32, in any dtype."""
     single = weight.float()
     return weight + (torch.nextafter(single, torch.full_like(single, math.inf)) - single)
 

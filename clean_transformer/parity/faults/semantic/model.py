@@ -17,7 +17,7 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def unembedding(edit: Edit) -> Changes:
-    """Logits from other weights W_U [d_model d_vocab], tied and untied."""
+    """Unembeddings, tied and untied, that use edited weights W_U [d_model d_vocab]."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.hook_out(self.hook_in(x) @ edit(self.W_U) + self.b_U)
@@ -26,7 +26,7 @@ def unembedding(edit: Edit) -> Changes:
 
 
 def noise_like(weight: Tensor) -> Tensor:
-    """Fresh weights of the same deviation."""
+    """Random weights with the same standard deviation."""
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     return noise.to(weight) * weight.std()
 

@@ -31,13 +31,13 @@ def output_transposed(weight: Tensor) -> Tensor:
 
 
 def interleaved(module: Any) -> dict[str, Tensor]:
-    """Queries, keys and values split head by head, where GPT-2 splits them at the top."""
+    """Queries, keys and values split head by head. GPT-2 splits them into three large blocks."""
     fused = {kind: torch.cat([getattr(module, f"{kind}_{x}") for x in "QKV"]) for kind in "Wb"}
     return {f"{kind}_{x}": fused[kind][place::3] for kind in "Wb" for place, x in enumerate("QKV")}
 
 
 def value_bias_folded(module: Any) -> dict[str, Tensor]:
-    """The output bias with the value bias's share, which the values already carry."""
+    """b_O plus what b_V contributes to the output, which the values already contain."""
     share = einsum(module.b_V, module.W_O, "head d_head, head d_head d_model -> d_model")
     return {"b_O": module.b_O + share}
 
