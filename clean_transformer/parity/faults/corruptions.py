@@ -26,7 +26,7 @@ Edit = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DeviceFault:
-    """A fault of the operations "aten.<name>" for the names in `operations`, where `condition` holds.
+    """A fault of the ATen operations in `operations`, for the calls where `condition` holds.
 
     With `first_call_only`, later calls are right. With `probe_only`, GPT-2's forward pass never
     meets the condition, and only the probes of single operations find the fault.
