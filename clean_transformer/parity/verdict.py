@@ -41,6 +41,6 @@ class Check:
     note: str = ""
 
 
-# In float64, rounding leaves models of the same function about 1e-14 of an activation's scale apart.
-# Models of different functions differ by at least 1e-8. The tolerance lies between the two.
+# In float64, models of the same function differ by about 1e-14 of an activation's scale, which is
+# rounding. Models of different functions differ by at least 1e-8. The tolerance lies between.
 SAME_FUNCTION = 1e-12
