@@ -105,7 +105,7 @@ def test_mps_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("model_alone")
-@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("dtype", [F32, BF16, pytest.param(F16, marks=pytest.mark.slow)])
 def test_a_healthy_device_passes_and_meets_no_float64(dtype: torch.dtype) -> None:
     steps: list[str] = []
     with no_float64():

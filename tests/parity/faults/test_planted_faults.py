@@ -119,6 +119,12 @@ MEETS = {
     "layer-norm-half-statistics": {"dtype": F16},
 }
 KNOWN = {fault.name for fault in KNOWN_ISSUES}
+# These need 1,024 positions or a vocabulary of 33,000.
+LARGE = [
+    name
+    for name, changes in MEETS.items()
+    if max(changes.get("n_ctx", 0), changes.get("d_vocab", 0)) > 1000
+]
 IN_THE_MODEL = [
     fault for fault in DEVICE_FAULTS if not fault.probe_only and not fault.first_call_only
 ]
@@ -146,7 +152,13 @@ def assert_located(fault, located, planted: Callable[[str], None]) -> None:
 
 
 @pytest.mark.usefixtures("model_alone")
-@pytest.mark.parametrize("fault", IN_THE_MODEL, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=fault.name, marks=[pytest.mark.slow] if fault.name in LARGE else [])
+        for fault in IN_THE_MODEL
+    ],
+)
 def test_device_fault(fault, planted: Callable[[str], None]) -> None:
     planted("device")
     with inject(fault.name):
@@ -166,10 +178,6 @@ def test_device_fault_that_single_operations_find(
     few = [probe for probe in probes.PROBES if not re.search(r" (?!8x1024)\d+x\d+", probe.name)]
     monkeypatch.setattr(probes, "PROBES", few)
     dtype = MEETS.get(fault.name, {}).get("dtype", F32)
-    checks, healthy = probe_operations("cpu", dtype)
-    assert {row.verdict for row in checks} == {Verdict.PASS}
-    assert healthy is None
-
     planted("device")
     with inject(fault.name):
         checks, located = probe_operations("cpu", dtype)

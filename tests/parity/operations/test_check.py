@@ -237,7 +237,7 @@ def test_in_place_out_and_unknown_operations_are_compared() -> None:
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     explicit=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_healthy_model_has_no_finding_and_nothing_unchecked(
     seed: int, pos: int, d_head: int, gain: float, dtype: torch.dtype, explicit: bool
 ) -> None:

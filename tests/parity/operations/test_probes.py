@@ -23,6 +23,7 @@ FEW = [
 ]
 
 
+@pytest.mark.slow
 def test_every_probe_of_a_healthy_device_passes_without_float64() -> None:
     with no_float64():
         results = run_probes("cpu", torch.float32)
@@ -34,8 +35,8 @@ def zero_past_1024(product: Tensor) -> Tensor:
     return torch.where(torch.arange(product.shape[-1]) < 1024, product, 0.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_passes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_healthy_device_passes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "PROBES", FEW)
     assert {result.verdict for result in run_probes("cpu", dtype)} == {Verdict.PASS}
 
