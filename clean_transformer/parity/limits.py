@@ -67,8 +67,8 @@ SOFTMAX = Kind("softmax", 30.0, None, healthy_per_root=8.0)
 ATTEND = Kind("attention", 30.0, None, healthy_per_root=8.0)
 OTHER = Kind("other", 30.0, 300.0)
 
-# Independent roundings add up in quadrature, and their sum is seldom this many times its typical
-# size. So a larger error does not come from a lower precision alone.
+# Independent roundings add up in quadrature. Their sum is seldom more than this many times its
+# typical size, so a larger error does not come from a lower precision alone.
 SELDOM_EXCEEDED = 8.0
 
 # A drift, or the error of a module that is judged as a whole: ρ = the device's error divided by the

@@ -98,7 +98,7 @@ def _approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
 def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
     """A rule for sums, and sums of products, of `count(named arguments, result)` terms.
 
-    An output is linear in its inputs' signs, so the operation on absolute values adds up |terms|.
+    Given the absolute values of its inputs, the operation itself adds up |terms|.
     """
 
     def rule(call: Call64) -> list[Expected | None]:
