@@ -42,11 +42,11 @@ LAYERS = (
 # These two rooms also have an order inside.
 SUB_LAYERS = {
     "parity": (
-        ("verdict", "oracle", "inputs"),
+        ("verdict", "oracle", "inputs", "limits"),
         ("references/*", "operations/*", "activations/*"),
         ("same_function", "invariants", "faults/*"),
         ("locate",),
-        ("results",),
+        ("results", "measurements"),
         ("suite",),
         ("report/*",),
         ("assertion",),

@@ -1,4 +1,4 @@
-"""`assert_parity`: the suite's questions, asked of one module in somebody's own tests."""
+"""`assert_parity`: checks one module in your own tests, as the suite checks GPT-2."""
 
 from copy import deepcopy
 
@@ -26,14 +26,15 @@ def assert_parity(
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Assert that the module is the reference's function, and that the device computes it well.
+    """Assert that the module equals the reference, and that the device computes it accurately.
 
-    With a `reference` that takes the same inputs, both run in float64 on the CPU and must agree to
-    1e-12 of the output's scale. Then the module runs on the device in the dtype, and every
-    activation of its hook points (of a module that has none of ours, its output) must be within
-    the bound of its operation. The module itself is left as it is.
+    With a `reference` that takes the same inputs, both run in float64 on the CPU. Their outputs
+    must agree to 1e-12 of the output's scale. Then the module runs on `device` in `dtype`. Each
+    activation at its hook points must be within the rounding bound of the operation that makes
+    it. A module without our hook points is judged by its output, compared with the same module on
+    the CPU. The module that you pass is copied and stays unchanged.
 
-    Raises `AssertionError` with the first divergence: the activation, its error, and the operation.
+    Raises `AssertionError` with the first bad activation, its error, and the operation behind it.
     """
     if reference is not None:
         _assert_same_function(module, reference, *inputs)

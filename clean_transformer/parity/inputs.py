@@ -1,4 +1,4 @@
-"""TODO parity/inputs."""
+"""The weights, tokens and modes of a run, chosen by name."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from clean_transformer.weights.table import State
 
 @dataclass(frozen=True)
 class Weights:
-    """The parameters that a run uses, under our names in float32, and where they are from."""
+    """The parameters of a run, by our names in float32; `title` says where they come from."""
 
     title: str
     cfg: Config
@@ -25,20 +25,22 @@ class Weights:
 
 
 def suite_tokens(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]:
-    """Ids spread over the vocabulary, the first of each row its last (<|endoftext|> in GPT-2)."""
+    """Ids spread over the vocabulary. Each row starts with the last id, <|endoftext|> in GPT-2."""
     tokens = (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
     tokens[:, 0] = cfg.d_vocab - 1
     return tokens
 
 
-# Weights that are made up, with GPT-2's vocabulary.
+# Synthetic weights, with the vocabulary of GPT-2.
 SYNTHETIC = {"stress": stress, "plain": plain}
 
 
 def choose_weights(source: str | None) -> Weights:
-    """The weights of a hub id, alias, folder or file; or of "stress", "plain" or "stress:medium".
+    """The weights of a hub id, an alias, a folder or a file, or synthetic ones.
 
-    Without a source, GPT-2 small from the hub or its cache, else `stress` weights of its shape.
+    Synthetic sources are "stress" and "plain", with a size if it is not small: "stress:medium".
+    Without a source: GPT-2 small from the hub or its cache, or `stress` weights of its shape where
+    the hub cannot be reached. Raises `HubError` for a named source that cannot be reached.
     """
     kind, _, size = (source or "").partition(":")
     if kind in SYNTHETIC:
@@ -58,10 +60,10 @@ def choose_weights(source: str | None) -> Weights:
 def choose_tokens(
     text: str | None, source: str | None, cfg: Config
 ) -> tuple[Int[Tensor, "batch pos"], str]:
-    """The text as tokens, and what they are in words.
+    """The text as token ids, and a description of them.
 
-    The tokenizer is the one that is with the weights, GPT-2's for synthetic ones. Without a text,
-    or where there is no tokenizer to read it, they are `suite_tokens`.
+    The tokenizer comes with the weights; synthetic weights use GPT-2's. Without a text or without
+    a tokenizer, the ids are `suite_tokens`, and the description says why.
     """
     spread = suite_tokens(cfg, 2, min(33, cfg.n_ctx))
     if text is None:
@@ -75,11 +77,11 @@ def choose_tokens(
     return tokenizer.to_tokens(text), repr(text)
 
 
-# Ways to run the model: as it is, its modules compiled, float32 under autocast to bfloat16, or
-# optimized.
+# The ways to run a model: as written, each module compiled by `torch.compile`, float32 under
+# autocast to bfloat16, after `optimize()`, and with optimized modules compiled.
 MODES = ("eager", "compiled", "autocast", "optimized", "optimized-compiled")
 
 
 def choose_modes(names: str) -> list[str]:
-    """The modes named, between commas, or all. Raises `ValueError` for an unknown one."""
+    """The modes in a comma-separated list, or all. Raises `ValueError` for an unknown mode."""
     return choose_names("mode", names, MODES)

@@ -1,4 +1,4 @@
-"""Checks that need no oracle: what must not change when nothing that matters does."""
+"""Checks that need no oracle: changes that must leave a result the same."""
 
 import subprocess
 import sys
@@ -19,13 +19,11 @@ from clean_transformer.support.numerics import upcast
 from clean_transformer.weights.synthetic import plain
 
 Tokens = Int[Tensor, "batch pos"]
-
-
 Logits = Float[Tensor, "... d_vocab"]
 
 
 def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """A token changes nothing before it: here the last one, and with it the one in the middle."""
+    """A changed token leaves earlier rows alone: first the last token, then the middle one too."""
     last, middle = tokens.clone(), tokens.shape[1] // 2
     last[:, -1] = (last[:, -1] + 1) % model.cfg.d_vocab
     both = last.clone()
@@ -38,10 +36,10 @@ def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
 
 
 def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """n_ctx - 1 and n_ctx tokens agree on what they share.
+    """n_ctx − 1 and n_ctx tokens give the same result for the positions that they share.
 
-    Through the last block alone: the others are the same kernels in the same shapes, and in a
-    dtype without fast ones all of them would take minutes.
+    Only the last block runs: the other blocks call the same kernels with the same shapes, and all
+    of them would take minutes in a dtype without fast kernels.
     """
     positions = torch.arange(model.cfg.n_ctx, device=tokens.device)
     full = (positions * 7919 % model.cfg.d_vocab)[None]
@@ -54,17 +52,17 @@ def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, 
 
 
 def batch_permutation(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """The order of the inputs in a batch does not matter."""
+    """Reversing the order of a batch reverses the results."""
     return model(tokens), model(tokens.flip(0)).flip(0)
 
 
 def batch_size(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """An input gives the same alone."""
+    """Each input gives the same result in a batch and alone."""
     return model(tokens), torch.cat([model(row[None]) for row in tokens])
 
 
 def cached_decoding(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """Reading on with a KV cache, by many tokens and by one, gives what reading at once gives."""
+    """Reading in three parts with a KV cache, the last a single token, equals reading at once."""
     cache = KVCache(len(model.blocks), model.cfg.n_ctx)
     half = tokens.shape[1] // 2
     parts = (tokens[:, :half], tokens[:, half:-1], tokens[:, -1:])
@@ -72,12 +70,12 @@ def cached_decoding(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Log
 
 
 def second_call(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """The same call gives the same again."""
+    """Two calls with the same tokens give the same result."""
     return model(tokens), model(tokens)
 
 
 def fresh_process(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """A small model gives the same in a process of its own, where every call is the first."""
+    """A small model gives the same result in a new process, where each call is the first."""
     weight = model.embed.W_E
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "logits.pt")
@@ -103,7 +101,7 @@ INVARIANTS: tuple[Callable[[DemoTransformer, Tokens], tuple[Logits, Logits]], ..
 
 @torch.no_grad()
 def small_logits(device: str, dtype: str) -> Logits:
-    """Logits of a small seeded model."""
+    """The logits of a small seeded model on that device and in that dtype."""
     cfg = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256, d_vocab=512, n_ctx=64)
     model = DemoTransformer.from_state_dict(plain(cfg), cfg)
     model.to(device, getattr(torch, dtype.removeprefix("torch.")))
@@ -111,7 +109,7 @@ def small_logits(device: str, dtype: str) -> Logits:
 
 
 def write_small_logits(device: str, dtype: str, file: str) -> None:
-    """What `fresh_process` runs in a process of its own."""
+    """Save `small_logits` to a file; `fresh_process` runs this in a new process."""
     torch.save(small_logits(device, dtype), file)
 
 
@@ -119,10 +117,10 @@ def write_small_logits(device: str, dtype: str, file: str) -> None:
 def check_invariants(
     model: DemoTransformer, tokens: Tokens, allowed: float, first: Logits
 ) -> list[Check]:
-    """Every invariant of the model on its device.
+    """A check for every invariant, for the model on its device.
 
-    `allowed` bounds the difference of two healthy runs, as the root mean square over a row of
-    logits relative to the row's own; `first` are the logits of the device's very first call.
+    `allowed` is the largest difference that two healthy runs may have, measured as `row_difference`
+    does. `first` holds the logits of the first call on the device.
     """
     checks = [_judge("first_call", first, model(tokens), allowed)]
     for invariant in INVARIANTS:
@@ -139,7 +137,10 @@ def _judge(name: str, one: Logits, other: Logits, allowed: float) -> Check:
 
 
 def row_difference(one: Logits, other: Logits) -> float:
-    """The largest root mean square difference of a row of logits, relative to the row's own."""
+    """The largest RMS difference of a row of logits, divided by the RMS of `other`'s row.
+
+    Infinite where a number is NaN.
+    """
     worst = 0.0
     for row, wanted in zip(one.flatten(0, 1), other.flatten(0, 1), strict=True):
         difference = (upcast(row) - upcast(wanted)).square().mean().sqrt()

@@ -10,7 +10,8 @@ from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.hooks import HookedModule
 from clean_transformer.parity.activations.isolated import owner_of, watched_names
 from clean_transformer.parity.operations.call import Operand
-from clean_transformer.parity.operations.check import Finding, first_wrong_operation
+from clean_transformer.parity.operations.check import first_wrong_operation
+from clean_transformer.parity.operations.diagnosis import Finding
 from clean_transformer.parity.operations.known_issues import match
 from clean_transformer.parity.operations.script import reproduction_script
 

@@ -1,4 +1,4 @@
-"""The unit roundoffs of the dtypes, and of what a device may use instead."""
+"""The float64 oracle on the CPU, and the precision of every dtype that it judges."""
 
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 M = TypeVar("M", bound=nn.Module)
 
+# The largest relative error of one rounding.
 UNIT_ROUNDOFF = {
     torch.float64: 2.0**-53,
     torch.float32: 2.0**-24,
@@ -17,26 +18,27 @@ UNIT_ROUNDOFF = {
     torch.bfloat16: 2.0**-8,
 }
 
-
-# What a device may compute float32 products in where a setting allows it, by unit roundoff.
+# The precisions in which a device may compute float32 products, if a setting allows it.
 LOWER_PRECISION = {2.0**-11: "TF32", 2.0**-8: "bfloat16"}
 
-
-# What kernels sum products of half precision in.
+# The unit roundoff of the float32 in which kernels sum products of half precision.
 ACCUMULATOR = UNIT_ROUNDOFF[torch.float32]
 
 
 def smallest_kept(dtype: torch.dtype) -> float:
-    """What lies below may be flushed to zero; float16 alone keeps its subnormal numbers."""
+    """The underflow threshold: devices may flush smaller numbers to 0.
+
+    Float16 keeps its subnormal numbers, so its threshold is the smallest of them.
+    """
     return 2.0**-24 if dtype == torch.float16 else float(torch.finfo(dtype).tiny)
 
 
 def trusted() -> AbstractContextManager[object]:
-    """Run outside every dispatch mode: the oracle must see no injected fault and no refusal."""
+    """Run outside all dispatch modes, so that planted faults do not reach the oracle."""
     return _disable_current_modes()
 
 
 def float64_oracle(module: M) -> M:
-    """A copy of the module in float64 on the CPU, made without float64 on the module's device."""
+    """A float64 copy of the module on the CPU; the module's own device needs no float64."""
     with trusted():
         return deepcopy(module).cpu().double()

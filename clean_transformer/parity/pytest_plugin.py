@@ -1,16 +1,9 @@
-"""For other people's test suites: `pytest -p clean_transformer.parity.pytest_plugin`.
-
-Gives the option `--parity-device` and the fixture `assert_parity`, which is the function of that
-name on the chosen device. A device that is absent skips the test, with that reason.
-"""
+"""The fixture `assert_parity` and the option `--parity-device`, for other people's test suites."""
 
 from collections.abc import Callable
 from functools import partial
 
 import pytest
-
-from clean_transformer.parity import assertion
-from clean_transformer.support.devices import is_available
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,8 +15,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def assert_parity(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """`clean_transformer.parity.assertion.assert_parity` on the device of `--parity-device`."""
+    """`clean_transformer.parity.assert_parity` on the device that `--parity-device` names.
+
+    A device that this machine lacks skips the test, with that reason.
+    """
+    # Every pytest run loads this plugin; PyTorch is imported when a test asks for the fixture.
+    from clean_transformer.parity.assertion import assert_parity
+    from clean_transformer.support.devices import is_available
+
     device = request.config.getoption("--parity-device")
     if device != "auto" and not is_available(device):
         pytest.skip(f"NOT CHECKED: this machine has no {device}")
-    return partial(assertion.assert_parity, device=device)
+    return partial(assert_parity, device=device)

@@ -1,4 +1,4 @@
-"""Question 1: is it the same function? Every activation beside a reference's, in float64."""
+"""Question 1: is it the same function? Compares every activation with a reference's, in float64."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict, worst
 
 @dataclass(frozen=True)
 class Comparison:
-    """One key of the reference's cache beside our activation of the same place.
+    """One entry of the reference's cache, compared with our activation of the same place.
 
-    `error` is the largest |ours - theirs| / (|theirs| + scale) of any element, `scale` the root
-    mean square of theirs. `name` is empty where nothing of ours was compared.
+    `error` is the largest |ours − theirs| / (|theirs| + scale) of any element. `scale` is the root
+    mean square of theirs. `name` is our activation, empty where we have none.
     """
 
     key: str
@@ -28,7 +28,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS within the tolerance; WRONG above it, or where a number is not one."""
+        """PASS within the tolerance, WRONG above it or for NaN, NOT CHECKED if `name` is empty."""
         if not self.name:
             return Verdict.NOT_CHECKED
         return Verdict.PASS if self.error <= self.tolerance else Verdict.WRONG
@@ -36,19 +36,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Every key that the reference caches, in the order in which it caches them."""
+    """A comparison for every key of the reference's cache, in the cache's order."""
 
     reference: str
     rows: list[Comparison]
 
     @property
     def coverage(self) -> tuple[int, int]:
-        """Keys compared, keys cached."""
+        """The numbers of compared keys and of cached keys."""
         return sum(bool(row.name) for row in self.rows), len(self.rows)
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of the rows'."""
+        """The worst verdict of the rows."""
         return worst(row.verdict for row in self.rows)
 
     @property
@@ -64,7 +64,10 @@ def compare(
     tokens: Int[Tensor, "batch pos"],
     tolerance: float = SAME_FUNCTION,
 ) -> ParityReport:
-    """Run both on the same tokens and compare every activation that the reference caches."""
+    """Run both models on the tokens and compare every activation that the reference caches.
+
+    Both must have the same weights in float64; `tolerance` is relative to an activation's scale.
+    """
     theirs = reference.run(tokens)
     names = {key: reference.aliases.get(key, key) for key in theirs}
     modules = {name for name, _ in model.named_modules()}
@@ -76,10 +79,10 @@ def compare(
         if name in ours:
             rows.append(compare_tensors(key, name, ours[name], theirs[key], tolerance))
         elif name in modules:
-            note = "our model did not come to make it"
+            note = "our model did not compute it"
             rows.append(Comparison(key, name, torch.inf, 1.0, tolerance, note))
         else:
-            note = "no activation of ours is this one"
+            note = "our model has no such activation"
             rows.append(Comparison(key, "", 0.0, 1.0, tolerance, note))
     return ParityReport(reference.title, rows)
 
@@ -87,12 +90,12 @@ def compare(
 def compare_tensors(
     key: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float
 ) -> Comparison:
-    """One of our activations beside one of theirs, in float64 on the CPU."""
+    """Compare two activations in float64 on the CPU; another shape is an infinite error."""
     if ours.shape != theirs.shape:
         note = f"shape {[*ours.shape]} instead of {[*theirs.shape]}"
         return Comparison(key, name, torch.inf, 1.0, tolerance, note)
     ours, theirs = ours.double().cpu(), theirs.double()
     scale = theirs[theirs.isfinite()].square().mean().sqrt()
-    # Masked scores are -inf in both, and their difference would not be a number.
+    # Masked scores are −inf in both, and −inf − (−inf) is NaN.
     error = torch.where(ours == theirs, 0.0, (ours - theirs).abs() / (theirs.abs() + scale))
     return Comparison(key, name, float(error.max()), float(scale), tolerance)

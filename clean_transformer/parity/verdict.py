@@ -1,4 +1,4 @@
-"""What a check may conclude."""
+"""The four verdicts, a single check, and the tolerance for "the same function"."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,10 @@ from enum import Enum
 
 
 class Verdict(str, Enum):
-    """From the best to the worst: a run is as good as the worst of its checks."""
+    """PASS, NOT CHECKED, DEGRADED, WRONG: from the best to the worst.
+
+    The verdict of a run is the worst verdict of its checks.
+    """
 
     PASS = "PASS"
     NOT_CHECKED = "NOT CHECKED"
@@ -15,18 +18,21 @@ class Verdict(str, Enum):
 
     @property
     def exit_status(self) -> int:
-        """0 for PASS, 3 for NOT CHECKED, 1 otherwise (2 is for a run that could not be made)."""
+        """0 for PASS, 3 for NOT CHECKED, 1 for the others. (2 says that a run was impossible.)"""
         return {Verdict.PASS: 0, Verdict.NOT_CHECKED: 3}.get(self, 1)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of the verdicts; NOT CHECKED if there is none."""
+    """The worst of the verdicts; NOT CHECKED where there are none."""
     return max(verdicts, key=[*Verdict].index, default=Verdict.NOT_CHECKED)
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was measured, what was allowed (where that is one number), and the conclusion."""
+    """One check: its verdict, the measured number, and the largest number that passes.
+
+    `allowed` is None where the limit is not a single number.
+    """
 
     name: str
     verdict: Verdict
@@ -35,6 +41,6 @@ class Check:
     note: str = ""
 
 
-# In float64 rounding leaves about 1e-14 of an activation's scale, and a different formula at least
-# 1e-8: a tolerance between them tells the two apart.
+# In float64, models of the same function differ by about 1e-14 of an activation's scale, which is
+# rounding. Models of different functions differ by at least 1e-8. The tolerance lies between.
 SAME_FUNCTION = 1e-12

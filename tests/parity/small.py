@@ -1,13 +1,14 @@
-"""Small models with the weights of the parity suite, and how to spoil one of their activations."""
+"""Small models with the weights of the parity suite, and how to spoil what they compute."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.faults.corruptions import Corruption, DeviceFault
 from clean_transformer.parity.inputs import Weights
 from clean_transformer.weights.synthetic import plain, stress
 
@@ -48,3 +49,8 @@ def corrupted(model: torch.nn.Module, name: str, edit) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def broken(operation: str, corrupt: Corruption) -> AbstractContextManager[object]:
+    """Within it, every call of that operation goes wrong like that, except in float64."""
+    return DeviceFault("", "", frozenset({operation}), lambda call: True, corrupt).plant()

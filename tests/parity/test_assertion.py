@@ -1,14 +1,17 @@
 """`assert_parity` in other people's tests: passing, failing with the first divergence, skipping."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import clean_transformer
 from clean_transformer.config import Config
 from clean_transformer.modules.attention import Attention
 from clean_transformer.modules.mlp import MLP
-from clean_transformer.parity.assertion import assert_parity
-from clean_transformer.parity.faults import inject
+from clean_transformer.parity import assert_parity, inject
 
 pytest_plugins = ["pytester"]
 
@@ -82,3 +85,15 @@ def test_the_fixture_takes_its_device_from_the_option(pytester: pytest.Pytester)
     absent = pytester.runpytest_subprocess(*plugin, "--parity-device=xpu:7")
     absent.assert_outcomes(skipped=1)
     absent.stdout.fnmatch_lines(["*NOT CHECKED: this machine has no xpu:7*"])
+
+
+def test_the_plugin_does_not_import_torch():
+    """Every pytest run in the environment loads it. The package's own `__init__` is left out."""
+    code = (
+        "import sys, types; package = types.ModuleType('clean_transformer'); "
+        f"package.__path__ = {[*clean_transformer.__path__]!r}; "
+        "sys.modules['clean_transformer'] = package; "
+        "import clean_transformer.parity.pytest_plugin; "
+        "assert 'torch' not in sys.modules; from clean_transformer.parity import assert_parity"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -118,7 +118,7 @@ def test_an_unknown_key_is_listed_as_not_checked():
     assert report.coverage == (1, 2)
     assert report.first_failure == report.rows[1]
     assert report.rows[1].key == "hook_other"
-    assert report.rows[1].note == "no activation of ours is this one"
+    assert report.rows[1].note == "our model has no such activation"
 
 
 def test_another_shape_is_wrong():
@@ -165,7 +165,7 @@ def test_what_our_model_did_not_run_is_wrong():
     model.blocks[1].forward = lambda residual: residual
     (row,) = compare(model, fake(**{"blocks.1.mlp": torch.ones(1)}), TOKENS).rows
     assert row.verdict is Verdict.WRONG
-    assert row.note == "our model did not come to make it"
+    assert row.note == "our model did not compute it"
 
 
 def test_an_empty_report_is_not_checked():

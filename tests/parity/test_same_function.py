@@ -39,6 +39,7 @@ def small() -> tuple[Config, dict[str, Tensor]]:
     return cfg, stress(cfg)
 
 
+@pytest.mark.slow
 def test_gpt2_small(small: tuple[Config, dict[str, Tensor]]):
     assert_same_function(*small, batch=3, length=17)
 
@@ -56,22 +57,26 @@ def test_hooked_transformer_caches_the_optional_activations(
 
 
 @only_hooked
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [untie, fold_ln, process_weights])
 def test_processed_weights(process, small: tuple[Config, dict[str, Tensor]]):
     assert_same_function(*process(*small), batch=2, length=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["medium", "xl"])
 def test_two_layers_of_a_larger_size(size: str):
     cfg = Config.gpt2(size, n_layers=2)
     assert_same_function(cfg, stress(cfg), batch=2, length=9)
 
 
+@pytest.mark.slow
 def test_all_1024_positions():
     cfg = Config.gpt2("small", n_layers=2, d_vocab=2048)
     assert_same_function(cfg, stress(cfg), batch=1, length=1024)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_TENSORS.exists(), reason="the published tensors are not beside it")
 def test_the_published_tensors(small: tuple[Config, dict[str, Tensor]]):
     cfg, state = small
@@ -80,6 +85,7 @@ def test_the_published_tensors(small: tuple[Config, dict[str, Tensor]]):
     assert_same_function(cfg, HUGGINGFACE.read(cfg, published), batch=2, length=17)
 
 
-def test_untied():
-    untied = Config.gpt2("small", n_layers=1, tied_unembed=False)
-    assert_same_function(untied, stress(untied), batch=2, length=5)
+@pytest.mark.parametrize("tied", [True, False])
+def test_one_layer_of_the_smallest_size(tied: bool):
+    cfg = Config.gpt2("small", n_layers=1, d_vocab=2048, tied_unembed=tied)
+    assert_same_function(cfg, stress(cfg), batch=2, length=5)

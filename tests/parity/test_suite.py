@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clean_transformer.parity import suite
+from clean_transformer.parity import inputs, suite
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.faults import inject, no_float64
 from clean_transformer.parity.inputs import choose_modes, choose_weights, suite_tokens
+from clean_transformer.parity.measurements import cliff_inputs
 from clean_transformer.parity.results import DeviceRun
-from clean_transformer.parity.suite import check_device, cliff_inputs, run_suite
+from clean_transformer.parity.suite import check_device, run_suite
 from clean_transformer.parity.verdict import Verdict
-from clean_transformer.support import dtypes as choices
 from clean_transformer.support.devices import choose_devices
 from clean_transformer.support.dtypes import choose_dtypes
 from clean_transformer.weights.hub import HubError
@@ -56,8 +56,8 @@ def test_weights_fall_back_only_where_none_were_asked_for(monkeypatch: pytest.Mo
     def unreachable(*args: object) -> None:
         raise HubError("the hub is out of reach")
 
-    monkeypatch.setattr(choices, "read_pretrained", unreachable)
-    monkeypatch.setattr(choices, "stress", lambda cfg: {})
+    monkeypatch.setattr(inputs, "read_pretrained", unreachable)
+    monkeypatch.setitem(inputs.SYNTHETIC, "stress", lambda cfg: {})
     fallen_back = choose_weights(None)
     assert "synthetic 'stress' weights" in fallen_back.title
     assert fallen_back.title.endswith("because the hub is out of reach")
@@ -105,7 +105,7 @@ def test_mps_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("model_alone")
-@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("dtype", [F32, BF16, pytest.param(F16, marks=pytest.mark.slow)])
 def test_a_healthy_device_passes_and_meets_no_float64(dtype: torch.dtype) -> None:
     steps: list[str] = []
     with no_float64():
@@ -143,11 +143,9 @@ def test_the_first_failure_is_the_first_of_the_forward_pass() -> None:
     assert DeviceRun("cpu", "float32").verdict is Verdict.NOT_CHECKED
 
 
-@pytest.mark.usefixtures("model_alone")
-def test_a_run_without_a_reference_or_a_device_does_not_pass() -> None:
-    report = run_suite(WEIGHTS, ["cpu"], ["float32"], reference=None, no_reference="not asked for")
+def test_a_run_without_a_reference_does_not_pass() -> None:
+    report = run_suite(WEIGHTS, [], [], reference=None, no_reference="not asked for")
     assert (report.verdict, report.verdict.exit_status) == (Verdict.NOT_CHECKED, 3)
-    assert [run.verdict for run in report.runs] == [Verdict.PASS]
     assert (report.no_reference, report.tokens) == ("not asked for", (2, 16))
 
 
@@ -158,7 +156,10 @@ def test_the_whole_suite(installed: str) -> None:
     compared, cached = report.same_function.coverage
     assert compared == cached > 50
     assert any(row.reference_error for row in report.runs[0].end_to_end)
-    absent = replace(report, runs=[*report.runs, DeviceRun("mps", "float32", not_checked="none")])
-    assert absent.verdict is Verdict.NOT_CHECKED
+    assert [run.verdict for run in report.runs] == [Verdict.PASS]
+    absent = DeviceRun("mps", "float32", not_checked="none")
+    assert replace(report, runs=[*report.runs, absent]).verdict is Verdict.NOT_CHECKED
+    alone = replace(report, same_function=None, no_reference="none is installed")
+    assert alone.verdict is Verdict.NOT_CHECKED
     with inject("exact-gelu"):
         assert run_suite(WEIGHTS, [], [], reference=installed).verdict is Verdict.WRONG

@@ -1,5 +1,7 @@
-"""Modules as black boxes, whose inner steps nobody can watch: compiled and optimized ones, and a
-person's own."""
+"""Black boxes: modules whose inner steps cannot be watched, judged by their output.
+
+These are compiled modules, optimized modules, and modules of other people.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,36 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.hooks import HookedModule
-from clean_transformer.parity.activations.isolated import Isolated, index_of_largest
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.limits import HEALTHY_RHO, WRONG_FACTOR, index_of_largest, rounding
 from clean_transformer.parity.oracle import trusted
-from clean_transformer.parity.verdict import SAME_FUNCTION
 from clean_transformer.support.numerics import upcast
 from clean_transformer.support.stand_in import Method, StandIn
 
-# How much larger than the CPU's a healthy device's error may be.
-HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
-
-
-WRONG_FACTOR = 10.0
-
-
-# What a float64 module's rounding may leave of its scale: SAME_FUNCTION of it is then WRONG.
-FLOAT64_ROUNDING = SAME_FUNCTION / (WRONG_FACTOR * HEALTHY_RHO[torch.float64])
-
-
-def rounding(dtype: torch.dtype) -> float:
-    """The share of a number by which healthy arithmetic may be off, however lucky another was."""
-    # In float64, the oracle rounds just as much.
-    return FLOAT64_ROUNDING if dtype == torch.float64 else torch.finfo(dtype).eps / 2
-
 
 def is_whole(part: nn.Module) -> bool:
-    """Whether something stands in for its `forward`, into which nobody can look."""
+    """Whether the module has another `forward` put on it, whose inner steps cannot be watched."""
     return "forward" in vars(part)
 
 
 def leaves(model: nn.Module) -> dict[str, HookedModule]:
-    """The modules that do the arithmetic: wholes, and those without modules of ours inside."""
+    """The modules that do the arithmetic, by path: black boxes, and modules without submodules."""
     found: dict[str, HookedModule] = {}
     for name, part in model.named_children():
         within = {} if is_whole(part) else leaves(part)
@@ -76,8 +62,7 @@ def compiled(below: Method) -> Method:
 def isolate_whole(
     model: HookedModule, on_cpu: HookedModule, oracle: HookedModule, *inputs: Tensor, case: str
 ) -> list[Isolated]:
-    """Each leaf's own error, in units of what the CPU's module of the same dtype makes of the
-    device's input: root mean squares over the worst row (the last axis)."""
+    """The error of every leaf, given the device's own input; see `judge_whole`."""
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
 
     def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -109,10 +94,14 @@ def judge_whole(
     oracle: Callable[..., Tensor],
     *inputs: Any,
 ) -> Isolated:
-    """A module's output beside that of the same module on the CPU and in float64."""
+    """A module's output beside that of the same module on the CPU and in float64.
+
+    The error of a row is its root mean square over the last axis. `ratio` is the largest error of a
+    row, divided by the largest error of the CPU in the same dtype. `inputs` are on the CPU.
+    """
     exact = oracle(*(upcast(x) if isinstance(x, Tensor) else x for x in inputs))
     error, healthy_error = (upcast(x) - exact for x in (output, on_cpu(*inputs)))
-    # The CPU may be lucky; nobody is asked for less than to round the output.
+    # The CPU may happen to be exact. The error of rounding the output is always healthy.
     healthy_error = healthy_error.abs().maximum(rounding(output.dtype) * exact.abs())
     by_row = error.square().mean(dim=-1).sqrt()
     envelope = float(healthy_error.square().mean(dim=-1).sqrt().max())

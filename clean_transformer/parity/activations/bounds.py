@@ -1,13 +1,12 @@
-"""How large a rounding error may be: a scale G for every activation, elementwise.
+"""Which kind of operation makes each activation, and its scale G, elementwise.
 
-An error is judged as the dimensionless ratio |device - exact| / (u G), where `exact` is computed
-in float64 from the device's own inputs and u is the unit roundoff: the test ratios of BLAS's DMMCH
-and LAPACK (Dongarra et al. 1990; Higham, Accuracy and Stability of Numerical Algorithms, §3.1).
+The kinds with their limits, and the formulas for G, stand in `parity/limits.py`.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,71 +20,38 @@ from clean_transformer.modules.layer_norm import LayerNorm, LayerNormPre
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
-from clean_transformer.parity.oracle import ACCUMULATOR
+from clean_transformer.parity.limits import (
+    ADD,
+    ATTEND,
+    COPY,
+    GELU,
+    LAYER_NORM,
+    LINEAR,
+    SOFTMAX,
+    Kind,
+    Size,
+    attention_terms,
+    gelu_scale,
+    layer_norm_scales,
+    softmax_scale,
+    sum_scale,
+)
+from clean_transformer.parity.operations.attention import attention
 
-# A module's activations in float64, as the device gave them: "input" (and "input 1", …), and its
-# hook points by name.
+# The device's activations of one module, in float64: "input" (then "input 1", …), and the hook
+# points by name.
 Seen = Mapping[str, Tensor]
 
-
-# What is taken of every factor of a sum of products: its size, or its square.
-Size = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of operation, and the largest ratio that a healthy device has and any device may have.
-
-    `wrong` is None where the second is the summed length k, from γ_k = k u / (1 - k u). Sums of
-    terms of one sign, such as an average, gather errors like √k: `healthy_per_root` is λ in the
-    probabilistic bound λ √k u, which one rounding exceeds with probability 2 exp(-λ²/2) (Higham
-    and Mary 2019, theorem 2.4): at λ = 8, 3e-14, less than one in all the sums of a run. In half
-    precision, where sums are kept in float32, their length does not matter: a product is rounded
-    a few times, and beyond `healthy_in_half` its running total was in half precision too.
-    """
-
-    name: str
-    healthy: float
-    wrong: float | None
-    healthy_per_root: float = 0.0
-    healthy_in_half: float | None = None
-
-    def limits(self, summed: int, u: float) -> tuple[float, float]:
-        """The largest ratio that passes, and the one above which no order of rounding explains
-        the error, for a sum of that many terms. The two are one where G is not Σ|xW|."""
-        if u > ACCUMULATOR:
-            return self.healthy_in_half or self.healthy, self.wrong or self.healthy
-        healthy = max(self.healthy, self.healthy_per_root * math.sqrt(summed))
-        return healthy, max(healthy, float(summed)) if self.wrong is None else self.wrong
-
-
-COPY = Kind("gather, copy, mask", 0.0, 0.0)
-
-
-ADD = Kind("residual add", 1.0, 2.0)
-
-
-LINEAR = Kind("linear", 30.0, None, healthy_in_half=8.0)
-
-
-SOFTMAX = Kind("softmax", 30.0, None, healthy_per_root=8.0)
-
-
-LAYER_NORM = Kind("layer norm", 30.0, 300.0)
-
-
-GELU = Kind("gelu_new", 16.0, 160.0)
-
-
-ATTEND = Kind("attention", 30.0, None, healthy_per_root=8.0)
+# The kinds that multiply matrices: TF32, autocast and half precision treat them differently.
+PRODUCTS = (LINEAR, ATTEND)
 
 
 @dataclass(frozen=True)
 class Rule:
     """The kind of operation that makes an activation, and how many terms it sums.
 
-    `terms(module, seen, size)` adds up the sizes of what is summed: with `abs` it is G. With
-    `square`, for sums of products, its root is what independent roundings of them add up to.
+    `terms(module, seen, size)` adds up the sizes of the terms. With `abs` that is G. For sums of
+    products, with `square`, its root is what independent roundings of the terms add up to.
     """
 
     kind: Kind
@@ -93,37 +59,21 @@ class Rule:
     summed: Callable[[Any, Seen], int] = lambda module, seen: 1
 
     def scale(self, module: nn.Module, seen: Seen, exact: Tensor, u: float) -> Tensor:
-        """G, for an activation computed with that unit roundoff.
-
-        In half precision the products are exact and summed in float32, so that only the result is
-        rounded to it: G is then far below Σ|xW|, which a sum of thousands of terms that is plain
-        wrong would not exceed.
-        """
-        if self.kind not in (LINEAR, ATTEND) or u <= ACCUMULATOR:
-            return self.terms(module, seen, torch.abs)
-        return (
-            exact.abs().nan_to_num(posinf=0.0)
-            + self.terms(module, seen, torch.square).sqrt()
-            + ACCUMULATOR / u * self.terms(module, seen, torch.abs)
-        )
+        """G, for an activation that was computed with the unit roundoff u."""
+        terms = partial(self.terms, module, seen)
+        return sum_scale(exact, terms, u) if self.kind in PRODUCTS else terms(abs)
 
 
 def _exact(module: nn.Module, seen: Seen, size: Size) -> Tensor:
     return torch.ones(())
 
 
-def _layer_norm(module: LayerNormPre, seen: Seen, size: Size) -> Tensor:
-    x = seen["input"]
-    sigma = (x.var(dim=-1, keepdim=True, correction=0) + module.eps).sqrt()
-    return (x.abs() + x.abs().mean(dim=-1, keepdim=True)) / sigma
-
-
 def _layer_norm_scale(module: LayerNormPre, seen: Seen, size: Size) -> Tensor:
-    # δσ = Σ c δc / (n σ) with δc as above, c the centered x; then the root's own rounding.
-    x = seen["input"]
-    centered = (x - x.mean(dim=-1, keepdim=True)).abs()
-    sigma = (centered.square().mean(dim=-1, keepdim=True) + module.eps).sqrt()
-    return (centered * _layer_norm(module, seen, size)).mean(dim=-1, keepdim=True) + sigma
+    return layer_norm_scales(seen["input"], module.eps)[2]
+
+
+def _layer_norm(module: LayerNormPre, seen: Seen, size: Size) -> Tensor:
+    return layer_norm_scales(seen["input"], module.eps)[0]
 
 
 def _layer_norm_output(module: LayerNorm, seen: Seen, size: Size) -> Tensor:
@@ -139,32 +89,26 @@ def _projection(source: str, letter: str) -> Callable[[Attention, Seen, Size], T
 
 
 def _scores(module: Attention, seen: Seen, size: Size) -> Tensor:
-    pairs = "batch query head d_head, batch key head d_head -> batch head query key"
-    q = seen["hook_q"] / math.sqrt(seen["hook_q"].shape[-1])
-    return einsum(size(q), size(seen["hook_k"]), pairs)
+    q, k = (seen[name].transpose(1, 2) for name in ("hook_q", "hook_k"))
+    return size(q / math.sqrt(q.shape[-1])) @ size(k).mT
 
 
 def _pattern(module: Attention, seen: Seen, size: Size) -> Tensor:
     scores = seen["hook_attn_scores"]
-    below_highest = (scores - scores.amax(dim=-1, keepdim=True)).abs()
-    return torch.where(scores.isinf(), 0.0, scores.softmax(dim=-1) * (1 + below_highest))
+    return softmax_scale(scores.softmax(dim=-1), scores, -1)
 
 
 def _z(module: Attention, seen: Seen, size: Size) -> Tensor:
-    values = "batch head query key, batch key head d_head -> batch query head d_head"
+    q, k, v = (seen[name].transpose(1, 2) for name in ("hook_q", "hook_k", "hook_v"))
     if "hook_pattern" in seen:
-        return einsum(size(seen["hook_pattern"]), size(seen["hook_v"]), values)
-    scores = _scores(module, seen, lambda factor: factor)
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(
-        diagonal=scores.shape[-1] - scores.shape[-2] + 1
-    )
-    pattern = scores.masked_fill(future, -math.inf).softmax(dim=-1)
-    if size is torch.square:
-        return einsum(pattern.square(), seen["hook_v"].square(), values)
-    # Fused: an error u S in the scores changes p_j by p_j (S_j + Σ p S) u, to first order.
-    gathered = _scores(module, seen, torch.abs)
-    spread = 1 + gathered + (pattern * gathered).sum(dim=-1, keepdim=True)
-    return einsum(pattern * spread, seen["hook_v"].abs(), values)
+        terms = size(seen["hook_pattern"]) @ size(v)
+    else:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(
+            diagonal=k.shape[-2] - q.shape[-2]
+        )
+        _, pattern = attention(q, k, v, mask, q.shape[-1] ** -0.5)
+        terms = attention_terms(pattern, _scores(module, seen, abs), v, size)
+    return terms.transpose(1, 2)
 
 
 def _result(module: Attention, seen: Seen, size: Size) -> Tensor:
@@ -186,9 +130,7 @@ def _matrix(source: str, W: str, b: str) -> Callable[[Any, Seen, Size], Tensor]:
 
 
 def _gelu(module: MLP, seen: Seen, size: Size) -> Tensor:
-    x = seen["hook_pre"]
-    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))
-    return 0.5 * x.abs() * (1 + inner.tanh().abs())
+    return gelu_scale(seen["hook_pre"])
 
 
 def _sum(*names: str) -> Callable[[TransformerBlock, Seen, Size], Tensor]:
@@ -238,7 +180,7 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
         "output": Rule(LINEAR, _matrix("hook_post", "W_out", "b_out"), _rows_of_weight("W_out")),
     },
     TransformerBlock: {
-        # The first block's is the rounded sum of token and position embedding.
+        # In the first block, this is the rounded sum of token and position embedding.
         "hook_resid_pre": Rule(ADD, _sum("hook_resid_pre")),
         "hook_attn_in": Rule(COPY, _exact),
         "hook_q_input": Rule(COPY, _exact),
@@ -256,5 +198,5 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
 }
 
 
-# DemoTransformer's own points pass on what its modules gave.
+# DemoTransformer's own hook points hand on what its modules return.
 PASSED_ON = Rule(COPY, _exact)

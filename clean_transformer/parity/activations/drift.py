@@ -1,4 +1,4 @@
-"""How far the whole run drifts from the oracle, next to what rounding alone does on the CPU."""
+"""Drift: the error that gathers over the whole run, beside that of healthy runs on the CPU."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """The error that has gathered in one activation by the time it is made.
+    """The error that has gathered in one activation over the whole run.
 
-    `error` is the root mean square of device - oracle, `envelope` the largest that healthy CPU
-    runs in the same dtype have, `reference_error` that of a reference's own run in it.
+    `error` is the root mean square of device − oracle. `envelope` is the largest such error of the
+    healthy runs on the CPU in the same dtype, and `reference_error` that of a reference's run.
     """
 
     name: str
@@ -29,14 +29,14 @@ class EndToEnd:
 
     @property
     def rho(self) -> float:
-        """The error in units of the envelope."""
+        """ρ: the error divided by the envelope."""
         if self.envelope:
             return self.error / self.envelope
         return 0.0 if self.error == 0 else torch.inf
 
     @property
     def verdict(self) -> Verdict:
-        """DEGRADED beyond the envelope; where it began is for the teacher-forced rows to say."""
+        """PASS or DEGRADED. The isolated errors say where it begins, and whether that is WRONG."""
         return Verdict.PASS if self.rho <= self.healthy else Verdict.DEGRADED
 
 
@@ -45,9 +45,10 @@ def healthy_envelope(
     tokens: Int[Tensor, "batch pos"],
     oracle: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """The largest error, per activation, over runs on the CPU that rounding alone tells apart.
+    """The largest error of each activation over healthy runs on the CPU.
 
-    They differ in the number of threads, in the batch size, and by one ulp in the embeddings.
+    The runs use all threads and one thread, a whole batch and single inputs, and embeddings that
+    are changed by one unit in the last place. So only rounding differs between them.
     """
     names = [name for name in oracle if name != LOGITS]
     envelope: dict[str, float] = {}
@@ -84,7 +85,7 @@ def _nudged(model: DemoTransformer, parity: int) -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """PyTorch's CPU kernels on that many threads."""
+    """Within it, PyTorch's CPU kernels use that many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,15 +1,15 @@
-"""Question 2: does this device compute accurately? Each activation judged by its own error.
+"""Question 2: does this device compute accurately? Judges each activation by its own error.
 
-The oracle is the same model in float64 on the CPU. In one forward pass of it every activation is
-first recorded and then replaced by the device's, so that each is computed from exactly what the
-device had (teacher forcing): an error shows where it is introduced, and nowhere else.
+The oracle is the same model in float64 on the CPU. During its forward pass, each activation is
+recorded and then replaced by the device's. So the oracle computes every activation from the
+device's own inputs, and an error shows only where the device introduces it.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,22 +17,28 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
-from clean_transformer.parity.activations.bounds import ATTEND, LINEAR, PASSED_ON, RULES, Kind
-from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, smallest_kept, trusted
+from clean_transformer.parity.activations.bounds import PASSED_ON, PRODUCTS, RULES, Rule, Seen
+from clean_transformer.parity.limits import (
+    SELDOM_EXCEEDED,
+    Kind,
+    error_ratios,
+    index_of_largest,
+    square,
+    verdict_of,
+)
+from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.numerics import upcast
 
-# Watching an activation makes its module compute it; each path is what other users of it run.
+# A module computes these activations only when somebody watches them. So what is watched decides
+# which kernels run. Each path is one such choice, by the names of the hook points.
 INNER = ("hook_attn_scores", "hook_pattern", "hook_scale", "hook_normalized")
-
-
 PATHS: dict[str, Callable[[str], bool]] = {
     "fused": lambda point: point not in INNER + PER_HEAD,
     "explicit": lambda point: point not in PER_HEAD,
     "per head": lambda point: True,
 }
-
-
+# The axis of the heads in the activations that have one.
 HEAD_AXIS = {
     "hook_q": 2,
     "hook_k": 2,
@@ -46,11 +52,12 @@ HEAD_AXIS = {
 
 @dataclass(frozen=True)
 class Isolated:
-    """The error that one activation introduces, in units of u G.
+    """The error that one activation introduces, in units of u G (see `parity/limits.py`).
 
-    `ratio` is the largest, `rms_ratio` the root mean square; `per_head` the largest of each head.
-    Above `healthy` it does not pass, above `wrong` no order of rounding explains it. `bits` is the
-    effective precision, -log2 of the root mean square error relative to G.
+    `ratio` is the largest error of an element, `rms_ratio` the root mean square, and `per_head` the
+    largest of each head. `healthy` and `wrong` are the limits of `ratio`. `bits` is the effective
+    precision: −log₂ of the root mean square error relative to G. `lower_precision` names the
+    precision that explains all errors, if one does. `case` and `path` say what was run.
     """
 
     name: str
@@ -68,12 +75,8 @@ class Isolated:
 
     @property
     def verdict(self) -> Verdict:
-        """WRONG beyond any order of rounding, DEGRADED beyond a healthy one."""
-        if self.lower_precision:
-            return Verdict.DEGRADED
-        if self.ratio <= self.healthy:
-            return Verdict.PASS
-        return Verdict.WRONG if self.ratio > self.wrong else Verdict.DEGRADED
+        """PASS, DEGRADED beyond a healthy rounding error, WRONG beyond any rounding error."""
+        return verdict_of(self.ratio, self.healthy, self.wrong, self.lower_precision)
 
 
 @torch.no_grad()
@@ -85,10 +88,11 @@ def isolate(
     case: str = "",
     autocast: torch.dtype | None = None,
 ) -> list[Isolated]:
-    """Run the module, then the oracle on the module's own activations, and judge each of them.
+    """Run the module, then the oracle on the module's own activations, and judge each activation.
 
-    `path` says what is watched: "fused" leaves attention and LayerNorm their single kernels,
-    "explicit" watches scores, patterns and scales, "per head" everything. `case` is a label.
+    `path` says what is watched. "fused" leaves attention and LayerNorm as single kernels,
+    "explicit" watches scores, patterns and scales too, and "per head" watches everything. `case`
+    is a label for the rows. Under autocast, `autocast` is the dtype of the products.
     """
     names = watched_names(module, path)
     device_type = inputs[0].device.type
@@ -104,20 +108,12 @@ def isolate(
             made_by, its = oracle.get_submodule(part), seen[part]
             rule = RULES.get(type(made_by), {}).get(point, PASSED_ON)
             u = _roundoff(rule.kind, device[name].dtype, autocast)
-            scale = rule.scale(made_by, its, value, u)
-            limits = rule.kind.limits(rule.summed(made_by, its), u)
-            label = (name, case, path)
-            row, ratios, error = _judge(label, device[name], value, rule.kind, u, scale, limits)
-            if row.verdict is not Verdict.PASS and rule.kind in (LINEAR, ATTEND):
-                gathered = rule.terms(made_by, its, torch.square).sqrt()
-                lower = _lower_precision(ratios, error / gathered, row.healthy, u)
-                row = replace(row, lower_precision=lower)
-            rows.append(row)
+            rows.append(_judge((name, case, path), device[name], value, rule, made_by, its, u))
         return rows
 
 
 def watched_names(module: HookedModule, path: str) -> list[str]:
-    """The hook points of the path, and every submodule that has activations, for its output."""
+    """The hook points of the path, and each submodule that has hook points, for its output."""
     return [
         name
         for name, part in module.named_modules()
@@ -137,7 +133,7 @@ def _isolate_calls(
         for index, tensor in enumerate(tensors):
             seen[name][f"input {index}" if index else "input"] = tensor
 
-    def force(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
+    def record_and_replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
         exact[name] = value
         given = upcast(device[name])
         owner, point = owner_of(name)
@@ -150,77 +146,73 @@ def _isolate_calls(
                 handle = part.register_forward_pre_hook(partial(take_inputs, name))
                 placed.callback(handle.remove)
             if name in device:
-                handle = part.register_forward_hook(partial(force, name))
+                handle = part.register_forward_hook(partial(record_and_replace, name))
                 placed.callback(handle.remove)
         oracle(*(upcast(x) for x in inputs))
     return exact, seen
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """The module that makes an activation, and which of its activations it is."""
+    """The path of the module that makes an activation, and its hook point's name or "output"."""
     owner, point = name.rpartition(".")[::2]
     return (owner, point) if point.startswith("hook_") else (name, "output")
 
 
 def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
-    # Autocast multiplies matrices in its own precision, whatever it returns.
-    lowered = autocast is not None and kind in (LINEAR, ATTEND)
-    return UNIT_ROUNDOFF[autocast if lowered and autocast else dtype]
+    # Autocast multiplies matrices in its own precision, whatever dtype it returns.
+    return UNIT_ROUNDOFF[autocast if autocast and kind in PRODUCTS else dtype]
 
 
 def _judge(
     label: tuple[str, str, str],
     device: Tensor,
     exact: Tensor,
-    kind: Kind,
+    rule: Rule,
+    module: nn.Module,
+    seen: Seen,
     u: float,
-    scale: Tensor,
-    limits: tuple[float, float],
-) -> tuple[Isolated, Tensor, Tensor]:
+) -> Isolated:
     name, case, path = label
     given = upcast(device)
     error = torch.where(given == exact, 0.0, (given - exact).abs())
-    allowed = u * scale + (smallest_kept(device.dtype) if kind.healthy else 0.0)
-    ratios = torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
+    ratios = error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
+    ratio, rms = float(ratios.max()), float(ratios.square().mean().sqrt())
+    healthy, wrong = rule.kind.limits(rule.summed(module, seen), u)
     axis = HEAD_AXIS.get(name.split(".")[-1])
-    heads = ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist() if axis else []
-    rms = float(ratios.square().mean().sqrt())
-    row = Isolated(
+    lower = ""
+    if ratio > healthy and rule.kind in PRODUCTS:
+        typical = rule.terms(module, seen, square).sqrt()
+        lower = _lower_precision(ratios, error / typical, healthy, u)
+    return Isolated(
         name=name,
         case=case,
         path=path,
-        operation=kind.name,
-        ratio=float(ratios.max()),
-        healthy=limits[0],
-        wrong=limits[1],
+        operation=rule.kind.name,
+        ratio=ratio,
+        healthy=healthy,
+        wrong=wrong,
         rms_ratio=rms,
         bits=-math.log2(rms * u) if rms else math.inf,
         worst_index=index_of_largest(ratios),
-        per_head=tuple(heads),
+        per_head=tuple(ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist()) if axis else (),
+        lower_precision=lower,
     )
-    return row, ratios, error
-
-
-def index_of_largest(values: Tensor) -> tuple[int, ...]:
-    """Where in the tensor its largest value is."""
-    place = torch.unravel_index(values.argmax(), values.shape)
-    return tuple(int(index) for index in place)
 
 
 def _lower_precision(ratios: Tensor, relative: Tensor, healthy: float, u: float) -> str:
-    """The precision in which the errors would be healthy, where nearly all of them are that large.
+    """The name of the precision in which the errors would be healthy, or "".
 
-    Rounding to a lower precision moves nearly every element, a fault in a kernel only some. Of two
-    precisions the `relative` errors tell, in units of what independent roundings of the products
-    add up to: they seldom reach eight roundings.
+    Rounding to a lower precision moves nearly every element, and a faulty kernel only some: so the
+    median must be too large. If two precisions fit, choose the one whose errors, `relative` to
+    what independent roundings add up to, stay below 8 roundings.
     """
     if float(ratios.median()) <= healthy:
         return ""
-    explain = {
+    fitting = {
         lower: name
         for lower, name in LOWER_PRECISION.items()
         if float(ratios.max()) * u / lower <= healthy
     }
     largest = float(relative.nan_to_num(0.0).max())
-    typical = (name for lower, name in explain.items() if largest <= 8 * lower)
-    return next(typical, [*explain.values(), ""][0])
+    typical = (name for lower, name in fitting.items() if largest <= SELDOM_EXCEEDED * lower)
+    return next(typical, [*fitting.values(), ""][0])

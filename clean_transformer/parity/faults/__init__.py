@@ -1,7 +1,7 @@
-"""Faults to plant: a parity suite is worth what it finds of these.
+"""Faults to plant, by name. They show what a check finds.
 
-A semantic fault makes our model another function; a device fault makes an operation on the CPU
-return what a wrong device would. Both are tables, one row a fault.
+A semantic fault changes the function that our model computes. A device fault makes an operation on
+the CPU return what a faulty device would return. Both kinds are tables, with one row a fault.
 
     with inject("linear-noncontiguous-weight"):
         logits = model(tokens)
@@ -11,12 +11,14 @@ import difflib
 from contextlib import AbstractContextManager
 from typing import Any
 
+from clean_transformer.parity.faults.corruptions import no_float64 as no_float64
 from clean_transformer.parity.faults.device import DEVICE_FAULTS
 from clean_transformer.parity.faults.semantic import SEMANTIC_FAULTS
+from clean_transformer.parity.faults.semantic.edits import weight_changed as weight_changed
 
 
 def inject(name: str) -> AbstractContextManager[Any]:
-    """Within it, the fault of that name; faults nest, and an exception ends them too.
+    """Plant the fault of that name for the length of a `with` block. Faults nest.
 
     Raises `ValueError` for a name that no fault has.
     """

@@ -1,7 +1,7 @@
-"""Wrong devices, emulated on the CPU: a dispatch mode corrupts an operation's result.
+"""Emulates faulty devices on the CPU: a dispatch mode corrupts the results of an operation.
 
-A fault touches the calls that its condition describes, and never one with a float64 operand:
-float64 on the CPU is the oracle.
+A fault changes only the calls that meet its condition. Calls with a float64 operand stay right,
+because float64 on the CPU is the oracle.
 """
 
 import math
@@ -16,21 +16,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.operations.call import Call
-from clean_transformer.parity.operations.known_issues import Condition, factor_positions, is_causal
+from clean_transformer.parity.operations.conditions import factor_positions, is_causal
+from clean_transformer.parity.operations.known_issues import Condition
 
-# Takes the operation, its arguments and its options, and gives a wrong result.
+# Takes the operation, its arguments and its options, and returns a wrong result.
 Corruption = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-
-
 Edit = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class DeviceFault:
-    """An operation gone wrong: "aten.<name>" for a name in `operations`, where `condition` holds.
+    """A fault of the ATen operations in `operations`, for the calls where `condition` holds.
 
-    `first_call_only` leaves later calls right. GPT-2's forward pass never meets the condition of
-    a fault with `probe_only`: single operations with inputs of such a layout find it.
+    With `first_call_only`, later calls are right. With `probe_only`, GPT-2's forward pass never
+    meets the condition, and only the probes of single operations find the fault.
     """
 
     name: str
@@ -42,12 +41,12 @@ class DeviceFault:
     probe_only: bool = False
 
     def touches(self, call: Call) -> bool:
-        """Whether the emulated device gets that call wrong."""
+        """Whether the emulated device computes that call wrongly."""
         exact = any(operand.dtype == torch.float64 for operand in call.operands)
         return not exact and call.name in self.operations and self.condition(call)
 
     def plant(self) -> AbstractContextManager[Any]:
-        """Within it, the fault."""
+        """Plant the fault for the length of a `with` block."""
         return _FaultyDevice(self)
 
 
@@ -81,16 +80,16 @@ def _refuse_float64(func: Any, values: Any) -> None:
 
 
 def no_float64() -> AbstractContextManager[Any]:
-    """Stands in for a device without float64, such as MPS.
+    """Within it, the CPU behaves like a device without float64, such as MPS.
 
-    Within it, an operation that takes or makes a float64 tensor raises `TypeError` (where it was
-    written as an operator, such as `+`, Python puts a message of its own in the place of ours).
+    An operation that takes or returns a float64 tensor raises `TypeError`. For an operator, such as
+    `+`, Python replaces our message by its own.
     """
     return _NoFloat64()  # type: ignore[no-untyped-call]
 
 
 def with_arguments(edit: Edit, *positions: int) -> Corruption:
-    """The right operation on wrong arguments."""
+    """The right operation on edited arguments at those positions."""
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         edited = (edit(arg) if place in positions else arg for place, arg in enumerate(args))
@@ -100,7 +99,7 @@ def with_arguments(edit: Edit, *positions: int) -> Corruption:
 
 
 def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
-    """A product of wrong factors; with `left=False`, of a wrong second one."""
+    """A product of edited factors; with `left=False`, only the second one is edited."""
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         positions = factor_positions(Call.of(func, args, options).name)
@@ -110,7 +109,7 @@ def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
 
 
 def with_result(edit: Edit) -> Corruption:
-    """The right operation, whose (first) result then goes wrong."""
+    """The right operation with an edited result, or an edited first result of several."""
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         result = func(*args, **options)
@@ -120,9 +119,9 @@ def with_result(edit: Edit) -> Corruption:
 
 
 def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
-    """Attention with another mask: `hides` takes the positions of query and key, and n_keys.
+    """Attention with another mask, `hides(query position, key position, number of keys)`.
 
-    Without `is_causal` every query stands after the last key.
+    Without `is_causal`, all queries have positions after the last key.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -139,7 +138,7 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
 
 
 def as_if_contiguous(tensor: Tensor) -> Tensor:
-    """Its memory read in order, whatever its strides say; from the start again at the end."""
+    """The tensor's memory read in order, without its strides. At its end, reading starts again."""
     offset = tensor.storage_offset()
     n_left = tensor.untyped_storage().nbytes() // tensor.element_size() - offset
     memory = tensor.as_strided((n_left,), (1,), offset)
@@ -147,7 +146,7 @@ def as_if_contiguous(tensor: Tensor) -> Tensor:
 
 
 def rounded(mantissa_bits: int) -> Edit:
-    """Float32 numbers to the nearest with that many mantissa bits; other dtypes as they are."""
+    """Round float32 numbers to that many mantissa bits. Other dtypes stay unchanged."""
     dropped = 23 - mantissa_bits
 
     def edit(tensor: Tensor) -> Tensor:
@@ -160,14 +159,14 @@ def rounded(mantissa_bits: int) -> Edit:
 
 
 def unmasked(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Attention that forgets its mask."""
+    """Attention without its mask."""
     rest = (None if isinstance(arg, Tensor) else arg for arg in args[3:])
     kept = {name: value for name, value in options.items() if not isinstance(value, Tensor)}
     return func(*args[:3], *rest, **kept)
 
 
 def batch_dependent(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """A product whose rows after the first 8 are made in TF32."""
+    """A product whose rows after the first 8 are computed in TF32."""
     right = func(*args, **options)
     coarse = with_factors(rounded(10))(func, args, options)
     return torch.cat([right[:8], coarse[8:]])
@@ -183,7 +182,7 @@ def half_accumulator(func: Any, args: tuple[Any, ...], options: dict[str, Any]) 
 
 
 def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """LayerNorm whose mean and variance are taken in half precision, where a square overflows."""
+    """LayerNorm with mean and variance in half precision, where squares overflow."""
     x, _, weight, bias, eps = args
     centered = x - x.mean(-1, keepdim=True)
     normalized = centered * (centered.square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -192,13 +191,13 @@ def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -
 
 
 def half_imprecise(result: Tensor) -> Tensor:
-    """The second half, one thread's chunk, off by 2,000 units in the last place."""
+    """The second half, as one thread's chunk, is wrong by 2,000 units in the last place."""
     place = torch.arange(result.numel(), device=result.device).view(result.shape)
     return torch.where(place < result.numel() // 2, result, result * (1 + 2000 * 2**-23))
 
 
 def first_columns_repeated(product: Tensor) -> Tensor:
-    """The first 1,024 columns in the place of the others."""
+    """The first 1,024 columns, repeated in place of all others."""
     return product[..., torch.arange(product.shape[-1], device=product.device) % 1024]
 
 
@@ -214,15 +213,15 @@ def from_storage_start(tensor: Tensor) -> Tensor:
 
 
 def past_the_end(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """A sample of categories that do not exist."""
+    """Samples of categories that do not exist."""
     return func(*args, **options) + args[0].shape[-1]
 
 
 def tanh_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """The exact GELU, whatever was asked for."""
+    """The exact GELU, even where the tanh form was asked for."""
     return func(*args)
 
 
 def first_entry_filled(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """masked_fill of the first entry of the batch alone."""
+    """masked_fill applied to the first entry of the batch only."""
     return torch.cat([func(*args, **options)[:1], args[0][1:]])

@@ -1,4 +1,4 @@
-"""The wrong devices: one row a fault, the known ones under their own names and conditions."""
+"""The device faults, one row each. Known issues keep their own names and conditions."""
 
 import torch
 from torch import Tensor
@@ -25,19 +25,12 @@ from clean_transformer.parity.faults.corruptions import (
     with_result,
 )
 from clean_transformer.parity.operations.call import Call
-from clean_transformer.parity.operations.known_issues import (
-    HALF,
-    KNOWN_ISSUES,
-    Condition,
-    factors,
-    is_dtype,
-    n_columns,
-    n_rows,
-)
+from clean_transformer.parity.operations.conditions import factors, is_dtype, n_columns, n_rows
+from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES, Condition
 
 
 def known(name: str, corrupt: Corruption, **traits: bool) -> DeviceFault:
-    """The emulation of a known fault, under that fault's own condition."""
+    """The emulation of the known issue of that name, under its own condition."""
     (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
     return DeviceFault(name, row.description, row.operations, row.condition, corrupt, **traits)
 
@@ -45,7 +38,7 @@ def known(name: str, corrupt: Corruption, **traits: bool) -> DeviceFault:
 def own(
     name: str, description: str, operations: str, condition: Condition, corrupt: Corruption
 ) -> DeviceFault:
-    """A fault that no device is known to have, but one could."""
+    """A fault that no device is known to have, but that a device could have."""
     return DeviceFault(name, description, frozenset(operations.split()), condition, corrupt)
 
 

@@ -1,8 +1,7 @@
-"""What each ATen operation may get wrong by rounding: its exact result and a scale G, elementwise.
+"""What each ATen operation must return: its exact result, with the limits and the scale G.
 
-An error is judged as |device - exact| / (u G + η), where `exact` is the operation in float64 on the
-device's own inputs, u the unit roundoff of the result's dtype, and η its underflow (Higham,
-Accuracy and Stability of Numerical Algorithms, 2nd ed., §2.2 and equation 2.8).
+`exact` is the operation in float64 on the device's own inputs. The limits and the formulas for G
+are those of `parity/limits.py`, which the check of activations reads as well.
 """
 
 import math
@@ -14,25 +13,48 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from clean_transformer.parity.limits import (
+    ADD,
+    ATTEND,
+    ELEMENTWISE,
+    GELU,
+    LAYER_NORM,
+    LINEAR,
+    OTHER,
+    SOFTMAX,
+    SUM,
+    Kind,
+    Size,
+    attention_terms,
+    gelu_scale,
+    layer_norm_scales,
+    softmax_scale,
+    square,
+    sum_scale,
+)
+from clean_transformer.parity.operations.attention import (
+    ATTENTIONS,
+    attention,
+    attention_arguments,
+)
 from clean_transformer.parity.operations.replay import Call64, Expected
-from clean_transformer.parity.operations.unfused import ATTENTIONS
 from clean_transformer.parity.oracle import ACCUMULATOR
 
 Rule = Callable[[Call64], list[Expected | None]]
 
 
 def expected_outputs(call: Call64) -> list[Expected | None] | None:
-    """What each output must be, `None` for an output that is not compared.
+    """What each output of the call must be, with None for an output that is not compared.
 
-    `None` altogether where the call cannot be checked: it draws random numbers, has no meaning on
-    the CPU, or its result is no function of its tensors' values.
+    None for the whole where the call cannot be checked: it draws random numbers, it does not exist
+    on the CPU, or its result depends on more than its tensors' values.
     """
     if call.name in RULES:
         return RULES[call.name](call)
     if torch.Tag.nondeterministic_seeded in call.func.tags or call.name in UNCHECKED:
         return None
     try:
-        return _equal(call) if not call.u else _unknown(call)
+        return _unknown(call) if call.u else _equal(call)
     except (RuntimeError, TypeError, NotImplementedError):
         return None
 
@@ -41,29 +63,62 @@ def _equal(call: Call64) -> list[Expected | None]:
     return [Expected(torch.as_tensor(output)) for output in tree_leaves(call.run_as_given())]
 
 
-def _approximate(healthy: float, wrong: float, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
-    def rule(call: Call64) -> list[Expected | None]:
-        exact = call.run()
-        return [Expected(exact, scale(call, exact), None, healthy, wrong)]
+def _unknown(call: Call64) -> list[Expected | None]:
+    """An operation without a rule of its own: G is |result| + |result on absolute values|."""
+    pairs = zip(tree_leaves(call.run()), tree_leaves(call.run(abs)), strict=True)
+    return [_within(OTHER, call, exact, exact.abs() + size.abs()) for exact, size in pairs]
 
-    return _unless_integer(rule)
+
+def _within(
+    kind: Kind,
+    call: Call64,
+    exact: Tensor,
+    scale: Tensor,
+    terms: int = 1,
+    typical: Tensor | None = None,
+) -> Expected:
+    healthy, wrong = kind.limits(terms, call.u)
+    return Expected(exact, scale, typical, healthy, wrong)
 
 
 def _unless_integer(rule: Rule) -> Rule:
     return lambda call: rule(call) if call.u else _equal(call)
 
 
-def _unknown(call: Call64) -> list[Expected | None]:
-    exact = tree_leaves(call.run())
-    absolute = tree_leaves(call.run(abs))
-    return [
-        Expected(value, value.abs() + of_absolute.abs(), None, 30.0, 300.0)
-        for value, of_absolute in zip(exact, absolute, strict=True)
-    ]
+def _approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
+    """A rule for an operation with one output, from its G."""
+
+    def rule(call: Call64) -> list[Expected | None]:
+        exact = call.run()
+        return [_within(kind, call, exact, scale(call, exact))]
+
+    return _unless_integer(rule)
+
+
+def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
+    """A rule for sums, and sums of products, of `count(named arguments, result)` terms.
+
+    Given the absolute values of its inputs, the operation itself adds up |terms|.
+    """
+
+    def rule(call: Call64) -> list[Expected | None]:
+        exact = call.run()
+        n_terms = count(call.named, exact)
+        # The mean of squares divides by n once, the square of the mean's terms twice.
+        divided = n_terms if call.name == "mean" else 1
+
+        def terms(size: Size) -> Tensor:
+            return call.run(size) / (divided if size is square else 1)
+
+        typical = exact.abs() + terms(square).sqrt()
+        scale = sum_scale(exact, terms, call.u)
+        return [_within(kind, call, exact, scale, n_terms, typical)]
+
+    return _unless_integer(rule)
 
 
 def _term(call: Call64, name: str) -> Tensor:
-    # A Python number is first rounded to the dtype: that is one rounding more.
+    # A Python number is first rounded to the dtype, so it counts twice.
     value = call.named.get(name, 1)
     return value.abs() if isinstance(value, Tensor) else torch.tensor(2.0 * abs(value)).double()
 
@@ -73,82 +128,28 @@ def _sum_of_two(call: Call64, exact: Tensor) -> Tensor:
     return _term(call, "self") + _term(call, "other") * (alpha if alpha == 1 else 2 * alpha)
 
 
-def _summed(terms: Callable[[dict[str, Any], Tensor], int]) -> Rule:
-    """Σ aᵢbᵢ over k terms: |δ| ≤ γ_k Σ|aᵢ||bᵢ|, γ_k = ku / (1 - ku) (Higham, §3.1 and §3.5).
-
-    Half precision is summed in float32 and rounded once or, in pieces, a few times: then G is
-    |result| + √Σ(aᵢbᵢ)², plus the float32 bound. Beyond 8, the total was in half precision too.
-    """
-
-    def rule(call: Call64) -> list[Expected | None]:
-        exact, absolute = call.run(), call.run(abs)
-        summed = terms(call.named, exact)
-        quadrature = call.run(lambda number: number * number).sqrt()
-        if call.name == "mean":
-            quadrature = quadrature / summed**0.5
-        typical = exact.abs() + quadrature
-        return [_accumulated(call.u, exact, absolute, typical, max(30.0, float(summed)), 8.0)]
-
-    return _unless_integer(rule)
-
-
-def _accumulated(
-    u: float,
-    exact: Tensor,
-    absolute: Tensor,
-    typical: Tensor,
-    wrong: float,
-    healthy_in_half: float = 30.0,
-) -> Expected:
-    if u <= ACCUMULATOR:
-        return Expected(exact, absolute, typical, 30.0, wrong)
-    return Expected(exact, typical + absolute * ACCUMULATOR / u, typical, healthy_in_half, 30.0)
-
-
 def _softmax(call: Call64) -> list[Expected | None]:
-    """p (1 + |s - max s|): rounding s - max s changes exp by that much, relatively.
-
-    It bounds the sum of a row too, and is 0 where the pattern must be.
-    """
-    exact, scores = call.run(), call.named["self"]
-    below_highest = (scores - scores.amax(call.named["dim"], keepdim=True)).abs()
-    scale = torch.where(exact == 0, 0.0, exact * (1 + below_highest))
-    return [Expected(exact, scale, None, 30.0, 300.0)]
+    exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
+    scale = softmax_scale(exact, scores, dim)
+    return [_within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
-def _log_softmax(call: Call64) -> list[Expected | None]:
-    exact, scores = call.run(), call.named["self"]
-    below_highest = (scores - scores.amax(call.named["dim"], keepdim=True)).abs()
-    return [Expected(exact, 1 + below_highest + exact.abs(), None, 30.0, 300.0)]
+def _log_softmax(call: Call64, exact: Tensor) -> Tensor:
+    scores = call.named["self"]
+    return 1 + (scores - scores.amax(call.named["dim"], keepdim=True)).abs() + exact.abs()
 
 
 def _layer_norm(call: Call64) -> list[Expected | None]:
-    """|w| (|x| + mean|x|) / σ + |b|: the rounding of x - mean x, divided by σ.
-
-    The mean's is mean|x|; 1/σ, from the centered c, (1 + mean(|c| (|x| + mean|x|)) / σ²) / σ.
-    """
-    exact = tree_leaves(call.run())
+    """The output, the mean, and 1/σ, whose relative error is δσ/σ and a rounding of its own."""
     x, weight, bias = (call.named[name] for name in ("input", "weight", "bias"))
     axes = tuple(range(-len(call.named["normalized_shape"]), 0))
-    mean_size = x.abs().mean(axes, keepdim=True)
-    variance = x.var(axes, correction=0, keepdim=True) + call.named["eps"]
-    centered = (x - x.mean(axes, keepdim=True)).abs()
-    rounding = (x.abs() + mean_size) / variance.sqrt()
-    output = rounding if weight is None else rounding * weight.abs()
+    output, mean, sigma = layer_norm_scales(x, call.named["eps"], axes)
+    output = output if weight is None else output * weight.abs()
     output = output if bias is None else output + bias.abs()
-    spread = (centered * rounding).mean(axes, keepdim=True) / variance.sqrt()
-    scales = (output, mean_size, (1 + spread) / variance.sqrt())
-    return [
-        Expected(value, scale, None, 30.0, 300.0)
-        for value, scale in zip(exact, scales, strict=False)
-    ]
-
-
-def _gelu(call: Call64, exact: Tensor) -> Tensor:
-    x = call.named["self"]
-    tanh_form = call.named["approximate"] == "tanh"
-    inner = (2 / math.pi) ** 0.5 * (x + 0.044715 * x**3) if tanh_form else x / 2**0.5
-    return x.abs() / 2 * (1 + (inner.tanh() if tanh_form else inner.erf()).abs())
+    outputs = tree_leaves(call.run())
+    scales = (output, mean, *(sigma * reciprocal.square() for reciprocal in outputs[2:]))
+    pairs = zip(outputs, scales, strict=False)
+    return [_within(LAYER_NORM, call, exact, scale) for exact, scale in pairs]
 
 
 def _variance(call: Call64, exact: Tensor) -> Tensor:
@@ -159,43 +160,19 @@ def _variance(call: Call64, exact: Tensor) -> Tensor:
 def _attention(call: Call64) -> list[Expected | None]:
     """softmax(scale · q kᵀ + mask) v, for every dispatch name of scaled-dot-product attention.
 
-    A causal mask is aligned top-left. G = Σⱼ pⱼ|vⱼ| (1 + Sⱼ + Σₗ pₗSₗ), S = |q||k|scale + |mask|:
-    a score is off by u S, and δp = p (δs - Σₗ pₗδsₗ) to first order, so that
-    |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ), beside pⱼ's own rounding. A half-precision kernel rounds p and the
-    result, and keeps scores in float32: there G is |z| + √Σ(pⱼvⱼ)², plus the float32 bound. The
-    other outputs (logsumexp, seeds) serve a backward pass and are not compared.
+    The other outputs (logsumexp, seeds) serve a backward pass and are not compared.
     """
     if call.named.get("dropout_p"):
         return [None]
-    q, k, v = (call.named[name] for name in ("query", "key", "value"))
-    if k.shape[-3] != q.shape[-3]:
-        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
-    scale = call.named.get("scale")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    mask = _additive_mask(call.named, q.shape[-2], k.shape[-2])
-
-    scores = q @ k.mT * scale
-    pattern = (scores + mask).softmax(-1)
-    exact = pattern @ v
-    size = q.abs() @ k.abs().mT * abs(scale) + torch.where(mask.isinf(), 0.0, mask.abs())
-    average = (pattern * size).sum(-1, keepdim=True)
-    absolute = (pattern * (1 + size + average)) @ v.abs()
-    rounded = pattern if call.u > ACCUMULATOR else pattern * (1 + scores.abs())
+    q, k, v, mask, factor = attention_arguments(call.named)
+    exact, pattern = attention(q, k, v, mask, factor)
+    size = q.abs() @ k.abs().mT * abs(factor)
+    if mask.dtype != torch.bool:
+        size = size + torch.where(mask.isinf(), 0.0, mask.abs())
+    scale = sum_scale(exact, partial(attention_terms, pattern, size, v), call.u)
+    rounded = pattern if call.u > ACCUMULATOR else pattern * (1 + (q @ k.mT * factor).abs())
     typical = exact.abs() + (rounded.square() @ v.square()).sqrt()
-    terms = q.shape[-1] + k.shape[-2]
-    return [_accumulated(call.u, exact, absolute, typical, max(30.0, float(terms)))]
-
-
-def _additive_mask(named: dict[str, Any], n_queries: int, n_keys: int) -> Tensor:
-    mask = named.get("attn_mask")
-    mask = named.get("attn_bias") if mask is None else mask
-    if named.get("is_causal"):
-        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device="cpu").tril()
-    if mask is None:
-        return torch.zeros((), dtype=torch.float64, device="cpu")
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -math.inf)
-    return mask
+    return [_within(ATTEND, call, exact, scale, k.shape[-2], typical)]
 
 
 def _at_indices(values: Tensor, dim: int, indices: Tensor) -> Tensor:
@@ -223,6 +200,10 @@ def _length(name: str) -> Callable[[dict[str, Any], Tensor], int]:
     return lambda named, exact: named[name].shape[-1]
 
 
+def _factor_length(named: dict[str, Any], exact: Tensor) -> int:
+    return named["input" if "input" in named else "self"].shape[-1]
+
+
 def _reduced(named: dict[str, Any], exact: Tensor) -> int:
     return named["self"].numel() // max(exact.numel(), 1)
 
@@ -245,35 +226,37 @@ RULES: dict[str, Rule] = {
     ),
     **_rows("topk sort", _largest),
     **_rows("multinomial", _multinomial),
-    **_rows("add sub rsub", _approximate(1.0, 2.0, _sum_of_two)),
+    **_rows("add sub rsub", _approximate(ADD, _sum_of_two)),
     **_rows(
         "mul div sqrt square reciprocal rsqrt tanh erf sigmoid pow",
-        _approximate(8.0, 64.0, lambda call, exact: exact.abs()),
+        _approximate(ELEMENTWISE, lambda call, y: y.abs()),
     ),
-    **_rows("exp", _approximate(8.0, 64.0, lambda call, y: y * (1 + call.named["self"].abs()))),
-    **_rows("log", _approximate(8.0, 64.0, lambda call, y: 1 + y.abs())),
-    **_rows(
-        "mm bmm matmul dot mv linear",
-        _summed(lambda named, exact: named["input" if "input" in named else "self"].shape[-1]),
-    ),
-    **_rows("addmm", _summed(_length("mat1"))),
-    **_rows("baddbmm", _summed(_length("batch1"))),
-    **_rows("sum mean", _summed(_reduced)),
-    **_rows("cumsum", _summed(lambda named, exact: named["self"].shape[named["dim"]])),
+    **_rows("exp", _approximate(ELEMENTWISE, lambda call, y: y * (1 + call.named["self"].abs()))),
+    **_rows("log", _approximate(ELEMENTWISE, lambda call, y: 1 + y.abs())),
+    **_rows("mm matmul dot mv linear", _summed(LINEAR, _factor_length)),
+    **_rows("addmm", _summed(LINEAR, _length("mat1"))),
+    # Batched products multiply two activations, and a pattern's entries all have one sign.
+    **_rows("bmm", _summed(SUM, _factor_length)),
+    **_rows("baddbmm", _summed(SUM, _length("batch1"))),
+    **_rows("sum mean", _summed(SUM, _reduced)),
+    **_rows("cumsum", _summed(SUM, lambda named, exact: named["self"].shape[named["dim"]])),
     **_rows("_softmax softmax", _unless_integer(_softmax)),
-    **_rows("_log_softmax log_softmax", _unless_integer(_log_softmax)),
+    **_rows("_log_softmax log_softmax", _approximate(OTHER, _log_softmax)),
     **_rows("native_layer_norm layer_norm", _layer_norm),
-    **_rows("gelu", _approximate(16.0, 160.0, _gelu)),
-    **_rows("var", _approximate(30.0, 300.0, _variance)),
+    **_rows(
+        "gelu",
+        _approximate(
+            GELU, lambda call, _: gelu_scale(call.named["self"], call.named["approximate"])
+        ),
+    ),
+    **_rows("var", _approximate(OTHER, _variance)),
     **dict.fromkeys(ATTENTIONS, _attention),
 }
 
-
-# There is no value in their result: memory that is not yet written, the number of a kernel.
+# Their results have no values yet: memory that is not written, or the number of a kernel.
 WITHOUT_VALUES = frozenset(
     ["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_fused_sdp_choice"]
 )
 
-
-# Their result depends on the memory behind the tensor, which a copy of its values does not have.
+# Their results depend on the memory behind the tensor, which a copy of its values does not have.
 UNCHECKED = frozenset(["as_strided", "set", "resize", "as_strided_scatter"])

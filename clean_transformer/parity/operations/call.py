@@ -1,4 +1,4 @@
-"""One call of one ATen operation, described: what known faults and findings are matched on."""
+"""The description of a call of an ATen operation: its tensors' layouts and its other arguments."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor argument, without its values."""
+    """The layout of a tensor argument, without its values."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -21,7 +21,7 @@ class Operand:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Operand":
-        """The description of that tensor."""
+        """The layout of that tensor."""
         return cls(
             tuple(tensor.shape),
             tensor.stride(),
@@ -32,7 +32,7 @@ class Operand:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements lie in memory in the order of the axes."""
+        """Whether the elements are in memory in row-major order, without gaps."""
         expected = 1
         for length, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if length != 1 and stride != expected:
@@ -40,10 +40,19 @@ class Operand:
             expected *= length
         return True
 
+    def contiguous(self) -> "Operand":
+        """The contiguous layout of the same shape, without a storage offset."""
+        stride = torch.empty(self.shape, device="meta").stride()
+        return Operand(self.shape, stride, 0, self.dtype, self.device)
+
 
 @dataclass(frozen=True)
 class Call:
-    """An operation, such as "aten.mm.default", its tensor arguments in order, and the others."""
+    """An operation, such as "aten.mm.default", and its arguments.
+
+    `operands` are all tensors, in order. `arguments` are the other positional arguments, and
+    `options` the other keyword arguments.
+    """
 
     operation: str
     operands: tuple[Operand, ...]
@@ -52,7 +61,7 @@ class Call:
 
     @classmethod
     def of(cls, func: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> "Call":
-        """The description of a call that a dispatch mode sees."""
+        """The description of a call, from what a dispatch mode receives."""
         leaves = tree_leaves((tuple(args), kwargs))
         return cls(
             str(func),
@@ -65,3 +74,17 @@ class Call:
     def name(self) -> str:
         """The operation without namespace and overload: "mm" of "aten.mm.default"."""
         return self.operation.split(".")[1]
+
+
+def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tensor:
+    """A tensor of those values on that device, with the layout's stride and storage offset."""
+    length = layout.storage_offset + 1
+    length += sum((n - 1) * step for n, step in zip(layout.shape, layout.stride, strict=True))
+    # An expanded tensor gets more memory than it needs, for a device that ignores the strides.
+    length = max(length, layout.storage_offset + values.numel())
+    base = torch.zeros(length, dtype=values.dtype, device="cpu")
+    places = torch.arange(base.numel(), device="cpu").as_strided(
+        layout.shape, layout.stride, layout.storage_offset
+    )
+    base[places] = values
+    return base.to(device).as_strided(layout.shape, layout.stride, layout.storage_offset)

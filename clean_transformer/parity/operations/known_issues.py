@@ -1,53 +1,41 @@
-"""Faults of devices that people have met, as data: what a wrong operation is matched against."""
+"""Known faults of devices, one row each, to match a wrong operation with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from math import prod
 
 import torch
 
-from clean_transformer.parity.operations.call import Call, Operand
+from clean_transformer.parity.operations.attention import ATTENTIONS
+from clean_transformer.parity.operations.call import Call
+from clean_transformer.parity.operations.conditions import (
+    factors,
+    has_mask,
+    is_causal,
+    is_contiguous,
+    is_dtype,
+    n_columns,
+    n_rows,
+)
 
 Condition = Callable[[Call], bool]
 
-
-# The names that products have below autograd; "linear" stays one operation on some devices only.
+# The names that products have below autograd. "linear" stays one operation on some devices only.
 MATMUL = frozenset({"mm", "addmm", "bmm", "baddbmm", "linear"})
-
-
 BATCHED = frozenset({"bmm", "baddbmm"})
-
-
-SDPA = frozenset(
-    {
-        "scaled_dot_product_attention",
-        "_scaled_dot_product_attention_math",
-        "_scaled_dot_product_attention_math_for_mps",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_scaled_dot_product_fused_attention_overrideable",
-    }
-)
-
-
-# Contiguous float32 goes through MKL's vector mathematics.
+# On contiguous float32 these go through MKL's vector mathematics.
 VECTOR_MATH = frozenset(
     {"exp", "log", "sqrt", "tanh", "erf", "erfc", "expm1", "log1p", "sin", "cos", "asin", "acos"}
 )
-
-
 HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class KnownIssue:
-    """An operation that a device got wrong.
+    """A reported fault of an operation.
 
-    `operations` are names of ATen operations without namespace and overload; `condition` says
-    which of their calls are affected. `seen` cites the report, with the versions where known.
+    `operations` are names of ATen operations without namespace and overload. `condition(call)` says
+    which of their calls are affected. `devices` are the kinds of devices that had the fault. `seen`
+    cites the report, with the versions of PyTorch where they are known.
     """
 
     name: str
@@ -59,71 +47,26 @@ class KnownIssue:
     workaround: str
 
     def matches(self, call: Call) -> bool:
-        """Whether this fault would touch that call, on a device that has it."""
+        """Whether the call would go wrong on a device that has this fault."""
         return call.name in self.operations and self.condition(call)
 
 
 def match(call: Call) -> list[KnownIssue]:
-    """The known faults that fit a call: those of its own device first, the most specific first.
+    """The known issues that fit the call: its own device's first, then in the order of the table.
 
-    A match is a lead, not a proof: it says nothing of the values.
+    A match is a lead, not a proof, because it does not look at the values.
     """
     devices = {operand.device for operand in call.operands}
     found = [fault for fault in KNOWN_ISSUES if fault.matches(call)]
     return sorted(found, key=lambda fault: devices.isdisjoint(fault.devices))
 
 
-def factor_positions(operation: str) -> tuple[int, int]:
-    """Where the two factors of a product stand among its arguments: addmm's first is the bias."""
-    return (1, 2) if operation in ("addmm", "baddbmm") else (0, 1)
-
-
-def factors(call: Call) -> tuple[Operand, Operand]:
-    """The two factors of a product."""
-    left, right = factor_positions(call.name)
-    return call.operands[left], call.operands[right]
-
-
-def n_rows(call: Call) -> int:
-    """The rows of a product's result, over all of a batch that `linear` folds into one."""
-    left = factors(call)[0].shape
-    return prod(left[:-1]) if call.name == "linear" else left[-2]
-
-
-def n_columns(call: Call) -> int:
-    """The columns of a product's result. The weight of `linear` is [out in]."""
-    return factors(call)[1].shape[-2 if call.name == "linear" else -1]
-
-
-def is_contiguous(call: Call, *positions: int) -> bool:
-    """Whether all of those operands are contiguous."""
-    return all(call.operands[position].is_contiguous for position in positions)
-
-
-def is_dtype(call: Call, *dtypes: torch.dtype) -> bool:
-    """Whether the first operand has one of those dtypes."""
-    return call.operands[0].dtype in dtypes
-
-
-def is_causal(call: Call) -> bool:
-    """Whether an attention asks for the causal mask: the argument after the dropout rate."""
-    placed = any(
-        isinstance(before, float) and flag is True for before, flag in pairwise(call.arguments)
-    )
-    return placed or dict(call.options).get("is_causal") is True
-
-
-def has_mask(call: Call) -> bool:
-    """Whether an attention is given a mask: a fourth tensor."""
-    return len(call.operands) > 3
-
-
-# The most specific first.
+# The most specific issues come first.
 KNOWN_ISSUES = (
     KnownIssue(
         "sdpa-short-transposed-query",
         "attention of at most 8 transposed queries with d_head 64 reads them as if contiguous",
-        SDPA,
+        ATTENTIONS,
         lambda call: (
             call.operands[0].shape[-2] <= 8
             and call.operands[0].shape[-1] == 64
@@ -136,7 +79,7 @@ KNOWN_ISSUES = (
     KnownIssue(
         "sdpa-many-keys-half",
         "the two-pass attention over 1,024 keys or more is wrong in half precision",
-        SDPA,
+        ATTENTIONS,
         lambda call: call.operands[1].shape[-2] >= 1024 and is_dtype(call, *HALF),
         ("mps",),
         "pytorch#174861, fixed in torch 2.11",
@@ -145,7 +88,7 @@ KNOWN_ISSUES = (
     KnownIssue(
         "sdpa-bf16-mask",
         "bfloat16 attention with a mask is wrong",
-        SDPA,
+        ATTENTIONS,
         lambda call: has_mask(call) and is_dtype(call, torch.bfloat16),
         ("cuda",),
         "pytorch#108503",
@@ -154,7 +97,7 @@ KNOWN_ISSUES = (
     KnownIssue(
         "sdpa-causal-leak",
         "is_causal lets a query see up to 3 later tokens in half precision",
-        SDPA,
+        ATTENTIONS,
         lambda call: is_causal(call) and is_dtype(call, *HALF),
         ("mps",),
         "pytorch#195910, fixed in torch 2.13",
@@ -163,7 +106,7 @@ KNOWN_ISSUES = (
     KnownIssue(
         "sdpa-permuted-inputs",
         "float32 attention reads permuted queries, keys or values as if contiguous",
-        SDPA,
+        ATTENTIONS,
         lambda call: is_dtype(call, torch.float32) and not is_contiguous(call, 0, 1, 2),
         ("mps",),
         "pytorch#181133",

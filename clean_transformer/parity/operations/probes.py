@@ -1,4 +1,4 @@
-"""Single operations in the layouts and sizes where devices have been wrong, without any model."""
+"""Single operations, without a model, in the sizes and memory layouts where devices were wrong."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,20 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clean_transformer.parity.operations.call import Operand
-from clean_transformer.parity.operations.check import Finding, check_operations, lay_out
+from clean_transformer.parity.operations.call import Operand, lay_out
+from clean_transformer.parity.operations.check import check_operations
+from clean_transformer.parity.operations.diagnosis import Finding
 from clean_transformer.parity.verdict import Verdict
 
-# What is in a probe's tensor; the ids are of a vocabulary of 50.
+# What a probe's tensor contains. Ids are drawn from a vocabulary of 50.
 NORMAL, WEIGHTS, TRUTH, IDS = "normal", "weights", "truth", "ids"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A function of tensors of these shapes.
+    """A function to call with tensors of these shapes and contents.
 
-    `transposed` are the two axes that a permuted layout has in the other order in memory; `each`
-    also tries one argument at a time in every layout.
+    `transposed` names the two axes that the transposed layout swaps in memory. With `each`, every
+    argument is also tried alone in every layout.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A probe in one layout: its largest ratio, and the finding if there is one."""
+    """The result of a probe in one layout: its largest ratio, and what was found if it is wrong."""
 
     name: str
     layout: str
@@ -94,7 +95,7 @@ PROBES = (
 
 
 def run_probes(device: str | torch.device, dtype: torch.dtype) -> list[ProbeResult]:
-    """Every probe in every layout, on that device and in that dtype. Takes seconds."""
+    """The results of all probes in all layouts, on that device and in that dtype. Takes seconds."""
     return [result for probe in PROBES for result in _run(probe, torch.device(device), dtype)]
 
 
@@ -133,7 +134,7 @@ def _layouts(probe: Probe, plain: list[Operand]) -> Iterator[tuple[str, list[Ope
 
 
 def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
-    """The same shape, with two axes in the other order in memory."""
+    """The same shape, with two axes swapped in memory."""
     if len(layout.shape) < -min(axes):
         return layout
     stride = torch.empty(layout.shape, device="meta").transpose(*axes).contiguous()
@@ -148,7 +149,7 @@ def _sliced(layout: Operand) -> Operand:
 
 
 def _offset(layout: Operand) -> Operand:
-    """Contiguous, but all but the first row of a tensor."""
+    """The rows of a contiguous tensor after its first."""
     return replace(layout, storage_offset=math.prod(layout.shape[1:]))
 
 
@@ -158,7 +159,7 @@ def _values(
     normal = torch.randn(shape, generator=generator)
     if content == TRUTH:
         truth = normal > 0
-        truth[..., 0] = True  # a row of a mask in which nothing is allowed has no softmax
+        truth[..., 0] = True  # the softmax of a fully masked row is NaN
         return truth
     if content == IDS:
         return torch.randint(50, shape, generator=generator)

@@ -1,4 +1,4 @@
-"""One call of an operation repeated exactly: on the CPU, in float64, with the device's inputs."""
+"""Repeats a call of an operation on the CPU in float64, with the device's own inputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 @dataclass(frozen=True)
 class Call64:
-    """A call with its tensors in contiguous memory of the CPU, to be repeated in float64.
+    """A call to be repeated in float64. Its tensors are contiguous copies on the CPU.
 
-    `dtype` is the device's result's.
+    `dtype` is the dtype of the device's result.
     """
 
     func: Any
@@ -26,21 +26,21 @@ class Call64:
 
     @property
     def name(self) -> str:
-        """The operation's, the same for its in-place form: "add" of "aten::add_"."""
+        """The operation's name, also for its in-place form: "add" of "aten::add_"."""
         return operation_name(self.func)
 
     @property
     def u(self) -> float:
-        """The unit roundoff of the result."""
+        """The unit roundoff of the result's dtype; 0 for integers and booleans."""
         return UNIT_ROUNDOFF.get(self.dtype, 0.0)
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """The arguments by their names in the operation's schema, tensors in float64."""
+        """The arguments by their names in the operation's schema, with tensors in float64."""
         return named_arguments(self.func, *tree_map(_double, (self.args, self.kwargs)))
 
     def run(self, change: Callable[[Any], Any] = lambda number: number) -> Any:
-        """The result in float64, with `change` done to every tensor and factor that goes in."""
+        """The result in float64, after `change` of every real tensor and number that goes in."""
         args, kwargs = tree_map(_double, (self.args, self.kwargs))
         args = tree_map(lambda x: change(x) if _is_real(x) else x, args)
         kwargs = {
@@ -50,18 +50,19 @@ class Call64:
         return self.func(*args, **kwargs)
 
     def run_as_given(self) -> Any:
-        """The result in the tensors' own dtypes, for what moves numbers and rounds nothing."""
+        """The result in the tensors' own dtypes, for operations that only move numbers."""
         args, kwargs = tree_map(_copied, (self.args, self.kwargs))
         return self.func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One output of an exact call: the value, and G, which is `None` where all must be equal.
+    """What one output of a call must be.
 
-    `typical` is what independent roundings of every product and sum add up to, in quadrature;
-    it tells a lower precision from corruption. `wrong` is the ratio that no order of summing
-    explains. `observe` gives what is compared of the device's output.
+    `scale` is G, elementwise, or None where the output must equal `exact`. `healthy` and `wrong`
+    are the limits of |device − exact| / (u G). `typical` is what independent roundings of all terms
+    add up to, in quadrature; it tells a lower precision from corruption. `observe(output)` is what
+    is compared of the device's output.
     """
 
     exact: Tensor
@@ -73,13 +74,13 @@ class Expected:
 
 
 def operation_name(func: Any) -> str:
-    """The operation's name without namespace, overload and the mark of its in-place form."""
+    """The operation's name without namespace, overload and the underscore of in-place forms."""
     name = str(func._schema.name).split("::")[1]
     return name.removesuffix("_") if func._schema.is_mutable else name
 
 
 def named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by their names in the schema, with its defaults."""
+    """The arguments by their names in the operation's schema, including its defaults."""
     schema = func._schema.arguments
     defaults = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
     return defaults | dict(zip((arg.name for arg in schema), args, strict=False)) | kwargs

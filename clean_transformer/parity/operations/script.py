@@ -1,4 +1,4 @@
-"""A finding as a script that stands alone, to be attached to a report of the fault."""
+"""Writes a finding as a stand-alone script, to attach to a bug report."""
 
 import math
 from collections.abc import Iterator
@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from clean_transformer.parity.limits import LINEAR
+from clean_transformer.parity.operations.attention import ATTENTIONS, attention_source
 from clean_transformer.parity.operations.call import Operand
-from clean_transformer.parity.operations.check import Finding
-from clean_transformer.parity.operations.unfused import ATTENTIONS
+from clean_transformer.parity.operations.diagnosis import Finding
 
 HEAD = '''\
 """{title}"""
@@ -19,13 +20,11 @@ import torch
 
 def tensor(dtype, shape, stride, offset, low, high):
     """Seeded numbers, the first the highest, with that stride and storage offset in memory."""
-    length = offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride))
-    length = max(length, offset + torch.Size(shape).numel())  # expanded ones have others behind
-    if dtype.is_floating_point:
-        base = torch.rand(length) if low >= 0 else torch.randn(length)
-        base[offset] = high
-    else:
-        base = torch.randint(low, high + 1, (length,))
+    last = sum((n - 1) * step for n, step in zip(shape, stride))
+    length = offset + max(last + 1, torch.Size(shape).numel())  # more than an expanded one needs
+    base = torch.rand(length) if low >= 0 else torch.randn(length)
+    base = base if dtype.is_floating_point else torch.randint(low, high + 1, (length,))
+    base[offset] = high
     return base.to(dtype).to({device!r}).as_strided(shape, stride, offset)
 
 
@@ -37,13 +36,6 @@ def exact(x):
 
 torch.manual_seed(0)
 '''
-
-
-# The exact result, and what is asserted of the device's.
-REFERENCE_ATTENTION = """\
-# softmax(scale * q k^T + mask) v; a causal mask is aligned with the first query and key.
-scores = exact({q}) @ exact({k}).mT * {scale}{mask}
-expected = scores.softmax(-1) @ exact({v})"""
 
 
 CLOSE = """\
@@ -63,15 +55,19 @@ possible = inside & (exact({x}).gather(-1, actual.where(inside, 0).long()) > 0)
 assert possible.all(), f"{name}: drew {{int((~possible).sum())}} impossible indices\""""
 
 
+# The largest error in float32, in units of u G, where G is computed from the script's own numbers.
+ALLOWED = 100
+
 SUMS = frozenset(("mm", "bmm", "matmul", "linear", "addmm", "baddbmm", "sum", "mean"))
 
 
 def reproduction_script(finding: Finding) -> str:
-    """Python source of under 40 lines that needs torch alone and fails where the device is faulty.
+    """Python source of under 40 lines that needs torch alone and fails on a faulty device.
 
-    It draws its own numbers in the layout of the finding's tensors, of size 1 but for the highest
-    that was there. The error may be up to 100 u times the operation on absolute values, for sums of
-    products, or 1 + |expected|; in half precision 8 u, and sums of products as in `op_bounds`.
+    The script draws its own numbers of size 1, in the layouts of the finding's tensors, and puts
+    the largest value of the finding first. An error may be ALLOWED u times a scale, or in half
+    precision the limit of `LINEAR` times u. The scale is Σ|xW| for sums of products in float32,
+    |expected| + √Σ(xW)² in half precision, and 1 + |expected| for all other operations.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")
@@ -93,7 +89,7 @@ def reproduction_script(finding: Finding) -> str:
 
 
 def _arguments(finding: Finding, form: str) -> str:
-    """The source of the call's arguments, each tensor's name in that form."""
+    """The source of the call's arguments, with each tensor's name formatted by `form`."""
     numbers = iter(range(len(finding.call.operands)))
     positional = [_source(value, numbers, form) for value in finding.arguments]
     keywords = [
@@ -123,18 +119,13 @@ def _reference(finding: Finding, operation: str, output: str, names: list[str]) 
     given = dict(zip((argument.name for argument in schema), finding.arguments, strict=False))
     given |= finding.keywords
     query, key = finding.call.operands[:2]
-    mask = ""
+    mask = f"exact({names[3]})" if len(names) > 3 else "torch.zeros(())"
     if given.get("is_causal"):
-        causal = f"torch.full(({query.shape[-2]}, {key.shape[-2]}), -torch.inf).triu(1)"
-        mask = f" + {causal}"
-    elif len(names) > 3 and finding.call.operands[3].dtype == torch.bool:
-        mask = f" + torch.zeros(()).where(exact({names[3]}), -torch.inf)"
-    elif len(names) > 3:
-        mask = f" + exact({names[3]})"
+        mask = f"torch.ones({query.shape[-2]}, {key.shape[-2]}).tril().bool()"
     scale = given.get("scale")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    q, k, v = names[:3]
-    return [REFERENCE_ATTENTION.format(q=q, k=k, v=v, scale=scale, mask=mask)]
+    tensors = ", ".join(f"exact({name})" for name in names[:3])
+    return [attention_source(), f"expected = attention({tensors}, {mask}, {scale})[0]"]
 
 
 def _assertion(finding: Finding, operation: str, names: list[str]) -> str:
@@ -156,5 +147,5 @@ def _assertion(finding: Finding, operation: str, names: list[str]) -> str:
         name=call.operation,
         u={torch.float16: "2**-11", torch.bfloat16: "2**-8"}.get(dtypes[0], "2**-24"),
         scale=scale,
-        limit=8 if halved else 100,
+        limit=f"{LINEAR.healthy_in_half:g}" if halved else ALLOWED,
     )

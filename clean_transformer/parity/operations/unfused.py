@@ -1,4 +1,4 @@
-"""Fused operations in small steps, run on the device under test to see which form is right."""
+"""Fused operations in small steps. On the device under test, they show which form is wrong."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,6 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from clean_transformer.parity.operations.attention import (
+    ATTENTIONS,
+    attention,
+    attention_arguments,
+)
 
 Named = Mapping[str, Any]
 
@@ -52,38 +58,11 @@ def gelu(named: Named) -> Tensor:
     return (0.5 * x * (1 + inner)).to(given.dtype)
 
 
-def attention(named: Named) -> Tensor:
-    """softmax(scale · q kᵀ + mask) v, a causal mask aligned top-left."""
-    q, k, v = (named[name] for name in ("query", "key", "value"))
-    k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
-    mask = named.get("attn_mask")
-    mask = named.get("attn_bias") if mask is None else mask
-    scale = named.get("scale")
-    scores = (q @ k.transpose(-2, -1)) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if named.get("is_causal"):
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1) @ v
-
-
-ATTENTIONS = (
-    "scaled_dot_product_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_attention_math",
-    "_scaled_dot_product_attention_math_for_mps",
-    "_scaled_dot_product_fused_attention_overrideable",
-)
-
-
 UNFUSED: dict[str, Callable[[Named], Tensor]] = {
     "addmm": addmm,
     "linear": linear,
     "_softmax": softmax,
     "native_layer_norm": layer_norm,
     "gelu": gelu,
-    **dict.fromkeys(ATTENTIONS, attention),
+    **dict.fromkeys(ATTENTIONS, lambda named: attention(*attention_arguments(named))[0]),
 }

@@ -1,35 +1,35 @@
-"""Other implementations of GPT-2, given our weights, with their activations under our names.
+"""`Reference`: another implementation of GPT-2 that runs our weights, under our activations' names.
 
-The only module that imports `transformer_lens` or `transformers`.
+Each other file of this folder adds one implementation, and `choose.py` finds it there.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
+from clean_transformer.config import Config
+from clean_transformer.weights.table import State
+
 # What is compared besides hook points and the outputs of submodules.
 TOKENS, POSITIONS, LOGITS = "tokens", "positions", "logits"
 
 
-Shows = Callable[[Any, Any], dict[str, Tensor]]
-
-
 class ReferenceUnavailable(RuntimeError):
-    """The reference is not installed, or cannot hold this model."""
+    """The reference is not installed, or it cannot hold this model."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Another implementation of the same function.
+    """A model of another implementation, which computes the same function as ours.
 
-    `run` gives every activation that it caches, by its own key. A key is one of our own names (a
-    hook point, a submodule for its output, "tokens", "positions", "logits") or, in `aliases`, it
-    says which of them it is.
+    `run(tokens)` returns every activation that the implementation caches, by its own key. A key is
+    one of our names: a hook point, a submodule for its output, or TOKENS, POSITIONS or LOGITS. Any
+    other key is translated by `aliases`.
     """
 
     title: str
@@ -37,14 +37,35 @@ class Reference:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
-def _major_version() -> int:
-    return int(version("transformer_lens").split(".")[0])
+@dataclass(frozen=True)
+class Implementation:
+    """What a file of this folder has as `IMPLEMENTATION`.
+
+    `build(cfg, state)` returns the `Reference` with our parameters, in their dtype, on the CPU, and
+    raises `ReferenceUnavailable`. The name "auto" stands for the installed implementation with the
+    lowest `rank`.
+    """
+
+    name: str
+    build: Callable[[Config, State], Reference]
+    is_installed: Callable[[], bool]
+    rank: int
 
 
-def _import(package: str, extra: str) -> Any:
+def major_version(package: str) -> int | None:
+    """The first number of the installed version; None where the package is not installed."""
+    try:
+        return int(version(package).split(".")[0])
+    except PackageNotFoundError:
+        return None
+
+
+def import_package(package: str, extra: str) -> Any:
+    """The package. Raises `ReferenceUnavailable` with the extra to install where it is missing."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != package:  # it is installed, and something that it needs is not
+        if error.name != package:  # the package is there, and something that it needs is not
             raise
-        raise ReferenceUnavailable(f"{package} is not installed; install {extra}") from None
+        message = f"{package} is not installed; install the extra {extra!r}"
+        raise ReferenceUnavailable(message) from None

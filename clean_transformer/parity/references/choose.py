@@ -1,35 +1,39 @@
-"""TODO parity/references/choose."""
+"""Every reference by name, found in the files of this folder, and the choice of one."""
 
-from importlib.metadata import PackageNotFoundError
-from importlib.util import find_spec
+from importlib import import_module
+from pkgutil import iter_modules
 
-from clean_transformer.parity.references.base import _major_version
-from clean_transformer.parity.references.hooked_transformer import hooked_transformer
-from clean_transformer.parity.references.huggingface import huggingface
-from clean_transformer.parity.references.transformer_bridge import transformer_bridge
+from clean_transformer.parity import references
+from clean_transformer.parity.references.base import Implementation
 
-REFERENCES = {
-    "bridge": transformer_bridge,
-    "hooked": hooked_transformer,
-    "huggingface": huggingface,
-}
+
+def implementations() -> list[Implementation]:
+    """The `IMPLEMENTATION` of every file of this folder that has one, by rank."""
+    files = [
+        import_module(f"{references.__name__}.{file.name}")
+        for file in iter_modules(references.__path__)
+        if file.name != "choose"
+    ]
+    found = [vars(file)["IMPLEMENTATION"] for file in files if "IMPLEMENTATION" in vars(file)]
+    return sorted(found, key=lambda implementation: (implementation.rank, implementation.name))
+
+
+IMPLEMENTATIONS = implementations()
+REFERENCES = {each.name: each.build for each in IMPLEMENTATIONS}
 
 
 def choose_reference(name: str) -> tuple[str | None, str]:
-    """The reference of that name, or None with the reason; "auto" takes the one installed.
+    """The name of a reference, or None with the reason; "auto" chooses one that is installed.
 
-    Raises `ValueError` for a name that is no reference.
+    Raises `ValueError` for a name that no reference has.
     """
     if name == "none":
         return None, "no reference was asked for"
-    if name != "auto":
-        if name not in REFERENCES:
-            raise ValueError(f"no reference {name!r}; choose from auto, none, {[*REFERENCES]}")
-        return name, ""
-    try:
-        return ("bridge" if _major_version() >= 4 else "hooked"), ""
-    except PackageNotFoundError:
-        pass
-    if find_spec("transformers"):
-        return "huggingface", ""
-    return None, "no reference is installed; install the extra 'bridge'"
+    if name == "auto":
+        installed = [each.name for each in IMPLEMENTATIONS if each.is_installed()]
+        if installed:
+            return installed[0], ""
+        return None, "no reference is installed; install the extra 'bridge'"
+    if name not in REFERENCES:
+        raise ValueError(f"no reference {name!r}; choose from auto, none, {', '.join(REFERENCES)}")
+    return name, ""

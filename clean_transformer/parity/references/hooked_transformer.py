@@ -1,4 +1,4 @@
-"""TODO parity/references/hooked_transformer."""
+"""The last `HookedTransformer`, of transformer_lens 3.9.0 and older."""
 
 import re
 import warnings
@@ -12,19 +12,25 @@ from torch import Tensor
 from clean_transformer.config import Config
 from clean_transformer.parity.references.base import (
     LOGITS,
+    Implementation,
     Reference,
     ReferenceUnavailable,
-    _import,
-    _major_version,
+    import_package,
+    major_version,
 )
 from clean_transformer.weights.formats.transformer_lens import HOOKED_TRANSFORMER
 from clean_transformer.weights.table import State
 
 
+def is_installed() -> bool:
+    """Whether transformer_lens is installed in a version that has the class."""
+    return (major_version("transformer_lens") or 4) < 4
+
+
 def hooked_transformer(cfg: Config, state: State) -> Reference:
     """`HookedTransformer` of transformer_lens before 4, with every optional activation."""
-    _import("transformer_lens", "the extra 'hooked'")
-    if _major_version() >= 4:
+    import_package("transformer_lens", "hooked")
+    if not is_installed():
         raise ReferenceUnavailable(
             f"transformer_lens {version('transformer_lens')} has no HookedTransformer; "
             "install the extra 'hooked' (transformer_lens 3.9.0) in an environment of its own"
@@ -76,3 +82,6 @@ def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
     }
     model.load_state_dict(untied | buffers)
     return model
+
+
+IMPLEMENTATION = Implementation("hooked", hooked_transformer, is_installed, rank=1)

@@ -1,8 +1,9 @@
-"""TODO parity/references/huggingface."""
+"""`GPT2LMHeadModel` of Hugging Face's transformers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,24 +15,31 @@ from clean_transformer.config import Config
 from clean_transformer.parity.references.base import (
     LOGITS,
     TOKENS,
+    Implementation,
     Reference,
     ReferenceUnavailable,
-    Shows,
-    _import,
+    import_package,
 )
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
 from clean_transformer.weights.table import State, WeightsError
 
+# What a call of a module shows, by our names, given the module's first input and its output.
+Shows = Callable[[Any, Any], dict[str, Tensor]]
+
+
+def is_installed() -> bool:
+    """Whether transformers is installed."""
+    return find_spec("transformers") is not None
+
 
 def huggingface(cfg: Config, state: State) -> Reference:
-    """`GPT2LMHeadModel` of transformers, with the eager attention, watched from outside."""
-    _import("transformers", "the extra 'bridge'")
-    model = _gpt2_lm_head_model(cfg, state)
+    """`GPT2LMHeadModel` with its eager attention; forward hooks collect the activations."""
+    import_package("transformers", "bridge")
+    model = gpt2_lm_head_model(cfg, state)
 
     def heads(merged: Tensor) -> Tensor:
         return rearrange(merged, "... (head d_head) -> ... head d_head", head=cfg.n_heads)
 
-    # What a call of each module, given its first input and its output, shows under our names.
     outer: dict[str, Shows] = {
         "transformer.wte": lambda tokens, embed: {TOKENS: tokens, "hook_embed": embed},
         "transformer.wpe": lambda _, pos_embed: {"hook_pos_embed": pos_embed},
@@ -72,14 +80,18 @@ def huggingface(cfg: Config, state: State) -> Reference:
         finally:
             for handle in handles:
                 handle.remove()
-        # It adds one row of positions to every input of the batch.
+        # The model embeds the positions once and adds them to every input of the batch.
         seen["hook_pos_embed"] = seen["hook_pos_embed"].expand_as(seen["hook_embed"])
         return seen
 
     return Reference(f"GPT2LMHeadModel {version('transformers')}", run)
 
 
-def _gpt2_lm_head_model(cfg: Config, state: State) -> Any:
+def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
+    """Hugging Face's model with our parameters, in their dtype, on the CPU.
+
+    Raises `ReferenceUnavailable` for a model that their format cannot hold.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     try:
@@ -105,5 +117,4 @@ def _gpt2_lm_head_model(cfg: Config, state: State) -> Any:
     return model
 
 
-def _masked_with_infinity(scores: Tensor) -> Tensor:
-    return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
+IMPLEMENTATION = Implementation("huggingface", huggingface, is_installed, rank=2)

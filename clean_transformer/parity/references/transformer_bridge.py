@@ -1,8 +1,9 @@
-"""TODO parity/references/transformer_bridge."""
+"""`TransformerBridge` of transformer_lens 4, which wraps Hugging Face's GPT-2."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -11,19 +12,17 @@ from clean_transformer.parity.references.base import (
     LOGITS,
     POSITIONS,
     TOKENS,
+    Implementation,
     Reference,
     ReferenceUnavailable,
-    _import,
-    _major_version,
+    import_package,
+    major_version,
 )
-from clean_transformer.parity.references.huggingface import (
-    _gpt2_lm_head_model,
-    _masked_with_infinity,
-)
+from clean_transformer.parity.references.huggingface import gpt2_lm_head_model
 from clean_transformer.weights.table import State
 
-# What `TransformerBridge` calls the same place, besides TransformerLens's names; `{}` is
-# each block's path, `{last}` the last one's.
+# The bridge's additional names, and ours for the same activation. `{}` stands for the path of each
+# block, `{last}` for the last block's.
 BRIDGE_ALIASES = {
     "embed.hook_in": TOKENS,
     "embed.hook_out": "hook_embed",
@@ -58,10 +57,15 @@ BRIDGE_ALIASES = {
 }
 
 
+def is_installed() -> bool:
+    """Whether transformer_lens is installed in a version that has the class."""
+    return (major_version("transformer_lens") or 0) >= 4
+
+
 def transformer_bridge(cfg: Config, state: State) -> Reference:
     """`TransformerBridge` of transformer_lens 4, around Hugging Face's model."""
-    _import("transformer_lens", "the extra 'bridge'")
-    if _major_version() < 4:
+    import_package("transformer_lens", "bridge")
+    if not is_installed():
         raise ReferenceUnavailable(
             f"transformer_lens {version('transformer_lens')} is not the TransformerBridge of 4.x; "
             "install the extra 'bridge'"
@@ -70,8 +74,8 @@ def transformer_bridge(cfg: Config, state: State) -> Reference:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
 
-    hf_model = _gpt2_lm_head_model(cfg, state)
-    # The bridge insists on a tokenizer; it never reads a text here.
+    hf_model = gpt2_lm_head_model(cfg, state)
+    # The bridge requires a tokenizer, although it reads no text here.
     vocabulary = tokenizers.models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")
     bridge = TransformerBridge.boot_transformers(
         "openai-community/gpt2",
@@ -86,8 +90,7 @@ def transformer_bridge(cfg: Config, state: State) -> Reference:
     def run(tokens: Int[Tensor, "batch pos"]) -> Mapping[str, Tensor]:
         logits, cache = bridge.run_with_cache(tokens)
         return {
-            # It masks the scores with the lowest finite number.
-            key: _masked_with_infinity(value) if key.endswith("hook_attn_scores") else value
+            key: masked_with_infinity(value) if key.endswith("hook_attn_scores") else value
             for key, value in {**cache, LOGITS: logits}.items()
         }
 
@@ -97,3 +100,11 @@ def transformer_bridge(cfg: Config, state: State) -> Reference:
         for block in (f"blocks.{layer}" for layer in range(cfg.n_layers))
     }
     return Reference(f"TransformerBridge {version('transformer_lens')}", run, aliases)
+
+
+def masked_with_infinity(scores: Tensor) -> Tensor:
+    """Scores masked with −∞, as ours are; the bridge masks with the lowest finite number."""
+    return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
+
+
+IMPLEMENTATION = Implementation("bridge", transformer_bridge, is_installed, rank=1)

@@ -105,6 +105,7 @@ for mode in ("compiled", "optimized-compiled"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_compiled_modules() -> None:
     """In a process of its own: the checks of types that tests have cannot be compiled."""

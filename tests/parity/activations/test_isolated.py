@@ -1,4 +1,4 @@
-"""Teacher forcing: each activation is judged by the error that it alone introduces."""
+"""Isolated errors: each activation is judged by the error that it alone introduces."""
 
 from typing import Any
 

@@ -17,11 +17,14 @@ from clean_transformer.parity.faults import (
     SEMANTIC_FAULTS,
     inject,
     no_float64,
-    trusted,
     weight_changed,
 )
 from clean_transformer.parity.operations.call import Call, Operand
 from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES, match
+from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.references.choose import REFERENCES
+
+from ...helpers import random_model
 
 SEMANTIC = {fault.name: fault for fault in SEMANTIC_FAULTS}
 DEVICE = {fault.name: fault for fault in DEVICE_FAULTS}
@@ -31,21 +34,14 @@ KNOWN = {fault.name: fault for fault in KNOWN_ISSUES}
 ROUNDING = 1e-12
 
 
-def random_model(dtype: torch.dtype = torch.float64, **changes: int | bool) -> DemoTransformer:
-    """Three blocks whose every parameter, gains and biases too, is random."""
+def three_blocks(dtype: torch.dtype = torch.float64, **changes: int | bool) -> DemoTransformer:
     shape = {"n_layers": 3, "n_heads": 3, "d_model": 12, "d_head": 4, "d_mlp": 20, "d_vocab": 30}
-    generator = torch.Generator().manual_seed(0)
-    model = DemoTransformer(Config(n_ctx=16, **(shape | changes)))  # type: ignore[arg-type]
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_((1 if name.endswith(".w") else 0) + 0.3 * noise)
-    return model.to(dtype)
+    return random_model(Config(**(shape | {"n_ctx": 16} | changes)), dtype=dtype, b_U=True)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def model(request: pytest.FixtureRequest) -> DemoTransformer:
-    return random_model(tied_unembed=request.param)
+    return three_blocks(tied_unembed=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +85,7 @@ def test_semantic_fault_is_first_seen_where_its_row_says(
     with inject(fault.name):
         wrong_logits, wrong = activations(model, tokens)
         fused_logits = unobserved(model, tokens)
-        made_within = random_model(tied_unembed=model.cfg.tied_unembed)
+        made_within = three_blocks(tied_unembed=model.cfg.tied_unembed)
         assert torch.equal(unobserved(made_within, tokens), fused_logits)
 
     first = first_difference(wrong, right)
@@ -142,7 +138,7 @@ def test_the_one_missing_block_is_not_the_models(model: DemoTransformer, tokens:
 
 @pytest.mark.parametrize("relative", [1e-3, 1e-6, 2**-23])
 def test_weight_changed_scales_with_the_change(tokens: Tensor, relative: float) -> None:
-    model = random_model()
+    model = three_blocks()
     _, right = activations(model, tokens)
     with weight_changed(relative):
         _, wrong = activations(model, tokens)
@@ -153,7 +149,7 @@ def test_weight_changed_scales_with_the_change(tokens: Tensor, relative: float) 
 
 
 def test_weight_changed_reaches_any_parameter(tokens: Tensor) -> None:
-    model = random_model()
+    model = three_blocks()
     _, right = activations(model, tokens)
     with weight_changed(0.01, "blocks.1.attn.W_O", (2, 3, 11)):
         _, wrong = activations(model, tokens)
@@ -161,7 +157,7 @@ def test_weight_changed_reaches_any_parameter(tokens: Tensor) -> None:
 
 
 def test_last_bit_is_one_unit_of_float32(tokens: Tensor) -> None:
-    model = random_model(torch.float32)
+    model = three_blocks(torch.float32)
     with inject("one-weight-last-bit"):
         seen = []
         handle = model.blocks[0].mlp.hook_pre.register_forward_hook(
@@ -377,7 +373,7 @@ def test_our_modules_meet_the_condition(fault) -> None:
 
 
 def test_probe_only_faults_leave_the_model_right(tokens: Tensor) -> None:
-    model = random_model(F32)
+    model = three_blocks(F32)
     right_logits, right = activations(model, tokens)
     for fault in DEVICE_FAULTS:
         if fault.probe_only:
@@ -555,18 +551,17 @@ def test_no_float64_refuses_taking_and_making_it(tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_our_model_makes_no_float64(dtype: torch.dtype, tokens: Tensor) -> None:
-    model = random_model(dtype)
+    model = three_blocks(dtype)
     with no_float64():
         activations(model, tokens)
         assert unobserved(model, tokens).dtype == dtype
 
 
 def test_references_notice_no_semantic_fault(tokens: Tensor) -> None:
-    references = pytest.importorskip("clean_transformer.parity.references")
     pytest.importorskip("transformers")
-    model = random_model()
+    model = three_blocks()
     nn.init.zeros_(model.unembed.b_U)  # their model has none
-    huggingface = references.huggingface(model.cfg, model.state_dict())
+    huggingface = REFERENCES["huggingface"](model.cfg, model.state_dict())
     right = huggingface.run(tokens)
     for fault in SEMANTIC_FAULTS:
         with inject(fault.name):

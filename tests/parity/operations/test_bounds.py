@@ -1,13 +1,23 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from clean_transformer.modules.attention import Attention
+from clean_transformer.modules.mlp import MLP
+from clean_transformer.parity.activations.isolated import isolate
+from clean_transformer.parity.limits import LINEAR
 from clean_transformer.parity.operations.bounds import expected_outputs
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.operations.judgment import judge
-from clean_transformer.parity.operations.replay import Call64
+from clean_transformer.parity.operations.replay import Call64, operation_name
+from clean_transformer.parity.oracle import float64_oracle, trusted
 from clean_transformer.parity.verdict import Verdict
+
+from ...helpers import TINY, randomized
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention.default
@@ -63,6 +73,68 @@ def test_every_precision_tells_other_numbers_from_rounding(dtype: torch.dtype) -
     assert judge(expected, one_wrong).verdict is Verdict.WRONG
     assert judge(expected, one_wrong).worst == (3, 5)
     assert judge(expected, zeros).verdict is Verdict.WRONG
+
+
+def test_a_healthy_average_of_many_values_of_one_sign_is_not_blamed() -> None:
+    """Its rounding errors all go one way, and gather like √k or faster."""
+    pattern = torch.full((1, 1, 1023), 1 / 1023)
+    values = torch.linspace(0.5, 1, 64).expand(1, 1023, 64).contiguous()
+    in_order = torch.zeros(1, 1, 64)
+    for key in range(1023):
+        in_order = in_order + pattern[:, :, key : key + 1] * values[:, key : key + 1]
+    call = Call64(torch.ops.aten.bmm.default, (pattern, values), {}, torch.float32)
+    expected = expected_outputs(call)
+    assert expected is not None
+    assert judge(expected, torch.bmm(pattern, values)).verdict is Verdict.PASS
+    judgment = judge(expected, in_order)
+    assert (judgment.verdict, judgment.precision) == (Verdict.PASS, "")
+    assert judgment.ratio > LINEAR.healthy
+    in_order[0, 0, 7] *= 1.1
+    assert judge(expected, in_order).verdict is Verdict.WRONG
+    assert judge(expected, in_order).worst == (0, 0, 7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("module", "point", "operation"),
+    [
+        (MLP, "hook_pre", "addmm"),
+        (MLP, "hook_post", "gelu"),
+        (Attention, "hook_pattern", "_softmax"),
+    ],
+)
+def test_both_checks_give_an_operation_the_same_ratio(
+    module: type, point: str, operation: str, dtype: torch.dtype
+) -> None:
+    """The activation's and the operation's: one table of limits, one formula for G."""
+    part = randomized(module(TINY), dtype)
+    x = sample(2, 9, TINY.d_model).to(dtype)
+    [row] = [row for row in isolate(part, float64_oracle(part), x) if row.name == point]
+    seen: list[tuple[float, float, float]] = []
+    with torch.no_grad(), Watching(operation, seen):
+        part.run_with_cache(x, names=["hook_pattern"] if module is Attention else [])
+    ratio, healthy, wrong = seen[0]
+    assert row.ratio == pytest.approx(ratio, rel=1e-6)
+    assert (row.healthy, row.wrong) == (healthy, wrong)
+
+
+class Watching(TorchDispatchMode):
+    """Judges every call of one operation."""
+
+    def __init__(self, name: str, seen: list[tuple[float, float, float]]):
+        super().__init__()
+        self.name, self.seen = name, seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if operation_name(func) == self.name:
+            with trusted():
+                call = Call64(func, args, kwargs or {}, output.dtype)
+                (expected,) = expected_outputs(call) or [None]
+                assert expected is not None
+                ratio = judge([expected], output).ratio
+                self.seen.append((ratio, expected.healthy, expected.wrong))
+        return output
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,14 +2,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from clean_transformer.parity.faults import inject, no_float64
+from clean_transformer.parity.faults.corruptions import attending, with_result
 from clean_transformer.parity.operations import probes
 from clean_transformer.parity.operations.probes import PROBES, run_probes
 from clean_transformer.parity.operations.script import reproduction_script
 from clean_transformer.parity.verdict import Verdict
 
-from .. import faulty_devices as faulty
-from ..faulty_devices import Faulty, RefusesFloat64
+from ..small import broken
+
+FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 
 # Every kind of operation and one size of attention, to be quick.
 FEW = [
@@ -19,46 +23,56 @@ FEW = [
 ]
 
 
+@pytest.mark.slow
 def test_every_probe_of_a_healthy_device_passes_without_float64() -> None:
-    with RefusesFloat64():
+    with no_float64():
         results = run_probes("cpu", torch.float32)
     assert {result.name for result in results} == {probe.name for probe in PROBES}
     assert [result for result in results if result.verdict is not Verdict.PASS] == []
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_passes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def zero_past_1024(product: Tensor) -> Tensor:
+    return torch.where(torch.arange(product.shape[-1]) < 1024, product, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_healthy_device_passes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "PROBES", FEW)
     assert {result.verdict for result in run_probes("cpu", dtype)} == {Verdict.PASS}
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "caught"),
+    ("fault", "name", "caught"),
     [
-        ("mm", faulty.noncontiguous_second_operand, ("matmul 768", "argument 2 transposed")),
-        ("mm", faulty.only_the_first_1024_columns, ("matmul 1025", "contiguous")),
-        ("gelu", faulty.noncontiguous_input, ("gelu", "all transposed")),
-        ("native_layer_norm", faulty.ignored_storage_offset, ("layer_norm", "argument 1 offset")),
+        (inject("linear-noncontiguous-weight"), "mm", ("matmul 768", "argument 2 transposed")),
+        (broken("mm", with_result(zero_past_1024)), "mm", ("matmul 1025", "contiguous")),
+        (inject("gelu-noncontiguous-input"), "gelu", ("gelu", "all transposed")),
         (
-            "_scaled_dot_product_flash_attention_for_cpu",
-            faulty.leaks_the_future,
+            inject("layer-norm-storage-offset"),
+            "native_layer_norm",
+            ("layer_norm", "argument 1 offset"),
+        ),
+        (
+            broken(FLASH, attending(lambda query, key, n_keys: key > query + 3)),
+            FLASH,
             ("scaled_dot_product_attention 8x1024, is_causal", "contiguous"),
         ),
-        ("where", faulty.noncontiguous_input, ("where", "argument 1 transposed")),
-        ("argmax", faulty.int64_min, ("argmax", "contiguous")),
-        ("multinomial", faulty.int64_min, ("multinomial", "offset")),
+        (inject("where-noncontiguous-condition"), "where", ("where", "argument 1 transposed")),
+        (inject("argmax-int64-min"), "argmax", ("argmax", "contiguous")),
+        (inject("multinomial-int64-min"), "multinomial", ("multinomial", "offset")),
     ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fault_is_caught_by_the_probe_of_its_layout(
+    fault: Any,
     name: str,
-    spoil: Any,
     caught: tuple[str, str],
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(probes, "PROBES", [p for p in FEW if p.name == caught[0]])
-    with Faulty(name, spoil):
+    with fault:
         wrong = {
             result.layout: result
             for result in run_probes("cpu", dtype)

@@ -1,11 +1,17 @@
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import torch
 
-from clean_transformer.parity.references import base as references
+from clean_transformer.parity import references
+from clean_transformer.parity.references import base, huggingface
 from clean_transformer.parity.references.base import LOGITS, ReferenceUnavailable
-from clean_transformer.parity.references.choose import REFERENCES, choose_reference
+from clean_transformer.parity.references.choose import (
+    REFERENCES,
+    choose_reference,
+    implementations,
+)
 
 from ...helpers import TINY, needs, quietly, random_model, random_tokens, reference_model, tiny
 
@@ -55,22 +61,30 @@ def test_hugging_face_is_watched_without_leaving_hooks():
 
 @pytest.mark.parametrize(("version", "kind"), [("4.3.0", "bridge"), ("3.9.0", "hooked")])
 def test_auto_goes_by_the_version_of_transformer_lens(monkeypatch, version: str, kind: str):
-    monkeypatch.setattr(references, "version", lambda package: version)
+    monkeypatch.setattr(base, "version", lambda package: version)
     assert choose_reference("auto") == (kind, "")
 
 
 def test_a_reference_is_chosen_by_name():
+    assert {*REFERENCES} == {"bridge", "hooked", "huggingface"}
     assert [choose_reference(kind) for kind in REFERENCES] == [(kind, "") for kind in REFERENCES]
     assert choose_reference("none") == (None, "no reference was asked for")
-    message = (
-        r"no reference 'hugging'; choose from auto, none, \['bridge', 'hooked', 'huggingface'\]"
-    )
+    message = "no reference 'hugging'; choose from auto, none, bridge, hooked, huggingface"
     with pytest.raises(ValueError, match=message):
         choose_reference("hugging")
 
 
+def test_a_file_in_the_folder_is_all_that_a_new_reference_takes(tmp_path: Path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from clean_transformer.parity.references.base import Implementation\n"
+        "IMPLEMENTATION = Implementation('mine', lambda cfg, state: None, lambda: True, rank=0)\n"
+    )
+    monkeypatch.setattr(references, "__path__", [*references.__path__, str(tmp_path)])
+    assert [each.name for each in implementations()] == ["mine", *REFERENCES]
+
+
 def missing(monkeypatch, *packages: str) -> None:
-    imported = references.import_module
+    imported = base.import_module
 
     def fail(package: str):
         if package in packages:
@@ -80,9 +94,9 @@ def missing(monkeypatch, *packages: str) -> None:
     def no_version(package: str):
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(references, "import_module", fail)
-    monkeypatch.setattr(references, "version", no_version)
-    monkeypatch.setattr(references, "find_spec", lambda package: package not in packages)
+    monkeypatch.setattr(base, "import_module", fail)
+    monkeypatch.setattr(base, "version", no_version)
+    monkeypatch.setattr(huggingface, "find_spec", lambda name: None if name in packages else name)
 
 
 def test_without_transformer_lens_hugging_face_is_the_reference(monkeypatch):

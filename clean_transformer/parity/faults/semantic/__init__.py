@@ -1,0 +1,19 @@
+"""Mistakes that people make in writing a GPT-2: one file a part of the model, one row a fault."""
+
+from clean_transformer.parity.faults.semantic.attention import ATTENTION_FAULTS
+from clean_transformer.parity.faults.semantic.block import BLOCK_FAULTS
+from clean_transformer.parity.faults.semantic.embedding import EMBEDDING_FAULTS
+from clean_transformer.parity.faults.semantic.layer_norm import LAYER_NORM_FAULTS
+from clean_transformer.parity.faults.semantic.mlp import MLP_FAULTS
+from clean_transformer.parity.faults.semantic.model import MODEL_FAULTS
+from clean_transformer.parity.faults.semantic.projections import PROJECTION_FAULTS
+
+SEMANTIC_FAULTS = (
+    *EMBEDDING_FAULTS,
+    *LAYER_NORM_FAULTS,
+    *PROJECTION_FAULTS,
+    *ATTENTION_FAULTS,
+    *BLOCK_FAULTS,
+    *MLP_FAULTS,
+    *MODEL_FAULTS,
+)

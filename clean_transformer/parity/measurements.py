@@ -1,0 +1,172 @@
+"""What is measured of one model on one device: its own errors, its drift, single operations."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clean_transformer.analysis.comparison import LOGITS, Impact, impact, rms_errors, run
+from clean_transformer.hooks import HookedModule
+from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.activations.black_box import is_whole, isolate_whole, leaves
+from clean_transformer.parity.activations.drift import EndToEnd, healthy_envelope
+from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
+from clean_transformer.parity.inputs import suite_tokens
+from clean_transformer.parity.invariants import row_difference
+from clean_transformer.parity.limits import HEALTHY_RHO, rounding
+from clean_transformer.parity.locate import Located, in_words, locate
+from clean_transformer.parity.operations.probes import run_probes
+from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.references.choose import REFERENCES
+from clean_transformer.parity.results import first_bad_activation
+from clean_transformer.parity.verdict import Check
+
+# Sequence lengths at which kernels have switched to another algorithm, besides the main run's.
+CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on the device under test, with two copies on the CPU: the same dtype, and float64."""
+
+    model: DemoTransformer
+    on_cpu: DemoTransformer
+    oracle: DemoTransformer
+    tokens: Int[Tensor, "batch pos"]
+    autocast: torch.dtype | None
+
+    @property
+    def given(self) -> Int[Tensor, "batch pos"]:
+        """The tokens on the device."""
+        return self.tokens.to(self.model.embed.W_E.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that its results claim."""
+        return self.autocast or self.on_cpu.embed.W_E.dtype
+
+    @property
+    def has_wholes(self) -> bool:
+        """Whether some modules are black boxes, whose hook points are not called."""
+        return any(is_whole(part) for part in self.model.modules())
+
+    def context(self) -> AbstractContextManager[object]:
+        """The autocast that the model runs in, if any."""
+        kind = self.given.device.type
+        return torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
+
+
+def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
+    """The number of a block, and inputs for it by name, in the sizes and layouts of known faults.
+
+    The block is the fourth, or the last of a smaller model: from there on, GPT-2's residual stream
+    has its largest entries.
+    """
+    layer, n_ctx = min(3, model.cfg.n_layers - 1), model.cfg.n_ctx
+    tokens = suite_tokens(model.cfg, 2, n_ctx).to(model.embed.W_E.device)
+    residual = model.embed(tokens) + model.pos_embed(tokens)
+    for block in list(model.blocks)[:layer]:
+        residual = block(residual)
+    lengths = sorted({min(length, n_ctx) for length in CLIFFS})
+    cases = {f"1 × {length} tokens": residual[:1, :length].clone() for length in lengths}
+    both = residual[:, : min(33, n_ctx)]
+    cases["permuted input"] = both.transpose(0, 1).contiguous().transpose(0, 1)
+    cases["transposed input"] = both.mT.contiguous().mT
+    cases["sliced input"] = residual[:, -both.shape[1] :]
+    return layer, cases
+
+
+def isolated_errors(
+    subject: Subject, on_step: Callable[[str], None]
+) -> tuple[list[Isolated], Located | None]:
+    """The error that each activation introduces, in every case and path, and the first's operation.
+
+    The whole model runs on the tokens, then one block on `cliff_inputs`. The operation is not
+    looked for where modules can be judged as black boxes only.
+    """
+    model, oracle, given = subject.model, subject.oracle, subject.given
+    case = f"{given.shape[0]} × {given.shape[1]} tokens"
+    if subject.has_wholes:
+        on_step("isolated, as a whole")
+        return isolate_whole(model, subject.on_cpu, oracle, given, case=case), None
+
+    layer, cliffs = cliff_inputs(model)
+    runs = [("", case, path, given) for path in PATHS]
+    runs += [
+        (f"blocks.{layer}", cliff, path, x)
+        for cliff, x in cliffs.items()
+        for path in ("fused", "explicit")
+    ]
+    isolated: list[Isolated] = []
+    for name, case, path, x in runs:
+        on_step(f"isolated, {case}, {path}")
+        module, exact = (cast(HookedModule, each.get_submodule(name)) for each in (model, oracle))
+        rows = isolate(module, exact, x, path=path, case=case, autocast=subject.autocast)
+        isolated += [replace(row, name=f"{name}.{row.name}".strip(".")) for row in rows]
+    bad = first_bad_activation(isolated)
+    if bad is None:
+        return isolated, None
+    name, _, path, x = next(run for run in runs if run[1:3] == (bad.case, bad.path))
+    module = cast(HookedModule, model.get_submodule(name))
+    located = locate(module, bad.name.removeprefix(name).lstrip("."), path, x)
+    return isolated, located and replace(located, where=bad.name or LOGITS)
+
+
+def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Located | None]:
+    """A check for every probe in every layout, and the operation of the first that is wrong."""
+    results = run_probes(device, dtype)
+    checks = [
+        Check(
+            f"{result.name}, {result.layout}",
+            result.verdict,
+            result.ratio,
+            note=result.finding.diagnosis if result.finding else "",
+        )
+        for result in results
+    ]
+    found = ((result.finding, f"{result.name}, {result.layout}") for result in results)
+    return checks, next((in_words(finding, where) for finding, where in found if finding), None)
+
+
+def end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd], Impact, float]:
+    """The drift of every activation, what a user notices of it, and the invariants' allowance.
+
+    The allowance is how far the logits of two healthy runs may be apart, as `check_invariants`
+    measures it. With a `reference`, its own drift on the CPU stands beside ours.
+    """
+    tokens, on_cpu, healthy = subject.tokens, subject.on_cpu, HEALTHY_RHO[subject.dtype]
+    names = [*leaves(subject.model)] if subject.has_wholes else None
+    device = run(subject.model, subject.given, names)
+    with trusted():
+        exact = run(subject.oracle, tokens, names)
+        with subject.context():
+            envelope = healthy_envelope(on_cpu, tokens, exact)
+            off = row_difference(on_cpu(tokens), exact[LOGITS])
+            allowed = 2 * healthy * max(off, rounding(subject.dtype))
+        theirs = _reference_errors(on_cpu, tokens, reference, exact) if reference else {}
+        rows = [
+            EndToEnd(name, error, envelope[name], healthy, theirs.get(name))
+            for name, error in rms_errors(device, exact).items()
+        ]
+        return rows, impact(device[LOGITS], exact[LOGITS], tokens), allowed
+
+
+def _reference_errors(
+    model: DemoTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    name: str,
+    exact: dict[str, Tensor],
+) -> dict[str, float]:
+    theirs = REFERENCES[name](model.cfg, model.state_dict())
+    activations = theirs.run(tokens)
+    ours = {theirs.aliases.get(key, key): value for key, value in activations.items()}
+    same_shape = {
+        key: value
+        for key, value in ours.items()
+        if key in exact and value.shape == exact[key].shape
+    }
+    return rms_errors(same_shape, exact)
