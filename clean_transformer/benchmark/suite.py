@@ -96,7 +96,7 @@ class Benchmark:
                 self.measurements, on_turn
             )
         results = Results(describe_run(self.present, threads, self.quick), measured)
-        judged = None if self.only else [judge(goal, results) for goal in self.goals]
+        judged = [judge(goal, results) for goal in self.goals] if self.only is None else None
         return Report(results, judged, self.absent)
 
 

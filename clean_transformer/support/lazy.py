@@ -4,6 +4,7 @@ import ast
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
@@ -20,7 +21,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list
     module and keeps the value, so that later uses cost nothing.
     """
     module = sys.modules[package]
-    tree = ast.parse(module.__loader__.get_source(package))  # type: ignore[union-attr]
+    # Not `__loader__.get_source`: pytest loads plugins by a loader that has no such method.
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     homes = {
         alias.asname: str(node.module)
         for node in ast.walk(tree)
