@@ -33,10 +33,13 @@ LEFT_OUT = pytest.StashKey[int]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that compare with the reference in this environment."""
+    """Mark the tests that compare with the installed reference, and those that start a browser."""
     for item in items:
-        if "installed" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "installed" in fixtures:
             item.add_marker("reference")
+        if "driven" in fixtures:
+            item.add_marker("slow")
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

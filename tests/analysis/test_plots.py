@@ -241,6 +241,7 @@ def test_a_saved_page_needs_nothing_else(cache, tokens, tmp_path: Path):
     assert [*tmp_path.iterdir()] == [file]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 def test_a_saved_png_is_the_picture(model, tokens, tmp_path: Path):
     file = tmp_path / "lens.png"

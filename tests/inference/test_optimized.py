@@ -409,6 +409,7 @@ with model.optimize():  # and compiled by somebody else: what is wanted then sta
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_a_compiled_step_is_the_same_is_compiled_once_and_steps_aside():
     """In its own process, because torch.compile cannot trace the type checks of the tests."""

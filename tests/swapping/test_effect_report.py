@@ -296,6 +296,7 @@ def test_it_follows_the_readers_colors(measured: Effect) -> None:
     assert text.index("--s0:") < dark < text.index("--s0:", dark)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 def test_in_a_browser_without_a_network(odd: Effect, tmp_path: Path) -> None:
     file = tmp_path / "effect.html"

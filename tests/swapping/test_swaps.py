@@ -340,6 +340,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_a_swapped_model_compiles():
     # In a process of its own: what checks types at run time cannot be compiled.
     code = [sys.executable, "-W", "ignore", "-c", COMPILED]

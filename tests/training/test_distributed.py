@@ -55,6 +55,7 @@ def rounding(folder: Path, training: Training) -> tuple[dict[str, torch.Tensor],
     return model.state_dict(), allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_train_what_one_does(tmp_path: Path, sharded: bool):
     one, allowed = rounding(tmp_path / "one", SHARED)
@@ -77,6 +78,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, sharded: bool):
 
 
 # The sum of two gradients has one order; that of three depends on where they are kept.
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "sharded"), [(3, False), (2, True)])
 def test_several_processes_go_on_to_the_same_bits(tmp_path: Path, n: int, sharded: bool):
     training = replace(SHARED, sharded=sharded)

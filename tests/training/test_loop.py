@@ -383,6 +383,7 @@ def counted_run(folder: Path) -> None:
     (folder / "events").write_text(str(count()))
 
 
+@pytest.mark.slow
 def test_killed_at_20_random_moments_it_goes_on_to_the_same_bits(tmp_path: Path):
     assert processes.run(counted_run, tmp_path / "whole") == 0
     whole = torch.load(tmp_path / "whole/checkpoint.pt", weights_only=True)

@@ -320,6 +320,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 @has_flex
 def test_flex_attention_compiles_to_one_graph() -> None:
     """In a process of its own: the checks of types that tests have cannot be compiled."""

@@ -372,6 +372,7 @@ def deeper(rows: list[Any], layers: int) -> list[Any]:
 # --- in a browser ---
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 def test_in_a_browser_without_a_network(broken: SuiteReport, tmp_path: Path):
     file = tmp_path / "page.html"
