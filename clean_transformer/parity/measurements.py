@@ -17,7 +17,7 @@ from clean_transformer.parity.activations.drift import EndToEnd, healthy_envelop
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
 from clean_transformer.parity.inputs import suite_tokens
 from clean_transformer.parity.invariants import row_difference
-from clean_transformer.parity.limits import HEALTHY_RHO, rounding
+from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, rounding
 from clean_transformer.parity.locate import Located, in_words, locate
 from clean_transformer.parity.operations.probes import run_probes
 from clean_transformer.parity.oracle import trusted
@@ -146,7 +146,7 @@ def end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd],
         with subject.context():
             envelope = healthy_envelope(on_cpu, tokens, exact)
             off = row_difference(on_cpu(tokens), exact[LOGITS])
-            allowed = 2 * healthy * max(off, rounding(subject.dtype))
+            allowed = HEALTHY_RUNS * healthy * max(off, rounding(subject.dtype))
         theirs = _reference_errors(on_cpu, tokens, reference, exact) if reference else {}
         rows = [
             EndToEnd(name, error, envelope[name], healthy, theirs.get(name))

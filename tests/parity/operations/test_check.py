@@ -11,6 +11,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.attention import Attention
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.modules.mlp import MLP
+from clean_transformer.parity.assertion import assert_parity
 from clean_transformer.parity.faults import inject, no_float64
 from clean_transformer.parity.faults.corruptions import (
     attending,
@@ -167,6 +168,27 @@ def test_effective_precision_tells_tf32_from_corruption() -> None:
         Verdict.WRONG,
     )
     assert corrupt.bits < bfloat16.bits < tf32.bits < 24
+
+
+def test_one_corrupted_element_is_not_a_lower_precision() -> None:
+    """Its error is as small as one rounding to bfloat16, which would move every element."""
+
+    def corrupt(output: Tensor) -> Tensor:
+        output = output.clone()
+        output[3, 5] += 2.0**-8 * output.std()
+        return output
+
+    mlp, x = seeded(MLP), sample(2, 9, 64)
+    with broken("addmm", with_result(corrupt)):
+        report = check_operations(mlp, x)
+        with pytest.raises(AssertionError) as failure:
+            assert_parity(mlp, x, device="cpu")
+    assert report.verdict is Verdict.WRONG
+    assert report.finding is not None
+    assert "computed in" not in report.finding.diagnosis
+    assert "MLP on cpu in float32 is WRONG: hook_pre" in str(failure.value)
+    assert "computed in" not in str(failure.value)
+    assert "the errors are those of" not in str(failure.value)
 
 
 def test_a_fault_of_the_first_call_only_is_not_blamed_on_the_layout() -> None:
