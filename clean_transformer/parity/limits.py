@@ -90,7 +90,7 @@ SCRIPT_HEALTHY = 100
 # typical size, so a larger error does not come from a lower precision alone.
 SELDOM_EXCEEDED = 8.0
 
-# A drift, or the error of a module that is judged as a whole: ρ = the device's error divided by the
+# A drift, or the error of a black box: ρ = the device's error divided by the
 # CPU's in the same dtype. Above WRONG_FACTOR times the healthy ρ, a module is WRONG.
 HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
 # Two healthy runs are apart by at most the sum of their errors.
