@@ -76,9 +76,9 @@ def _isolated_errors(
             return [
                 judge_black_box("output", "", output, on_cpu, oracle, *(x.cpu() for x in given))
             ]
-    if has_black_boxes(under_test):
-        return isolate_black_boxes(*hooked, *given, case=case)
-    model, _, exact = hooked
+    model, plain, exact = hooked
+    if has_black_boxes(model):
+        return isolate_black_boxes(model, plain, exact, *given, case=case)
     return [row for path in PATHS for row in isolate(model, exact, *given, path=path, case=case)]
 
 

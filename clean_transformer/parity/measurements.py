@@ -19,7 +19,7 @@ from clean_transformer.parity.activations.black_box import (
 )
 from clean_transformer.parity.activations.drift import EndToEnd, healthy_envelope
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
-from clean_transformer.parity.inputs import suite_tokens
+from clean_transformer.parity.inputs import LENGTH, suite_tokens
 from clean_transformer.parity.invariants import row_difference
 from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, rounding
 from clean_transformer.parity.locate import Located, in_words, locate
@@ -77,7 +77,7 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
         residual = block(residual)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
     cases = {f"1 × {length} tokens": residual[:1, :length].clone() for length in lengths}
-    both = residual[:, : min(33, n_ctx)]
+    both = residual[:, :LENGTH]
     cases["permuted input"] = both.transpose(0, 1).contiguous().transpose(0, 1)
     cases["transposed input"] = both.mT.contiguous().mT
     cases["sliced input"] = residual[:, -both.shape[1] :]
