@@ -62,7 +62,7 @@ HEALTHY_SUM = 30.0
 HEALTHY_SUM_OF_HALVES = 8.0
 # λ in the probabilistic bound λ √k u.
 DEVIATIONS = 8.0
-# Operations without a derivation of their own are WRONG above this many times the healthy limit.
+# Where no bound on the number of roundings is known, WRONG begins at this many healthy limits.
 WRONG_FACTOR = 10.0
 
 COPY = Kind("gather, copy, mask", 0.0, 0.0)
@@ -90,8 +90,8 @@ SCRIPT_HEALTHY = 100
 # typical size, so a larger error does not come from a lower precision alone.
 SELDOM_EXCEEDED = 8.0
 
-# A drift, or the error of a black box: ρ = the device's error divided by the
-# CPU's in the same dtype. Above WRONG_FACTOR times the healthy ρ, a module is WRONG.
+# A drift, or the error of a black box: ρ = the device's error divided by the CPU's in the same
+# dtype. Above WRONG_FACTOR times the healthy ρ, a black box is WRONG.
 HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
 # Two healthy runs are apart by at most the sum of their errors.
 HEALTHY_RUNS = 2
