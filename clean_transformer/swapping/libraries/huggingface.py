@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import LayerCache, padding_mask
 from clean_transformer.modules.contract import accepts, kind
-from clean_transformer.swapping.adapting import accepts
 from clean_transformer.swapping.libraries.base import Adapter, Library, Place, Residual, place_at
 from clean_transformer.weights.formats.huggingface import config_from_json
 

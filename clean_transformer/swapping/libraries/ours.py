@@ -29,7 +29,7 @@ class Ours(Library):
         Attention that takes no inputs per head also loses the block's hook points of those.
         """
         [place] = places
-        old, new = hook_points(self.find(model, path)), hook_points(place.module)
+        old, new = hook_points(model.get_submodule(path)), hook_points(place.module)
         lost = [f"{path}.{name}" for name in old if name not in new]
         if kind(path) == "attn" and not accepts(place.module, "key_input"):
             lost += [f"{path.removesuffix('attn')}{name}" for name in PER_HEAD_INPUTS]
