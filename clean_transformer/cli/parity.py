@@ -62,7 +62,9 @@ def parity(
     from clean_transformer.parity.suite import run_suite
     from clean_transformer.support.devices import choose_devices
     from clean_transformer.support.dtypes import choose_dtypes
+    from clean_transformer.support.files import require_folder
 
+    require_folder(json, html)
     chosen_devices, chosen_dtypes = choose_devices(devices), choose_dtypes(dtypes)
     chosen_modes = choose_modes(modes)
     chosen_reference, no_reference = choose_reference(reference)

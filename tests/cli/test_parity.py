@@ -101,10 +101,12 @@ def test_the_doctor_checks_one_device(devices: str) -> None:
     )
 
 
-def test_2_where_the_report_cannot_be_written(small: Path) -> None:
-    result = call("parity", "--devices", "cpu", "--reference", "none", "--json", "no/r.json")
-    assert result.exit_code == 2
-    assert "No such file or directory" in result.stderr
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_2_before_any_work_where_the_report_cannot_be_written(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: pytest.fail("too late"))
+    assert_one_line(call("parity", option, "no/report"), "no folder 'no' for 'report'")
 
 
 def test_the_doctor(small: Path) -> None:
