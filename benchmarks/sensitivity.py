@@ -26,7 +26,7 @@ from clean_transformer.parity.oracle import float64_oracle
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.environment import environment
 from clean_transformer.reports.plain import plain, write_plain
-from clean_transformer.support.dtypes import DTYPES
+from clean_transformer.support.dtypes import DTYPES, choose_dtype
 from clean_transformer.weights import synthetic
 
 
@@ -70,9 +70,9 @@ def main(
     largest: dict[str, dict[str, float]] = {}
     alarms, rows = 0, 0
     progress = Console(stderr=True)
-    for name, dtype in DTYPES.items():
+    for name in DTYPES:
         for seed in track(range(runs), f"{name}", console=progress, transient=True):
-            for row in healthy_run(seed, dtype):
+            for row in healthy_run(seed, choose_dtype(name)):
                 by_dtype = largest.setdefault(row.operation, {})
                 by_dtype[name] = max(by_dtype.get(name, 0.0), row.ratio)
                 alarms += row.verdict is not Verdict.PASS

@@ -7,8 +7,10 @@ import pytest
 
 from clean_transformer.parity import inputs
 from clean_transformer.parity.faults import inject
-from clean_transformer.parity.references.choose import choose_reference
+from clean_transformer.parity.modes import MODES
+from clean_transformer.parity.references.choose import REFERENCES, choose_reference
 from clean_transformer.support.devices import is_available
+from clean_transformer.support.dtypes import DTYPES
 
 from ..parity.small import small_weights
 from .running import assert_one_line, call
@@ -118,3 +120,11 @@ def test_the_doctor(small: Path) -> None:
     assert result.exit_code == 1
     assert "First failure: blocks.0.mlp.hook_post" in result.stdout
     assert [path.name for path in small.iterdir()] == ["reproduce-gelu-cpu-float32.py"]
+
+
+def test_the_help_names_every_choice() -> None:
+    said = " ".join(call("parity", "--help").stdout.replace("│", " ").split())
+    for choices in (MODES, DTYPES):
+        assert ", ".join(choices) in said
+    for reference in REFERENCES:
+        assert f" {reference} (" in said
