@@ -25,7 +25,7 @@ from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport, compare
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
-from clean_transformer.support.dtypes import DTYPES
+from clean_transformer.support.dtypes import choose_dtype
 
 
 def same_function(
@@ -118,7 +118,7 @@ def run_suite(
         check_device(
             weights,
             device,
-            DTYPES[dtype],
+            choose_dtype(dtype),
             mode=mode,
             reference=reference,
             on_step=lambda step, where=f"{device} {dtype} {mode}": on_step(f"{where}: {step}"),
