@@ -81,7 +81,10 @@ class DemoTransformer(GenerationMixin):
     def optimize(
         self, weights: Literal["int8"] | None = None, *, compile: bool = False
     ) -> Optimized:
-        """Make inference faster, until `undo()` of the result is called; see `inference.optimize`."""
+        """Make inference faster, until `undo()` of the result is called.
+
+        `inference.optimize` describes the arguments.
+        """
         return optimize(self, weights, compile=compile)
 
     def check_tokens(self, tokens: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Alternative modules for `swap`. Each docstring cites the paper of the module."""
+"""Alternative modules for `swap`. The docstrings cite the papers that introduced them."""
 
 from clean_transformer.variants.attention import AlibiAttention as AlibiAttention
 from clean_transformer.variants.attention import GroupedQueryAttention as GroupedQueryAttention

@@ -133,7 +133,10 @@ class GroupedQueryAttention(Attention):
 
     @torch.no_grad()
     def load_from(self, old: Attention) -> None:
-        """Copy the weights of `Attention`, averaged over each group for keys and values (§ 2.1)."""
+        """Copy the weights of `Attention`, averaged over each group for keys and values.
+
+        Source: section 2.1 of the paper.
+        """
         for name, parameter in self.named_parameters():
             groups = "(kept group) ... -> kept ..."
             parameter.copy_(reduce(old.get_parameter(name), groups, "mean", kept=len(parameter)))

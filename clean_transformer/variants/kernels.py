@@ -1,4 +1,4 @@
-"""Attention with the same results as `Attention`, always computed by one fused kernel."""
+"""The same results as `Attention`, computed by a particular kernel of PyTorch."""
 
 import math
 

@@ -206,7 +206,7 @@ class Lens(Library):
         )
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """The assignments of TransformerLens's hook points and of the module."""
+        """Assignments that put the old hook points into `module`, and `module` into the model."""
         adapter = self.AS_THEIRS.get(kind(path))
         points = [place for place, _ in self.shared_points(model, path, module)]
         return [*points, place_at(model, path, adapter(module) if adapter else module)]

@@ -73,7 +73,7 @@ class AsAttention(AsBlock):
     def forward(  # type: ignore[override]
         self, *inputs: Any, **arguments: Any
     ) -> tuple[Residual, None]:
-        """The output, and None instead of the attention pattern."""
+        """The output, and None instead of the attention pattern, which `hook_pattern` gets."""
         return super().forward(*inputs, **arguments), None
 
 

@@ -106,9 +106,9 @@ class Bridge(Lens):
         return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", self.inside.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """The assignments of the shell's hook points and of the module.
+        """Assignments that put the old hook points into `module`, and `module` into the model.
 
-        The module goes into Hugging Face's model and into the bridge.
+        `module` is put into Hugging Face's model and into the bridge.
         """
         inner = self.inside.as_theirs(path, module)
         points = [
