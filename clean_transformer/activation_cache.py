@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Short words for activations, as in TransformerLens.
+# TransformerLens's short words, and the name of the hook point that each word stands for.
 SHORTHAND = {
     "attn": "pattern",
     "attn_logits": "attn_scores",
@@ -20,12 +20,12 @@ SHORTHAND = {
 
 
 class ActivationCache(Mapping[str, Tensor]):
-    """Activations by name, in the order of the forward pass.
+    """A mapping from names to activations, in the order of the forward pass.
 
     A key is a full name, `cache["blocks.0.attn.hook_pattern"]`, or TransformerLens's shorthand:
     `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]`, `cache["normalized", "ln_final"]`.
-    Negative layers count back from `n_layers`, the number of layers of the model, even if only some
-    of them were captured.
+    `n_layers` is the number of layers of the model. Layer -1 is the last layer of the model, even
+    if only earlier layers were captured.
     """
 
     def __init__(self, activations: Mapping[str, Tensor], n_layers: int):
@@ -52,9 +52,9 @@ class ActivationCache(Mapping[str, Tensor]):
         return f"ActivationCache({len(self)} activations: {', '.join(self)})"
 
     def full_name(self, key: str | tuple[str | int, ...]) -> str:
-        """The full name that a key stands for.
+        """The full name of the activation that a key selects.
 
-        Raises `KeyError` if no activation has the name, or if several fit the shorthand.
+        Raises `KeyError` if the key selects no activation, or more than one.
         """
         if isinstance(key, str) and key in self._activations:
             return key
@@ -76,12 +76,12 @@ class ActivationCache(Mapping[str, Tensor]):
         return found[0]
 
     def to(self, device: str | torch.device) -> "ActivationCache":
-        """The same activations on another device."""
+        """A new cache with all activations moved to `device`."""
         moved = {name: value.to(device) for name, value in self.items()}
         return ActivationCache(moved, self.n_layers)
 
     def remove_batch_dim(self) -> "ActivationCache":
-        """The same activations without their batch axis.
+        """A new cache with the same activations, without the batch axis.
 
         Raises `ValueError` if the batch holds more than one input.
         """
@@ -94,11 +94,11 @@ class ActivationCache(Mapping[str, Tensor]):
     def accumulated_resid(
         self, *, incl_mid: bool = False
     ) -> tuple[Float[Tensor, "component *batch pos d_model"], list[str]]:
-        """The residual stream before each block and after the last one, and a label for each.
+        """The residual stream before each block and after the last block, stacked.
 
-        `incl_mid` adds the stream between attention and MLP. The labels are TransformerLens's:
-        "0_pre", "0_mid", "1_pre", …, "final_post". Raises `KeyError` if one of these activations
-        was not captured.
+        With `incl_mid`, the result also contains the residual stream between attention and MLP of
+        each block. Also returns one label per component, as in TransformerLens: "0_pre", "0_mid",
+        "1_pre", …, "final_post". Raises `KeyError` if a needed activation was not captured.
         """
         points = ("resid_pre", "resid_mid") if incl_mid else ("resid_pre",)
         states = {

@@ -9,7 +9,7 @@ from clean_transformer.support.validation import require
 NormalizationType = Literal["LN", "LNPre"]
 
 
-# Layers, heads and d_model of the released checkpoints (Radford et al. 2019, table 2).
+# n_layers, n_heads and d_model of each published checkpoint (Radford et al. 2019, table 2).
 PUBLISHED = {
     "small": (12, 12, 768),
     "medium": (24, 16, 1024),
@@ -20,14 +20,23 @@ PUBLISHED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One GPT-2 architecture.
+    """The architecture of a GPT-2.
 
-    `normalization_type` is "LN", or "LNPre" if the gains and biases of the LayerNorms are folded
-    into the weights after them. With `tied_unembed`, the unembedding is the transposed embedding,
-    as in every published GPT-2. LayerNorm adds `eps` to the variance. New weights have the standard
-    deviation `initializer_range`.
+    - `n_layers`: number of blocks.
+    - `n_heads`: number of attention heads in each block.
+    - `d_model`: width of the residual stream.
+    - `d_head`: width of the queries, keys and values of one head.
+    - `d_mlp`: width of the MLP's hidden layer.
+    - `d_vocab`: number of tokens in the vocabulary.
+    - `n_ctx`: largest number of positions.
+    - `eps`: the number that LayerNorm adds to the variance.
+    - `initializer_range`: standard deviation of newly drawn weights.
+    - `normalization_type`: "LN" for LayerNorm with gain and bias, or "LNPre" if the gain and the
+      bias are folded into the weights of the next layer.
+    - `tied_unembed`: whether the unembedding is the transposed embedding, as in every published
+      GPT-2.
 
-    Raises `ValueError` with the name of the field for a value that no model can have.
+    Raises `ValueError` for an invalid value. The message names the field.
     """
 
     n_layers: int
@@ -61,9 +70,9 @@ class Config:
 
     @classmethod
     def gpt2(cls, size: str = "small", **changes: Any) -> "Config":
-        """The published GPT-2 of a size: "small", "medium", "large" or "xl".
+        """The architecture of a published GPT-2: "small", "medium", "large" or "xl".
 
-        `changes` are fields with other values. Raises `ValueError` for an unknown size.
+        `changes` replace the values of fields. Raises `ValueError` for an unknown size.
         """
         if size not in PUBLISHED:
             raise ValueError(f"no published GPT-2 has size {size!r}; choose from {[*PUBLISHED]}")
@@ -78,7 +87,7 @@ class Config:
         return replace(published, **changes)
 
     def axes(self) -> dict[str, int]:
-        """The length of each axis of the weights, by the axis's name in an einops pattern."""
+        """The length of each axis of the weights. The keys are the names in einops patterns."""
         return {
             "head": self.n_heads,
             "d_model": self.d_model,
@@ -89,7 +98,7 @@ class Config:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields and their values."""
+        """The values of all fields, with the field names as keys."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Hook points, where an activation is observed or replaced, and modules that have them."""
+"""Hook points, where hooks read or replace an activation, and the modules that contain them."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ from clean_transformer.activation_cache import ActivationCache
 
 
 class HookPoint(nn.Module):
-    """An identity in the forward pass. A hook on it sees the activation and can replace it.
+    """An identity module. A hook on this module receives the activation and can replace it.
 
     `run_with_hooks` sets `name` to the path of the hook point in the model. Hook functions read it
     as `hook.name`, as in TransformerLens.
@@ -21,19 +21,20 @@ class HookPoint(nn.Module):
     name: str | None = None
 
     def forward(self, activation: Tensor) -> Tensor:
-        """The very same tensor."""
+        """Return the same tensor, not a copy."""
         return activation
 
 
 def hook_points(module: nn.Module) -> dict[str, HookPoint]:
-    """Every hook point inside a module, by name."""
+    """Every hook point inside a module. The keys are the paths of the hook points."""
     return {name: part for name, part in module.named_modules() if isinstance(part, HookPoint)}
 
 
 def observed(*points: nn.Module) -> bool:
-    """Whether any of the hook points has a forward or backward hook, whoever registered it.
+    """Whether any of the hook points has a forward or backward hook, from any code.
 
-    If so, a module computes step by step through its hook points. If not, it uses a fused kernel.
+    If True, the calling module computes step by step and passes each activation through its hook
+    point. If False, the calling module uses a fused kernel.
     """
     return any(
         point._forward_hooks
@@ -44,31 +45,32 @@ def observed(*points: nn.Module) -> bool:
     )
 
 
-# The names of hook points: one, several, or a function that says which.
+# A selection of hook points: one name, several names, or a function from a name to True or False.
 Names = str | Iterable[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
 
-# The block's hook points for the input of each attention head, and with them attention's hook point
-# for the output of each head. They hold one residual stream per head, n_heads times the memory of
-# the others, so `run_with_cache` captures them only by name.
+# `PER_HEAD_INPUTS` are the block's hook points for the inputs of each attention head. `PER_HEAD`
+# adds attention's hook point for the output of each head. These activations hold one residual
+# stream per head, n_heads times the memory of other activations. So `run_with_cache` captures them
+# only if `names` selects them.
 PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
 
 class HookedModule(nn.Module):
-    """A module with hook points, which can be observed and patched, also when it runs alone.
+    """A module with hook points. Inside a model or alone, it can run with a cache or with hooks.
 
-    `name` is that of `HookPoint`, for hooks on the output of a whole module.
+    `run_with_hooks` sets `name` to the module's path if a hook is on the module's own output.
     """
 
     name: str | None = None
 
     def hook_points(self) -> dict[str, HookPoint]:
-        """Every hook point inside this module, by name."""
+        """Every hook point inside this module. The keys are the paths of the hook points."""
         return hook_points(self)
 
     def default_points(self) -> dict[str, HookPoint]:
-        """The hook points that `run_with_cache` captures by default: all but those per head."""
+        """The hook points that `run_with_cache` captures by default: all except `PER_HEAD`."""
         return {
             name: point
             for name, point in self.hook_points().items()
@@ -82,12 +84,12 @@ class HookedModule(nn.Module):
         remove_batch_dim: bool = False,
         **arguments: Any,
     ) -> tuple[Any, ActivationCache]:
-        """The output of `self(*inputs, **arguments)`, and a cache of the activations, detached.
+        """The output of `self(*inputs, **arguments)`, and a cache of detached activations.
 
-        `names` selects what to capture: one name, several names, or a function from a name to True
-        or False. By default these are `default_points`. The name of a submodule ("blocks.0.ln1")
-        captures its output. `remove_batch_dim` removes the batch axis of a single input. Raises
-        `KeyError` for an unknown name before it runs.
+        `names` selects the activations: one name, several names, or a function from a name to True
+        or False. By default, the cache holds `default_points`. The name of a submodule
+        ("blocks.0.ln1") captures the submodule's output. `remove_batch_dim` removes the batch axis,
+        for a batch of one input. Raises `KeyError` for an unknown name, before the module runs.
         """
         captured: dict[str, Tensor] = {}
 
@@ -104,12 +106,13 @@ class HookedModule(nn.Module):
     def run_with_hooks(
         self, *inputs: Any, hooks: Iterable[tuple[Names, HookFunction]], **arguments: Any
     ) -> Any:
-        """The output of `self(*inputs, **arguments)` while functions run at hook points.
+        """The output of `self(*inputs, **arguments)`, computed with hook functions.
 
-        `hooks` are pairs of names, as in `run_with_cache`, and a function. The function gets
-        `(activation, hook)`, where `hook.name` is the name of the hook point. It returns another
-        activation, or `None` to keep this one. Raises `KeyError` for an unknown name before it
-        runs.
+        `hooks` is a list of pairs (names, function). `names` select hook points as in
+        `run_with_cache`. The function is called as `function(activation, hook=hook_point)`, where
+        `hook_point.name` is the name of the hook point. The function returns the replacement, or
+        `None` to leave the activation as it is. Raises `KeyError` for an unknown name, before the
+        module runs.
         """
 
         def call(function: HookFunction, point: nn.Module, args: Any, output: Tensor) -> Any:

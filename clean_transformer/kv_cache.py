@@ -1,4 +1,4 @@
-"""KV caches: the keys and values of earlier positions, so that only new tokens are computed."""
+"""KV caches: stored keys and values, so that a forward pass computes only the new positions."""
 
 import math
 from typing import Protocol, runtime_checkable
@@ -13,30 +13,32 @@ Heads = Float[Tensor, "batch pos head d_head"]
 
 @runtime_checkable
 class LayerCache(Protocol):
-    """What attention gets as `kv_cache`: the keys and values of one layer."""
+    """The type of attention's argument `kv_cache`: the stored keys and values of one layer."""
 
     @property
     def length(self) -> int:
-        """How many positions were cached before this forward pass."""
+        """The number of positions that were in the cache before this forward pass."""
 
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
-        """Add the keys and values of new positions, and return those of all positions so far."""
+        """Store the new keys and values. Returns the keys and values of all positions so far."""
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """True where each of the last `n_queries` positions sees a key.
+        """A mask that is True where a query sees a key, for the last `n_queries` positions.
 
-        None means that each sees all keys up to its own position.
+        None means that each query sees all keys up to its own position.
         """
 
 
 class KVCache:
-    """The keys and values of every layer; `length` says for how many positions.
+    """The stored keys and values of every layer, for the first `length` positions.
 
-    A forward pass with the cache adds its tokens and advances `length`. Each layer allocates memory
-    for `n_ctx` positions once, with the dtype and on the device of its first keys. Inputs of
-    unequal length are left-padded: `attention_mask` [batch pos] is 1 for tokens and 0 for padding,
-    as in transformers, and is on the device of the tokens. Everything after those positions is
-    tokens. Raises `ValueError` for a mask with padding elsewhere.
+    A forward pass with the cache stores the keys and values of its tokens, and increases `length`.
+    Each layer allocates memory for `n_ctx` positions once, with the dtype and on the device of the
+    first keys.
+
+    Inputs of unequal length must be left-padded. `attention_mask` [batch pos] is 1 for tokens and 0
+    for padding, as in transformers, on the device of the tokens. All positions after the end of the
+    mask are tokens. Raises `ValueError` if the mask has padding that is not on the left.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class KVCache:
         self.layers = [_Layer(self) for _ in range(n_layers)]
 
     def require_room(self, new: int) -> None:
-        """Raise `ValueError` if `new` more tokens do not fit in `n_ctx` positions."""
+        """Raise `ValueError` if the cache has no room for `new` more tokens."""
         if self.length + new > self.n_ctx:
             raise ValueError(
                 f"{new} tokens after the {self.length} in the cache are more than its "
@@ -56,13 +58,13 @@ class KVCache:
             )
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """The indices in memory for the next `new` tokens."""
+        """The indices at which the next `new` tokens are stored."""
         return torch.arange(self.length, self.length + new, device=device)
 
     def positions(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-        """The positions of the next tokens, counted from each input's first token.
+        """The positions of the next tokens. The first token after the padding has position 0.
 
-        Padding has position 0.
+        Padding also has position 0.
         """
         slots = self.slots(tokens.shape[1], tokens.device).expand(tokens.shape)
         if self.padding is None:
@@ -70,11 +72,11 @@ class KVCache:
         return (slots - self.padding[:, None]).clamp(min=0)
 
     def advance(self, new: int) -> None:
-        """Add `new` to `length`, after a forward pass."""
+        """Increase `length` by `new`. The model calls this at the end of a forward pass."""
         self.length += new
 
     def select(self, rows: Int[Tensor, "new_batch"]) -> None:
-        """Keep only these rows of the batch, in this order. A row can occur more than once."""
+        """Keep only these rows of the batch, in this order. `rows` can repeat a row."""
         if self.padding is not None:
             self.padding = self.padding[rows]
         for layer in self.layers:
@@ -83,7 +85,7 @@ class KVCache:
 
 
 class _Layer:
-    """One layer of a `KVCache`."""
+    """The `LayerCache` of one layer of a `KVCache`."""
 
     def __init__(self, cache: KVCache):
         self.cache = cache
@@ -101,8 +103,8 @@ class _Layer:
             room = (len(k), self.cache.n_ctx)
             self.keys = k.new_empty(*room, *k.shape[2:])
             self.values = v.new_empty(*room, *v.shape[2:])
-        # `length` advances only after the whole forward pass. So if a pass is interrupted, the next
-        # one overwrites what it wrote.
+        # `length` increases only after the whole forward pass. If a pass is interrupted, the next
+        # pass therefore overwrites the incomplete keys and values.
         start, end = self.length, self.length + k.shape[1]
         self.keys[:, start:end] = k
         self.values[:, start:end] = v
@@ -116,11 +118,12 @@ class _Layer:
 
 
 class StaticKVCache(KVCache):
-    """A `KVCache` with which every one-token step is the same computation on the same memory.
+    """A `KVCache` whose tensors keep their shape and address from one step to the next.
 
-    So `torch.compile` and CUDA graphs can capture the step. The index of the next token is the
-    tensor `slot` [1]. Attention reads all `room` slots, and a mask hides the empty ones. `room` is
-    a multiple of 256, so that texts of many lengths share one graph.
+    `torch.compile` and CUDA graphs can therefore capture the step for one token, and replay it for
+    every token. The tensor `slot` [1] holds the index of the next token. Attention reads all `room`
+    slots, and a mask hides the empty slots. `room` is `n_ctx` rounded up to a multiple of 256, so
+    that many values of `n_ctx` share one graph.
     """
 
     slot: Int[Tensor, "1"] | None = None
@@ -133,28 +136,29 @@ class StaticKVCache(KVCache):
         self.layers = [_StaticLayer(self) for _ in range(n_layers)]
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """The indices in memory for the next `new` tokens."""
+        """The indices at which the next `new` tokens are stored."""
         if self.slot is None:
             self.slot = torch.zeros(1, dtype=torch.int64, device=device)
             torch._dynamo.mark_static_address(self.slot)
         return self.slot + torch.arange(new, device=device)
 
     def advance(self, new: int) -> None:
-        """Add `new` to `length`, after a forward pass."""
+        """Increase `length` by `new`. The model calls this at the end of a forward pass."""
         super().advance(new)
         if self.slot is not None:
             self.slot += new
 
 
 class _StaticLayer(_Layer):
-    """One layer of a `StaticKVCache`."""
+    """The `LayerCache` of one layer of a `StaticKVCache`."""
 
     cache: StaticKVCache
 
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
         if self.keys is None or self.values is None:
             room = (len(k), self.cache.room, *k.shape[2:])
-            # Masked values must be finite: 0 × NaN is NaN. So the memory starts with zeros.
+            # Attention multiplies the values of empty slots by 0. Uninitialized memory can contain
+            # NaN, and 0 × NaN is NaN. So the memory starts with zeros.
             self.keys, self.values = k.new_zeros(room), v.new_zeros(room)
             for memory in (self.keys, self.values):
                 torch._dynamo.mark_static_address(memory)
@@ -164,7 +168,7 @@ class _StaticLayer(_Layer):
         return self.keys, self.values
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        assert self.cache.slot is not None  # `KVCache.positions` has run before
+        assert self.cache.slot is not None  # `KVCache.positions` has set it
         key = torch.arange(self.cache.room, device=self.cache.slot.device)
         seen = (key <= self.cache.slots(n_queries, key.device)[:, None])[None, None]
         if self.cache.padding is None:
@@ -176,17 +180,20 @@ class _StaticLayer(_Layer):
 def padding_mask(
     is_token: Bool[Tensor, "batch key"], n_queries: int
 ) -> Bool[Tensor, "batch 1 query key"]:
-    """True where each of the last `n_queries` positions sees a key: tokens up to its position."""
+    """A mask that is True where a query sees a key, for the last `n_queries` positions.
+
+    A query sees the tokens up to its own position, but no padding.
+    """
     n_keys = is_token.shape[1]
     key = torch.arange(n_keys, device=is_token.device)
     seen = (key <= key[n_keys - n_queries :, None]) & is_token[:, None, None]
-    # A padding position sees no token. It sees all keys instead, because a softmax over nothing is
-    # NaN.
+    # A query in the padding would see no key, and a softmax over no keys is NaN. So this query sees
+    # all keys instead.
     return seen | ~seen.any(dim=-1, keepdim=True)
 
 
 def left_padding(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
-    """The number of padding positions of each input.
+    """The number of padding positions at the start of each input.
 
     Raises `ValueError` unless each row is zeros followed by one or more ones.
     """

@@ -44,10 +44,11 @@ class DemoTransformer(GenerationMixin):
         kv_cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """The logits after each position, or with `last_only` after the last position only.
+        """Logits for all positions; with `last_only`, only for the last position.
 
-        With `kv_cache`, the tokens follow those in the cache, and are added to it. Before any work,
-        raises what `check_tokens` raises, and `ValueError` if the cache has no room.
+        With `kv_cache`, `tokens` continue the text in the cache, and the model stores their keys
+        and values there. Raises the errors of `check_tokens`, and `ValueError` if the cache has no
+        room for the tokens. Both are checked before anything is computed.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
@@ -61,7 +62,7 @@ class DemoTransformer(GenerationMixin):
     def read(
         self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """The forward pass, without the checks of `forward` and without advancing the cache."""
+        """The forward pass, without the checks, and without increasing the cache's `length`."""
         positions = kv_cache.positions(tokens) if kv_cache is not None else None
         layers = kv_cache.layers if kv_cache is not None else [None] * len(self.blocks)
         embed = self.hook_embed(self.embed(tokens))
@@ -73,21 +74,26 @@ class DemoTransformer(GenerationMixin):
             residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))
 
-    # `read` of one token with a `StaticKVCache`. `optimize` can replace it with a compiled graph.
+    # Called instead of `read` for one token with a `StaticKVCache`. `optimize` can replace this
+    # method with a compiled graph.
     read_one = read
 
     def optimize(
         self, weights: Literal["int8"] | None = None, *, compile: bool = False
     ) -> Optimized:
-        """Make the model faster for inference, until `undo()`; see `inference.optimize`."""
+        """Make inference faster, until `undo()` of the result is called.
+
+        `inference.optimize` describes the arguments.
+        """
         return optimize(self, weights, compile=compile)
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """Raise an error for tokens that have no embedding.
+        """Raise an error for tokens that the model cannot read.
 
-        `TypeError` if the tokens are not integers; `ValueError` if they have the wrong shape, if
-        there are none or more than n_ctx, or if an id is outside the vocabulary. Without this
-        check, an accelerator would crash or return arbitrary numbers.
+        Raises `TypeError` if the tokens are not int64 or int32. Raises `ValueError` if their shape
+        is not [batch pos], if there are no tokens or more than n_ctx positions, or if an id is
+        outside the vocabulary. Without this check, an accelerator would crash or return arbitrary
+        numbers.
         """
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
@@ -116,17 +122,24 @@ class DemoTransformer(GenerationMixin):
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> "DemoTransformer":
-        """GPT-2 from a hub id ("openai-community/gpt2"), an alias ("gpt2"), a folder, or a file.
+        """A GPT-2 with the weights that `source` names.
 
-        "demo" is the tiny model that comes with the package. A folder holds config.json and
-        model.safetensors (whole or in shards) or pytorch_model.bin; or it is one of OpenAI's
-        ("124M"), with hparams.json and a TensorFlow checkpoint. A file is llama.cpp's (.gguf, not
-        quantized) or one that `torch.save` wrote (.pt): nanoGPT's checkpoint, or a state dict as
-        for `from_state_dict`. Raises `WeightsError` for a damaged file, and for weights that do not
-        fit the architecture exactly; the error names every missing, unused and misshapen key.
+        `source` is one of
+
+        - a hub id ("openai-community/gpt2"), or an alias of a hub id ("gpt2");
+        - "demo", the tiny model that comes with the package;
+        - a folder with config.json, and with model.safetensors (one file or several shards) or
+          pytorch_model.bin;
+        - a folder that OpenAI published ("124M"), with hparams.json and a TensorFlow checkpoint;
+        - a .gguf file of llama.cpp that is not quantized;
+        - a .pt file of `torch.save`, with a nanoGPT checkpoint, or with a state dict that
+          `from_state_dict` accepts.
+
+        Raises `WeightsError` for a damaged file, and for weights that do not fit the architecture
+        exactly. The message names every key that is missing, unused, or of the wrong shape.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
-        with torch.device("meta"):  # drawing weights here would be wasted time
+        with torch.device("meta"):  # without memory: the loaded weights replace all of them
             model = cls(cfg)
         model.load_state_dict(state, assign=True)
         model.source = source
@@ -136,12 +149,12 @@ class DemoTransformer(GenerationMixin):
     def from_state_dict(
         cls, state: Mapping[str, Tensor], cfg: Config | None = None
     ) -> "DemoTransformer":
-        """GPT-2 with a copy of the weights, in their dtype and on their device.
+        """A GPT-2 with a copy of the weights, in their dtype and on their device.
 
-        The state dict is that of a `HookedTransformer`, `TransformerBridge`, `GPT2LMHeadModel`,
-        nanoGPT, minGPT or `DemoTransformer`. Without `cfg`, the architecture follows from the
-        shapes. Raises `WeightsError` as `from_pretrained` does, and if the shapes do not tell the
-        number of heads.
+        `state` is the state dict of a `HookedTransformer`, `TransformerBridge`, `GPT2LMHeadModel`,
+        nanoGPT, minGPT or `DemoTransformer`. Without `cfg`, the architecture is derived from the
+        shapes. Raises `WeightsError` for weights that do not fit the architecture exactly, and if
+        the number of heads cannot be derived from the shapes.
         """
         cfg, state = read_state_dict(state, cfg)
         weight = state["embed.W_E"]
@@ -152,10 +165,10 @@ class DemoTransformer(GenerationMixin):
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors in Hugging Face's format, all or nothing.
+        """Write config.json and model.safetensors in Hugging Face's format: both files, or none.
 
-        Raises `WeightsError` before it writes, if the format cannot hold the model. It cannot hold
-        a model with swapped-in modules, because config.json does not name them.
+        Raises `WeightsError`, before anything is written, if the format cannot represent the model.
+        A model with swapped-in modules cannot be saved, because config.json does not name modules.
         """
         with torch.device("meta"):
             written = dict(DemoTransformer(self.cfg).named_modules())

@@ -1,4 +1,4 @@
-"""Causal self-attention with several heads (Vaswani et al. 2017)."""
+"""Causal multi-head self-attention (Vaswani et al. 2017)."""
 
 import math
 
@@ -16,21 +16,23 @@ from clean_transformer.modules.linear import affine, normal, output_std
 Residual = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 Queries = Float[Tensor, "batch query head d_head"]
 Keys = Float[Tensor, "batch key head d_head"]
-# A mask is True where a query sees a key, or a number to add to the score. With None, each query
-# sees the keys up to its own position.
+# A boolean mask is True where a query sees a key. A float mask holds numbers that are added to the
+# scores. With None, each query sees the keys up to its own position.
 Mask = Bool[Tensor, "... query key"] | Float[Tensor, "... query key"] | None
 
 
 class Attention(HookedModule):
     """softmax(q kᵀ / √d_head) v for each head, multiplied by W_O and summed over the heads.
 
-    Vaswani et al. 2017, equation 1. W_Q, W_K, W_V [head d_model d_head], W_O [head d_head d_model],
-    b_Q, b_K, b_V [head d_head], b_O [d_model]. Three activations are computed only while a hook
-    observes them: `hook_attn_scores` and `hook_pattern` [batch head query key], and each head's
-    part of the output, `hook_result` [batch pos head d_model].
+    Source: Vaswani et al. 2017, equation 1. Parameters: W_Q, W_K, W_V [head d_model d_head], W_O
+    [head d_head d_model], b_Q, b_K, b_V [head d_head], b_O [d_model].
+
+    Three activations are computed only while their hook points have hooks: `hook_attn_scores` and
+    `hook_pattern` [batch head query key], and `hook_result` [batch pos head d_model], each head's
+    part of the output.
     """
 
-    # Whether `forward` takes `key_input` and `value_input`. `swap` tells it of other modules.
+    # Whether `forward` takes `key_input` and `value_input`. `swap` sets this for new modules.
     takes_per_head_inputs = True
 
     def __init__(self, cfg: Config):
@@ -62,9 +64,9 @@ class Attention(HookedModule):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The attention output, to add to the residual stream.
 
-        Keys and values are computed from `query_input`, unless they have inputs of their own. An
-        input with a head axis [batch pos head d_model] gives each head an input of its own. With
-        `kv_cache`, the inputs are those of new positions, which follow the cached ones.
+        Without `key_input`, the keys are computed from `query_input`; the values likewise. An input
+        of shape [batch pos head d_model] holds a separate input for each head. With `kv_cache`, the
+        inputs belong to the positions that follow the cached positions.
         """
         key_input = query_input if key_input is None else key_input
         value_input = query_input if value_input is None else value_input
@@ -90,14 +92,14 @@ class Attention(HookedModule):
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
         """For each query, the average of the values, weighted by the attention pattern.
 
-        The queries are those of the last positions.
+        If there are fewer queries than keys, the queries belong to the last positions.
         """
         if observed(self.hook_attn_scores, self.hook_pattern):
             return self.mix_explicitly(q, k, v, mask)
         return mix_fused(q, k, v, mask)
 
     def mix_explicitly(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """`mix` step by step, through the hook points for scores and pattern."""
+        """The same as `mix`, step by step. Scores and pattern pass through their hook points."""
         scores = dot_products(q, k) / math.sqrt(q.shape[-1])
         if mask is None:
             mask = causal_mask(q, k)
@@ -107,37 +109,41 @@ class Attention(HookedModule):
 
 
 def dot_products(q: Queries, k: Keys) -> Float[Tensor, "batch head query key"]:
-    """q · k for each pair of a query and a key."""
+    """The dot product of each query with each key."""
     return einsum(q, k, "batch query head d_head, batch key head d_head -> batch head query key")
 
 
 def average_values(pattern: Float[Tensor, "batch head query key"], v: Keys) -> Queries:
-    """For each query, the sum of the values times their weights in the pattern."""
+    """For each query, the sum of the values, weighted by the attention pattern."""
     return einsum(
         pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
     )
 
 
 def input_weight(cfg: Config) -> nn.Parameter:
-    """A new W_Q, W_K or W_V [head d_model d_head].
+    """A newly drawn W_Q, W_K or W_V [head d_model d_head].
 
-    Its layout in memory is [d_model head d_head], so that merging the heads needs no copy.
+    The layout in memory is [d_model head d_head], so that `project` can merge the heads into one
+    matrix without a copy.
     """
     weight = normal(cfg.d_model, cfg.n_heads, cfg.d_head, std=cfg.initializer_range)
     return nn.Parameter(weight.detach().permute(1, 0, 2))
 
 
 def causal_mask(q: Queries, k: Keys) -> Bool[Tensor, "query key"]:
-    """True where a query sees a key, up to its own position; queries have the last positions."""
+    """A mask that is True where the key is at the query's own position or before it.
+
+    If there are fewer queries than keys, the queries belong to the last positions.
+    """
     n_queries, n_keys = q.shape[1], k.shape[1]
     seen = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
     return seen.tril(diagonal=n_keys - n_queries)
 
 
 def mix_fused(q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-    """`Attention.mix` in one kernel, without scores and pattern to observe."""
-    # The kernel's `is_causal` is right only if queries and keys have the same positions. A single
-    # query sees every key.
+    """The same as `Attention.mix`, in one fused kernel that does not expose scores and pattern."""
+    # The kernel's `is_causal` counts from the first query and the first key, so it is right only if
+    # queries and keys have the same positions. A single new query sees every key without a mask.
     is_causal = mask is None and q.shape[1] == k.shape[1]
     if mask is None and 1 < q.shape[1] < k.shape[1]:
         mask = causal_mask(q, k)
@@ -151,9 +157,10 @@ def project(
     W: Float[Tensor, "head d_model d_head"],
     b: Float[Tensor, "head d_head"],
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """x W + b for every head: one matrix product, unless each head has an input of its own.
+    """x W + b for every head.
 
-    If x has more heads than W, each head of W serves a group of them, and reads the group's mean.
+    If x is [batch pos stream d_model], each head has its own input stream. If there are more
+    streams than heads in W, each head reads the mean of a group of neighboring streams.
     """
     if x.ndim == 4:
         groups = "batch pos (head group) d_model -> batch pos head d_model"

@@ -13,7 +13,7 @@ from clean_transformer.modules.mlp import MLP
 
 
 class TransformerBlock(HookedModule):
-    """x + attn(ln1(x)), then x + mlp(ln2(x)): pre-norm (Radford et al. 2019, section 2.3)."""
+    """x + attn(ln1(x)), then x + mlp(ln2(x)), with pre-norm (Radford et al. 2019, section 2.3)."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -39,7 +39,7 @@ class TransformerBlock(HookedModule):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after this block.
 
-        With `kv_cache`, the input is that of new positions, which follow the cached ones.
+        With `kv_cache`, the input belongs to the positions that follow the cached positions.
         """
         resid_pre = self.hook_resid_pre(resid_pre)
         attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre), kv_cache=kv_cache))
@@ -48,10 +48,10 @@ class TransformerBlock(HookedModule):
         return self.hook_resid_post(resid_mid + mlp_out)
 
     def attn_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Residual, ...]:
-        """What attention reads: the normalized residual stream.
+        """The inputs of attention: usually one tensor, the normalized residual stream.
 
-        While a hook observes the inputs of single heads, and attention takes such inputs, these are
-        three copies of it per head [batch pos head d_model]: for queries, keys and values.
+        If a hook point for the input of each head has hooks, and the attention takes an input for
+        each head, these are three tensors [batch pos head d_model], for queries, keys and values.
         """
         split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
         if not (observed(self.hook_attn_in, *split) and self.attn.takes_per_head_inputs):

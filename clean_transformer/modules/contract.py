@@ -1,6 +1,6 @@
-"""What each kind of module must take and give.
+"""The shapes of the input and the output that each kind of module must have.
 
-A part of a model is named by its path: "embed", "blocks.3", "blocks.3.attn", "ln_final" and so on.
+The parts of a model have paths: "embed", "blocks.3", "blocks.3.attn", "ln_final" and so on.
 """
 
 import inspect
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-# What each kind of module takes and gives, as the axes of one tensor. swapping/README.md has the
-# whole contract, with the arguments that a module can leave out.
+# For each kind of module: the axes of its input and the axes of its output. swapping/README.md
+# describes the whole contract, including the optional arguments.
 CONTRACT = {
     "embed": ("batch pos", "batch pos d_model"),
     "pos_embed": ("batch pos", "batch pos d_model"),
@@ -24,7 +24,7 @@ CONTRACT = {
 
 
 def parts(n_layers: int) -> Iterator[str]:
-    """The path of every part of a model, in the order of the forward pass."""
+    """The path of every part of a model with `n_layers` blocks, in forward-pass order."""
     yield from ("embed", "pos_embed")
     for layer in range(n_layers):
         yield f"blocks.{layer}"
@@ -33,11 +33,11 @@ def parts(n_layers: int) -> Iterator[str]:
 
 
 def kind(path: str) -> str:
-    """The kind of the module at a path, a key of `CONTRACT`: "blocks.3" is a "block"."""
+    """The kind of the module at a path. For "blocks.3" this is "block", a key of `CONTRACT`."""
     last = path.split(".")[-1]
     return "block" if last.isdigit() else last
 
 
 def accepts(module: nn.Module, argument: str) -> bool:
-    """Whether the `forward` of the module's class has an argument of that name."""
+    """Whether `forward` of the module's class has an argument with the name `argument`."""
     return argument in inspect.signature(type(module).forward).parameters

@@ -10,7 +10,7 @@ from clean_transformer.modules.linear import normal
 
 
 class Embed(HookedModule):
-    """Each token's row of W_E [d_vocab d_model] (Radford et al. 2019)."""
+    """Token embedding: row t of W_E [d_vocab d_model] for token id t (Radford et al. 2019)."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -18,5 +18,5 @@ class Embed(HookedModule):
         self.W_E = normal(cfg.d_vocab, cfg.d_model, std=cfg.initializer_range)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The embeddings of token ids from 0 to d_vocab - 1."""
+        """The embeddings of the tokens, whose ids are 0 to d_vocab - 1."""
         return F.embedding(tokens, self.W_E)

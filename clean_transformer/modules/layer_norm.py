@@ -11,10 +11,11 @@ from clean_transformer.support.numerics import at_least_float32
 
 
 class LayerNormPre(HookedModule):
-    """(x - mean) / √(var + eps) over d_model: a LayerNorm whose gain and bias are folded away.
+    """LayerNorm without gain and bias: (x - mean) / √(var + eps) over d_model.
 
-    `hook_scale` [batch pos 1] sees √(var + eps), and `hook_normalized` the output. In a model of
-    half precision they see float32, as in TransformerLens: the square of 3,000 overflows float16.
+    `hook_scale` [batch pos 1] gets √(var + eps), and `hook_normalized` gets the output. In a
+    half-precision model, both get float32, as in TransformerLens, because the square of 3,000
+    overflows float16.
     """
 
     def __init__(self, cfg: Config):
@@ -25,7 +26,7 @@ class LayerNormPre(HookedModule):
         self.hook_normalized = HookPoint()
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Rows with mean 0 and variance 1 (apart from eps)."""
+        """The rows of `residual`, scaled to mean 0 and variance 1 (apart from eps)."""
         if observed(self.hook_scale, self.hook_normalized):
             return self.normalize(residual)
         return F.layer_norm(residual, residual.shape[-1:], eps=self.eps)
@@ -33,7 +34,7 @@ class LayerNormPre(HookedModule):
     def normalize(
         self, residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """The normalized rows in explicit steps, through the hook points."""
+        """The same output, step by step. Scale and output pass through their hook points."""
         exact = at_least_float32(residual)
         centered = exact - exact.mean(dim=-1, keepdim=True)
         variance = centered.pow(2).mean(dim=-1, keepdim=True)
@@ -44,8 +45,9 @@ class LayerNormPre(HookedModule):
 class LayerNorm(LayerNormPre):
     """(x - mean) / √(var + eps) · w + b over d_model (Ba et al. 2016, equation 4).
 
-    The variance is the biased one (divided by d_model). `hook_normalized` sees the rows before the
-    gain w [d_model] and the bias b [d_model], as in `HookedTransformer`.
+    The variance is biased: divided by d_model, not by d_model - 1. The parameters are the gain w
+    [d_model] and the bias b [d_model]. `hook_normalized` gets the rows before gain and bias are
+    applied, as in `HookedTransformer`.
     """
 
     def __init__(self, cfg: Config):
@@ -54,7 +56,7 @@ class LayerNorm(LayerNormPre):
         self.b = nn.Parameter(torch.zeros(cfg.d_model))
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Rows with mean 0 and variance 1, times w, plus b."""
+        """The rows of `residual`, scaled to mean 0 and variance 1, then times w, plus b."""
         if observed(self.hook_scale, self.hook_normalized):
             return self.normalize(residual) * self.w + self.b
         return F.layer_norm(residual, residual.shape[-1:], self.w, self.b, self.eps)

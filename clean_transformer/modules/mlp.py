@@ -13,9 +13,10 @@ from clean_transformer.modules.linear import affine, normal, output_std
 class MLP(HookedModule):
     """gelu(x W_in + b_in) W_out + b_out (Radford et al. 2018).
 
-    W_in [d_model d_mlp], W_out [d_mlp d_model], b_in [d_mlp], b_out [d_model]. The GELU is the tanh
-    approximation ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks and Gimpel 2016), which Hugging
-    Face calls gelu_new. The exact GELU differs from it by up to 5e-4.
+    Parameters: W_in [d_model d_mlp], W_out [d_mlp d_model], b_in [d_mlp], b_out [d_model].
+
+    The GELU is the tanh approximation ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks and Gimpel
+    2016), which Hugging Face calls gelu_new. The exact GELU differs from it by up to 5e-4.
     """
 
     def __init__(self, cfg: Config):
@@ -31,9 +32,9 @@ class MLP(HookedModule):
     def forward(
         self, normalized_resid_mid: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The MLP's output, computed for each position by itself.
+        """The MLP's output. Each output position depends only on the same input position.
 
-        `hook_pre` and `hook_post` see [batch pos d_mlp], before and after the GELU.
+        `hook_pre` and `hook_post` [batch pos d_mlp] get the activations before and after the GELU.
         """
         pre = self.hook_pre(affine(normalized_resid_mid, self.W_in, self.b_in))
         post = self.hook_post(F.gelu(pre, approximate="tanh"))

@@ -11,7 +11,7 @@ from clean_transformer.modules.linear import normal
 
 
 class PosEmbed(HookedModule):
-    """Each position's row of W_pos [n_ctx d_model] (Radford et al. 2018)."""
+    """Position embedding: row p of W_pos [n_ctx d_model] for position p (Radford et al. 2018)."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -21,7 +21,7 @@ class PosEmbed(HookedModule):
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The embeddings of `positions`, or by default of positions 0, 1, 2, … in every input."""
+        """The embeddings of `positions`. By default, every input has the positions 0, 1, 2, …"""
         if positions is not None:
             return F.embedding(positions, self.W_pos)
         batch, length = tokens.shape

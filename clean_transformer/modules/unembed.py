@@ -1,4 +1,4 @@
-"""From the residual stream to logits."""
+"""Unembedding: from the residual stream to logits."""
 
 import torch
 from jaxtyping import Float
@@ -24,17 +24,17 @@ class Unembed(HookedModule):
     def forward(
         self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """The logits, whose softmax is the distribution of the next token."""
+        """The logits. Their softmax is the probability distribution of the next token."""
         return self.hook_out(affine(self.hook_in(normalized_resid_post), self.W_U, self.b_U))
 
 
 class TiedUnembed(HookedModule):
-    """An `Unembed` whose W_U is the transposed W_E of an embedding, before and after training."""
+    """An `Unembed` that shares its weights with an embedding: W_U is always W_E transposed."""
 
     def __init__(self, cfg: Config, embed: Embed):
         super().__init__()
         self.cfg = cfg
-        # The tuple hides the embedding from PyTorch, which would list W_E here a second time.
+        # Inside a tuple, the embedding is no submodule, so the state dict has W_E only once.
         self._embed = (embed,)
         self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
         self.hook_in = HookPoint()

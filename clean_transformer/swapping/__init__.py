@@ -1,4 +1,4 @@
-"""Puts other modules into a model, ours or another library's, and measures what that changes."""
+"""Replaces modules in our models or other libraries' models, and measures the effect."""
 
 from clean_transformer.swapping.effect_report import print_effect as print_effect
 from clean_transformer.swapping.effect_report import write_html as write_html

@@ -1,4 +1,4 @@
-"""Makes a module that knows of no KV cache, or of no positions, callable with them."""
+"""Adds the arguments `kv_cache` or `positions` to modules that do not take them."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +10,11 @@ from clean_transformer.support.stand_in import Method, StandIn
 
 
 def adapted(kind: str, module: nn.Module) -> list[StandIn]:
-    """Stand-ins for `forward`, already in place, with which a module takes every optional argument.
+    """Replace the module's `forward`, if needed, so that it takes `kv_cache` or `positions`.
 
-    `kind` is a key of `CONTRACT`. The list is empty for a module that takes them by itself.
-    Parameters, hook points and the module's path stay as they are.
+    `kind` is a key of `CONTRACT`. Returns the stand-ins, which are already in place, or an empty
+    list if the module already takes the argument. Parameters, hook points and the module's path
+    stay the same.
     """
     if kind in ("attn", "block") and not accepts(module, "kv_cache"):
         return [StandIn(module, "forward", WithCache)]
@@ -23,10 +24,10 @@ def adapted(kind: str, module: nn.Module) -> list[StandIn]:
 
 
 class WithCache:
-    """A `forward` that takes `kv_cache`, made of one that does not.
+    """Adds the argument `kv_cache` to the `forward` of an attention or a block.
 
     The cache stores the inputs instead of keys and values, and the module runs again on all inputs
-    so far. That is slower, and right for whatever the module computes from earlier positions.
+    so far. This is slower, but it is correct for any module.
     """
 
     def __init__(self, forward: Method):
@@ -38,7 +39,8 @@ class WithCache:
         """The outputs for the new positions."""
         if kv_cache is None:
             return self.forward(*inputs)
-        # Several inputs, or inputs per head, are merged in the axis that keys have for heads.
+        # The cache expects keys [batch pos head d_head]. So several inputs, or an input with a head
+        # axis, are merged into the head axis.
         new = torch.stack(inputs, dim=2)
         merged = new.flatten(2, -2)
         kept = kv_cache.append(merged, merged)[0]
@@ -47,7 +49,7 @@ class WithCache:
         mask = kv_cache.mask(n_new)
         if mask is None:
             return self.forward(*so_far)[:, -n_new:]
-        # The module knows of no padding either, so each row runs alone, without its padding.
+        # The module does not take a padding mask. So each input runs alone, without its padding.
         output = inputs[0].new_zeros(batch, n_new, inputs[0].shape[-1])
         for row, is_token in enumerate(mask[:, 0, -1].expand(batch, -1)):
             of_row = self.forward(*(x[row, is_token][None] for x in so_far))[0, -n_new:]
@@ -56,9 +58,10 @@ class WithCache:
 
 
 class WithPositions:
-    """A position embedding's `forward` that takes `positions`, made of one that does not.
+    """Adds the argument `positions` to the `forward` of a position embedding.
 
-    The module embeds all positions from 0 to the largest, and the wanted ones are picked.
+    The module embeds all positions from 0 to the largest of `positions`. The embeddings of
+    `positions` are then selected.
     """
 
     def __init__(self, forward: Method):
@@ -67,7 +70,7 @@ class WithPositions:
     def __call__(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The embeddings of the positions, from 0 on unless given."""
+        """The embeddings of `positions`. By default, every input has the positions 0, 1, 2, …"""
         if positions is None:
             return self.forward(tokens)
         from_the_first = tokens.new_zeros(1, int(positions.max()) + 1)

@@ -1,4 +1,4 @@
-"""A swap's effect in a terminal, as JSON, and as one HTML page."""
+"""Writes an `Effect` to the terminal, to a JSON file, or to an HTML page."""
 
 from math import inf
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SCHEMA = Schema("clean-transformer/effect", version=1)
 to_json, write_json = SCHEMA.to_json, SCHEMA.write_json
 
-# A change has the shade of the first size that it does not exceed; a terminal shows it as a bar.
+# Upper bounds of the shades. The terminal shows a shade as a bar (BARS) in a color (COLORS).
 SIZES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, inf)
 BARS = "·▁▁▂▂▃▃▄▅▆▇█"
 COLORS = (
@@ -31,27 +31,27 @@ COLORS = (
     "bold red",
 )
 
-# An activation that has no size, because only one model makes it or the shapes differ.
+# Shown for an activation that only one model computes, or whose shapes differ.
 NO_SIZE = "×"
 
-# How many of the activations that the new modules change most are listed.
+# The number of activations in the list of the largest introduced changes.
 LISTED = 10
 
 
 def total_map(report: Effect) -> HeatMap:
-    """How much each activation changed."""
+    """A heat map of the total change of each activation."""
     return heat_map({row.name: square(row, row.total) for row in report.rows})
 
 
 def introduced_map(report: Effect) -> HeatMap:
-    """How much the new modules changed each of their own activations."""
+    """A heat map of the introduced change of each activation inside the new modules."""
     return heat_map(
         {row.name: square(row, row.introduced) if row.module else None for row in report.rows}
     )
 
 
 def square(change: Change, size: float | None) -> Square:
-    """The square of one of the sizes of a change."""
+    """The heat map's square for a change, colored by `size`, its total or introduced change."""
     sizes = {
         "total": change.total,
         "introduced": change.introduced,
@@ -73,7 +73,7 @@ def square(change: Change, size: float | None) -> Square:
 
 
 def places(report: Effect) -> dict[tuple[str, str], list[str]]:
-    """The paths of the swapped modules, by the names of the old and the new class."""
+    """The paths of the swapped modules. The keys are (old class name, new class name)."""
     groups: dict[tuple[str, str], list[str]] = {}
     for swapped in report.swapped:
         groups.setdefault((swapped.old, swapped.new), []).append(swapped.path)
@@ -81,7 +81,7 @@ def places(report: Effect) -> dict[tuple[str, str], list[str]]:
 
 
 def notes(report: Effect) -> list[str]:
-    """The notes on activations, each with all activations and blocks that it is about."""
+    """The notes, without repetition. Each text first names the activations and blocks."""
     blocks: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
         if row.note:
@@ -97,14 +97,14 @@ def notes(report: Effect) -> list[str]:
 
 
 def in_words(names: list[str]) -> str:
-    """The names; of more than three, the first two, the last, and their number."""
+    """The names as text. For more than three: the first two, the last, and the number of names."""
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
 
 
 def render(report: Effect) -> str:
-    """The report as an HTML page, which needs no network and no other file."""
+    """The report as an HTML page that works offline and needs no other file."""
     return render_page(
         "effect.html.jinja",
         report=report,
@@ -118,7 +118,7 @@ def render(report: Effect) -> str:
 
 
 def write_html(report: Effect, file: Path) -> None:
-    """Write the page. An error leaves the file as it was."""
+    """Write the HTML page to `file`. If an error occurs, `file` does not change."""
     write_atomically(file, render(report))
 
 
@@ -146,7 +146,7 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
     console.print(
         heat_map_table({"changed": total_map(report), "introduced": introduced_map(report)})
     )
-    bars = dict(zip(BARS, SIZES, strict=True))  # two sizes that share a bar: the larger
+    bars = dict(zip(BARS, SIZES, strict=True))  # the largest bound of each bar
     say(
         "  ".join(f"{bar} ≤ {number(size)}" for bar, size in bars.items()),
         f"in units of the original's root mean square; {NO_SIZE} only one model has it, or the "

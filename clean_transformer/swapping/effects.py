@@ -1,4 +1,4 @@
-"""`effect`: how far a swap changes each activation, and where the change begins."""
+"""`effect`: how much a swap changes each activation, and which activation changes first."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,7 +23,7 @@ from clean_transformer.swapping.swaps import Swap
 
 @dataclass(frozen=True)
 class Swapped:
-    """A swapped path, and the names of the old and the new class."""
+    """One swapped module: its path, and the class names of the old and the new module."""
 
     path: str
     old: str
@@ -32,18 +32,17 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Change:
-    """How far one activation is from that of the original model.
+    """How much one activation of the swapped model differs from the original model's activation.
 
-    `scale` is the root mean square of the original activation. The other sizes are root mean
-    squares of differences, divided by `scale`:
-
-    - `total`: swapped − original.
-    - `introduced`: swapped − isolated. The isolated activation is what the old module computes from
-      the inputs of the new one.
-    - `inherited`: isolated − original.
-
-    `module` is the path of the swapped module that computes the activation. It is "" outside of
-    swapped modules, where everything is inherited. Without sizes, `note` says why there are none.
+    - `name`: the full name of the activation.
+    - `module`: the path of the swapped module that computes the activation. "" means that no
+      swapped module computes it, so the whole change is inherited.
+    - `scale`: the root mean square of the original activation.
+    - `total`: the root mean square of (swapped − original), divided by `scale`.
+    - `introduced`: the root mean square of (swapped − isolated), divided by `scale`. The old module
+      computes the isolated activation from the inputs of the new module.
+    - `inherited`: the root mean square of (isolated − original), divided by `scale`.
+    - `note`: if the four numbers are None, the reason; otherwise a remark, or "".
     """
 
     name: str
@@ -57,10 +56,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Effect:
-    """What was swapped, how the predictions changed, and how each activation changed.
+    """The result of `effect`: how a swap changed the predictions and each activation.
 
-    `tokens` is the shape [batch, pos]. `impact` compares the predictions of both models. `rows` are
-    in the order of the forward pass.
+    - `title`: the headline of the report.
+    - `cfg`: the architecture of the model.
+    - `device` and `dtype`: where and in which precision the model ran.
+    - `tokens`: the shape [batch, pos] of the tokens.
+    - `environment`: versions of Python, packages and libraries, and the processor.
+    - `swapped`: the swapped modules.
+    - `impact`: how much the predictions changed.
+    - `rows`: the change of each activation, in the order of the forward pass.
     """
 
     title: str
@@ -75,12 +80,12 @@ class Effect:
 
     @property
     def first_change(self) -> Change | None:
-        """The first activation that differs from the original, or None."""
+        """The first activation in the forward pass that changed, or None if none changed."""
         return next((row for row in self.rows if row.total), None)
 
     @property
     def most_introduced(self) -> list[Change]:
-        """The activations that the new modules compute differently, largest change first."""
+        """The activations with an introduced change, largest first."""
         sizes = {row: row.introduced for row in self.rows if row.introduced}
         return sorted(sizes, key=lambda row: (not isnan(sizes[row]), -sizes[row]))
 
@@ -89,19 +94,21 @@ class Effect:
 def effect(
     model: DemoTransformer, swapped: Swap, tokens: Int[Tensor, "batch pos"], title: str = ""
 ) -> Effect:
-    """How a swap changes every activation and the predictions of a model.
+    """Measure how a swap changes the predictions and the activations of a model.
 
         with swap(model, "blocks.*.mlp", variants.ReluMLP) as swapped:
             report = effect(model, swapped, tokens)
 
-    The model runs three times: with the new modules, with the old ones, and with each old module
-    isolated, that is, fed the inputs of the new one. The third run separates what a new module
-    introduces from what it inherits. The activations are the default ones of `run_with_cache`, the
-    outputs of LayerNorms and of swapped modules, and the logits. They are compared in float64, and
-    all of them are held on the CPU. `title` is the headline of the report.
+    The model runs three times: with the new modules, with the old modules, and with each old module
+    isolated. An isolated module gets the inputs that the new module got. The third run separates
+    the change that a new module introduces from the change that it inherits from its inputs.
 
-    Raises `ValueError` if the swap is restored or belongs to another model, and `TypeError` if the
-    model is not a `DemoTransformer`.
+    The compared activations are the default activations of `run_with_cache`, the outputs of
+    LayerNorms and of swapped modules, and the logits. All activations are kept on the CPU and
+    compared in float64. `title` is the headline of the report.
+
+    Raises `ValueError` if the swap was restored or belongs to another model, and `TypeError` if
+    `model` is not a `DemoTransformer`.
     """
     if not isinstance(model, DemoTransformer):
         raise TypeError(f"effect is for a DemoTransformer, not {type(model).__name__}")
@@ -113,7 +120,7 @@ def effect(
     paths, received = swapped.paths, dict[str, tuple[Tensor, ...]]()
 
     def keep(path: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        received[path] = tuple(x.clone() for x in inputs)  # a module may work in place
+        received[path] = tuple(x.clone() for x in inputs)  # a module may change x in place
 
     def give(path: str, _: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
         return received[path]
@@ -148,7 +155,7 @@ def effect(
 
 
 def output_of(path: str) -> str:
-    """The name of a part's output. For a LayerNorm, which has no hook point, that is its path."""
+    """The name of the activation that is a part's output; for a LayerNorm, the part's path."""
     owner, word = path.rpartition(".")[0], kind(path)
     match word:
         case "block":
@@ -163,7 +170,7 @@ def output_of(path: str) -> str:
 
 
 def maker(name: str, paths: Iterable[str]) -> str:
-    """The one of the paths whose module computes an activation, or ""."""
+    """The path in `paths` whose module computes the activation `name`, or "" if none does."""
     made_by = (path for path in paths if name == output_of(path) or name.startswith(f"{path}."))
     return next(made_by, "")
 
@@ -200,7 +207,7 @@ def _class_names(model: nn.Module, paths: tuple[str, ...]) -> dict[str, str]:
 def _merged(
     original: Mapping[str, Tensor], now: Mapping[str, Tensor], lost: tuple[str, ...]
 ) -> list[str]:
-    """Every name once: the original's in their order, each new one after its predecessor."""
+    """Every name once, in the order of the original. New names follow the name before them."""
     names, at = [*original], 0
     for name in now:
         if name not in original:

@@ -1,4 +1,4 @@
-"""Finds what to swap in by its name: one of our variants, or a class or function in a file."""
+"""Finds the replacement for `swap` by name: one of our variants, or a definition in a file."""
 
 import difflib
 import inspect
@@ -18,10 +18,11 @@ from clean_transformer.swapping.trial import SwapError
 
 @contextmanager
 def chosen_make(name: str) -> Iterator[Make]:
-    """The `make` for `swap` that "variants.ReluMLP" or "my_file.py:MyAttention" names.
+    """The class or function with the given name, to pass to `swap` as `make`.
 
-    Raises `ValueError` if the file or the name does not exist. Errors that the file raises, when it
-    is imported or within the `with` block, become a `ValueError` with the file's line.
+    `name` is, for example, "variants.ReluMLP" or "my_file.py:MyAttention". Raises `ValueError` if
+    the file or the name does not exist. An error in the file's code, during the import or in the
+    `with` block, is raised again as a `ValueError` that names the line in the file.
     """
     file, colon, attribute = name.rpartition(":")
     if not colon:
@@ -30,18 +31,21 @@ def chosen_make(name: str) -> Iterator[Make]:
     try:
         yield from_file(Path(file).absolute(), attribute)
     except Exception as error:
-        # The message of a `SwapError` already names the error that caused it.
+        # The message of a `SwapError` already contains the type and text of its cause.
         cause = isinstance(error, SwapError) and error.__cause__
         line = line_in(Path(file).absolute(), cause or error)
         if line is None:
             raise
         kind = "" if cause else f"{type(error).__name__}: "
-        message = getattr(error, "msg", error)  # str() of a SyntaxError would repeat the line
+        message = getattr(error, "msg", error)  # str() of a SyntaxError repeats the line number
         raise ValueError(f"{file}, line {line}: {kind}{message}") from error
 
 
 def variant(name: str) -> Make:
-    """The class that "variants.NAME" names. Raises `ValueError` if there is no such class."""
+    """The class in our `variants`, for a name such as "variants.ReluMLP".
+
+    Raises `ValueError` if there is no such class.
+    """
     variants = import_module("clean_transformer.variants")
     known = {
         f"variants.{word}": value
@@ -58,15 +62,15 @@ def variant(name: str) -> Make:
 
 
 def from_file(file: Path, name: str) -> Make:
-    """The class or function of that name in a Python file. The file can import from its folder.
+    """The class or function `name` in a Python file. The file can import modules of its folder.
 
-    Raises `ValueError` if the file, or the class or function, does not exist.
+    Raises `ValueError` if the file does not exist, or does not define the class or function.
     """
     if file.suffix != ".py" or not file.is_file():
         raise ValueError(f"there is no Python file {str(file)!r}; give FILE.py:NAME")
     spec = spec_from_file_location(str(file), file)
     module = module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[module.__name__] = module  # dataclasses look the module up there
+    sys.modules[module.__name__] = module  # `dataclass` looks up its module in `sys.modules`
     sys.path.insert(0, str(file.parent))
     module.__loader__.exec_module(module)  # type: ignore[union-attr]
     if not callable(getattr(module, name, None)):
@@ -77,7 +81,7 @@ def from_file(file: Path, name: str) -> Make:
 
 
 def line_in(file: Path, error: BaseException) -> int | None:
-    """The last line of the file in an error's traceback, or None if the file is not in it."""
+    """The last line number in `file` in the error's traceback; None if `file` is not in it."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""`swap` and `transplant`: put other modules into a model, ours or another library's."""
+"""`swap` and `transplant`: replace modules in our models and in other libraries' models."""
 
 import difflib
 import re
@@ -23,14 +23,14 @@ Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
 
 
 class HookPointsLost(UserWarning):
-    """The swapped-in modules lack hook points, which caches will not hold."""
+    """Warning that new modules lack hook points, so caches will lack these activations."""
 
 
 class Swap(AbstractContextManager["Swap"]):
-    """Swapped-in modules, which stay until `restore` or the end of a `with` block.
+    """A swap that is in place until `restore` is called or its `with` block ends.
 
-    `paths` are the paths that were swapped. `lost` are the full names of the hook points that do
-    not run meanwhile.
+    - `paths`: the paths of the swapped modules.
+    - `lost`: the full names of the hook points that do not run while the swap is in place.
     """
 
     def __init__(self, modules: dict[str, nn.Module], places: list[Place], lost: list[str]):
@@ -40,7 +40,8 @@ class Swap(AbstractContextManager["Swap"]):
         self._stand_ins = [
             stand_in for path, module in modules.items() for stand_in in adapted(kind(path), module)
         ]
-        # The block asks its attention this, and not its signature.
+        # The block reads `takes_per_head_inputs` of its attention. So each new attention gets this
+        # attribute until `restore`, unless another swap has already set it.
         self._told = [
             module
             for path, module in modules.items()
@@ -50,10 +51,10 @@ class Swap(AbstractContextManager["Swap"]):
             vars(module)["takes_per_head_inputs"] = accepts(module, "key_input")
 
     def restore(self) -> None:
-        """Put the very same old modules back. A second call does nothing.
+        """Put the old modules back (the same objects). A second call does nothing.
 
-        Raises `RuntimeError`, and restores nothing, while a later swap is still in one of the
-        places.
+        Raises `RuntimeError`, and restores nothing, if a later swap replaced one of the new modules
+        and was not restored yet.
         """
         self._put_back()
         for stand_in in self._stand_ins:
@@ -64,9 +65,10 @@ class Swap(AbstractContextManager["Swap"]):
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Put the very same old modules back for a `with` block, then the new ones in again.
+        """Put the old modules back during a `with` block. The new modules return at its end.
 
-        Raises `RuntimeError`, and undoes nothing, while a later swap is still in one of the places.
+        Raises `RuntimeError`, and changes nothing, if a later swap replaced one of the new modules
+        and was not restored yet.
         """
         self._put_back()
         try:
@@ -76,7 +78,7 @@ class Swap(AbstractContextManager["Swap"]):
                 place.put()
 
     def is_in(self, model: nn.Module) -> bool:
-        """Whether the swapped-in modules are in this model, and not restored."""
+        """Whether the swap belongs to this model and was not restored yet."""
         inside = set(model.modules())
         return bool(self._now) and all(place.owner in inside for place in self._now)
 
@@ -95,9 +97,10 @@ class Swap(AbstractContextManager["Swap"]):
 
 
 def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
-    """Replace the modules of a `DemoTransformer` whose path matches `pattern`.
+    """Replace all modules of a `DemoTransformer` whose paths match `pattern`.
 
-    The old modules come back at the end of a `with` block, or when the returned `Swap` is restored:
+    The old modules return at the end of the `with` block, or when `restore` of the returned `Swap`
+    is called:
 
         with swap(model, "blocks.*.mlp", variants.ReluMLP):
             logits = model(tokens)
@@ -106,21 +109,22 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     A pattern is a path ("embed", "blocks.3", "blocks.3.attn", "ln_final", …) in which `*` stands
     for any layer and `[3-7]` for a range of layers. `make` is one of
 
-    - a class. Each new module is made from the model's `Config`. It gets a copy of every parameter
-      of the old module with the same name and shape; `load_from(old)` does that instead, if the
-      class has it;
-    - a function of the old module and its path, which returns the new module;
-    - a module. If the pattern matches several paths, each gets a copy;
-    - a whole model, ours or another library's. Its own module at each path is taken.
+    - a class. `swap` calls it with the model's `Config`. Then it calls `load_from(old)` of the new
+      module. If the class has no `load_from`, `swap` copies every parameter of the old module that
+      has the same name and shape in the new module;
+    - a function. `swap` calls it with the old module and its path, and it returns the new module;
+    - a module. If the pattern matches several paths, each path gets a copy of the module;
+    - a whole model, ours or another library's. For each path, `swap` takes this model's module at
+      the path.
 
-    The contract in swapping/README.md says what a module takes and gives. Modules of
-    `HookedTransformer`, `TransformerBridge` and `GPT2LMHeadModel` are adapted to it, and so is a
-    module that takes no `kv_cache` or no `positions`. After the embedding is swapped, a tied
-    unembedding still reads the old one.
+    swapping/README.md describes the contract: the inputs and outputs of each kind of module. `swap`
+    adapts modules of `HookedTransformer`, `TransformerBridge` and `GPT2LMHeadModel` to the
+    contract, and modules that do not take `kv_cache` or `positions`. If the embedding is swapped, a
+    tied unembedding still uses the old embedding.
 
-    Every new module first runs on a tiny batch. Raises `SwapError`, and swaps nothing, for a
-    pattern that matches nothing, and for a module that raises an error or gives another shape,
-    dtype or device than wanted. Warns `HookPointsLost` if the new modules lack hook points.
+    Every new module first runs on a tiny batch. Raises `SwapError`, and swaps nothing, if the
+    pattern matches nothing, or if a new module raises an error or returns the wrong shape, dtype or
+    device. Warns `HookPointsLost` if the new modules lack hook points.
     """
     home = library_of(model)
     if not isinstance(home, Ours):
@@ -129,13 +133,15 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
-    """Replace modules of a `HookedTransformer`, `TransformerBridge` or `GPT2LMHeadModel` by ours.
+    """Put our modules into a `HookedTransformer`, `TransformerBridge` or `GPT2LMHeadModel`.
 
-    Patterns, `make`, the returned `Swap`, errors and warnings are those of `swap`. Paths are ours
-    in every model. The other library calls the new modules by its own convention, with its KV
-    caches and padding, so its `generate` works. In TransformerLens's models, their hook points
-    replace ours of the same name, so `run_with_cache` and hooks work too. Hugging Face's
-    `output_attentions` and `output_hidden_states` do not contain transplanted modules.
+    Patterns, `make`, the returned `Swap`, errors and warnings are the same as for `swap`. Patterns
+    use our paths, such as "blocks.3.attn", for the models of every library. An adapter gives each
+    new module the call signature of the other library, with its KV caches and padding masks, so
+    that the other library's `generate` works. In models of TransformerLens, the old hook points
+    replace the new module's hook points with the same names, so that `run_with_cache` and hooks
+    work too. Hugging Face's `output_attentions` and `output_hidden_states` do not contain
+    activations of transplanted modules.
     """
     home = library_of(their_model)
     if home is None or isinstance(home, Ours):
@@ -144,7 +150,7 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def which_one() -> str:
-    """For errors: the models that `transplant` and `swap` are for."""
+    """The end of an error message: which models `transplant` and `swap` accept."""
     theirs = [
         name.split(".")[-1]
         for each in known_libraries()
@@ -177,7 +183,7 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:
-    """The parts whose path matches the pattern. Raises `SwapError` if there are none."""
+    """The parts whose paths match the pattern, by path. Raises `SwapError` if no path matches."""
     words = [re.escape(word) for word in pattern.split(".")]
     for place, word in enumerate(pattern.split(".")):
         if word == "*":
@@ -201,7 +207,10 @@ def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict
 def new_module(
     make: Make, old: nn.Module, path: str, cfg: Config, like: Tensor, *, alone: bool
 ) -> nn.Module:
-    """The new module for one path. Raises `SwapError` if `make` fails or returns no module."""
+    """The new module for one path, made with `make`. `alone`: the only path, so no copy is needed.
+
+    Raises `SwapError` if `make` raises an error or does not return a module.
+    """
     if isinstance(make, nn.Module):
         source = library_of(make)
         part = source.find(make, path) if source else None
@@ -227,7 +236,7 @@ def new_module(
 
 @torch.no_grad()
 def copy_parameters(new: nn.Module, old: nn.Module) -> None:
-    """Copy every parameter of the old module that the new one has by the same name and shape."""
+    """Copy every parameter of `old` that has the same name and shape in `new`."""
     given = dict(old.named_parameters())
     for name, parameter in new.named_parameters():
         if name in given and given[name].shape == parameter.shape:

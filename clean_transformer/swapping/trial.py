@@ -1,4 +1,4 @@
-"""A trial run that checks whether a module keeps the contract."""
+"""A trial run that checks whether a module has the input and output that `CONTRACT` requires."""
 
 import math
 
@@ -10,16 +10,16 @@ from clean_transformer.modules.contract import CONTRACT, kind
 
 
 class SwapError(ValueError):
-    """A pattern that matches no path, or a module that does not keep the contract."""
+    """Raised for a pattern that matches no path, and for a module that violates the contract."""
 
 
 @torch.no_grad()
 def probe(module: nn.Module, name: str, path: str, cfg: Config, like: Tensor) -> None:
     """Run the module once on a batch of 2 inputs with 3 positions.
 
-    `name` is what the error calls the module. `like` is a tensor of the model's dtype and device.
-    Raises `SwapError` if the module cannot be called, or gives another shape, dtype or device than
-    `CONTRACT` says.
+    `name` is the module's name in error messages. `like` is a tensor with the dtype and device of
+    the model. Raises `SwapError` if the module raises an error, or if its output has the wrong
+    shape, dtype or device.
     """
     takes, gives = CONTRACT[kind(path)]
     lengths = cfg.axes() | {"batch": 2, "pos": min(3, cfg.n_ctx)}

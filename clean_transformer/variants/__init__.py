@@ -1,4 +1,4 @@
-"""Modules to swap in, each with the paper that it comes from."""
+"""Alternative modules for `swap`. The docstrings cite the papers that introduced them."""
 
 from clean_transformer.variants.attention import AlibiAttention as AlibiAttention
 from clean_transformer.variants.attention import GroupedQueryAttention as GroupedQueryAttention

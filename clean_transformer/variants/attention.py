@@ -1,4 +1,4 @@
-"""Attention with other scores, or with shared keys and values."""
+"""Attention with different scores, a sliding window, or shared keys and values."""
 
 import math
 from dataclasses import replace
@@ -25,15 +25,16 @@ SharedKeys = Float[Tensor, "batch key kv_head d_head"]
 
 
 class AlibiAttention(Attention):
-    """Scores q kᵀ / √d_head − m (i − j) for query i and key j (Press et al. 2022, section 3).
+    """ALiBi: the score is q kᵀ / √d_head − m (i − j) for the query at i and the key at j.
 
-    Each head has its slope m = 2^(−8 h / n_heads), for h from 1 to n_heads, as in TransformerLens.
-    The paper's code and BLOOM use other slopes unless n_heads is a power of 2. `hook_attn_scores`
-    sees the sum. Use it with `NoPositions`.
+    Source: Press et al. 2022, section 3. Head h, from 1 to n_heads, has the slope
+    m = 2^(−8 h / n_heads), as in TransformerLens. The paper's code and BLOOM use other slopes if
+    n_heads is not a power of 2. `hook_attn_scores` gets the scores with the bias. Use this module
+    together with `NoPositions`.
     """
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the values, weighted less for distant keys."""
+        """For each query, the average of the values. Distant keys get less weight."""
         n_heads, exact = q.shape[2], float32_or_more(q.dtype)
         head = torch.arange(1, n_heads + 1, dtype=exact, device=q.device)
         slope = 2 ** (-8 * head / n_heads)
@@ -44,13 +45,13 @@ class AlibiAttention(Attention):
 
 
 class RotaryAttention(Attention):
-    """Attention between rotated queries and keys (RoPE; Su et al. 2021, section 3.2).
+    """Attention with rotary position embeddings (RoPE; Su et al. 2021, section 3.2).
 
-    Each pair of coordinates, i and i + d_head/2 as in GPT-NeoX and Llama, is rotated by the angle
-    position · base^(−2i / d_head). So a score depends only on the distance of query and key.
-    `hook_rot_q` and `hook_rot_k` [batch pos head d_head] see the rotated vectors. `hook_q`,
-    `hook_k` and the KV cache hold the vectors before rotation. Use it with `NoPositions`. Raises
-    `ValueError` for an odd d_head.
+    Queries and keys are rotated: each pair of coordinates, i and i + d_head/2 as in GPT-NeoX and
+    Llama, by the angle position · base^(−2i / d_head). So the positions change a score only by the
+    distance between query and key. `hook_rot_q` and `hook_rot_k` [batch pos head d_head] get the
+    rotated vectors. `hook_q`, `hook_k` and the KV cache get the vectors before the rotation. Use
+    this module together with `NoPositions`. Raises `ValueError` for an odd d_head.
     """
 
     def __init__(self, cfg: Config, base: float = 10000.0):
@@ -64,7 +65,7 @@ class RotaryAttention(Attention):
         self.hook_rot_k = HookPoint()
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the values."""
+        """For each query, the average of the values, weighted by the attention pattern."""
         position = torch.arange(k.shape[1], device=k.device)
         rot_q = self.hook_rot_q(rotate(q, position[-q.shape[1] :], self.base))
         rot_k = self.hook_rot_k(rotate(k, position, self.base))
@@ -74,7 +75,7 @@ class RotaryAttention(Attention):
 def rotate(
     x: Float[Tensor, "batch pos head d_head"], position: Int[Tensor, "pos"], base: float
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Each pair of coordinates, i and i + d_head/2, rotated by position · base^(−2i / d_head)."""
+    """Rotate each pair of coordinates, i and i + d_head/2, by position · base^(−2i / d_head)."""
     exact, d_head = float32_or_more(x.dtype), x.shape[-1]
     frequency = base ** (-torch.arange(0, d_head, 2, dtype=exact, device=x.device) / d_head)
     angle = position[:, None, None] * frequency
@@ -84,7 +85,7 @@ def rotate(
 
 
 class SlidingWindowAttention(Attention):
-    """Each query sees the last `window` keys, including its own.
+    """Attention in which each query sees only the last `window` keys, including its own key.
 
     Sources: Beltagy et al. 2020, section 3.1; Jiang et al. 2023. Raises `ValueError` for a window
     below 1.
@@ -97,7 +98,7 @@ class SlidingWindowAttention(Attention):
         self.window = window
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the last `window` values."""
+        """For each query, the average of the last `window` values, weighted by the pattern."""
         near = causal_mask(q, k).triu(k.shape[1] - q.shape[1] - self.window + 1)
         return super().mix(q, k, v, added_mask(q, k, mask).masked_fill(~near, -math.inf))
 
@@ -105,11 +106,12 @@ class SlidingWindowAttention(Attention):
 class GroupedQueryAttention(Attention):
     """Attention in which groups of heads share keys and values (Ainslie et al. 2023).
 
-    By default there is one group: multi-query attention (Shazeer 2019). W_K, W_V [kv_head d_model
-    d_head], b_K, b_V [kv_head d_head]: head h reads the keys and values h // (n_heads /
-    n_kv_heads). `hook_k`, `hook_v` and the KV cache hold [batch pos kv_head d_head]. If each head
-    has an input of its own, a group's keys and values read the mean of its heads' inputs. Raises
-    `ValueError` unless n_kv_heads divides n_heads.
+    By default, there is one group, which is multi-query attention (Shazeer 2019). W_K and W_V are
+    [kv_head d_model d_head], and b_K and b_V are [kv_head d_head]. Query head h uses key and value
+    head h // (n_heads / n_kv_heads). `hook_k`, `hook_v` and the KV cache get tensors
+    [batch pos kv_head d_head]. If the block gives each head a separate input, the keys and values
+    of a group are computed from the mean of the inputs of its heads. Raises `ValueError` if
+    n_kv_heads does not divide n_heads.
     """
 
     def __init__(self, cfg: Config, n_kv_heads: int = 1):
@@ -122,7 +124,7 @@ class GroupedQueryAttention(Attention):
         self.b_V = nn.Parameter(torch.zeros(n_kv_heads, cfg.d_head))
 
     def mix(self, q: Queries, k: SharedKeys, v: SharedKeys, mask: Mask = None) -> Queries:
-        """For each query, the average of its group's values."""
+        """For each query, the average of the values of its group, weighted by the pattern."""
         group = q.shape[2] // self.n_kv_heads
         per_head = "batch key kv_head d_head -> batch key (kv_head group) d_head"
         return super().mix(
@@ -131,14 +133,20 @@ class GroupedQueryAttention(Attention):
 
     @torch.no_grad()
     def load_from(self, old: Attention) -> None:
-        """Start from full attention: keys and values are the mean of each group (section 2.1)."""
+        """Copy the weights of `Attention`, averaged over each group for keys and values.
+
+        Source: section 2.1 of the paper.
+        """
         for name, parameter in self.named_parameters():
             groups = "(kept group) ... -> kept ..."
             parameter.copy_(reduce(old.get_parameter(name), groups, "mean", kept=len(parameter)))
 
 
 def added_mask(q: Queries, k: Keys, mask: Mask) -> Float[Tensor, "... query key"]:
-    """The mask as numbers to add to the scores: −∞ where a query does not see a key, else 0."""
+    """The mask as a float tensor to add to the scores: −∞ where a query does not see a key.
+
+    Elsewhere, the tensor is 0, or the numbers of a float `mask`. None means causal attention.
+    """
     mask = causal_mask(q, k) if mask is None else mask
     if mask.dtype != torch.bool:
         return mask

@@ -9,10 +9,11 @@ from clean_transformer.modules.block import TransformerBlock
 
 
 class ParallelBlock(TransformerBlock):
-    """x + attn(ln1(x)) + mlp(ln2(x)): the MLP does not wait for attention.
+    """x + attn(ln1(x)) + mlp(ln2(x)): the MLP does not depend on attention.
 
-    Source: Wang and Komatsuzaki 2021; with one LayerNorm for each, Black et al. 2022, section 2.1.
-    It has no `hook_resid_mid`. `hook_mlp_in` sees the residual stream before the block.
+    Sources: Wang and Komatsuzaki 2021; Black et al. 2022, section 2.1, for separate LayerNorms
+    before attention and MLP. There is no `hook_resid_mid`. `hook_mlp_in` gets the residual stream
+    before the block.
     """
 
     def __init__(self, cfg: Config):

@@ -1,4 +1,4 @@
-"""The same attention in a particular fused kernel."""
+"""The same results as `Attention`, computed by a particular kernel of PyTorch."""
 
 import math
 
@@ -16,9 +16,9 @@ except ImportError:  # before PyTorch 2.5
 
 
 class SdpaAttention(Attention):
-    """`Attention` that always uses `scaled_dot_product_attention`.
+    """`Attention` that always uses `torch.nn.functional.scaled_dot_product_attention`.
 
-    It has no hook points for scores and pattern.
+    There are no hook points for scores and pattern.
     """
 
     def __init__(self, cfg: Config):
@@ -26,17 +26,18 @@ class SdpaAttention(Attention):
         del self.hook_attn_scores, self.hook_pattern
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the values."""
+        """For each query, the average of the values, weighted by the attention pattern."""
         return mix_fused(q, k, v, mask)
 
 
 class FlexAttention(SdpaAttention):
-    """`Attention` by PyTorch's `flex_attention` (Dong et al. 2024).
+    """`Attention` that uses PyTorch's `flex_attention` (Dong et al. 2024).
 
-    Change its function of the scores to try another score. It has no hook points for scores and
-    pattern. It is one kernel once the model is compiled; before, PyTorch uses an unfused form and
-    warns. On a CPU it has no gradients and, compiled, takes no padding (PyTorch 2.13). Raises
-    `ImportError` if PyTorch is too old to have it.
+    To try different scores, change the function that `mix` passes to `flex_attention`. There are no
+    hook points for scores and pattern. In a compiled model, `flex_attention` is one fused kernel;
+    otherwise PyTorch runs an unfused version and warns. On a CPU (PyTorch 2.13), there are no
+    gradients, and the compiled kernel does not support padding. Raises `ImportError` before PyTorch
+    2.5, which has no `flex_attention`.
     """
 
     def __init__(self, cfg: Config):
@@ -48,7 +49,7 @@ class FlexAttention(SdpaAttention):
         super().__init__(cfg)
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the values."""
+        """For each query, the average of the values, weighted by the attention pattern."""
         batch, n_queries, n_heads, _ = q.shape
         shape = (batch, n_heads, n_queries, k.shape[1])
         added = added_mask(q, k, mask).expand(shape)

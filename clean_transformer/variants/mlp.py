@@ -14,7 +14,10 @@ Stream = Float[Tensor, "batch pos d_model"]
 
 
 class ExactGeluMLP(MLP):
-    """An MLP with the exact GELU x Φ(x), Φ the normal distribution (Hendrycks and Gimpel 2016)."""
+    """An MLP with the exact GELU x Φ(x), where Φ is the standard normal distribution function.
+
+    Source: Hendrycks and Gimpel 2016.
+    """
 
     def forward(self, normalized_resid_mid: Stream) -> Stream:
         """gelu(x W_in + b_in) W_out + b_out."""
@@ -34,9 +37,9 @@ class ReluMLP(MLP):
 class SwigluMLP(MLP):
     """(silu(x W_gate) ⊙ x W_in + b_in) W_out + b_out (Shazeer 2020, equation 6).
 
-    W_gate [d_model d_mlp]. The paper has no biases. Their places and the hook points are
-    TransformerLens's: `hook_pre` sees x W_gate, `hook_pre_linear` sees x W_in, both [batch pos
-    d_mlp].
+    W_gate is [d_model d_mlp]. The formula in the paper has no biases. Biases and hook points are
+    where TransformerLens has them: `hook_pre` gets x W_gate, and `hook_pre_linear` gets x W_in,
+    both [batch pos d_mlp].
     """
 
     def __init__(self, cfg: Config):
@@ -45,7 +48,7 @@ class SwigluMLP(MLP):
         self.hook_pre_linear = HookPoint()
 
     def forward(self, normalized_resid_mid: Stream) -> Stream:
-        """The MLP's output, computed for each position by itself."""
+        """The MLP's output. Each output position depends only on the same input position."""
         pre = self.hook_pre(normalized_resid_mid @ self.W_gate)
         pre_linear = self.hook_pre_linear(normalized_resid_mid @ self.W_in)
         post = self.hook_post(F.silu(pre) * pre_linear + self.b_in)
@@ -53,6 +56,6 @@ class SwigluMLP(MLP):
 
     @torch.no_grad()
     def load_from(self, old: MLP) -> None:
-        """Start from an MLP's W_in, W_out and b_out. Its b_in has another place in the formula."""
+        """Copy W_in, W_out and b_out, but not b_in, which an `MLP` adds before its activation."""
         for name in ("W_in", "W_out", "b_out"):
             self.get_parameter(name).copy_(old.get_parameter(name))

@@ -1,1 +1,1 @@
-"""The libraries whose modules can be swapped: one file each, with a subclass of `Library`."""
+"""Support for the models of other libraries and ours: one file and one `Library` for each."""

@@ -1,4 +1,4 @@
-"""What `swap` and `transplant` need to know of a library: one subclass of `Library` each."""
+"""`Library`, the base class that tells `swap` and `transplant` about one library's models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,10 @@ Residual = Float[Tensor, "batch pos d_model"]
 
 
 class Adapter(nn.Module):
-    """Wraps a module that is called by another convention than its own.
+    """Wraps a module to give it a different call signature.
 
-    Subclasses say how, in `forward`; `Adapter` itself calls the module as it is called. Other
-    attributes, such as weights, are forwarded to the wrapped module.
+    Subclasses convert the arguments and the output in `forward`. `Adapter` itself converts nothing.
+    Other attributes, such as weights, are forwarded to the wrapped module.
     """
 
     def __init__(self, module: nn.Module):
@@ -25,7 +25,7 @@ class Adapter(nn.Module):
         self.module = module
 
     def forward(self, *inputs: Any, **arguments: Any) -> Any:
-        """What the module returns."""
+        """The output of the wrapped module."""
         return self.module(*inputs, **arguments)
 
     def __getattr__(self, name: str) -> Any:
@@ -37,16 +37,16 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True)
 class Place:
-    """An attribute of a module, and the submodule to put there."""
+    """An attribute of a module, and a new value for it: `owner.name` is to become `module`."""
 
     owner: nn.Module
     name: str
     module: nn.Module
 
     def put(self) -> "Place":
-        """Put the submodule there. Returns the place with what was there before.
+        """Assign the submodule to the attribute. Returns a `Place` with the previous submodule.
 
-        The order among the owner's submodules stays.
+        The order of the owner's submodules does not change.
         """
         before = Place(self.owner, self.name, self.owner._modules[self.name])  # type: ignore[arg-type]
         self.owner._modules[self.name] = self.module
@@ -54,20 +54,22 @@ class Place:
 
     @property
     def is_put(self) -> bool:
-        """Whether the submodule is there now."""
+        """Whether the attribute currently holds the submodule."""
         return self.owner._modules[self.name] is self.module
 
 
 class Library(ABC):
-    """How to find and replace the parts of GPT-2 in the models of one library.
+    """Finds and replaces the parts of GPT-2 in the models of one library.
 
-    Parts are named by our paths, such as "blocks.3.attn", in every library. Classes are named as
-    "package.Class", so that no library has to be imported; subclasses count as their base classes.
+    For every library, `path` is our path of a part, such as "blocks.3.attn". Classes are given as
+    strings "package.Class", so that the library need not be imported. A class name also matches all
+    subclasses.
     """
 
-    # The classes of whole models.
+    # The class names of whole models.
     MODELS: tuple[str, ...]
-    # For a kind of part and a class of this library: the adapter with which that is called as ours.
+    # (kind of part, class name of this library) → the adapter that gives modules of the class our
+    # call signature.
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {}
 
     @abstractmethod
@@ -75,7 +77,7 @@ class Library(ABC):
         """The architecture of a model."""
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """The part at a path, or None if the model has none there."""
+        """The module at our path `path`, or None if the model has no such module."""
         try:
             return model.get_submodule(path)
         except AttributeError:
@@ -83,20 +85,20 @@ class Library(ABC):
 
     @abstractmethod
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """What to put where, so that a module that is called as ours becomes the part at a path."""
+        """The assignments that put `module`, which has our call signature, at our path `path`."""
 
     @abstractmethod
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """The full names of the hook points that no longer run once the places are put."""
+        """The full names of the hook points that do not run after the assignments in `places`."""
 
 
 def class_names(module: nn.Module) -> Iterator[str]:
-    """A module's class and its base classes, each as "package.Class"."""
+    """The names "package.Class" of a module's class and of all its base classes."""
     for each in type(module).__mro__:
         yield f"{each.__module__.split('.')[0]}.{each.__name__}"
 
 
 def place_at(root: nn.Module, path: str, module: nn.Module) -> Place:
-    """The place of a module at a path below `root`."""
+    """The `Place` that puts `module` at the path `path` inside `root`."""
     owner, _, name = path.rpartition(".")
     return Place(root.get_submodule(owner), name, module)

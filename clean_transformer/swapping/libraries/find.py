@@ -1,4 +1,4 @@
-"""Finds the `Library` of a model. Every file of this folder is searched for libraries."""
+"""Finds the `Library` for a model, among all files in this folder."""
 
 import inspect
 import pkgutil
@@ -14,7 +14,7 @@ from clean_transformer.swapping.libraries.base import Adapter, Library, class_na
 
 @cache
 def known_libraries() -> tuple[Library, ...]:
-    """One instance of every subclass of `Library` that a file of this folder defines."""
+    """One instance of every subclass of `Library` that is defined in this folder."""
     files = [
         import_module(f"{libraries.__name__}.{file.name}")
         for file in pkgutil.iter_modules(libraries.__path__)
@@ -32,18 +32,18 @@ def known_libraries() -> tuple[Library, ...]:
 
 @cache
 def adapters() -> Mapping[tuple[str, str], type[Adapter]]:
-    """The `AS_OURS` of all libraries."""
+    """The entries of `AS_OURS` of all libraries, in one dict."""
     return {key: adapter for each in known_libraries() for key, adapter in each.AS_OURS.items()}
 
 
 def library_of(model: nn.Module) -> Library | None:
-    """The library of a whole model, or None if no library knows it."""
+    """The `Library` that supports a whole model, or None if there is none."""
     known = {name: each for each in known_libraries() for name in each.MODELS}
     return next((known[name] for name in class_names(model) if name in known), None)
 
 
 def as_ours(kind: str, module: nn.Module) -> nn.Module:
-    """The module with our calling convention: adapted if it is another library's, else itself."""
+    """The module with our call signature. Modules of other libraries are wrapped in an adapter."""
     for name in class_names(module):
         if adapter := adapters().get((kind, name)):
             return adapter(module)

@@ -1,4 +1,7 @@
-"""TransformerLens before version 4: one cache entry per layer, and a mask of tokens and padding."""
+"""`Library` for TransformerLens before version 4.
+
+Its modules take one KV cache entry per layer, and a mask that is 1 for tokens and 0 for padding.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,7 +25,7 @@ from clean_transformer.swapping.libraries.base import (
 
 
 class LayerOfTheirs:
-    """Their cache entry and padding as our `kv_cache` of one layer."""
+    """Makes a `LayerCache` from TransformerLens's cache entry and mask of tokens."""
 
     def __init__(self, entry: Any, is_token: Tensor | None):
         self.entry = entry
@@ -30,13 +33,13 @@ class LayerOfTheirs:
         self.length = 0 if entry is None else entry.past_keys.shape[1]
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """As `LayerCache.append`."""
+        """See `LayerCache.append`."""
         if self.entry is None:
             return k, v
         if k.shape[2:] == self.entry.past_keys.shape[2:]:
             return self.entry.append(k, v)
-        # Their entry takes only keys of their shape. So it gets zeros, which keep its length right,
-        # and ours are stored beside it.
+        # TransformerLens's entry takes only keys of one shape. If our keys have another shape, the
+        # entry gets zeros, so that its length is right, and an extra attribute stores our keys.
         past_k, past_v = getattr(self.entry, "of_other_shape", (k[:, :0], v[:, :0]))
         so_far = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
         if not self.entry.frozen:
@@ -46,12 +49,12 @@ class LayerOfTheirs:
         return so_far
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """As `LayerCache.mask`."""
+        """See `LayerCache.mask`."""
         return None if self.is_token is None else padding_mask(self.is_token, n_queries)
 
 
 class AsBlock(Adapter):
-    """Our block, called as their `TransformerBlock`."""
+    """Gives our block the call signature of TransformerLens's `TransformerBlock`."""
 
     def forward(
         self,
@@ -60,12 +63,12 @@ class AsBlock(Adapter):
         past_kv_cache_entry: Any = None,
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Residual:
-        """`attention_mask` is 1 for tokens and 0 for padding, of all positions so far."""
+        """`attention_mask` is 1 for tokens and 0 for padding, and covers all positions so far."""
         return self.module(resid_pre, kv_cache=as_layer(past_kv_cache_entry, attention_mask))
 
 
 class AsAttention(Adapter):
-    """Our attention, called as their `Attention`."""
+    """Gives our attention the call signature of TransformerLens's `Attention`."""
 
     def forward(
         self,
@@ -77,7 +80,7 @@ class AsAttention(Adapter):
         attention_mask: Int[Tensor, "batch key"] | None = None,
         position_bias: None = None,
     ) -> Residual:
-        """`attention_mask` is 1 for tokens and 0 for padding, of all positions so far."""
+        """`attention_mask` is 1 for tokens and 0 for padding, and covers all positions so far."""
         inputs: tuple[Tensor, ...] = (query_input, key_input, value_input)
         if not accepts(self.module, "key_input"):
             if query_input.ndim == 4:
@@ -90,7 +93,7 @@ class AsAttention(Adapter):
 
 
 class AsPositions(Adapter):
-    """Our position embedding, called as their `PosEmbed`."""
+    """Gives our position embedding the call signature of TransformerLens's `PosEmbed`."""
 
     def forward(
         self,
@@ -98,9 +101,9 @@ class AsPositions(Adapter):
         past_kv_pos_offset: int = 0,
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Residual:
-        """The embeddings of the positions, which count from the first token after the padding.
+        """The position embeddings. The first token after the padding has position 0.
 
-        Padding gets position 0.
+        Padding also has position 0.
         """
         end = past_kv_pos_offset + tokens.shape[1]
         if attention_mask is None:
@@ -111,28 +114,31 @@ class AsPositions(Adapter):
 
 
 def as_layer(entry: Any, is_token: Tensor | None) -> LayerOfTheirs | None:
-    """Their cache entry and padding as our `kv_cache`; None if there is neither."""
+    """A `LayerCache` made from TransformerLens's cache entry and mask of tokens.
+
+    None if there is no entry and no padding.
+    """
     layer = LayerOfTheirs(entry, is_token)
     return None if entry is None and layer.is_token is None else layer
 
 
 class AsTheirEntry:
-    """Our cache of one layer, with what their attention uses of a cache entry."""
+    """Gives a `LayerCache` the methods of a TransformerLens cache entry."""
 
     def __init__(self, layer: LayerCache, like: Tensor):
         self.layer = layer
-        self.past_keys = like.new_empty(len(like), layer.length, 0)  # only its length is read
+        self.past_keys = like.new_empty(len(like), layer.length, 0)  # only the length is read
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values [batch pos head d_head], and return those of all positions so far."""
+        """Store keys and values [batch pos head d_head]. Returns all keys and values so far."""
         return self.layer.append(k, v)
 
 
 class FromBlock(Adapter):
-    """Their `TransformerBlock`, called as ours."""
+    """Gives TransformerLens's `TransformerBlock` our call signature."""
 
     def forward(self, *inputs: Tensor, kv_cache: LayerCache | None = None) -> Residual:
-        """The output; with `kv_cache`, of positions after those in it."""
+        """The output. With `kv_cache`, the inputs follow the cached positions."""
         if kv_cache is None:
             return self.module(*inputs)
         seen = kv_cache.mask(inputs[0].shape[1])
@@ -144,7 +150,7 @@ class FromBlock(Adapter):
 
 
 class FromAttention(FromBlock):
-    """Their `Attention`, called as ours."""
+    """Gives TransformerLens's `Attention` our call signature."""
 
     def forward(  # type: ignore[override]
         self,
@@ -153,7 +159,7 @@ class FromAttention(FromBlock):
         value_input: Tensor | None = None,
         kv_cache: LayerCache | None = None,
     ) -> Residual:
-        """Keys and values are read from `query_input`, unless they have inputs of their own."""
+        """The output. `key_input` and `value_input` default to `query_input`."""
         inputs = [query_input if x is None else x for x in (query_input, key_input, value_input)]
         cfg: Any = self.module.cfg
         if query_input.ndim == 3 and (cfg.use_attn_in or cfg.use_split_qkv_input):
@@ -163,11 +169,11 @@ class FromAttention(FromBlock):
 
 
 class Lens(Library):
-    """`HookedTransformer`. Its own hook points take the place of ours in a transplanted module.
+    """Supports `HookedTransformer`. Its hook points replace ours in a transplanted module.
 
-    Our hook points stay where theirs would not run, because the configuration turns them off. A
-    TransformerLens cache hooks all of them, and ours would then compute one stream per head, which
-    nobody asked for.
+    One kind of hook point is not replaced: hook points that the model's configuration turns off,
+    such as `hook_q_input`. A TransformerLens cache puts hooks on these too, and a hook would make
+    our modules compute one residual stream per head, although the user turned this off.
     """
 
     MODELS: tuple[str, ...] = ("transformer_lens.HookedTransformer",)
@@ -181,7 +187,7 @@ class Lens(Library):
         "block": AsBlock,
         "pos_embed": AsPositions,
     }
-    # The hook points that run only if a flag of the configuration is set, and that flag.
+    # Hook points that run only if a flag of the configuration is set → the name of the flag.
     OPTIONAL: Mapping[str, str] = {
         "hook_attn_in": "use_attn_in",
         "hook_q_input": "use_split_qkv_input",
@@ -200,19 +206,19 @@ class Lens(Library):
         )
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Their hook points inside the module, and the module in the part's place."""
+        """Assignments that put the old hook points into `module`, and `module` into the model."""
         adapter = self.AS_THEIRS.get(kind(path))
         points = [place for place, _ in self.shared_points(model, path, module)]
         return [*points, place_at(model, path, adapter(module) if adapter else module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """Their hook points that are in none of the places."""
+        """The full names of the old hook points that do not run after the assignments."""
         run = {id(part) for place in places for part in place.module.modules()}
         run |= {id(part) for place in places for part in place.owner.children()}
         return [name for name, point in self.points(model, path).items() if id(point) not in run]
 
     def points(self, model: Any, path: str) -> dict[str, nn.Module]:
-        """The hook points of a part that run, by their full names."""
+        """The hook points of a part that are turned on. The keys are the full names."""
 
         def runs(name: str) -> bool:
             flag = self.OPTIONAL.get(name.split(".")[-1])
@@ -227,7 +233,7 @@ class Lens(Library):
     def shared_points(
         self, model: Any, path: str, module: nn.Module
     ) -> Iterator[tuple[Place, str]]:
-        """The places of the module's hook points that theirs can take, with their full names."""
+        """An assignment and a full name for each hook point that the module and the part share."""
         theirs = self.points(model, path)
         for below in hook_points(module):
             if f"{path}.{below}" in theirs:

@@ -1,4 +1,7 @@
-"""Hugging Face's GPT-2: one KV cache for all layers, and a mask that includes causality."""
+"""`Library` for Hugging Face's GPT-2.
+
+Its modules take one KV cache for all layers, and a mask that is already causal.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +18,7 @@ from clean_transformer.weights.formats.huggingface import config_from_json
 
 
 class LayerOfTheirs:
-    """Their cache and mask as our `kv_cache` of one layer."""
+    """Makes a `LayerCache` for one layer from Hugging Face's cache and mask."""
 
     def __init__(self, cache: Any, mask: Tensor | None, layer: int):
         self.cache, self.layer = cache, layer
@@ -23,21 +26,21 @@ class LayerOfTheirs:
         self.length = 0 if cache is None else cache.get_seq_length(layer)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """As `LayerCache.append`."""
+        """See `LayerCache.append`."""
         if self.cache is None:
             return k, v
         k, v = self.cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer)
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """As `LayerCache.mask`."""
+        """See `LayerCache.mask`."""
         if self.given is None:
             return None
         return self.given | ~self.given.any(dim=-1, keepdim=True)
 
 
 class AsBlock(Adapter):
-    """Our block, called as their `GPT2Block`."""
+    """Gives our block the call signature of Hugging Face's `GPT2Block`."""
 
     def __init__(self, module: nn.Module, layer: int):
         super().__init__(module)
@@ -52,9 +55,11 @@ class AsBlock(Adapter):
         past_key_values: Any = None,
         **unused: Any,
     ) -> Residual:
-        """`attention_mask` [batch 1 query key] is True, or at least 0, where a query sees a key.
+        """The output of our block.
 
-        `past_key_values` is the name of `cache` before transformers 5.24.
+        `attention_mask` [batch 1 query key] is boolean or float. A query sees a key where the mask
+        is True, or where it is 0 or larger. Before transformers 5.24, `cache` was called
+        `past_key_values`.
         """
         cache = past_key_values if cache is None else cache
         plain = cache is None and attention_mask is None
@@ -63,41 +68,41 @@ class AsBlock(Adapter):
 
 
 class AsAttention(AsBlock):
-    """Our attention, called as their `GPT2Attention`."""
+    """Gives our attention the call signature of Hugging Face's `GPT2Attention`."""
 
     def forward(  # type: ignore[override]
         self, *inputs: Any, **arguments: Any
     ) -> tuple[Residual, None]:
-        """The output, and None for the attention pattern, which our hook points show."""
+        """The output, and None instead of the attention pattern, which `hook_pattern` gets."""
         return super().forward(*inputs, **arguments), None
 
 
 class AsPositions(Adapter):
-    """Our position embedding, called as their `wpe`."""
+    """Gives our position embedding the call signature of Hugging Face's `wpe`."""
 
     def forward(self, position_ids: Int[Tensor, "batch pos"]) -> Residual:
         """The embeddings of the positions."""
-        # The first argument, the tokens, only gives the shape.
+        # The first argument is the tokens. Only their shape is used, which `position_ids` also has.
         return self.module(position_ids, positions=position_ids)
 
 
 class AsTheirCache:
-    """Our cache of one layer, with the method that their attention calls on theirs."""
+    """Gives a `LayerCache` the method `update` of a Hugging Face cache."""
 
     def __init__(self, layer: LayerCache):
         self.layer = layer
 
     def update(self, k: Tensor, v: Tensor, *_: Any, **unused: Any) -> tuple[Tensor, Tensor]:
-        """Add keys and values [batch head pos d_head], and return those of all positions so far."""
+        """Store keys and values [batch head pos d_head]. Returns all keys and values so far."""
         k, v = self.layer.append(k.transpose(1, 2), v.transpose(1, 2))
         return k.transpose(1, 2), v.transpose(1, 2)
 
 
 class FromBlock(Adapter):
-    """Their `GPT2Block` or `GPT2Attention`, called as ours."""
+    """Gives Hugging Face's `GPT2Block` or `GPT2Attention` our call signature."""
 
     def forward(self, residual: Residual, kv_cache: LayerCache | None = None) -> Residual:
-        """The output alone: theirs may come in a tuple, with the attention pattern."""
+        """The output. Hugging Face's module may return a tuple; this is its first element."""
         n_queries, length = residual.shape[1], 0 if kv_cache is None else kv_cache.length
         seen = None if kv_cache is None else kv_cache.mask(n_queries)
         if seen is None:
@@ -109,24 +114,24 @@ class FromBlock(Adapter):
         return output[0] if isinstance(output, tuple) else output
 
     def cache_name(self) -> str:
-        """What their module calls its cache, which transformers 5.24 renamed."""
+        """The name of the module's argument for the cache, which transformers 5.24 changed."""
         return "cache" if accepts(self.module, "cache") else "past_key_values"
 
 
 class FromPositions(Adapter):
-    """Their `wpe`, an `nn.Embedding`, called as ours."""
+    """Gives Hugging Face's `wpe`, an `nn.Embedding`, our call signature."""
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
     ) -> Residual:
-        """The embeddings of the positions, from 0 on unless given."""
+        """The embeddings of `positions`. By default, every input has the positions 0, 1, 2, …"""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         return self.module(positions)
 
 
 class HuggingFace(Library):
-    """`GPT2LMHeadModel` of transformers, which has no hook points."""
+    """Supports `GPT2LMHeadModel` of transformers, which has no hook points."""
 
     MODELS = ("transformers.GPT2LMHeadModel",)
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
@@ -149,23 +154,23 @@ class HuggingFace(Library):
         return config_from_json(model.config.to_dict())
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """The part at a path, or None if the model has none there."""
+        """The module at our path `path`, or None if the model has no such module."""
         return super().find(model, self.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """The part's own place."""
+        """One assignment, at the path of the part in Hugging Face's model."""
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """None: there are no hook points to lose."""
+        """An empty list, because the model has no hook points."""
         return []
 
     def name(self, path: str) -> str:
-        """Their path of a part."""
+        """The path in Hugging Face's model of the part at our path `path`."""
         return ".".join(self.NAMES.get(word, word) for word in path.split("."))
 
     def as_theirs(self, path: str, module: nn.Module) -> nn.Module:
-        """The module with their calling convention."""
+        """Our module with the call signature of Hugging Face's module at the same path."""
         match kind(path):
             case "pos_embed":
                 return AsPositions(module)
@@ -177,5 +182,5 @@ class HuggingFace(Library):
 
 
 def layer_of(path: str) -> int:
-    """The number in "blocks.3" or "blocks.3.attn"."""
+    """The layer of a path: 3 for "blocks.3" and for "blocks.3.attn"."""
     return int(path.split(".")[1])

@@ -1,4 +1,4 @@
-"""Our own models."""
+"""`Library` for the models of this package."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from clean_transformer.swapping.libraries.base import Library, Place, place_at
 
 
 class Ours(Library):
-    """`DemoTransformer`, or another `HookedModule` with a `cfg` and some of its parts."""
+    """Supports `DemoTransformer`, and other `HookedModule`s with a `cfg` and some of its parts."""
 
     MODELS = ("clean_transformer.HookedModule",)
 
@@ -20,13 +20,14 @@ class Ours(Library):
         return model.cfg
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """The path itself."""
+        """One assignment, at the path itself."""
         return [place_at(model, path, module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """The hook points of the old module that the new one lacks.
+        """The hook points of the old module that the new module lacks.
 
-        Attention that takes no inputs per head also loses the block's hook points of those.
+        If a new attention does not take an input for each head, the block's hook points for these
+        inputs are also lost.
         """
         [place] = places
         old, new = hook_points(model.get_submodule(path)), hook_points(place.module)

@@ -1,4 +1,7 @@
-"""TransformerLens from version 4 on: shells with hook points around Hugging Face's modules."""
+"""`Library` for TransformerLens 4 and later.
+
+Its modules are shells: they add hook points around Hugging Face's modules.
+"""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +20,10 @@ from clean_transformer.swapping.libraries.huggingface import FromBlock, FromPosi
 
 
 class Bridged(Adapter):
-    """Our module between the hook points of the shell that it replaces."""
+    """Our module in place of a shell. Input and output pass through the shell's hook points."""
 
-    # `TransformerBridge` sets the batch size here, because position embeddings come without one.
+    # `TransformerBridge` sets this for position embeddings, because Hugging Face computes them
+    # with batch size 1.
     _current_batch_size: int | None = None
 
     def __init__(self, module: nn.Module, before: list[nn.Module], after: list[nn.Module]):
@@ -27,7 +31,7 @@ class Bridged(Adapter):
         self.before, self.after = nn.ModuleList(before), nn.ModuleList(after)
 
     def forward(self, x: Tensor, *rest: Any, **arguments: Any) -> Any:
-        """The module's output. Of a tuple, the first element passes the hook points."""
+        """The module's output. If it is a tuple, only its first element passes the hook points."""
         for point in self.before:
             x = point(x)
         output = self.module(x, *rest, **arguments)
@@ -40,7 +44,10 @@ class Bridged(Adapter):
 
 
 class MergedHeads(nn.Module):
-    """Their hook point, which sees all heads merged in one axis, in the place of ours."""
+    """Replaces our hook point by TransformerLens's hook point, which has no head axis.
+
+    TransformerLens's hook point gets [batch pos (head d_head)].
+    """
 
     def __init__(self, point: nn.Module):
         super().__init__()
@@ -49,7 +56,7 @@ class MergedHeads(nn.Module):
     def forward(
         self, activation: Float[Tensor, "batch pos head d_head"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """The activation that their hook point returns, with a head axis again."""
+        """The activation that TransformerLens's hook point returns, with the head axis restored."""
         merged = self.point(
             rearrange(activation, "batch pos head d_head -> batch pos (head d_head)")
         )
@@ -59,15 +66,15 @@ class MergedHeads(nn.Module):
 
 
 class FromShell(FromBlock):
-    """Their shell around a `GPT2Block` or `GPT2Attention`, called as ours."""
+    """Gives a shell around a `GPT2Block` or `GPT2Attention` our call signature."""
 
     def cache_name(self) -> str:
-        """What the attention shell calls its cache in every version of transformers."""
+        """The name of the shell's argument for the cache, in every version of transformers."""
         return "layer_past"
 
 
 class Bridge(Lens):
-    """`TransformerBridge`. Its hook points take the place of ours, as in `HookedTransformer`."""
+    """Supports `TransformerBridge`. Its hook points replace ours in a transplanted module."""
 
     MODELS = ("transformer_lens.TransformerBridge",)
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
@@ -75,7 +82,8 @@ class Bridge(Lens):
         ("block", "transformer_lens.BlockBridge"): FromShell,
         ("pos_embed", "transformer_lens.PosEmbedBridge"): FromPositions,
     }
-    # The hook points of a shell that see its input, and those that see its output, in this order.
+    # For each kind of part, the shell's hook points that get the input (INPUT) or the output
+    # (OUTPUT), in the order of the forward pass. The default is hook_in or hook_out.
     INPUT: Mapping[str, tuple[str, ...]] = {"mlp": ("hook_in", "in.hook_in")}
     OUTPUT: Mapping[str, tuple[str, ...]] = {
         "mlp": ("out.hook_out", "hook_out"),
@@ -90,15 +98,18 @@ class Bridge(Lens):
         return self.inside.config(model.original_model)
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """The part at a path, or None if the model has none there."""
+        """The module at our path `path`, or None if the model has no such module."""
         return Library.find(self, model.original_model, self.name(path))
 
     def name(self, path: str) -> str:
-        """Hugging Face's path of a part. The parts of a block are inside the block's shell."""
+        """The path of a part in Hugging Face's model, where a shell wraps each block."""
         return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", self.inside.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Their hook points inside the module, and the module in both of the part's places."""
+        """Assignments that put the old hook points into `module`, and `module` into the model.
+
+        `module` is put into Hugging Face's model and into the bridge.
+        """
         inner = self.inside.as_theirs(path, module)
         points = [
             replace(place, module=MergedHeads(place.module))
@@ -106,7 +117,7 @@ class Bridge(Lens):
             else place
             for place, full in self.shared_points(model, path, module)
         ]
-        if kind(path) == "block":  # the block's shell stays, and runs its own hook points
+        if kind(path) == "block":  # the block's shell stays in place, with its own hook points
             own = ("hook_resid_pre", "hook_resid_post")
             shell = self.find(model, path)
             kept = [place for place in points if place.name not in own]
@@ -117,6 +128,6 @@ class Bridge(Lens):
             [at[f"{path}.{name}"] for name in self.INPUT.get(kind(path), ("hook_in",))],
             [at[f"{path}.{name}"] for name in self.OUTPUT.get(kind(path), ("hook_out",))],
         )
-        # Hugging Face's model runs; the bridge has a tree of its own, which people look at.
+        # Hugging Face's model computes. The bridge has a separate module tree, which users inspect.
         there = place_at(model.original_model, self.name(path), shelled)
         return [*points, there, place_at(model, path, shelled)]
