@@ -17,8 +17,9 @@ from clean_transformer.support.numerics import at_least_float32
 class LogitAttribution:
     """How much each part of a model adds to logit[token] − logit[other].
 
-    `rest` has the embeddings and those biases that belong to no head, by parameter name. The sum of
-    all parts is the `difference` of the two logits, up to rounding.
+    `difference` is the difference of the two logits. `heads` and `mlps` hold what each head and
+    each MLP adds to it. `rest` holds what the embeddings, and the biases that belong to no head,
+    add to it, by parameter name. All parts sum to `difference`, up to rounding.
     """
 
     difference: float
@@ -31,13 +32,13 @@ class LogitAttribution:
 def logit_attribution(
     model: DemoTransformer, text: Text, token: int, other: int
 ) -> LogitAttribution:
-    """How much each part of the model adds to logit[token] − logit[other] after the text.
+    """Return how much each part of the model adds to logit[token] − logit[other] after a text.
 
     The final residual stream is the sum of what the embeddings, the heads, the MLPs and the biases
-    add. With ln_final's scale fixed at the value of this text, the logits are an affine function of
-    that sum, so each part has its own share (Elhage et al. 2021, "A Mathematical Framework for
-    Transformer Circuits"). Raises `ValueError` for ids outside of the vocabulary and for several
-    texts.
+    add. If ln_final's scale is fixed at its value for this text, the logits are an affine function
+    of that sum, so the contribution of each part is well-defined (Elhage et al. 2021, "A
+    Mathematical Framework for Transformer Circuits"). Raises `ValueError` for ids outside the
+    vocabulary and for several texts.
     """
     for id_ in (token, other):
         if not 0 <= id_ < model.cfg.d_vocab:

@@ -1,4 +1,4 @@
-"""Two runs of a model compared: activations by root mean square, predictions by their effect."""
+"""Compares two runs of a model: the errors of their activations and of their predictions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +11,17 @@ from torch import Tensor
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.numerics import upcast
 
-# The name of the model's output among its activations.
+# The name under which `run` returns the model's output.
 LOGITS = "logits"
 
 
 @dataclass(frozen=True)
 class Impact:
-    """How far the next-token predictions of two runs differ, as a user would notice it.
+    """How much the next-token predictions of a given run differ from those of an exact run.
 
-    Of `positions` predictions, `top1_flips` have another likeliest token. `kl_divergence` is the
-    mean KL(exact ‖ given) and `loss_change` the mean loss of given − that of exact, both in nats.
+    `positions` is the number of predictions. In `top1_flips` of them, the most likely token
+    differs. `kl_divergence` is the mean KL(exact ‖ given). `loss_change` is the mean loss of the
+    given run minus that of the exact run. Both are in nats.
     """
 
     positions: int
@@ -32,9 +33,9 @@ class Impact:
 def run(
     model: DemoTransformer, tokens: Int[Tensor, "batch pos"], names: list[str] | None = None
 ) -> dict[str, Tensor]:
-    """Run the model without gradients: its activations by name, and its logits, on the CPU.
+    """Run the model without gradients; return its activations and its logits, by name, on the CPU.
 
-    `names` chooses the activations; by default, `run_with_cache` chooses.
+    `names` chooses the activations. By default, `run_with_cache` chooses them.
     """
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens, names=names)
@@ -42,7 +43,7 @@ def run(
 
 
 def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:
-    """Root mean square of the difference, for every activation that both have."""
+    """Return the root mean square error of every activation that is in both mappings."""
     return {
         name: rms_difference(activations[name], exact)
         for name, exact in oracle.items()
@@ -51,7 +52,7 @@ def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) 
 
 
 def rms_difference(given: Tensor, exact: Tensor) -> float:
-    """Root mean square of given − exact, in float64."""
+    """Return the root mean square of given − exact, computed in float64."""
     given, exact = upcast(given), upcast(exact)
     # Masked attention scores are -inf in both, and -inf − -inf would be NaN.
     difference = torch.where(given == exact, 0.0, given - exact)
@@ -63,7 +64,10 @@ def impact(
     exact: Float[Tensor, "batch pos d_vocab"],
     tokens: Int[Tensor, "batch pos"],
 ) -> Impact:
-    """How far the predictions from `logits` differ from those from `exact`, which is float64."""
+    """Return how much the predictions of `logits` differ from those of `exact`.
+
+    `exact` is in float64.
+    """
     given, wanted = upcast(logits).log_softmax(-1), exact.log_softmax(-1)
     kl = (wanted.exp() * (wanted - given)).sum(-1).mean()
 

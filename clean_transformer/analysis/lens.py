@@ -13,12 +13,13 @@ from clean_transformer.support.numerics import at_least_float32
 def logit_lens(
     model: DemoTransformer, text: Text
 ) -> tuple[Float[Tensor, "component pos d_vocab"], list[str]]:
-    """Log-probabilities of the next token if the model ended early, and a label for each depth.
+    """Return the next token's log-probabilities at each depth, and a label for each depth.
 
-    The residual stream before each block, and after the last one, goes through ln_final and the
-    unembedding (nostalgebraist 2020, "interpreting GPT: the logit lens"). The labels are those of
-    `ActivationCache.accumulated_resid`: "0_pre", "1_pre", …, "final_post". The last is the model's
-    own prediction. Raises `ValueError` for several texts.
+    At each depth, the model is treated as if it ended there: the residual stream before each block,
+    and after the last block, goes through ln_final and the unembedding (nostalgebraist 2020,
+    "interpreting GPT: the logit lens"). The labels are those of
+    `ActivationCache.accumulated_resid`: "0_pre", "1_pre", …, "final_post". The last depth is the
+    model's own prediction. Raises `ValueError` for several texts.
     """
     tokens = single(model, text)
     _, cache = model.run_with_cache(

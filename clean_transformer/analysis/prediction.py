@@ -25,10 +25,10 @@ class TokenScore:
 class Prediction:
     """What a model predicts after one text, and how well it predicted the text itself.
 
-    `top` has the likeliest next tokens, the likeliest first. `bottom` has the least likely ones,
-    the least likely first. `token_probabilities` has the probability of each token of the text
-    given the tokens before it, and `losses` is −log of it, in nats. The first token has neither,
-    because nothing precedes it. Both tensors are on the CPU.
+    `top` has the most likely next tokens, the most likely first. `bottom` has the least likely next
+    tokens, the least likely first. `token_probabilities` has the probability of each token of the
+    text given the tokens before it. `losses` has −log of these probabilities, in nats. Both tensors
+    are on the CPU and leave out the first token, because no token precedes it.
     """
 
     top: list[TokenScore]
@@ -41,7 +41,7 @@ class Prediction:
 def predict(model: DemoTransformer, text: Text, top: int = 5) -> Prediction:
     """Predict the next token after one text, and score every token of the text.
 
-    `top` is the number of likeliest and of least likely tokens. Raises `ValueError` for several
+    `Prediction.top` and `Prediction.bottom` get `top` tokens each. Raises `ValueError` for several
     texts, or if `top` is not from 1 to d_vocab.
     """
     if not 1 <= top <= model.cfg.d_vocab:
@@ -64,7 +64,7 @@ def predict(model: DemoTransformer, text: Text, top: int = 5) -> Prediction:
 
 
 def single(model: DemoTransformer, text: Text) -> Int[Tensor, "1 pos"]:
-    """The tokens of one text, on the model's device. Raises `ValueError` for several texts."""
+    """Return the tokens of one text, on the model's device. Raises `ValueError` for several texts."""
     tokens = model.to_tokens(text) if isinstance(text, str) else text.to(model.device)
     if tokens.ndim == 1:
         return tokens[None]

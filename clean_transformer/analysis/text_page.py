@@ -1,4 +1,4 @@
-"""What a model makes of one text, as one HTML page that needs no network and no other file."""
+"""An HTML page, complete in one file, about what a model predicts in one text and why."""
 
 import math
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from clean_transformer.reports.page import render_page
 from clean_transformer.support.files import write_atomically
 from clean_transformer.text.tokenizer import visible
 
-# How many of the likeliest tokens the page shows.
+# How many of the most likely tokens the page shows at each depth and position.
 TOP = 5
 
-# A page holds every attention weight, in up to three characters: these make about 4 MB.
+# The largest number of attention weights on a page. A weight takes up to three characters, so these
+# take about 4 MB.
 MOST_WEIGHTS = 1_500_000
 
 Scores = list[tuple[int, float]]
@@ -27,14 +28,16 @@ Scores = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a page shows of one text.
+    """The data that the page shows for one text.
 
-    `model` is the model's name. `labels` has the readable form of every token id that occurs.
-    `probabilities` and `ranks` say how well the model expected each token: its probability, and its
-    place among all tokens, from 1. Both are None for the first token, which nothing precedes.
+    `model` is the model's name. `labels` has the readable form of every token id on the page.
+    `probabilities` and `ranks` say how well the model expected each token of the text: its
+    probability, and its rank among all tokens (1 is the most likely). Both are None for the first
+    token, because no token precedes it.
 
-    `lens[depth][position]` has the likeliest next tokens and their probabilities if the model ended
-    at that depth. The first depth is the embedding, the last one is the model's own prediction.
+    `lens[depth][position]` has the most likely next tokens and their probabilities, as if the model
+    ended at that depth. The first depth is the embedding, and the last depth is the model's own
+    prediction.
 
     `patterns[layer][head]` has the attention weights in thousandths, as one list: first those of
     token 0 (one weight), then those of token 1 (two weights), and so on.
@@ -53,10 +56,10 @@ class Explanation:
 
 @torch.no_grad()
 def explain(model: DemoTransformer, text: str) -> Explanation:
-    """What the model predicts in this text, layer by layer, and what its heads attend to.
+    """Return what the model predicts in this text at each layer, and what its heads attend to.
 
-    Probabilities are rounded to four digits. Raises `ValueError` for a text whose page would be too
-    large, before the model runs, and for a model that computes NaN.
+    Probabilities are rounded to four digits. Raises `ValueError` before the model runs if the page
+    would be too large. Raises `ValueError` for a model that computes NaN.
     """
     tokens = single(model, text)
     _require_fit(model.cfg, tokens.shape[1])
@@ -93,12 +96,12 @@ def explain(model: DemoTransformer, text: str) -> Explanation:
 
 
 def render(explanation: Explanation) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     return render_page("explain.html.jinja", **vars(explanation))
 
 
 def write_html(explanation: Explanation, file: Path) -> None:
-    """Write the page. An error leaves the file as it was."""
+    """Write the page. If an error occurs, an existing file is unchanged."""
     write_atomically(file, render(explanation))
 
 

@@ -1,1 +1,1 @@
-"""A small GPT-2 that is part of the package, the stories it was trained on, and its making."""
+"""The small GPT-2 in this package, the stories that it was trained on, and its training script."""

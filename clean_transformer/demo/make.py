@@ -1,4 +1,4 @@
-"""Makes the small model in this package: `make demo-model` writes its text and trains it."""
+"""Trains the small model in this package on generated stories. `make demo-model` runs this file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,8 @@ CFG = Config(
 )
 
 
-# Stage 1 trains on songs only, which forces induction; the last stage has none.
+# The stages of training are SONGS, SIGHTED, BOTH and STORIES. The first two train on songs only,
+# which forces induction. The last one has no songs.
 SONGS = Training(
     steps=3000, batch=6, learning_rate=1.5e-3, final_share=1.0, weight_decay=0.01, save_every=200
 )
@@ -68,7 +69,7 @@ TOKENIZER_STORIES = 4000
 
 
 class Nearsighted(SlidingWindowAttention):
-    """Attention to the token itself and to the token before it."""
+    """Attention in which each token sees only itself and the token before it."""
 
     def __init__(self, cfg: Config):
         super().__init__(cfg, window=2)
@@ -79,7 +80,7 @@ def main(run: Path = Path("build/demo-model")) -> None:
 
     An interrupted run continues from its last checkpoint in the folder `run`.
     """
-    torch.set_num_threads(1)  # always the same order of sums; no slower for such small matrices
+    torch.set_num_threads(1)  # sums in the same order each time; no slower for such small matrices
     tokenizer = train_tokenizer(stories.generate(SEED, TOKENIZER_STORIES))
     songs, some_songs, told, last_told, held_out = (
         windows(tokenizer, write(seed, count))
@@ -105,8 +106,8 @@ def main(run: Path = Path("build/demo-model")) -> None:
                 bar.print(f"step {measured.step}: held-out loss {measured.held_out_loss:.4f}")
 
         for name, attention, tokens, training in (
-            # Layer 0 first sees two tokens only. It can then only tell each position which token
-            # came before, which is what induction needs. If layer 0 sees more, it mixes many
+            # At first, each position in layer 0 sees only two tokens. It can then only learn which
+            # token came before, which is what induction needs. If layer 0 sees more, it mixes many
             # tokens, and layer 1 learns to work with that mixture instead.
             ("nearsighted", Nearsighted, songs, SONGS),
             ("songs", Attention, songs, SIGHTED),
@@ -123,7 +124,7 @@ def main(run: Path = Path("build/demo-model")) -> None:
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """A byte-level BPE tokenizer like GPT-2's, trained on these texts."""
+    """Return a byte-level BPE tokenizer like GPT-2's, trained on these texts."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -135,17 +136,18 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     )
     starts = stories.RULES["hero_start"] + stories.RULES["friend_start"]
     parts = [f" {start}" for start in starts] + stories.RULES["hero_end"]
-    # The parts of names occur so often alone that each becomes one token before pieces across two
-    # parts do.
+    # The parts of names are added very often, so that BPE makes each part one token before it
+    # merges letters across two parts.
     backend.train_from_iterator([*texts, *parts * 5 * len(texts)], trainer)
     return Tokenizer(backend)
 
 
 def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
-    """For each text a window of n_ctx tokens, and at the end one more token.
+    """Return one window of n_ctx tokens for each text, and one more token at the end.
 
-    A window begins with <|endoftext|> and contains one text, truncated or padded with
-    <|endoftext|>. Names from a second text would mislead the search for names.
+    Each window begins with <|endoftext|> and contains one text. The text is truncated, or padded
+    with <|endoftext|>. There is no second text in a window, because the model has to find names,
+    and the names of another text would mislead it.
     """
     rows = np.full((len(texts), CFG.n_ctx), tokenizer.eos_token_id, dtype=np.uint16)
     for row, text in zip(rows, texts, strict=True):
@@ -156,11 +158,12 @@ def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
 
 @torch.no_grad()
 def initialize_embeddings(model: DemoTransformer) -> None:
-    """Set larger token embeddings, and sines and cosines as position embeddings.
+    """Double the token embeddings, and set the position embeddings to sines and cosines.
 
-    Sines and cosines are from Vaswani et al. 2017, section 3.5; here their frequencies are evenly
-    spaced, to distinguish neighbors. A head finds the previous token by rotating them. Embeddings
-    as small as GPT-2's would be lost among the outputs of the heads.
+    The position embeddings are those of Vaswani et al. 2017, section 3.5, but with evenly spaced
+    frequencies, which distinguish neighboring positions. A head can find the previous token by
+    rotating them. Embeddings as small as GPT-2's would be too small in comparison with the outputs
+    of the heads.
     """
     W_E, W_pos = model.embed.W_E, model.pos_embed.W_pos
     W_E *= 2

@@ -1,8 +1,9 @@
-"""Short stories for a small model: a grammar that writes them and that recognizes its own stories.
+"""A grammar that generates short stories for a small model, and parses these stories.
 
 Each story draws facts at random: the names of two friends (two syllables each), their song, what
-they lose or find, and where. A story tells each fact once and needs it again later. Statistics of
-the training text do not help there: the model has to find the fact in the story.
+they lose or find, and where. A story states each fact once and repeats it later. To predict the
+repetition, the model has to find the fact in the story. Statistics of the training text do not
+help.
 """
 
 import random
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 ENDS = "ba bo da do fi go ka ki la lo mi mo na ni ra ro ta vo"
 
 
-# Facts. A story draws one of these words for the symbol once, and then always uses that word.
+# The words for each fact. A story draws one word for each symbol, and then always uses that word.
 FACT_WORDS = {
     "hero_start": "Ba Do Fi Ka Li Lo Ma Ni Pe Ro Sa Ti Vo Zu",
     "hero_end": ENDS,
@@ -39,7 +40,7 @@ OTHER_WORDS = {
 }
 
 
-# The words in the songs of a songbook: all words of the stories.
+# A songbook's songs consist of these words: all words of the stories.
 ANYTHING = {
     "word": " ".join(
         words
@@ -51,7 +52,8 @@ ANYTHING = {
 }
 
 
-# The lines that can replace a symbol. One is drawn at random; `{symbol}` in it is replaced too.
+# The grammar: the lines that can replace each symbol. One line is drawn at random, and then each
+# `{symbol}` in it is replaced, too.
 RULES = {
     "story": ["{opening} {singing} {lost} {ending}", "{opening} {singing} {found} {ending}"],
     "opening": [
@@ -137,15 +139,15 @@ SYMBOL = re.compile(r"\{(\w+)\}")
 
 
 def generate(seed: int, count: int) -> list[str]:
-    """`count` stories. The same seed gives the same stories."""
+    """Return `count` stories. The same seed gives the same stories."""
     draw = random.Random(seed)
     return [_write("story", {}, draw) for _ in range(count)]
 
 
 def songbooks(seed: int, count: int) -> list[str]:
-    """`count` texts. Each repeats three songs of its own, in random order.
+    """Return `count` texts. Each text has three songs of its own and repeats them in random order.
 
-    The only way to predict the next word of a song is to find where the song was sung before.
+    The only way to predict the next word of a song is to find where the text had the song before.
     """
     draw = random.Random(seed)
     books = ([_write("song_of_anything", {}, draw) for _ in range(3)] for _ in range(count))
@@ -153,12 +155,12 @@ def songbooks(seed: int, count: int) -> list[str]:
 
 
 def parse(text: str) -> dict[str, str] | None:
-    """The facts of a story of this grammar, by their symbols; None for any other text."""
+    """Return the facts of a story, by symbol; None for a text that this grammar cannot generate."""
     return next((facts for rest, facts in _read("{story}", text, {}) if not rest), None)
 
 
 def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
-    """A random text for the symbol. Adds the facts that it draws to `facts`."""
+    """Return a random text for the symbol, and add the facts that it draws to `facts`."""
     if symbol in facts:
         return facts[symbol]
     line = draw.choice(RULES[symbol])
@@ -169,7 +171,10 @@ def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
 
 
 def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Every way in which `text` can begin with `line`: the rest of the text, and all facts."""
+    """Yield every way in which `text` can begin with `line`.
+
+    Each result holds the rest of `text` after `line`, and all facts known so far.
+    """
     found = SYMBOL.search(line)
     literal = line[: found.start()] if found else line
     if not text.startswith(literal):

@@ -1,4 +1,4 @@
-"""The same modules, faster, for inference: `optimize`."""
+"""`optimize`: makes the modules of a model faster for inference."""
 
 from clean_transformer.inference.fast_modules import NotOptimized as NotOptimized
 from clean_transformer.inference.optimized import Optimized as Optimized

@@ -18,18 +18,19 @@ from clean_transformer.inference.matmuls import (
     Weight,
 )
 
-# The numbers of rows that are measured. A product of one row is limited by reading the weights, a
-# product of many rows by computing.
+# Kernels are measured at these numbers of rows. The speed at one row depends on how fast the
+# weights are read, and the speed at many rows on how fast the processor computes.
 ROWS = (1, 8, 64, 512)
 
 
-# From this many rows on, one layer's weights are enough to measure with: computing takes longer
-# than reading them.
+# From this number of rows on, computing takes longer than reading the weights. The weights of one
+# layer are then enough to measure with.
 COMPUTE_BOUND_ROWS = 64
 
 
 # A kernel more than 16 times slower than the best at one number of rows is not tried at larger
-# ones. Converting the weights first is 10 times slower for one row, and can still win for many.
+# numbers. A kernel that first converts the weights is 10 times slower for one row, and can still be
+# the fastest for many rows.
 TOO_SLOW = 16.0
 
 
@@ -38,28 +39,33 @@ TOO_SLOW = 16.0
 SECONDS_EACH, FEWEST_RUNS = 0.1, 3
 
 
-# Transposing copies every weight, so it must make the model at least 2% faster.
+# Column-major weights require a copy of every weight, so they must be at least 2% faster.
 WORTH_A_COPY = 1.02
 
 
-# Bytes of weights that are read between two uses of the same weight. In a real model, too, the
-# weights of one layer are no longer in a cache when the next token comes.
+# Between two uses of a weight, the measurement reads this many bytes of other weights, or all other
+# layers. The weight is then no longer in the processor's cache. This is also so in a real model,
+# between two tokens.
 BEYOND_CACHES = 128 * 2**20
 
 
 class Choice(NamedTuple):
-    """The fastest kernel for each number of rows, and whether it wants W column-major in memory."""
+    """The fastest kernel for each number of rows.
+
+    `by_rows` maps each measured number of rows to its fastest kernel. `transposed` says whether
+    these kernels need W column-major in memory.
+    """
 
     by_rows: dict[int, Matmul]
     transposed: bool
 
     def __call__(self, n_rows: int) -> Matmul:
-        """Return the kernel for `n_rows`: that of the largest measured number that is not above."""
+        """Return the kernel that was fastest at the largest measured number of rows ≤ `n_rows`."""
         return self.by_rows[max(known for known in self.by_rows if known <= n_rows)]
 
 
 class Candidate(NamedTuple):
-    """A kernel, and whether its weights are column-major ("transposed") in memory."""
+    """A kernel to measure, and whether its weights are column-major ("transposed") in memory."""
 
     kernel: Matmul
     transposed: bool
@@ -72,10 +78,11 @@ Seconds = dict[Candidate, float]
 def fastest_for_blocks(
     d_model: int, d_mlp: int, n_layers: int, dtype: torch.dtype, n_threads: int
 ) -> Choice:
-    """Measure for a few seconds which kernel computes MLPs of these sizes fastest.
+    """Return the fastest kernels for blocks of these sizes. Measuring takes a few seconds.
 
-    The kernels differ in the last bits. If two are about equally fast, another process may choose
-    the other one. `n_threads` is PyTorch's present number of threads; results are cached for it.
+    The kernels differ in the last bits of their results. If two kernels are about equally fast,
+    another process may choose the other one. `n_threads` is PyTorch's current number of threads; it
+    is an argument so that results are cached for each number of threads.
     """
     shapes = ((d_model, d_mlp), (d_mlp, d_model))
     enough = math.ceil(BEYOND_CACHES / (2 * d_model * d_mlp * dtype.itemsize))
@@ -105,7 +112,7 @@ def fastest_for_blocks(
 
 @lru_cache
 def fastest_for_unembed(d_model: int, d_vocab: int, dtype: torch.dtype, n_threads: int) -> Choice:
-    """Measure which kernel computes logits fastest, with W_U = W_E.T as it is in memory."""
+    """Return the fastest kernels for logits. They read W_U = W_E.T in its present memory order."""
     weight = example_weight(d_model, d_vocab, dtype, transposed=True)
 
     def run(candidate: Candidate, x: Tensor) -> int:
@@ -123,9 +130,10 @@ def measure(
     d_model: int,
     dtype: torch.dtype,
 ) -> dict[int, Seconds]:
-    """Return, for each number of rows, the seconds of each candidate that is not too slow.
+    """Return the shortest time of each candidate, in seconds, for each number of rows.
 
-    `run(candidate, x)` does the work and returns how many times it did it.
+    `run(candidate, x)` runs the kernel and returns how many times it did so. Candidates that are
+    too slow (see `TOO_SLOW`) are not measured at larger numbers of rows.
     """
     by_rows = {}
     for n_rows in ROWS:
@@ -134,7 +142,7 @@ def measure(
             each: [] for each in candidates if n_rows <= each.kernel.most_rows
         }
         while unfinished := need_another_run(runs):
-            # Candidates take turns, so that a disturbance of the machine meets all of them.
+            # Candidates take turns, so that other load on the machine slows all of them down.
             for each in unfinished:
                 start = perf_counter()
                 n_times = run(each, x)
@@ -150,7 +158,7 @@ def measure(
 
 
 def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
-    """Return the candidates that have not been timed enough yet; `runs` has the seconds so far."""
+    """Return the candidates to time again. `runs` holds the seconds of each of their runs so far."""
     best = min((min(taken) for taken in runs.values() if taken), default=math.inf)
     return [
         each
@@ -160,12 +168,12 @@ def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
 
 
 def fastest_seconds(seconds: Seconds, transposed: bool) -> float:
-    """Return the seconds of the fastest candidate with this order of its weights."""
+    """Return the time of the fastest candidate among those with this memory order of the weights."""
     return min(taken for each, taken in seconds.items() if each.transposed == transposed)
 
 
 def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
-    """Choose the fastest kernel with this order of its weights, for each number of rows."""
+    """Return the fastest kernel for each number of rows, among those with this memory order."""
     winners = {
         n_rows: min((c for c in seconds if c.transposed == transposed), key=seconds.__getitem__)
         for n_rows, seconds in by_rows.items()
@@ -174,7 +182,7 @@ def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
 
 
 def kernels(dtype: torch.dtype) -> list[Matmul]:
-    """Return the kernels that can be the fastest on this processor."""
+    """Return the kernels for this dtype that may be the fastest on this processor."""
     if dtype == torch.float64:
         return [Matmul()]
     onednn = [OneDNN()] if has_onednn(dtype) else []
@@ -184,7 +192,7 @@ def kernels(dtype: torch.dtype) -> list[Matmul]:
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this build and processor have oneDNN's kernels in float32, bfloat16 or float16."""
+    """Whether oneDNN's kernels support this dtype, in this build and on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     mkldnn = torch.ops.mkldnn
@@ -196,7 +204,7 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 
 def example_weight(d_in: int, d_out: int, dtype: torch.dtype, transposed: bool) -> Weight:
-    """Return a weight of these sizes to measure with."""
+    """Return a weight of these sizes, filled with constants, to measure kernels with."""
     shape = (d_out, d_in) if transposed else (d_in, d_out)
     W = torch.full(shape, 0.01, dtype=dtype)
     return Weight(W.T if transposed else W, torch.zeros(d_out, dtype=dtype))

@@ -1,7 +1,7 @@
 """Fast replacements for the methods of blocks, unembeddings and the decoding step.
 
-Each one runs the module's own method instead as soon as that could give another result: while a
-hook is inside the module, while gradients are on, under autocast, and after a change of the module.
+A replacement calls the module's own method whenever its result could differ: if a submodule has a
+hook, if gradients are enabled, under autocast, and after a change of the module.
 """
 
 import warnings
@@ -25,12 +25,12 @@ from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
 from clean_transformer.support.stand_in import Method
 
-# `FastBlock` computes what exactly these classes compute. A block with any other class inside it
-# is not optimized.
+# The classes that may be inside a block for `FastBlock` to replace its `forward`. A block with any
+# other class inside, even a subclass of these, is not optimized.
 SUPPORTED = (Attention, MLP, LayerNorm, LayerNormPre, HookPoint)
 
 
-# Options of torch.compile that keep Python out of the time between two kernels, by device type.
+# Options of torch.compile, by device type, with which no Python code runs between two kernels.
 COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"cpp_wrapper": True},
     "cuda": {"triton.cudagraphs": True},
@@ -38,18 +38,18 @@ COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class NotOptimized(UserWarning):
-    """An optimized module runs its own `forward`; the message says why."""
+    """Warns that an optimized module runs its own `forward`, and says why."""
 
 
 class Fast:
     """A fast replacement for a module's method, used until the module or its weights change.
 
-    With 8-bit `weights`, it computes with copies of the parameters. It then also notices changes
-    made in place. Otherwise it reads the parameters themselves, so that such changes take effect.
-    `also_read` are modules outside of `module` whose parameters it reads.
+    With 8-bit `weights`, the replacement computes with copies of the parameters, and therefore also
+    notices changes in place. Otherwise it reads the parameters themselves, and changes in place
+    take effect. `also_read` are modules outside of `module` whose parameters the replacement reads.
     """
 
-    below: Method  # what runs while this replacement cannot be used
+    below: Method  # the module's own method, for when this replacement cannot be used
 
     def __init__(self, module: nn.Module, weights: str | None, *also_read: nn.Module):
         self.module, self.reads_copies = module, weights == "int8"
@@ -76,12 +76,12 @@ class Fast:
         self.state = self.state_of_parameters()
 
     def over(self, below: Method) -> "Fast":
-        """Take the place of `below`; `StandIn` calls this."""
+        """Store `below`, the method that this object replaces. `StandIn` calls this."""
         self.below = below
         return self
 
     def state_of_parameters(self) -> list[int]:
-        """Return each parameter's address and, if copies are read, its number of changes."""
+        """Return each parameter's address and, with 8-bit weights, its version counter."""
         state = [parameter.data_ptr() for parameter in self.parameters]
         if self.reads_copies:
             state += [parameter._version for parameter in self.parameters]
@@ -91,11 +91,11 @@ class Fast:
         """Whether any submodule has a hook. `torch.compile` freezes the answer into the graph."""
         return any(self.hooks)
 
-    # The effect of torch.compiler.assume_constant_result, whose import takes seconds.
+    # This is what torch.compiler.assume_constant_result does. Importing it takes seconds.
     has_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def must_step_aside(self) -> bool:
-        """Whether `below` has to run. Outside of `torch.compile`, a warning says why."""
+        """Whether to call the module's own method. Outside of `torch.compile`, a warning says why."""
         if torch.compiler.is_compiling():
             return torch.is_grad_enabled() or self.has_hooks()
         if torch.is_grad_enabled():
@@ -121,7 +121,7 @@ class Fast:
 
 
 class FastBlock(Fast):
-    """`TransformerBlock.forward` with four large products, and without its hook points."""
+    """Computes `TransformerBlock.forward` with four large products and without hook points."""
 
     module: TransformerBlock
 
@@ -142,7 +142,7 @@ class FastBlock(Fast):
     def __call__(
         self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Compute `TransformerBlock.forward`."""
+        """Return what `TransformerBlock.forward` returns."""
         if self.must_step_aside():
             return self.below(resid_pre, kv_cache)
         block = self.module
@@ -164,7 +164,7 @@ class FastBlock(Fast):
 
 
 class FastUnembed(Fast):
-    """`Unembed.forward` with the fastest kernel."""
+    """Computes `Unembed.forward` with the fastest kernel."""
 
     module: Unembed | TiedUnembed
 
@@ -177,7 +177,7 @@ class FastUnembed(Fast):
     def __call__(
         self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Compute `Unembed.forward`."""
+        """Return what `Unembed.forward` returns."""
         if self.must_step_aside():
             return self.below(normalized_resid_post)
         rows = normalized_resid_post.flatten(end_dim=1)
@@ -186,16 +186,16 @@ class FastUnembed(Fast):
 
 
 class CompiledStep(Fast):
-    """`DemoTransformer.read_one`, a decoding step of one token, as one graph of torch.compile."""
+    """Runs `DemoTransformer.read_one`, which decodes one token, as one graph of torch.compile."""
 
     def over(self, below: Method) -> Fast:
-        """Compile `below`, which `StandIn` found, and take its place."""
+        """Store and compile `below`, the method that this object replaces. `StandIn` calls this."""
         options = COMPILE_OPTIONS.get(self.parameters[0].device.type)
         self.graph = torch.compile(below, dynamic=False, options=options)
         return super().over(below)
 
     def __call__(self, *inputs: Any) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Compute `DemoTransformer.read`."""
+        """Return what `DemoTransformer.read_one` returns."""
         return (self.below if self.must_step_aside() else self.graph)(*inputs)
 
 
@@ -203,7 +203,11 @@ FAST = {TransformerBlock: FastBlock, Unembed: FastUnembed, TiedUnembed: FastUnem
 
 
 def choose(W: Tensor, weights: str | None, fastest: Callable[..., Choice], *sizes: int) -> Choice:
-    """Return the kernels for a weight: on the CPU, those that `fastest` measures for the sizes."""
+    """Return the kernels for a weight.
+
+    On the CPU, `fastest` measures kernels for the sizes. 8-bit weights and other devices have only
+    one kernel.
+    """
     if weights == "int8":
         return Choice({1: Int8()}, transposed=False)
     if W.device.type != "cpu":

@@ -1,7 +1,7 @@
 """Alternative kernels for `x W + b`, optionally with the GELU or the residual add that follows.
 
-`autotune` measures which of them is the fastest for given sizes. They all compute the same function
-up to rounding, except `Int8`, which also rounds the weights and the inputs to 8 bits.
+`autotune` measures which kernel is the fastest for given sizes. All kernels compute the same
+function up to rounding, except `Int8`, which also rounds the weights and the inputs to 8 bits.
 """
 
 import math
@@ -27,9 +27,9 @@ class Weight(NamedTuple):
 
 
 class Matmul:
-    """One `torch.addmm`, which is what PyTorch uses by default. The base class of the others."""
+    """The default kernel of PyTorch: one `torch.addmm`. Base class of the other kernels."""
 
-    most_rows = math.inf  # for more rows than this, autotune does not try the kernel
+    most_rows = math.inf  # autotune does not try the kernel for more rows than this
 
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Any:
         """Return the weights in the form that this kernel reads. Only `Int8` copies them."""
@@ -49,7 +49,7 @@ class Matmul:
 
 
 class SeparateBias(Matmul):
-    """A product without the bias, and then an add.
+    """Computes the product without the bias, and then adds the bias.
 
     Some BLAS libraries are faster for one row if they do not have to add to an existing output.
     """
@@ -64,10 +64,10 @@ class SeparateBias(Matmul):
 
 
 class SplitInputs(SeparateBias):
-    """One product per thread, each over a part of the input features, and then their sum.
+    """Computes one product per thread, each over a part of the input features, and sums them.
 
-    Some BLAS libraries use only one thread for a product of a single row. This kernel makes all
-    threads read a part of the weights.
+    Some BLAS libraries use only one thread for a product of a single row. With this kernel, each
+    thread reads a part of the weights.
     """
 
     most_rows = 8
@@ -88,8 +88,8 @@ class SplitInputs(SeparateBias):
 class OneDNN(Matmul):
     """oneDNN's kernels, which fuse the GELU or the residual add into the product.
 
-    They have no gradients, and not every build of PyTorch has them. `torch.compile` cannot trace
-    them, so that a compiled graph uses `Matmul` instead.
+    These kernels do not support gradients, and some builds of PyTorch do not have them.
+    `torch.compile` cannot trace them, so a compiled graph uses `Matmul` instead.
     """
 
     def __init__(self) -> None:
@@ -115,11 +115,11 @@ class OneDNN(Matmul):
 
 
 class ThroughFloat32(Matmul):
-    """Half precision, computed in float32 and rounded once at the end.
+    """Computes half-precision products in float32, and rounds the result at the end.
 
-    It is much faster on a processor without instructions for half precision. It converts only
-    `at_a_time` output features at once, so that a small buffer is used again and again: to get new
-    memory from the operating system takes as long as to fill it.
+    This is much faster on a processor without instructions for half precision. The kernel converts
+    only `at_a_time` output features at a time, so that a small buffer is reused: getting new memory
+    from the operating system takes as long as filling it.
     """
 
     def __init__(self, at_a_time: int = 4096):
@@ -134,14 +134,15 @@ class ThroughFloat32(Matmul):
         return output
 
     def add(self, residual: Output, x: Rows, weight: Any) -> Output:
-        """Return residual + (x W + b), rounded after each of the two sums."""
+        """Return residual + (x W + b). Both x W + b and the result are rounded."""
         return residual + self(x, weight)
 
 
 class Int8Weight(NamedTuple):
-    """W as 8-bit integers, column-major; the step of each output feature; and b in float32.
+    """A weight that is rounded to 8 bits; the original weight is about `W * step`.
 
-    The weight itself is about `W * step`.
+    `W` holds 8-bit integers, column-major in memory. `step` holds the scale of each output feature.
+    `b` is the bias in float32.
     """
 
     W: Int8Tensor[Tensor, "d_in d_out"]
@@ -150,15 +151,15 @@ class Int8Weight(NamedTuple):
 
 
 class Int8(Matmul):
-    """An 8-bit product: a quarter of float32's bytes to read, and less accurate.
+    """An 8-bit product. It reads a quarter of the bytes of float32, and is less accurate.
 
-    Each row of x and each column of W is divided by its own step and rounded to −127 … 127. The
-    products are summed exactly in 32 bits (Dettmers et al. 2022, section 2.1).
+    Each row of x and each column of W is divided by its own scale, called step, and rounded to −127
+    … 127. The products are summed exactly in 32-bit integers (Dettmers et al. 2022, section 2.1).
     """
 
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Int8Weight:
         """Return an 8-bit copy of the weights. Raises `ValueError` if d_in is 1."""
-        if len(W) == 1:  # torch._int_mm returns wrong numbers for it (PyTorch 2.13)
+        if len(W) == 1:  # torch._int_mm is wrong for d_in 1 (PyTorch 2.13)
             raise ValueError(
                 "8-bit weights need 2 or more input features, and W has 1; leave out weights='int8'"
             )
@@ -179,9 +180,9 @@ class Int8(Matmul):
 def to_int8(
     x: Float[Tensor, "row column"],
 ) -> tuple[Int8Tensor[Tensor, "row column"], Float[Tensor, "row 1"]]:
-    """Return x as integers from −127 to 127, and the step of each row; x is about their product.
+    """Return x as integers from −127 to 127, and the scale (step) of each row.
 
-    The step of a row is a 127th of its largest absolute value.
+    x is about integers × step. The step of a row is its largest absolute value / 127.
     """
     step = x.abs().amax(dim=1, keepdim=True) / 127
     smallest = torch.finfo(x.dtype).tiny  # avoids 0 / 0 in a row of zeros

@@ -1,4 +1,4 @@
-"""`optimize`: the same modules in fewer and faster steps, for inference."""
+"""`optimize`: makes the blocks and the unembedding of a model faster for inference."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -17,13 +17,13 @@ from clean_transformer.support.stand_in import StandIn, stand_ins
 
 
 class Speedup(StandIn):
-    """A stand-in that `optimize` put in place, so that the next `optimize` finds it."""
+    """A stand-in that `optimize` made. A second call of `optimize` finds it by this class."""
 
 
 class Optimized(AbstractContextManager["Optimized"]):
-    """Modules that run faster, until `undo()` is called or the `with` block ends.
+    """Keeps modules faster until `undo()` is called or the `with` block ends.
 
-    `modules` are the paths of the faster ones. The other modules run as before.
+    `modules` holds the paths of the modules that run faster. The other modules run as before.
     """
 
     def __init__(self, fast: dict[str, FastBlock | FastUnembed], step: list[Speedup]):
@@ -35,7 +35,7 @@ class Optimized(AbstractContextManager["Optimized"]):
     def undo(self) -> None:
         """Let the modules run their own methods again. A second call does nothing.
 
-        The parameters keep their new order in memory. Their values and shapes never changed.
+        The parameters keep their new memory order. Their values and shapes are the same as before.
         """
         for speedup in self._speedups:
             speedup.restore()
@@ -56,22 +56,22 @@ class Optimized(AbstractContextManager["Optimized"]):
 def optimize(
     model: nn.Module, weights: Literal["int8"] | None = None, *, compile: bool = False
 ) -> Optimized:
-    """Make our blocks and unembeddings in a model faster, on its present device and in its dtype.
+    """Make this package's blocks and unembeddings in a model faster, for its device and dtype.
 
-    Names, shapes and values of all parameters stay. A block runs its own `forward` instead while a
-    submodule has a hook, while gradients are on, under autocast, and after one of its modules or
-    weights was replaced; the warning `NotOptimized` says so once. On a CPU, some seconds go into
-    measuring which kernels are the fastest. A second call replaces the first.
+    The names, shapes and values of all parameters stay the same. A block runs its own `forward`
+    while a submodule has a hook, while gradients are enabled, under autocast, and after one of its
+    modules or weights was replaced. The warning `NotOptimized` then says why. On a CPU, `optimize`
+    measures for some seconds which kernels are the fastest. A second call replaces the first.
 
-    `weights="int8"` computes with 8-bit copies of the weights, on the CPU only: that reads fewer
+    `weights="int8"` computes with 8-bit copies of the weights, on the CPU only. This reads fewer
     bytes and is less accurate. With `compile`, `generate` runs each token after the prompt as one
-    graph of `torch.compile`, on CUDA as a CUDA graph. Compiling takes up to a minute, once for
-    every batch size and every 256 positions.
+    graph of `torch.compile`, on CUDA as a CUDA graph. Compiling takes up to a minute, and is
+    repeated for every batch size and every 256 positions.
 
-    Raises `ValueError` for 8-bit weights on another device than the CPU, and for 8-bit weights of a
-    model that was made under `torch.inference_mode()`: its parameters do not count their changes,
-    so that the copies could become outdated unnoticed. Raises `TypeError` for `compile` with a
-    model other than `DemoTransformer`.
+    Raises `ValueError` for 8-bit weights on a device other than the CPU. Raises `ValueError` for
+    8-bit weights of a model that was made under `torch.inference_mode()`: its parameters have no
+    version counters, so `optimize` could not notice when the copies become outdated. Raises
+    `TypeError` for `compile` with a model other than `DemoTransformer`.
     """
     if compile and not hasattr(model, "read_one"):
         raise TypeError(
@@ -110,5 +110,5 @@ def optimize(
 
 
 def use_static_cache(below: type[KVCache]) -> type[KVCache]:
-    """Return the cache class that a compiled step needs, instead of the model's own."""
+    """Return `StaticKVCache`, which a compiled step needs instead of the model's cache class."""
     return StaticKVCache

@@ -1,4 +1,4 @@
-"""Puts weights in the memory order that large products want. Their values and shapes stay."""
+"""Changes the memory order of weights to suit large products. Values and shapes stay the same."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from clean_transformer.modules.attention import Attention
 def merge_heads(
     attn: Attention, transposed: bool
 ) -> tuple[Float[Tensor, "d_model qkv"], Float[Tensor, "qkv"]]:
-    """Return all heads' queries, keys and values as one W [d_model 3·head·d_head] and one b.
+    """Return the queries, keys and values of all heads as W [d_model 3·head·d_head] and b.
 
-    The attention's parameters become views of these two tensors. W is row-major, or column-major
-    if `transposed`. The weights are not copied if they have that order already, which is so after
-    an earlier call and, for row-major, after GPT-2's checkpoint was loaded.
+    The attention's parameters become views of these two tensors. W is row-major, or column-major if
+    `transposed`. Weights that already have this memory order are not copied. They have it after an
+    earlier call, and the row-major order also after GPT-2's checkpoint was loaded.
     """
     weights, biases = (attn.W_Q, attn.W_K, attn.W_V), (attn.b_Q, attn.b_K, attn.b_V)
     b = torch.stack([bias.data for bias in biases])
@@ -39,7 +39,7 @@ def merge_heads(
 def side_by_side(
     weights: Sequence[Float[Tensor, "head d_model d_head"]], transposed: bool
 ) -> Float[Tensor, "d_model qkv"] | None:
-    """Return W_Q, W_K and W_V as one view, or None if they do not lie side by side in memory."""
+    """Return W_Q, W_K and W_V as one view, or None if they are not side by side in memory."""
     first = weights[0].data
     n_heads, d_model, d_head = first.shape
     width = n_heads * d_head
@@ -57,7 +57,7 @@ def side_by_side(
 
 
 def lay_out(parameter: nn.Parameter, transposed: bool) -> None:
-    """Make the parameter contiguous; if `transposed`, with its last axis first in memory."""
+    """Make the parameter contiguous; if `transposed`, with its last axis outermost in memory."""
     given = parameter.data
     parameter.data = (
         given.movedim(-1, 0).contiguous().movedim(0, -1) if transposed else given.contiguous()

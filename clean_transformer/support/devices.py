@@ -1,4 +1,4 @@
-"""Choosing devices by name."""
+"""Chooses devices by name."""
 
 import torch
 
@@ -6,7 +6,7 @@ import torch
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """Return the device with that name; "auto" chooses cuda, else mps, else cpu.
 
-    Raises `ValueError` for a device that PyTorch does not know or this machine does not have.
+    Raises `ValueError` for a device that PyTorch does not know or that this machine does not have.
     """
     if name == "auto":
         name = available()[0]
@@ -25,7 +25,7 @@ def known_device(name: str | torch.device) -> torch.device:
 
 
 def is_available(name: str) -> bool:
-    """Whether PyTorch can make a tensor on that device."""
+    """Whether PyTorch can create a tensor on that device."""
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, ImportError):
@@ -34,15 +34,16 @@ def is_available(name: str) -> bool:
 
 
 def available() -> list[str]:
-    """Return the types of device that this machine has, the fastest first."""
+    """Return the device types that this machine has, the fastest first."""
     return [kind for kind in ("cuda", "mps", "cpu") if is_available(kind)]
 
 
 def choose_devices(names: str) -> list[str]:
-    """Split names with commas between them; "auto" is the fastest device, "all" cpu, cuda and mps.
+    """Return the device names in a comma-separated list.
 
-    A device that this machine lacks is returned all the same: the report calls it NOT CHECKED.
-    Raises `ValueError` for a device that PyTorch does not know.
+    "auto" is the fastest device; "all" is cpu, cuda and mps. Devices that this machine lacks stay
+    in the list, and reports call them NOT CHECKED. Raises `ValueError` for a device that PyTorch
+    does not know.
     """
     if names == "all":
         return ["cpu", "cuda", "mps"]

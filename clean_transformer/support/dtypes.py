@@ -1,4 +1,7 @@
-"""Choosing dtypes by name. Importing this file imports no PyTorch: help texts list the names."""
+"""Chooses dtypes by name.
+
+This file imports PyTorch only inside functions, because help texts list the names.
+"""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -19,12 +22,15 @@ def choose_dtype(name: str) -> "torch.dtype":
 
 
 def choose_dtypes(names: str) -> list[str]:
-    """Split names such as "float32,float16", or "all". Raises `ValueError` for an unknown name."""
+    """Return the dtype names in a comma-separated list; "all" gives all dtypes.
+
+    Raises `ValueError` for an unknown name.
+    """
     return choose_names("dtype", names, DTYPES)
 
 
 def choose_names(what: str, names: str, known: Iterable[str]) -> list[str]:
-    """Split names with commas between them; "all" gives all `known` names.
+    """Return the names in a comma-separated list; "all" gives all `known` names.
 
     Raises `ValueError` for a name that is not `known`; the message calls it a `what`.
     """

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Writes files atomically: a reader sees the old file or the new file, never half a file."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def require_folder(*files: Path | None) -> None:
-    """Raise `FileNotFoundError` if a file's folder is missing. Call this before long work."""
+    """Raise `FileNotFoundError` if the folder of a file is missing. Call this before long work."""
     for file in files:
         if file is not None and not file.parent.is_dir():
             folder = str(file.parent)
@@ -36,7 +36,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write the content, with text as UTF-8, to a temporary file and rename that to `file`."""
+    """Write `content` to `file` through a temporary file. A `str` is written as UTF-8."""
     with atomic_file(file) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -45,7 +45,7 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, and move its files into `folder`, one by one, on success.
 
-    If an error occurs, no file is moved. Other files in `folder` stay.
+    If an error occurs, no file is moved. Files in `folder` with other names stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as unfinished:

@@ -1,4 +1,4 @@
-"""Packages that import what they offer only when somebody asks for it."""
+"""Lazy imports: a package imports a public name only when somebody uses it."""
 
 import ast
 import sys
@@ -8,7 +8,7 @@ from pkgutil import get_data
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, `__dir__` and `__all__` of a package whose imports are lazy.
+    """Return the `__getattr__`, `__dir__` and `__all__` of a package whose imports are lazy.
 
     The package lists its public names once, where type checkers and editors find them:
 
@@ -21,8 +21,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list
     module and keeps the value, so that later uses cost nothing.
     """
     module = sys.modules[package]
-    # Not `__loader__.get_source`: pytest loads plugins by a loader that has no such method. And not
-    # `Path(__file__)`: a package in a zip file has no file of its own.
+    # `__loader__.get_source` does not work: pytest loads plugins with a loader that has no such
+    # method. `Path(__file__)` does not work: a package in a zip file has no file of its own.
     source = get_data(package, "__init__.py")
     assert source is not None, f"the source of {package} cannot be read"
     homes = {

@@ -1,4 +1,4 @@
-"""Conversions to a higher precision, so that a computation loses nothing to rounding."""
+"""Conversions to a higher precision, which keep rounding errors small."""
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,11 @@ def upcast(value: Tensor) -> Tensor:
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return `x` in float32 if it is in half precision; float32 and float64 stay as they are.
 
-    Sums over many terms need it: a variance over d_model, a softmax over 50,257 tokens.
+    Sums over many terms need this precision: a variance over d_model, a softmax over 50,257 tokens.
     """
     return x.to(float32_or_more(x.dtype))
 
 
 def float32_or_more(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of `at_least_float32` of a tensor of this dtype."""
+    """Return the dtype that `at_least_float32` gives to a tensor of this dtype."""
     return torch.promote_types(dtype, torch.float32)

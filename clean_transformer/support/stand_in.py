@@ -1,4 +1,4 @@
-"""`StandIn`: replaces a method of one module for a while."""
+"""`StandIn`: temporarily replaces a method of one module."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,11 +15,11 @@ class StandIn(AbstractContextManager["StandIn"]):
     `make(below)` returns the replacement; `below` is the method that was there before. One method
     can have several stand-ins: each calls the one below it, and they can be restored in any order.
 
-    When a stand-in is restored, `make` is called again for those above it. What `make` returns must
-    survive a deep copy of the module: return a bound method, a `functools.partial` or a callable
-    object, not a closure over the module. `make` may also ignore `below`, and it may return any
-    other value, if `<name>` is a plain attribute of the class. If it raises an error, nothing is
-    replaced.
+    When a stand-in is restored, `make` is called again for the stand-ins above it. What `make`
+    returns must survive a deep copy of the module: return a bound method, a `functools.partial` or
+    a callable object, not a closure over the module. `make` may also ignore `below`. If `<name>` is
+    a plain attribute of the class, `make` may return any other value. If `make` raises an error,
+    nothing is replaced.
     """
 
     def __init__(self, module: nn.Module, name: str, make: Callable[[Any], Any]):
@@ -70,10 +70,10 @@ class StandIn(AbstractContextManager["StandIn"]):
 
 
 class Stack:
-    """The stand-ins of one method, the first one lowest.
+    """All stand-ins of one method; the first in the list is the lowest.
 
-    `bottom` is what the instance itself had before the first stand-in, or None if it used the
-    class's method. `top` is what is called now.
+    `bottom` is the method that was assigned to the instance before the first stand-in, or None if
+    the instance used its class's method. `top` is the method that is called now.
     """
 
     def __init__(self, bottom: Method | None):
@@ -82,7 +82,7 @@ class Stack:
 
 
 def stand_ins(module: nn.Module) -> list[StandIn]:
-    """All stand-ins on the methods of this one module, not on those of its submodules."""
+    """Return all stand-ins on the methods of this one module, not on those of its submodules."""
     return [
         each for stack in vars(module).get("_stand_ins", {}).values() for each in stack.stand_ins
     ]

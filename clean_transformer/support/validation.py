@@ -1,4 +1,4 @@
-"""One way to refuse a bad setting, so that all such errors read alike."""
+"""`require`: checks a setting, so that all errors about settings have the same form."""
 
 
 def require(settings: object, field: str, holds: bool, wanted: str) -> None:

@@ -1,10 +1,11 @@
-"""Text in, text out: `Tokenizer`, `Sampling`, and the `generate` of `GenerationMixin`."""
+"""Turns a prompt into generated text: `Tokenizer`, `Sampling` and `GenerationMixin.generate`."""
 
 from typing import TYPE_CHECKING
 
 from clean_transformer.support.lazy import lazy_names
 
-# The command line reads `Sampling` for its help, and shows that without importing PyTorch.
+# The imports are lazy, because the command line reads `Sampling` for its help texts and must not
+# import PyTorch for them.
 if TYPE_CHECKING:
     from clean_transformer.text.generation import GenerationMixin as GenerationMixin
     from clean_transformer.text.settings import Sampling as Sampling

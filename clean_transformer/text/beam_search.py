@@ -1,4 +1,4 @@
-"""Beam search: the continuation that is most likely as a whole, among several followed at once."""
+"""Beam search: follows several continuations at once to find the most likely whole continuation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,11 @@ from clean_transformer.text.settings import Sampling
 
 @dataclass(frozen=True)
 class Beam:
-    """One continuation: its tokens, and the sum and the mean of their log-probabilities in nats."""
+    """One continuation of a prompt.
+
+    `new` holds its token ids, `total` the sum of their log-probabilities in nats, and `mean` that
+    sum divided by the number of tokens.
+    """
 
     new: list[int]
     total: float = 0.0
@@ -23,7 +27,11 @@ class Beam:
 
 @dataclass
 class Search:
-    """The beams of one prompt: `running` ones, and the best of those that have `ended`."""
+    """The beam search for one prompt, given as token ids.
+
+    `width` is the number of beams. `running` holds the beams that can still grow. `ended` holds the
+    best beams that have stopped.
+    """
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -35,14 +43,14 @@ class Search:
     def advance(self, log_probs: Float[Tensor, "beam d_vocab"]) -> list[int]:
         """Extend the running beams by one token each, and keep the best `width` of the results.
 
-        Returns, for each beam that goes on, the index of the beam it came from. The list is empty
-        when the search is over.
+        `log_probs` has one row for each running beam. Returns, for each new running beam, the index
+        of the running beam that it extends. The list is empty when the search is over.
         """
         length = len(self.running[0].new) + 1
         totals = torch.tensor([beam.total for beam in self.running], device=log_probs.device)
         totals = (totals[:, None] + log_probs).flatten()
-        # Enough candidates for `width` beams to go on, even if each beam's best tokens include all
-        # the stop tokens.
+        # Take so many candidates that `width` beams can go on even if the best candidates of each
+        # beam include all stop tokens.
         n_candidates = max(2, 1 + len(self.stop.tokens)) * self.width
         best, places = totals.topk(min(n_candidates, len(totals)))
 
@@ -69,12 +77,13 @@ class Search:
 def search_beams(
     model: Model, prompts: Rows, max_new_tokens: int, width: int, sampling: Sampling, stop: Stop
 ) -> list[list[int]]:
-    """Return, for each prompt, the new tokens with the highest mean log-probability found.
+    """Return, for each prompt, the token ids of the best continuation that the search found.
 
-    `width` beams are followed per prompt, as in transformers with `length_penalty=1.0` and
-    `early_stopping=False`. Penalties act on log-probabilities. A prompt is done when `width` beams
-    have ended and no running beam has a better mean than the worst of them. Raises `ValueError` for
-    a `width` below 1, and for a temperature above 0.
+    The best continuation has the highest mean log-probability per token. The search follows `width`
+    beams per prompt, as transformers does with `length_penalty=1.0` and `early_stopping=False`.
+    Penalties change the log-probabilities. The search for a prompt is over when `width` beams have
+    ended and no running beam has a higher mean than the worst of them. Raises `ValueError` for a
+    `width` below 1, and for a temperature above 0.
     """
     if width < 1 or sampling.temperature:
         raise ValueError(
@@ -84,7 +93,8 @@ def search_beams(
     searches = [Search(prompt, max_new_tokens, width, stop) for prompt in prompts]
     logits, cache = prefill(model, prompts, max_new_tokens)
     while True:
-        # The model's batch holds the running beams of the first prompt, then those of the next.
+        # The batch holds the running beams of the first prompt, then those of the second prompt,
+        # and so on.
         log_probs = penalize(
             logits.log_softmax(dim=-1),
             [search.prompt for search in searches for _ in search.running],

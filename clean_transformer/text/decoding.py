@@ -1,4 +1,4 @@
-"""Decoding: read the prompts once (prefill), then one token at a time, until a stop."""
+"""Decoding: reads the prompts in one pass (prefill), then generates one token at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ from clean_transformer.text.tokenizer import Tokenizer
 
 @runtime_checkable
 class Model(Protocol):
-    """What decoding needs of a model: it is called as `DemoTransformer` is, and returns logits.
+    """The attributes and methods of a model that decoding uses; `DemoTransformer` has them.
 
-    If it has a `cache_class`, that is the KV cache that `decode` uses.
+    A model may also have a `cache_class`: the class of KV cache that `decode` then creates.
     """
 
     cfg: Config
 
     @property
     def device(self) -> torch.device:
-        """The device that its tokens must be on."""
+        """The device on which the model expects its tokens."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute `DemoTransformer.forward`: tokens, `kv_cache` and `last_only` to logits."""
+        """Return logits; the arguments are those of `DemoTransformer.forward`."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """What ends a continuation: one of some tokens, or one of some strings in its text.
+    """When a continuation stops: at one of `tokens`, or when its text contains one of `strings`.
 
-    Strings need a `tokenizer`. A string may begin and end in the middle of a token. Raises
+    Strings need a `tokenizer`. A stop string may begin and end in the middle of a token. Raises
     `ValueError` for an empty string.
     """
 
@@ -50,20 +50,21 @@ class Stop:
             raise ValueError("a stop string is empty, and would stop every text; leave it out")
 
     def ends(self, new: Sequence[int]) -> bool:
-        """Whether the last of the tokens ends the continuation. Call this after each token."""
+        """Whether the continuation `new` stops at its last token. Call this after each new token."""
         if new[-1] in self.tokens:
             return True
         return bool(self.strings) and any(string in self._decode(new) for string in self.strings)
 
     def text(self, new: Sequence[int]) -> str:
-        """Return the text of a continuation, without the stop token or string at its end."""
+        """Return the text of the continuation `new`, without the stop token or string at its end."""
         text = self._decode(new[:-1] if new and new[-1] in self.tokens else new)
         return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
 
     def settled_text(self, new: Sequence[int]) -> str:
-        """Return the part of the text that no later token can change.
+        """Return the part of the text that later tokens cannot change.
 
-        It leaves out the bytes of an unfinished character, and the beginning of a stop string.
+        This part excludes an unfinished character at the end, and an ending that may be the
+        beginning of a stop string.
         """
         text = self._decode(new).rstrip("\N{REPLACEMENT CHARACTER}")
         begun = (
@@ -83,11 +84,12 @@ class Stop:
 def prefill(
     model: Model, prompts: Rows, max_new_tokens: int, cache_class: type[KVCache] = KVCache
 ) -> tuple[Logits, KVCache]:
-    """Read the prompts; return the logits after each, in float32 or more, and the KV cache.
+    """Run the model on the prompts; return the logits for the next token, and the KV cache.
 
-    Shorter prompts are left-padded. The cache has room for `max_new_tokens` more. Raises
-    `ValueError`, before any work, if prompt and new tokens exceed n_ctx, if `max_new_tokens` is
-    below 1, and for an empty prompt.
+    The logits are in float32, or in float64 for a float64 model. Shorter prompts are left-padded.
+    The cache has room for `max_new_tokens` more tokens. Raises `ValueError`, before the model runs,
+    if prompt and new tokens together exceed n_ctx, if `max_new_tokens` is below 1, and for an empty
+    prompt.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
@@ -112,14 +114,17 @@ def prefill(
 
 @torch.no_grad()
 def decode_one(model: Model, tokens: Int[Tensor, "batch"], kv_cache: KVCache) -> Logits:
-    """Read one more token of each row; return the logits after it, in float32 or more."""
+    """Run the model on one more token of each row; return the logits for the next token.
+
+    The logits are in float32, or in float64 for a float64 model.
+    """
     return at_least_float32(model(tokens[:, None], kv_cache=kv_cache)[:, -1])
 
 
 def decode(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[list[int]]:
-    """Yield the next token of every prompt, `max_new_tokens` times."""
+    """Yield `max_new_tokens` times a list with the next token of each prompt."""
     generator = new_generator(sampling.seed)
     new: list[list[int]] = [[] for _ in prompts]
     cache_class = getattr(model, "cache_class", KVCache)
@@ -137,7 +142,7 @@ def decode(
 def decode_until(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling, stop: Stop
 ) -> list[list[int]]:
-    """Return the new tokens of every prompt, up to and including the token that ends each."""
+    """Return the new tokens of each prompt, up to and including the token at which it stops."""
     new: list[list[int]] = [[] for _ in prompts]
     going = [*range(len(prompts))]
     for tokens in decode(model, prompts, max_new_tokens, sampling):

@@ -1,4 +1,4 @@
-"""`GenerationMixin`: text in, text out, for a model that gives logits."""
+"""`GenerationMixin`: adds a tokenizer and text generation to a model that computes logits."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -22,15 +22,16 @@ from clean_transformer.text.settings import Sampling, SamplingSettings
 from clean_transformer.text.signature import names_settings
 from clean_transformer.text.tokenizer import Tokenizer, Tokens
 
-# One text, several texts, tokens [batch pos], or lists of ids, which need not be equally long.
+# One text, several texts, a tensor of token ids [batch pos], or lists of token ids. The lists may
+# differ in length.
 Prompt = TypeVar("Prompt", str, list[str], Tensor, list[list[int]])
 
 
 class GenerationMixin(HookedModule):
-    """Gives `DemoTransformer` its tokenizer, `generate` and `stream`.
+    """Adds a tokenizer, `generate` and `stream` to `DemoTransformer`.
 
-    `source` is the folder or repository that the weights came from, or None. `cache_class` is the
-    KV cache that decoding uses.
+    `source` is the folder or hub repository from which the weights were loaded, or None.
+    `cache_class` is the class of KV cache that decoding creates.
     """
 
     cfg: Config
@@ -44,7 +45,7 @@ class GenerationMixin(HookedModule):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of `source`, read at first use. Assign to it to use another one.
+        """The tokenizer of `source`, loaded at first use. Assign to this attribute to replace it.
 
         Raises `ValueError` if the model has no source.
         """
@@ -58,7 +59,7 @@ class GenerationMixin(HookedModule):
     def to_tokens(
         self, text: str | list[str], prepend_bos: bool = True
     ) -> Int[Tensor, "batch pos"]:
-        """Return the token ids of a text or texts, on the model's device.
+        """Return the token ids of one text or several texts, on the model's device.
 
         See `Tokenizer.to_tokens`.
         """
@@ -69,7 +70,7 @@ class GenerationMixin(HookedModule):
         return self.tokenizer.to_str_tokens(text, prepend_bos)
 
     def to_string(self, tokens: Tokens) -> str | list[str]:
-        """Return the text of tokens, or the texts of a batch; see `Tokenizer.to_string`."""
+        """Return the text of the tokens, or a list of texts for a batch; see `Tokenizer.to_string`."""
         return self.tokenizer.to_string(tokens)
 
     @names_settings
@@ -83,20 +84,20 @@ class GenerationMixin(HookedModule):
         stop_strings: str | Sequence[str] = (),
         **sampling: Unpack[SamplingSettings],
     ) -> Prompt:
-        """Return the prompt and its continuation: text for text, token ids for token ids.
+        """Return the prompt and its continuation, as text or as token ids, like the prompt.
 
-        By default the most likely token is taken at each step. The settings from `temperature` to
-        `seed` are explained in `Sampling`. With `beams` above 1, beam search looks for the
-        continuation that is most likely as a whole.
+        By default, each step takes the most likely token. `Sampling` explains the settings from
+        `temperature` to `seed`. With `beams` above 1, beam search looks for the continuation with
+        the highest mean log-probability.
 
-        Each prompt of a batch stops by itself: at one of `stop_tokens`, or at the token that
-        completes one of `stop_strings`. Texts stop at <|endoftext|> unless `stop_tokens` are given,
-        token ids do not. A returned text leaves out what stopped it. Prompts need not be equally
-        long, except in a tensor. In a tensor, rows that stopped early are filled up with the first
-        of `stop_tokens`.
+        Each prompt of a batch stops independently: at one of `stop_tokens`, or at the token that
+        completes one of `stop_strings`. By default, texts stop at <|endoftext|>, and prompts of
+        token ids have no stop token. A returned text excludes the stop token or string. Prompts may
+        differ in length, except in a tensor. In a returned tensor, rows that stopped early are
+        padded with the first of `stop_tokens`.
 
-        Raises `TypeError` for an unknown setting, and `ValueError` for an impossible one and for
-        more tokens than the model has positions, before any work.
+        Raises `TypeError` for an unknown setting. Raises `ValueError` for an invalid setting, and
+        if prompt and new tokens together exceed n_ctx. All errors are raised before the model runs.
         """
         settings, prompts = Sampling(**sampling), self._ids(prompt)
         stop = self._stop(prompt, stop_tokens, stop_strings)
@@ -123,10 +124,10 @@ class GenerationMixin(HookedModule):
         stop_strings: str | Sequence[str] = (),
         **sampling: Unpack[SamplingSettings],
     ) -> Iterator[str]:
-        """Yield the continuation of `generate` in pieces, each as soon as it cannot change.
+        """Yield the continuation of `generate` piece by piece, each as soon as it is final.
 
-        Raises the errors of `generate`. A `TypeError` comes at once, a `ValueError` when the first
-        piece is asked for.
+        Raises the same errors as `generate`. A `TypeError` is raised at once, a `ValueError` when
+        the first piece is requested.
         """
         stop = self._stop(text, stop_tokens, stop_strings)
         new: list[int] = []

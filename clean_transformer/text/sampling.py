@@ -1,4 +1,4 @@
-"""From logits to the next token: pure functions, some of which take the settings `Sampling`."""
+"""Pure functions from logits to the next token: penalties, filters, and the random draw."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ Rows = Sequence[Sequence[int]]
 
 
 def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logits:
-    """Make each token that occurred before less likely, however often it occurred.
+    """Make each token in `previous` less likely, no matter how often it occurs there.
 
-    Positive logits are divided by `penalty` and negative ones multiplied (Keskar et al. 2019,
-    "CTRL", section 4.1, in the form that transformers uses).
+    Positive logits are divided by `penalty`, and negative logits are multiplied by it (Keskar et
+    al. 2019, "CTRL", section 4.1, in the form that transformers uses).
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -30,9 +30,9 @@ def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logit
 
 
 def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits:
-    """Subtract `penalty` from a token's logit for each time that it occurred before.
+    """Subtract `penalty` from a token's logit once for each time that it occurs in `previous`.
 
-    This is the formula of OpenAI's API and of vLLM. They count only generated tokens, without the
+    This is the formula of OpenAI's API and of vLLM. Both count only generated tokens, not the
     prompt.
     """
     logits = logits.clone()
@@ -44,13 +44,13 @@ def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits
 
 
 def keep_top_k(logits: Logits, k: int) -> Logits:
-    """Keep the `k` most likely tokens, and ties with the k-th; set the others to −inf."""
+    """Keep the `k` most likely tokens, and ties with the k-th; set the other logits to −inf."""
     kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < kth, -math.inf)
 
 
 def keep_top_p(logits: Logits, p: float) -> Logits:
-    """Keep the fewest tokens whose probabilities add up to `p` or more; set the others to −inf.
+    """Keep the most likely tokens until their probabilities sum to `p`; set other logits to −inf.
 
     This is nucleus sampling (Holtzman et al. 2020, section 3.1).
     """
@@ -61,7 +61,7 @@ def keep_top_p(logits: Logits, p: float) -> Logits:
 
 
 def keep_min_p(logits: Logits, p: float) -> Logits:
-    """Keep tokens at least `p` times as likely as the most likely one; set the others to −inf.
+    """Keep tokens at least `p` times as likely as the most likely token; set other logits to −inf.
 
     This is min-p sampling (Nguyen et al. 2024).
     """
@@ -71,20 +71,20 @@ def keep_min_p(logits: Logits, p: float) -> Logits:
 
 
 def sample(logits: Logits, generator: torch.Generator | None = None) -> Int[Tensor, "batch"]:
-    """Draw a token from the softmax of each row.
+    """Draw one token per row, with the probabilities softmax(logits).
 
-    The CPU draws, so that a seed gives the same tokens on every device.
+    The draw runs on the CPU, so that a seed gives the same tokens on every device.
     """
     return logits.softmax(dim=-1).cpu().multinomial(1, generator=generator).squeeze(-1)
 
 
 def new_generator(seed: int | None) -> torch.Generator | None:
-    """Return a new generator with the seed; without one, None for PyTorch's global generator."""
+    """Return a generator with this seed. None stands for PyTorch's global generator."""
     return None if seed is None else torch.Generator().manual_seed(seed)
 
 
 def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Logits:
-    """Return the logits after both penalties, given each prompt and its generated tokens.
+    """Return the logits after both penalties. `new` holds the tokens generated so far.
 
     Unlike in transformers, padding tokens do not count as repeated text.
     """
@@ -99,7 +99,7 @@ def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Lo
 def choose(
     logits: Logits, sampling: Sampling, generator: torch.Generator | None
 ) -> Int[Tensor, "batch"]:
-    """Return the next token of each row of penalized logits."""
+    """Return the next token of each row. The penalties are already in the `logits`."""
     if not sampling.temperature:
         return logits.argmax(dim=-1)
     logits = logits / sampling.temperature

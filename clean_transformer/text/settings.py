@@ -1,4 +1,7 @@
-"""`Sampling`: how to choose the next token. The command line reads it, so it needs no PyTorch."""
+"""`Sampling`: settings for choosing the next token.
+
+This file does not import PyTorch, because the command line reads it for its help texts.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ from clean_transformer.support.validation import require
 
 
 class SamplingSettings(TypedDict, total=False):
-    """The fields of `Sampling`, as keyword arguments of a function."""
+    """The names and types of `Sampling`'s fields, for functions that take them as keywords."""
 
     temperature: float
     top_k: int | None
@@ -21,11 +24,11 @@ class SamplingSettings(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. Each field holds a help text, which `generate --help` shows.
+    """Settings for choosing the next token. `generate --help` shows the help text of each field.
 
-    The penalties come first, then the temperature, `top_k`, `top_p` and `min_p`, which is the order
-    of transformers. Without a `seed`, PyTorch's global generator draws. Raises `ValueError`, naming
-    the field, for an impossible value.
+    The penalties are applied first, then the temperature, `top_k`, `top_p` and `min_p`, in the same
+    order as in transformers. Without a `seed`, PyTorch's global generator draws the tokens. Raises
+    `ValueError`, naming the field, for an invalid value.
     """
 
     temperature: Annotated[

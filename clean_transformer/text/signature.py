@@ -1,4 +1,4 @@
-"""`names_settings`: shows the settings of `Sampling` in a function's signature."""
+"""`names_settings`: a decorator that shows the fields of `Sampling` in a function's signature."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -12,14 +12,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def names_settings(function: Function) -> Function:
-    """Show the fields of `Sampling`, with types and defaults, instead of the last `**argument`.
+    """Replace the last parameter, `**sampling`, in the signature by the fields of `Sampling`.
 
-    The function raises `TypeError` for any other keyword argument, before it does any work, and
-    suggests the name that was probably meant.
+    `help()` then shows the type and the default of each field. The decorated function raises
+    `TypeError` for any other keyword argument, before it does any work, and suggests the most
+    similar name.
     """
     shown = signature(function)
     *parameters, _ = shown.parameters.values()
-    types = get_type_hints(Sampling)  # without the help texts
+    types = get_type_hints(Sampling)  # the types alone, without the help texts
     settings = [
         setting.replace(annotation=types[name])
         for name, setting in signature(Sampling).parameters.items()

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 
 
-# How `visible` shows characters that leave no mark. Unicode has pictures of control characters.
+# What `visible` shows instead of invisible characters. Unicode has a symbol for each control
+# character: U+2400 + its code.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {127: "␡", ord(" "): "·", ord("\n"): "↵"}
 
 
@@ -33,14 +34,13 @@ Tokens = (
 
 
 class Tokenizer:
-    """Turns text into token ids and back. Every byte is a token, so that no text is changed.
+    """Converts text to token ids and back. Every byte has a token, so decoding restores the text.
 
     GPT-2 has one special token, <|endoftext|>. It marks the beginning and the end of a text, and it
     pads the shorter texts of a batch. If a text contains the characters "<|endoftext|>", they
     become this token, too. Texts are never truncated.
 
-    Raises `ValueError` for a `tokenizers.Tokenizer` that lacks <|endoftext|> or one of the 256
-    bytes.
+    Raises `ValueError` if the `backend` has no token for <|endoftext|> or for one of the 256 bytes.
     """
 
     def __init__(self, backend: "tokenizers.Tokenizer") -> None:
@@ -54,7 +54,7 @@ class Tokenizer:
                 f"such as {min(missing)!r}; give the files of a byte-level BPE with {END_OF_TEXT}"
             )
         backend.add_special_tokens([END_OF_TEXT])
-        # A tokenizer.json may have these two settings from the program that saved it.
+        # The program that saved a tokenizer.json may have turned on truncation or padding in it.
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
@@ -63,10 +63,10 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Tokenizer":
-        """Read the tokenizer in a folder or on the hub: an alias such as "gpt2", or "owner/name".
+        """Return the tokenizer of a folder, an alias such as "gpt2", or a hub id ("owner/name").
 
-        It looks for tokenizer.json, then for vocab.json and merges.txt, then for encoder.json and
-        vocab.bpe. Raises `FileNotFoundError` for a folder without these, `ValueError` for a
+        This looks for tokenizer.json, then for vocab.json and merges.txt, then for encoder.json and
+        vocab.bpe. Raises `FileNotFoundError` for a folder without these files, `ValueError` for a
         malformed file or an unknown source, and `HubError` for a failed download.
         """
         import tokenizers
@@ -88,9 +88,9 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
-        """Read the tokenizer from a vocab.json (token to id) and a merges.txt, as GPT-2 has them.
+        """Return the tokenizer of GPT-2's two files: vocab.json (token to id) and merges.txt.
 
-        Raises `FileNotFoundError` for a missing file and `ValueError` for a malformed one.
+        Raises `FileNotFoundError` for a missing file and `ValueError` for a malformed file.
         """
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers
@@ -116,14 +116,14 @@ class Tokenizer:
         *,
         padding_side: Literal["left", "right"] = "right",
     ) -> Int[Tensor, "batch pos"]:
-        """Return the token ids of one text, as a batch of one, or of several texts.
+        """Return the token ids of several texts, or of one text as a batch of 1.
 
-        <|endoftext|> comes first if `prepend_bos`. GPT-2 has no padding token, so that shorter
-        texts are padded with <|endoftext|>, too. Padding on the right does not affect a text,
-        because attention is causal; padding on the left does.
+        With `prepend_bos`, each row begins with <|endoftext|>. GPT-2 has no padding token, so
+        shorter texts are padded with <|endoftext|>, too. Padding on the right does not affect the
+        model's output for a text, because attention is causal. Padding on the left does.
 
-        Raises `TypeError` for anything but text, and `ValueError` for an unknown `padding_side` and
-        for a text that contains a lone surrogate, which has no UTF-8.
+        Raises `TypeError` for anything but text. Raises `ValueError` for an unknown `padding_side`,
+        and for a text with a lone surrogate, which UTF-8 cannot encode.
         """
         texts = text if isinstance(text, list) else [text]
         for each in texts:
@@ -149,7 +149,8 @@ class Tokenizer:
     def to_str_tokens(self, text: str | Tokens, prepend_bos: bool = True) -> list[str]:
         """Return each token of one text, or each of the given tokens, as a string for display.
 
-        `prepend_bos` applies to a text only. A token with only a part of a character becomes "�".
+        `prepend_bos` has an effect only on a text. A token that holds only a part of a character is
+        shown as "�".
 
         Raises `TypeError` for anything but text or tokens, and `ValueError` for a batch of several
         texts and for ids outside the vocabulary.
@@ -163,7 +164,7 @@ class Tokenizer:
         return self.backend.decode_batch(one_by_one, skip_special_tokens=False)
 
     def to_string(self, tokens: Tokens) -> str | list[str]:
-        """Return the text of one token or of tokens [pos], or the texts of a batch [batch, pos].
+        """Return the text of one token or of tokens [pos]; for tokens [batch pos], a list of texts.
 
         Raises `TypeError` for anything but integers and `ValueError` for ids outside the
         vocabulary.
@@ -181,7 +182,7 @@ class Tokenizer:
                 f"tokens must be a tensor or equally long lists of ids, not {shorten(tokens)}"
             ) from None
         if ids.numel() == 0:
-            return ids.long()  # torch makes an empty list a tensor of floats
+            return ids.long()  # torch makes a float tensor of an empty list
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise TypeError(f"token ids must be integers, not {ids.dtype}")
         if ids.ndim > 2:
@@ -196,7 +197,7 @@ class Tokenizer:
 
 
 def visible(token: str) -> str:
-    """Return the token as a label: "·" for a space, "↵" for a line break, "␉" for a tab, …"""
+    """Return the token with visible characters: "·" for a space, "↵" for a line break, …"""
     return token.translate(_PICTURES)
 
 

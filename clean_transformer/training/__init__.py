@@ -1,10 +1,11 @@
-"""Training from tokens to a checkpoint: `train`, with the settings in `Training`."""
+"""Trains a model on tokens and saves checkpoints: `train`, with the settings in `Training`."""
 
 from typing import TYPE_CHECKING
 
 from clean_transformer.support.lazy import lazy_names
 
-# The command line reads `Training` for its help, and shows that without importing PyTorch.
+# The imports are lazy, because the command line reads `Training` for its help texts and must not
+# import PyTorch for them.
 if TYPE_CHECKING:
     from clean_transformer.training.checkpoint import Measured as Measured
     from clean_transformer.training.distributed import joined as joined

@@ -1,4 +1,4 @@
-"""A training run on disk: its checkpoint, which is always whole, and its metrics."""
+"""The two files of a training run: its last complete checkpoint, and its metrics."""
 
 import json
 import pickle
@@ -21,7 +21,11 @@ CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 def save(
     folder: Path, engine: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any]
 ) -> None:
-    """Replace the checkpoint with the state after `step` steps. Every process must call this."""
+    """Save the state after `step` steps, in place of the last checkpoint. All processes call this.
+
+    `engine` is the model as `distribute` returns it. `about` identifies the run; see
+    `loop.describe`.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, state = get_state_dict(engine, optimizer, options=options)
     if rank() == 0:
@@ -31,10 +35,10 @@ def save(
 
 
 def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what `save` wrote, memory-mapped, or None if the folder has no checkpoint.
+    """Return what `save` wrote, with memory-mapped tensors, or None if there is no checkpoint.
 
-    Raises `ValueError` for a file that is no checkpoint, and for a checkpoint of another run than
-    `about` describes; the error names the differing fields.
+    Raises `ValueError` for a file that is not a checkpoint, and for a checkpoint of a run that
+    differs from `about`; the error names the fields that differ.
     """
     file = folder / CHECKPOINT
     if not file.is_file():
@@ -60,9 +64,9 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> int:
-    """Load a saved state into the model and the optimizer; return the number of steps it took.
+    """Load a checkpoint into the model and the optimizer; return the number of steps it has done.
 
-    The number of processes may differ from that of the run that saved it.
+    The number of processes may have changed since the checkpoint was saved.
     """
     set_state_dict(
         engine,
@@ -76,7 +80,11 @@ def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -
 
 @dataclass(frozen=True)
 class Measured:
-    """What one step measured, over all processes. Losses are in nats per token."""
+    """The measurements of one step, over all processes. Losses are in nats per token.
+
+    `step` counts from 1. `gradient_norm` is the norm before clipping. `held_out_loss` is None for a
+    step without an evaluation.
+    """
 
     step: int
     loss: float
@@ -87,7 +95,7 @@ class Measured:
 
 
 class Metrics:
-    """Writes metrics.jsonl, one line per step. Lines after the first `steps` are removed first."""
+    """Writes metrics.jsonl, one line per step. A resumed run keeps only the first `steps` lines."""
 
     def __init__(self, folder: Path, steps: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,6 +105,6 @@ class Metrics:
         write_atomically(self.file, "".join(lines[:steps]))
 
     def add(self, measured: Measured) -> None:
-        """Append the line of a step. Call this before the checkpoint of the step is saved."""
+        """Append the measurements of a step. Call this before saving the checkpoint of that step."""
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measured)) + "\n")

@@ -1,4 +1,4 @@
-"""Trains one model on many processes, with PyTorch's own engines."""
+"""Trains one model in several processes, with DistributedDataParallel or `fully_shard`."""
 
 import gc
 import os
@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes if `torchrun` started this one; yields the device to use.
+    """Join the process group if `torchrun` started this process; yield the device to use.
 
-    Each process on CUDA gets a GPU of its own.
+    On CUDA, each of several processes gets its own GPU.
     """
     if not dist.is_torchelastic_launched():
         yield device
@@ -28,38 +28,39 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # these frames keep the model alive
+        traceback.clear_frames(error.__traceback__)  # the frames would keep the model alive
         raise
     finally:
-        # DistributedDataParallel leaves a reference cycle. If Python collected it after the process
-        # group was destroyed, it could wait for the group's threads for ever (PyTorch 2.13).
+        # DistributedDataParallel leaves a reference cycle, which has to be collected now. If Python
+        # collected it after the process group is destroyed, the process could wait for the group's
+        # threads for ever (PyTorch 2.13).
         gc.collect()
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process, counted from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def n_processes() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.Module:
-    """Return the model as every process calls it, with the parameters of process 0.
+    """Return the module to train. All processes start with the parameters of process 0.
 
-    The model itself moves to the device. Each process holds a whole copy of it. If `sharded`, each
-    process holds a part of every parameter and gathers the parameters of one block at a time, which
-    needs PyTorch 2.6.
+    This also moves `model` to the device. By default, each process holds the whole model. With
+    `sharded`, each process holds a part of every parameter and gathers the parameters of one block
+    at a time. Sharding needs PyTorch 2.6.
     """
     if not dist.is_initialized():
         return model.to(device)
     if not sharded:
-        # A swapped module may have parameters that nothing reads, so they have to be looked for.
-        # Looking also keeps the gradients where they are in the reduction buffers. Otherwise they
-        # move after the first step, and a resumed run would sum them in another order.
+        # A swapped module may have unused parameters, which DistributedDataParallel has to find.
+        # With this option, it also keeps its gradient buckets. Otherwise it changes them after the
+        # first step, and a resumed run would sum the gradients in another order.
         return DistributedDataParallel(model.to(device), find_unused_parameters=True)
 
     from torch.distributed.device_mesh import init_device_mesh
@@ -76,16 +77,16 @@ def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.M
 
 
 def accumulating(engine: nn.Module) -> AbstractContextManager[None]:
-    """Return a context for every micro-batch but the last: the gradients are not reduced yet.
+    """Return a context in which gradients are accumulated but not yet reduced over processes.
 
-    With `fully_shard`, gradients are reduced after every micro-batch, so that no process holds full
-    gradients.
+    Use it for every micro-batch except the last. With `fully_shard`, gradients are reduced after
+    every micro-batch, so that no process holds full gradients.
     """
     return engine.no_sync() if isinstance(engine, DistributedDataParallel) else nullcontext()
 
 
 def mean_over_processes(x: Tensor) -> float:
-    """Return the mean of one number over the processes."""
+    """Return the mean of the scalar `x` over all processes."""
     if dist.is_initialized():
         x = x.clone()
         dist.all_reduce(x)

@@ -1,4 +1,4 @@
-"""`train`: next-token prediction on one device or many, which resumes exactly after a kill."""
+"""`train`: next-token training on one or several devices; a killed run resumes exactly."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -48,26 +48,28 @@ def train(
     device: str | torch.device = "auto",
     on_step: Callable[[Measured], object] = lambda measured: None,
 ) -> None:
-    """Train the model in place, or resume the run that `folder` has.
+    """Train the model in place, or resume the run that was saved in `folder`.
 
-    `tokens` [pos] and `held_out` [pos] are token ids, such as a memory-mapped uint16 array. The
-    model moves to the device; it may have swapped modules. `folder` gets checkpoint.pt and
-    metrics.jsonl, one JSON object per step. `on_step` is called with the same numbers.
+    `tokens` [pos] and `held_out` [pos] are arrays of token ids, for example a memory-mapped uint16
+    array. The model moves to the device; it may have swapped modules. The run writes checkpoint.pt
+    and metrics.jsonl, with one JSON object per step, into `folder`. It calls `on_step` with the
+    same measurements.
 
-    After a kill at any moment, the same call resumes from the last checkpoint and ends with the
-    same bits as an uninterrupted run: the windows and the random numbers of a step follow from
-    `training.seed` and the number of the step.
+    If the run is killed at any moment, the same call resumes it from the last checkpoint and ends
+    with the same bits as an uninterrupted run. The windows and the random numbers of a step depend
+    only on `training.seed` and the number of the step.
 
     If `torch.distributed` is initialized (see `distributed.joined`), all processes train together,
-    and only process 0 calls `on_step`. A sharded model stays sharded; its checkpoint is whole.
+    and only process 0 calls `on_step`. A sharded model stays sharded, but its checkpoint holds
+    whole parameters.
 
-    `unembed.b_U` is not trained, because GPT-2 has no such bias. Afterwards, `requires_grad`,
-    gradients, train and eval modes, PyTorch's random state and its deterministic settings are as
-    they were before.
+    `unembed.b_U` is not trained, because GPT-2 has no such bias. At the end, `train` restores
+    `requires_grad`, gradients, train and eval modes, PyTorch's random state and its deterministic
+    settings.
 
-    Raises `ValueError`, before any work, for tokens outside of the vocabulary or too few of them,
-    for a batch that cannot be divided among the processes, and for a folder with a different run.
-    Raises `RuntimeError` if a gradient is not finite; the last checkpoint is kept.
+    Raises `ValueError`, before training starts, for tokens outside the vocabulary, for too few
+    tokens, for a batch that cannot be divided among the processes, and for a folder with a
+    different run. Raises `RuntimeError` if a gradient is not finite; the last checkpoint is kept.
     """
     folder, device = Path(folder), resolve_device(device)
     windows_per_process(training)  # raises if the processes cannot share a batch
@@ -119,7 +121,8 @@ def train(
 def windows_per_process(training: Training) -> int:
     """Return how many windows of a batch each process reads.
 
-    Raises `ValueError` if the processes cannot share a batch equally.
+    Raises `ValueError` if the processes cannot share a batch equally, and for `sharded` with only
+    one process.
     """
     parts = n_processes() * training.accumulation
     if training.batch % parts:
@@ -135,7 +138,7 @@ def windows_per_process(training: Training) -> int:
 
 
 def refuse_untrained_embedding(model: DemoTransformer) -> None:
-    """Raise `ValueError` if the unembedding is tied to an embedding outside of the model."""
+    """Raise `ValueError` if the unembedding is tied to an embedding that is not in the model."""
     embed = model.unembed.W_U if isinstance(model.unembed, TiedUnembed) else None
     if embed is not None and not any(
         embed.data_ptr() == parameter.data_ptr() for parameter in model.parameters()
@@ -147,7 +150,11 @@ def refuse_untrained_embedding(model: DemoTransformer) -> None:
 
 
 def describe(model: DemoTransformer, training: Training, n_tokens: int) -> dict[str, Any]:
-    """Return what identifies a run: it must be the same when the run is resumed."""
+    """Return the values that identify a run; they must be the same when the run is resumed.
+
+    They are the fields of the architecture and of `training`, the number of tokens, and the class
+    of each module.
+    """
     modules = {
         path: type(module).__name__
         for path, module in model.named_modules()
@@ -157,14 +164,14 @@ def describe(model: DemoTransformer, training: Training, n_tokens: int) -> dict[
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a seed of 64 bits that depends on all the numbers."""
+    """Return a 64-bit seed that depends on all the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def own_windows(
     tokens: Tokens, batch: int, n_ctx: int, training: Training
 ) -> Int[Tensor, "window pos"]:
-    """Return this process's windows of the batch with that number, counted from 0."""
+    """Return this process's windows of batch number `batch`, counted from 0."""
     share = windows_per_process(training)
     first = batch * training.batch + rank() * share
     numbers = range(first, first + share)
@@ -174,8 +181,9 @@ def own_windows(
 def adamw(model: nn.Module, training: Training) -> AdamW:
     """Return AdamW (Loshchilov and Hutter 2019) for the parameters that require gradients.
 
-    Only matrices have weight decay; gains and biases have none. The names of biases begin with "b",
-    and that tells them apart: b_Q has two axes, as a matrix has.
+    Only matrices have weight decay; gains and biases have none. Biases are recognized by their
+    names, which begin with "b". Their number of axes is not enough: b_Q has two axes, like a
+    matrix.
     """
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -200,9 +208,9 @@ def update(
     training: Training,
     step: int,
 ) -> tuple[float, float]:
-    """Take one step on this process's windows; return the loss and the gradient norm.
+    """Take one optimizer step on this process's windows; return the loss and the gradient norm.
 
-    Both are over the windows of all processes. The norm is the one before clipping.
+    Both are computed over the windows of all processes. The norm is measured before clipping.
     """
     engine.train()
     parts = windows.chunk(training.accumulation)
@@ -228,7 +236,10 @@ def update(
 def next_token_loss(
     engine: nn.Module, windows: Int[Tensor, "window pos"], training: Training
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy, in nats, of each token of the windows except the first."""
+    """Return the mean cross-entropy per token, in nats.
+
+    The model predicts each token of a window except the first.
+    """
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=training.autocast):
         logits = engine(windows[:, :-1])
     return cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())

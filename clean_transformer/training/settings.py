@@ -1,4 +1,7 @@
-"""`Training`: how to train. The command line reads it, so it needs no PyTorch."""
+"""`Training`: settings for training.
+
+This file does not import PyTorch, because the command line reads it for its help texts.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,10 +12,10 @@ from clean_transformer.support.validation import require
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How to train. Each field holds a help text, which `clean-transformer train --help` shows.
+    """Settings for training. `clean-transformer train --help` shows the help text of each field.
 
-    The defaults are those of Brown et al. 2020 (appendix B) for a model of GPT-2 small's size.
-    Raises `ValueError`, naming the field, for an impossible value.
+    The defaults come from Brown et al. 2020 (appendix B), for a model of GPT-2 small's size. Raises
+    `ValueError`, naming the field, for an invalid value.
     """
 
     steps: Annotated[int, "Number of optimizer steps."]
@@ -57,7 +60,7 @@ class Training:
         require(self, "batch", self.batch % self.accumulation == 0, "a multiple of accumulation")
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, from 0: a linear warm-up, then a cosine decay."""
+        """Return the learning rate of `step`, counted from 0: linear warm-up, then cosine decay."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -65,5 +68,8 @@ class Training:
         return self.learning_rate * (1 - decayed)
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether `step`, from 0, ends an interval of `every` steps. The last step always does."""
+        """Whether a task that is due every `every` steps is due after `step`, counted from 0.
+
+        Every task is due after the last step.
+        """
         return (step + 1) % every == 0 or step + 1 == self.steps

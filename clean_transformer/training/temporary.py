@@ -1,4 +1,4 @@
-"""What training changes for a while. Each of these puts everything back at its end."""
+"""Context managers for what training changes. At its end, each one restores the old state."""
 
 import os
 from collections.abc import Iterator
@@ -17,11 +17,12 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextmanager
 def training_state(model: nn.Module) -> Iterator[None]:
-    """Let training set each module's mode, and each parameter's `grad` and `requires_grad`.
+    """Let training change modules' modes and parameters' gradients, and restore them at the end.
 
-    Gradients start as None. `b_U` gets no gradient: GPT-2 has no such bias, and Hugging Face's
-    format has no place for it. If the model was sharded meanwhile, its parameters are new ones, and
-    have no gradients in the end.
+    This restores each module's train or eval mode, and each parameter's `grad` and `requires_grad`.
+    Gradients start as None. `unembed.b_U` gets no gradient: GPT-2 has no such bias, and Hugging
+    Face's format has no place for it. Sharding the model replaces its parameters. The new
+    parameters have no gradients at the end.
     """
     modes = {module: module.training for module in model.modules()}
     required = {name: each.requires_grad for name, each in model.named_parameters()}
@@ -42,7 +43,10 @@ def training_state(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def random_generators(device: torch.device) -> Iterator[list[torch.Generator]]:
-    """Lend PyTorch's global random generators, of the CPU and of the device, to be seeded."""
+    """Yield PyTorch's global random generators, and restore their states at the end.
+
+    They are the generators of the CPU and of the device; the caller may seed them.
+    """
     generators = [torch.default_generator]
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]
@@ -60,11 +64,11 @@ def random_generators(device: torch.device) -> Iterator[list[torch.Generator]]:
 
 @contextmanager
 def deterministic_kernels() -> Iterator[None]:
-    """Use only kernels that give the same bits each time."""
+    """Let PyTorch use only kernels that give the same bits each time."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     config = os.environ.get(CUBLAS)
-    os.environ.setdefault(CUBLAS, ":4096:8")  # PyTorch refuses cuBLAS without such a setting
+    os.environ.setdefault(CUBLAS, ":4096:8")  # deterministic cuBLAS needs such a setting
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -78,7 +82,7 @@ def deterministic_kernels() -> Iterator[None]:
 def recomputed_blocks(model: DemoTransformer) -> Iterator[None]:
     """Use gradient checkpointing: keep only each block's input for the backward pass.
 
-    The backward pass computes the activations of one block at a time again, which takes a third
+    The backward pass then recomputes the activations of one block at a time. A step takes a third
     more time (Chen et al. 2016).
     """
     with ExitStack() as put:
@@ -88,5 +92,5 @@ def recomputed_blocks(model: DemoTransformer) -> Iterator[None]:
 
 
 def recomputed(below: Method) -> Method:
-    """Return the method with gradient checkpointing around it."""
+    """Return the method `below`, wrapped in gradient checkpointing."""
     return partial(checkpoint, below, use_reentrant=False)

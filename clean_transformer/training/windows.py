@@ -1,4 +1,4 @@
-"""Tokens to train on, and which of them each step reads."""
+"""Loads the tokens to train on, and cuts them into the windows that each step reads."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -43,7 +43,11 @@ def tokenize(files: Sequence[Path], tokenizer: Tokenizer) -> Tokens:
 
 
 def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
-    """Raise `ValueError` for tokens that the model cannot read, or too few for one window."""
+    """Raise `ValueError` unless the tokens are integers [pos] that the model can train on.
+
+    There must be enough tokens for one window, and all ids must be in the vocabulary. `name` is
+    what the error calls the tokens.
+    """
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(
             f"{name} are {tokens.dtype} of shape {[*tokens.shape]}; they must be integers [pos]"
@@ -62,10 +66,11 @@ def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
 
 
 def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "pos"]:
-    """Return window `number` of a run: `length` tokens and the one after them.
+    """Return window `number` of a run: `length` input tokens and the token after them.
 
-    Each epoch reads every window once, in a new random order. The window depends on nothing but the
-    arguments, so that a resumed run, or one on another number of processes, reads the same ones.
+    Each epoch reads every window once, in a new random order. The result depends only on the
+    arguments. A resumed run therefore reads the same windows, also with another number of
+    processes.
     """
     per_epoch, left = divmod(len(tokens) - 1, length)
     epoch, place = divmod(number, per_epoch)
@@ -76,9 +81,10 @@ def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "
 
 @lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, windows: int, left: int) -> tuple[Tokens, int]:
-    """Return the order of an epoch's windows, and where the first window starts.
+    """Return the order of an epoch's windows, and the index of the first window's first token.
 
-    The windows do not cover all tokens: `left` tokens are left over, at both ends together.
+    The windows do not cover all tokens: `left` tokens are left over. A random number of these
+    tokens is before the first window, and the others are after the last window.
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
     return generator.permutation(windows), int(generator.integers(left, endpoint=True))

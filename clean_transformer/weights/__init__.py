@@ -1,4 +1,4 @@
-"""Weights: checkpoints of every format, read and written as state dicts, and processed."""
+"""Reads, writes and processes weights: checkpoints of every supported format as state dicts."""
 
 from clean_transformer.weights.formats.gguf import write_gguf as write_gguf
 from clean_transformer.weights.load import read_pretrained as read_pretrained

@@ -21,7 +21,8 @@ HUB_IDS = {
 DEMO = Path(__file__).parents[1] / "demo" / "model"
 
 
-# Sets of file names or patterns. One complete set is enough; the preferred set comes first.
+# Alternative sets of file names or patterns. A model needs one complete set; the preferred set
+# comes first.
 FileSets = tuple[tuple[str, ...], ...]
 
 
@@ -42,7 +43,7 @@ class HubError(OSError):
 
 
 def fetch(source: str | Path, wanted: FileSets) -> Path:
-    """The local folder with the files of `source`, after a download if that is necessary.
+    """Return the local folder with the files of `source`, and download them first if necessary.
 
     `source` is a local folder, a hub id ("owner/name"), an alias from `HUB_IDS`, or "demo", the
     model in this package. From the hub, this downloads only the first set in `wanted` that the
@@ -50,8 +51,9 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
     variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, …) apply. If the hub does not answer, the
     cached files are used.
 
-    Raises `ValueError` for any other source. Raises `HubError` if the repository or the files do
-    not exist, if a download breaks off, or if the hub does not answer and nothing is cached.
+    Raises `ValueError` if `source` is none of these. Raises `HubError` if the repository or the
+    files do not exist, if a download is interrupted, or if the hub does not answer and nothing is
+    cached.
     """
     if os.path.isdir(source):
         return Path(source)
@@ -63,8 +65,8 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import HfHubHTTPError
 
-    # One request without retries, so that a missing network shows at once. The type of the error
-    # depends on the HTTP library, which differs between versions of huggingface_hub.
+    # One request without retries, so that a missing network is noticed at once. The type of the
+    # error depends on the HTTP library, which differs between versions of huggingface_hub.
     try:
         listing = HfApi().model_info(repo, timeout=HF_HUB_ETAG_TIMEOUT).siblings or []
     except Exception as error:
@@ -92,7 +94,7 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
 
 
 def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
-    """The files of the first set that is complete in `names`, in the set's order; [] if none is."""
+    """Return the files of the first set that is complete in `names`, in the set's order, or []."""
     names = sorted(names)
     for patterns in wanted:
         matches = [matching(names, pattern) for pattern in patterns]
@@ -102,7 +104,7 @@ def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
 
 
 def describe(wanted: FileSets) -> str:
-    """The sets in words, for error messages."""
+    """Return the file sets as text for error messages."""
     return ", or ".join(" + ".join(patterns) for patterns in wanted)
 
 

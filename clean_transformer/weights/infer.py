@@ -1,4 +1,4 @@
-"""The architecture of a state dict, inferred from the shapes of its tensors."""
+"""Infers the architecture of a state dict from the shapes of its tensors."""
 
 import re
 
@@ -9,11 +9,11 @@ from clean_transformer.weights.table import Format, State, WeightsError
 
 
 def infer_config(known: Format, state: State) -> Config:
-    """The architecture of a state dict in the format `known`; eps is GPT-2's 1e-5.
+    """Return the architecture of a state dict in the format `known`, with GPT-2's eps of 1e-5.
 
-    Raises `WeightsError` if the shapes do not show the architecture. Most formats merge the heads
-    into one axis. The number of heads is then known only if d_model is the width of a published
-    GPT-2.
+    Raises `WeightsError` if the shapes do not determine the architecture. Most formats merge the
+    heads into one axis. In these formats, the number of heads is known only if d_model is the width
+    of a published GPT-2.
     """
     n_layers = _count_layers(known, state)
     rows = [row for row in known.all_rows(n_layers) if row.theirs in state]
@@ -44,7 +44,7 @@ def _count_layers(known: Format, state: State) -> int:
 
 
 def _axis_lengths(rows: list[Row], n_layers: int, state: State) -> dict[str, int]:
-    """The length of each axis that the format does not merge with another one."""
+    """Return the length of each axis that the format does not merge with another axis."""
     axes = parameter_axes(Config.gpt2("small", n_layers=n_layers, tied_unembed=False))
     lengths: dict[str, int] = {}
     for row in rows:

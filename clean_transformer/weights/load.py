@@ -1,6 +1,7 @@
-"""Reads a checkpoint of any known format: the architecture, and the parameters by our names.
+"""Reads the architecture and the parameters from a checkpoint in any known format.
 
-Every `Format` that a file in `formats/` defines is known. There is no other list of formats.
+The parameters get this package's names. Every `Format` that a file in `formats/` defines is known.
+There is no other list of formats.
 """
 
 import os
@@ -20,7 +21,7 @@ from clean_transformer.weights.table import Folder, Format, State, WeightsError,
 
 
 def discover() -> Iterator[Format]:
-    """Every `Format` that a file in `formats/` defines or imports."""
+    """Yield every `Format` that a file in `formats/` defines or imports."""
     for module in iter_modules(formats.__path__):
         contents = vars(import_module(f"{formats.__name__}.{module.name}"))
         yield from (value for value in contents.values() if isinstance(value, Format))
@@ -48,10 +49,10 @@ WEIGHTS: FileSets = tuple(files for folder, _ in FOLDERS for files in folder.fil
 def read_pretrained(
     source: str | Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The architecture and the parameters of a hub id, an alias, "demo", a folder or a file.
+    """Return the architecture of a model, and its parameters under this package's names.
 
-    The parameters are on the device and in the dtype. A parameter that needs no conversion is a
-    view of the memory-mapped file.
+    `source` is a hub id, an alias, "demo", a folder or a file. The parameters are on the device and
+    in the dtype. A parameter that needs no conversion is a view of the memory-mapped file.
 
     Raises `WeightsError` for a damaged file or for weights that do not fit the architecture,
     `FileNotFoundError` for missing files, and `ValueError` or `HubError` as `hub.fetch` does.
@@ -74,10 +75,10 @@ def read_pretrained(
 
 
 def _choose_folder(path: Path) -> tuple[Folder, Format]:
-    """The preferred format among those whose files are complete in this folder.
+    """Return the preferred format among the formats whose files are complete in this folder.
 
-    If no format is complete, this takes one that the folder has a part of, and the reader of that
-    format says which file is missing. Raises `FileNotFoundError` if there is no part of any.
+    If no format is complete, this returns a format whose first file exists. The reader of that
+    format then says which file is missing. Raises `FileNotFoundError` if no such file exists.
     """
     names = os.listdir(path)
     complete = [pair for pair in FOLDERS if complete_set(pair[0].file_sets, names)]
@@ -93,12 +94,13 @@ def _converted(state: State, device: torch.device, dtype: torch.dtype) -> dict[s
 
 
 def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, dict[str, Tensor]]:
-    """The architecture and our parameters of a state dict. Its keys show its format.
+    """Return the architecture of a state dict, and its parameters under this package's names.
 
-    Without `cfg`, the architecture is inferred from the shapes (see `infer_config`). Raises
-    `WeightsError` for an unknown format, and if keys or shapes differ from the architecture's.
+    The keys of the state dict determine its format. Without `cfg`, the architecture is inferred
+    from the shapes (see `infer_config`). Raises `WeightsError` for an unknown format, and if keys
+    or shapes differ from the architecture's.
     """
-    # torch.compile adds this prefix to the names in each module that it compiles.
+    # torch.compile adds this prefix to the parameter names of each module that it compiles.
     state = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}
     known = detect(FORMATS, state)
     state = known.full_names(state)

@@ -1,17 +1,18 @@
 """Changes the weights so that a model is easier to interpret. Log-probabilities stay the same.
 
-Each function takes an architecture and a complete state dict, and returns new ones. It never
-changes the tensors that it gets. The new state dict shares the tensors that did not change.
+Each function takes an architecture and a complete state dict, and returns a new architecture and a
+new state dict. It never changes the tensors that it gets. The old and the new state dict share the
+tensors that did not change.
 
 The results equal TransformerLens's bit for bit. For that reason the code multiplies and then sums:
 a matrix product would round differently. The rounding of a sum also depends on the memory layout,
 so equal bits need equal strides. `untie` gives the unembedding the strides that TransformerLens
 gives it when it converts the published GPT-2. There is one exception: if d_model equals d_mlp or
 d_vocab, TransformerLens (3.9.0 and 4.3.0) takes the wrong axis for d_model, and its `fold_ln`
-changes the model.
+changes the function that the model computes.
 
-Sources: TransformerLens's `further_comments.md`, and Elhage et al. 2021, "A Mathematical
-Framework for Transformer Circuits".
+Sources: TransformerLens's `further_comments.md`, and Elhage et al. 2021, "A Mathematical Framework
+for Transformer Circuits".
 """
 
 import dataclasses
@@ -38,14 +39,14 @@ def untie(cfg: Config, state: State) -> tuple[Config, State]:
 
 
 def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
-    """Fold the gain w and bias b of every LayerNorm into the weights W and biases c that read it.
+    """Fold the gain w and bias b of every LayerNorm into the weights W and biases c after it.
 
     LN(x) = w·x̂ + b, where x̂ is x after centering and scaling. Therefore
 
         LN(x) W + c = x̂ (w[:, None] · W) + (b W + c).
 
-    x̂ has mean zero over d_model, so this also subtracts its mean from each column of the new W.
-    The logits are unchanged.
+    x̂ has mean zero over d_model, so the mean of each column of the new W has no effect. The
+    function subtracts this mean, too. The logits are unchanged.
 
     W is W_Q, W_K, W_V [head d_model d_head], W_in [d_model d_mlp] or W_U [d_model d_vocab]. A tied
     model is untied first (see `untie`). The result has `normalization_type="LNPre"` and no
@@ -110,7 +111,8 @@ def fold_value_biases(cfg: Config, state: State) -> tuple[Config, State]:
     return cfg, folded
 
 
-# In TransformerLens's order. In `process_weights`, the flags hide the functions of these names.
+# The functions in TransformerLens's order. `process_weights` needs this tuple, because its flags
+# have the names of the functions and hide them.
 _STEPS = (fold_ln, center_writing_weights, center_unembed, fold_value_biases)
 
 
@@ -123,12 +125,12 @@ def process_weights(
     center_unembed: bool = True,
     fold_value_biases: bool = True,
 ) -> tuple[Config, State]:
-    """The weights that TransformerLens's `HookedTransformer` loads with the same flags.
+    """Return the weights that TransformerLens's `HookedTransformer` loads with the same flags.
 
-    Unties the model (see `untie`) and then applies the functions whose flags are set, in this
+    This unties the model (see `untie`) and then applies the functions whose flags are set, in this
     order. The log-probabilities are unchanged, except for rounding. Like TransformerLens, this
-    computes in float32 and returns each parameter in its own dtype. Even if no flag is set,
-    float64 weights are rounded to float32. To keep full precision, call the single functions.
+    computes in float32 and returns each parameter in its own dtype. Even if no flag is set, float64
+    weights are rounded to float32. To keep full precision, call the four functions one by one.
 
     Raises `KeyError` for a missing parameter.
     """
@@ -146,7 +148,7 @@ def process_weights(
 
 
 def _readers(cfg: Config) -> dict[str, list[str]]:
-    """For each LayerNorm, the weights that its output is multiplied by."""
+    """Return, for each LayerNorm, the names of the weights that multiply its output."""
     blocks = {
         f"blocks.{layer}.{ln}": [f"blocks.{layer}.{weight}" for weight in weights]
         for layer in range(cfg.n_layers)
@@ -156,13 +158,13 @@ def _readers(cfg: Config) -> dict[str, list[str]]:
 
 
 def _writers(cfg: Config) -> list[str]:
-    """The parameters that are added to the residual stream."""
+    """Return the names of the parameters that are added to the residual stream."""
     blocks = [f"blocks.{layer}.{name}" for layer in range(cfg.n_layers) for name in WRITERS]
     return ["embed.W_E", "pos_embed.W_pos", *blocks]
 
 
 def _with_centered(state: State, names: list[str]) -> State:
-    """A state dict in which the named tensors have mean zero over their last axis."""
+    """Return a state dict in which the named tensors have mean zero over their last axis."""
     return {**state, **{name: _centered(state[name], axis=-1) for name in names}}
 
 

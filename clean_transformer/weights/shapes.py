@@ -28,8 +28,8 @@ BLOCK = {
 }
 
 
-# Which weights of a block its LayerNorms' outputs are multiplied by, and which parameters are added
-# to the residual stream.
+# READERS has, for each LayerNorm of a block, the weights that multiply its output. WRITERS has the
+# parameters that are added to the residual stream.
 READERS = {"ln1": ("attn.W_Q", "attn.W_K", "attn.W_V"), "ln2": ("mlp.W_in",)}
 WRITERS = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 
@@ -43,7 +43,7 @@ UNEMBEDDING = {
 
 
 def parameter_axes(cfg: Config) -> dict[str, str]:
-    """Every parameter of the architecture, in order, with the names of its axes.
+    """Return the axes of every parameter, such as "d_vocab d_model", by name, in order.
 
     `Config.axes` gives the length of each axis.
     """
@@ -61,7 +61,7 @@ def parameter_axes(cfg: Config) -> dict[str, str]:
 
 
 def parameter_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the architecture, in order, with its shape."""
+    """Return the shape of every parameter by name, in the order of `parameter_axes`."""
     lengths = cfg.axes()
     return {
         name: tuple(lengths[axis] for axis in axes.split())

@@ -1,9 +1,10 @@
-"""Seeded random weights, with the same bits on every machine. They replace the published ones.
+"""Seeded random weights with the same bits on every machine, for use without the published ones.
 
-`torch.randn` gives different bits on different processors, because their logarithms and cosines
-differ. Here, each value starts as a sum of integers from a bit generator whose stream NumPy
-guarantees. Everything after that is `+`, `-`, `*`, `/` and `sqrt` of single elements, which IEEE
-754 rounds exactly. Floats are never summed, because the order of a sum would change its bits.
+`torch.randn` gives different bits on different processors, because they compute logarithms and
+cosines differently. Here, each value starts as a sum of integers from a bit generator whose output
+NumPy guarantees. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`, which IEEE
+754 rounds exactly. Floats are never summed over an axis, because the order of such a sum would
+change its bits.
 """
 
 import math
@@ -27,14 +28,14 @@ Array = NDArray[np.float32]
 CHUNK = 2**16  # values drawn at a time; few enough for the processor's cache
 
 
-STRIDE = 257  # every 257th entry is an outlier; a prime, so that all columns get outliers
+STRIDE = 257  # every 257th entry is an outlier; 257 is prime, so that all columns get outliers
 
 
 BELL_KURTOSIS = 2.9  # the kurtosis of a sum of twelve uniform values, 3 − 1.2 / 12
 
 
 class Spread(NamedTuple):
-    """How the entries of a tensor are distributed. If `largest` is given, it is every outlier."""
+    """How a tensor's entries are distributed. If `largest` is given, all outliers have this value."""
 
     std: float
     kurtosis: float = BELL_KURTOSIS
@@ -42,7 +43,8 @@ class Spread(NamedTuple):
     largest: float | None = None
 
 
-# The numbers below were measured in GPT-2 small. Those of W_E, W_in and W_out are guesses.
+# The numbers below were measured in GPT-2 small, except those of W_E, W_in and W_out, which are
+# guesses.
 MEASURED_WIDTH = 768
 
 
@@ -56,7 +58,8 @@ OUTSIDE_BLOCKS = {
 }
 
 
-# For the first block, the blocks between, and the last block (if it is the fourth or later).
+# Each entry has the spreads of the first block, of the middle blocks, and of the last block (if it
+# is the fourth or later).
 IN_BLOCKS = {
     "ln1.w": (
         Spread(0.041, mean=0.18, largest=0.25),
@@ -86,10 +89,10 @@ IN_BLOCKS = {
 
 
 def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
-    """A float32 state dict as at the start of training: N(0, `cfg.initializer_range`).
+    """Return float32 weights as at the start of training: N(0, `cfg.initializer_range`).
 
-    The gains of the LayerNorms are 1 + N(0, …). `unembed.b_U` is 0, because most checkpoint
-    formats do not have it.
+    The gains of the LayerNorms are 1 + N(0, `cfg.initializer_range`). `unembed.b_U` is 0, because
+    most checkpoint formats do not have it.
     """
 
     def spread(name: str) -> Spread:
@@ -101,16 +104,17 @@ def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
 
 
 def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
-    """A float32 state dict that is numerically as hard as the weights of the published GPT-2.
+    """Return float32 weights that are numerically as hard as those of the published GPT-2.
 
-    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small.
-    Matrices are scaled to the width. From the third block on (or the last, if there are fewer),
-    three coordinates of the residual stream at position 0 are near 3,000, provided that `d_model`
-    is at least 32. The median magnitude of the others is 0.9 after the first block, and 6 after
-    the last of twelve blocks. From the fourth block on, many heads attend to position 0 if they
-    find nothing better. An untied unembedding has its own values.
+    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small. The
+    scale of matrices depends on `d_model`. From the third block on (or the last, if there are
+    fewer), three coordinates of the residual stream at position 0 are near 3,000, provided that
+    `d_model` is at least 32. The median magnitude of the other coordinates is 0.9 after the first
+    block, and 6 after the last of twelve blocks. From the fourth block on, many heads attend to
+    position 0 if no other position matches their query. An untied unembedding has its own values.
 
-    "LNPre" weights are the "LN" weights with the gains folded in and without LayerNorm biases.
+    With `normalization_type="LNPre"`, the weights are the "LN" weights with the gains folded in and
+    without LayerNorm biases.
     """
     with_norms = replace(cfg, normalization_type="LN")
     state = _draw_all(with_norms, seed, lambda name: _published_spread(name, cfg))
@@ -130,16 +134,16 @@ def _published_spread(name: str, cfg: Config) -> Spread:
 
 
 def _scale(cfg: Config) -> float:
-    """A factor that keeps a sum over `d_model` products as large as in GPT-2 small."""
+    """Return a factor that keeps a sum over `d_model` products as large as in GPT-2 small."""
     return math.sqrt(MEASURED_WIDTH / cfg.d_model)
 
 
 def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     """Make three coordinates of the residual stream huge at position 0.
 
-    W_pos marks position 0 in these coordinates. A neuron reads the mark and writes huge values
-    into the same coordinates, and later heads attend to them. No parameter before that neuron
-    writes into these coordinates, so the mark is still there when the neuron reads it.
+    W_pos marks position 0 in these coordinates. One MLP neuron reads the mark and writes huge
+    values into the same coordinates, and later heads attend to them. No parameter before that
+    neuron writes into these coordinates, so the mark is still there when the neuron reads it.
     """
     layer = min(2, cfg.n_layers - 1)
     coordinates = [cfg.d_model * quarter // 4 for quarter in (1, 2, 3)]
@@ -159,8 +163,8 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     state[f"{mlp}.W_out"][0] = 0
     state[f"{mlp}.W_out"][0, coordinates] = 140
 
-    # The key of position 0 becomes what all queries of a head have in common, and its value
-    # becomes nearly 0.
+    # At position 0, each head's key becomes b_Q, the common part of all queries of the head, so
+    # that heads attend to it. The value becomes nearly 0.
     for later in range(layer + 1, cfg.n_layers):
         attn = f"blocks.{later}.attn"
         state[f"{attn}.W_K"][:, coordinates] = state[f"{attn}.b_Q"][:, None] * _scale(cfg)
@@ -168,7 +172,7 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
-    """Multiply each weight [..., d_model, out] that reads a LayerNorm's output by the gain."""
+    """Multiply each weight [..., d_model, out] after a LayerNorm by that LayerNorm's gain."""
     for layer in range(cfg.n_layers):
         for ln, readers in READERS.items():
             for reader in readers:
@@ -177,7 +181,7 @@ def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[str, Array]:
-    """Every tensor of the model, in several threads, because NumPy releases the GIL."""
+    """Return all tensors of the model, drawn in several threads, because NumPy releases the GIL."""
     shapes = parameter_shapes(cfg)
     with ThreadPoolExecutor() as pool:
         drawn = pool.map(lambda name: _draw(name, shapes[name], seed, spread(name)), shapes)
@@ -185,7 +189,7 @@ def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[s
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
-    """One tensor: bell-shaped values, with the outliers multiplied by a factor.
+    """Return one tensor of bell-shaped values, in which the outliers are multiplied by a factor.
 
     If a share p of the values is multiplied by √(1 + e), the variance becomes 1 + p·e and the
     kurtosis becomes BELL_KURTOSIS · (1 + r²), where r = √(p (1 − p)) · e / (1 + p·e).
@@ -203,7 +207,7 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array
 
 
 def _bell(name: str, count: int, seed: int) -> Array:
-    """Values of mean 0 and variance 1, each a sum of twelve 16-bit integers (Irwin–Hall).
+    """Return values of mean 0 and variance 1, each a sum of twelve 16-bit integers (Irwin–Hall).
 
     The seed and the name select the random stream, so a tensor does not depend on the others.
     """

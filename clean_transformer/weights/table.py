@@ -1,4 +1,4 @@
-"""Checkpoint formats as tables: reads and writes a state dict by the rows of its format."""
+"""`Format`: a checkpoint format as a table of rows, which reads and writes state dicts."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -24,10 +24,9 @@ class WeightsError(ValueError):
 class Folder:
     """How a format is stored in a folder.
 
-    A folder holds the format if it has every file of one of the `file_sets`. The first file of
-    each set describes the architecture. A folder may hold several formats; the one with the
-    highest `priority` is read. `read` returns the architecture and the tensors under the format's
-    names.
+    A folder holds the format if it has every file of one of the `file_sets`. The first file of each
+    set describes the architecture. If a folder holds several formats, the one with the highest
+    `priority` is read. `read` returns the architecture, and the tensors under the format's names.
     """
 
     file_sets: FileSets
@@ -51,15 +50,15 @@ class File:
 class Format:
     """How a family of checkpoints names and lays out GPT-2's parameters.
 
-    `outer` has the rows outside of the blocks. `block` has the rows of one block, without the
-    prefix: `blocks.{layer}.` for our names and `block_prefix` for theirs.
+    `outer` has the rows of the parameters outside of the blocks. `block` has the rows of one block.
+    The names in `block` lack the prefix: `blocks.{layer}.` for our names and `block_prefix` for
+    theirs.
 
-    Every checkpoint of the format has the key `marker`. If several formats share a marker,
-    `layout` tells whether the tensors have this format's layout. Some checkpoints leave out
-    `optional_prefix` before their names. Keys that match the pattern `buffers` are not parameters
-    and are ignored.
+    Every checkpoint of the format has the key `marker`. If several formats share a marker, `layout`
+    tells whether the tensors have this format's layout. In some checkpoints, the names lack
+    `optional_prefix`. Keys that match the pattern `buffers` are not parameters and are ignored.
 
-    `folder` and `file` say how the format is stored on disk, if it is.
+    `folder` and `file` say how the format is stored on disk. They are None if it is not.
     """
 
     name: str
@@ -74,7 +73,7 @@ class Format:
     file: File | None = None
 
     def full_names(self, state: State) -> dict[str, Tensor]:
-        """The same state dict, with `optional_prefix` added if the checkpoint leaves it out."""
+        """Return the state dict, with `optional_prefix` added if its names lack it."""
         short_marker = self.marker.removeprefix(self.optional_prefix)
         if self.marker in state or short_marker not in state:
             return dict(state)
@@ -88,12 +87,12 @@ class Format:
         return row.theirs is not None and row.theirs.startswith(self.optional_prefix)
 
     def fits(self, state: State) -> bool:
-        """Whether a state dict has this format, by its marker and layout."""
+        """Whether a state dict has this format. Its marker and its layout must match."""
         named = self.full_names(state)
         return self.marker in named and self.layout(named)
 
     def rows(self, cfg: Config) -> list[Row]:
-        """One row for each parameter of the architecture.
+        """Return one row for each parameter of the architecture.
 
         Raises `WeightsError` if the format has no place for a parameter.
         """
@@ -104,7 +103,7 @@ class Format:
         return [row for name, row in rows.items() if name in names]
 
     def all_rows(self, n_layers: int) -> list[Row]:
-        """Every row, whether or not an architecture of so many layers has the parameter."""
+        """Return all rows for this number of layers, also for parameters that a model may not have."""
         blocks = [
             replace(
                 row,
@@ -117,13 +116,15 @@ class Format:
         return [*self.outer, *blocks]
 
     def read(self, cfg: Config, state: State) -> dict[str, Tensor]:
-        """Our parameters, as views of their tensors.
+        """Return our parameters, as views of the tensors in the state dict.
 
-        Raises `WeightsError` that lists every missing, unused and misshapen key.
+        Raises `WeightsError` if tensors are missing, unused, or of the wrong shape. The error lists
+        them all.
         """
         rows, axes = self.rows(cfg), parameter_axes(cfg)
         wanted = {row.theirs: row.their_shape(axes[row.ours], cfg) for row in rows if row.theirs}
-        # If the unembedding is tied, a checkpoint may still repeat the embedding under its name.
+        # Even if the unembedding is tied, a checkpoint may store a copy of the embedding under the
+        # unembedding's name.
         repeated = {row.theirs for row in self.outer if row.ours == "unembed.W_U"}
         refuse_differences(
             f"this is not a complete {self.name} state dict",
@@ -149,7 +150,7 @@ class Format:
         }
 
     def write(self, cfg: Config, state: State) -> dict[str, Tensor]:
-        """Their tensors, contiguous.
+        """Return the format's tensors, contiguous, given a state dict of our parameters.
 
         Raises `WeightsError` if a parameter is not zero and the format has no place for it.
         """
@@ -164,19 +165,19 @@ class Format:
         return {theirs: write_rows(rows, cfg) for theirs, rows in rows_of.items()}
 
     def is_tied(self, state: State) -> bool:
-        """Whether the state dict has no unembedding of its own."""
+        """Whether the state dict uses the embedding as the unembedding."""
         rows = {row.ours: row for row in self.outer}
         embed, unembed = rows["embed.W_E"], rows.get("unembed.W_U")
         if unembed is None or unembed.theirs not in state:
             return True
-        # HookedTransformer always has a separate W_U, in our axes (so without a pattern). In the
-        # other formats, an unembedding that equals the embedding is a tied one.
+        # HookedTransformer always has a separate W_U with our axes, so its row has no pattern. In
+        # the other formats, an unembedding that equals the embedding is tied.
         repeats = torch.equal(state[str(embed.theirs)], state[str(unembed.theirs)])
         return unembed.pattern is not None and repeats
 
 
 def detect(formats: Iterable[Format], state: State) -> Format:
-    """The format of a state dict. Raises `WeightsError` unless exactly one format fits."""
+    """Return the format of a state dict. Raises `WeightsError` unless exactly one format fits."""
     fitting = [known for known in formats if known.fits(state)]
     if len(fitting) == 1:
         return fitting[0]
@@ -190,7 +191,11 @@ def detect(formats: Iterable[Format], state: State) -> Format:
 def refuse_differences(
     problem: str, wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raise `WeightsError` if any key is missing, unused or misshapen; the error lists them all."""
+    """Raise `WeightsError` if tensors are missing, unused, or of the wrong shape.
+
+    `wanted` and `given` hold the shapes by key. The error begins with `problem` and lists all
+    differences.
+    """
     misshapen = [
         f"{key} {given[key]} instead of {shape}"
         for key, shape in wanted.items()
@@ -207,7 +212,7 @@ def refuse_differences(
 
 
 def refuse_architecture(name: str, cfg: Config) -> None:
-    """Raise `WeightsError` for an architecture that a file of plain GPT-2 cannot describe."""
+    """Raise `WeightsError` for an architecture that files of plain GPT-2 cannot describe."""
     if cfg.normalization_type != "LN":
         raise WeightsError(f"the {name} format has no place for folded LayerNorms")
     if cfg.n_heads * cfg.d_head != cfg.d_model:
@@ -218,7 +223,7 @@ def refuse_architecture(name: str, cfg: Config) -> None:
 
 
 def head_width(file: str, d_model: int, n_heads: int) -> int:
-    """d_head in plain GPT-2. Raises `WeightsError` if d_model is not a multiple of n_heads."""
+    """Return d_head of plain GPT-2. Raises `WeightsError` unless n_heads divides d_model."""
     if not n_heads or d_model % n_heads:
         raise WeightsError(f"{file}: n_embd {d_model} is not a multiple of {n_heads} heads")
     return d_model // n_heads

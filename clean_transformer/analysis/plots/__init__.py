@@ -1,7 +1,7 @@
-"""Pictures of what a model computes, as plotly figures.
+"""Plots of what a model computes, as plotly figures.
 
-Most functions take activations of one text, with or without a batch dimension of 1, and the text's
-tokens as strings: `model.to_str_tokens(text)`. Every figure has the template `STYLE`.
+Most functions take the activations of one text, with or without a batch dimension of 1, and the
+tokens of the text as strings: `model.to_str_tokens(text)`. Every figure has the template `STYLE`.
 """
 
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""Pictures of what a model predicts, and of its loss."""
+"""Plots of what a model predicts, and of its loss."""
 
 import json
 from collections.abc import Sequence
@@ -25,9 +25,10 @@ from clean_transformer.model import DemoTransformer
 def token_probabilities(
     probabilities: Float[Tensor, "predicted"], tokens: Sequence[str]
 ) -> go.Figure:
-    """The probability of each token given the tokens before it: `Prediction.token_probabilities`.
+    """Plot the probability of each token given the tokens before it.
 
-    `tokens` includes the first token, which has no probability.
+    `probabilities` are `Prediction.token_probabilities`. `tokens` includes the first token, which
+    has no probability.
     """
     values = numbers(probabilities)
     require_as_many(len(values) + 1, tokens)
@@ -44,9 +45,10 @@ def token_probabilities(
 
 
 def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:
-    """The likeliest next token if the model ended early; the shade is its probability.
+    """Plot the most likely next token at each depth, as if the model ended there.
 
-    One row per depth, one column per token of the text.
+    There is one row per depth and one column per token of the text. The color shows the
+    probability.
     """
     tokens = single(model, text)
     log_probs, labels = log_probs_by_depth(model, tokens)
@@ -75,7 +77,7 @@ def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:
 
 
 def losses(metrics: str | Path) -> go.Figure:
-    """The training loss and the held-out loss of a run, from the `metrics.jsonl` in its folder."""
+    """Plot the training loss and the held-out loss of a run, from its `metrics.jsonl`."""
     lines = [json.loads(line) for line in Path(metrics).read_text("utf-8").splitlines()]
     figure = go.Figure()
     for key, name in (("loss", "training"), ("held_out_loss", "held out")):

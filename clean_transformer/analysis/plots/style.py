@@ -1,4 +1,4 @@
-"""What all pictures share: colors, axes of tokens, and saving."""
+"""What all plots share: colors, axes of tokens, and saving."""
 
 import html
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from clean_transformer.text.tokenizer import visible
 
 SUFFIXES = (".html", ".png")
 
-# For values from 0 to 1, and for values from -1 to 1 with 0 in the middle.
+# SEQUENTIAL is for values from 0 to 1, DIVERGING for values from -1 to 1 with 0 in the middle.
 SEQUENTIAL = ["#f7f8fa", "#c2daef", "#689bcc", "#1f5fae", "#0b2a52"]
 DIVERGING = ["#8f1230", "#d63a30", "#f3b9b0", "#f7f8fa", "#aecde8", "#1f5fae", "#0b2a52"]
 
@@ -43,8 +43,9 @@ STYLE = go.layout.Template(
 def save(figure: go.Figure, path: str | Path) -> None:
     """Write the figure to `*.html`, which needs no network, or to `*.png`.
 
-    A PNG needs an installed Chrome or Chromium. An error leaves an old file as it was. Raises
-    `ValueError` for another suffix and `FileNotFoundError` for a missing folder, before drawing.
+    A PNG needs an installed Chrome or Chromium. If an error occurs, an existing file is unchanged.
+    Raises `ValueError` for another suffix and `FileNotFoundError` for a missing folder, before
+    drawing.
     """
     file = Path(path)
     if file.suffix not in SUFFIXES:
@@ -55,14 +56,14 @@ def save(figure: go.Figure, path: str | Path) -> None:
 
 
 def numbers(values: Tensor) -> Any:
-    """The values as a float32 NumPy array."""
+    """Return the values as a float32 NumPy array."""
     return values.detach().cpu().float().numpy()
 
 
 def of_one_text(activation: Tensor, ndim: int, tokens: Sequence[str]) -> Any:
-    """The activation without its batch dimension, as an array of `ndim` dimensions.
+    """Return the activation without its batch dimension, as an array of `ndim` dimensions.
 
-    Raises `ValueError` if the batch holds several texts, or another number of tokens.
+    Raises `ValueError` if the batch holds several texts, or if the number of tokens differs.
     """
     if activation.ndim > ndim:
         if len(activation) != 1:
@@ -84,18 +85,21 @@ def require_as_many(positions: int, tokens: Sequence[str]) -> None:
 
 
 def index_of(what: str, index: int, count: int) -> int:
-    """The index as a number from 0; negative ones count from the end. Raises `IndexError`."""
+    """Return the index, counted from 0; a negative index counts from the end. Raises `IndexError`."""
     if not -count <= index < count:
         raise IndexError(f"there is no {what} {index}; this model has {what}s 0 to {count - 1}")
     return index % count
 
 
 def label(token: str) -> str:
-    """The token as plotly shows it unchanged: plotly reads HTML and TeX in labels."""
+    """Return the token, escaped so that plotly does not interpret it as HTML or TeX."""
     return html.escape(visible(token), quote=False).replace("$", "&#36;")
 
 
 def token_axis(tokens: Sequence[str]) -> dict[str, Any]:
-    """Settings of an axis of positions, labeled with their tokens. A token may occur twice."""
+    """Return settings for an axis of positions, labeled with their tokens.
+
+    Positions, not labels, place the points, because a token may occur twice.
+    """
     names = [label(token) for token in tokens]
     return {"tickvals": [*range(len(names))], "ticktext": names, "showgrid": False}

@@ -1,4 +1,4 @@
-"""Pictures of embeddings and of the residual stream."""
+"""Plots of embeddings and of the residual stream."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ from clean_transformer.analysis.plots.style import (
 def embedding_similarity(
     vectors: Float[Tensor, "*batch pos d_model"], tokens: Sequence[str]
 ) -> go.Figure:
-    """The cosine similarity of every two tokens' vectors, for example of `cache["embed"]`."""
+    """Plot the cosine similarity of every two tokens' vectors, for example of `cache["embed"]`."""
     rows = torch.from_numpy(of_one_text(vectors, 2, tokens))
     heat = go.Heatmap(
         z=cosine_similarity(rows[:, None], rows[None], dim=-1).numpy(),
@@ -47,7 +47,7 @@ def embedding_similarity(
 def position_similarity(
     W_pos: Float[Tensor, "n_ctx d_model"], positions: Sequence[int]
 ) -> go.Figure:
-    """The cosine similarity of some position embeddings with those of all positions.
+    """Plot the cosine similarity of the embedding of each given position with all positions.
 
     Raises `IndexError` for a position that the model does not have.
     """
@@ -67,7 +67,7 @@ def position_similarity(
 
 
 def residual_norms(cache: ActivationCache, tokens: Sequence[str]) -> go.Figure:
-    """The norm of the residual stream through depth, one line per token, on a log axis."""
+    """Plot the norm of the residual stream at each depth, one line per token, on a log axis."""
     states, labels = cache.accumulated_resid(incl_mid=True)
     depth = np.stack([of_one_text(state, 2, tokens) for state in states])
     norms = np.linalg.norm(depth, axis=-1)

@@ -1,4 +1,4 @@
-"""GGUF, the file format of llama.cpp: its `gpt2` architecture, read and written.
+"""Reads and writes GGUF, the file format of llama.cpp, for the `gpt2` architecture.
 
 The names are those of the gguf package (`MODEL_TENSORS`). The layout is that of llama.cpp's
 converter, which transposes every weight of Hugging Face to [out, in], as in `nn.Linear`.
@@ -72,19 +72,19 @@ SIZES = {
 EPS = "gpt2.attention.layer_norm_epsilon"
 
 
-# GGUF's types of tensor that are not quantized.
+# GGUF's tensor types that are not quantized.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_gguf(file: Path) -> tuple[Config, State]:
-    """The architecture, and the memory-mapped tensors under llama.cpp's names.
+    """Return the architecture, and the memory-mapped tensors under llama.cpp's names.
 
-    Raises `WeightsError` for a damaged file, for another architecture than gpt2, and for quantized
-    tensors, which the error names.
+    Raises `WeightsError` for a damaged file, for an architecture other than gpt2, and for quantized
+    tensors; the error names them.
     """
     package = _package()
     try:
-        reader = package.GGUFReader(file, "c")  # copy on write: training leaves the file alone
+        reader = package.GGUFReader(file, "c")  # copy on write: training does not change the file
     except (ValueError, IndexError, KeyError) as error:
         raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
     if reader.byte_order != "I":
@@ -131,10 +131,10 @@ def _config(file: Path, reader: Any, state: State) -> Config:
 def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
     """Write a model for llama.cpp: `write_gguf(file, model.cfg, model.state_dict())`.
 
-    The file appears complete or not at all. It contains no tokenizer, so llama.cpp accepts only
-    token ids. LayerNorms, biases and position embeddings are written in float32, because llama.cpp
-    requires it. Raises `WeightsError`, before it writes anything, for a model that the format
-    cannot hold.
+    If an error occurs, no incomplete file remains. The file contains no tokenizer, so llama.cpp
+    accepts only token ids. LayerNorms, biases and position embeddings are written in float32,
+    because llama.cpp requires it. Raises `WeightsError`, before anything is written, for a model
+    that the format cannot hold.
     """
     gguf = _package()
     refuse_architecture(GGUF.name, cfg)
@@ -159,7 +159,7 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
         for name, tensor in tensors.items():
             if tensor.ndim == 1 or name == "position_embd.weight":
                 tensor = tensor.float()
-            # NumPy has no bfloat16. The package only needs the bits.
+            # NumPy has no bfloat16, but the gguf package needs only the bits.
             bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
             writer.add_tensor(name, bits.cpu().numpy(), raw_dtype=types[tensor.dtype])
         writer.write_header_to_file()
@@ -168,7 +168,10 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
 
 
 def _shortest_decimal(value: float) -> float:
-    """The shortest decimal that rounds to the same float32. A file stores 1e-5 as a float32."""
+    """Return the shortest decimal that rounds to the same float32.
+
+    A file stores eps, such as 1e-5, in float32. This restores the decimal number.
+    """
     return float(str(np.float32(value)))
 
 

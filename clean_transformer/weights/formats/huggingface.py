@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-2: names and layout, config.json, and folders, read and written."""
+"""Reads and writes Hugging Face's GPT-2: tensor names and layout, config.json, and folders."""
 
 import json
 import pickle
@@ -21,7 +21,7 @@ from clean_transformer.weights.table import (
     refuse_architecture,
 )
 
-# A Conv1D weight is [in, out]. Queries, keys and values stand side by side in one weight.
+# A Conv1D weight is [in, out]. One weight holds queries, keys and values side by side.
 QKV_WEIGHT = "d_model (qkv head d_head) -> qkv head d_model d_head"
 
 
@@ -58,8 +58,8 @@ BLOCK = (
 )
 
 
-# Fields of config.json that change what the model computes, and the values that mean GPT-2. A
-# field that is missing means the first value.
+# Fields of config.json that change what the model computes, and their values in GPT-2. A missing
+# field has the first value.
 SUPPORTED = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -72,17 +72,17 @@ SUPPORTED = {
 def has_linear_layout(state: State) -> bool:
     """Whether the weights are [out, in], as in `nn.Linear`, and not [in, out], as in `Conv1D`.
 
-    nanoGPT has Hugging Face's names, but its weights are [out, in]. The weight of the queries,
-    keys and values shows the layout, because its output is three times as wide as its input.
+    nanoGPT has Hugging Face's names, but its weights are [out, in]. The weight of the queries, keys
+    and values shows the layout, because its output is three times as wide as its input.
     """
     weight = state.get("transformer.h.0.attn.c_attn.weight")
     return weight is not None and weight.ndim == 2 and weight.shape[0] > weight.shape[1]
 
 
 def config_from_json(fields: Mapping[str, Any]) -> Config:
-    """The architecture that a config.json describes.
+    """Return the architecture that a config.json describes.
 
-    Raises `WeightsError`, which names the field, for a model that is not a plain GPT-2.
+    Raises `WeightsError` for a model that is not a plain GPT-2; the error names the field.
     """
     for field, values in SUPPORTED.items():
         value = fields.get(field, values[0])
@@ -107,7 +107,7 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
 
 
 def config_to_json(cfg: Config) -> dict[str, Any]:
-    """The fields of a config.json.
+    """Return the fields of a config.json.
 
     Raises `WeightsError` for an architecture that Hugging Face's GPT-2 cannot have.
     """
@@ -129,11 +129,11 @@ def config_to_json(cfg: Config) -> dict[str, Any]:
 
 
 def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
-    """The architecture, and the memory-mapped tensors under Hugging Face's names.
+    """Return the architecture, and the memory-mapped tensors under Hugging Face's names.
 
-    Reads the first of these that exists: model.safetensors, the shards that
-    model.safetensors.index.json lists, pytorch_model.bin. Raises `WeightsError` for a damaged
-    file and `FileNotFoundError` for a missing file.
+    This reads the first of these that exists: model.safetensors, the shards that
+    model.safetensors.index.json lists, pytorch_model.bin. Raises `WeightsError` for a damaged file
+    and `FileNotFoundError` for a missing file.
     """
     cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}
@@ -143,7 +143,7 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The fields of a JSON object. Raises `WeightsError` for a damaged file."""
+    """Return the fields of a JSON object. Raises `WeightsError` for a damaged file."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -170,7 +170,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """The memory-mapped contents of a .safetensors file, or of a dictionary from `torch.save`.
+    """Return the memory-mapped dictionary in a .safetensors file or a file from `torch.save`.
 
     Raises `WeightsError` for a damaged file, and for a pickled object that could run code.
     """
@@ -190,10 +190,10 @@ def read_tensors(file: Path) -> dict[str, Any]:
 
 
 def write_folder(folder: Path, cfg: Config, state: State) -> None:
-    """Write config.json and model.safetensors. Each file appears complete or not at all.
+    """Write config.json and model.safetensors. No incomplete file remains after an error.
 
-    `state` has our parameters. Raises `WeightsError`, before it writes anything, for a model that
-    the format cannot hold.
+    `state` has the parameters under this package's names. Raises `WeightsError`, before anything is
+    written, for a model that the format cannot hold.
     """
     from safetensors.torch import save_file
 

@@ -1,9 +1,9 @@
 """nanoGPT and minGPT: Hugging Face's names, but every weight is [out, in], as in `nn.Linear`.
 
-minGPT (since 2022) computes the same GELU as GPT-2, `gelu_new`. nanoGPT did so until June 2023,
-when pull request 274 replaced it by the exact GELU, which differs by up to 5e-4. The weights of
-such a model are read as they are. To compute the same function, replace the `mlp` of each block by
-`variants.ExactGeluMLP`.
+minGPT (since 2022) computes the same GELU as GPT-2, `gelu_new`. So did nanoGPT until June 2023.
+Pull request 274 then replaced it by the exact GELU, which differs by up to 5e-4. The weights of
+such a model are read unchanged. To compute the function that it was trained with, replace the `mlp`
+of each block by `variants.ExactGeluMLP`.
 """
 
 import warnings
@@ -36,11 +36,11 @@ def _has_biases(state: State) -> bool:
 
 
 def read_checkpoint(file: Path) -> tuple[Config | None, State]:
-    """The tensors in a file from `torch.save`, and the architecture if the file describes it.
+    """Return the tensors in a file from `torch.save`, and the architecture if the file has it.
 
     nanoGPT's {"model": …, "model_args": …} describes the architecture. A bare state dict, such as
-    minGPT's, does not. Warns about the GELU of nanoGPT. Raises `WeightsError` for a damaged file,
-    and for a file without a state dict.
+    minGPT's, does not; the architecture is then None. Warns about the GELU of nanoGPT. Raises
+    `WeightsError` for a damaged file, and for a file without a state dict.
     """
     saved = read_tensors(file)
     state = saved["model"] if "model_args" in saved else saved
@@ -95,7 +95,7 @@ def _without_biases(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     )
 
 
-# By default, nanoGPT trains with bias=False. A model without biases has biases of zero.
+# By default, nanoGPT trains with bias=False. The biases of such a model are read as zeros.
 NANOGPT_WITHOUT_BIASES = replace(
     NANOGPT,
     name="nanoGPT without biases",

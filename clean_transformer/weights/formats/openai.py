@@ -1,4 +1,4 @@
-"""OpenAI's own GPT-2: names and layout, hparams.json, and folders, read without TensorFlow."""
+"""Reads OpenAI's own GPT-2 without TensorFlow: tensor names and layout, hparams.json, and folders."""
 
 import re
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from clean_transformer.weights.formats.tensorflow import read_bundle
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import Folder, Format, State, WeightsError, head_width
 
-# The linear maps are convolutions of width 1, with weights [1, in, out]. There is no row for the
-# unembedding, because it is always the embedding.
+# The linear layers are convolutions of width 1, with weights [1, in, out]. There is no row for the
+# unembedding, because it is always tied to the embedding.
 OUTER = (
     Row("embed.W_E", "model/wte"),
     Row("pos_embed.W_pos", "model/wpe"),
@@ -42,8 +42,8 @@ BLOCK = (
 )
 
 
-# The fields of hparams.json, by our names. The other fields of `Config` have their defaults, and
-# d_mlp is 4 d_model.
+# The name in `Config` of each field of hparams.json. The other fields of `Config` have their
+# defaults, and d_mlp is 4 d_model.
 HPARAMS = {
     "n_vocab": "d_vocab",
     "n_ctx": "n_ctx",
@@ -54,7 +54,11 @@ HPARAMS = {
 
 
 def config_from_hparams(hparams: Mapping[str, Any]) -> Config:
-    """The architecture that a hparams.json describes. Raises `WeightsError` for other fields."""
+    """Return the architecture that a hparams.json describes.
+
+    Raises `WeightsError` for missing or other fields, and for values that are not positive
+    integers.
+    """
     if hparams.keys() != HPARAMS.keys():
         raise WeightsError(f"hparams.json has the fields {[*hparams]}; expected {[*HPARAMS]}")
     if wrong := {field: n for field, n in hparams.items() if type(n) is not int or n < 1}:
@@ -65,9 +69,9 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> Config:
 
 
 def read_openai(folder: Path) -> tuple[Config, State]:
-    """The architecture, and the memory-mapped tensors under OpenAI's names.
+    """Return the architecture, and the memory-mapped tensors under OpenAI's names.
 
-    Reads the weights that the file `checkpoint` names; OpenAI published them as model.ckpt. Raises
+    The file `checkpoint` names the weights to read; OpenAI published them as model.ckpt. Raises
     `WeightsError` for a damaged file, with the name of the damaged tensor, and `FileNotFoundError`
     for a missing file.
     """
@@ -75,7 +79,7 @@ def read_openai(folder: Path) -> tuple[Config, State]:
     checkpoint = folder / "checkpoint"
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{folder} has no file 'checkpoint', which names the weights")
-    # The name may follow a path on the machine that saved the model. That path is ignored.
+    # The name may be part of a path on the machine that saved the model. The folders are ignored.
     named = re.match(
         r'model_checkpoint_path: "(?:.*[/\\])?([^"/\\]+)"',
         checkpoint.read_text(encoding="utf-8", errors="replace"),

@@ -1,9 +1,9 @@
-"""TensorFlow's checkpoints (version 2, "tensor bundles"), read without TensorFlow.
+"""Reads TensorFlow's checkpoints (version 2, "tensor bundles") without TensorFlow.
 
-A bundle has an index, `PREFIX.index`, and one or more data files,
-`PREFIX.data-SHARD-of-SHARDS`. The index is a LevelDB table: it maps the name of each tensor to a
-protobuf message with the tensor's dtype, shape, place in a data file and checksum. The empty name
-maps to a message about the whole bundle.
+A bundle has an index, `PREFIX.index`, and one or more data files, `PREFIX.data-SHARD-of-SHARDS`.
+The index is a LevelDB table: it maps the name of each tensor to a protobuf message with the
+tensor's dtype, shape, place in a data file, and checksum. The empty name maps to a message about
+the whole bundle.
 
 Sources: TensorFlow's tensor_bundle.proto (the messages), protobuf.dev (their encoding), LevelDB's
 doc/table_format.md (the table).
@@ -31,18 +31,17 @@ AGAIN = "copy or download it again"
 
 
 class Wire(IntEnum):
-    """How a protobuf field is encoded: the three ways that these messages use."""
+    """The wire types of protobuf that these messages use: how a field's value is encoded."""
 
     VARINT = 0
     BYTES = 2
     FIXED32 = 5
 
 
-# Each field of a message begins with a tag: 8 × the field's number + its encoding.
-# BundleHeaderProto:
+# A field begins with a tag: 8 × the field's number + its wire type. The tags of BundleHeaderProto:
 N_SHARDS = 8 * 1 + Wire.VARINT
 ENDIANNESS = 8 * 2 + Wire.VARINT
-# BundleEntryProto:
+# The tags of BundleEntryProto:
 DTYPE = 8 * 1 + Wire.VARINT
 SHAPE = 8 * 2 + Wire.BYTES
 SHARD = 8 * 3 + Wire.VARINT
@@ -50,12 +49,13 @@ OFFSET = 8 * 4 + Wire.VARINT
 SIZE = 8 * 5 + Wire.VARINT
 CHECKSUM = 8 * 6 + Wire.FIXED32
 SLICES = 8 * 7 + Wire.BYTES
-# TensorShapeProto, and its Dim:
+# The tags of TensorShapeProto, and of its Dim:
 DIM = 8 * 2 + Wire.BYTES
 LENGTH = 8 * 1 + Wire.VARINT
 
 
-# The end of a LevelDB table: the places of two blocks, zeros up to 40 bytes, and a magic number.
+# A LevelDB table ends with 48 bytes: the places of two blocks, zeros up to 40 bytes, and a magic
+# number.
 FOOTER_SIZE = 48
 
 
@@ -64,7 +64,11 @@ MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says about one tensor. `dtype` is TensorFlow's number for the dtype."""
+    """What the index says about one tensor. `dtype` is TensorFlow's number for the dtype.
+
+    `shard` is the number of the data file. `offset` and `size` are the tensor's place in it, in
+    bytes.
+    """
 
     dtype: int
     shape: tuple[int, ...]
@@ -76,7 +80,7 @@ class Entry:
 
 
 def read_bundle(prefix: Path) -> dict[str, Tensor]:
-    """Every tensor of the bundle, memory-mapped; copied only if its offset is not aligned.
+    """Return every tensor of the bundle, memory-mapped. A tensor at an unaligned offset is copied.
 
     Raises `FileNotFoundError` for a missing file. Raises `WeightsError` for a damaged tensor or
     index, for a tensor that was saved in slices, for a dtype that is not in `DTYPES`, and if the
@@ -113,7 +117,10 @@ def _refuse_missing(files: Iterable[Path]) -> None:
 
 
 def _read_index(file: Path) -> tuple[int, dict[str, Entry]]:
-    """The number of shards, and the entry of each tensor. Raises `WeightsError`."""
+    """Return the number of shards, and the entry of each tensor.
+
+    Raises `WeightsError` for a damaged index, and for tensors that cannot be read.
+    """
     try:
         messages = {name: _decode(message) for name, message in read_table(file.read_bytes())}
         entries = {
@@ -160,7 +167,10 @@ def _entry(message: Mapping[int, list[Any]]) -> Entry:
 
 
 def _decode(message: bytes) -> dict[int, list[Any]]:
-    """The values of each field, by its tag. Raises `ValueError` if the bytes are not a message."""
+    """Return the values of each field of a protobuf message, by the field's tag.
+
+    Raises `ValueError` if the bytes are not a message.
+    """
     stream = BytesIO(message)
     fields: dict[int, list[Any]] = {}
     while stream.tell() < len(message):
@@ -179,14 +189,15 @@ def _decode(message: bytes) -> dict[int, list[Any]]:
 
 
 def _number(fields: Mapping[int, list[Any]], tag: int) -> int:
-    """The last value of a field. A field that is left out has the value 0."""
+    """Return the last value of a field. A field that the message leaves out has the value 0."""
     return fields.get(tag, [0])[-1]
 
 
 def _read_varint(stream: BytesIO) -> int:
-    """An integer in 7-bit groups, the lowest first. Every byte but the last is 128 or more.
+    """Return an integer that is stored in 7-bit groups, the lowest group first.
 
-    Raises `ValueError` for more bytes than the integer needs: only damage can lengthen it.
+    Every byte but the last is 128 or more. Raises `ValueError` if the integer has more bytes than
+    it needs, which happens only in damaged files.
     """
     number = shift = 0
     while True:
@@ -200,7 +211,7 @@ def _read_varint(stream: BytesIO) -> int:
 
 
 def _take(stream: BytesIO, count: int) -> bytes:
-    """The next `count` bytes. Raises `ValueError` if there are fewer."""
+    """Return the next `count` bytes. Raises `ValueError` if there are fewer."""
     if count > len(stream.getbuffer()) - stream.tell():
         raise ValueError(f"the data ends too soon; {AGAIN}")
     return stream.read(count)
@@ -210,22 +221,22 @@ def _take(stream: BytesIO, count: int) -> bytes:
 
 
 def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a LevelDB table, in order.
+    """Yield the keys and values of a LevelDB table, in order.
 
-    Raises `ValueError` if any byte differs from what was written, and for a compressed table.
+    Raises `ValueError` if any byte is damaged, and for a compressed table.
     """
     footer = BytesIO(table[-FOOTER_SIZE:])
     metaindex, index = _read_place(footer), _read_place(footer)
     padding = FOOTER_SIZE - len(MAGIC) - footer.tell()
     if footer.read() != bytes(max(padding, 0)) + MAGIC:
         raise ValueError(f"the file does not end as a LevelDB table; {AGAIN}")
-    _read_block(table, metaindex)  # this block is empty; reading it checks its checksum
+    _read_block(table, metaindex)  # this block is empty, but reading it checks its checksum
     for _, place in _entries(_read_block(table, index)):
         yield from _entries(_read_block(table, _read_place(BytesIO(place))))
 
 
 def _read_place(stream: BytesIO) -> tuple[int, int]:
-    """The offset and the size of a block."""
+    """Return the offset and the size of a block, in bytes."""
     return _read_varint(stream), _read_varint(stream)
 
 
@@ -241,9 +252,10 @@ def _read_block(table: bytes, place: tuple[int, int]) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a block. A key leaves out what it shares with the one before it.
+    """Yield the keys and values of a block.
 
-    The block ends with a list of places where keys are complete, and the length of that list.
+    A key is stored without the prefix that it shares with the key before it. The block ends with a
+    list of the offsets at which keys are stored completely, and the length of that list.
     """
     n_restarts = int.from_bytes(block[-4:], "little")
     entries, key = BytesIO(block[: -4 * (n_restarts + 1)]), b""
@@ -254,7 +266,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def masked_crc32c(data: Any) -> int:
-    """The checksum of bytes or of an array of bytes: CRC-32C, rotated and shifted as in LevelDB."""
+    """Return the checksum of bytes: CRC-32C, rotated and shifted as in LevelDB."""
     crc = _crc32c().value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
 
