@@ -66,6 +66,12 @@ SUM = Kind("sum of terms of one sign", 30.0, None, healthy_per_root=8.0, healthy
 SOFTMAX = Kind("softmax", 30.0, None, healthy_per_root=8.0)
 ATTEND = Kind("attention", 30.0, None, healthy_per_root=8.0)
 OTHER = Kind("other", 30.0, 300.0)
+# A part of the model, by the error of its rows in units of what `parity/rounding.py` derives, where
+# every operation is off by its whole u G. Single elements of a float32 operation are off by several
+# u G (the README of the room has the largest that healthy runs show), and one element can be most
+# of a row's error: GPT-2's residual stream has such elements. Half precision is summed in float32,
+# so that only the results are rounded to it, each by at most u G.
+PART = Kind("part as a whole", 8.0, 80.0, healthy_in_half=2.0)
 
 # Independent roundings add up in quadrature. Their sum is seldom more than this many times its
 # typical size, so a larger error does not come from a lower precision alone.

@@ -66,7 +66,12 @@ def _equal(call: Call64) -> list[Expected | None]:
 def _unknown(call: Call64) -> list[Expected | None]:
     """An operation without a rule of its own: G is |result| + |result on absolute values|."""
     pairs = zip(tree_leaves(call.run()), tree_leaves(call.run(abs)), strict=True)
-    return [_within(OTHER, call, exact, exact.abs() + size.abs()) for exact, size in pairs]
+    return [
+        _within(OTHER, call, exact, exact.abs() + size.abs())
+        if isinstance(exact, Tensor) and exact.is_floating_point()
+        else Expected(torch.as_tensor(exact))
+        for exact, size in pairs
+    ]
 
 
 def _within(
@@ -75,7 +80,7 @@ def _within(
     exact: Tensor,
     scale: Tensor,
     terms: int = 1,
-    typical: Tensor | None = None,
+    typical: Callable[[], Tensor] | None = None,
 ) -> Expected:
     healthy, wrong = kind.limits(terms, call.u)
     return Expected(exact, scale, typical, healthy, wrong)
@@ -110,9 +115,10 @@ def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
         def terms(size: Size) -> Tensor:
             return call.run(size) / (divided if size is square else 1)
 
-        typical = exact.abs() + terms(square).sqrt()
         scale = sum_scale(exact, terms, call.u)
-        return [_within(kind, call, exact, scale, n_terms, typical)]
+        return [
+            _within(kind, call, exact, scale, n_terms, lambda: exact.abs() + terms(square).sqrt())
+        ]
 
     return _unless_integer(rule)
 
@@ -134,9 +140,11 @@ def _softmax(call: Call64) -> list[Expected | None]:
     return [_within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
-def _log_softmax(call: Call64, exact: Tensor) -> Tensor:
-    scores = call.named["self"]
-    return 1 + (scores - scores.amax(call.named["dim"], keepdim=True)).abs() + exact.abs()
+def _log_softmax(call: Call64) -> list[Expected | None]:
+    """s − max s − log Σ exp(s − max s): the sum has as many terms of one sign as softmax's."""
+    exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
+    scale = 1 + (scores - scores.amax(dim, keepdim=True)).abs() + exact.abs()
+    return [_within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
 def _layer_norm(call: Call64) -> list[Expected | None]:
@@ -170,8 +178,11 @@ def _attention(call: Call64) -> list[Expected | None]:
     if mask.dtype != torch.bool:
         size = size + torch.where(mask.isinf(), 0.0, mask.abs())
     scale = sum_scale(exact, partial(attention_terms, pattern, size, v), call.u)
-    rounded = pattern if call.u > ACCUMULATOR else pattern * (1 + (q @ k.mT * factor).abs())
-    typical = exact.abs() + (rounded.square() @ v.square()).sqrt()
+
+    def typical() -> Tensor:
+        rounded = pattern if call.u > ACCUMULATOR else pattern * (1 + (q @ k.mT * factor).abs())
+        return exact.abs() + (rounded.square() @ v.square()).sqrt()
+
     return [_within(ATTEND, call, exact, scale, k.shape[-2], typical)]
 
 
@@ -241,7 +252,7 @@ RULES: dict[str, Rule] = {
     **_rows("sum mean", _summed(SUM, _reduced)),
     **_rows("cumsum", _summed(SUM, lambda named, exact: named["self"].shape[named["dim"]])),
     **_rows("_softmax softmax", _unless_integer(_softmax)),
-    **_rows("_log_softmax log_softmax", _approximate(OTHER, _log_softmax)),
+    **_rows("_log_softmax log_softmax", _unless_integer(_log_softmax)),
     **_rows("native_layer_norm layer_norm", _layer_norm),
     **_rows(
         "gelu",
@@ -252,6 +263,11 @@ RULES: dict[str, Rule] = {
     **_rows("var", _approximate(OTHER, _variance)),
     **dict.fromkeys(ATTENTIONS, _attention),
 }
+
+# The operations that multiply matrices, which autocast runs in its own precision.
+PRODUCTS = frozenset(
+    ["mm", "matmul", "dot", "mv", "linear", "addmm", "bmm", "baddbmm", *ATTENTIONS]
+)
 
 # Their results have no values yet: memory that is not written, or the number of a kernel.
 WITHOUT_VALUES = frozenset(

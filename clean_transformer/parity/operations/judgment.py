@@ -84,7 +84,7 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgment:
 def _explained_by(error: Tensor, expected: Expected) -> str:
     if expected.typical is None:
         return ""
-    relative = (error / (expected.typical + 2.0**-126)).nan_to_num(math.inf, math.inf).max()
+    relative = (error / (expected.typical() + 2.0**-126)).nan_to_num(math.inf, math.inf).max()
     names = (name for u, name in LOWER_PRECISION.items() if relative <= SELDOM_EXCEEDED * u)
     return next(names, "")
 

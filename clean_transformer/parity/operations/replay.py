@@ -60,14 +60,14 @@ class Expected:
     """What one output of a call must be.
 
     `scale` is G, elementwise, or None where the output must equal `exact`. `healthy` and `wrong`
-    are the limits of |device − exact| / (u G). `typical` is what independent roundings of all terms
-    add up to, in quadrature; it tells a lower precision from corruption. `observe(output)` is what
-    is compared of the device's output.
+    are the limits of |device − exact| / (u G). `typical()` is what independent roundings of all
+    terms add up to, in quadrature; it tells a lower precision from corruption. `observe(output)` is
+    what is compared of the device's output.
     """
 
     exact: Tensor
     scale: Tensor | None = None
-    typical: Tensor | None = None
+    typical: Callable[[], Tensor] | None = None
     healthy: float = 0.0
     wrong: float = 0.0
     observe: Callable[[Tensor], Tensor] = lambda output: output
