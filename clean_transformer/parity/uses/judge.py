@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.parity.activations.isolated import Isolated
@@ -28,12 +29,13 @@ from clean_transformer.parity.limits import (
     sum_scale,
 )
 from clean_transformer.parity.locate import Located, in_words
-from clean_transformer.parity.operations.check import first_wrong_operation
+from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.parts import ExactParts, Part, block, embed, run
+from clean_transformer.parity.uses.sampling import check_sampling
 from clean_transformer.parity.uses.table import Use, uses
-from clean_transformer.parity.verdict import Verdict, worst
+from clean_transformer.parity.verdict import Check, Verdict, worst
 
 # Draws of random rounding. A text longer than LONG has so many rows that one draw is enough.
 DRAWS, LONG = 4, 100
@@ -46,23 +48,34 @@ BLOCKS, ROWS = 4, 64
 class UseResult:
     """What one use gave: a row for each part that was judged, in the order of the forward pass.
 
-    `not_checked` is the reason if it did not run.
+    `wrong_from` is the first position at which the first failing part is wrong, and `located` its
+    first wrong operation.
     """
 
     use: Use
-    rows: tuple[Isolated, ...] = ()
+    rows: tuple[Isolated | Check, ...]
+    wrong_from: int | None = None
     located: Located | None = None
-    not_checked: str = ""
 
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of the rows."""
-        return Verdict.NOT_CHECKED if self.not_checked else worst(row.verdict for row in self.rows)
+        return worst(row.verdict for row in self.rows)
 
     @property
-    def first_failure(self) -> Isolated | None:
-        """The first part that does not pass."""
+    def first_failure(self) -> Isolated | Check | None:
+        """The first row that does not pass."""
         return next((row for row in self.rows if row.verdict is not Verdict.PASS), None)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A part that was judged: its row, its first bad position, and how to run it again."""
+
+    row: Isolated
+    wrong_from: int
+    part: Part
+    inputs: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,45 +90,46 @@ class Judge:
     generator: torch.Generator
     products: torch.dtype | None = None
 
-    @torch.no_grad()
-    def judge(self, use: Use, *, locates: bool) -> UseResult:
+    def __call__(self, use: Use, *, locates: bool) -> UseResult:
         """Run the use and judge each part; with `locates`, look for the operation that is wrong."""
-        rows, located = [], None
-        for row, part, inputs in self._parts(use):
-            rows.append(row)
-            if locates and located is None and row.verdict is not Verdict.PASS:
-                finding = first_wrong_operation(run, use, part, inputs, self.model.cache_class)
-                located = finding and in_words(finding, row.name)
-        return UseResult(use, tuple(rows), located)
+        parts = [*self._parts(use)]
+        rows = tuple(each.row for each in parts)
+        bad = next((each for each in parts if each.row.verdict is not Verdict.PASS), None)
+        if bad is None:
+            return UseResult(use, rows)
+        found = None
+        if locates:
+            found = check_operations(run, use, bad.part, bad.inputs, self.model.cache_class).finding
+        located = in_words(found, f"{bad.row.name}, {use.case}") if found else None
+        return UseResult(use, rows, bad.wrong_from, located)
 
-    def _parts(self, use: Use) -> Iterator[tuple[Isolated, Part, list[Tensor]]]:
-        """A row for each part that is judged, with the part and what it was given."""
+    @torch.no_grad()
+    def _parts(self, use: Use) -> Iterator[Judged]:
         model, cache_class = self.model, self.model.cache_class
+
+        def judged(judge: Callable[..., tuple[Isolated, int]], *place: int) -> Judged:
+            with trusted():
+                return Judged(*judge(use, *place, inputs, outputs), part, inputs)
+
         part: Part = partial(embed, model)
         inputs = [call.to(model.device) for call in use.calls(model.cfg)]
         outputs = run(use, part, inputs, cache_class)
-        with trusted():
-            yield self._embedding(use, inputs, outputs), part, inputs
-        judged = self._layers(use)
+        yield judged(self._embedding)
+        layers = self._layers(use)
         for layer, module in enumerate(model.blocks):
             part, inputs = partial(block, module), outputs
             outputs = run(use, part, inputs, cache_class)
-            if layer in judged:
-                with trusted():
-                    exact = self.exact.block(layer)
-                    row = self._part(f"blocks.{layer}", use, exact, inputs, outputs)
-                yield row, part, inputs
+            if layer in layers:
+                yield judged(self._block, layer)
         if use.is_cached:
             outputs = [call[:, -1:] for call in outputs]
             use = replace(use, reads=(1,) * len(outputs), padding=())
-        part, inputs = lambda x, cache: model.ln_final(x), outputs
+        part, inputs = lambda residual, cache: model.ln_final(residual), outputs
         outputs = run(use, part, inputs)
-        with trusted():
-            yield self._layer_norm(use, inputs, outputs), part, inputs
-        part, inputs = lambda x, cache: model.unembed(x), outputs
+        yield judged(self._layer_norm)
+        part, inputs = lambda residual, cache: model.unembed(residual), outputs
         outputs = run(use, part, inputs)
-        with trusted():
-            yield self._logits(use, inputs, outputs), part, inputs
+        yield judged(self._logits)
 
     def _layers(self, use: Use) -> set[int]:
         n_layers = len(self.model.blocks)
@@ -124,31 +138,38 @@ class Judge:
         drawn = torch.randperm(n_layers, generator=self.generator)[: BLOCKS - 2].tolist()
         return {0, n_layers - 1, *drawn}
 
-    def _part(
-        self,
-        name: str,
-        use: Use,
-        exact_part: Part,
-        inputs: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-    ) -> Isolated:
-        """A part's error, row by row, in units of what random rounding makes of it."""
+    def _embedding(
+        self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> tuple[Isolated, int]:
+        token, position = self.exact.embeddings(use.in_one(inputs), use.cache(whole=True))
+        got, exact, scale = (
+            each.where(use.is_token[..., None], torch.zeros((), dtype=each.dtype))
+            for each in (use.in_one(outputs), token + position, token.abs() + position.abs())
+        )
+        return elementwise("embed + pos_embed", use, got, exact, scale, ADD)
+
+    def _block(
+        self, use: Use, layer: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> tuple[Isolated, int]:
+        """A block's error, row by row, in units of what random rounding makes of it."""
+        part = self.exact.block(layer)
         given, got = use.in_one(inputs).double(), use.in_one(outputs).double()
-        exact = exact_part(given, use.cache(whole=True))
+        exact = part(given, use.cache(whole=True))
         draws = 1 if use.length > LONG else DRAWS
         envelope = torch.zeros_like(exact[..., 0])
         for seed in range(draws):
+            cache = use.cache(whole=True)
             with RandomRounding(self.exact.dtype, self.products, seed):
-                moved = exact_part(given, use.cache(whole=True))
+                moved = part(given, cache)
             envelope += (moved - exact).square().mean(dim=-1) / draws
         error = (got - exact).square().mean(dim=-1).sqrt()
         ratios = torch.where(error == 0, 0.0, error / envelope.sqrt())
         ratios = ratios.nan_to_num(math.inf, math.inf).where(use.is_token, 0.0)
         healthy, wrong = PART.limits(1, UNIT_ROUNDOFF[self.products or self.exact.dtype])
-        size = exact.square().mean(dim=-1).sqrt()
-        relative = float((error / size).where(use.is_token, 0.0).nan_to_num(math.inf).max())
-        return Isolated(
-            name=name,
+        relative = error / exact.square().mean(dim=-1).sqrt()
+        largest = float(relative.where(use.is_token, 0.0).nan_to_num(math.inf).max())
+        row = Isolated(
+            name=f"blocks.{layer}",
             case=use.case,
             path="use",
             operation=PART.name,
@@ -156,42 +177,39 @@ class Judge:
             healthy=healthy,
             wrong=wrong,
             rms_ratio=float(ratios.square().mean().sqrt()),
-            bits=-math.log2(relative) if relative else math.inf,
+            bits=-math.log2(largest) if largest else math.inf,
             worst_index=index_of_largest(ratios),
         )
-
-    def _embedding(self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Isolated:
-        token, position = self.exact.embeddings(use.in_one(inputs), use.cache(whole=True))
-        got, exact, scale = (
-            each.where(use.is_token[..., None], torch.zeros((), dtype=each.dtype))
-            for each in (use.in_one(outputs), token + position, token.abs() + position.abs())
-        )
-        return _elementwise("embed + pos_embed", use, got, exact, scale, ADD)
+        return row, first_position(ratios > healthy)
 
     def _layer_norm(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
-    ) -> Isolated:
-        residual = use.in_one(inputs).double()
-        module = self.exact.ln_final()
+    ) -> tuple[Isolated, int]:
+        residual, module = use.in_one(inputs).double(), self.exact.ln_final()
         scale = layer_norm_scales(residual, self.exact.cfg.eps)[0]
         if isinstance(module, LayerNorm):
             scale = scale * module.w.abs() + module.b.abs()
-        got, exact = use.in_one(outputs), module(residual)
-        return _elementwise("ln_final", use, got, exact, scale, LAYER_NORM)
+        return elementwise(
+            "ln_final", use, use.in_one(outputs), module(residual), scale, LAYER_NORM
+        )
 
-    def _logits(self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Isolated:
-        """Rows of logits, drawn if there are many, by the bound of a matrix product."""
-        x, logits = (use.in_one(calls).flatten(0, 1) for calls in (inputs, outputs))
-        drawn = torch.randperm(len(x), generator=self.generator)[: ROWS - 2].tolist()
-        rows = sorted({0, len(x) - 1, *drawn})
-        x, logits = x[rows].double(), logits[rows]
+    def _logits(
+        self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> tuple[Isolated, int]:
+        """Logits at some positions, drawn if there are many, by the bound of a matrix product."""
+        x, logits = use.in_one(inputs), use.in_one(outputs)
+        n_rows = max(2, ROWS // len(x))
+        drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()
+        positions = sorted({0, x.shape[1] - 1, *drawn})
+        x, logits = x[:, positions].double(), logits[:, positions]
         W_U, b_U = self.exact.unembedding()
         exact, u = x @ W_U + b_U, UNIT_ROUNDOFF[self.products or logits.dtype]
         scale = sum_scale(exact, lambda size: size(x) @ size(W_U) + size(b_U), u)
-        return _elementwise("unembed", use, logits, exact, scale, LINEAR, len(W_U), u)
+        row, first = elementwise("unembed", use, logits, exact, scale, LINEAR, len(W_U), u)
+        return row, positions[first]
 
 
-def _elementwise(
+def elementwise(
     name: str,
     use: Use,
     got: Tensor,
@@ -200,14 +218,14 @@ def _elementwise(
     kind: Kind,
     terms: int = 1,
     u: float | None = None,
-) -> Isolated:
-    """Errors in units of u G, of a sum of so many terms."""
+) -> tuple[Isolated, int]:
+    """Errors in units of u G, for sums of so many terms, and the first bad position."""
     u = UNIT_ROUNDOFF[got.dtype] if u is None else u
     healthy, wrong = kind.limits(terms, u)
     error = torch.where(got == exact, 0.0, (got.double() - exact).abs())
     ratios = error_ratios(error, scale, u, got.dtype)
     rms = float(ratios.square().mean().sqrt())
-    return Isolated(
+    row = Isolated(
         name=name,
         case=use.case,
         path="use",
@@ -219,21 +237,51 @@ def _elementwise(
         bits=-math.log2(rms * u) if rms else math.inf,
         worst_index=index_of_largest(ratios),
     )
+    return row, first_position((ratios > healthy).any(dim=-1))
+
+
+def first_position(wrong: Tensor) -> int:
+    """The first position at which a row [batch pos] is wrong; 0 if none is."""
+    positions = wrong.any(dim=0).nonzero()
+    return int(positions[0]) if len(positions) else 0
 
 
 def judge_uses(
     judge: Judge,
     *,
     locates: bool = True,
-    cached: str = "",
+    with_cache: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[UseResult]:
-    """The result of every use. `cached` is the reason why uses with a cache cannot run, if any."""
-    results = []
-    for use in uses(judge.model.cfg):
-        on_step(use.case)
-        if use.is_cached and cached:
-            results.append(UseResult(use, not_checked=cached))
-        else:
-            results.append(judge.judge(use, locates=locates))
-    return results
+    """The result of every use of the table, and of sampling.
+
+    Without `with_cache`, only of the uses that need no KV cache. With `locates`, the first wrong
+    operation is looked for. `on_step` is called with the name of each use before it runs.
+    """
+    model, results = judge.model, []
+    for use in uses(model.cfg):
+        if with_cache or not use.is_cached:
+            on_step(use.case)
+            results.append(judge(use, locates=locates))
+    on_step("sampling")
+    tokens = uses(model.cfg)[0].calls(model.cfg)[0].to(model.device)
+    with torch.no_grad():
+        logits = model(tokens).flatten(0, 1)[-4:]
+    return [*results, judge_sampling(model.cfg, logits)]
+
+
+def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
+    """Judge every operation of choosing the next token, on logits [row d_vocab] of the device."""
+    reports = check_sampling(cfg, logits)
+    rows = tuple(
+        Check(
+            f"sampling, {name}",
+            report.verdict,
+            max(report.largest.values(), default=0.0),
+            note=report.finding.diagnosis if report.finding else "",
+        )
+        for name, report in reports
+    )
+    found = (in_words(one.finding, f"sampling, {name}") for name, one in reports if one.finding)
+    use = Use("sampling", "choosing the next token", len(logits), (1,))
+    return UseResult(use, rows, located=next(found, None))

@@ -12,12 +12,12 @@ from clean_transformer.text.beam_search import search_beams
 from clean_transformer.text.decoding import Stop, decode_until
 from clean_transformer.text.settings import Sampling
 
-# Settings that call every step of `text/sampling.py`: the likeliest, and draws with each filter.
-SETTINGS = (
-    Sampling(),
-    Sampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, seed=0),
-    Sampling(repetition_penalty=1.2, frequency_penalty=0.5),
-)
+# Settings that call every step of `text/sampling.py`, by what they do.
+SETTINGS = {
+    "the likeliest token": Sampling(),
+    "drawn, filtered": Sampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, seed=0),
+    "penalized": Sampling(repetition_penalty=1.2, frequency_penalty=0.5),
+}
 
 
 class GivenLogits:
@@ -42,8 +42,8 @@ def check_sampling(cfg: Config, logits: Tensor) -> list[tuple[str, OperationsRep
     n_new = min(3, cfg.n_ctx - 2)
     prompts = [[cfg.d_vocab - 1, 0], [cfg.d_vocab // 2]]
     runs: list[tuple[str, Any, tuple[Any, ...]]] = [
-        (str(settings), decode_until, (model, prompts, n_new, settings, Stop()))
-        for settings in SETTINGS
+        (name, decode_until, (model, prompts, n_new, settings, Stop()))
+        for name, settings in SETTINGS.items()
     ]
     runs.append(("beams", search_beams, (model, prompts, n_new, 2, Sampling(), Stop())))
     return [(name, check_operations(function, *given)) for name, function, given in runs]

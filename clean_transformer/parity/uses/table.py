@@ -70,7 +70,8 @@ class Use:
         ids[0] = ids[len(ids) // 2] = cfg.d_vocab - 1
         ids[-1] = 0
         calls, rows = [], torch.arange(self.batch)
-        for number, call in enumerate(ids.reshape(self.batch, -1).split(self.reads, dim=1)):
+        texts = ids.reshape(self.batch, -1)
+        for number, call in enumerate(torch.split(texts, [*self.reads], dim=1)):
             calls.append(call[rows])
             if number in self.selects:
                 rows = rows[list(self.selects[number])]
