@@ -90,6 +90,7 @@ class Judge:
     generator: torch.Generator
     products: torch.dtype | None = None
 
+    @torch.no_grad()
     def __call__(self, use: Use, *, locates: bool) -> UseResult:
         """Run the use and judge each part; with `locates`, look for the operation that is wrong."""
         parts = [*self._parts(use)]
@@ -103,7 +104,6 @@ class Judge:
         located = in_words(found, f"{bad.row.name}, {use.case}") if found else None
         return UseResult(use, rows, bad.wrong_from, located)
 
-    @torch.no_grad()
     def _parts(self, use: Use) -> Iterator[Judged]:
         model, cache_class = self.model, self.model.cache_class
 
