@@ -6,8 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.hooks import HookedModule
-from clean_transformer.parity.activations.black_box import judge_whole
-from clean_transformer.parity.activations.isolated import PATHS, isolate
+from clean_transformer.parity.activations.black_box import (
+    as_written,
+    has_black_boxes,
+    is_black_box,
+    isolate_black_boxes,
+    judge_black_box,
+)
+from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
 from clean_transformer.parity.locate import locate
 from clean_transformer.parity.oracle import float64_oracle, trusted
 from clean_transformer.parity.report.wording import describe, located_lines
@@ -31,8 +37,9 @@ def assert_parity(
     With a `reference` that takes the same inputs, both run in float64 on the CPU. Their outputs
     must agree to 1e-12 of the output's scale. Then the module runs on `device` in `dtype`. Each
     activation at its hook points must be within the rounding bound of the operation that makes
-    it. A module without our hook points is judged by its output, compared with the same module on
-    the CPU. The module that you pass is copied and stays unchanged.
+    it. A module without our hook points is a black box: its output is compared with that of the
+    same module on the CPU. So is an optimized module, beside our plain module; it is optimized on
+    its own device and in its own dtype only. The module that you pass stays unchanged.
 
     Raises `AssertionError` with the first bad activation, its error, and the operation behind it.
     """
@@ -40,29 +47,43 @@ def assert_parity(
         _assert_same_function(module, reference, *inputs)
 
     chosen = resolve_device(device)
-    under_test = deepcopy(module).to(chosen, dtype)
+    hooked = isinstance(module, HookedModule)
+    # A copy of an optimized module would run its own forward: it notices that its weights moved.
+    as_it_is = hooked and has_black_boxes(module) and _is_there(module, chosen, dtype)
+    under_test = module if as_it_is else deepcopy(module).to(chosen, dtype)
     given = [_to(x, dtype).to(chosen) for x in inputs]
     with trusted():
-        on_cpu = deepcopy(module).to("cpu", dtype)
+        on_cpu = (as_written(module) if hooked else deepcopy(module)).to("cpu", dtype)
         oracle = float64_oracle(on_cpu)
     where = f"{type(module).__name__} on {chosen} in {str(dtype).removeprefix('torch.')}"
-    if not (isinstance(under_test, HookedModule) and isinstance(oracle, HookedModule)):
+    bad = first_bad_activation(_isolated_errors(under_test, on_cpu, oracle, *given))
+    if bad is not None:
+        lines = [f"{where} is {bad.verdict.value}: {describe(bad)}"]
+        if isinstance(under_test, HookedModule) and bad.path in PATHS:
+            located = locate(under_test, bad.name, bad.path, *given)
+            lines += located_lines(located) if located else []
+        raise AssertionError("\n".join(lines))
+
+
+def _isolated_errors(
+    under_test: nn.Module, on_cpu: nn.Module, oracle: nn.Module, *given: Tensor
+) -> list[Isolated]:
+    case = "the inputs given"
+    hooked = [each for each in (under_test, on_cpu, oracle) if isinstance(each, HookedModule)]
+    if len(hooked) < 3 or is_black_box(under_test):
         output = under_test(*given).cpu()
         with trusted():
-            row = judge_whole("output", "", output, on_cpu, oracle, *(x.cpu() for x in given))
-        if row.verdict is not Verdict.PASS:
-            raise AssertionError(f"{where} is {row.verdict.value}: {describe(row)}")
-        return
-    rows = [
-        row
-        for path in PATHS
-        for row in isolate(under_test, oracle, *given, path=path, case="the inputs given")
-    ]
-    bad = first_bad_activation(rows)
-    if bad is not None:
-        located = locate(under_test, bad.name, bad.path, *given)
-        lines = [f"{where} is {bad.verdict.value}: {describe(bad)}"]
-        raise AssertionError("\n".join(lines + (located_lines(located) if located else [])))
+            return [
+                judge_black_box("output", "", output, on_cpu, oracle, *(x.cpu() for x in given))
+            ]
+    model, plain, exact = hooked
+    if has_black_boxes(model):
+        return isolate_black_boxes(model, plain, exact, *given, case=case)
+    return [row for path in PATHS for row in isolate(model, exact, *given, path=path, case=case)]
+
+
+def _is_there(module: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    return all(each.device == device and each.dtype == dtype for each in module.parameters())
 
 
 def _assert_same_function(module: nn.Module, reference: nn.Module, *inputs: Tensor) -> None:

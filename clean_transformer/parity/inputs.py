@@ -24,9 +24,21 @@ class Weights:
     state: State
 
 
-def suite_tokens(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]:
-    """Ids spread over the vocabulary. Each row starts with the last id, <|endoftext|> in GPT-2."""
-    tokens = (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
+# The length of the suite's main run: a model can be shorter. Kernels change near powers of two.
+LENGTH = 33
+
+
+def spread_ids(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]:
+    """Ids spread over the vocabulary: multiples of the 1,000th prime number, modulo its size."""
+    return (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
+
+
+def suite_tokens(cfg: Config, batch: int = 2, length: int = LENGTH) -> Int[Tensor, "batch pos"]:
+    """Ids spread over the vocabulary, of `n_ctx` positions at most.
+
+    Each row starts with the last id, <|endoftext|> in GPT-2.
+    """
+    tokens = spread_ids(cfg, batch, min(length, cfg.n_ctx))
     tokens[:, 0] = cfg.d_vocab - 1
     return tokens
 
@@ -65,7 +77,7 @@ def choose_tokens(
     The tokenizer comes with the weights; synthetic weights use GPT-2's. Without a text or without
     a tokenizer, the ids are `suite_tokens`, and the description says why.
     """
-    spread = suite_tokens(cfg, 2, min(33, cfg.n_ctx))
+    spread = suite_tokens(cfg)
     if text is None:
         return spread, "ids spread over the vocabulary"
     source = source or "gpt2"

@@ -13,6 +13,7 @@ from torch import Tensor
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.inputs import spread_ids
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.support.numerics import upcast
@@ -41,8 +42,7 @@ def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, 
     Only the last block runs: the other blocks call the same kernels with the same shapes, and all
     of them would take minutes in a dtype without fast kernels.
     """
-    positions = torch.arange(model.cfg.n_ctx, device=tokens.device)
-    full = (positions * 7919 % model.cfg.d_vocab)[None]
+    full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
 
     def one_block(tokens: Tokens) -> Logits:
         residual = model.blocks[-1](model.embed(tokens) + model.pos_embed(tokens))

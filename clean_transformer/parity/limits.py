@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clean_transformer.parity.oracle import ACCUMULATOR, smallest_kept
+from clean_transformer.parity.oracle import ACCUMULATOR, LOWER_PRECISION, smallest_kept
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
 
 # What a formula for G does to every factor of a product: `abs` gives Σ|xW|, `square` Σ(xW)².
@@ -56,31 +56,51 @@ class Kind:
         return healthy, max(healthy, float(terms)) if self.wrong is None else self.wrong
 
 
+# The largest healthy ratio of sums in float32 and float64; in half precision, WRONG is above it.
+HEALTHY_SUM = 30.0
+# The largest healthy ratio of sums of halves, which kernels keep in float32.
+HEALTHY_SUM_OF_HALVES = 8.0
+# λ in the probabilistic bound λ √k u.
+DEVIATIONS = 8.0
+# Where no bound on the number of roundings is known, WRONG begins at this many healthy limits.
+WRONG_FACTOR = 10.0
+
 COPY = Kind("gather, copy, mask", 0.0, 0.0)
 ADD = Kind("residual add", 1.0, 2.0)
 ELEMENTWISE = Kind("elementwise", 8.0, 64.0)
-GELU = Kind("gelu_new", 16.0, 160.0)
-LAYER_NORM = Kind("layer norm", 30.0, 300.0)
-LINEAR = Kind("linear", 30.0, None, healthy_in_half=8.0)
-SUM = Kind("sum of terms of one sign", 30.0, None, healthy_per_root=8.0, healthy_in_half=8.0)
-SOFTMAX = Kind("softmax", 30.0, None, healthy_per_root=8.0)
-ATTEND = Kind("attention", 30.0, None, healthy_per_root=8.0)
-OTHER = Kind("other", 30.0, 300.0)
+GELU = Kind("gelu_new", 16.0, WRONG_FACTOR * 16.0)
+LAYER_NORM = Kind("layer norm", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
+LINEAR = Kind("linear", HEALTHY_SUM, None, healthy_in_half=HEALTHY_SUM_OF_HALVES)
+SUM = Kind(
+    "sum of terms of one sign",
+    HEALTHY_SUM,
+    None,
+    healthy_per_root=DEVIATIONS,
+    healthy_in_half=HEALTHY_SUM_OF_HALVES,
+)
+SOFTMAX = Kind("softmax", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
+ATTEND = Kind("attention", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
+OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # A part of the model, by the error of its rows in units of what `parity/rounding.py` derives, where
 # every operation is off by its whole u G. Single elements of a float32 operation are off by several
 # u G (the README of the room has the largest that healthy runs show), and one element can be most
 # of a row's error: GPT-2's residual stream has such elements. Half precision is summed in float32,
 # so that only the results are rounded to it, each by at most u G.
-PART = Kind("part as a whole", 8.0, 80.0, healthy_in_half=2.0)
+PART = Kind("part as a whole", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=2.0)
+
+# The largest error of a stand-alone script's operation in float32, in units of u times a simpler G
+# of the script's own numbers.
+SCRIPT_HEALTHY = 100
 
 # Independent roundings add up in quadrature. Their sum is seldom more than this many times its
 # typical size, so a larger error does not come from a lower precision alone.
 SELDOM_EXCEEDED = 8.0
 
-# A drift, or the error of a module that is judged as a whole: ρ = the device's error divided by the
-# CPU's in the same dtype. Above WRONG_FACTOR times the healthy ρ, a module is WRONG.
+# A drift, or the error of a black box: ρ = the device's error divided by the CPU's in the same
+# dtype. Above WRONG_FACTOR times the healthy ρ, a black box is WRONG.
 HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
-WRONG_FACTOR = 10.0
+# Two healthy runs are apart by at most the sum of their errors.
+HEALTHY_RUNS = 2
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -94,11 +114,32 @@ def rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def verdict_of(ratio: float, healthy: float, wrong: float, lower_precision: str = "") -> Verdict:
-    """PASS, DEGRADED or WRONG; an error that a lower precision explains is DEGRADED at worst."""
+def verdict_of(ratio: float, healthy: float, wrong: float, precision: str = "") -> Verdict:
+    """PASS, DEGRADED or WRONG; an error that a lower `precision` explains is DEGRADED at worst."""
     if ratio <= healthy:
         return Verdict.PASS
-    return Verdict.WRONG if ratio > wrong and not lower_precision else Verdict.DEGRADED
+    return Verdict.WRONG if ratio > wrong and not precision else Verdict.DEGRADED
+
+
+def lower_precision(
+    error: Tensor, ratios: Tensor, typical: Tensor, healthy: float, u: float
+) -> str:
+    """The name of the precision that explains all errors of a product in float32, or "".
+
+    Rounding to a lower precision moves nearly every element, and a faulty kernel only some. So the
+    median ratio must be above `healthy`. No error may exceed SELDOM_EXCEEDED roundings of the
+    `typical` size, which `typical_size` gives.
+    """
+    if u != ACCUMULATOR or float(ratios.median()) <= healthy:
+        return ""
+    relative = (error / (typical + smallest_kept(torch.float32))).nan_to_num(math.inf, math.inf)
+    roundings = float(relative.max()) / SELDOM_EXCEEDED
+    return next((name for lower, name in LOWER_PRECISION.items() if roundings <= lower), "")
+
+
+def typical_size(exact: Tensor, squares: Tensor) -> Tensor:
+    """|exact| + √Σ(xW)²: what independent roundings of a sum and of its terms are relative to."""
+    return exact.abs() + squares.sqrt()
 
 
 def error_ratios(error: Tensor, scale: Tensor, u: float, dtype: torch.dtype) -> Tensor:
@@ -132,8 +173,8 @@ def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tenso
     absolute = terms(abs)
     if u <= ACCUMULATOR:
         return absolute
-    rounded = exact.abs().nan_to_num(posinf=0.0)  # masked scores are −∞
-    return rounded + terms(square).sqrt() + ACCUMULATOR / u * absolute
+    finite = exact.abs().nan_to_num(posinf=0.0)  # masked scores are −∞
+    return typical_size(finite, terms(square)) + ACCUMULATOR / u * absolute
 
 
 def softmax_scale(pattern: Tensor, scores: Tensor, dim: int) -> Tensor:
@@ -181,3 +222,8 @@ def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> T
         return square(pattern) @ square(v)
     spread = 1 + scores + (pattern * scores).sum(-1, keepdim=True)
     return (pattern * spread) @ v.abs()
+
+
+def attention_squares(pattern: Tensor, scores: Tensor, v: Tensor) -> Tensor:
+    """Σ(pⱼvⱼ(1 + |sⱼ|))², for `typical_size` of fused attention: p is off by |s| u as well."""
+    return square(pattern * (1 + scores.abs())) @ square(v)

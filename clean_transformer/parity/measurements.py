@@ -12,12 +12,16 @@ from torch import Tensor
 from clean_transformer.analysis.comparison import LOGITS, Impact, impact, rms_errors, run
 from clean_transformer.hooks import HookedModule
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.activations.black_box import is_whole, isolate_whole, leaves
+from clean_transformer.parity.activations.black_box import (
+    has_black_boxes,
+    isolate_black_boxes,
+    leaves,
+)
 from clean_transformer.parity.activations.drift import EndToEnd, healthy_envelope
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
-from clean_transformer.parity.inputs import suite_tokens
+from clean_transformer.parity.inputs import LENGTH, suite_tokens
 from clean_transformer.parity.invariants import row_difference
-from clean_transformer.parity.limits import HEALTHY_RHO, rounding
+from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, rounding
 from clean_transformer.parity.locate import Located, in_words, locate
 from clean_transformer.parity.operations.probes import run_probes
 from clean_transformer.parity.oracle import trusted
@@ -50,9 +54,9 @@ class Subject:
         return self.autocast or self.on_cpu.embed.W_E.dtype
 
     @property
-    def has_wholes(self) -> bool:
-        """Whether some modules are black boxes, whose hook points are not called."""
-        return any(is_whole(part) for part in self.model.modules())
+    def has_black_boxes(self) -> bool:
+        """Whether some of its modules are black boxes."""
+        return has_black_boxes(self.model)
 
     def context(self) -> AbstractContextManager[object]:
         """The autocast that the model runs in, if any."""
@@ -73,7 +77,7 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
         residual = block(residual)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
     cases = {f"1 × {length} tokens": residual[:1, :length].clone() for length in lengths}
-    both = residual[:, : min(33, n_ctx)]
+    both = residual[:, :LENGTH]
     cases["permuted input"] = both.transpose(0, 1).contiguous().transpose(0, 1)
     cases["transposed input"] = both.mT.contiguous().mT
     cases["sliced input"] = residual[:, -both.shape[1] :]
@@ -83,16 +87,17 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
 def isolated_errors(
     subject: Subject, on_step: Callable[[str], None]
 ) -> tuple[list[Isolated], Located | None]:
-    """The error that each activation introduces, in every case and path, and the first's operation.
+    """The error that each activation introduces, in every case and path.
 
-    The whole model runs on the tokens, then one block on `cliff_inputs`. The operation is not
-    looked for where modules can be judged as black boxes only.
+    The whole model runs on the tokens, then one block on `cliff_inputs`. Beside the errors comes
+    the first wrong operation of the first bad activation; None where nothing is bad, where no
+    operation is wrong this time, and for a model with black boxes.
     """
     model, oracle, given = subject.model, subject.oracle, subject.given
     case = f"{given.shape[0]} × {given.shape[1]} tokens"
-    if subject.has_wholes:
-        on_step("isolated, as a whole")
-        return isolate_whole(model, subject.on_cpu, oracle, given, case=case), None
+    if subject.has_black_boxes:
+        on_step("isolated, black boxes")
+        return isolate_black_boxes(model, subject.on_cpu, oracle, given, case=case), None
 
     layer, cliffs = cliff_inputs(model)
     runs = [("", case, path, given) for path in PATHS]
@@ -139,14 +144,14 @@ def end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd],
     measures it. With a `reference`, its own drift on the CPU stands beside ours.
     """
     tokens, on_cpu, healthy = subject.tokens, subject.on_cpu, HEALTHY_RHO[subject.dtype]
-    names = [*leaves(subject.model)] if subject.has_wholes else None
+    names = [*leaves(subject.model)] if subject.has_black_boxes else None
     device = run(subject.model, subject.given, names)
     with trusted():
         exact = run(subject.oracle, tokens, names)
         with subject.context():
             envelope = healthy_envelope(on_cpu, tokens, exact)
             off = row_difference(on_cpu(tokens), exact[LOGITS])
-            allowed = 2 * healthy * max(off, rounding(subject.dtype))
+            allowed = HEALTHY_RUNS * healthy * max(off, rounding(subject.dtype))
         theirs = _reference_errors(on_cpu, tokens, reference, exact) if reference else {}
         rows = [
             EndToEnd(name, error, envelope[name], healthy, theirs.get(name))

@@ -19,7 +19,10 @@ UNIT_ROUNDOFF = {
 }
 
 # The precisions in which a device may compute float32 products, if a setting allows it.
-LOWER_PRECISION = {2.0**-11: "TF32", 2.0**-8: "bfloat16"}
+LOWER_PRECISION = {
+    UNIT_ROUNDOFF[torch.float16]: "TF32",  # it has float16's number of bits
+    UNIT_ROUNDOFF[torch.bfloat16]: "bfloat16",
+}
 
 # The unit roundoff of the float32 in which kernels sum products of half precision.
 ACCUMULATOR = UNIT_ROUNDOFF[torch.float32]

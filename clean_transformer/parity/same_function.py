@@ -53,8 +53,12 @@ class ParityReport:
 
     @property
     def first_failure(self) -> Comparison | None:
-        """The first row, in the order of the forward pass, that does not pass."""
-        return next((row for row in self.rows if row.verdict is not Verdict.PASS), None)
+        """The first row, in the order of the forward pass, that has the worst verdict.
+
+        None if everything passed.
+        """
+        failures = (row for row in self.rows if row.verdict is self.verdict)
+        return None if self.verdict is Verdict.PASS else next(failures, None)
 
 
 @torch.no_grad()

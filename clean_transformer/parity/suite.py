@@ -61,7 +61,7 @@ def check_device(
         return replace(started, not_checked=reason)
 
     on_step("first call")
-    cfg, tokens = weights.cfg, suite_tokens(weights.cfg, 2, min(33, weights.cfg.n_ctx))
+    cfg, tokens = weights.cfg, suite_tokens(weights.cfg)
     on_cpu = DemoTransformer.from_state_dict(
         {name: value.to(dtype) for name, value in weights.state.items()}, cfg
     )
@@ -116,7 +116,7 @@ def run_suite(
 
     Without a `reference`, question 1 is NOT CHECKED, and `no_reference` is the reason.
     """
-    tokens = suite_tokens(weights.cfg, 2, min(33, weights.cfg.n_ctx))
+    tokens = suite_tokens(weights.cfg)
     same = None
     if reference is not None:
         on_step(f"float64 beside {reference}")

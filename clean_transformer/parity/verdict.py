@@ -17,6 +17,11 @@ class Verdict(str, Enum):
     WRONG = "WRONG"
 
     @property
+    def severity(self) -> int:
+        """0 for PASS, up to 3 for WRONG."""
+        return [*Verdict].index(self)
+
+    @property
     def exit_status(self) -> int:
         """0 for PASS, 3 for NOT CHECKED, 1 for the others. (2 says that a run was impossible.)"""
         return {Verdict.PASS: 0, Verdict.NOT_CHECKED: 3}.get(self, 1)
@@ -24,7 +29,7 @@ class Verdict(str, Enum):
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst of the verdicts; NOT CHECKED where there are none."""
-    return max(verdicts, key=[*Verdict].index, default=Verdict.NOT_CHECKED)
+    return max(verdicts, key=lambda verdict: verdict.severity, default=Verdict.NOT_CHECKED)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -38,3 +38,22 @@ def plain(value: Any) -> Any:
 def write_plain(values: Mapping[str, Any], file: Path) -> None:
     """Write the values as JSON. An error leaves the file as it was."""
     write_atomically(file, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The name and the version of a kind of JSON report.
+
+    Another version means that a key was renamed or removed.
+    """
+
+    name: str
+    version: int
+
+    def to_json(self, report: Any) -> dict[str, Any]:
+        """The whole report, a dataclass, as values that JSON has."""
+        return {"schema": self.name, "version": self.version, **plain(report)}
+
+    def write_json(self, report: Any, file: Path) -> None:
+        """Write the report as JSON. An error leaves the file as it was."""
+        write_plain(self.to_json(report), file)

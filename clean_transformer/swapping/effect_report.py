@@ -2,11 +2,11 @@
 
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clean_transformer.reports.heat_map import HeatMap, Square, block_of, heat_map, rank, shade
 from clean_transformer.reports.page import number, render_page
-from clean_transformer.reports.plain import plain, write_plain
+from clean_transformer.reports.plain import Schema
 from clean_transformer.support.files import write_atomically
 from clean_transformer.swapping.effects import Change, Effect
 
@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     import rich.console
     import rich.table
 
-SCHEMA = "clean-transformer/effect"
-
-# Another number means that a key was renamed or removed.
-SCHEMA_VERSION = 1
+SCHEMA = Schema("clean-transformer/effect", version=1)
+to_json, write_json = SCHEMA.to_json, SCHEMA.write_json
 
 # A change has the shade of the first size that it does not exceed; a terminal shows it as a bar.
 SIZES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, inf)
@@ -103,16 +101,6 @@ def in_words(names: list[str]) -> str:
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
-
-
-def to_json(report: Effect) -> dict[str, Any]:
-    """The whole report as values that JSON has."""
-    return {"schema": SCHEMA, "version": SCHEMA_VERSION, **plain(report)}
-
-
-def write_json(report: Effect, file: Path) -> None:
-    """Write the report as JSON. An error leaves the file as it was."""
-    write_plain(to_json(report), file)
 
 
 def render(report: Effect) -> str:

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.faults.corruptions import Corruption, DeviceFault
+from clean_transformer.parity.faults.semantic.edits import edited, element, planted
 from clean_transformer.parity.inputs import Weights
 from clean_transformer.weights.synthetic import plain, stress
 
@@ -22,6 +26,17 @@ SMALL = {
     "d_mlp": 256,
     "d_vocab": 1500,
     "n_ctx": 64,
+}
+
+# GPT-2's forward pass never meets the conditions of these; only single operations find them.
+PROBE_ONLY = {
+    "sdpa-bf16-mask",
+    "gelu-noncontiguous-input",
+    "layer-norm-storage-offset",
+    "where-noncontiguous-condition",
+    "multinomial-out-of-range",
+    "multinomial-int64-min",
+    "argmax-int64-min",
 }
 
 
@@ -54,3 +69,36 @@ def corrupted(model: torch.nn.Module, name: str, edit) -> Iterator[None]:
 def broken(operation: str, corrupt: Corruption) -> AbstractContextManager[object]:
     """Within it, every call of that operation goes wrong like that, except in float64."""
     return DeviceFault("", "", frozenset({operation}), lambda call: True, corrupt).plant()
+
+
+class _NoFloat64(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        _refuse_float64(func, (args, options))
+        result = func(*args, **options)
+        _refuse_float64(func, result)
+        return result
+
+
+def _refuse_float64(func: Any, values: Any) -> None:
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor) and leaf.dtype == torch.float64:
+            raise TypeError(f"{func} with a float64 tensor: this device has no float64")
+
+
+def no_float64() -> AbstractContextManager[Any]:
+    """Within it, the CPU behaves like a device without float64, such as MPS.
+
+    An operation that takes or returns a float64 tensor raises `TypeError`. For an operator, such as
+    `+`, Python replaces our message by its own.
+    """
+    return _NoFloat64()
+
+
+def weight_changed(
+    relative: float, parameter: str = "blocks.0.mlp.W_in", index: tuple[int, ...] = (0, 0)
+) -> AbstractContextManager[Any]:
+    """Within it, all models multiply one element of a parameter by 1 + `relative`."""
+    return planted(
+        edited(DemoTransformer, {parameter: element(lambda w: w * (1 + relative), *index)})
+    )

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from torch import Tensor, nn
 
 import clean_transformer
 from clean_transformer.config import Config
+from clean_transformer.inference.fast_modules import FastBlock
 from clean_transformer.modules.attention import Attention
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.parity import assert_parity, inject
+
+from ..helpers import random_model, random_tokens
 
 pytest_plugins = ["pytester"]
 
@@ -67,6 +71,26 @@ def test_an_opaque_module_on_a_wrong_device(x: Tensor):
         pytest.raises(AssertionError, match="TheirMLP on cpu in float32 is WRONG: output"),
     ):
         assert_parity(TheirMLP(MLP(CFG), "tanh"), 100 * x, device="cpu")
+
+
+def scaled(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda self, *inputs: 1.5 * call(self, *inputs)
+
+
+@pytest.mark.parametrize("within", ["", "blocks.1"])
+def test_an_optimized_model_is_judged_as_it_runs(within: str, monkeypatch: pytest.MonkeyPatch):
+    model = random_model(dtype=torch.float32)
+    model.optimize()
+    tokens = random_tokens()
+    with torch.no_grad():
+        inputs = tokens if not within else model.embed(tokens)
+    module = model.get_submodule(within)
+    assert_parity(module, inputs, device="cpu")
+    monkeypatch.setattr(FastBlock, "__call__", scaled(FastBlock.__call__))
+    where = "output" if within else "blocks.0"
+    message = rf"on cpu in float32 is WRONG: {where} \(black box"
+    with pytest.raises(AssertionError, match=message):
+        assert_parity(module, inputs, device="cpu")
 
 
 def test_the_fixture_takes_its_device_from_the_option(pytester: pytest.Pytester):

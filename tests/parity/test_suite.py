@@ -7,7 +7,7 @@ import torch
 
 from clean_transformer.parity import inputs, suite
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
-from clean_transformer.parity.faults import inject, no_float64
+from clean_transformer.parity.faults import inject
 from clean_transformer.parity.inputs import choose_modes, choose_weights, suite_tokens
 from clean_transformer.parity.measurements import cliff_inputs
 from clean_transformer.parity.results import DeviceRun
@@ -17,7 +17,7 @@ from clean_transformer.support.devices import choose_devices
 from clean_transformer.support.dtypes import choose_dtypes
 from clean_transformer.weights.hub import HubError
 
-from .small import BF16, F16, F32, F64, small_model, small_weights
+from .small import BF16, F16, F32, F64, no_float64, small_model, small_weights
 
 WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
 

@@ -7,6 +7,7 @@ import torch
 
 from clean_transformer.benchmark.contestants.base import DTYPES, Contestant, Tokens, any_shape
 from clean_transformer.parity.references.hooked_transformer import hooked_model
+from clean_transformer.parity.references.transformer_bridge import bridge_around
 from clean_transformer.weights.load import read_pretrained
 
 
@@ -93,21 +94,8 @@ class TransformerBridge(HookedTransformer):
 
     def __init__(self, folder: Path, device: str, dtype: str):
         Contestant.__init__(self, folder, device, dtype)
-        import tokenizers
-        from transformer_lens.model_bridge import TransformerBridge
-        from transformers import PreTrainedTokenizerFast
-
-        # The bridge requires a tokenizer, although it never reads a text here.
-        words = tokenizers.models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")
-        self.model = TransformerBridge.boot_transformers(
-            "openai-community/gpt2",
-            hf_model=hugging_face_model(folder, device, DTYPES[dtype], "eager"),
-            tokenizer=PreTrainedTokenizerFast(
-                tokenizer_object=tokenizers.Tokenizer(words), eos_token="<|endoftext|>"
-            ),
-            dtype=DTYPES[dtype],
-            device=device,
-        )
+        theirs = hugging_face_model(folder, device, DTYPES[dtype], "eager")
+        self.model = bridge_around(theirs, device, DTYPES[dtype])
 
 
 def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention: str) -> Any:

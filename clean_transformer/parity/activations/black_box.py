@@ -1,11 +1,12 @@
 """Black boxes: modules whose inner steps cannot be watched, judged by their output.
 
-These are compiled modules, optimized modules, and modules of other people.
+These are compiled modules, optimized modules, and modules without our hook points.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -16,21 +17,34 @@ from torch import Tensor, nn
 from clean_transformer.hooks import HookedModule
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.limits import HEALTHY_RHO, WRONG_FACTOR, index_of_largest, rounding
-from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.oracle import M, trusted
 from clean_transformer.support.numerics import upcast
 from clean_transformer.support.stand_in import Method, StandIn
 
 
-def is_whole(part: nn.Module) -> bool:
-    """Whether the module has another `forward` put on it, whose inner steps cannot be watched."""
+def is_black_box(part: nn.Module) -> bool:
+    """Whether another `forward` was put on the module, whose inner steps cannot be watched."""
     return "forward" in vars(part)
+
+
+def has_black_boxes(module: nn.Module) -> bool:
+    """Whether the module or a submodule is a black box, whose hook points are not called."""
+    return any(is_black_box(part) for part in module.modules())
+
+
+def as_written(module: M) -> M:
+    """A copy of the module in which every black box runs the `forward` of its class."""
+    copied = deepcopy(module)
+    for part in copied.modules():
+        vars(part).pop("forward", None)
+    return copied
 
 
 def leaves(model: nn.Module) -> dict[str, HookedModule]:
     """The modules that do the arithmetic, by path: black boxes, and modules without submodules."""
     found: dict[str, HookedModule] = {}
     for name, part in model.named_children():
-        within = {} if is_whole(part) else leaves(part)
+        within = {} if is_black_box(part) else leaves(part)
         if within:
             found |= {f"{name}.{below}": leaf for below, leaf in within.items()}
         elif isinstance(part, HookedModule):
@@ -59,10 +73,10 @@ def compiled(below: Method) -> Method:
 
 
 @torch.no_grad()
-def isolate_whole(
+def isolate_black_boxes(
     model: HookedModule, on_cpu: HookedModule, oracle: HookedModule, *inputs: Tensor, case: str
 ) -> list[Isolated]:
-    """The error of every leaf, given the device's own input; see `judge_whole`."""
+    """The error of every leaf, given the device's own input; see `judge_black_box`."""
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
 
     def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -74,7 +88,7 @@ def isolate_whole(
         model(*inputs)
     with trusted():
         return [
-            judge_whole(
+            judge_black_box(
                 name,
                 case,
                 output.cpu(),
@@ -86,7 +100,7 @@ def isolate_whole(
         ]
 
 
-def judge_whole(
+def judge_black_box(
     name: str,
     case: str,
     output: Tensor,
@@ -111,8 +125,8 @@ def judge_whole(
     return Isolated(
         name=name,
         case=case,
-        path="as a whole",
-        operation="module as a whole",
+        path="black box",
+        operation="black box",
         ratio=largest / envelope if envelope else (torch.inf if largest else 0.0),
         healthy=healthy,
         wrong=WRONG_FACTOR * healthy,

@@ -13,7 +13,7 @@ import torch
 from einops import einsum, reduce
 from torch import Tensor, nn
 
-from clean_transformer.modules.attention import Attention, project
+from clean_transformer.modules.attention import Attention, causal_mask, project
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import LayerNorm, LayerNormPre
@@ -30,11 +30,14 @@ from clean_transformer.parity.limits import (
     SOFTMAX,
     Kind,
     Size,
+    attention_squares,
     attention_terms,
     gelu_scale,
     layer_norm_scales,
     softmax_scale,
+    square,
     sum_scale,
+    typical_size,
 )
 from clean_transformer.parity.operations.attention import attention
 
@@ -51,17 +54,24 @@ class Rule:
     """The kind of operation that makes an activation, and how many terms it sums.
 
     `terms(module, seen, size)` adds up the sizes of the terms. With `abs` that is G. For sums of
-    products, with `square`, its root is what independent roundings of the terms add up to.
+    products, with `square`, its root is what independent roundings of the terms add up to, unless
+    `squares` gives other squares.
     """
 
     kind: Kind
     terms: Callable[[Any, Seen, Size], Tensor]
     summed: Callable[[Any, Seen], int] = lambda module, seen: 1
+    squares: Callable[[Any, Seen], Tensor] | None = None
 
     def scale(self, module: nn.Module, seen: Seen, exact: Tensor, u: float) -> Tensor:
         """G, for an activation that was computed with the unit roundoff u."""
         terms = partial(self.terms, module, seen)
         return sum_scale(exact, terms, u) if self.kind in PRODUCTS else terms(abs)
+
+    def typical(self, module: nn.Module, seen: Seen, exact: Tensor) -> Tensor:
+        """What independent roundings of a sum of products are relative to."""
+        squares = self.squares(module, seen) if self.squares else self.terms(module, seen, square)
+        return typical_size(exact, squares)
 
 
 def _exact(module: nn.Module, seen: Seen, size: Size) -> Tensor:
@@ -99,16 +109,26 @@ def _pattern(module: Attention, seen: Seen, size: Size) -> Tensor:
 
 
 def _z(module: Attention, seen: Seen, size: Size) -> Tensor:
-    q, k, v = (seen[name].transpose(1, 2) for name in ("hook_q", "hook_k", "hook_v"))
+    v = seen["hook_v"].transpose(1, 2)
     if "hook_pattern" in seen:
         terms = size(seen["hook_pattern"]) @ size(v)
     else:
-        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(
-            diagonal=k.shape[-2] - q.shape[-2]
-        )
-        _, pattern = attention(q, k, v, mask, q.shape[-1] ** -0.5)
-        terms = attention_terms(pattern, _scores(module, seen, abs), v, size)
+        terms = attention_terms(_fused_pattern(seen), _scores(module, seen, abs), v, size)
     return terms.transpose(1, 2)
+
+
+def _z_squares(module: Attention, seen: Seen) -> Tensor:
+    if "hook_pattern" in seen:
+        return _z(module, seen, square)
+    v = seen["hook_v"].transpose(1, 2)
+    scores = _scores(module, seen, lambda x: x)
+    return attention_squares(_fused_pattern(seen), scores, v).transpose(1, 2)
+
+
+def _fused_pattern(seen: Seen) -> Tensor:
+    mask = causal_mask(seen["hook_q"], seen["hook_k"])
+    q, k, v = (seen[name].transpose(1, 2) for name in ("hook_q", "hook_k", "hook_v"))
+    return attention(q, k, v, mask, q.shape[-1] ** -0.5)[1]
 
 
 def _result(module: Attention, seen: Seen, size: Size) -> Tensor:
@@ -170,7 +190,7 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
         "hook_v": Rule(LINEAR, _projection("input 2", "V"), _rows_of_weight("W_V")),
         "hook_attn_scores": Rule(LINEAR, _scores, _rows_of_weight("W_O")),
         "hook_pattern": Rule(SOFTMAX, _pattern, _keys),
-        "hook_z": Rule(ATTEND, _z, _keys),
+        "hook_z": Rule(ATTEND, _z, _keys, _z_squares),
         "hook_result": Rule(LINEAR, _result, _rows_of_weight("W_O")),
         "output": Rule(LINEAR, _attn_out, lambda module, seen: math.prod(module.W_O.shape[:2])),
     },

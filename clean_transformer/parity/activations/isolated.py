@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
 from clean_transformer.parity.activations.bounds import PASSED_ON, PRODUCTS, RULES, Rule, Seen
 from clean_transformer.parity.limits import (
-    SELDOM_EXCEEDED,
     Kind,
     error_ratios,
     index_of_largest,
-    square,
+    lower_precision,
     verdict_of,
 )
-from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, trusted
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.numerics import upcast
 
@@ -181,8 +180,8 @@ def _judge(
     axis = HEAD_AXIS.get(name.split(".")[-1])
     lower = ""
     if ratio > healthy and rule.kind in PRODUCTS:
-        typical = rule.terms(module, seen, square).sqrt()
-        lower = _lower_precision(ratios, error / typical, healthy, u)
+        typical = rule.typical(module, seen, exact)
+        lower = lower_precision(error, ratios, typical, healthy, u)
     return Isolated(
         name=name,
         case=case,
@@ -197,22 +196,3 @@ def _judge(
         per_head=tuple(ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist()) if axis else (),
         lower_precision=lower,
     )
-
-
-def _lower_precision(ratios: Tensor, relative: Tensor, healthy: float, u: float) -> str:
-    """The name of the precision in which the errors would be healthy, or "".
-
-    Rounding to a lower precision moves nearly every element, and a faulty kernel only some: so the
-    median must be too large. If two precisions fit, choose the one whose errors, `relative` to
-    what independent roundings add up to, stay below 8 roundings.
-    """
-    if float(ratios.median()) <= healthy:
-        return ""
-    fitting = {
-        lower: name
-        for lower, name in LOWER_PRECISION.items()
-        if float(ratios.max()) * u / lower <= healthy
-    }
-    largest = float(relative.nan_to_num(0.0).max())
-    typical = (name for lower, name in fitting.items() if largest <= SELDOM_EXCEEDED * lower)
-    return next(typical, [*fitting.values(), ""][0])

@@ -11,10 +11,8 @@ import difflib
 from contextlib import AbstractContextManager
 from typing import Any
 
-from clean_transformer.parity.faults.corruptions import no_float64 as no_float64
 from clean_transformer.parity.faults.device import DEVICE_FAULTS
 from clean_transformer.parity.faults.semantic import SEMANTIC_FAULTS
-from clean_transformer.parity.faults.semantic.edits import weight_changed as weight_changed
 
 
 def inject(name: str) -> AbstractContextManager[Any]:

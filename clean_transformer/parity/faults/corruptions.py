@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from clean_transformer.parity.operations.attention import attention
 from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.conditions import factor_positions, is_causal
 from clean_transformer.parity.operations.known_issues import Condition
@@ -28,8 +28,7 @@ Edit = Callable[[Tensor], Tensor]
 class DeviceFault:
     """A fault of the ATen operations in `operations`, for the calls where `condition` holds.
 
-    With `first_call_only`, later calls are right. With `probe_only`, GPT-2's forward pass never
-    meets the condition, and only the probes of single operations find the fault.
+    With `first_call_only`, later calls are right.
     """
 
     name: str
@@ -38,7 +37,6 @@ class DeviceFault:
     condition: Condition
     corrupt: Corruption
     first_call_only: bool = False
-    probe_only: bool = False
 
     def touches(self, call: Call) -> bool:
         """Whether the emulated device computes that call wrongly."""
@@ -62,30 +60,6 @@ class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **options)
         self.spent = self.fault.first_call_only
         return self.fault.corrupt(func, tuple(args), options)
-
-
-class _NoFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        _refuse_float64(func, (args, options))
-        result = func(*args, **options)
-        _refuse_float64(func, result)
-        return result
-
-
-def _refuse_float64(func: Any, values: Any) -> None:
-    for leaf in tree_leaves(values):
-        if isinstance(leaf, Tensor) and leaf.dtype == torch.float64:
-            raise TypeError(f"{func} with a float64 tensor: this device has no float64")
-
-
-def no_float64() -> AbstractContextManager[Any]:
-    """Within it, the CPU behaves like a device without float64, such as MPS.
-
-    An operation that takes or returns a float64 tensor raises `TypeError`. For an operator, such as
-    `+`, Python replaces our message by its own.
-    """
-    return _NoFloat64()  # type: ignore[no-untyped-call]
 
 
 def with_arguments(edit: Edit, *positions: int) -> Corruption:
@@ -126,13 +100,13 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         q, k, v = (argument.float() for argument in args[:3])
-        scores = q @ k.mT * (options.get("scale") or 1 / math.sqrt(q.shape[-1]))
+        scale = options.get("scale") or 1 / math.sqrt(q.shape[-1])
         key = torch.arange(k.shape[-2], device=k.device)
         query = torch.arange(q.shape[-2], device=q.device)[:, None]
         if not is_causal(Call.of(func, args, options)):
             query = query + len(key)
-        scores = scores.masked_fill(hides(query, key, len(key)), -math.inf)
-        return with_result(lambda z: (scores.softmax(-1) @ v).to(z.dtype))(func, args, options)
+        mixed, _ = attention(q, k, v, ~hides(query, key, len(key)), scale)
+        return with_result(lambda z: mixed.to(z.dtype))(func, args, options)
 
     return corrupt
 

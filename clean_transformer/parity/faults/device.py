@@ -29,10 +29,12 @@ from clean_transformer.parity.operations.conditions import factors, is_dtype, n_
 from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES, Condition
 
 
-def known(name: str, corrupt: Corruption, **traits: bool) -> DeviceFault:
+def known(name: str, corrupt: Corruption, first_call_only: bool = False) -> DeviceFault:
     """The emulation of the known issue of that name, under its own condition."""
     (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
-    return DeviceFault(name, row.description, row.operations, row.condition, corrupt, **traits)
+    return DeviceFault(
+        name, row.description, row.operations, row.condition, corrupt, first_call_only
+    )
 
 
 def own(
@@ -58,19 +60,19 @@ def _least_integer(result: Tensor) -> Tensor:
 DEVICE_FAULTS = (
     known("sdpa-short-transposed-query", with_arguments(as_if_contiguous, 0)),
     known("sdpa-many-keys-half", attending(lambda q, k, n: (k > q) | ((k >= n - 32) & (k > 0)))),
-    known("sdpa-bf16-mask", unmasked, probe_only=True),
+    known("sdpa-bf16-mask", unmasked),
     known("sdpa-causal-leak", attending(lambda q, k, n: k > q + 3)),
     known("sdpa-permuted-inputs", with_arguments(as_if_contiguous, 0, 1, 2)),
     known("matmul-columns-past-1024", with_result(first_columns_repeated)),
     known("matmul-1024-rows", with_result(lambda product: product.roll(1, -2))),
     known("bmm-permuted-key", with_factors(as_if_contiguous, left=False)),
     known("linear-noncontiguous-weight", with_factors(as_if_contiguous, left=False)),
-    known("gelu-noncontiguous-input", with_arguments(as_if_contiguous, 0), probe_only=True),
-    known("layer-norm-storage-offset", with_arguments(from_storage_start, 0), probe_only=True),
-    known("where-noncontiguous-condition", with_arguments(as_if_contiguous, 0), probe_only=True),
-    known("multinomial-out-of-range", past_the_end, probe_only=True),
-    known("multinomial-int64-min", with_result(_least_integer), probe_only=True),
-    known("argmax-int64-min", with_result(_least_integer), probe_only=True),
+    known("gelu-noncontiguous-input", with_arguments(as_if_contiguous, 0)),
+    known("layer-norm-storage-offset", with_arguments(from_storage_start, 0)),
+    known("where-noncontiguous-condition", with_arguments(as_if_contiguous, 0)),
+    known("multinomial-out-of-range", past_the_end),
+    known("multinomial-int64-min", with_result(_least_integer)),
+    known("argmax-int64-min", with_result(_least_integer)),
     known("first-call-imprecise", with_result(half_imprecise), first_call_only=True),
     known("matmul-tf32", with_factors(rounded(10))),
     own(

@@ -52,7 +52,7 @@ def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tenso
     """What `attention` takes, from the named arguments of a call of any of ATTENTIONS.
 
     Keys and values that several heads share are repeated. A causal mask is aligned with the first
-    query and the first key, as PyTorch documents it.
+    query and the first key, as PyTorch documents it; our own `causal_mask` with the last ones.
     """
     q, k, v = (named[name] for name in ("query", "key", "value"))
     if k.shape[-3] != q.shape[-3]:

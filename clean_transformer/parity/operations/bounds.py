@@ -25,12 +25,14 @@ from clean_transformer.parity.limits import (
     SUM,
     Kind,
     Size,
+    attention_squares,
     attention_terms,
     gelu_scale,
     layer_norm_scales,
     softmax_scale,
     square,
     sum_scale,
+    typical_size,
 )
 from clean_transformer.parity.operations.attention import (
     ATTENTIONS,
@@ -38,7 +40,6 @@ from clean_transformer.parity.operations.attention import (
     attention_arguments,
 )
 from clean_transformer.parity.operations.replay import Call64, Expected
-from clean_transformer.parity.oracle import ACCUMULATOR
 
 Rule = Callable[[Call64], list[Expected | None]]
 
@@ -115,10 +116,11 @@ def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
         def terms(size: Size) -> Tensor:
             return call.run(size) / (divided if size is square else 1)
 
+        def typical() -> Tensor:
+            return typical_size(exact, terms(square))
+
         scale = sum_scale(exact, terms, call.u)
-        return [
-            _within(kind, call, exact, scale, n_terms, lambda: exact.abs() + terms(square).sqrt())
-        ]
+        return [_within(kind, call, exact, scale, n_terms, typical)]
 
     return _unless_integer(rule)
 
@@ -180,8 +182,7 @@ def _attention(call: Call64) -> list[Expected | None]:
     scale = sum_scale(exact, partial(attention_terms, pattern, size, v), call.u)
 
     def typical() -> Tensor:
-        rounded = pattern if call.u > ACCUMULATOR else pattern * (1 + (q @ k.mT * factor).abs())
-        return exact.abs() + (rounded.square() @ v.square()).sqrt()
+        return typical_size(exact, attention_squares(pattern, q @ k.mT * factor, v))
 
     return [_within(ATTEND, call, exact, scale, k.shape[-2], typical)]
 

@@ -97,8 +97,7 @@ class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if judgment.verdict is Verdict.WRONG or (
             judgment.verdict is Verdict.DEGRADED and self.report.finding is None
         ):
-            index = sum(self.report.seen.values()) - 1
-            self.report.finding = attempt.diagnose(expected, judgment, index)
+            self.report.finding = attempt.diagnose(expected, judgment)
         if judgment.verdict is Verdict.WRONG:
             raise _FirstWrong
         return output

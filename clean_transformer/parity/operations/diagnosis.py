@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from clean_transformer.parity.operations.bounds import expected_outputs
 from clean_transformer.parity.operations.call import Call, Operand, lay_out
 from clean_transformer.parity.operations.judgment import Judgment, is_right, judge
-from clean_transformer.parity.operations.known_issues import match
 from clean_transformer.parity.operations.replay import (
     Call64,
     Expected,
@@ -24,14 +23,12 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Finding:
-    """A call that broke its bound, what was tried, and the diagnosis.
+    """A call that broke its bound, and the diagnosis.
 
     `arguments` and `keywords` are those of the call, with an `Operand` in the place of each tensor.
     `ranges` has the smallest and the largest value of each tensor, in the order of `call.operands`.
-    `index` counts the calls before this one. The call was tried again with the same values:
-    unchanged (`repeat_ratio`), with contiguous tensors (`contiguous_ratio`, None if they were
-    contiguous already), and in small steps (`unfused_ratio`, None if there is no such form).
-    `known` names the known issues that match.
+    The call was tried again with the same values: unchanged, with contiguous tensors, and in small
+    steps. `diagnosis` says what that shows.
     """
 
     call: Call
@@ -39,13 +36,8 @@ class Finding:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     ranges: tuple[tuple[float, float], ...]
-    index: int
     judgment: Judgment
-    repeat_ratio: float
-    contiguous_ratio: float | None
-    unfused_ratio: float | None
     diagnosis: str
-    known: tuple[str, ...]
 
     @property
     def ratio(self) -> float:
@@ -108,7 +100,7 @@ class Attempt:
         args, kwargs = self.with_layouts(layouts)
         return judge(expected, self.func(*args, **kwargs))
 
-    def diagnose(self, expected: list[Expected | None], judgment: Judgment, index: int) -> Finding:
+    def diagnose(self, expected: list[Expected | None], judgment: Judgment) -> Finding:
         """Try the call again in other ways, and conclude."""
         plain = {place: layout.contiguous() for place, layout in self.layouts.items()}
         repeated = self.retry(expected, self.layouts)
@@ -132,13 +124,8 @@ class Attempt:
             arguments=args,
             keywords=kwargs,
             ranges=tuple(value_range(self.leaves[place]) for place in self.layouts),
-            index=index,
             judgment=judgment,
-            repeat_ratio=repeated.ratio,
-            contiguous_ratio=contiguous.ratio if contiguous else None,
-            unfused_ratio=unfused.ratio if unfused else None,
             diagnosis="; ".join(conclusions) or "wrong in every form tried",
-            known=tuple(fault.name for fault in match(self.call)),
         )
 
     def retry_unfused(self, expected: list[Expected | None]) -> Judgment | None:

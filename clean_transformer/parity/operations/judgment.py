@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.limits import (
-    SELDOM_EXCEEDED,
     error_ratios,
     index_of_largest,
+    lower_precision,
     verdict_of,
 )
 from clean_transformer.parity.operations.replay import Expected
-from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, trusted
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.verdict import Verdict
 
 
@@ -49,10 +48,9 @@ def judge(expected: list[Expected | None], output: Any) -> Judgment:
             )
             if wanted is not None
         ]
-    ranks = [*Verdict]
     return max(
         judgments,
-        key=lambda found: (ranks.index(found.verdict), found.ratio if is_right(found) else 0.0),
+        key=lambda found: (found.verdict.severity, found.ratio if is_right(found) else 0.0),
     )
 
 
@@ -75,18 +73,11 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgment:
     ratio = float(ratios.max())
     rms = u * float(ratios.square().mean().sqrt())
     bits = -math.log2(rms) if rms else math.inf
-    precision = _explained_by(error, expected) if dtype == torch.float32 else ""
+    precision = ""
+    if ratio > expected.healthy and expected.typical is not None:
+        precision = lower_precision(error, ratios, expected.typical(), expected.healthy, u)
     verdict = verdict_of(ratio, expected.healthy, expected.wrong, precision)
-    precision = precision if verdict is Verdict.DEGRADED else ""
     return Judgment(verdict, ratio, bits, number, index_of_largest(ratios), precision)
-
-
-def _explained_by(error: Tensor, expected: Expected) -> str:
-    if expected.typical is None:
-        return ""
-    relative = (error / (expected.typical() + 2.0**-126)).nan_to_num(math.inf, math.inf).max()
-    names = (name for u, name in LOWER_PRECISION.items() if relative <= SELDOM_EXCEEDED * u)
-    return next(names, "")
 
 
 def is_right(judgment: Judgment | None) -> bool:

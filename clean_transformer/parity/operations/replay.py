@@ -60,9 +60,9 @@ class Expected:
     """What one output of a call must be.
 
     `scale` is G, elementwise, or None where the output must equal `exact`. `healthy` and `wrong`
-    are the limits of |device − exact| / (u G). `typical()` is what independent roundings of all
-    terms add up to, in quadrature; it tells a lower precision from corruption. `observe(output)` is
-    what is compared of the device's output.
+    are the limits of |device − exact| / (u G). `typical()` is what independent roundings are
+    relative to (see `limits.typical_size`). It tells a lower precision from corruption, and is
+    computed only after a failure. `observe(output)` is what is compared of the device's output.
     """
 
     exact: Tensor

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from clean_transformer.parity.limits import LINEAR
+from clean_transformer.parity.limits import LINEAR, SCRIPT_HEALTHY
 from clean_transformer.parity.operations.attention import ATTENTIONS, attention_source
 from clean_transformer.parity.operations.call import Operand
 from clean_transformer.parity.operations.diagnosis import Finding
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 HEAD = '''\
 """{title}"""
@@ -55,9 +56,6 @@ possible = inside & (exact({x}).gather(-1, actual.where(inside, 0).long()) > 0)
 assert possible.all(), f"{name}: drew {{int((~possible).sum())}} impossible indices\""""
 
 
-# The largest error in float32, in units of u G, where G is computed from the script's own numbers.
-ALLOWED = 100
-
 SUMS = frozenset(("mm", "bmm", "matmul", "linear", "addmm", "baddbmm", "sum", "mean"))
 
 
@@ -65,9 +63,9 @@ def reproduction_script(finding: Finding) -> str:
     """Python source of under 40 lines that needs torch alone and fails on a faulty device.
 
     The script draws its own numbers of size 1, in the layouts of the finding's tensors, and puts
-    the largest value of the finding first. An error may be ALLOWED u times a scale, or in half
-    precision the limit of `LINEAR` times u. The scale is Σ|xW| for sums of products in float32,
-    |expected| + √Σ(xW)² in half precision, and 1 + |expected| for all other operations.
+    the largest value of the finding first. An error may be SCRIPT_HEALTHY u times a scale, or in
+    half precision the limit of `LINEAR` times u. The scale is Σ|xW| for sums of products in
+    float32, |expected| + √Σ(xW)² in half precision, and 1 + |expected| for all other operations.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")
@@ -145,7 +143,7 @@ def _assertion(finding: Finding, operation: str, names: list[str]) -> str:
         scale = f"{operation}({_arguments(finding, 'exact({}).abs()')})"
     return CLOSE.format(
         name=call.operation,
-        u={torch.float16: "2**-11", torch.bfloat16: "2**-8"}.get(dtypes[0], "2**-24"),
+        u=f"2**{math.log2(UNIT_ROUNDOFF[dtypes[0]]):.0f}",
         scale=scale,
-        limit=f"{LINEAR.healthy_in_half:g}" if halved else ALLOWED,
+        limit=f"{LINEAR.healthy_in_half:g}" if halved else SCRIPT_HEALTHY,
     )

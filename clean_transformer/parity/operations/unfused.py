@@ -12,6 +12,7 @@ from clean_transformer.parity.operations.attention import (
     attention,
     attention_arguments,
 )
+from clean_transformer.support.numerics import at_least_float32
 
 Named = Mapping[str, Any]
 
@@ -37,7 +38,7 @@ def softmax(named: Named) -> Tensor:
 def layer_norm(named: Named) -> Tensor:
     """(x - mean) / √(var + eps) · w + b, in float32 where the input is in half precision."""
     given, weight, bias = named["input"], named["weight"], named["bias"]
-    x = given if given.dtype == torch.float64 else given.float()
+    x = at_least_float32(given)
     axes = tuple(range(-len(named["normalized_shape"]), 0))
     centered = x - x.mean(axes, keepdim=True)
     scale = ((centered * centered).mean(axes, keepdim=True) + named["eps"]).sqrt()
@@ -49,7 +50,7 @@ def layer_norm(named: Named) -> Tensor:
 def gelu(named: Named) -> Tensor:
     """½x(1 + tanh(√(2/π)(x + 0.044715x³))), or with erf(x/√2) for the tanh."""
     given = named["self"]
-    x = given if given.dtype == torch.float64 else given.float()
+    x = at_least_float32(given)
     inner = (
         (math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)).tanh()
         if named["approximate"] == "tanh"

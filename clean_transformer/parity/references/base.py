@@ -12,11 +12,12 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from clean_transformer.analysis.comparison import LOGITS as LOGITS
 from clean_transformer.config import Config
 from clean_transformer.weights.table import State
 
-# What is compared besides hook points and the outputs of submodules.
-TOKENS, POSITIONS, LOGITS = "tokens", "positions", "logits"
+# What is compared besides hook points, the outputs of submodules and the LOGITS.
+TOKENS, POSITIONS = "tokens", "positions"
 
 
 class ReferenceUnavailable(RuntimeError):

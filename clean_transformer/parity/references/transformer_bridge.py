@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -70,22 +71,7 @@ def transformer_bridge(cfg: Config, state: State) -> Reference:
             f"transformer_lens {version('transformer_lens')} is not the TransformerBridge of 4.x; "
             "install the extra 'bridge'"
         )
-    import tokenizers
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedTokenizerFast
-
-    hf_model = gpt2_lm_head_model(cfg, state)
-    # The bridge requires a tokenizer, although it reads no text here.
-    vocabulary = tokenizers.models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")
-    bridge = TransformerBridge.boot_transformers(
-        "openai-community/gpt2",
-        hf_model=hf_model,
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=tokenizers.Tokenizer(vocabulary), eos_token="<|endoftext|>"
-        ),
-        dtype=state["embed.W_E"].dtype,
-        device="cpu",
-    )
+    bridge = bridge_around(gpt2_lm_head_model(cfg, state), "cpu", state["embed.W_E"].dtype)
 
     def run(tokens: Int[Tensor, "batch pos"]) -> Mapping[str, Tensor]:
         logits, cache = bridge.run_with_cache(tokens)
@@ -100,6 +86,25 @@ def transformer_bridge(cfg: Config, state: State) -> Reference:
         for block in (f"blocks.{layer}" for layer in range(cfg.n_layers))
     }
     return Reference(f"TransformerBridge {version('transformer_lens')}", run, aliases)
+
+
+def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
+    """A `TransformerBridge` around a `GPT2LMHeadModel` on that device and in that dtype."""
+    import tokenizers
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerFast
+
+    # The bridge requires a tokenizer, although it reads no text here.
+    vocabulary = tokenizers.models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")
+    return TransformerBridge.boot_transformers(
+        "openai-community/gpt2",
+        hf_model=hf_model,
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer(vocabulary), eos_token="<|endoftext|>"
+        ),
+        dtype=dtype,
+        device=device,
+    )
 
 
 def masked_with_infinity(scores: Tensor) -> Tensor:

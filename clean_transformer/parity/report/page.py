@@ -73,9 +73,9 @@ def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
     if same is None:
         why = report.no_reference
         found.append(("same-function", "the same function", Verdict.NOT_CHECKED, why))
-    elif same.verdict is not Verdict.PASS:
-        bad = [row for row in same.rows if row.verdict is same.verdict]
-        why = f"{len(bad)} of {len(same.rows)} activations, first {bad[0].key}"
+    elif same.first_failure:
+        n_bad = sum(row.verdict is same.verdict for row in same.rows)
+        why = f"{n_bad} of {len(same.rows)} activations, first {same.first_failure.key}"
         found.append(("same-function", "the same function", same.verdict, why))
     for index, run in enumerate(report.runs, 1):
         if run.verdict is not Verdict.PASS:

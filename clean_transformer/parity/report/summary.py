@@ -21,7 +21,7 @@ def share(value: float, healthy: float) -> float:
 
 def concern(verdict: Verdict, value: float, healthy: float) -> tuple[int, float, float]:
     """The sort key of a result: first its verdict, then its share of the healthy limit."""
-    return [*Verdict].index(verdict), rank(share(value, healthy)), rank(value)
+    return verdict.severity, rank(share(value, healthy)), rank(value)
 
 
 def worst_of(rows: Iterable[Isolated]) -> Isolated:

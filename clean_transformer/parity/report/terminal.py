@@ -120,7 +120,9 @@ def _same_function(report: SuiteReport) -> RenderableType:
         for row in same.rows
         if not row.name
     ]
-    return Group(heading, Text(summary), table, *skipped)
+    first = same.first_failure
+    where = [Text(f"   First failure: {first.key}", style="bold")] if first else []
+    return Group(heading, Text(summary), table, *where, *skipped)
 
 
 def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:

@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from clean_transformer.parity.activations.black_box import isolate_whole, judge_whole, leaves
+from clean_transformer.parity.activations.black_box import (
+    isolate_black_boxes,
+    judge_black_box,
+    leaves,
+)
 from clean_transformer.parity.inputs import suite_tokens
 from clean_transformer.parity.oracle import float64_oracle
 from clean_transformer.parity.verdict import Verdict
@@ -28,7 +32,7 @@ def test_leaves_are_all_that_does_arithmetic() -> None:
 @pytest.mark.parametrize("dtype", [F64, F32, BF16, F16])
 def test_the_cpu_is_as_good_as_itself(dtype: torch.dtype) -> None:
     model = small_model(WEIGHTS, dtype)
-    rows = isolate_whole(
+    rows = isolate_black_boxes(
         model, model, float64_oracle(model), suite_tokens(model.cfg, 2, 9), case="here"
     )
     assert [row.name for row in rows] == [*leaves(model)]
@@ -41,7 +45,7 @@ def test_a_fault_shows_in_its_own_module(name: str) -> None:
     model = small_model(WEIGHTS)
     on_cpu, oracle = small_model(WEIGHTS), float64_oracle(model)
     with corrupted(model, name, lambda output: output * 1.1):
-        rows = isolate_whole(model, on_cpu, oracle, suite_tokens(model.cfg, 2, 9), case="")
+        rows = isolate_black_boxes(model, on_cpu, oracle, suite_tokens(model.cfg, 2, 9), case="")
     [row] = [row for row in rows if row.verdict is not Verdict.PASS]
     assert (row.name, row.verdict) == (name, Verdict.WRONG)
 
@@ -58,7 +62,7 @@ def test_the_ratio_is_that_of_the_worst_row(envelopes: int, verdict: Verdict) ->
     wrong = right.double()
     wrong[2] += envelopes * error.max()
     by_row = (wrong.float().double() - exact).square().mean(-1).sqrt()
-    row = judge_whole("mine", "", wrong.float(), linear, oracle, x)
+    row = judge_black_box("mine", "", wrong.float(), linear, oracle, x)
     assert row.ratio == pytest.approx(float(by_row.max() / error.max()))
     assert row.worst_index == (int(by_row.argmax()),)
     assert row.verdict is verdict
@@ -69,7 +73,7 @@ def test_the_ratio_is_that_of_the_worst_row(envelopes: int, verdict: Verdict) ->
 def test_a_lucky_cpu_asks_for_no_more_than_rounding(dtype, ulps: int, verdict: Verdict) -> None:
     x = torch.full((2, 3), 2048.0, dtype=dtype)
     output = x * (1 + ulps * torch.finfo(dtype).eps)
-    row = judge_whole("mine", "", output, lambda x: x, lambda x: x, x)
+    row = judge_black_box("mine", "", output, lambda x: x, lambda x: x, x)
     assert row.verdict is verdict
     assert row.ratio == 2 * ulps
 
@@ -80,7 +84,7 @@ def test_what_is_not_a_number_is_wrong(value: float) -> None:
     output = linear(x).detach()
     output[1, 2] = value
     with torch.no_grad():
-        row = judge_whole("mine", "", output, linear, float64_oracle(linear), x)
+        row = judge_black_box("mine", "", output, linear, float64_oracle(linear), x)
     assert (row.verdict, row.ratio, row.worst_index) == (Verdict.WRONG, torch.inf, (1,))
 
 
@@ -118,7 +122,7 @@ def test_compiled_modules() -> None:
     )
     block = " ".join(f"blocks.0.{part}" for part in ("ln1", "attn", "ln2", "mlp"))
     expected = [
-        f"PASS as a whole embed pos_embed {blocks} ln_final unembed"
+        f"PASS black box embed pos_embed {blocks} ln_final unembed"
         for blocks in (block, "blocks.0")
     ]
     assert (done.stdout.splitlines(), done.returncode) == (expected, 0), done.stderr

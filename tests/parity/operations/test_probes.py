@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from clean_transformer.parity.faults import inject, no_float64
+from clean_transformer.parity.faults import inject
 from clean_transformer.parity.faults.corruptions import attending, with_result
 from clean_transformer.parity.operations import probes
 from clean_transformer.parity.operations.probes import PROBES, run_probes
 from clean_transformer.parity.operations.script import reproduction_script
 from clean_transformer.parity.verdict import Verdict
 
-from ..small import broken
+from ..small import broken, no_float64
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 

@@ -15,8 +15,9 @@ from clean_transformer.parity.report.json import to_json
 from clean_transformer.parity.report.page import render
 from clean_transformer.parity.report.terminal import print_report
 from clean_transformer.parity.results import DeviceRun, SuiteReport, by_activation
+from clean_transformer.parity.same_function import Comparison, ParityReport
 from clean_transformer.parity.suite import run_suite
-from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.parity.verdict import SAME_FUNCTION, Check, Verdict
 
 from ...pages import Page
 from ..small import small_model, small_weights
@@ -119,3 +120,20 @@ def test_own_errors_come_before_drift_and_drift_before_checks(
     assert says in summary(report)
     assert f"Where does it first go wrong?  {first.name}" in printed(report)
     assert to_json(report)["runs"][0]["first_failure"]["name"] == first.name
+
+
+def test_everybody_names_the_same_first_difference_of_the_function() -> None:
+    """NOT CHECKED comes first, and WRONG is worse. The last row has the largest error."""
+    rows = [
+        Comparison(key, name, error, 1.0, SAME_FUNCTION)
+        for key, name, error in [("a", "", 0.0), ("b", "b", 0.1), ("c", "c", 0.5)]
+    ]
+    same = ParityReport("theirs", rows)
+    report = SuiteReport("weights", WEIGHTS.cfg, (1, 2), {}, same, "", [])
+    assert same.first_failure == rows[1]
+    assert to_json(report)["same_function"]["first_failure"]["key"] == "b"
+    assert "2 of 3 activations, first b" in summary(report)
+    assert "First failure: b\n" in re.sub(r" +\n", "\n", printed(report))
+    unchecked = replace(report, same_function=ParityReport("theirs", rows[:1]))
+    assert unchecked.same_function.first_failure == rows[0]
+    assert ParityReport("theirs", []).first_failure is None

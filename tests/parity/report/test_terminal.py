@@ -178,7 +178,7 @@ def test_json_has_every_field_and_no_number_that_json_has_not(tmp_path: Path) ->
 
     read = json.loads(file.read_text(), parse_constant=refuse)
     assert read == to_json(REPORT)
-    assert (read["schema"], read["version"], read["verdict"]) == (SCHEMA, 1, "WRONG")
+    assert (read["schema"], read["version"], read["verdict"]) == (SCHEMA.name, 1, "WRONG")
     assert read.keys() == {"schema", "version", "verdict"} | {f.name for f in fields(SuiteReport)}
     run = read["runs"][0]
     assert run.keys() == {"verdict", "first_failure"} | {f.name for f in fields(DeviceRun)}
@@ -214,8 +214,8 @@ def test_script_names_differ_by_device_and_dtype() -> None:
         (Check("causality", Verdict.WRONG, 0.5, 0.25, "why"), "causality: 0.5, allowed 0.25; why"),
         (Check("gelu, offset", Verdict.WRONG, 99.0), "gelu, offset: 99"),
         (
-            row("blocks.0.mlp", 24.0, path="as a whole", operation="module as a whole"),
-            "blocks.0.mlp (module as a whole; 2 × 33 tokens): error 24 times the CPU's, "
+            row("blocks.0.mlp", 24.0, path="black box", operation="black box"),
+            "blocks.0.mlp (black box; 2 × 33 tokens): error 24 times the CPU's, "
             "healthy up to 30; 24.0 correct bits; worst at [1, 2], head 0",
         ),
     ],

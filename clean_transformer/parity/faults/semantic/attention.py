@@ -114,7 +114,6 @@ ATTENTION_FAULTS = (
         "masked scores are -10,000; their weights still come out as 0",
         "blocks.0.attn.hook_attn_scores",
         mixing(mask=masked(fill=-1e4)),
-        in_logits=False,
     ),
     SemanticFault(
         "mask-fills-zero",

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clean_transformer.model import DemoTransformer
-
 Edit = Callable[[Tensor], Tensor]
 # A class or a module, the name of an attribute, and a function from the right to the faulty value.
 Change = tuple[Any, str, Callable[[Any], Any]]
@@ -28,14 +26,12 @@ class SemanticFault:
 
     `first` is the first activation that differs, as a pattern for `fnmatch`. It is a hook point or
     a LayerNorm, for its output. An activation that is no longer computed counts as different.
-    `in_logits` is False where the mistake cancels out, so that the logits differ by rounding only.
     """
 
     name: str
     description: str
     first: str
     changes: Changes
-    in_logits: bool = True
 
     def plant(self) -> AbstractContextManager[Any]:
         """Plant the fault for the length of a `with` block."""
@@ -61,18 +57,6 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, attribute, original)
-
-
-def weight_changed(
-    relative: float, parameter: str = "blocks.0.mlp.W_in", index: tuple[int, ...] = (0, 0)
-) -> AbstractContextManager[Any]:
-    """Within it, all models multiply one element of a parameter by 1 + `relative`.
-
-    It measures how small a change a check still finds.
-    """
-    return planted(
-        edited(DemoTransformer, {parameter: element(lambda w: w * (1 + relative), *index)})
-    )
 
 
 class _Bound(nn.Module):

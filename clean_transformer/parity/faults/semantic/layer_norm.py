@@ -15,6 +15,7 @@ from clean_transformer.parity.faults.semantic.edits import (
     unchanged,
     without,
 )
+from clean_transformer.support.numerics import at_least_float32
 
 
 def normalizing(
@@ -25,7 +26,7 @@ def normalizing(
     """LayerNorms with another root, centering or variance, with and without gain and bias."""
 
     def normalize(self: Any, residual: Tensor) -> Tensor:
-        centered = center(residual if residual.dtype == torch.float64 else residual.float())
+        centered = center(at_least_float32(residual))
         scale = self.hook_scale(root(spread(centered), self.eps))
         return self.hook_normalized(centered / scale).to(residual.dtype)
 
@@ -71,7 +72,7 @@ LAYER_NORM_FAULTS = (
         normalizing(root=lambda variance, eps: variance + eps),
     ),
     SemanticFault(
-        "centring-missing",
+        "centering-missing",
         "LayerNorm divides by the root mean square and does not center",
         "blocks.0.ln1.hook_scale",
         normalizing(center=unchanged),

@@ -54,7 +54,6 @@ PROJECTION_FAULTS = (
         "b_K is not added; it shifts all scores of a query alike, so that softmax hides it",
         "blocks.0.attn.hook_k",
         edited(Attention, without("b_K")),
-        in_logits=False,
     ),
     SemanticFault(
         "value-bias-missing",
