@@ -25,6 +25,11 @@ class HookPoint(nn.Module):
         return activation
 
 
+def hook_points(module: nn.Module) -> dict[str, HookPoint]:
+    """Every hook point inside a module, by name."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, HookPoint)}
+
+
 def observed(*points: nn.Module) -> bool:
     """Whether any of the hook points has a forward or backward hook, whoever registered it.
 
@@ -60,9 +65,7 @@ class HookedModule(nn.Module):
 
     def hook_points(self) -> dict[str, HookPoint]:
         """Every hook point inside this module, by name."""
-        return {
-            name: module for name, module in self.named_modules() if isinstance(module, HookPoint)
-        }
+        return hook_points(self)
 
     def default_points(self) -> dict[str, HookPoint]:
         """The hook points that `run_with_cache` captures by default: all but those per head."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -47,24 +47,14 @@ class DemoTransformer(GenerationMixin):
         """The logits after each position, or with `last_only` after the last position only.
 
         With `kv_cache`, the tokens follow those in the cache, and are added to it. Before any work,
-        raises what `check_tokens` raises, and `ValueError` if the cache has no room. Raises
-        `TypeError` if the cache must be passed to a module that does not take it; `swap` adapts
-        such a module.
+        raises what `check_tokens` raises, and `ValueError` if the cache has no room.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
             return self.read(tokens, None, last_only)
         kv_cache.require_room(tokens.shape[1])
         is_step = isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1
-        try:
-            logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
-        except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
-                raise
-            raise TypeError(
-                f"{error}; a model with a KV cache passes it: put the module in with "
-                "clean_transformer.swap, which adapts it"
-            ) from error
+        logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
         kv_cache.advance(tokens.shape[1])
         return logits
 
@@ -72,18 +62,13 @@ class DemoTransformer(GenerationMixin):
         self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
         """The forward pass, without the checks of `forward` and without advancing the cache."""
-        # Without a cache, these arguments are left out, so your own modules need not take them.
-        positions: dict[str, Any] = {}
-        layers: list[dict[str, Any]] = [{}] * len(self.blocks)
-        if kv_cache is not None:
-            positions = {"positions": kv_cache.positions(tokens)}
-            layers = [{"kv_cache": layer} for layer in kv_cache.layers]
-
+        positions = kv_cache.positions(tokens) if kv_cache is not None else None
+        layers = kv_cache.layers if kv_cache is not None else [None] * len(self.blocks)
         embed = self.hook_embed(self.embed(tokens))
-        pos_embed = self.hook_pos_embed(self.pos_embed(tokens, **positions))
+        pos_embed = self.hook_pos_embed(self.pos_embed(tokens, positions=positions))
         residual = embed + pos_embed
         for block, layer in zip(self.blocks, layers, strict=True):
-            residual = block(residual, **layer)
+            residual = block(residual, kv_cache=layer)
         if last_only:
             residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))

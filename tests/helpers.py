@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import getclosurevars, unwrap
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -20,6 +21,9 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.references.base import Reference
 from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer
 from clean_transformer.weights.table import Format
+
+# Files of the published GPT-2, beside this repository on some machines.
+GPT2 = Path(__file__).parents[2] / "shared" / "gpt2"
 
 # No two axes are equally long, so that nothing fits where it does not belong.
 TINY = Config(n_layers=2, n_heads=3, d_model=12, d_head=4, d_mlp=20, d_vocab=31, n_ctx=10)
@@ -229,6 +233,12 @@ def unchecked_types() -> Iterator[None]:
         yield
     finally:
         config.update("jaxtyping_disable", False)
+
+
+def needs_gpt2(name: str) -> pytest.MarkDecorator:
+    """Skips a test on a machine that lacks this file of the published GPT-2."""
+    reason = f"this machine lacks {name} of the published GPT-2"
+    return pytest.mark.skipif(not (GPT2 / name).exists(), reason=reason)
 
 
 def quietly(build, *args):

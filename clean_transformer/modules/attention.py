@@ -30,9 +30,6 @@ class Attention(HookedModule):
     part of the output, `hook_result` [batch pos head d_model].
     """
 
-    # The block may give each head an input of its own; see `forward`.
-    takes_per_head_inputs = True
-
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg

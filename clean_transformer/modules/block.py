@@ -8,6 +8,7 @@ from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.attention import Attention, Residual
+from clean_transformer.modules.contract import accepts
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.mlp import MLP
 
@@ -42,10 +43,8 @@ class TransformerBlock(HookedModule):
         With `kv_cache`, the input is that of new positions, which follow the cached ones.
         """
         resid_pre = self.hook_resid_pre(resid_pre)
-        inputs = self.attn_inputs(resid_pre)
-        # Without a cache, the argument is left out: a module of one's own need not take it.
-        attn_out = self.attn(*inputs) if kv_cache is None else self.attn(*inputs, kv_cache=kv_cache)
-        resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(attn_out))
+        attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre), kv_cache=kv_cache))
+        resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_mid))))
         return self.hook_resid_post(resid_mid + mlp_out)
 
@@ -56,8 +55,7 @@ class TransformerBlock(HookedModule):
         three copies of it per head [batch pos head d_model]: for queries, keys and values.
         """
         split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
-        per_head = getattr(self.attn, "takes_per_head_inputs", False)
-        if not (per_head and observed(self.hook_attn_in, *split)):
+        if not (observed(self.hook_attn_in, *split) and accepts(self.attn, "key_input")):
             return (self.ln1(resid_pre),)
         attn_in = self.hook_attn_in(
             repeat(resid_pre, "batch pos d_model -> batch pos head d_model", head=self.cfg.n_heads)

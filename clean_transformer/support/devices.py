@@ -10,13 +10,18 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """
     if name == "auto":
         name = available()[0]
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; this machine has {available()}") from None
+    device = known_device(name)
     if not is_available(str(device)):
         raise ValueError(f"device {name!r} is not available; this machine has {available()}")
     return device
+
+
+def known_device(name: str | torch.device) -> torch.device:
+    """Return the device with that name. Raises `ValueError` if PyTorch does not know it."""
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; this machine has {available()}") from None
 
 
 def is_available(name: str) -> bool:
@@ -43,10 +48,5 @@ def choose_devices(names: str) -> list[str]:
         return ["cpu", "cuda", "mps"]
     chosen = [str(resolve_device()) if name == "auto" else name for name in names.split(",")]
     for name in chosen:
-        try:
-            torch.device(name)
-        except RuntimeError:
-            raise ValueError(
-                f"PyTorch knows no device {name!r}; this machine has {available()}"
-            ) from None
+        known_device(name)
     return chosen

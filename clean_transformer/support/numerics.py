@@ -15,4 +15,9 @@ def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
     Sums over many terms need it: a variance over d_model, a softmax over 50,257 tokens.
     """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(float32_or_more(x.dtype))
+
+
+def float32_or_more(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of `at_least_float32` of a tensor of this dtype."""
+    return torch.promote_types(dtype, torch.float32)

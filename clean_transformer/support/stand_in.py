@@ -18,7 +18,8 @@ class StandIn(AbstractContextManager["StandIn"]):
     When a stand-in is restored, `make` is called again for those above it. What `make` returns must
     survive a deep copy of the module: return a bound method, a `functools.partial` or a callable
     object, not a closure over the module. `make` may also ignore `below`, and it may return any
-    other value, if `<name>` is a plain attribute of the class.
+    other value, if `<name>` is a plain attribute of the class. If it raises an error, nothing is
+    replaced.
     """
 
     def __init__(self, module: nn.Module, name: str, make: Callable[[Any], Any]):
@@ -29,7 +30,11 @@ class StandIn(AbstractContextManager["StandIn"]):
             # This is the first stand-in, or other code has assigned the attribute since.
             stacks[name] = Stack(now)
         stacks[name].stand_ins.append(self)
-        self._rebuild()
+        try:
+            self._rebuild()
+        except BaseException:
+            self.restore()
+            raise
 
     def restore(self) -> None:
         """Remove this stand-in. A second call does nothing.
@@ -52,6 +57,7 @@ class StandIn(AbstractContextManager["StandIn"]):
         if attributes.get(self.name) is not stack.top:
             return  # assigned by other code
         attributes.pop(self.name, None)
+        stack.top = None
         if stack.bottom is None and not stack.stand_ins:
             return
         method = getattr(self.module, self.name) if stack.bottom is None else stack.bottom

@@ -1,6 +1,5 @@
 """Puts other modules into a model, ours or another library's, and measures what that changes."""
 
-from clean_transformer.modules.contract import SwapError as SwapError
 from clean_transformer.swapping.effect_report import print_effect as print_effect
 from clean_transformer.swapping.effect_report import write_html as write_html
 from clean_transformer.swapping.effect_report import write_json as write_json
@@ -10,3 +9,4 @@ from clean_transformer.swapping.swaps import HookPointsLost as HookPointsLost
 from clean_transformer.swapping.swaps import Swap as Swap
 from clean_transformer.swapping.swaps import swap as swap
 from clean_transformer.swapping.swaps import transplant as transplant
+from clean_transformer.swapping.trial import SwapError as SwapError

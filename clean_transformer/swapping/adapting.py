@@ -1,22 +1,12 @@
 """Makes a module that knows of no KV cache, or of no positions, callable with them."""
 
-import inspect
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clean_transformer.kv_cache import LayerCache
+from clean_transformer.modules.contract import accepts
 from clean_transformer.support.stand_in import Method, StandIn
-
-
-@lru_cache
-def accepts(forward: Callable[..., Any], argument: str) -> bool:
-    """Whether a `forward` has an argument of that name."""
-    return argument in inspect.signature(forward).parameters
 
 
 def adapted(kind: str, module: nn.Module) -> list[StandIn]:
@@ -25,12 +15,9 @@ def adapted(kind: str, module: nn.Module) -> list[StandIn]:
     `kind` is a key of `CONTRACT`. The list is empty for a module that takes them by itself.
     Parameters, hook points and the module's path stay as they are.
     """
-    forward = type(module).forward
-    if kind == "attn":
-        module.takes_per_head_inputs = accepts(forward, "key_input")  # type: ignore[assignment]
-    if kind in ("attn", "block") and not accepts(forward, "kv_cache"):
+    if kind in ("attn", "block") and not accepts(module, "kv_cache"):
         return [StandIn(module, "forward", WithCache)]
-    if kind == "pos_embed" and not accepts(forward, "positions"):
+    if kind == "pos_embed" and not accepts(module, "positions"):
         return [StandIn(module, "forward", WithPositions)]
     return []
 

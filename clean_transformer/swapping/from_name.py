@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import nn
 
-from clean_transformer.modules.contract import SwapError
 from clean_transformer.swapping.swaps import Make
+from clean_transformer.swapping.trial import SwapError
 
 
 @contextmanager

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
-from clean_transformer.modules.contract import SwapError, kind, parts, probe
+from clean_transformer.modules.contract import kind, parts
 from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
 from clean_transformer.swapping.libraries.ours import Ours
+from clean_transformer.swapping.trial import SwapError, probe
 
 Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
 

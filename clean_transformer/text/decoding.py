@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
+from clean_transformer.support.numerics import at_least_float32
 from clean_transformer.text.sampling import Logits, Rows, choose, new_generator, penalize
 from clean_transformer.text.settings import Sampling
 from clean_transformer.text.tokenizer import Tokenizer
@@ -82,7 +83,7 @@ class Stop:
 def prefill(
     model: Model, prompts: Rows, max_new_tokens: int, cache_class: type[KVCache] = KVCache
 ) -> tuple[Logits, KVCache]:
-    """Read the prompts; return the logits after each prompt, in float32, and the KV cache.
+    """Read the prompts; return the logits after each, in float32 or more, and the KV cache.
 
     Shorter prompts are left-padded. The cache has room for `max_new_tokens` more. Raises
     `ValueError`, before any work, if prompt and new tokens exceed n_ctx, if `max_new_tokens` is
@@ -105,13 +106,14 @@ def prefill(
     is_token = torch.arange(longest) >= torch.tensor(paddings)[:, None]
     attention_mask = is_token.int().to(model.device) if any(paddings) else None
     cache = cache_class(model.cfg.n_layers, longest + max_new_tokens, attention_mask)
-    return model(tokens, kv_cache=cache, last_only=True)[:, -1].float(), cache
+    logits = model(tokens, kv_cache=cache, last_only=True)[:, -1]
+    return at_least_float32(logits), cache
 
 
 @torch.no_grad()
 def decode_one(model: Model, tokens: Int[Tensor, "batch"], kv_cache: KVCache) -> Logits:
-    """Read one more token of each row; return the logits after it, in float32."""
-    return model(tokens[:, None], kv_cache=kv_cache)[:, -1].float()
+    """Read one more token of each row; return the logits after it, in float32 or more."""
+    return at_least_float32(model(tokens[:, None], kv_cache=kv_cache)[:, -1])
 
 
 def decode(

@@ -18,6 +18,7 @@ from clean_transformer.modules.attention import (
     causal_mask,
     input_weight,
 )
+from clean_transformer.support.numerics import float32_or_more
 
 # Keys or values that several heads share.
 SharedKeys = Float[Tensor, "batch key kv_head d_head"]
@@ -33,7 +34,7 @@ class AlibiAttention(Attention):
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
         """For each query, the average of the values, weighted less for distant keys."""
-        n_heads, exact = q.shape[2], torch.promote_types(q.dtype, torch.float32)
+        n_heads, exact = q.shape[2], float32_or_more(q.dtype)
         head = torch.arange(1, n_heads + 1, dtype=exact, device=q.device)
         slope = 2 ** (-8 * head / n_heads)
         key = torch.arange(k.shape[1], device=q.device)
@@ -74,7 +75,7 @@ def rotate(
     x: Float[Tensor, "batch pos head d_head"], position: Int[Tensor, "pos"], base: float
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Each pair of coordinates, i and i + d_head/2, rotated by position · base^(−2i / d_head)."""
-    exact, d_head = torch.promote_types(x.dtype, torch.float32), x.shape[-1]
+    exact, d_head = float32_or_more(x.dtype), x.shape[-1]
     frequency = base ** (-torch.arange(0, d_head, 2, dtype=exact, device=x.device) / d_head)
     angle = position[:, None, None] * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)

@@ -21,6 +21,7 @@ from einops import reduce
 from torch import Tensor
 
 from clean_transformer.config import Config
+from clean_transformer.weights.shapes import READERS, WRITERS
 from clean_transformer.weights.table import State
 
 
@@ -146,19 +147,17 @@ def process_weights(
 
 def _readers(cfg: Config) -> dict[str, list[str]]:
     """For each LayerNorm, the weights that its output is multiplied by."""
-    block = {"ln1": ["attn.W_Q", "attn.W_K", "attn.W_V"], "ln2": ["mlp.W_in"]}
     blocks = {
         f"blocks.{layer}.{ln}": [f"blocks.{layer}.{weight}" for weight in weights]
         for layer in range(cfg.n_layers)
-        for ln, weights in block.items()
+        for ln, weights in READERS.items()
     }
     return blocks | {"ln_final": ["unembed.W_U"]}
 
 
 def _writers(cfg: Config) -> list[str]:
     """The parameters that are added to the residual stream."""
-    block = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
-    blocks = [f"blocks.{layer}.{name}" for layer in range(cfg.n_layers) for name in block]
+    blocks = [f"blocks.{layer}.{name}" for layer in range(cfg.n_layers) for name in WRITERS]
     return ["embed.W_E", "pos_embed.W_pos", *blocks]
 
 

@@ -28,6 +28,12 @@ BLOCK = {
 }
 
 
+# Which weights of a block its LayerNorms' outputs are multiplied by, and which parameters are added
+# to the residual stream.
+READERS = {"ln1": ("attn.W_Q", "attn.W_K", "attn.W_V"), "ln2": ("mlp.W_in",)}
+WRITERS = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
+
+
 UNEMBEDDING = {
     "ln_final.w": "d_model",
     "ln_final.b": "d_model",

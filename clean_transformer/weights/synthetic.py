@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.weights.shapes import parameter_shapes
+from clean_transformer.weights.shapes import READERS, WRITERS, parameter_shapes
 
 Array = NDArray[np.float32]
 
@@ -83,12 +83,6 @@ IN_BLOCKS = {
     "mlp.W_out": (Spread(0.02, 10), Spread(0.03, 10), Spread(0.03, 10)),
     "mlp.b_out": (Spread(0.1, 78), Spread(0.125, 30), Spread(0.108, 3.2)),
 }
-
-
-READERS = {"ln1.w": ("attn.W_Q", "attn.W_K", "attn.W_V"), "ln2.w": ("mlp.W_in",)}
-
-
-WRITERS = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 
 
 def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
@@ -176,9 +170,9 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
     """Multiply each weight [..., d_model, out] that reads a LayerNorm's output by the gain."""
     for layer in range(cfg.n_layers):
-        for gain, readers in READERS.items():
+        for ln, readers in READERS.items():
             for reader in readers:
-                state[f"blocks.{layer}.{reader}"] *= state[f"blocks.{layer}.{gain}"][:, None]
+                state[f"blocks.{layer}.{reader}"] *= state[f"blocks.{layer}.{ln}.w"][:, None]
     state["unembed.W_U"] *= state["ln_final.w"][:, None]
 
 

@@ -71,7 +71,7 @@ def test_3_where_something_is_not_checked(command: str, small: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--device", "gpu"), "PyTorch knows no device 'gpu'"),
+        (("--device", "gpu"), "unknown device 'gpu'"),
         (("--dtype", "fp8"), "no dtype 'fp8'"),
         (("--weights", "no/such/folder/here"), "no/such/folder/here"),
         (("--weights", "stress:tiny"), "no published GPT-2 has size 'tiny'"),

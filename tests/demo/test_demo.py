@@ -157,7 +157,7 @@ def test_facts_are_remembered_where_a_bigram_model_guesses(tokenizer, known, tok
     groups = (
         ("hero_end", "friend_end"),
         ("song",),
-        ("colour", "thing", "food", "far", "stranger"),
+        ("color", "thing", "food", "far", "stranger"),
     )
     recalled = [told_before(tokenizer, known, tokens, facts)[:, 1:] for facts in groups]
 

@@ -143,7 +143,7 @@ def test_a_second_call_replaces_the_first(model):
 
 def test_what_somebody_else_put_on_a_block_runs_when_it_steps_aside(model):
     logits, own = model(TOKENS), model.blocks[0].forward
-    model.blocks[0].forward = lambda *inputs: 2 * own(*inputs)
+    model.blocks[0].forward = lambda *inputs, **cache: 2 * own(*inputs, **cache)
     doubled = model(TOKENS)
 
     with model.optimize(), torch.enable_grad(), runs_as_written(model, "gradients are on"):

@@ -162,7 +162,7 @@ def test_zeros_agree_with_zeros_only():
 
 def test_what_our_model_did_not_run_is_wrong():
     model = random_model()
-    model.blocks[1].forward = lambda residual: residual
+    model.blocks[1].forward = lambda residual, kv_cache: residual
     (row,) = compare(model, fake(**{"blocks.1.mlp": torch.ones(1)}), TOKENS).rows
     assert row.verdict is Verdict.WRONG
     assert row.note == "our model did not compute it"

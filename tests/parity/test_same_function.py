@@ -1,7 +1,5 @@
 """Question 1 on real shapes: every activation of the installed reference, in float64."""
 
-from pathlib import Path
-
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,11 +14,13 @@ from clean_transformer.weights.formats.huggingface import HUGGINGFACE
 from clean_transformer.weights.processing import fold_ln, process_weights, untie
 from clean_transformer.weights.synthetic import stress
 
+from ..helpers import GPT2, needs_gpt2
+
 REFERENCE = choose_reference("auto")[0]
 only_hooked = pytest.mark.skipif(
     REFERENCE != "hooked", reason="needs the HookedTransformer of transformer_lens 3.9.0"
 )
-REAL_TENSORS = Path(__file__).parents[3] / "shared" / "gpt2" / "gpt2_small_partial.safetensors"
+REAL_TENSORS = "gpt2_small_partial.safetensors"
 
 
 def assert_same_function(cfg: Config, state: dict[str, Tensor], batch: int, length: int) -> None:
@@ -77,10 +77,12 @@ def test_all_1024_positions():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL_TENSORS.exists(), reason="the published tensors are not beside it")
+@needs_gpt2(REAL_TENSORS)
 def test_the_published_tensors(small: tuple[Config, dict[str, Tensor]]):
     cfg, state = small
-    real = {f"transformer.{name}": tensor for name, tensor in load_file(REAL_TENSORS).items()}
+    real = {
+        f"transformer.{name}": tensor for name, tensor in load_file(GPT2 / REAL_TENSORS).items()
+    }
     published = HUGGINGFACE.write(cfg, state) | real
     assert_same_function(cfg, HUGGINGFACE.read(cfg, published), batch=2, length=17)
 

@@ -25,8 +25,8 @@ WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
 @pytest.mark.parametrize(
     ("choose", "names", "message"),
     [
-        (choose_devices, "cpu,gpu", "PyTorch knows no device 'gpu'; this machine has"),
-        (choose_devices, "", "PyTorch knows no device ''"),
+        (choose_devices, "cpu,gpu", "unknown device 'gpu'; this machine has"),
+        (choose_devices, "", "unknown device ''"),
         (choose_dtypes, "float32,fp8", "no dtype 'fp8'; choose from float64, float32"),
         (choose_modes, "fast", "no mode 'fast'; choose from eager, compiled, autocast, opt"),
         (choose_weights, "stress:tiny", "no published GPT-2 has size 'tiny'"),

@@ -82,3 +82,24 @@ def test_a_copy_has_its_own():
     copy.factor = 7
     assert module(ONE) == 3
     assert copy(ONE) == 8
+
+
+@pytest.mark.parametrize("amounts", [(), (1,), (1, 10)])
+@pytest.mark.parametrize("assigned", [False, True])
+def test_nothing_stays_of_one_that_cannot_be_made(amounts: tuple[int, ...], assigned: bool):
+    def fail(below: Method) -> Method:
+        raise RuntimeError("no such kernel")
+
+    module = Times(3)
+    if assigned:
+        module.forward = partial(Times.forward, module)
+    before = {**vars(module)}
+    put = [StandIn(module, "forward", adding(amount)) for amount in amounts]
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        StandIn(module, "forward", fail)
+    assert module(ONE) == 3 + sum(amounts)
+    with StandIn(module, "forward", adding(100)):
+        assert module(ONE) == 103 + sum(amounts)
+    for stand_in in put:
+        stand_in.restore()
+    assert vars(module) == before

@@ -1,5 +1,6 @@
 """Modules that take no KV cache or no positions are adapted when they are swapped in."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -45,16 +46,25 @@ OWN = {"blocks.*.attn": Averaging, "blocks.1": OwnBlock, "pos_embed": ByLength}
 EVERY = pytest.mark.parametrize("pattern", OWN)
 
 
-def put(model: DemoTransformer, pattern: str) -> DemoTransformer:
+def ignoring(own: nn.Module) -> nn.Module:
+    """The module, which now takes the optional arguments and ignores them."""
+    forward = own.forward
+    own.forward = lambda x, kv_cache=None, positions=None: forward(x)
+    return own
+
+
+def put(
+    model: DemoTransformer, pattern: str, change: Callable[[nn.Module], nn.Module] = ignoring
+) -> DemoTransformer:
     """The model with a module of one's own, which no `swap` adapted."""
     match pattern:
         case "blocks.*.attn":
             for block in model.blocks:
-                block.attn = Averaging()
+                block.attn = change(Averaging())
         case "blocks.1":
-            model.blocks[1] = OwnBlock()
+            model.blocks[1] = change(OwnBlock())
         case "pos_embed":
-            model.pos_embed = ByLength()
+            model.pos_embed = change(ByLength())
     return model
 
 
@@ -88,14 +98,13 @@ def test_padding_on_the_left_changes_nothing(pattern: str):
 
 @EVERY
 @torch.no_grad()
-def test_a_module_that_was_assigned_works_without_a_cache_and_names_swap_with_one(pattern: str):
-    model = put(random_model(), pattern)
-    model(TOKENS)
-    message = (
-        r"forward\(\) got an unexpected keyword argument.*clean_transformer\.swap, which adapts"
-    )
-    with pytest.raises(TypeError, match=message):
-        read_in_parts(model)
+def test_a_module_that_was_assigned_must_take_every_argument(pattern: str):
+    model = put(random_model(), pattern, change=lambda own: own)
+    argument = "positions" if pattern == "pos_embed" else "kv_cache"
+    message = rf"forward\(\) got an unexpected keyword argument '{argument}'$"
+    for read in (lambda model: model(TOKENS), read_in_parts):
+        with pytest.raises(TypeError, match=message):
+            read(model)
 
 
 @EVERY
@@ -124,10 +133,11 @@ def test_a_deep_copy_is_adapted_for_itself(pattern: str):
 
 def test_restoring_takes_the_adaptation_away():
     model, own = random_model(), Averaging()
+    before = {**vars(own)}
     swapped = swap(model, "blocks.0.attn", own)
     assert "forward" in vars(own)
     swapped.restore()
-    assert "forward" not in vars(own)
+    assert vars(own) == before
 
 
 @torch.no_grad()
@@ -200,3 +210,11 @@ def test_inputs_of_single_heads_are_observed_only_where_attention_takes_them(mak
     _, cache = model.run_with_cache(TOKENS, names=lambda name: True)
     assert ("blocks.0.hook_q_input" in cache) is watched
     assert ("blocks.0.hook_q_input" in swapped.lost) is not watched
+
+
+@pytest.mark.parametrize(("own", "watched"), [(OneInput(TINY), False), (Attention(TINY), True)])
+def test_attention_that_was_assigned_gets_the_inputs_that_it_takes(own: Attention, watched: bool):
+    model = random_model()
+    model.blocks[0].attn = own.double()
+    _, cache = model.run_with_cache(TOKENS, names=lambda name: True)
+    assert ("blocks.0.hook_q_input" in cache) is watched

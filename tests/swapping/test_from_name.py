@@ -8,9 +8,9 @@ import pytest
 from torch import nn
 
 from clean_transformer import MLP
-from clean_transformer.modules.contract import SwapError
 from clean_transformer.swapping.from_name import chosen_make
 from clean_transformer.swapping.swaps import swap
+from clean_transformer.swapping.trial import SwapError
 
 from ..helpers import random_model
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.modules.attention import Attention
-from clean_transformer.modules.contract import SwapError, parts
+from clean_transformer.modules.contract import parts
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.swapping.swaps import HookPointsLost, Swap, swap
+from clean_transformer.swapping.trial import SwapError
 
 from ..helpers import TINY, assert_same_function, random_model, random_tokens, unchecked_types
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
-from clean_transformer.modules.contract import SwapError
 from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.swapping.swaps import HookPointsLost, swap, transplant
+from clean_transformer.swapping.trial import SwapError
 
 from ..helpers import (
     assert_same_function,

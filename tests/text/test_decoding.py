@@ -179,12 +179,27 @@ def test_only_the_last_position_is_unembedded():
     seen = []
     model.unembed.hook_in.register_forward_hook(lambda _, args, out: seen.append(out.shape[1]))
     logits, cache = prefill(model, tokens.tolist(), 1)
-    assert_same_function(logits, model(tokens)[:, -1].float())
+    assert_same_function(logits, model(tokens)[:, -1])
     more = random_tokens(batch=2, length=1, seed=1)
     after = decode_one(model, more[:, 0], cache)
-    assert_same_function(after, model(torch.cat([tokens, more], 1))[:, -1].float())
+    assert_same_function(after, model(torch.cat([tokens, more], 1))[:, -1])
     assert seen[0] == seen[2] == 1
     assert cache.n_ctx == cache.length == tokens.shape[1] + 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_logits_are_in_float32_or_more(dtype: torch.dtype, expected: torch.dtype):
+    model = random_model(dtype=dtype)
+    logits, cache = prefill(model, [[1, 2]], 1)
+    assert logits.dtype == expected
+    assert decode_one(model, torch.tensor([3]), cache).dtype == expected
 
 
 @settings(max_examples=15)

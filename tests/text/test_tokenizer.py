@@ -11,13 +11,9 @@ from tokenizers import models, processors
 
 from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer, visible
 
-from ..helpers import trained
+from ..helpers import GPT2, needs_gpt2, trained
 
-GPT2 = Path(__file__).parents[3] / "shared" / "gpt2"
-needs_gpt2 = pytest.mark.skipif(
-    not (GPT2 / "transcripts.json").exists(),
-    reason=f"GPT-2's tokenizer and its transcripts are not in {GPT2}",
-)
+with_transcripts = needs_gpt2("transcripts.json")
 
 TEXTS = [
     "",
@@ -61,31 +57,31 @@ def transcripts(kind: str) -> list:
     return json.loads((GPT2 / "transcripts.json").read_text(encoding="utf-8"))["tokenizer"][kind]
 
 
-@needs_gpt2
+@with_transcripts
 @pytest.mark.parametrize(("text", "ids"), transcripts("encode"))
 def test_encode_transcripts(gpt2, text, ids):
     assert gpt2.to_tokens(text, prepend_bos=False).tolist() == [ids]
 
 
-@needs_gpt2
+@with_transcripts
 @pytest.mark.parametrize(("ids", "text"), transcripts("decode"))
 def test_decode_transcripts(gpt2, ids, text):
     assert gpt2.to_string(ids) == text
 
 
-@needs_gpt2
+@with_transcripts
 @pytest.mark.parametrize(("text", "str_tokens"), transcripts("to_str_tokens"))
 def test_to_str_tokens_transcripts(gpt2, text, str_tokens):
     assert gpt2.to_str_tokens(text) == str_tokens
 
 
-@needs_gpt2
+@with_transcripts
 @pytest.mark.parametrize(("text", "prepend_bos", "ids"), transcripts("to_tokens"))
 def test_to_tokens_transcripts(gpt2, text, prepend_bos, ids):
     assert gpt2.to_tokens(text, prepend_bos=prepend_bos).tolist() == [ids]
 
 
-@needs_gpt2
+@with_transcripts
 def test_the_vocabulary_is_that_of_the_transcripts(gpt2):
     first, last = transcripts("vocab_first"), transcripts("vocab_last")
     vocab = [gpt2.backend.id_to_token(token) for token in range(gpt2.d_vocab)]
@@ -94,7 +90,7 @@ def test_the_vocabulary_is_that_of_the_transcripts(gpt2):
     assert gpt2.bos_token_id == gpt2.eos_token_id == 50256
 
 
-@needs_gpt2
+@with_transcripts
 def test_openais_files_give_the_same_tokenizer(gpt2, tmp_path):
     # The same two files, under other names; OpenAI's JSON has no letter outside ASCII.
     vocab = json.loads((GPT2 / "vocab.json").read_text(encoding="utf-8"))
@@ -120,7 +116,7 @@ def test_tiny_tokenizer(tiny):
     assert tiny.to_str_tokens("".join(words), prepend_bos=False) == words
 
 
-@needs_gpt2
+@with_transcripts
 @pytest.mark.parametrize("text", TEXTS)
 def test_equal_to_transformers(gpt2, reference, text):
     ids = reference(text)["input_ids"]

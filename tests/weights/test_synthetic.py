@@ -1,7 +1,6 @@
 import hashlib
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,9 @@ from clean_transformer.config import Config
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.synthetic import plain, stress
 
-GPT2_FACTS = Path(__file__).parents[3] / "shared" / "gpt2" / "weight_stats.json"
+from ..helpers import GPT2, needs_gpt2
+
+FACTS = "weight_stats.json"
 TINY = Config(n_layers=3, n_heads=2, d_model=16, d_head=8, d_mlp=32, d_vocab=300, n_ctx=10)
 MAKERS = pytest.mark.parametrize("make", [plain, stress])
 
@@ -181,10 +182,10 @@ def as_hugging_face(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor
     return ours
 
 
-@pytest.mark.skipif(not GPT2_FACTS.exists(), reason=f"no ../shared/gpt2/{GPT2_FACTS.name}")
+@needs_gpt2(FACTS)
 def test_stress_has_the_statistics_of_the_published_tensors(small):
     ours = as_hugging_face(small, n_layers=12)
-    facts = json.loads(GPT2_FACTS.read_text())
+    facts = json.loads((GPT2 / FACTS).read_text())
     assert len(facts) == 12 * 10 + 3
     ours["h.2.mlp.c_fc.bias"] = ours["h.2.mlp.c_fc.bias"][1:]  # without the planted threshold
     for name, fact in facts.items():

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
-from clean_transformer.hooks import HookPoint
 
 Residual = Float[Tensor, "batch pos d_model"]
 
@@ -17,12 +16,17 @@ Residual = Float[Tensor, "batch pos d_model"]
 class Adapter(nn.Module):
     """Wraps a module that is called by another convention than its own.
 
-    Other attributes, such as weights, are forwarded to the wrapped module.
+    Subclasses say how, in `forward`; `Adapter` itself calls the module as it is called. Other
+    attributes, such as weights, are forwarded to the wrapped module.
     """
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
+
+    def forward(self, *inputs: Any, **arguments: Any) -> Any:
+        """What the module returns."""
+        return self.module(*inputs, **arguments)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -96,9 +100,3 @@ def place_at(root: nn.Module, path: str, module: nn.Module) -> Place:
     """The place of a module at a path below `root`."""
     owner, _, name = path.rpartition(".")
     return Place(root.get_submodule(owner), name, module)
-
-
-def hook_points(module: nn.Module | None) -> dict[str, HookPoint]:
-    """Our hook points below a module, by name."""
-    named = module.named_modules() if module else ()
-    return {name: part for name, part in named if isinstance(part, HookPoint)}

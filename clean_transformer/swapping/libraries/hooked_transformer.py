@@ -9,15 +9,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
+from clean_transformer.hooks import hook_points
 from clean_transformer.kv_cache import LayerCache, padding_mask
-from clean_transformer.modules.contract import kind
-from clean_transformer.swapping.adapting import WithPositions, accepts
+from clean_transformer.modules.contract import accepts, kind
 from clean_transformer.swapping.libraries.base import (
     Adapter,
     Library,
     Place,
     Residual,
-    hook_points,
     place_at,
 )
 
@@ -80,7 +79,7 @@ class AsAttention(Adapter):
     ) -> Residual:
         """`attention_mask` is 1 for tokens and 0 for padding, of all positions so far."""
         inputs: tuple[Tensor, ...] = (query_input, key_input, value_input)
-        if not accepts(type(self.module).forward, "key_input"):
+        if not accepts(self.module, "key_input"):
             if query_input.ndim == 4:
                 raise ValueError(
                     f"{type(self.module).__name__} takes one input for all heads; set "
@@ -163,16 +162,6 @@ class FromAttention(FromBlock):
         return super().forward(*inputs, kv_cache=kv_cache)
 
 
-class FromPositions(Adapter):
-    """Their `PosEmbed`, called as ours."""
-
-    def forward(
-        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
-    ) -> Residual:
-        """The embeddings of the positions, from 0 on unless given."""
-        return WithPositions(self.module)(tokens, positions)
-
-
 class Lens(Library):
     """`HookedTransformer`. Its own hook points take the place of ours in a transplanted module.
 
@@ -185,7 +174,7 @@ class Lens(Library):
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
         ("attn", "transformer_lens.AbstractAttention"): FromAttention,
         ("block", "transformer_lens.TransformerBlock"): FromBlock,
-        ("pos_embed", "transformer_lens.PosEmbed"): FromPositions,
+        ("pos_embed", "transformer_lens.PosEmbed"): Adapter,
     }
     AS_THEIRS: Mapping[str, type[Adapter]] = {
         "attn": AsAttention,

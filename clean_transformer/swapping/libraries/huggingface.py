@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import LayerCache, padding_mask
-from clean_transformer.modules.contract import kind
-from clean_transformer.swapping.adapting import accepts
+from clean_transformer.modules.contract import accepts, kind
 from clean_transformer.swapping.libraries.base import Adapter, Library, Place, Residual, place_at
 from clean_transformer.weights.formats.huggingface import config_from_json
 
@@ -111,7 +110,7 @@ class FromBlock(Adapter):
 
     def cache_name(self) -> str:
         """What their module calls its cache, which transformers 5.24 renamed."""
-        return "cache" if accepts(type(self.module).forward, "cache") else "past_key_values"
+        return "cache" if accepts(self.module, "cache") else "past_key_values"
 
 
 class FromPositions(Adapter):

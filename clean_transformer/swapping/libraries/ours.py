@@ -5,10 +5,9 @@ from typing import Any
 from torch import nn
 
 from clean_transformer.config import Config
-from clean_transformer.hooks import PER_HEAD_INPUTS
-from clean_transformer.modules.contract import kind
-from clean_transformer.swapping.adapting import accepts
-from clean_transformer.swapping.libraries.base import Library, Place, hook_points, place_at
+from clean_transformer.hooks import PER_HEAD_INPUTS, hook_points
+from clean_transformer.modules.contract import accepts, kind
+from clean_transformer.swapping.libraries.base import Library, Place, place_at
 
 
 class Ours(Library):
@@ -30,8 +29,8 @@ class Ours(Library):
         Attention that takes no inputs per head also loses the block's hook points of those.
         """
         [place] = places
-        old, new = hook_points(self.find(model, path)), hook_points(place.module)
+        old, new = hook_points(model.get_submodule(path)), hook_points(place.module)
         lost = [f"{path}.{name}" for name in old if name not in new]
-        if kind(path) == "attn" and not accepts(type(place.module).forward, "key_input"):
+        if kind(path) == "attn" and not accepts(place.module, "key_input"):
             lost += [f"{path.removesuffix('attn')}{name}" for name in PER_HEAD_INPUTS]
         return lost

@@ -1,0 +1,46 @@
+"""A trial run that checks whether a module keeps the contract."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from clean_transformer.config import Config
+from clean_transformer.modules.contract import CONTRACT, kind
+
+
+class SwapError(ValueError):
+    """A pattern that matches no path, or a module that does not keep the contract."""
+
+
+@torch.no_grad()
+def probe(module: nn.Module, name: str, path: str, cfg: Config, like: Tensor) -> None:
+    """Run the module once on a batch of 2 inputs with 3 positions.
+
+    `name` is what the error calls the module. `like` is a tensor of the model's dtype and device.
+    Raises `SwapError` if the module cannot be called, or gives another shape, dtype or device than
+    `CONTRACT` says.
+    """
+    takes, gives = CONTRACT[kind(path)]
+    lengths = cfg.axes() | {"batch": 2, "pos": min(3, cfg.n_ctx)}
+    given_shape, wanted_shape = (
+        [lengths[axis] for axis in axes.split()] for axes in (takes, gives)
+    )
+    if takes == "batch pos":
+        given = torch.zeros(given_shape, dtype=torch.int64, device=like.device)
+    else:
+        given = torch.linspace(-1, 1, math.prod(given_shape), device=like.device).to(like.dtype)
+        given = given.reshape(given_shape)
+    wanted = (
+        f"{path}: {name}, given {takes!r} {given_shape}: "
+        f"wanted {gives!r} {wanted_shape}, {like.dtype} on {like.device}, but it"
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):  # dropout must not change later random numbers
+            output = module(given)
+    except Exception as error:
+        raise SwapError(f"{wanted} raised {type(error).__name__}: {error}") from error
+    if not isinstance(output, Tensor):
+        raise SwapError(f"{wanted} gave a {type(output).__name__}")
+    if ([*output.shape], output.dtype, output.device) != (wanted_shape, like.dtype, like.device):
+        raise SwapError(f"{wanted} gave {[*output.shape]}, {output.dtype} on {output.device}")
