@@ -28,9 +28,12 @@ parity: setup
 test: setup
 	$(PYTEST) $(ARGS)
 
-# All tests, slow ones too; then those that compare with a reference, beside TransformerLens 3.
-test-all: setup
-	$(PYTEST) -m "" $(ARGS)
+# The tests that guard every change, then the slow ones, then those that compare with a reference,
+# beside TransformerLens 3. Coverage is of the slow tests: measuring the others costs minutes.
+test-all: test
+	$(PYTEST) -m slow --cov=clean_transformer --cov-report= $(ARGS)
+	@echo "The slow tests run" \
+		"$$($(VENV)/bin/python -m coverage report --format=total)% of the package's lines."
 	$(MAKE) test-hooked
 
 # The tests that compare with a reference, beside the last TransformerLens with HookedTransformer.

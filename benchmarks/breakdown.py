@@ -26,7 +26,7 @@ from clean_transformer.benchmark.running.timing import median_seconds, seconds
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
-from clean_transformer.support.dtypes import DTYPES
+from clean_transformer.support.dtypes import choose_dtype
 from clean_transformer.text.decoding import decode_one, prefill
 from clean_transformer.weights.synthetic import stress
 
@@ -119,7 +119,7 @@ def main(
     """Print where the time of one token, or of one forward pass, goes after `optimize`."""
     cfg = Config.gpt2(size)
     weights: Literal["int8"] | None = "int8" if dtype == "int8" else None
-    computed = torch.float32 if weights else DTYPES[dtype]
+    computed = torch.float32 if weights else choose_dtype(dtype)
     itemsize = 1 if weights else computed.itemsize
     model = DemoTransformer.from_state_dict(stress(cfg), cfg).to(computed)
     with torch.inference_mode():

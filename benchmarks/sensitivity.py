@@ -7,7 +7,6 @@ operation, and the number of activations that did not pass. On a healthy machine
     python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
 """
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +25,9 @@ from clean_transformer.parity.activations.isolated import PATHS, Isolated, isola
 from clean_transformer.parity.oracle import float64_oracle
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.environment import environment
-from clean_transformer.support.dtypes import DTYPES
-from clean_transformer.support.files import write_atomically
-from clean_transformer.weights.synthetic import plain, stress
+from clean_transformer.reports.plain import plain, write_plain
+from clean_transformer.support.dtypes import DTYPES, choose_dtype
+from clean_transformer.weights import synthetic
 
 
 def draw_config(draw: random.Random) -> Config:
@@ -50,7 +49,7 @@ def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
     """The judged activations of one run."""
     draw = random.Random(seed)
     cfg = draw_config(draw)
-    weights = draw.choice((plain, stress))(cfg, seed)
+    weights = draw.choice((synthetic.plain, synthetic.stress))(cfg, seed)
     model = DemoTransformer.from_state_dict(weights, cfg).to(dtype)
     oracle = float64_oracle(model)
     length = draw.choice([n for n in (1, 2, 8, 9, 33, 64, 257) if n <= cfg.n_ctx])
@@ -71,9 +70,9 @@ def main(
     largest: dict[str, dict[str, float]] = {}
     alarms, rows = 0, 0
     progress = Console(stderr=True)
-    for name, dtype in DTYPES.items():
+    for name in DTYPES:
         for seed in track(range(runs), f"{name}", console=progress, transient=True):
-            for row in healthy_run(seed, dtype):
+            for row in healthy_run(seed, choose_dtype(name)):
                 by_dtype = largest.setdefault(row.operation, {})
                 by_dtype[name] = max(by_dtype.get(name, 0.0), row.ratio)
                 alarms += row.verdict is not Verdict.PASS
@@ -93,7 +92,7 @@ def main(
             "largest_ratio": largest,
             "environment": environment(),
         }
-        write_atomically(json_file, json.dumps(figures, indent=1) + "\n")
+        write_plain(plain(figures), json_file)
     raise typer.Exit(1 if alarms else 0)
 
 

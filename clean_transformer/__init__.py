@@ -6,7 +6,18 @@ from clean_transformer.support.lazy import lazy_names
 
 # Importing the package imports no PyTorch: the command line shows its help at once.
 if TYPE_CHECKING:
+    from clean_transformer import analysis as analysis
+    from clean_transformer import benchmark as benchmark
+    from clean_transformer import demo as demo
+    from clean_transformer import inference as inference
+    from clean_transformer import modules as modules
+    from clean_transformer import parity as parity
+    from clean_transformer import reports as reports
+    from clean_transformer import swapping as swapping
+    from clean_transformer import text as text
+    from clean_transformer import training as training
     from clean_transformer import variants as variants
+    from clean_transformer import weights as weights
     from clean_transformer.activation_cache import ActivationCache as ActivationCache
     from clean_transformer.config import Config as Config
     from clean_transformer.hooks import HookPoint as HookPoint

@@ -42,7 +42,7 @@ LAYERS = (
 # These two rooms also have an order inside.
 SUB_LAYERS = {
     "parity": (
-        ("verdict", "oracle", "inputs", "limits"),
+        ("verdict", "oracle", "inputs", "modes", "limits"),
         ("references/*", "operations/*", "activations/*"),
         ("same_function", "invariants", "faults/*"),
         ("locate", "rounding", "numpy_gpt2"),

@@ -9,9 +9,11 @@ import tarfile
 import venv
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import PathDistribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.slow
 
@@ -22,13 +24,6 @@ IGNORED = shutil.ignore_patterns(
     *(".hypothesis", ".*_cache"),
 )
 BUILD = "from setuptools import build_meta; print(build_meta.build_{what}({folder!r}))"
-# As if no extra were installed: None makes an import fail, and a search find nothing.
-NO_EXTRAS = """
-import sys
-
-extras = "transformer_lens transformers gguf google_crc32c plotly ctranslate2 onnxruntime llama_cpp"
-sys.modules.update(dict.fromkeys(extras.split()))
-"""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -59,6 +54,26 @@ def build(what: str, source: Path, folder: Path) -> Path:
     return folder / printed.splitlines()[-1]
 
 
+def required_by(requirements: list[str]) -> set[str]:
+    """The names of all packages that the requirements need, and those need in turn."""
+    names: set[str] = set()
+    while requirements:
+        requirement = Requirement(requirements.pop())
+        needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if needed and requirement.name not in names:
+            names.add(requirement.name)
+            requirements.extend(distribution(requirement.name).requires or ())
+    return names
+
+
+def link(name: str, packages: Path) -> None:
+    """Put links to an installed package, and to its metadata, into a folder of packages."""
+    installed = distribution(name)
+    for part in {file.parts[0] for file in installed.files or ()} - {"..", "__pycache__"}:
+        if not (packages / part).exists():
+            (packages / part).symlink_to(Path(str(installed.locate_file(part))))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("package")
@@ -84,17 +99,18 @@ def wheel(folder: Path, sdist: Path) -> Path:
 def installed_wheel(folder: Path, wheel: Path) -> Run:
     """Runs a program of a fresh environment, outside of the checkout, that has the wheel.
 
-    What the package depends on is taken from this environment, so that nothing is downloaded.
+    It has what the wheel requires, and pytest, but no extra. These packages are taken from this
+    environment, so that nothing is downloaded.
     """
     venv.create(folder / "environment", symlinks=True)
     scripts = folder / "environment" / "bin"
     paths = {"base": str(folder / "environment"), "platbase": str(folder / "environment")}
     packages = Path(sysconfig.get_path("purelib", vars=paths))
-    others = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (packages / "others.pth").write_text("\n".join(others), encoding="utf-8")
-    (packages / "sitecustomize.py").write_text(NO_EXTRAS, encoding="utf-8")
-    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall"]
-    checked([str(scripts / "python"), "-m", *install, str(wheel)], folder)
+    metadata = zipfile.Path(wheel, f"{wheel.name.partition('-py3')[0]}.dist-info/")
+    for name in required_by([*(PathDistribution(metadata).requires or ()), "pytest"]):
+        link(name, packages)
+    pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
+    checked([*pip, "--quiet", "--no-deps", "--no-index", str(wheel)], folder)
     outside = folder / "outside"
     outside.mkdir()
 
@@ -167,6 +183,12 @@ def test_bench(installed_wheel: Run):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "forward 1 × 128" in done.stdout
     assert "NOT MEASURED" not in done.stdout
+
+
+def test_figures_need_an_extra(installed_wheel: Run):
+    done = installed_wheel("clean-transformer", "bench", "--figures", "figures")
+    assert done.returncode == 2
+    assert "pip install 'clean-transformer[plots]'" in done.stderr
 
 
 PLUGIN_TEST = """

@@ -6,6 +6,8 @@ import pickle
 import pydoc
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,12 @@ CLASSES = {
     *("Attention", "Embed", "LayerNorm", "LayerNormPre", "MLP", "PosEmbed"),
     *("TransformerBlock", "Unembed"),
 }
-NAMES = CLASSES | {"swap", "transplant", "variants", "__version__"}
+# Every room that somebody imports from; `cli` and `support` serve the others.
+ROOMS = {
+    *("analysis", "benchmark", "demo", "inference", "modules", "parity", "reports"),
+    *("swapping", "text", "training", "variants", "weights"),
+}
+NAMES = CLASSES | ROOMS | {"swap", "transplant", "__version__"}
 
 
 def in_a_fresh_process(code: str) -> str:
@@ -26,12 +33,16 @@ def in_a_fresh_process(code: str) -> str:
 
 def test_the_package_offers_exactly_these_names():
     assert {*clean_transformer.__all__} == NAMES
-    assert {*dir(clean_transformer)} >= NAMES
+    shown = {name for name in dir(clean_transformer) if not name.startswith("__")}
+    assert shown == NAMES - {"__version__"}
+    folders = Path(clean_transformer.__file__).parent.glob("*/__init__.py")
+    assert {file.parent.name for file in folders} == ROOMS | {"cli", "support"}
     for name in CLASSES:
         assert inspect.isclass(getattr(clean_transformer, name))
     assert inspect.isfunction(clean_transformer.swap)
     assert inspect.isfunction(clean_transformer.transplant)
-    assert inspect.ismodule(clean_transformer.variants)
+    for room in ROOMS:
+        assert inspect.ismodule(getattr(clean_transformer, room))
     assert clean_transformer.__version__[0].isdigit()
 
 
@@ -66,10 +77,23 @@ def test_a_wrong_name():
     assert not hasattr(clean_transformer, "__wrapped__")
 
 
-@pytest.mark.parametrize("package", ["", ".support", ".text", ".training"])
+@pytest.mark.parametrize("package", ["", ".parity", ".support", ".text", ".training"])
 def test_a_lazy_package_imports_no_pytorch(package: str):
     code = f"import sys, clean_transformer{package} as p; dir(p); print('torch' in sys.modules)"
     assert in_a_fresh_process(code) == "False\n"
+
+
+def test_the_package_is_imported_from_a_zip_file(tmp_path: Path):
+    package = Path(clean_transformer.__file__).parent
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as archive:
+        for file in package.rglob("*.py"):
+            archive.write(file, file.relative_to(package.parent))
+    code = (
+        f"import sys; sys.path.insert(0, {str(archive.filename)!r})\n"
+        "import clean_transformer\n"
+        "print(clean_transformer.__file__, clean_transformer.Config.gpt2().n_layers)"
+    )
+    assert in_a_fresh_process(code) == f"{archive.filename}/clean_transformer/__init__.py 12\n"
 
 
 def test_the_version_of_a_folder_that_is_not_installed():
@@ -83,10 +107,11 @@ def test_the_version_of_a_folder_that_is_not_installed():
     assert in_a_fresh_process(code) == "unknown (clean-transformer is not installed)\n"
 
 
-@pytest.mark.parametrize("package", ["clean_transformer.text", "clean_transformer.training"])
+@pytest.mark.parametrize("package", ["parity", "text", "training"])
 def test_a_lazy_room_gives_what_it_lists(package: str):
-    room = importlib.import_module(package)
+    room = importlib.import_module(f"clean_transformer.{package}")
     assert room.__all__
+    assert [name for name in dir(room) if not name.startswith("__")] == sorted(room.__all__)
     for name in room.__all__:
         assert name in dir(room)
         assert getattr(room, name) is vars(room)[name]  # kept after the first use

@@ -1,6 +1,8 @@
-"""The READMEs: their Python runs, their links lead somewhere, and each room has one."""
+"""The READMEs: their Python runs and prints what they say, their links lead somewhere."""
 
 import re
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -15,20 +17,44 @@ READMES = {
         *sorted(PACKAGE.rglob("README.md")),
     )
 }
-BLOCKS = {
-    name: found
-    for name, text in READMES.items()
-    if (found := re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
-}
+# Each block of Python, and the text block right after it, or "".
+BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n+```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+BLOCKS = {name: found for name, text in READMES.items() if (found := BLOCK.findall(text))}
 # [text](target), but no image's source and no address in the web.
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s]+)\)")
 
 
 @pytest.mark.parametrize("readme", BLOCKS)
-def test_the_python_runs(readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_python_prints_the_text_after_it(
+    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """All blocks of a README are one script, from top to bottom."""
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n".join(BLOCKS[readme]), readme, "exec"), {"__name__": "__main__"})
+    monkeypatch.setenv("COLUMNS", "100")
+    names: dict[str, object] = {"__name__": "__main__"}
+    for code, told in BLOCKS[readme]:
+        output = StringIO()
+        with redirect_stdout(output):
+            exec(compile(code, readme, "exec"), names)
+        if told:
+            printed = "".join(f"{line.rstrip()}\n" for line in output.getvalue().splitlines())
+            assert as_pattern(told).fullmatch(printed), f"printed:\n{printed}\ntold:\n{told}"
+
+
+def as_pattern(told: str) -> re.Pattern[str]:
+    """The text, where "…" stands for any characters, and a line "…" for any lines."""
+    lines = (
+        "(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + "\n"
+        for line in told.splitlines()
+    )
+    return re.compile("".join(lines))
+
+
+def test_dots_stand_for_characters_and_for_lines():
+    assert as_pattern("a … c\n…\nd\n").fullmatch("a b c\n1\n2\nd\n")
+    assert as_pattern("a\n…\nd\n").fullmatch("a\nd\n")
+    assert not as_pattern("a … c\n").fullmatch("a b\n c\n")
+    assert not as_pattern("a\n").fullmatch("ab\n")
 
 
 def test_the_front_page_has_examples():

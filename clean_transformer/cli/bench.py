@@ -47,9 +47,9 @@ def bench(
     from clean_transformer.support.devices import choose_devices
     from clean_transformer.support.files import require_folder
 
-    for path in (json, figures):
-        if path is not None:
-            require_folder(path)
+    require_folder(json, figures)
+    if figures is not None:
+        from clean_transformer.benchmark.results.figures import write_figures
     contestants = None if only is None else [name.strip() for name in only.split(",")]
     benchmark = Benchmark(choose_devices(devices), quick=quick, only=contestants)
     with progress(benchmark.turns) as on_step:
@@ -65,7 +65,5 @@ def bench(
     if report.judged is not None:
         print_goals(report.judged, report.absent, console)
     if figures is not None:
-        from clean_transformer.benchmark.results.figures import write_figures
-
         write_figures(report.results, figures)
     raise typer.Exit(report.exit_status)

@@ -8,6 +8,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
+from clean_transformer.support.dtypes import DTYPES
+
 WEIGHTS = (
     "Where to read the weights: a hub id (owner/name), an alias (gpt2, gpt2-medium, gpt2-large, "
     "gpt2-xl, distilgpt2), a folder, a file, or 'demo' for the small model of this package."
@@ -42,7 +44,7 @@ Devices = Annotated[
         "cuda, else mps, else cpu.",
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
 PrintJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results as JSON here.")]
 HtmlFile = Annotated[

@@ -8,6 +8,8 @@ from rich.console import Console
 
 from clean_transformer.cli import options
 from clean_transformer.cli.terminal import progress
+from clean_transformer.parity.modes import MODES, choose_modes
+from clean_transformer.support.dtypes import DTYPES, choose_dtype, choose_dtypes
 
 if TYPE_CHECKING:
     from clean_transformer.parity.results import DeviceRun
@@ -21,7 +23,7 @@ def parity(
         typer.Option(
             "--dtypes",
             "--dtype",
-            help="One or more, with commas between: float64, float32, bfloat16, float16; or all.",
+            help=f"One or more, with commas between: {', '.join(DTYPES)}; or all.",
         ),
     ] = "float32",
     modes: Annotated[
@@ -29,15 +31,16 @@ def parity(
         typer.Option(
             "--modes",
             "--mode",
-            help="How the model runs. One or more, with commas between: eager, compiled, autocast, "
-            "optimized, optimized-compiled; or all.",
+            help="How the model runs. One or more, with commas between: "
+            f"{', '.join(MODES)}; or all.",
         ),
     ] = "eager",
     reference: Annotated[
         str,
         typer.Option(
             help="What to compare with: bridge (TransformerLens's TransformerBridge), hooked (its "
-            "HookedTransformer), huggingface, or none. auto chooses the first that is installed."
+            "HookedTransformer), huggingface (the GPT2LMHeadModel of transformers), or none. auto "
+            "chooses the first that is installed."
         ),
     ] = "auto",
     rows: Annotated[bool, typer.Option("--rows", help="Print every row.")] = False,
@@ -54,15 +57,16 @@ def parity(
     Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run,
     3 something was NOT CHECKED, 130 interrupted.
     """
-    from clean_transformer.parity.inputs import choose_modes, choose_weights
+    from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.references.choose import choose_reference
     from clean_transformer.parity.report.json import write_json
     from clean_transformer.parity.report.page import write_html
     from clean_transformer.parity.report.terminal import print_report
     from clean_transformer.parity.suite import run_suite
     from clean_transformer.support.devices import choose_devices
-    from clean_transformer.support.dtypes import choose_dtypes
+    from clean_transformer.support.files import require_folder
 
+    require_folder(json, html)
     chosen_devices, chosen_dtypes = choose_devices(devices), choose_dtypes(dtypes)
     chosen_modes = choose_modes(modes)
     chosen_reference, no_reference = choose_reference(reference)
@@ -104,7 +108,6 @@ def doctor(
     from clean_transformer.parity.report.terminal import print_diagnosis
     from clean_transformer.parity.suite import check_device
     from clean_transformer.support.devices import choose_devices, is_available
-    from clean_transformer.support.dtypes import choose_dtype
 
     chosen_devices, chosen_dtype = choose_devices(device), choose_dtype(dtype)
     if len(chosen_devices) > 1:

@@ -45,11 +45,13 @@ def swap(
     from clean_transformer.parity.inputs import choose_tokens, choose_weights
     from clean_transformer.support.devices import resolve_device
     from clean_transformer.support.dtypes import choose_dtype
+    from clean_transformer.support.files import require_folder
     from clean_transformer.swapping.effect_report import print_effect, write_html, write_json
     from clean_transformer.swapping.effects import effect
     from clean_transformer.swapping.from_name import chosen_make
     from clean_transformer.swapping.swaps import HookPointsLost, swap
 
+    require_folder(json, html)
     with chosen_make(with_) as make:
         chosen_device, chosen_dtype = resolve_device(device), choose_dtype(dtype)
         with progress() as on_step:

@@ -32,7 +32,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (BrokenPipeError, typer.Exit):
         raise
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())
         Console(stderr=True, soft_wrap=True).print(f"error: {reason}", style="red", markup=False)
         raise typer.Exit(2) from None

@@ -30,6 +30,9 @@ class Attention(HookedModule):
     part of the output, `hook_result` [batch pos head d_model].
     """
 
+    # Whether `forward` takes `key_input` and `value_input`. `swap` tells it of other modules.
+    takes_per_head_inputs = True
+
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg

@@ -8,7 +8,6 @@ from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.attention import Attention, Residual
-from clean_transformer.modules.contract import accepts
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.mlp import MLP
 
@@ -55,7 +54,7 @@ class TransformerBlock(HookedModule):
         three copies of it per head [batch pos head d_model]: for queries, keys and values.
         """
         split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
-        if not (observed(self.hook_attn_in, *split) and accepts(self.attn, "key_input")):
+        if not (observed(self.hook_attn_in, *split) and self.attn.takes_per_head_inputs):
             return (self.ln1(resid_pre),)
         attn_in = self.hook_attn_in(
             repeat(resid_pre, "batch pos d_model -> batch pos head d_model", head=self.cfg.n_heads)

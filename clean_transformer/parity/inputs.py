@@ -7,7 +7,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.support.dtypes import choose_names
 from clean_transformer.text.tokenizer import Tokenizer
 from clean_transformer.weights.hub import HubError
 from clean_transformer.weights.load import read_pretrained
@@ -87,13 +86,3 @@ def choose_tokens(
     except (ValueError, OSError) as error:
         return spread, f"ids spread over the vocabulary, not on the text, because {error}"
     return tokenizer.to_tokens(text), repr(text)
-
-
-# The ways to run a model: as written, each module compiled by `torch.compile`, float32 under
-# autocast to bfloat16, after `optimize()`, and with optimized modules compiled.
-MODES = ("eager", "compiled", "autocast", "optimized", "optimized-compiled")
-
-
-def choose_modes(names: str) -> list[str]:
-    """The modes in a comma-separated list, or all. Raises `ValueError` for an unknown mode."""
-    return choose_names("mode", names, MODES)

@@ -27,7 +27,7 @@ from clean_transformer.parity.uses.judge import Judge, judge_uses
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
-from clean_transformer.support.dtypes import DTYPES
+from clean_transformer.support.dtypes import choose_dtype
 
 
 def same_function(
@@ -128,7 +128,7 @@ def run_suite(
         check_device(
             weights,
             device,
-            DTYPES[dtype],
+            choose_dtype(dtype),
             mode=mode,
             reference=reference,
             on_step=lambda step, where=f"{device} {dtype} {mode}": on_step(f"{where}: {step}"),

@@ -1,22 +1,21 @@
-"""Choosing dtypes by name."""
+"""Choosing dtypes by name. Importing this file imports no PyTorch: help texts list the names."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
-def choose_dtype(name: str) -> torch.dtype:
+def choose_dtype(name: str) -> "torch.dtype":
     """Return the dtype with that name. Raises `ValueError` for an unknown name."""
+    import torch
+
     if name not in DTYPES:
         raise ValueError(f"no dtype {name!r}; choose from {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return getattr(torch, name)
 
 
 def choose_dtypes(names: str) -> list[str]:

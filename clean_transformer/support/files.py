@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def require_folder(file: Path) -> None:
-    """Raise `FileNotFoundError` if the file's folder is missing. Call this before long work."""
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"no folder {str(file.parent)!r} for {file.name!r}; make it first")
+def require_folder(*files: Path | None) -> None:
+    """Raise `FileNotFoundError` if a file's folder is missing. Call this before long work."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            folder = str(file.parent)
+            raise FileNotFoundError(f"no folder {folder!r} for {file.name!r}; make it first")
 
 
 @contextmanager

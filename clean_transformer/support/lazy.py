@@ -4,7 +4,7 @@ import ast
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
+from pkgutil import get_data
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
@@ -21,11 +21,13 @@ def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list
     module and keeps the value, so that later uses cost nothing.
     """
     module = sys.modules[package]
-    # Not `__loader__.get_source`: pytest loads plugins by a loader that has no such method.
-    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    # Not `__loader__.get_source`: pytest loads plugins by a loader that has no such method. And not
+    # `Path(__file__)`: a package in a zip file has no file of its own.
+    source = get_data(package, "__init__.py")
+    assert source is not None, f"the source of {package} cannot be read"
     homes = {
         alias.asname: str(node.module)
-        for node in ast.walk(tree)
+        for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if alias.asname
@@ -42,4 +44,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list
         setattr(module, name, value)
         return value
 
-    return get, lambda: sorted({*vars(module), *homes}), [*homes]
+    def names() -> list[str]:
+        special = [name for name in vars(module) if name.startswith("__")]
+        return sorted({*special, *homes})
+
+    return get, names, [*homes]

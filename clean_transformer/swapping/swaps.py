@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
-from clean_transformer.modules.contract import kind, parts
+from clean_transformer.modules.contract import accepts, kind, parts
 from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
@@ -40,6 +40,14 @@ class Swap(AbstractContextManager["Swap"]):
         self._stand_ins = [
             stand_in for path, module in modules.items() for stand_in in adapted(kind(path), module)
         ]
+        # The block asks its attention this, and not its signature.
+        self._told = [
+            module
+            for path, module in modules.items()
+            if kind(path) == "attn" and "takes_per_head_inputs" not in vars(module)
+        ]
+        for module in self._told:
+            vars(module)["takes_per_head_inputs"] = accepts(module, "key_input")
 
     def restore(self) -> None:
         """Put the very same old modules back. A second call does nothing.
@@ -50,6 +58,8 @@ class Swap(AbstractContextManager["Swap"]):
         self._put_back()
         for stand_in in self._stand_ins:
             stand_in.restore()
+        for module in self._told:
+            vars(module).pop("takes_per_head_inputs", None)
         self._now, self._before, self._stand_ins = [], [], []
 
     @contextmanager

@@ -1,6 +1,7 @@
 """`bench`: what it prints, writes and refuses. Made-up times stand in for measuring."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from clean_transformer.benchmark.results.data import Result
 from clean_transformer.benchmark.results.file import read_results
 from clean_transformer.benchmark.running.models import TINY, write_models
 from clean_transformer.benchmark.running.race import Race
+from clean_transformer.benchmark.suite import Benchmark
 from clean_transformer.benchmark.work import BYTES, Measurement
 from clean_transformer.cli import app
 
@@ -133,6 +135,21 @@ def test_a_missing_folder_is_refused_before_any_work(
     option: str, call: Callable[..., tuple[int, str]], tmp_path: Path
 ):
     assert call("--quick", option, str(tmp_path / "none" / "file"))[0] == 2
+
+
+def test_figures_without_plotly_are_refused_before_any_work(
+    call: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Benchmark, "run", lambda *_: pytest.fail("too late"))
+    for module in [*sys.modules]:
+        if module.startswith(("clean_transformer.analysis.plots", "plotly")) or module.endswith(
+            "results.figures"
+        ):
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    status, output = call("--quick", "--figures", str(tmp_path / "figures"))
+    assert status == 2
+    assert "pip install 'clean-transformer[plots]'" in output
 
 
 def test_a_model_that_does_not_fit_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

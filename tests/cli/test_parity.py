@@ -7,8 +7,10 @@ import pytest
 
 from clean_transformer.parity import inputs
 from clean_transformer.parity.faults import inject
-from clean_transformer.parity.references.choose import choose_reference
+from clean_transformer.parity.modes import MODES
+from clean_transformer.parity.references.choose import REFERENCES, choose_reference
 from clean_transformer.support.devices import is_available
+from clean_transformer.support.dtypes import DTYPES
 
 from ..parity.small import small_weights
 from .running import assert_one_line, call
@@ -101,10 +103,12 @@ def test_the_doctor_checks_one_device(devices: str) -> None:
     )
 
 
-def test_2_where_the_report_cannot_be_written(small: Path) -> None:
-    result = call("parity", "--devices", "cpu", "--reference", "none", "--json", "no/r.json")
-    assert result.exit_code == 2
-    assert "No such file or directory" in result.stderr
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_2_before_any_work_where_the_report_cannot_be_written(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: pytest.fail("too late"))
+    assert_one_line(call("parity", option, "no/report"), "no folder 'no' for 'report'")
 
 
 def test_the_doctor(small: Path) -> None:
@@ -116,3 +120,11 @@ def test_the_doctor(small: Path) -> None:
     assert result.exit_code == 1
     assert "First failure: blocks.0.mlp.hook_post" in result.stdout
     assert [path.name for path in small.iterdir()] == ["reproduce-gelu-cpu-float32.py"]
+
+
+def test_the_help_names_every_choice() -> None:
+    said = " ".join(call("parity", "--help").stdout.replace("│", " ").split())
+    for choices in (MODES, DTYPES):
+        assert ", ".join(choices) in said
+    for reference in REFERENCES:
+        assert f" {reference} (" in said

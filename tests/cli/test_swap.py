@@ -159,7 +159,9 @@ def test_a_text_that_is_too_long_is_refused(tokenizer: Path) -> None:
     assert_one_line(result, "26 tokens are more than the n_ctx=16 positions")
 
 
-def test_2_where_the_report_cannot_be_written(folder: Path) -> None:
-    result = call(*SAME, "--html", "no/e.html")
-    assert result.exit_code == 2
-    assert "No such file or directory" in result.stderr
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_2_before_any_work_where_the_report_cannot_be_written(
+    option: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: pytest.fail("too late"))
+    assert_one_line(call(*SAME, option, "no/report"), "no folder 'no' for 'report'")

@@ -8,8 +8,9 @@ import torch
 from clean_transformer.parity import inputs, suite
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.faults import inject
-from clean_transformer.parity.inputs import choose_modes, choose_weights, suite_tokens
+from clean_transformer.parity.inputs import choose_weights, suite_tokens
 from clean_transformer.parity.measurements import cliff_inputs
+from clean_transformer.parity.modes import choose_modes
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.suite import check_device, run_suite
 from clean_transformer.parity.verdict import Verdict

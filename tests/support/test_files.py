@@ -61,9 +61,9 @@ def test_bytes_are_written_as_they_are(tmp_path: Path):
 
 
 def test_a_missing_folder_is_told_before_the_work(tmp_path: Path):
-    require_folder(tmp_path / "report.json")
+    require_folder(tmp_path / "report.json", None)
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere' for 'report.json'"):
-        require_folder(tmp_path / "nowhere" / "report.json")
+        require_folder(None, tmp_path / "nowhere" / "report.json")
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path):

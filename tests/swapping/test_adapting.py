@@ -212,9 +212,12 @@ def test_inputs_of_single_heads_are_observed_only_where_attention_takes_them(mak
     assert ("blocks.0.hook_q_input" in swapped.lost) is not watched
 
 
-@pytest.mark.parametrize(("own", "watched"), [(OneInput(TINY), False), (Attention(TINY), True)])
-def test_attention_that_was_assigned_gets_the_inputs_that_it_takes(own: Attention, watched: bool):
+def test_attention_that_was_assigned_must_take_the_inputs_of_single_heads_to_be_observed_there():
     model = random_model()
-    model.blocks[0].attn = own.double()
+    model.blocks[0].attn = Attention(TINY).double()
     _, cache = model.run_with_cache(TOKENS, names=lambda name: True)
-    assert ("blocks.0.hook_q_input" in cache) is watched
+    assert "blocks.0.hook_q_input" in cache
+    model.blocks[0].attn = OneInput(TINY).double()
+    model.run_with_cache(TOKENS)
+    with pytest.raises(TypeError, match="positional argument"):
+        model.run_with_cache(TOKENS, names="blocks.0.hook_q_input")

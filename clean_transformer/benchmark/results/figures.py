@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+# Before plotly, because it says which extra to install where plotly is missing.
+from clean_transformer.analysis.plots import STYLE, save  # isort: split
+
 import plotly.graph_objects as go
 
-from clean_transformer.analysis.plots import STYLE, save
 from clean_transformer.benchmark.contestants.limit import flops, weight_bytes
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.running.models import config, count_parameters

@@ -9,7 +9,7 @@ from typing import Any
 from clean_transformer.benchmark.judgment import Judged
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.work import Part, Setup, Work
-from clean_transformer.support.files import write_atomically
+from clean_transformer.reports.plain import write_plain
 
 SCHEMA, VERSION = "clean-transformer/bench", 2
 
@@ -34,7 +34,7 @@ def write_results(results: Results, judged: Sequence[Judged], file: Path) -> Non
             for one in judged
         ],
     }
-    write_atomically(file, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    write_plain(values, file)
 
 
 def read_results(file: Path) -> Results:
