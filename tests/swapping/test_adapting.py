@@ -219,5 +219,5 @@ def test_attention_that_was_assigned_must_take_the_inputs_of_single_heads_to_be_
     assert "blocks.0.hook_q_input" in cache
     model.blocks[0].attn = OneInput(TINY).double()
     model.run_with_cache(TOKENS)
-    with pytest.raises(TypeError, match="OneInput.forward"):
+    with pytest.raises(TypeError, match=r"OneInput\.forward"):
         model.run_with_cache(TOKENS, names="blocks.0.hook_q_input")
