@@ -1,10 +1,10 @@
 """How far rounding alone may move the output of any module: derived, not measured on a device.
 
-The module runs in float64. After each operation, every element of the result moves by plus or minus
-the operation's own u G (see `parity/limits.py`), at random: as if a device had rounded it (Monte
-Carlo arithmetic, Parker 1997). How far that moves the output is what a healthy device may be off,
-in any order of summation. No kernel of the device's precision takes part, so a wrong kernel cannot
-make the allowance larger.
+The module runs in float64. After each operation, every element of the result moves by a normal
+random number times the operation's own u G (see `parity/limits.py`): as if a device had rounded it
+(Monte Carlo arithmetic, Parker 1997). How far that moves the output is what a healthy device may be
+off, in any order of summation. No kernel of the device's precision takes part, so a wrong kernel
+cannot make the allowance larger.
 """
 
 from typing import Any
@@ -42,6 +42,6 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for value, wanted in zip(tree_leaves(output), expected, strict=False):
             if wanted is None or wanted.scale is None or not value.is_floating_point():
                 continue
-            sign = torch.randint(0, 2, value.shape, generator=self.generator) * 2 - 1
-            value.add_(sign * UNIT_ROUNDOFF[dtype] * wanted.scale.nan_to_num(0.0))
+            moved = torch.randn(value.shape, generator=self.generator, dtype=value.dtype)
+            value.add_(moved * UNIT_ROUNDOFF[dtype] * wanted.scale.nan_to_num(0.0))
         return output

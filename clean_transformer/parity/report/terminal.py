@@ -21,6 +21,7 @@ from clean_transformer.parity.report.wording import (
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
+from clean_transformer.reports.environment import environment
 from clean_transformer.reports.heat_map import rank
 from clean_transformer.reports.terminal import heat_map_table
 
@@ -57,7 +58,11 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
 
     `absent` are kinds of devices that this machine lacks, `weights` says what the model ran on.
     """
-    console.print(f"GPT-2 with {weights}, on {run.device} in {run.dtype}")
+    build = environment()
+    console.print(
+        f"{run.device} in {run.dtype}: PyTorch {build['torch']}, {build['cpu']}, {build['system']}"
+    )
+    console.print(f"GPT-2 with {weights}")
     if run.not_checked:
         console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
         return

@@ -79,17 +79,16 @@ def use_line(use: UseSummary) -> str:
 
 
 def meaning(run: DeviceRun) -> str:
-    """In one sentence, what a person can and cannot do with a device that does not pass; or ""."""
+    """What a person can and cannot do with a device on which some use fails; else ""."""
     bad = [use for use in run.by_use if use.verdict in (Verdict.WRONG, Verdict.DEGRADED)]
+    good = [use.means for use in run.by_use if use.verdict is Verdict.PASS]
     if not bad:
         return ""
-    good = [use.means for use in run.by_use if use.verdict is Verdict.PASS]
-    said = ", ".join(
+    said = (
         use.means + (f" (from position {use.wrong_from} on)" if use.wrong_from else "")
         for use in bad
     )
-    said = f"{said[0].upper()}{said[1:]}"
-    return f"{said}: wrong. " + (f"{', '.join(good)}: right." if good else "Nothing is right.")
+    return f"Wrong: {', '.join(said)}. Right: {', '.join(good) or 'nothing'}."
 
 
 def worst_head(row: Isolated) -> str:
