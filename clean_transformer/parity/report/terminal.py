@@ -76,7 +76,8 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     console.print(styled(run.verdict), words[run.verdict])
     if meaning(run):
         console.print(meaning(run), markup=False)
-    console.print(uses_table(run))
+    if run.by_use:
+        console.print(uses_table(run))
     console.print(
         f"{checked:,} checks: the error of each activation and of each part in every use, the "
         "drift of the whole run, invariants, single operations"
