@@ -81,6 +81,12 @@ SUM = Kind(
 SOFTMAX = Kind("softmax", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
 ATTEND = Kind("attention", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
 OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
+# A part of the model, by the error of its rows in units of what `parity/rounding.py` derives, where
+# every operation is off by its whole u G. Single elements of a float32 operation are off by several
+# u G (the README of the room has the largest that healthy runs show), and one element can be most
+# of a row's error: GPT-2's residual stream has such elements. Half precision is summed in float32,
+# so that only the results are rounded to it, each by at most u G.
+PART = Kind("part as a whole", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
 
 # The largest error of a stand-alone script's operation in float32, in units of u times a simpler G
 # of the script's own numbers.

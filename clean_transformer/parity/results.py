@@ -1,7 +1,7 @@
 """What the parity suite found, as plain data, and what follows from it."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from clean_transformer.analysis.comparison import Impact
@@ -10,10 +10,25 @@ from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.locate import Located
 from clean_transformer.parity.same_function import ParityReport
+from clean_transformer.parity.uses.judge import UseResult
 from clean_transformer.parity.verdict import Check, Verdict, worst
 
 Key = TypeVar("Key")
 Row = TypeVar("Row")
+
+
+# The paths of `isolated` rows that need somebody who watches activations.
+WATCHED = ("explicit", "per head")
+
+
+@dataclass(frozen=True)
+class UseSummary:
+    """One line on one use: its name, what a person does with it, and its verdict."""
+
+    name: str
+    means: str
+    verdict: Verdict
+    wrong_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,7 @@ class DeviceRun:
     dtype: str
     mode: str = "eager"
     settings: dict[str, str] = field(default_factory=dict)
+    uses: list[UseResult] = field(default_factory=list)
     isolated: list[Isolated] = field(default_factory=list)
     end_to_end: list[EndToEnd] = field(default_factory=list)
     invariants: list[Check] = field(default_factory=list)
@@ -38,17 +54,38 @@ class DeviceRun:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of all rows and checks."""
-        return worst(row.verdict for row in (*self.isolated, *self._rest))
+        return worst(verdicts(self.isolated, self.uses, self._rest))
 
     @property
     def first_failure(self) -> Isolated | EndToEnd | Check | None:
         """What went wrong first; None if everything passed.
 
         An activation's own error comes before its drift, because drift may be inherited. Both are
-        in the order of the forward pass. Then come the invariants and the single operations.
+        in the order of the forward pass. The uses come between them, and the invariants and the
+        single operations last.
         """
+        in_uses = (use.first_failure for use in self.uses if use.first_failure)
         failures = (row for row in self._rest if row.verdict is not Verdict.PASS)
-        return first_bad_activation(self.isolated) or next(failures, None)
+        return first_bad_activation(self.isolated) or next(in_uses, None) or next(failures, None)
+
+    @property
+    def by_use(self) -> list[UseSummary]:
+        """What each use comes to, all of its sizes together."""
+        found: dict[str, list[UseSummary]] = {}
+        for result in self.uses:
+            use = result.use
+            said = UseSummary(use.name, use.means, result.verdict, result.wrong_from)
+            found.setdefault(use.name, []).append(said)
+        watched = [row for row in self.isolated if row.path in WATCHED]
+        if watched:
+            verdict = worst(row.verdict for row in watched)
+            found["hooks"] = [UseSummary("hooks", "watching and patching activations", verdict)]
+        if "forward" in found:
+            others = [row for row in self.isolated if row.path not in WATCHED]
+            rest = worst(verdicts(others, self.end_to_end, self.invariants))
+            found["forward"].append(replace(found["forward"][0], verdict=rest))
+        order = [*Verdict]
+        return [max(same, key=lambda each: order.index(each.verdict)) for same in found.values()]
 
     @property
     def _rest(self) -> list[EndToEnd | Check]:
@@ -72,6 +109,11 @@ class SuiteReport:
         """PASS only if the function is the same and every device computes it accurately."""
         same = self.same_function.verdict if self.same_function else Verdict.NOT_CHECKED
         return worst([same, *(run.verdict for run in self.runs)])
+
+
+def verdicts(*groups: Iterable[Isolated | EndToEnd | Check | UseResult]) -> Iterator[Verdict]:
+    """The verdict of every row of every group."""
+    return (row.verdict for rows in groups for row in rows)
 
 
 def first_bad_activation(rows: list[Isolated]) -> Isolated | None:

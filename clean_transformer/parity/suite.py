@@ -23,6 +23,8 @@ from clean_transformer.parity.references.base import ReferenceUnavailable
 from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport, compare
+from clean_transformer.parity.uses.judge import Judge, judge_uses
+from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
 from clean_transformer.support.dtypes import choose_dtype
@@ -76,6 +78,13 @@ def check_device(
         on_step("end to end")
         rows, felt, allowed = end_to_end(under_test, reference)
         isolated, located = isolated_errors(under_test, on_step)
+        uses = judge_uses(
+            Judge(model, ExactParts(cfg, weights.state, dtype), torch.Generator(), autocast),
+            locates=mode == "eager",
+            # A compiled module would be compiled anew for each length of the cache.
+            with_cache="compiled" not in mode,
+            on_step=on_step,
+        )
         on_step("invariants")
         invariants = check_invariants(model, under_test.given, allowed, first)
     on_step("single operations")
@@ -83,12 +92,13 @@ def check_device(
     return replace(
         started,
         settings=device_settings(torch.device(device)),
+        uses=uses,
         isolated=isolated,
         end_to_end=rows,
         invariants=invariants,
         probes=probes,
         impact=felt,
-        located=located or faulty_probe,
+        located=located or next((use.located for use in uses if use.located), faulty_probe),
     )
 
 

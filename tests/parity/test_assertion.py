@@ -74,7 +74,7 @@ def test_an_opaque_module_on_a_wrong_device(x: Tensor):
 
 
 def scaled(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda self, *inputs: 1.5 * call(self, *inputs)
+    return lambda self, *inputs, **options: 1.5 * call(self, *inputs, **options)
 
 
 @pytest.mark.parametrize("within", ["", "blocks.1"])

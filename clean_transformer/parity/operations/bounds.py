@@ -67,7 +67,12 @@ def _equal(call: Call64) -> list[Expected | None]:
 def _unknown(call: Call64) -> list[Expected | None]:
     """An operation without a rule of its own: G is |result| + |result on absolute values|."""
     pairs = zip(tree_leaves(call.run()), tree_leaves(call.run(abs)), strict=True)
-    return [_within(OTHER, call, exact, exact.abs() + size.abs()) for exact, size in pairs]
+    return [
+        _within(OTHER, call, exact, exact.abs() + size.abs())
+        if isinstance(exact, Tensor) and exact.is_floating_point()
+        else Expected(torch.as_tensor(exact))
+        for exact, size in pairs
+    ]
 
 
 def _within(
@@ -137,9 +142,11 @@ def _softmax(call: Call64) -> list[Expected | None]:
     return [_within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
-def _log_softmax(call: Call64, exact: Tensor) -> Tensor:
-    scores = call.named["self"]
-    return 1 + (scores - scores.amax(call.named["dim"], keepdim=True)).abs() + exact.abs()
+def _log_softmax(call: Call64) -> list[Expected | None]:
+    """s − max s − log Σ exp(s − max s): the sum has as many terms of one sign as softmax's."""
+    exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
+    scale = 1 + (scores - scores.amax(dim, keepdim=True)).abs() + exact.abs()
+    return [_within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
 def _layer_norm(call: Call64) -> list[Expected | None]:
@@ -246,7 +253,7 @@ RULES: dict[str, Rule] = {
     **_rows("sum mean", _summed(SUM, _reduced)),
     **_rows("cumsum", _summed(SUM, lambda named, exact: named["self"].shape[named["dim"]])),
     **_rows("_softmax softmax", _unless_integer(_softmax)),
-    **_rows("_log_softmax log_softmax", _approximate(OTHER, _log_softmax)),
+    **_rows("_log_softmax log_softmax", _unless_integer(_log_softmax)),
     **_rows("native_layer_norm layer_norm", _layer_norm),
     **_rows(
         "gelu",
@@ -257,6 +264,11 @@ RULES: dict[str, Rule] = {
     **_rows("var", _approximate(OTHER, _variance)),
     **dict.fromkeys(ATTENTIONS, _attention),
 }
+
+# The operations that multiply matrices, which autocast runs in its own precision.
+PRODUCTS = frozenset(
+    ["mm", "matmul", "dot", "mv", "linear", "addmm", "bmm", "baddbmm", *ATTENTIONS]
+)
 
 # Their results have no values yet: memory that is not written, or the number of a kernel.
 WITHOUT_VALUES = frozenset(

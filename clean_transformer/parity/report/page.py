@@ -8,7 +8,7 @@ from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.report.chart import depth_chart
 from clean_transformer.parity.report.squares import SHARES, end_to_end_map, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places, worst_reference
-from clean_transformer.parity.report.wording import describe, run_name
+from clean_transformer.parity.report.wording import describe, meaning, run_name, use_line
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.verdict import Check, Verdict, worst
 from clean_transformer.reports.page import render_page
@@ -54,6 +54,8 @@ def render(report: SuiteReport) -> str:
         places=places,
         kinds=kinds,
         describe=describe,
+        use_line=use_line,
+        sentence=meaning,
         run_name=run_name,
         worst=lambda rows: worst(row.verdict for row in rows),
         failed=failed,

@@ -11,10 +11,17 @@ from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.report.squares import STYLES, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places
-from clean_transformer.parity.report.wording import describe, located_lines, script_name
+from clean_transformer.parity.report.wording import (
+    describe,
+    located_lines,
+    meaning,
+    script_name,
+    use_line,
+)
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
+from clean_transformer.reports.environment import environment
 from clean_transformer.reports.heat_map import rank
 from clean_transformer.reports.terminal import heat_map_table
 
@@ -51,20 +58,29 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
 
     `absent` are kinds of devices that this machine lacks, `weights` says what the model ran on.
     """
-    console.print(f"GPT-2 with {weights}, on {run.device} in {run.dtype}")
+    build = environment()
+    console.print(
+        f"{run.device} in {run.dtype}: PyTorch {build['torch']}, {build['cpu']}, {build['system']}"
+    )
+    console.print(f"GPT-2 with {weights}")
     if run.not_checked:
         console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
         return
     checked = len(run.isolated) + len(run.end_to_end) + len(run.invariants) + len(run.probes)
+    checked += sum(len(result.rows) for result in run.uses)
     words = {
         Verdict.PASS: f"{run.device} computes GPT-2 correctly in {run.dtype}.",
         Verdict.DEGRADED: f"{run.device} computes GPT-2 less accurately than {run.dtype} should.",
         Verdict.WRONG: f"{run.device} computes GPT-2 wrongly. Do not trust its results.",
     }
     console.print(styled(run.verdict), words[run.verdict])
+    if meaning(run):
+        console.print(meaning(run), markup=False)
+    if run.by_use:
+        console.print(uses_table(run))
     console.print(
-        f"{checked:,} checks: the error of each activation, the drift of the whole run, "
-        "invariants, single operations"
+        f"{checked:,} checks: the error of each activation and of each part in every use, the "
+        "drift of the whole run, invariants, single operations"
     )
     first = run.first_failure
     if first:
@@ -77,6 +93,14 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
         console.print(f"   reproduction: {script_name(run)}")
     for device in absent:
         console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has no {device}")
+
+
+def uses_table(run: DeviceRun) -> Table:
+    """A line for each use: its verdict, and what it is."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for use in run.by_use:
+        table.add_row(styled(use.verdict), Text(use_line(use)))
+    return table
 
 
 def _same_function(report: SuiteReport) -> RenderableType:
@@ -127,6 +151,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
     heat_map = heat_map_table({"worst ratio": isolated_map(run)})
+    parts.append(Padding(uses_table(run), (0, 0, 0, 2)))
     parts += [Padding(heat_map, (0, 0, 0, 2)), _kinds(run.isolated), _checks(run)]
     drift = max(run.end_to_end, key=lambda row: rank(row.rho))
     parts.append(

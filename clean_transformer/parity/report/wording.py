@@ -4,8 +4,8 @@ from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.locate import Located
-from clean_transformer.parity.results import DeviceRun
-from clean_transformer.parity.verdict import Check
+from clean_transformer.parity.results import DeviceRun, UseSummary
+from clean_transformer.parity.verdict import Check, Verdict
 
 # How to turn off what makes a device multiply float32 matrices in a lower precision.
 PRECISION_SETTINGS = {
@@ -54,6 +54,12 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
     if isinstance(row, Check):
         allowed = "" if row.allowed is None else f", allowed {row.allowed:.3g}"
         return f"{row.name}: {row.measured:.3g}{allowed}; {row.note}".removesuffix("; ")
+    if row.path == "use":
+        return (
+            f"{row.name} ({row.operation}; {row.case}): error {row.ratio:.3g} roundings, "
+            f"healthy up to {row.healthy:.3g}; {row.bits:.1f} correct bits; "
+            f"worst at {[*row.worst_index]}"
+        )
     in_model = row.path in PATHS
     where = "; ".join(filter(None, (row.operation, row.case)))
     path = f", {row.path}" if in_model else ""
@@ -64,6 +70,25 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
         f"{row.healthy:.3g}; {row.bits:.1f} correct bits; worst at {[*row.worst_index]}"
         f"{head and f', head {head}'}{PRECISION_SETTINGS.get(row.lower_precision, '')}"
     )
+
+
+def use_line(use: UseSummary) -> str:
+    """The use, what it is, and where it goes wrong."""
+    where = f", wrong from position {use.wrong_from} on" if use.wrong_from else ""
+    return f"{use.name}: {use.means}{where}"
+
+
+def meaning(run: DeviceRun) -> str:
+    """What a person can and cannot do with a device on which some use fails; else ""."""
+    bad = [use for use in run.by_use if use.verdict in (Verdict.WRONG, Verdict.DEGRADED)]
+    good = [use.means for use in run.by_use if use.verdict is Verdict.PASS]
+    if not bad:
+        return ""
+    said = (
+        use.means + (f" (from position {use.wrong_from} on)" if use.wrong_from else "")
+        for use in bad
+    )
+    return f"Wrong: {', '.join(said)}. Right: {', '.join(good) or 'nothing'}."
 
 
 def worst_head(row: Isolated) -> str:

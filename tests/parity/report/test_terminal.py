@@ -147,7 +147,9 @@ ABSENT = DeviceRun("mps", "float32", not_checked="this machine has no mps")
 )
 def test_the_doctor_speaks_plainly(run: DeviceRun, says: str) -> None:
     text = printed(print_diagnosis, run, ["mps"], "small weights")
-    assert text.startswith(f"GPT-2 with small weights, on {run.device} in float32\n{says}\n")
+    first, second, third, *_ = text.splitlines()
+    assert first.startswith(f"{run.device} in {run.dtype}: PyTorch {torch.__version__}, ")
+    assert (second, third) == ("GPT-2 with small weights", says)
     assert ("reproduction: reproduce-mm-cuda1-float32.py" in text) is bool(run.located)
     assert text.splitlines()[-1].startswith("NOT CHECKED mps: this machine has")
 

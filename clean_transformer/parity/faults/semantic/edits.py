@@ -101,9 +101,11 @@ def mistaken(owner: type, others: dict[str, str]) -> Changes:
 
 def arguments(owner: type, edit: Edit) -> Changes:
     """`owner` runs on an edited first argument."""
-    return (
-        (owner, "forward", lambda forward: lambda self, x, *rest: forward(self, edit(x), *rest)),
-    )
+
+    def change(forward: Any) -> Any:
+        return lambda self, x, *args, **kwargs: forward(self, edit(x), *args, **kwargs)
+
+    return ((owner, "forward", change),)
 
 
 def result(owner: type, edit: Edit) -> Changes:

@@ -1,0 +1,300 @@
+"""Runs each use on the device part by part, and judges every part by rounding alone.
+
+A part gets the device's own inputs, call by call, with a KV cache of its own. The oracle gets the
+same inputs in float64, all in one call. So a decoding step is judged like any other step, also in
+half precision, and only one part at a time is held in float64.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clean_transformer.config import Config
+from clean_transformer.model import DemoTransformer
+from clean_transformer.modules.layer_norm import LayerNorm
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.limits import (
+    ADD,
+    LAYER_NORM,
+    LINEAR,
+    PART,
+    Kind,
+    error_ratios,
+    index_of_largest,
+    layer_norm_scales,
+    sum_scale,
+)
+from clean_transformer.parity.locate import Located, in_words
+from clean_transformer.parity.operations.check import check_operations
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
+from clean_transformer.parity.rounding import RandomRounding
+from clean_transformer.parity.uses.parts import ExactParts, Part, block, embed, run
+from clean_transformer.parity.uses.sampling import check_sampling
+from clean_transformer.parity.uses.table import Use, uses
+from clean_transformer.parity.verdict import Check, Verdict, worst
+
+# Draws of random rounding. The error of a row can come from a single element, and then a few draws
+# tell little of it. That is so at the first positions, where GPT-2 makes its largest activations:
+# these get more draws. A text longer than LONG gets fewer, because they cost too much.
+FIRST, FIRST_DRAWS, DRAWS, LONG, LONG_DRAWS = 8, 12, 3, 100, 1
+# All blocks run the same operations in the same shapes. So all of them are judged in the first use
+# only, and this many in the others, and this many rows of logits. The first and the last are always
+# among them; the others are drawn anew in each run.
+BLOCKS, ROWS = 4, 64
+
+
+@dataclass(frozen=True)
+class UseResult:
+    """What one use gave: a row for each part that was judged, in the order of the forward pass.
+
+    `wrong_from` is the first position at which the first failing part is wrong, and `located` its
+    first wrong operation.
+    """
+
+    use: Use
+    rows: tuple[Isolated | Check, ...]
+    wrong_from: int | None = None
+    located: Located | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the rows."""
+        return worst(row.verdict for row in self.rows)
+
+    @property
+    def first_failure(self) -> Isolated | Check | None:
+        """The first row that does not pass."""
+        return next((row for row in self.rows if row.verdict is not Verdict.PASS), None)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A part that was judged: its row, its first bad position, and how to run it again."""
+
+    row: Isolated
+    wrong_from: int
+    part: Part
+    inputs: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges the uses of one model, which is on the device under test.
+
+    `products` is the dtype of matrix products where it is another than the model's: autocast's.
+    """
+
+    model: DemoTransformer
+    exact: ExactParts
+    generator: torch.Generator
+    products: torch.dtype | None = None
+
+    @torch.no_grad()
+    def __call__(self, use: Use, *, locates: bool) -> UseResult:
+        """Run the use and judge each part; with `locates`, look for the operation that is wrong."""
+        parts = [*self._parts(use)]
+        rows = tuple(each.row for each in parts)
+        bad = next((each for each in parts if each.row.verdict is not Verdict.PASS), None)
+        if bad is None:
+            return UseResult(use, rows)
+        found = None
+        if locates:
+            found = check_operations(run, use, bad.part, bad.inputs, self.model.cache_class).finding
+        located = in_words(found, f"{bad.row.name}, {use.case}") if found else None
+        return UseResult(use, rows, bad.wrong_from, located)
+
+    def _parts(self, use: Use) -> Iterator[Judged]:
+        model, cache_class = self.model, self.model.cache_class
+
+        def judged(judge: Callable[..., tuple[Isolated, int]], *place: int) -> Judged:
+            with trusted():
+                return Judged(*judge(use, *place, inputs, outputs), part, inputs)
+
+        part: Part = partial(embed, model)
+        inputs = [call.to(model.device) for call in use.calls(model.cfg)]
+        outputs = run(use, part, inputs, cache_class)
+        yield judged(self._embedding)
+        layers = self._layers(use)
+        for layer, module in enumerate(model.blocks):
+            part, inputs = partial(block, module), outputs
+            outputs = run(use, part, inputs, cache_class)
+            if layer in layers:
+                yield judged(self._block, layer)
+        if use.is_cached:
+            outputs = [call[:, -1:] for call in outputs]
+            use = replace(use, reads=(1,) * len(outputs), padding=())
+        part, inputs = lambda residual, cache: model.ln_final(residual), outputs
+        outputs = run(use, part, inputs)
+        yield judged(self._layer_norm)
+        part, inputs = lambda residual, cache: model.unembed(residual), outputs
+        outputs = run(use, part, inputs)
+        yield judged(self._logits)
+
+    def _layers(self, use: Use) -> set[int]:
+        n_layers = len(self.model.blocks)
+        is_first = not use.is_cached and use.length <= LONG
+        if is_first or n_layers <= BLOCKS:
+            return {*range(n_layers)}
+        drawn = torch.randperm(n_layers, generator=self.generator)[: BLOCKS - 2].tolist()
+        return {0, n_layers - 1, *drawn}
+
+    def _embedding(
+        self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> tuple[Isolated, int]:
+        token, position = self.exact.embeddings(use.in_one(inputs), use.cache(whole=True))
+        got, exact, scale = (
+            each.where(use.is_token[..., None], torch.zeros((), dtype=each.dtype))
+            for each in (use.in_one(outputs), token + position, token.abs() + position.abs())
+        )
+        return elementwise("embed + pos_embed", use, got, exact, scale, ADD)
+
+    def _block(
+        self, use: Use, layer: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> tuple[Isolated, int]:
+        """A block's error, row by row, in units of what random rounding makes of it."""
+        part = self.exact.block(layer)
+        given, got = use.in_one(inputs).double(), use.in_one(outputs).double()
+        exact = part(given, use.cache(whole=True))
+        envelope = self._envelope(
+            part, use, given, exact, LONG_DRAWS if use.length > LONG else DRAWS
+        )
+        if not use.padding:
+            first = (given[:, :FIRST], exact[:, :FIRST], FIRST_DRAWS)
+            envelope[:, :FIRST] = self._envelope(part, use, *first)
+        error = (got - exact).square().mean(dim=-1).sqrt()
+        ratios = torch.where(error == 0, 0.0, error / envelope.sqrt())
+        ratios = ratios.nan_to_num(math.inf, math.inf).where(use.is_token, 0.0)
+        healthy, wrong = PART.limits(1, UNIT_ROUNDOFF[self.products or self.exact.dtype])
+        relative = error / exact.square().mean(dim=-1).sqrt()
+        largest = float(relative.where(use.is_token, 0.0).nan_to_num(math.inf).max())
+        row = Isolated(
+            name=f"blocks.{layer}",
+            case=use.case,
+            path="use",
+            operation=PART.name,
+            ratio=float(ratios.max()),
+            healthy=healthy,
+            wrong=wrong,
+            rms_ratio=float(ratios.square().mean().sqrt()),
+            bits=-math.log2(largest) if largest else math.inf,
+            worst_index=index_of_largest(ratios),
+        )
+        return row, first_position(ratios > healthy)
+
+    def _envelope(self, part: Part, use: Use, given: Tensor, exact: Tensor, draws: int) -> Tensor:
+        """The mean square [batch pos] of what random rounding makes of each row."""
+        total = torch.zeros_like(exact[..., 0])
+        for seed in range(draws):
+            cache = use.cache(whole=True)
+            with RandomRounding(self.exact.dtype, self.products, seed):
+                moved = part(given, cache)
+            total += (moved - exact).square().mean(dim=-1)
+        return total / draws
+
+    def _layer_norm(
+        self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> tuple[Isolated, int]:
+        residual, module = use.in_one(inputs).double(), self.exact.ln_final()
+        scale = layer_norm_scales(residual, self.exact.cfg.eps)[0]
+        if isinstance(module, LayerNorm):
+            scale = scale * module.w.abs() + module.b.abs()
+        return elementwise(
+            "ln_final", use, use.in_one(outputs), module(residual), scale, LAYER_NORM
+        )
+
+    def _logits(
+        self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> tuple[Isolated, int]:
+        """Logits at some positions, drawn if there are many, by the bound of a matrix product."""
+        x, logits = use.in_one(inputs), use.in_one(outputs)
+        n_rows = max(2, ROWS // len(x))
+        drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()
+        positions = sorted({0, x.shape[1] - 1, *drawn})
+        x, logits = x[:, positions].double(), logits[:, positions]
+        W_U, b_U = self.exact.unembedding()
+        exact, u = x @ W_U + b_U, UNIT_ROUNDOFF[self.products or logits.dtype]
+        scale = sum_scale(exact, lambda size: size(x) @ size(W_U) + size(b_U), u)
+        row, first = elementwise("unembed", use, logits, exact, scale, LINEAR, len(W_U), u)
+        return row, positions[first]
+
+
+def elementwise(
+    name: str,
+    use: Use,
+    got: Tensor,
+    exact: Tensor,
+    scale: Tensor,
+    kind: Kind,
+    terms: int = 1,
+    u: float | None = None,
+) -> tuple[Isolated, int]:
+    """Errors in units of u G, for sums of so many terms, and the first bad position."""
+    u = UNIT_ROUNDOFF[got.dtype] if u is None else u
+    healthy, wrong = kind.limits(terms, u)
+    error = torch.where(got == exact, 0.0, (got.double() - exact).abs())
+    ratios = error_ratios(error, scale, u, got.dtype)
+    rms = float(ratios.square().mean().sqrt())
+    row = Isolated(
+        name=name,
+        case=use.case,
+        path="use",
+        operation=kind.name,
+        ratio=float(ratios.max()),
+        healthy=healthy,
+        wrong=wrong,
+        rms_ratio=rms,
+        bits=-math.log2(rms * u) if rms else math.inf,
+        worst_index=index_of_largest(ratios),
+    )
+    return row, first_position((ratios > healthy).any(dim=-1))
+
+
+def first_position(wrong: Tensor) -> int:
+    """The first position at which a row [batch pos] is wrong; 0 if none is."""
+    positions = wrong.any(dim=0).nonzero()
+    return int(positions[0]) if len(positions) else 0
+
+
+def judge_uses(
+    judge: Judge,
+    *,
+    locates: bool = True,
+    with_cache: bool = True,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> list[UseResult]:
+    """The result of every use of the table, and of sampling.
+
+    Without `with_cache`, only of the uses that need no KV cache. With `locates`, the first wrong
+    operation is looked for. `on_step` is called with the name of each use before it runs.
+    """
+    model, results = judge.model, []
+    for use in uses(model.cfg):
+        if with_cache or not use.is_cached:
+            on_step(use.case)
+            results.append(judge(use, locates=locates))
+    on_step("sampling")
+    tokens = uses(model.cfg)[0].calls(model.cfg)[0].to(model.device)
+    with torch.no_grad():
+        logits = model(tokens).flatten(0, 1)[-4:]
+    return [*results, judge_sampling(model.cfg, logits)]
+
+
+def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
+    """Judge every operation of choosing the next token, on logits [row d_vocab] of the device."""
+    reports = check_sampling(cfg, logits)
+    rows = tuple(
+        Check(
+            f"sampling, {name}",
+            report.verdict,
+            max(report.largest.values(), default=0.0),
+            note=report.finding.diagnosis if report.finding else "",
+        )
+        for name, report in reports
+    )
+    found = (in_words(one.finding, f"sampling, {name}") for name, one in reports if one.finding)
+    use = Use("sampling", "choosing the next token", len(logits), (1,))
+    return UseResult(use, rows, located=next(found, None))
