@@ -1,6 +1,11 @@
-"""Parity: is it GPT-2, does the device compute it accurately, and where does it go wrong first?
+"""Parity asks three questions about a GPT-2 model on a device.
 
-The names are imported on first use. So pytest can load `parity.pytest_plugin` without torch.
+1. Is it the same function as GPT-2?
+2. Does the device compute it accurately?
+3. Which operation goes wrong first?
+
+Names of this package are imported on first use, so pytest can load `parity.pytest_plugin` without
+importing PyTorch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`assert_parity`: checks one module in your own tests, as the suite checks GPT-2."""
+"""`assert_parity`: checks a module in your own tests the way the parity suite checks GPT-2."""
 
 from copy import deepcopy
 
@@ -34,21 +34,25 @@ def assert_parity(
 ) -> None:
     """Assert that the module equals the reference, and that the device computes it accurately.
 
-    With a `reference` that takes the same inputs, both run in float64 on the CPU. Their outputs
-    must agree to 1e-12 of the output's scale. Then the module runs on `device` in `dtype`. Each
-    activation at its hook points must be within the rounding bound of the operation that makes
-    it. A module without our hook points is a black box: its output is compared with that of the
-    same module on the CPU. So is an optimized module, beside our plain module; it is optimized on
-    its own device and in its own dtype only. The module that you pass stays unchanged.
+    If there is a `reference`, the module and the reference run on the same inputs in float64 on
+    the CPU. Their outputs must agree to 1e-12 of the output's scale.
 
-    Raises `AssertionError` with the first bad activation, its error, and the operation behind it.
+    Then a copy of the module runs on `device` in `dtype`. The error of every activation at a hook
+    point must be within the rounding bound of the operation that computes this activation. A
+    module without our hook points is a black box: only its output is compared, with the output of
+    the same module on the CPU. Optimized modules are also black boxes; they are compared with the
+    unoptimized module, and run optimized only on their present device and in their present dtype.
+
+    Raises `AssertionError` with the first bad activation, its error, and the operation that caused
+    the error. The module that you pass is not changed.
     """
     if reference is not None:
         _assert_same_function(module, reference, *inputs)
 
     chosen = resolve_device(device)
     hooked = isinstance(module, HookedModule)
-    # A copy of an optimized module would run its own forward: it notices that its weights moved.
+    # Do not copy an optimized module: the copy would notice that its weights have moved, and run
+    # the unoptimized `forward`.
     as_it_is = hooked and has_black_boxes(module) and _is_there(module, chosen, dtype)
     under_test = module if as_it_is else deepcopy(module).to(chosen, dtype)
     given = [_to(x, dtype).to(chosen) for x in inputs]

@@ -1,4 +1,4 @@
-"""The weights, tokens and modes of a run, chosen by name."""
+"""Chooses the weights and the input tokens of a parity run."""
 
 from dataclasses import dataclass, replace
 
@@ -16,42 +16,49 @@ from clean_transformer.weights.table import State
 
 @dataclass(frozen=True)
 class Weights:
-    """The parameters of a run, by our names in float32; `title` says where they come from."""
+    """The model's parameters in float32.
+
+    `title` says where the weights come from, `cfg` is the model's configuration, and `state` maps
+    our parameter names to tensors.
+    """
 
     title: str
     cfg: Config
     state: State
 
 
-# The length of the suite's main run: a model can be shorter. Kernels change near powers of two.
+# The sequence length of the suite's main run, or `n_ctx` if that is smaller. It is just above a
+# power of two, because many kernels switch to another algorithm there.
 LENGTH = 33
 
 
 def spread_ids(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]:
-    """Ids spread over the vocabulary: multiples of the 1,000th prime number, modulo its size."""
+    """Token ids spread over the vocabulary: multiples of 7919, a prime number, modulo `d_vocab`."""
     return (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
 
 
 def suite_tokens(cfg: Config, batch: int = 2, length: int = LENGTH) -> Int[Tensor, "batch pos"]:
-    """Ids spread over the vocabulary, of `n_ctx` positions at most.
+    """Token ids spread over the vocabulary, in rows of `length` positions, or `n_ctx` if smaller.
 
-    Each row starts with the last id, <|endoftext|> in GPT-2.
+    Each row starts with the last id of the vocabulary, which is <|endoftext|> in GPT-2.
     """
     tokens = spread_ids(cfg, batch, min(length, cfg.n_ctx))
     tokens[:, 0] = cfg.d_vocab - 1
     return tokens
 
 
-# Synthetic weights, with the vocabulary of GPT-2.
+# The functions that make synthetic weights, by name.
 SYNTHETIC = {"stress": stress, "plain": plain}
 
 
 def choose_weights(source: str | None) -> Weights:
-    """The weights of a hub id, an alias, a folder or a file, or synthetic ones.
+    """Load weights from a hub id, an alias, a folder or a file, or make synthetic weights.
 
-    Synthetic sources are "stress" and "plain", with a size if it is not small: "stress:medium".
-    Without a source: GPT-2 small from the hub or its cache, or `stress` weights of its shape where
-    the hub cannot be reached. Raises `HubError` for a named source that cannot be reached.
+    The sources "stress" and "plain" make synthetic weights of GPT-2 small. A suffix chooses another
+    size: "stress:medium". If `source` is None, load GPT-2 small from the hub or its cache; if the
+    hub cannot be reached, make "stress" weights of the same shape instead.
+
+    Raises `HubError` if a source is given and cannot be reached.
     """
     kind, _, size = (source or "").partition(":")
     if kind in SYNTHETIC:
@@ -71,10 +78,10 @@ def choose_weights(source: str | None) -> Weights:
 def choose_tokens(
     text: str | None, source: str | None, cfg: Config
 ) -> tuple[Int[Tensor, "batch pos"], str]:
-    """The text as token ids, and a description of them.
+    """Return the token ids of the text, and a description of these ids for the report.
 
-    The tokenizer comes with the weights; synthetic weights use GPT-2's. Without a text or without
-    a tokenizer, the ids are `suite_tokens`, and the description says why.
+    The tokenizer is the one stored with the weights; for synthetic weights, it is GPT-2's. Without
+    a text or without a tokenizer, the ids are `suite_tokens`, and the description says why.
     """
     spread = suite_tokens(cfg)
     if text is None:

@@ -1,4 +1,7 @@
-"""Checks that need no oracle: changes that must leave a result the same."""
+"""Invariants: checks that compare two runs of one model, which must give the same logits.
+
+Each invariant returns the logits of both runs. No oracle is needed.
+"""
 
 import subprocess
 import sys
@@ -24,7 +27,10 @@ Logits = Float[Tensor, "... d_vocab"]
 
 
 def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """A changed token leaves earlier rows alone: first the last token, then the middle one too."""
+    """Changing a token does not change the logits of earlier positions.
+
+    The first run changes the last token. The second run changes the middle token as well.
+    """
     last, middle = tokens.clone(), tokens.shape[1] // 2
     last[:, -1] = (last[:, -1] + 1) % model.cfg.d_vocab
     both = last.clone()
@@ -37,10 +43,10 @@ def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
 
 
 def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """n_ctx − 1 and n_ctx tokens give the same result for the positions that they share.
+    """The first n_ctx − 1 positions have the same logits with and without the last token.
 
-    Only the last block runs: the other blocks call the same kernels with the same shapes, and all
-    of them would take minutes in a dtype without fast kernels.
+    Only the last block runs. The other blocks call the same kernels with the same shapes, and
+    running all blocks would take minutes in a dtype without fast kernels.
     """
     full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
 
@@ -52,17 +58,20 @@ def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, 
 
 
 def batch_permutation(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """Reversing the order of a batch reverses the results."""
+    """Reversing the order of the inputs in a batch reverses the order of the logits."""
     return model(tokens), model(tokens.flip(0)).flip(0)
 
 
 def batch_size(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """Each input gives the same result in a batch and alone."""
+    """Each input has the same logits in a batch as in a run of its own."""
     return model(tokens), torch.cat([model(row[None]) for row in tokens])
 
 
 def cached_decoding(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """Reading in three parts with a KV cache, the last a single token, equals reading at once."""
+    """Running the tokens in three parts with a KV cache equals running all tokens at once.
+
+    The last part is a single token.
+    """
     cache = KVCache(len(model.blocks), model.cfg.n_ctx)
     half = tokens.shape[1] // 2
     parts = (tokens[:, :half], tokens[:, half:-1], tokens[:, -1:])
@@ -70,12 +79,15 @@ def cached_decoding(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Log
 
 
 def second_call(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """Two calls with the same tokens give the same result."""
+    """Two calls with the same tokens give the same logits."""
     return model(tokens), model(tokens)
 
 
 def fresh_process(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """A small model gives the same result in a new process, where each call is the first."""
+    """A small model gives the same logits in this process and in a new one.
+
+    In the new process, every operation runs for the first time.
+    """
     weight = model.embed.W_E
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "logits.pt")
@@ -101,7 +113,7 @@ INVARIANTS: tuple[Callable[[DemoTransformer, Tokens], tuple[Logits, Logits]], ..
 
 @torch.no_grad()
 def small_logits(device: str, dtype: str) -> Logits:
-    """The logits of a small seeded model on that device and in that dtype."""
+    """The logits of a small model with seeded weights, run on the given device and dtype."""
     cfg = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256, d_vocab=512, n_ctx=64)
     model = DemoTransformer.from_state_dict(plain(cfg), cfg)
     model.to(device, getattr(torch, dtype.removeprefix("torch.")))
@@ -117,10 +129,10 @@ def write_small_logits(device: str, dtype: str, file: str) -> None:
 def check_invariants(
     model: DemoTransformer, tokens: Tokens, allowed: float, first: Logits
 ) -> list[Check]:
-    """A check for every invariant, for the model on its device.
+    """Check every invariant for the model on its device.
 
-    `allowed` is the largest difference that two healthy runs may have, measured as `row_difference`
-    does. `first` holds the logits of the first call on the device.
+    `allowed` is the largest `row_difference` that two healthy runs may have. `first` holds the
+    logits of the first call on the device, which must equal those of a later call.
     """
     checks = [_judge("first_call", first, model(tokens), allowed)]
     for invariant in INVARIANTS:
@@ -137,9 +149,10 @@ def _judge(name: str, one: Logits, other: Logits, allowed: float) -> Check:
 
 
 def row_difference(one: Logits, other: Logits) -> float:
-    """The largest RMS difference of a row of logits, divided by the RMS of `other`'s row.
+    """The largest relative difference between two rows of logits.
 
-    Infinite where a number is NaN.
+    The difference of a row is RMS(one − other) / RMS(other). The result is infinite if a logit is
+    NaN.
     """
     worst = 0.0
     for row, wanted in zip(one.flatten(0, 1), other.flatten(0, 1), strict=True):

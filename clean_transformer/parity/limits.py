@@ -1,12 +1,17 @@
-"""How large a rounding error may be: every limit, and every scale G, of both accuracy checks.
+"""How large a rounding error may be: the limits and scales G of both accuracy checks.
 
-An error is judged as the dimensionless ratio |device − exact| / (u G + η). `exact` is computed in
-float64 from the device's own inputs. u is the unit roundoff of the dtype. G is the size of what the
-operation adds up, elementwise. η is the dtype's underflow threshold. These are the test ratios of
-BLAS's DMMCH and of LAPACK (Dongarra et al. 1990), with underflow as in Higham, Accuracy and
-Stability of Numerical Algorithms, 2nd ed., §2.2, equation 2.8.
+The checks judge an error by the dimensionless ratio |device − exact| / (u G + η):
 
-The check of activations and the check of operations both read this file.
+- `exact` is the result computed in float64 from the device's own inputs.
+- u is the unit roundoff of the dtype.
+- G is, for each element of the result, the size of the terms that the operation adds up, such as
+  Σ|xW| for a matrix product.
+- η is the underflow threshold of the dtype.
+
+BLAS's DMMCH and LAPACK test with the same ratio (Dongarra et al. 1990). The underflow term follows
+Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §2.2, equation 2.8.
+
+The check of activations and the check of ATen operations both use these limits.
 """
 
 import math
@@ -20,26 +25,29 @@ from torch import Tensor
 from clean_transformer.parity.oracle import ACCUMULATOR, LOWER_PRECISION, smallest_kept
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
 
-# What a formula for G does to every factor of a product: `abs` gives Σ|xW|, `square` Σ(xW)².
+# A function that is applied to every factor of a product before the products are summed. `abs`
+# turns Σ xW into Σ|xW|, `square` turns it into Σ(xW)².
 Size = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of operation, with the largest ratio that passes and the largest that may be rounding.
+    """A kind of operation and the limits of its error ratio.
 
-    A ratio of at most `healthy` is PASS. A ratio above `wrong` is WRONG: no order of rounding
-    explains it. Between the two it is DEGRADED. Three fields refine this for sums:
+    A ratio of at most `healthy` is PASS. A ratio above `wrong` is WRONG, because rounding cannot
+    explain it. A ratio between these limits is DEGRADED. For sums, three fields have more rules:
 
-    `wrong` is None where it is the number of terms k. A sum of k terms has an error of at most
-    γ_k Σ|xW|, with γ_k = k u / (1 − k u) (Higham, §3.1).
+    `wrong`: None means that the limit is the number of terms k. A sum of k terms has an error of at
+    most γ_k Σ|xW|, with γ_k = k u / (1 − k u) (Higham, §3.1).
 
-    `healthy_per_root` is λ in the probabilistic bound λ √k u, for sums whose terms may all have one
-    sign, such as an average: their errors grow like √k. A healthy error exceeds it with probability
-    2 exp(−λ²/2) (Higham and Mary 2019, theorem 2.4), which is 3e-14 at λ = 8.
+    `healthy_per_root`: λ in the probabilistic bound λ √k u. It is used for sums whose terms may all
+    have the same sign, such as an average, because their errors grow like √k. A healthy error
+    exceeds this bound with probability 2 exp(−λ²/2) (Higham and Mary 2019, theorem 2.4), which is
+    3e-14 for λ = 8.
 
-    `healthy_in_half` applies to sums in half precision. Kernels keep such sums in float32, so their
-    length does not matter. A larger ratio means that the running total was in half precision too.
+    `healthy_in_half`: the healthy limit of sums in half precision (bfloat16 or float16). Kernels
+    accumulate such sums in float32, so the limit does not depend on the number of terms. A larger
+    ratio means that a kernel accumulated in half precision.
     """
 
     name: str
@@ -49,20 +57,21 @@ class Kind:
     healthy_in_half: float | None = None
 
     def limits(self, terms: int, u: float) -> tuple[float, float]:
-        """The healthy and the wrong limit for a sum of that many terms with unit roundoff u."""
+        """The limits (`healthy`, `wrong`) for a sum of `terms` terms with unit roundoff `u`."""
         if u > ACCUMULATOR:
             return self.healthy_in_half or self.healthy, self.wrong or self.healthy
         healthy = max(self.healthy, self.healthy_per_root * math.sqrt(terms))
         return healthy, max(healthy, float(terms)) if self.wrong is None else self.wrong
 
 
-# The largest healthy ratio of sums in float32 and float64; in half precision, WRONG is above it.
+# The largest healthy ratio of sums in float32 and float64. In half precision, it is the limit above
+# which a sum is WRONG.
 HEALTHY_SUM = 30.0
-# The largest healthy ratio of sums of halves, which kernels keep in float32.
+# The largest healthy ratio of sums in half precision, which kernels accumulate in float32.
 HEALTHY_SUM_OF_HALVES = 8.0
 # λ in the probabilistic bound λ √k u.
 DEVIATIONS = 8.0
-# Where no bound on the number of roundings is known, WRONG begins at this many healthy limits.
+# If no bound on the number of roundings is known, `wrong` is this factor times `healthy`.
 WRONG_FACTOR = 10.0
 
 COPY = Kind("gather, copy, mask", 0.0, 0.0)
@@ -88,26 +97,27 @@ OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # so that only the results are rounded to it, each by at most u G.
 PART = Kind("part as a whole", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
 
-# The largest error of a stand-alone script's operation in float32, in units of u times a simpler G
-# of the script's own numbers.
+# The largest float32 error that a reproduction script accepts, in units of u G. The script computes
+# G with a simpler formula than the formulas below.
 SCRIPT_HEALTHY = 100
 
-# Independent roundings add up in quadrature. Their sum is seldom more than this many times its
-# typical size, so a larger error does not come from a lower precision alone.
+# Independent rounding errors add up like the root of a sum of squares. The total is seldom more
+# than this factor times its typical size. A larger error has another cause than a lower precision.
 SELDOM_EXCEEDED = 8.0
 
-# A drift, or the error of a black box: ρ = the device's error divided by the CPU's in the same
-# dtype. Above WRONG_FACTOR times the healthy ρ, a black box is WRONG.
+# The largest healthy ρ, by dtype. ρ is the device's error divided by the CPU's error in the same
+# dtype; it judges drift and black boxes. A black box with a ρ above WRONG_FACTOR times this limit
+# is WRONG.
 HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
-# Two healthy runs are apart by at most the sum of their errors.
+# Two healthy runs differ by at most the sum of their errors, so by twice the largest error.
 HEALTHY_RUNS = 2
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """The relative error that is healthy in that dtype, even where the CPU happens to have none.
+    """The relative error that is always healthy in this dtype, even if the CPU has no error.
 
-    In float64 the oracle rounds as much as the device. There it is chosen so that a module that is
-    not the same function is WRONG.
+    The result is the unit roundoff, except in float64. There the oracle rounds as much as the
+    device, so the result is chosen such that an error above SAME_FUNCTION is WRONG.
     """
     if dtype == torch.float64:
         return SAME_FUNCTION / (WRONG_FACTOR * HEALTHY_RHO[dtype])
@@ -115,7 +125,10 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def verdict_of(ratio: float, healthy: float, wrong: float, precision: str = "") -> Verdict:
-    """PASS, DEGRADED or WRONG; an error that a lower `precision` explains is DEGRADED at worst."""
+    """The verdict for an error ratio: PASS, DEGRADED or WRONG.
+
+    If `precision` names a lower precision that explains the error, the verdict is never WRONG.
+    """
     if ratio <= healthy:
         return Verdict.PASS
     return Verdict.WRONG if ratio > wrong and not precision else Verdict.DEGRADED
@@ -124,11 +137,12 @@ def verdict_of(ratio: float, healthy: float, wrong: float, precision: str = "") 
 def lower_precision(
     error: Tensor, ratios: Tensor, typical: Tensor, healthy: float, u: float
 ) -> str:
-    """The name of the precision that explains all errors of a product in float32, or "".
+    """The lower precision that explains all errors of a float32 product: "TF32", "bfloat16" or "".
 
-    Rounding to a lower precision moves nearly every element, and a faulty kernel only some. So the
-    median ratio must be above `healthy`. No error may exceed SELDOM_EXCEEDED roundings of the
-    `typical` size, which `typical_size` gives.
+    `error`, `ratios` and `typical` have the shape of the product; `typical` comes from
+    `typical_size`. Two conditions must hold. The median ratio must be above `healthy`: a lower
+    precision changes nearly all elements, while a faulty kernel changes only some. And no error may
+    be larger than SELDOM_EXCEEDED × the precision's unit roundoff × `typical`.
     """
     if u != ACCUMULATOR or float(ratios.median()) <= healthy:
         return ""
@@ -138,15 +152,18 @@ def lower_precision(
 
 
 def typical_size(exact: Tensor, squares: Tensor) -> Tensor:
-    """|exact| + √Σ(xW)²: what independent roundings of a sum and of its terms are relative to."""
+    """|exact| + √Σ(xW)², the scale of the error if a sum and its terms are rounded independently.
+
+    `squares` is Σ(xW)².
+    """
     return exact.abs() + squares.sqrt()
 
 
 def error_ratios(error: Tensor, scale: Tensor, u: float, dtype: torch.dtype) -> Tensor:
-    """|error| / (u G + η), elementwise, for a result of that dtype.
+    """|error| / (u G + η) for each element of a result of the given dtype; `scale` is G.
 
-    Infinite where the error is not a number. Where G is 0 the exact result is 0 as well, and only
-    that is right.
+    The ratio is infinite where the error is NaN. Where G is 0, the exact result is 0, and any
+    error there has an infinite ratio.
     """
     allowed = u * scale + torch.where(scale == 0, scale, smallest_kept(dtype))
     return torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
@@ -163,12 +180,12 @@ def square(x: Any) -> Any:
 
 
 def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tensor:
-    """G of a sum of products, where `terms(size)` adds up the sizes of its terms.
+    """G of a sum of products Σ xW. `terms(abs)` returns Σ|xW|, and `terms(square)` Σ(xW)².
 
-    Σ|xW| in float32 and float64. In half precision the products are exact and are summed in
-    float32, so only the result is rounded to half, once or a few times. Then G is
-    |result| + √Σ(xW)² + (2⁻²⁴ / u) Σ|xW|. With Σ|xW| alone, a wrong sum of thousands of terms
-    could pass.
+    In float32 and float64, G is Σ|xW|. In half precision, G is
+    |result| + √Σ(xW)² + (2⁻²⁴ / u) Σ|xW|. There the products are exact and are summed in float32,
+    and only the result is rounded to half precision, once or a few times. With G = Σ|xW|, a wrong
+    sum of thousands of terms could pass.
     """
     absolute = terms(abs)
     if u <= ACCUMULATOR:
@@ -178,9 +195,10 @@ def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tenso
 
 
 def softmax_scale(pattern: Tensor, scores: Tensor, dim: int) -> Tensor:
-    """p (1 + |s − max s|): the rounding of s − max s changes exp by that much, relatively.
+    """G of softmax: p (1 + |s − max s|), for the scores s and the pattern p.
 
-    It is 0 where the pattern must be 0, and it also bounds the error of a row's sum.
+    A rounding of s − max s changes exp(s − max s) by the relative error u |s − max s|. The same
+    factor bounds the error of the sum over a row. G is 0 where the pattern must be 0.
     """
     below_highest = (scores - scores.amax(dim, keepdim=True)).abs()
     return torch.where(pattern == 0, 0.0, pattern * (1 + below_highest))
@@ -189,11 +207,11 @@ def softmax_scale(pattern: Tensor, scores: Tensor, dim: int) -> Tensor:
 def layer_norm_scales(
     x: Tensor, eps: float, axes: tuple[int, ...] = (-1,)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """G of LayerNorm's three parts: normalized x, mean, and σ = √(var + eps).
+    """G of the normalized x, of the mean, and of σ = √(var + eps) in LayerNorm, in this order.
 
-    Normalized: (|x| + mean|x|) / σ, the rounding of x − mean x divided by σ. Mean: mean|x|. With
-    c = x − mean x, σ is off by δσ = mean(c δc) / σ, so that its G is
-    mean(|c| (|x| + mean|x|) / σ) + σ.
+    The normalized x has G = (|x| + mean|x|) / σ, which is the rounding of x − mean x, divided by σ.
+    The mean has G = mean|x|. Let c = x − mean x. An error δc changes σ by δσ = mean(c δc) / σ, so σ
+    has G = mean(|c| (|x| + mean|x|) / σ) + σ.
     """
     mean_size = x.abs().mean(axes, keepdim=True)
     centered = x - x.mean(axes, keepdim=True)
@@ -203,7 +221,7 @@ def layer_norm_scales(
 
 
 def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
-    """½|x| (1 + |tanh(…)|), or with erf for the exact form."""
+    """G of GELU: ½|x| (1 + |tanh(…)|) for the tanh form, ½|x| (1 + |erf(…)|) for the exact form."""
     if approximate == "tanh":
         inner = (math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))).tanh()
     else:
@@ -212,11 +230,13 @@ def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> Tensor:
-    """What fused attention adds up, for `sum_scale`; `scores` is S = |q||k| scale + |mask|.
+    """The sums over the terms of fused attention that `sum_scale` needs.
 
-    Σⱼ pⱼ|vⱼ| (1 + Sⱼ + Σₗ pₗSₗ): a score is off by u S, and δp = p (δs − Σₗ pₗ δsₗ) to first order,
-    so that |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ), beside pⱼ's own rounding. A half-precision kernel keeps the
-    scores in float32 and rounds p and the result: Σ(pⱼvⱼ)².
+    `scores` is S = |q||k| scale + |mask|, p is the pattern. For `abs`, the sum is
+    Σⱼ pⱼ|vⱼ| (1 + Sⱼ + Σₗ pₗSₗ). Here 1 stands for the rounding of pⱼ. The rest comes from the
+    scores: a score has an error of u S, and to first order δp = p (δs − Σₗ pₗ δsₗ), so that
+    |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ). For `square`, the sum is Σ(pⱼvⱼ)², because a half-precision kernel
+    keeps the scores in float32, and rounds only p and the result.
     """
     if size is square:
         return square(pattern) @ square(v)
@@ -225,5 +245,8 @@ def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> T
 
 
 def attention_squares(pattern: Tensor, scores: Tensor, v: Tensor) -> Tensor:
-    """Σ(pⱼvⱼ(1 + |sⱼ|))², for `typical_size` of fused attention: p is off by |s| u as well."""
+    """Σ(pⱼvⱼ(1 + |sⱼ|))², the `squares` that `typical_size` takes for fused attention.
+
+    The factor 1 + |sⱼ| is there because a rounded score sⱼ changes pⱼ by the relative error u |sⱼ|.
+    """
     return square(pattern * (1 + scores.abs())) @ square(v)

@@ -1,4 +1,4 @@
-"""Question 3: which operation makes the first bad activation?"""
+"""Question 3: finds the ATen operation that causes the first bad activation."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +18,13 @@ from clean_transformer.parity.operations.script import reproduction_script
 
 @dataclass(frozen=True)
 class Located:
-    """The first wrong operation, in words.
+    """A description of the first wrong operation, for the report.
 
-    `where` is the activation or the single operation in which it was found. `ratio` is its error in
-    roundings, `bits` its number of correct bits. `known` are the known issues that it matches: a
-    lead, not a proof. `script` is a Python script that reproduces it with torch alone.
+    `where` is the activation or the probe in which the operation was found. `operation` is its ATen
+    name, and `operands` describes the layout of each tensor argument. `ratio` is the error in
+    roundings, `bits` the number of correct bits. `diagnosis` says when the operation is wrong.
+    `known` lists the known issues that the call matches; a match is a lead, not a proof. `script`
+    is the source of a Python script that reproduces the error and needs only torch.
     """
 
     where: str
@@ -36,12 +38,12 @@ class Located:
 
 
 def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Located | None:
-    """Find the first wrong operation behind an activation.
+    """Find the first wrong operation that contributes to the activation `name`.
 
-    `module` runs on `inputs`, with the hooks of `path`. The submodule that makes the activation
-    `name` is searched first, given its own inputs from that run. If all of its operations are
-    right, `module` as a whole is searched, because the operation may stand between submodules.
-    Returns None if no operation is wrong this time.
+    First check the operations of the submodule that computes this activation, on the inputs that
+    the submodule receives when `module` runs on `inputs`. If they are all right, check the whole
+    `module`, because the wrong operation may be outside of that submodule. `path` says which hook
+    points are watched. Returns None if no operation is wrong in these runs.
     """
     owner = owner_of(name)[0]
     part = module.get_submodule(owner)
@@ -55,7 +57,7 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
 
 
 def in_words(finding: Finding, where: str) -> Located:
-    """The finding as a report states it; `where` says in which activation or operation."""
+    """Describe a finding for the report; `where` names the activation or probe it was found in."""
     known = [f"{fault.name}: {fault.seen}; {fault.workaround}" for fault in match(finding.call)]
     return Located(
         where=where,

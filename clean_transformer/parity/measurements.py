@@ -1,4 +1,4 @@
-"""What is measured of one model on one device: its own errors, its drift, single operations."""
+"""The measurements of a model on a device: isolated errors, drift, and single operations."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -29,13 +29,19 @@ from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.parity.results import first_bad_activation
 from clean_transformer.parity.verdict import Check
 
-# Sequence lengths at which kernels have switched to another algorithm, besides the main run's.
+# Sequence lengths at which kernels are known to switch to another algorithm. The main run's length
+# is checked as well.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model on the device under test, with two copies on the CPU: the same dtype, and float64."""
+    """The model under test and what its measurements need.
+
+    `model` is on the device under test. `on_cpu` is the same model in the same dtype on the CPU,
+    `oracle` the same model in float64 on the CPU. `tokens` are on the CPU. `autocast` is the dtype
+    of autocast, or None.
+    """
 
     model: DemoTransformer
     on_cpu: DemoTransformer
@@ -45,30 +51,31 @@ class Subject:
 
     @property
     def given(self) -> Int[Tensor, "batch pos"]:
-        """The tokens on the device."""
+        """The tokens, on the device under test."""
         return self.tokens.to(self.model.embed.W_E.device)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that its results claim."""
+        """The dtype whose precision the results should have: that of autocast, or the model's."""
         return self.autocast or self.on_cpu.embed.W_E.dtype
 
     @property
     def has_black_boxes(self) -> bool:
-        """Whether some of its modules are black boxes."""
+        """Whether some modules of the model are black boxes."""
         return has_black_boxes(self.model)
 
     def context(self) -> AbstractContextManager[object]:
-        """The autocast that the model runs in, if any."""
+        """A context manager for the model's runs: autocast, if it is enabled."""
         kind = self.given.device.type
         return torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
 
 
 def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
-    """The number of a block, and inputs for it by name, in the sizes and layouts of known faults.
+    """Return the index of a block, and inputs for this block by name.
 
-    The block is the fourth, or the last of a smaller model: from there on, GPT-2's residual stream
-    has its largest entries.
+    The inputs have the sizes and memory layouts at which devices are known to fail. The block is
+    the fourth, or the last block of a smaller model, because GPT-2's residual stream has its
+    largest entries from the fourth block on.
     """
     layer, n_ctx = min(3, model.cfg.n_layers - 1), model.cfg.n_ctx
     tokens = suite_tokens(model.cfg, 2, n_ctx).to(model.embed.W_E.device)
@@ -87,11 +94,12 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
 def isolated_errors(
     subject: Subject, on_step: Callable[[str], None]
 ) -> tuple[list[Isolated], Located | None]:
-    """The error that each activation introduces, in every case and path.
+    """Return the error that each activation introduces, and the first wrong operation.
 
-    The whole model runs on the tokens, then one block on `cliff_inputs`. Beside the errors comes
-    the first wrong operation of the first bad activation; None where nothing is bad, where no
-    operation is wrong this time, and for a model with black boxes.
+    The whole model runs on the tokens with every path. Then one block runs on `cliff_inputs`.
+    `on_step` is called with the name of each step before it begins. The operation is the first
+    wrong one in the first bad activation. It is None if no activation is bad, if the search finds
+    no wrong operation, or if the model has black boxes.
     """
     model, oracle, given = subject.model, subject.oracle, subject.given
     case = f"{given.shape[0]} × {given.shape[1]} tokens"
@@ -122,7 +130,7 @@ def isolated_errors(
 
 
 def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Located | None]:
-    """A check for every probe in every layout, and the operation of the first that is wrong."""
+    """Return a check for every probe in every layout, and the operation of the first bad check."""
     results = run_probes(device, dtype)
     checks = [
         Check(
@@ -138,10 +146,11 @@ def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Loca
 
 
 def end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd], Impact, float]:
-    """The drift of every activation, what a user notices of it, and the invariants' allowance.
+    """Return the drift of each activation, its impact on predictions, and the invariants' limit.
 
-    The allowance is how far the logits of two healthy runs may be apart, as `check_invariants`
-    measures it. With a `reference`, its own drift on the CPU stands beside ours.
+    The limit is the `allowed` of `check_invariants`: the largest difference that the logits of two
+    healthy runs may have. If `reference` names a reference, the rows also hold the reference's own
+    drift on the CPU.
     """
     tokens, on_cpu, healthy = subject.tokens, subject.on_cpu, HEALTHY_RHO[subject.dtype]
     names = [*leaves(subject.model)] if subject.has_black_boxes else None

@@ -1,4 +1,4 @@
-"""The float64 oracle on the CPU, and the precision of every dtype that it judges."""
+"""The oracle (the same module in float64 on the CPU), and the precision of each dtype."""
 
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 M = TypeVar("M", bound=nn.Module)
 
-# The largest relative error of one rounding.
+# The unit roundoff u of each dtype: the largest relative error of one rounding.
 UNIT_ROUNDOFF = {
     torch.float64: 2.0**-53,
     torch.float32: 2.0**-24,
@@ -18,30 +18,35 @@ UNIT_ROUNDOFF = {
     torch.bfloat16: 2.0**-8,
 }
 
-# The precisions in which a device may compute float32 products, if a setting allows it.
+# Lower precisions that a device may use for float32 products if a setting allows it. The keys are
+# their unit roundoffs.
 LOWER_PRECISION = {
-    UNIT_ROUNDOFF[torch.float16]: "TF32",  # it has float16's number of bits
+    UNIT_ROUNDOFF[torch.float16]: "TF32",  # TF32 has as many mantissa bits as float16
     UNIT_ROUNDOFF[torch.bfloat16]: "bfloat16",
 }
 
-# The unit roundoff of the float32 in which kernels sum products of half precision.
+# The unit roundoff of float32, in which kernels accumulate half-precision products.
 ACCUMULATOR = UNIT_ROUNDOFF[torch.float32]
 
 
 def smallest_kept(dtype: torch.dtype) -> float:
-    """The underflow threshold: devices may flush smaller numbers to 0.
+    """The underflow threshold η of a dtype: devices may flush smaller numbers to 0.
 
-    Float16 keeps its subnormal numbers, so its threshold is the smallest of them.
+    This is the smallest normal number. Devices keep the subnormal numbers of float16, so for
+    float16 it is the smallest subnormal number.
     """
     return 2.0**-24 if dtype == torch.float16 else float(torch.finfo(dtype).tiny)
 
 
 def trusted() -> AbstractContextManager[object]:
-    """Run outside all dispatch modes, so that planted faults do not reach the oracle."""
+    """A context manager that turns off all dispatch modes.
+
+    Planted device faults are dispatch modes, so they do not affect what runs inside.
+    """
     return _disable_current_modes()
 
 
 def float64_oracle(module: M) -> M:
-    """A float64 copy of the module on the CPU; the module's own device needs no float64."""
+    """A float64 copy of the module on the CPU. The module's device need not support float64."""
     with trusted():
         return deepcopy(module).cpu().double()

@@ -1,4 +1,4 @@
-"""The fixture `assert_parity` and the option `--parity-device`, for other people's test suites."""
+"""A pytest plugin: the fixture `assert_parity` and the option `--parity-device`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--parity-device`."""
+    """Add the option `--parity-device` to pytest."""
     parser.addoption(
         "--parity-device", default="auto", help="where assert_parity runs: auto, cpu, cuda, mps, …"
     )
@@ -15,11 +15,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def assert_parity(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """`clean_transformer.parity.assert_parity` on the device that `--parity-device` names.
+    """The function `clean_transformer.parity.assert_parity`, set to the device `--parity-device`.
 
-    A device that this machine lacks skips the test, with that reason.
+    Skips the test if this machine does not have the device.
     """
-    # Every pytest run loads this plugin; PyTorch is imported when a test asks for the fixture.
+    # Every pytest run loads this plugin, so import PyTorch only if a test uses the fixture.
     from clean_transformer.parity.assertion import assert_parity
     from clean_transformer.support.devices import is_available
 

@@ -1,4 +1,4 @@
-"""What the parity suite found, as plain data, and what follows from it."""
+"""The results of the parity suite as dataclasses, with their verdicts and first failures."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -33,9 +33,12 @@ class UseSummary:
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """Questions 2 and 3 for one device, dtype and mode.
+    """The answers to questions 2 and 3 for one device, dtype and mode.
 
-    `not_checked` is the reason if nothing ran.
+    `settings` holds the device's precision settings. `isolated` holds the error that each
+    activation introduces, `end_to_end` the drift of each activation, `invariants` and `probes` the
+    checks of these names. `impact` says how much the predictions change. `located` is the first
+    wrong operation, if one was found. `not_checked` is the reason if nothing ran.
     """
 
     device: str
@@ -58,11 +61,11 @@ class DeviceRun:
 
     @property
     def first_failure(self) -> Isolated | EndToEnd | Check | None:
-        """What went wrong first; None if everything passed.
+        """The first row or check that does not pass; None if everything passed.
 
-        An activation's own error comes before its drift, because drift may be inherited. Both are
-        in the order of the forward pass. The uses come between them, and the invariants and the
-        single operations last.
+        Isolated errors come first, because drift may come from an earlier activation. Then come the
+        uses, drift, the invariants and the single operations. Isolated errors, uses and drift are
+        in the order of the forward pass.
         """
         in_uses = (use.first_failure for use in self.uses if use.first_failure)
         failures = (row for row in self._rest if row.verdict is not Verdict.PASS)
@@ -70,7 +73,7 @@ class DeviceRun:
 
     @property
     def by_use(self) -> list[UseSummary]:
-        """What each use comes to, all of its sizes together."""
+        """One line for each use: the worst verdict over all sizes in which it ran."""
         found: dict[str, list[UseSummary]] = {}
         for result in self.uses:
             use = result.use
@@ -84,8 +87,7 @@ class DeviceRun:
             others = [row for row in self.isolated if row.path not in WATCHED]
             rest = worst(verdicts(others, self.end_to_end, self.invariants))
             found["forward"].append(replace(found["forward"][0], verdict=rest))
-        order = [*Verdict]
-        return [max(same, key=lambda each: order.index(each.verdict)) for same in found.values()]
+        return [max(same, key=lambda each: each.verdict.severity) for same in found.values()]
 
     @property
     def _rest(self) -> list[EndToEnd | Check]:
@@ -94,7 +96,12 @@ class DeviceRun:
 
 @dataclass(frozen=True)
 class SuiteReport:
-    """What `clean-transformer parity` found."""
+    """The result of `clean-transformer parity`.
+
+    `weights` says where the weights come from. `tokens` is the shape (batch, pos) of the tokens.
+    `environment` describes the software and the processor. `same_function` answers question 1; if
+    it is None, `no_reference` is the reason. `runs` answers questions 2 and 3.
+    """
 
     weights: str
     cfg: Config
@@ -117,16 +124,19 @@ def verdicts(*groups: Iterable[Isolated | EndToEnd | Check | UseResult]) -> Iter
 
 
 def first_bad_activation(rows: list[Isolated]) -> Isolated | None:
-    """The first activation in the forward pass that fails, in the first case where it does."""
+    """The first row that does not pass, for the earliest such activation of the forward pass.
+
+    None if all rows pass.
+    """
     in_order = (row for same in by_activation(rows).values() for row in same)
     return next((row for row in in_order if row.verdict is not Verdict.PASS), None)
 
 
 def by_activation(rows: list[Isolated]) -> dict[str, list[Isolated]]:
-    """Every activation's rows, in the order of the forward pass.
+    """The rows of each activation by its name, in the order of the forward pass.
 
-    A case and a path watch only some of the activations, in order. The one that watches the most
-    decides the order, and the others add what it lacks.
+    Each combination of case and path has rows for only some activations. The combination with the
+    most rows decides the order. The others add the activations that are still missing.
     """
     watched = grouped(rows, lambda row: (row.case, row.path)).values()
     names = (row.name for same in sorted(watched, key=len, reverse=True) for row in same)
@@ -135,7 +145,7 @@ def by_activation(rows: list[Isolated]) -> dict[str, list[Isolated]]:
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
-    """The rows by key, in the order in which the keys first occur."""
+    """Group the rows by `key(row)`. The keys are in the order in which they first occur."""
     groups: dict[Key, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

@@ -1,4 +1,7 @@
-"""Question 1: is it the same function? Compares every activation with a reference's, in float64."""
+"""Question 1: is our model the same function as the reference?
+
+Compares every activation of the two models in float64.
+"""
 
 from dataclasses import dataclass
 
@@ -13,10 +16,12 @@ from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict, worst
 
 @dataclass(frozen=True)
 class Comparison:
-    """One entry of the reference's cache, compared with our activation of the same place.
+    """One activation of the reference, compared with the same activation of our model.
 
-    `error` is the largest |ours − theirs| / (|theirs| + scale) of any element. `scale` is the root
-    mean square of theirs. `name` is our activation, empty where we have none.
+    `key` is the name in the reference's cache. `name` is our name for the activation; it is empty
+    if our model has no such activation. `error` is the largest |ours − theirs| / (|theirs| + scale)
+    over all elements, and `scale` is the root mean square of theirs. An error up to `tolerance`
+    passes. `note` says why two activations could not be compared.
     """
 
     key: str
@@ -28,7 +33,10 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS within the tolerance, WRONG above it or for NaN, NOT CHECKED if `name` is empty."""
+        """NOT CHECKED if `name` is empty; otherwise PASS up to the tolerance, and WRONG above it.
+
+        A NaN error is WRONG.
+        """
         if not self.name:
             return Verdict.NOT_CHECKED
         return Verdict.PASS if self.error <= self.tolerance else Verdict.WRONG
@@ -36,14 +44,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """A comparison for every key of the reference's cache, in the cache's order."""
+    """The answer to question 1.
+
+    `reference` names the reference and its version. `rows` has one comparison for each key of the
+    reference's cache, in the order of the cache.
+    """
 
     reference: str
     rows: list[Comparison]
 
     @property
     def coverage(self) -> tuple[int, int]:
-        """The numbers of compared keys and of cached keys."""
+        """The number of keys that were compared, and the number of all keys in the cache."""
         return sum(bool(row.name) for row in self.rows), len(self.rows)
 
     @property
@@ -70,7 +82,8 @@ def compare(
 ) -> ParityReport:
     """Run both models on the tokens and compare every activation that the reference caches.
 
-    Both must have the same weights in float64; `tolerance` is relative to an activation's scale.
+    Both models must have the same weights, in float64. `tolerance` is the largest `error` of a
+    `Comparison` that passes.
     """
     theirs = reference.run(tokens)
     names = {key: reference.aliases.get(key, key) for key in theirs}
@@ -94,7 +107,7 @@ def compare(
 def compare_tensors(
     key: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float
 ) -> Comparison:
-    """Compare two activations in float64 on the CPU; another shape is an infinite error."""
+    """Compare two activations in float64 on the CPU. Different shapes give an infinite error."""
     if ours.shape != theirs.shape:
         note = f"shape {[*ours.shape]} instead of {[*theirs.shape]}"
         return Comparison(key, name, torch.inf, 1.0, tolerance, note)

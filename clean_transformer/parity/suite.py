@@ -1,4 +1,4 @@
-"""The parity suite: all three questions, on every device, in every dtype and mode asked for."""
+"""The parity suite: answers the three questions for the chosen devices, dtypes and modes."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -33,7 +33,7 @@ from clean_transformer.support.dtypes import choose_dtype
 def same_function(
     weights: Weights, reference: str, tokens: Int[Tensor, "batch pos"]
 ) -> ParityReport:
-    """Question 1: compare our model with the reference of that name, in float64 on the CPU."""
+    """Question 1: compare our model with the named reference, in float64 on the CPU."""
     with trusted():
         state = {name: value.double() for name, value in weights.state.items()}
         model = DemoTransformer.from_state_dict(state, weights.cfg)
@@ -50,10 +50,11 @@ def check_device(
     reference: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> DeviceRun:
-    """Questions 2 and 3 on one device, in one dtype and mode.
+    """Answer questions 2 and 3 for one device, dtype and mode.
 
-    `on_step` is called with the name of each step before it begins. With a `reference`, its drift
-    is measured too. A device that this machine lacks is NOT CHECKED, with that reason.
+    If `reference` names a reference, its drift is measured too. `on_step` is called with the name
+    of each step before it begins. If the device is missing, or does not support the dtype or mode,
+    the result is NOT CHECKED and says why.
     """
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
     reason = _cannot_check(device, dtype, mode)
@@ -112,9 +113,11 @@ def run_suite(
     no_reference: str = "",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> SuiteReport:
-    """Question 1 once, then questions 2 and 3 on each device in each dtype and mode.
+    """Answer question 1 once, then questions 2 and 3 for every device, dtype and mode.
 
-    Without a `reference`, question 1 is NOT CHECKED, and `no_reference` is the reason.
+    `reference` is the name of a reference. If it is None, question 1 is NOT CHECKED, and
+    `no_reference` is the reason for the report. `on_step` is called with the name of each step
+    before it begins.
     """
     tokens = suite_tokens(weights.cfg)
     same = None

@@ -1,4 +1,4 @@
-"""The four verdicts, a single check, and the tolerance for "the same function"."""
+"""The four verdicts, the result of a check, and the tolerance for "the same function"."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,9 +6,10 @@ from enum import Enum
 
 
 class Verdict(str, Enum):
-    """PASS, NOT CHECKED, DEGRADED, WRONG: from the best to the worst.
+    """The possible verdicts, from the best (PASS) to the worst (WRONG).
 
-    The verdict of a run is the worst verdict of its checks.
+    DEGRADED means less accurate than a healthy device. WRONG means that rounding cannot explain the
+    error. The verdict of a run is the worst verdict of its checks.
     """
 
     PASS = "PASS"
@@ -18,25 +19,29 @@ class Verdict(str, Enum):
 
     @property
     def severity(self) -> int:
-        """0 for PASS, up to 3 for WRONG."""
+        """The verdict as a number to sort by, from 0 for PASS to 3 for WRONG."""
         return [*Verdict].index(self)
 
     @property
     def exit_status(self) -> int:
-        """0 for PASS, 3 for NOT CHECKED, 1 for the others. (2 says that a run was impossible.)"""
+        """The exit status of the command: 0 for PASS, 3 for NOT CHECKED, 1 for the others.
+
+        Exit status 2 is not a verdict: it means that the command could not run.
+        """
         return {Verdict.PASS: 0, Verdict.NOT_CHECKED: 3}.get(self, 1)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of the verdicts; NOT CHECKED where there are none."""
+    """The worst of the verdicts; NOT CHECKED if there are no verdicts."""
     return max(verdicts, key=lambda verdict: verdict.severity, default=Verdict.NOT_CHECKED)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its verdict, the measured number, and the largest number that passes.
+    """The result of one check.
 
-    `allowed` is None where the limit is not a single number.
+    `measured` is the measured number, and `allowed` the largest number that passes; `allowed` is
+    None if the limit is not a single number. `note` explains the result.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Check:
     note: str = ""
 
 
-# In float64, models of the same function differ by about 1e-14 of an activation's scale, which is
-# rounding. Models of different functions differ by at least 1e-8. The tolerance lies between.
+# In float64, two models that compute the same function differ by about 1e-14 of an activation's
+# scale, because of rounding. Two different functions differ by at least 1e-8. The tolerance lies
+# between these numbers.
 SAME_FUNCTION = 1e-12

@@ -1,6 +1,6 @@
-"""Black boxes: modules whose inner steps cannot be watched, judged by their output.
+"""Black boxes: modules whose inner activations cannot be watched. Only their output is judged.
 
-These are compiled modules, optimized modules, and modules without our hook points.
+Compiled modules, optimized modules, and modules without our hook points are black boxes.
 """
 
 import sys
@@ -23,12 +23,12 @@ from clean_transformer.support.stand_in import Method, StandIn
 
 
 def is_black_box(part: nn.Module) -> bool:
-    """Whether another `forward` was put on the module, whose inner steps cannot be watched."""
+    """Whether the module instance has another `forward` than its class, so it calls no hooks."""
     return "forward" in vars(part)
 
 
 def has_black_boxes(module: nn.Module) -> bool:
-    """Whether the module or a submodule is a black box, whose hook points are not called."""
+    """Whether the module or one of its submodules is a black box."""
     return any(is_black_box(part) for part in module.modules())
 
 
@@ -41,7 +41,10 @@ def as_written(module: M) -> M:
 
 
 def leaves(model: nn.Module) -> dict[str, HookedModule]:
-    """The modules that do the arithmetic, by path: black boxes, and modules without submodules."""
+    """The modules that do the arithmetic, by path: black boxes, and modules without submodules.
+
+    Only modules with our hook points are included.
+    """
     found: dict[str, HookedModule] = {}
     for name, part in model.named_children():
         within = {} if is_black_box(part) else leaves(part)
@@ -54,9 +57,10 @@ def leaves(model: nn.Module) -> dict[str, HookedModule]:
 
 @contextmanager
 def compiled_leaves(model: nn.Module) -> Iterator[None]:
-    """Run each of the model's leaves with `torch.compile`; hooks on their outputs keep working.
+    """Compile each of the model's `leaves` with `torch.compile` inside a `with` block.
 
-    Raises Dynamo's recompile limit (8), so that every input shape is really compiled.
+    Hooks on the leaves' outputs still work. Dynamo's recompile limit (8) is raised, so that every
+    input shape is really compiled.
     """
     limits = {"cache_size_limit": sys.maxsize, "accumulated_cache_size_limit": sys.maxsize}
     with ExitStack() as put, torch._dynamo.config.patch(limits):
@@ -66,8 +70,8 @@ def compiled_leaves(model: nn.Module) -> Iterator[None]:
 
 
 def compiled(below: Method) -> Method:
-    """Compile the method. Modules of one class share the graphs of a method."""
-    if not isinstance(below, MethodType):  # a callable object, such as `optimize` puts there
+    """Compile a module's method. Modules of the same class share the compiled graphs."""
+    if not isinstance(below, MethodType):  # `optimize` replaces methods by callable objects
         below = MethodType(type(below).__call__, below)
     return torch.compile(below, dynamic=False)
 
@@ -76,7 +80,10 @@ def compiled(below: Method) -> Method:
 def isolate_black_boxes(
     model: HookedModule, on_cpu: HookedModule, oracle: HookedModule, *inputs: Tensor, case: str
 ) -> list[Isolated]:
-    """The error of every leaf, given the device's own input; see `judge_black_box`."""
+    """Run the model and judge the output of each of its `leaves` with `judge_black_box`.
+
+    `on_cpu` and `oracle` compute each leaf from the input that it had on the device.
+    """
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
 
     def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -108,14 +115,16 @@ def judge_black_box(
     oracle: Callable[..., Tensor],
     *inputs: Any,
 ) -> Isolated:
-    """A module's output beside that of the same module on the CPU and in float64.
+    """Judge a module's output by how much less accurate it is than the CPU's output.
 
-    The error of a row is its root mean square over the last axis. `ratio` is the largest error of a
-    row, divided by the largest error of the CPU in the same dtype. `inputs` are on the CPU.
+    `on_cpu` is the same module on the CPU in the same dtype, `oracle` the same module in float64.
+    `output` and `inputs` are on the CPU. The error of a row is the root mean square of
+    output − exact over the last axis. In the result, `ratio` is the largest error of a row of
+    `output`, divided by the largest error of a row of the CPU's output.
     """
     exact = oracle(*(upcast(x) if isinstance(x, Tensor) else x for x in inputs))
     error, healthy_error = (upcast(x) - exact for x in (output, on_cpu(*inputs)))
-    # The CPU may happen to be exact. The error of rounding the output is always healthy.
+    # The CPU's output may happen to be exact. An error as small as one rounding is always healthy.
     healthy_error = healthy_error.abs().maximum(rounding(output.dtype) * exact.abs())
     by_row = error.square().mean(dim=-1).sqrt()
     envelope = float(healthy_error.square().mean(dim=-1).sqrt().max())

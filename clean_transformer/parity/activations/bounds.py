@@ -1,6 +1,6 @@
-"""Which kind of operation makes each activation, and its scale G, elementwise.
+"""For each activation: the kind of operation that computes it, and the scale G of each element.
 
-The kinds with their limits, and the formulas for G, stand in `parity/limits.py`.
+The kinds, their limits, and the formulas for G are in `parity/limits.py`.
 """
 
 import math
@@ -41,21 +41,22 @@ from clean_transformer.parity.limits import (
 )
 from clean_transformer.parity.operations.attention import attention
 
-# The device's activations of one module, in float64: "input" (then "input 1", …), and the hook
-# points by name.
+# The device's activations of one module, converted to float64. The keys are "input", "input 1", …
+# for the module's inputs, and the names of its hook points.
 Seen = Mapping[str, Tensor]
 
-# The kinds that multiply matrices: TF32, autocast and half precision treat them differently.
+# The kinds that multiply matrices. TF32, autocast and half precision need other limits or scales
+# for them.
 PRODUCTS = (LINEAR, ATTEND)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The kind of operation that makes an activation, and how many terms it sums.
+    """The kind of operation that computes an activation, and its scale G.
 
-    `terms(module, seen, size)` adds up the sizes of the terms. With `abs` that is G. For sums of
-    products, with `square`, its root is what independent roundings of the terms add up to, unless
-    `squares` gives other squares.
+    `terms(module, seen, abs)` returns G, or for sums of products Σ|xW|. For sums of products,
+    `terms(module, seen, square)` returns Σ(xW)², the `squares` of `typical_size`, unless the field
+    `squares` returns others. `summed(module, seen)` is the number of terms in a sum.
     """
 
     kind: Kind
@@ -64,12 +65,12 @@ class Rule:
     squares: Callable[[Any, Seen], Tensor] | None = None
 
     def scale(self, module: nn.Module, seen: Seen, exact: Tensor, u: float) -> Tensor:
-        """G, for an activation that was computed with the unit roundoff u."""
+        """G of each element, for an activation that was computed with unit roundoff `u`."""
         terms = partial(self.terms, module, seen)
         return sum_scale(exact, terms, u) if self.kind in PRODUCTS else terms(abs)
 
     def typical(self, module: nn.Module, seen: Seen, exact: Tensor) -> Tensor:
-        """What independent roundings of a sum of products are relative to."""
+        """The scale of independent rounding errors in a sum of products; see `typical_size`."""
         squares = self.squares(module, seen) if self.squares else self.terms(module, seen, square)
         return typical_size(exact, squares)
 
@@ -200,7 +201,7 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
         "output": Rule(LINEAR, _matrix("hook_post", "W_out", "b_out"), _rows_of_weight("W_out")),
     },
     TransformerBlock: {
-        # In the first block, this is the rounded sum of token and position embedding.
+        # In the first block, this is the sum of token and position embeddings, after rounding.
         "hook_resid_pre": Rule(ADD, _sum("hook_resid_pre")),
         "hook_attn_in": Rule(COPY, _exact),
         "hook_q_input": Rule(COPY, _exact),
@@ -218,5 +219,6 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
 }
 
 
-# DemoTransformer's own hook points hand on what its modules return.
+# The rule for all other hook points: those of DemoTransformer itself, which return the output of
+# its modules unchanged.
 PASSED_ON = Rule(COPY, _exact)

@@ -1,4 +1,4 @@
-"""Drift: the error that gathers over the whole run, beside that of healthy runs on the CPU."""
+"""Drift: the error that accumulates over a whole run, compared with healthy runs on the CPU."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +15,11 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """The error that has gathered in one activation over the whole run.
+    """The drift of one activation: its error, accumulated from the start of the run.
 
     `error` is the root mean square of device − oracle. `envelope` is the largest such error of the
-    healthy runs on the CPU in the same dtype, and `reference_error` that of a reference's run.
+    healthy runs on the CPU in the same dtype. `healthy` is the largest ρ that passes.
+    `reference_error` is the error of the reference's run, or None.
     """
 
     name: str
@@ -36,7 +37,10 @@ class EndToEnd:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS or DEGRADED. The isolated errors say where it begins, and whether that is WRONG."""
+        """PASS or DEGRADED.
+
+        Drift is never WRONG. The isolated errors say where an error begins and whether it is WRONG.
+        """
         return Verdict.PASS if self.rho <= self.healthy else Verdict.DEGRADED
 
 
@@ -45,10 +49,10 @@ def healthy_envelope(
     tokens: Int[Tensor, "batch pos"],
     oracle: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """The largest error of each activation over healthy runs on the CPU.
+    """The largest root mean square error of each activation over several healthy runs on the CPU.
 
-    The runs use all threads and one thread, a whole batch and single inputs, and embeddings that
-    are changed by one unit in the last place. So only rounding differs between them.
+    The runs differ only in rounding: with all threads, with one thread, with each input alone
+    instead of in a batch, and with embeddings changed by one unit in the last place.
     """
     names = [name for name in oracle if name != LOGITS]
     envelope: dict[str, float] = {}
@@ -85,7 +89,7 @@ def _nudged(model: DemoTransformer, parity: int) -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Within it, PyTorch's CPU kernels use that many threads."""
+    """Set the number of threads of PyTorch's CPU kernels inside a `with` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,8 +1,8 @@
-"""Question 2: does this device compute accurately? Judges each activation by its own error.
+"""Question 2: does this device compute accurately? Judges each activation by its isolated error.
 
-The oracle is the same model in float64 on the CPU. During its forward pass, each activation is
-recorded and then replaced by the device's. So the oracle computes every activation from the
-device's own inputs, and an error shows only where the device introduces it.
+The oracle is the same model in float64 on the CPU. During the oracle's forward pass, each
+activation is recorded, and then replaced by the device's activation. So the oracle computes every
+activation from the device's own inputs, and an error shows only where the device introduces it.
 """
 
 import math
@@ -29,15 +29,15 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.numerics import upcast
 
-# A module computes these activations only when somebody watches them. So what is watched decides
-# which kernels run. Each path is one such choice, by the names of the hook points.
+# A module computes the activations in INNER and PER_HEAD only if they are watched. So the watched
+# hook points decide which kernels run. Each path says which hook points to watch, by name.
 INNER = ("hook_attn_scores", "hook_pattern", "hook_scale", "hook_normalized")
 PATHS: dict[str, Callable[[str], bool]] = {
     "fused": lambda point: point not in INNER + PER_HEAD,
     "explicit": lambda point: point not in PER_HEAD,
     "per head": lambda point: True,
 }
-# The axis of the heads in the activations that have one.
+# The head axis of each activation that has one.
 HEAD_AXIS = {
     "hook_q": 2,
     "hook_k": 2,
@@ -51,12 +51,14 @@ HEAD_AXIS = {
 
 @dataclass(frozen=True)
 class Isolated:
-    """The error that one activation introduces, in units of u G (see `parity/limits.py`).
+    """The error that the device introduces in one activation, as ratios (see `parity/limits.py`).
 
-    `ratio` is the largest error of an element, `rms_ratio` the root mean square, and `per_head` the
-    largest of each head. `healthy` and `wrong` are the limits of `ratio`. `bits` is the effective
-    precision: −log₂ of the root mean square error relative to G. `lower_precision` names the
-    precision that explains all errors, if one does. `case` and `path` say what was run.
+    `name` is the activation, `case` the input, `path` the watched hook points, and `operation` the
+    kind of operation. `ratio` is the largest ratio of all elements, and `worst_index` its index.
+    `healthy` and `wrong` are the limits of `ratio`. `rms_ratio` is the root mean square of the
+    ratios, and `per_head` has the largest ratio of each head. `bits` is the effective precision:
+    −log₂ of the root mean square of error / G. `lower_precision` names a lower precision that
+    explains all errors, or is empty.
     """
 
     name: str
@@ -74,7 +76,10 @@ class Isolated:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS, DEGRADED beyond a healthy rounding error, WRONG beyond any rounding error."""
+        """PASS for a healthy rounding error, DEGRADED for a larger one.
+
+        WRONG if the error is too large for any rounding error.
+        """
         return verdict_of(self.ratio, self.healthy, self.wrong, self.lower_precision)
 
 
@@ -87,11 +92,12 @@ def isolate(
     case: str = "",
     autocast: torch.dtype | None = None,
 ) -> list[Isolated]:
-    """Run the module, then the oracle on the module's own activations, and judge each activation.
+    """Run the module, then the oracle on the module's activations, and judge each activation.
 
-    `path` says what is watched. "fused" leaves attention and LayerNorm as single kernels,
-    "explicit" watches scores, patterns and scales too, and "per head" watches everything. `case`
-    is a label for the rows. Under autocast, `autocast` is the dtype of the products.
+    `path` says which activations are watched. With "fused", attention and LayerNorm run as single
+    kernels. "explicit" also watches attention scores, patterns, and the inside of LayerNorm. "per
+    head" watches everything. `case` is a label for the returned rows. If `autocast` is a dtype, the
+    module runs under autocast to this dtype.
     """
     names = watched_names(module, path)
     device_type = inputs[0].device.type
@@ -112,7 +118,7 @@ def isolate(
 
 
 def watched_names(module: HookedModule, path: str) -> list[str]:
-    """The hook points of the path, and each submodule that has hook points, for its output."""
+    """The names of the path's hook points, and of all submodules whose output is watched."""
     return [
         name
         for name, part in module.named_modules()
@@ -152,13 +158,16 @@ def _isolate_calls(
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """The path of the module that makes an activation, and its hook point's name or "output"."""
+    """The path of the module that computes the activation, and the name of its hook point.
+
+    The name is "output" if the activation is the module's output.
+    """
     owner, point = name.rpartition(".")[::2]
     return (owner, point) if point.startswith("hook_") else (name, "output")
 
 
 def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
-    # Autocast multiplies matrices in its own precision, whatever dtype it returns.
+    # Autocast multiplies matrices in its own dtype, even where the result has another dtype.
     return UNIT_ROUNDOFF[autocast if autocast and kind in PRODUCTS else dtype]
 
 

@@ -1,7 +1,7 @@
-"""Faults to plant, by name. They show what a check finds.
+"""Faults that can be planted on purpose, to test whether the checks find them.
 
 A semantic fault changes the function that our model computes. A device fault makes an operation on
-the CPU return what a faulty device would return. Both kinds are tables, with one row a fault.
+the CPU return what a faulty device would return. Each fault has a name and is one row of a table.
 
     with inject("linear-noncontiguous-weight"):
         logits = model(tokens)
@@ -16,9 +16,9 @@ from clean_transformer.parity.faults.semantic import SEMANTIC_FAULTS
 
 
 def inject(name: str) -> AbstractContextManager[Any]:
-    """Plant the fault of that name for the length of a `with` block. Faults nest.
+    """A context manager that plants the named fault inside a `with` block. Faults can be nested.
 
-    Raises `ValueError` for a name that no fault has.
+    Raises `ValueError` for an unknown name.
     """
     faults = {fault.name: fault for fault in (*SEMANTIC_FAULTS, *DEVICE_FAULTS)}
     if name not in faults:

@@ -1,7 +1,7 @@
 """Emulates faulty devices on the CPU: a dispatch mode corrupts the results of an operation.
 
-A fault changes only the calls that meet its condition. Calls with a float64 operand stay right,
-because float64 on the CPU is the oracle.
+A fault corrupts only the calls that meet its condition. Calls with a float64 operand are never
+corrupted, because the oracle runs in float64 on the CPU.
 """
 
 import math
@@ -19,16 +19,17 @@ from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.conditions import factor_positions, is_causal
 from clean_transformer.parity.operations.known_issues import Condition
 
-# Takes the operation, its arguments and its options, and returns a wrong result.
+# A function of the operation, its positional and its keyword arguments. It returns a wrong result.
 Corruption = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 Edit = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class DeviceFault:
-    """A fault of the ATen operations in `operations`, for the calls where `condition` holds.
+    """A fault of the ATen operations named in `operations`.
 
-    With `first_call_only`, later calls are right.
+    The fault affects the calls for which `condition(call)` is True; `corrupt` returns their wrong
+    result. With `first_call_only`, only the first of these calls is wrong.
     """
 
     name: str
@@ -39,12 +40,12 @@ class DeviceFault:
     first_call_only: bool = False
 
     def touches(self, call: Call) -> bool:
-        """Whether the emulated device computes that call wrongly."""
+        """Whether the emulated device computes the call wrongly."""
         exact = any(operand.dtype == torch.float64 for operand in call.operands)
         return not exact and call.name in self.operations and self.condition(call)
 
     def plant(self) -> AbstractContextManager[Any]:
-        """Plant the fault for the length of a `with` block."""
+        """A context manager that plants the fault inside a `with` block."""
         return _FaultyDevice(self)
 
 
@@ -63,7 +64,7 @@ class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def with_arguments(edit: Edit, *positions: int) -> Corruption:
-    """The right operation on edited arguments at those positions."""
+    """Run the operation after `edit` has changed the arguments at the given positions."""
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         edited = (edit(arg) if place in positions else arg for place, arg in enumerate(args))
@@ -73,7 +74,7 @@ def with_arguments(edit: Edit, *positions: int) -> Corruption:
 
 
 def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
-    """A product of edited factors; with `left=False`, only the second one is edited."""
+    """Multiply after `edit` has changed both factors; with `left=False`, only the second factor."""
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         positions = factor_positions(Call.of(func, args, options).name)
@@ -83,7 +84,7 @@ def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
 
 
 def with_result(edit: Edit) -> Corruption:
-    """The right operation with an edited result, or an edited first result of several."""
+    """Run the operation, then change its result with `edit`; of several results, the first."""
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         result = func(*args, **options)
@@ -93,9 +94,10 @@ def with_result(edit: Edit) -> Corruption:
 
 
 def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
-    """Attention with another mask, `hides(query position, key position, number of keys)`.
+    """Attention with another mask: `hides(query position, key position, number of keys)`.
 
-    Without `is_causal`, all queries have positions after the last key.
+    A key is hidden where `hides` is True. If the call does not set `is_causal`, the positions of
+    all queries come after the last key.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -112,7 +114,10 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
 
 
 def as_if_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor's memory read in order, without its strides. At its end, reading starts again."""
+    """A tensor of the same shape that is read from memory in order, as if it were contiguous.
+
+    If the memory is too short, reading starts again at the tensor's first element.
+    """
     offset = tensor.storage_offset()
     n_left = tensor.untyped_storage().nbytes() // tensor.element_size() - offset
     memory = tensor.as_strided((n_left,), (1,), offset)
@@ -120,7 +125,7 @@ def as_if_contiguous(tensor: Tensor) -> Tensor:
 
 
 def rounded(mantissa_bits: int) -> Edit:
-    """Round float32 numbers to that many mantissa bits. Other dtypes stay unchanged."""
+    """An edit that rounds float32 numbers to `mantissa_bits` bits. Other dtypes stay unchanged."""
     dropped = 23 - mantissa_bits
 
     def edit(tensor: Tensor) -> Tensor:
@@ -140,14 +145,14 @@ def unmasked(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
 
 
 def batch_dependent(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """A product whose rows after the first 8 are computed in TF32."""
+    """A product whose first 8 rows are right, and whose other rows are computed in TF32."""
     right = func(*args, **options)
     coarse = with_factors(rounded(10))(func, args, options)
     return torch.cat([right[:8], coarse[8:]])
 
 
 def half_accumulator(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """A product summed in blocks of 8, whose running total is kept in half precision."""
+    """A product whose terms are summed in blocks of 8, with the running total in half precision."""
     *bias, left, right = args
     total = bias[0] if bias else torch.zeros((), dtype=left.dtype, device=left.device)
     for part, other in zip(left.split(8, -1), right.split(8, -2), strict=True):
@@ -156,7 +161,7 @@ def half_accumulator(func: Any, args: tuple[Any, ...], options: dict[str, Any]) 
 
 
 def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """LayerNorm with mean and variance in half precision, where squares overflow."""
+    """LayerNorm with mean and variance in half precision, in which large squares overflow."""
     x, _, weight, bias, eps = args
     centered = x - x.mean(-1, keepdim=True)
     normalized = centered * (centered.square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -165,37 +170,40 @@ def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -
 
 
 def half_imprecise(result: Tensor) -> Tensor:
-    """The second half, as one thread's chunk, is wrong by 2,000 units in the last place."""
+    """The result with the second half of its elements wrong by 2,000 units in the last place.
+
+    The second half stands for the part that one thread computes.
+    """
     place = torch.arange(result.numel(), device=result.device).view(result.shape)
     return torch.where(place < result.numel() // 2, result, result * (1 + 2000 * 2**-23))
 
 
 def first_columns_repeated(product: Tensor) -> Tensor:
-    """The first 1,024 columns, repeated in place of all others."""
+    """The product with all columns after the first 1,024 replaced by copies of these."""
     return product[..., torch.arange(product.shape[-1], device=product.device) % 1024]
 
 
 def edge_tile_zeroed(product: Tensor) -> Tensor:
-    """Zeros after the last multiple of 16 columns."""
+    """The product with zeros in the columns after the last whole tile of 16 columns."""
     column = torch.arange(product.shape[-1], device=product.device)
     return product.masked_fill(column >= len(column) // 16 * 16, 0)
 
 
 def from_storage_start(tensor: Tensor) -> Tensor:
-    """A view of the same shape without the storage offset."""
+    """A view with the same shape and strides that starts at the beginning of the storage."""
     return tensor.as_strided(tensor.shape, tensor.stride(), 0)
 
 
 def past_the_end(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Samples of categories that do not exist."""
+    """Sampled indices that are larger than the last category."""
     return func(*args, **options) + args[0].shape[-1]
 
 
 def tanh_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """The exact GELU, even where the tanh form was asked for."""
+    """The exact GELU, although the caller asked for the tanh form."""
     return func(*args)
 
 
 def first_entry_filled(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """masked_fill applied to the first entry of the batch only."""
+    """`masked_fill`, applied only to the first input of the batch."""
     return torch.cat([func(*args, **options)[:1], args[0][1:]])

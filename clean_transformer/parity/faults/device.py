@@ -1,4 +1,4 @@
-"""The device faults, one row each. Known issues keep their own names and conditions."""
+"""The table of device faults. Faults that emulate a known issue have its name and condition."""
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES,
 
 
 def known(name: str, corrupt: Corruption, first_call_only: bool = False) -> DeviceFault:
-    """The emulation of the known issue of that name, under its own condition."""
+    """A fault that emulates the known issue with this name: `corrupt` computes the wrong result."""
     (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
     return DeviceFault(
         name, row.description, row.operations, row.condition, corrupt, first_call_only
@@ -40,7 +40,10 @@ def known(name: str, corrupt: Corruption, first_call_only: bool = False) -> Devi
 def own(
     name: str, description: str, operations: str, condition: Condition, corrupt: Corruption
 ) -> DeviceFault:
-    """A fault that no device is known to have, but that a device could have."""
+    """A fault that no device is known to have, but that a device could have.
+
+    `operations` are names of ATen operations, separated by spaces.
+    """
     return DeviceFault(name, description, frozenset(operations.split()), condition, corrupt)
 
 

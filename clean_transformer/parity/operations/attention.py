@@ -1,4 +1,7 @@
-"""Attention in small steps: the one reference that replays, planted faults and scripts share."""
+"""Attention written in small steps.
+
+Float64 replays, planted faults and reproduction scripts all use this one function.
+"""
 
 import ast
 import inspect
@@ -8,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-# Every name that PyTorch has for scaled-dot-product attention below autograd.
+# All ATen operations that compute scaled-dot-product attention.
 ATTENTIONS = frozenset(
     {
         "scaled_dot_product_attention",
@@ -31,7 +34,7 @@ def attention(
     scale: float,
     normalize: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
 ) -> tuple[Tensor, Tensor]:
-    """normalize(scale * q k^T + mask) v, and the pattern. A boolean mask is True for seen keys."""
+    """normalize(scale * q k^T + mask) v, and the pattern. A bool mask is True at visible keys."""
     scores = scale * (q @ k.transpose(-2, -1))
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     pattern = normalize(scores)
@@ -39,7 +42,7 @@ def attention(
 
 
 def attention_source() -> str:
-    """The source of `attention` without its types, for a script that imports torch alone."""
+    """The source code of `attention` without type annotations, for scripts that need only torch."""
     tree = ast.parse(inspect.getsource(attention))
     function = cast(ast.FunctionDef, tree.body[0])
     function.returns = None
@@ -49,10 +52,11 @@ def attention_source() -> str:
 
 
 def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """What `attention` takes, from the named arguments of a call of any of ATTENTIONS.
+    """Translate the arguments of an operation in ATTENTIONS to the arguments of `attention`.
 
-    Keys and values that several heads share are repeated. A causal mask is aligned with the first
-    query and the first key, as PyTorch documents it; our own `causal_mask` with the last ones.
+    `named` holds the operation's arguments by name. If several heads share keys and values, these
+    are repeated for each head. `is_causal` becomes a mask that aligns the first query with the
+    first key, as PyTorch documents. (Our `causal_mask` aligns the last query with the last key.)
     """
     q, k, v = (named[name] for name in ("query", "key", "value"))
     if k.shape[-3] != q.shape[-3]:

@@ -1,7 +1,7 @@
-"""What each ATen operation must return: its exact result, with the limits and the scale G.
+"""For each ATen operation: the exact result, the error limits, and the scale G.
 
-`exact` is the operation in float64 on the device's own inputs. The limits and the formulas for G
-are those of `parity/limits.py`, which the check of activations reads as well.
+The exact result is computed in float64 from the device's own inputs. The limits and the formulas
+for G are in `parity/limits.py`.
 """
 
 import math
@@ -45,10 +45,11 @@ Rule = Callable[[Call64], list[Expected | None]]
 
 
 def expected_outputs(call: Call64) -> list[Expected | None] | None:
-    """What each output of the call must be, with None for an output that is not compared.
+    """The exact value of each output of the call, with its limits and its scale G.
 
-    None for the whole where the call cannot be checked: it draws random numbers, it does not exist
-    on the CPU, or its result depends on more than its tensors' values.
+    The list has None for an output that is not compared. The function returns None, and no list, if
+    the call cannot be checked: the operation draws random numbers, does not exist on the CPU, or
+    has a result that depends on more than the values of its tensors.
     """
     if call.name in RULES:
         return RULES[call.name](call)
@@ -65,7 +66,7 @@ def _equal(call: Call64) -> list[Expected | None]:
 
 
 def _unknown(call: Call64) -> list[Expected | None]:
-    """An operation without a rule of its own: G is |result| + |result on absolute values|."""
+    """For an operation without a rule: G is |result| + |result for the inputs' absolute values|."""
     pairs = zip(tree_leaves(call.run()), tree_leaves(call.run(abs)), strict=True)
     return [
         _within(OTHER, call, exact, exact.abs() + size.abs())
@@ -92,7 +93,7 @@ def _unless_integer(rule: Rule) -> Rule:
 
 
 def _approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
-    """A rule for an operation with one output, from its G."""
+    """A rule for an operation with one output. `scale(call, exact result)` returns G."""
 
     def rule(call: Call64) -> list[Expected | None]:
         exact = call.run()
@@ -102,15 +103,16 @@ def _approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
 
 
 def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
-    """A rule for sums, and sums of products, of `count(named arguments, result)` terms.
+    """A rule for an operation that sums terms or products.
 
-    Given the absolute values of its inputs, the operation itself adds up |terms|.
+    `count(named arguments, result)` is the number of terms. To get the sum of the terms' absolute
+    values, the rule runs the operation on the absolute values of its inputs.
     """
 
     def rule(call: Call64) -> list[Expected | None]:
         exact = call.run()
         n_terms = count(call.named, exact)
-        # The mean of squares divides by n once, the square of the mean's terms twice.
+        # A term of the mean is x / n. Its square is x² / n², but the mean of x² divides by n once.
         divided = n_terms if call.name == "mean" else 1
 
         def terms(size: Size) -> Tensor:
@@ -126,7 +128,7 @@ def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
 
 
 def _term(call: Call64, name: str) -> Tensor:
-    # A Python number is first rounded to the dtype, so it counts twice.
+    # A Python number counts twice, because it is first rounded to the dtype.
     value = call.named.get(name, 1)
     return value.abs() if isinstance(value, Tensor) else torch.tensor(2.0 * abs(value)).double()
 
@@ -150,7 +152,10 @@ def _log_softmax(call: Call64) -> list[Expected | None]:
 
 
 def _layer_norm(call: Call64) -> list[Expected | None]:
-    """The output, the mean, and 1/σ, whose relative error is δσ/σ and a rounding of its own."""
+    """A rule for the outputs of LayerNorm: the normalized x, the mean, and 1/σ.
+
+    The error of 1/σ is δσ/σ², for an error δσ of σ. Its G is therefore the G of σ, divided by σ².
+    """
     x, weight, bias = (call.named[name] for name in ("input", "weight", "bias"))
     axes = tuple(range(-len(call.named["normalized_shape"]), 0))
     output, mean, sigma = layer_norm_scales(x, call.named["eps"], axes)
@@ -168,9 +173,9 @@ def _variance(call: Call64, exact: Tensor) -> Tensor:
 
 
 def _attention(call: Call64) -> list[Expected | None]:
-    """softmax(scale · q kᵀ + mask) v, for every dispatch name of scaled-dot-product attention.
+    """A rule for all operations in ATTENTIONS: softmax(scale · q kᵀ + mask) v.
 
-    The other outputs (logsumexp, seeds) serve a backward pass and are not compared.
+    Only the first output is compared. The others (logsumexp, seeds) are for the backward pass.
     """
     if call.named.get("dropout_p"):
         return [None]
@@ -188,13 +193,16 @@ def _attention(call: Call64) -> list[Expected | None]:
 
 
 def _at_indices(values: Tensor, dim: int, indices: Tensor) -> Tensor:
-    # A faulty index may lie outside, where there is no value.
+    # A faulty operation may return an index that is out of range. Its value is NaN.
     inside = (indices >= 0) & (indices < values.shape[dim])
     return torch.where(inside, values.gather(dim, indices.where(inside, 0)), math.nan)
 
 
 def _largest(call: Call64) -> list[Expected | None]:
-    """Sorted values, and indices that lead to them: those of equal values may come in any order."""
+    """A rule for `topk` and `sort`: compares the values, and the values at the returned indices.
+
+    The indices themselves are not compared, because equal values may come in any order.
+    """
     values, _ = call.run()
     dim = call.named["dim"]
     look_up = partial(_at_indices, call.named["self"], dim)
@@ -202,7 +210,7 @@ def _largest(call: Call64) -> list[Expected | None]:
 
 
 def _multinomial(call: Call64) -> list[Expected | None]:
-    """Any index that has a probability above 0."""
+    """A rule for `multinomial`: every index with a probability above 0 is right."""
     weights, wanted = call.named["self"], call.named["num_samples"]
     possible = torch.ones(*weights.shape[:-1], wanted, dtype=torch.bool)
     return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]
@@ -247,7 +255,8 @@ RULES: dict[str, Rule] = {
     **_rows("log", _approximate(ELEMENTWISE, lambda call, y: 1 + y.abs())),
     **_rows("mm matmul dot mv linear", _summed(LINEAR, _factor_length)),
     **_rows("addmm", _summed(LINEAR, _length("mat1"))),
-    # Batched products multiply two activations, and a pattern's entries all have one sign.
+    # A batched product may multiply the attention pattern and values, where all terms can have the
+    # same sign.
     **_rows("bmm", _summed(SUM, _factor_length)),
     **_rows("baddbmm", _summed(SUM, _length("batch1"))),
     **_rows("sum mean", _summed(SUM, _reduced)),
@@ -270,10 +279,10 @@ PRODUCTS = frozenset(
     ["mm", "matmul", "dot", "mv", "linear", "addmm", "bmm", "baddbmm", *ATTENTIONS]
 )
 
-# Their results have no values yet: memory that is not written, or the number of a kernel.
+# Operations whose result has no values to compare: uninitialized memory, or the id of a kernel.
 WITHOUT_VALUES = frozenset(
     ["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_fused_sdp_choice"]
 )
 
-# Their results depend on the memory behind the tensor, which a copy of its values does not have.
+# Operations whose result depends on a tensor's storage. The replay has only a copy of the values.
 UNCHECKED = frozenset(["as_strided", "set", "resize", "as_strided_scatter"])

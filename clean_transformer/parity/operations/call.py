@@ -1,4 +1,4 @@
-"""The description of a call of an ATen operation: its tensors' layouts and its other arguments."""
+"""Describes a call of an ATen operation by the layouts of its tensors and its other arguments."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Operand:
-    """The layout of a tensor argument, without its values."""
+    """The shape, memory layout, dtype and device type of a tensor argument, without its values."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -21,7 +21,7 @@ class Operand:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Operand":
-        """The layout of that tensor."""
+        """The layout of the tensor."""
         return cls(
             tuple(tensor.shape),
             tensor.stride(),
@@ -32,7 +32,7 @@ class Operand:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements are in memory in row-major order, without gaps."""
+        """Whether the elements lie in memory in row-major order, without gaps."""
         expected = 1
         for length, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if length != 1 and stride != expected:
@@ -48,10 +48,11 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """An operation, such as "aten.mm.default", and its arguments.
+    """A call of an operation.
 
-    `operands` are all tensors, in order. `arguments` are the other positional arguments, and
-    `options` the other keyword arguments.
+    `operation` is a name such as "aten.mm.default". `operands` are the layouts of all tensor
+    arguments, in order. `arguments` are the positional arguments that are not tensors, and
+    `options` the keyword arguments that are not tensors.
     """
 
     operation: str
@@ -61,7 +62,7 @@ class Call:
 
     @classmethod
     def of(cls, func: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> "Call":
-        """The description of a call, from what a dispatch mode receives."""
+        """Describe a call from the arguments that `__torch_dispatch__` receives."""
         leaves = tree_leaves((tuple(args), kwargs))
         return cls(
             str(func),
@@ -72,15 +73,16 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The operation without namespace and overload: "mm" of "aten.mm.default"."""
+        """The operation's name without namespace and overload: "mm" for "aten.mm.default"."""
         return self.operation.split(".")[1]
 
 
 def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tensor:
-    """A tensor of those values on that device, with the layout's stride and storage offset."""
+    """A tensor on `device` with these values and with the layout's stride and storage offset."""
     length = layout.storage_offset + 1
     length += sum((n - 1) * step for n, step in zip(layout.shape, layout.stride, strict=True))
-    # An expanded tensor gets more memory than it needs, for a device that ignores the strides.
+    # Allocate `numel` elements even for an expanded tensor, which needs fewer: a faulty device may
+    # ignore the strides and read that many.
     length = max(length, layout.storage_offset + values.numel())
     base = torch.zeros(length, dtype=values.dtype, device="cpu")
     places = torch.arange(base.numel(), device="cpu").as_strided(

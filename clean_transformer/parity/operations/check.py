@@ -1,4 +1,7 @@
-"""Question 3: which operation goes wrong first? Compares every ATen call with a float64 replay."""
+"""Question 3: which operation goes wrong first?
+
+Compares the result of every ATen call with a float64 replay of this call on the CPU.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,11 +20,12 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass
 class OperationsReport:
-    """What a run under the check found. The run ends at the first WRONG operation.
+    """The result of `check_operations`, whose run ends at the first WRONG operation.
 
-    All three tables are by operation name. `seen` counts the calls that return values,
-    `not_checked` the calls that could not be compared, and `largest` has the largest ratio.
-    `finding` is the first WRONG call or, without one, the first DEGRADED call.
+    The keys of the first three fields are operation names. `seen` counts all calls that return
+    values. `not_checked` counts the calls that could not be compared. `largest` holds the largest
+    error ratio of each operation. `finding` is the first WRONG call; if no call is WRONG, it is the
+    first DEGRADED call.
     """
 
     seen: Counter[str] = field(default_factory=Counter)
@@ -31,27 +35,31 @@ class OperationsReport:
 
     @property
     def compared(self) -> Counter[str]:
-        """The number of compared calls by operation name."""
+        """The number of compared calls, by operation name."""
         return self.seen - self.not_checked
 
     @property
     def verdict(self) -> Verdict:
-        """The finding's verdict; without one, PASS if all calls were compared, else NOT CHECKED."""
+        """The verdict of the finding, if there is one.
+
+        Without a finding: PASS if all calls were compared, otherwise NOT CHECKED.
+        """
         if self.finding is not None:
             return self.finding.verdict
         return Verdict.NOT_CHECKED if self.not_checked or not self.seen else Verdict.PASS
 
 
 class _FirstWrong(Exception):
-    """Ends the run at the first WRONG operation."""
+    """Raised to end the run at the first WRONG operation."""
 
 
 def check_operations(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> OperationsReport:
-    """Run `function(*inputs, **arguments)` without gradients and judge every ATen call in it."""
+    """Run `function(*inputs, **arguments)` without gradients and check each ATen call it makes."""
     checker = _Checker()
-    # In inference mode, a dispatch mode would see composite operations instead of kernels.
+    # In inference mode, PyTorch does not split composite operations. The check would see `linear`
+    # instead of the kernels that `linear` calls.
     with torch.inference_mode(False), torch.no_grad():
         try:
             with checker:
@@ -64,15 +72,18 @@ def check_operations(
 def first_wrong_operation(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> Finding | None:
-    """The `finding` of `check_operations`: the first WRONG call, else the first DEGRADED one.
+    """Return the first WRONG call; if no call is WRONG, the first DEGRADED call.
 
-    None means that all calls that could be compared are right.
+    Runs `check_operations`. None means that all calls that could be compared are right.
     """
     return check_operations(function, *inputs, **arguments).finding
 
 
 class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Judges every call. A dispatch mode below this one, such as a planted fault, sees them too."""
+    """Checks every call of an operation.
+
+    Dispatch modes that were entered earlier, such as planted faults, still see every call.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

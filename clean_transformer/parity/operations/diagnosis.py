@@ -1,4 +1,4 @@
-"""Tries a wrong call again in other layouts and forms, and concludes what makes it wrong."""
+"""Repeats a wrong call in other layouts and forms, to find out when it is wrong."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,12 +23,13 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Finding:
-    """A call that broke its bound, and the diagnosis.
+    """A call whose error is above its healthy limit, and the diagnosis.
 
-    `arguments` and `keywords` are those of the call, with an `Operand` in the place of each tensor.
-    `ranges` has the smallest and the largest value of each tensor, in the order of `call.operands`.
-    The call was tried again with the same values: unchanged, with contiguous tensors, and in small
-    steps. `diagnosis` says what that shows.
+    `call` describes the call, and `func` is the operation. `arguments` and `keywords` are the
+    call's positional and keyword arguments, with an `Operand` in place of each tensor. `ranges` has
+    the smallest and the largest value of each tensor, in the order of `call.operands`. `judgment`
+    holds the verdict and the error. The call was repeated with the same values: unchanged, with
+    contiguous tensors, and in small steps. `diagnosis` says in words what these repetitions show.
     """
 
     call: Call
@@ -41,7 +42,7 @@ class Finding:
 
     @property
     def ratio(self) -> float:
-        """The largest error in units of u G."""
+        """The largest error ratio, |device − exact| / (u G + η)."""
         return self.judgment.ratio
 
     @property
@@ -56,7 +57,7 @@ class Finding:
 
 
 class Attempt:
-    """A call with copies of its inputs on the CPU from before it ran, to try it again."""
+    """A call that can be repeated. It holds CPU copies of the inputs, made before the call ran."""
 
     def __init__(self, func: Any, args: Any, kwargs: dict[str, Any]):
         self.func = func
@@ -70,12 +71,15 @@ class Attempt:
         self.devices = {place: self.leaves[place].device for place in self.layouts}
         with trusted():
             for place in self.layouts:
-                # The call may write into its arguments, so keep copies.
+                # Copy the inputs, because the call may write into them.
                 copy = self.leaves[place].detach().to("cpu", copy=True)
                 self.leaves[place] = copy.contiguous()
 
     def expect(self, output: Any) -> list[Expected | None] | None:
-        """What each output must be; None for a call that cannot be checked."""
+        """The exact value of each output, computed in float64; see `expected_outputs`.
+
+        None if the call cannot be checked.
+        """
         floats = [
             leaf.dtype
             for leaf in tree_leaves(output)
@@ -88,7 +92,7 @@ class Attempt:
         return expected if expected is not None and any(expected) else None
 
     def with_layouts(self, layouts: dict[int, Operand]) -> tuple[Any, dict[str, Any]]:
-        """The arguments on the device in those layouts, with the values from before the call."""
+        """The call's arguments on the device, in these layouts, with the values before the call."""
         leaves = [*self.leaves]
         for place, layout in layouts.items():
             with trusted():
@@ -96,12 +100,12 @@ class Attempt:
         return tree_unflatten(leaves, self.form)
 
     def retry(self, expected: list[Expected | None], layouts: dict[int, Operand]) -> Judgment:
-        """The judgment of the same call with the same values in those layouts."""
+        """Repeat the call with the same values in these layouts, and judge the result."""
         args, kwargs = self.with_layouts(layouts)
         return judge(expected, self.func(*args, **kwargs))
 
     def diagnose(self, expected: list[Expected | None], judgment: Judgment) -> Finding:
-        """Try the call again in other ways, and conclude."""
+        """Repeat the call in other layouts and forms, and return the finding with a diagnosis."""
         plain = {place: layout.contiguous() for place, layout in self.layouts.items()}
         repeated = self.retry(expected, self.layouts)
         contiguous = self.retry(expected, plain) if plain != self.layouts else None
@@ -129,7 +133,10 @@ class Attempt:
         )
 
     def retry_unfused(self, expected: list[Expected | None]) -> Judgment | None:
-        """The judgment of the same call in small steps on the device, for the first output only."""
+        """Compute the first output in small steps on the device, and judge it.
+
+        None if the operation has no unfused form.
+        """
         unfused = UNFUSED.get(operation_name(self.func))
         if unfused is None:
             return None
@@ -137,7 +144,10 @@ class Attempt:
         return judge(expected[:1], unfused(named))
 
     def guilty_layout(self, expected: list[Expected | None]) -> str:
-        """The single argument whose layout makes the call wrong, in words."""
+        """Say in words which argument's layout makes the call wrong.
+
+        The call becomes right when only the layout of this argument is changed.
+        """
         names = [argument.name for argument in self.func._schema.arguments]
         keys = [*tree_unflatten([*range(len(self.leaves))], self.form)[0]]
         for place, layout in self.layouts.items():
@@ -156,6 +166,6 @@ class Attempt:
 
 
 def value_range(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest finite value; zeros where there is none."""
+    """The smallest and the largest finite value; (0, 0) if there is no finite value."""
     finite = values[values.isfinite()]
     return (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""The verdict on one call of an operation: its outputs beside the exact ones."""
+"""Judges a call of an operation: compares its outputs with the exact outputs."""
 
 import math
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Judgment:
-    """The verdict on one call.
+    """The verdict on one call, and its worst output.
 
-    `ratio` is the largest |device − exact| / (u G + η). It is infinite for NaN, and for any
-    difference of an output that `must_equal` the exact one. `output` is the number of the output,
-    and `worst` the index of the largest ratio in it. `bits` is the effective precision,
-    −log₂ RMS(|device − exact| / G). `precision` names the lower precision that explains the error,
-    if one does.
+    `ratio` is the largest |device − exact| / (u G + η). It is infinite for NaN. `must_equal` means
+    that the output had to equal the exact output but does not; then `ratio` is infinite too.
+    `output` is the number of the worst output, and `worst` the index of the largest ratio in this
+    output. `bits` is the effective precision, −log₂ RMS(|device − exact| / G). `precision` names a
+    lower precision that explains the error, or is empty.
     """
 
     verdict: Verdict
@@ -39,7 +39,7 @@ class Judgment:
 
 
 def judge(expected: list[Expected | None], output: Any) -> Judgment:
-    """The judgment of the worst output; if all pass, of the one with the largest ratio."""
+    """The judgment of the worst output. If all outputs pass, the one with the largest ratio."""
     with trusted():
         judgments = [
             _judge(number, wanted, actual)
@@ -59,7 +59,7 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgment:
     exact, dtype = expected.exact, actual.dtype
     if actual.shape != exact.shape:
         return Judgment(Verdict.WRONG, math.inf, -math.inf, number)
-    # A result that is too large for the dtype rounds to infinity, and then infinity is right.
+    # If the exact result is too large for the dtype, it rounds to infinity, and infinity is right.
     rounded = exact.to(dtype)
     equal = (actual == rounded) | (actual.isnan() & rounded.isnan())
     if actual.numel() == 0 or (expected.scale is None and bool(equal.all())):
@@ -81,5 +81,5 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgment:
 
 
 def is_right(judgment: Judgment | None) -> bool:
-    """Whether there is a judgment, and it is PASS."""
+    """Whether there is a judgment and its verdict is PASS."""
     return judgment is not None and judgment.verdict is Verdict.PASS

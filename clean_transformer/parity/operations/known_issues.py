@@ -1,4 +1,4 @@
-"""Known faults of devices, one row each, to match a wrong operation with."""
+"""A table of known device faults. A wrong operation is looked up in this table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from clean_transformer.parity.operations.conditions import (
 
 Condition = Callable[[Call], bool]
 
-# The names that products have below autograd. "linear" stays one operation on some devices only.
+# The ATen operations that multiply matrices. Only some devices have a kernel for "linear".
 MATMUL = frozenset({"mm", "addmm", "bmm", "baddbmm", "linear"})
 BATCHED = frozenset({"bmm", "baddbmm"})
-# On contiguous float32 these go through MKL's vector mathematics.
+# For contiguous float32 tensors, the CPU computes these operations with MKL's vector math library.
 VECTOR_MATH = frozenset(
     {"exp", "log", "sqrt", "tanh", "erf", "erfc", "expm1", "log1p", "sin", "cos", "asin", "acos"}
 )
@@ -33,9 +33,10 @@ HALF = (torch.bfloat16, torch.float16)
 class KnownIssue:
     """A reported fault of an operation.
 
-    `operations` are names of ATen operations without namespace and overload. `condition(call)` says
-    which of their calls are affected. `devices` are the kinds of devices that had the fault. `seen`
-    cites the report, with the versions of PyTorch where they are known.
+    `operations` are the names of the ATen operations, without namespace and overload.
+    `condition(call)` says whether a call of these operations is affected. `devices` are the types
+    of devices that had the fault. `seen` cites the report, with PyTorch versions if they are known.
+    `workaround` says how to avoid the fault.
     """
 
     name: str
@@ -52,9 +53,10 @@ class KnownIssue:
 
 
 def match(call: Call) -> list[KnownIssue]:
-    """The known issues that fit the call: its own device's first, then in the order of the table.
+    """The known issues that match the call.
 
-    A match is a lead, not a proof, because it does not look at the values.
+    Issues of the call's own device come first. Otherwise the order is that of the table. A match is
+    a lead, not a proof, because it does not depend on the values of the tensors.
     """
     devices = {operand.device for operand in call.operands}
     found = [fault for fault in KNOWN_ISSUES if fault.matches(call)]

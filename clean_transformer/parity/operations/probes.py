@@ -1,4 +1,4 @@
-"""Single operations, without a model, in the sizes and memory layouts where devices were wrong."""
+"""Probes: single operations, without a model, in sizes and layouts at which devices have failed."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,16 +16,18 @@ from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.operations.diagnosis import Finding
 from clean_transformer.parity.verdict import Verdict
 
-# What a probe's tensor contains. Ids are drawn from a vocabulary of 50.
+# The possible contents of a probe's tensor: normal numbers, weights ≥ 0 to sample with, booleans,
+# and ids from a vocabulary of 50.
 NORMAL, WEIGHTS, TRUTH, IDS = "normal", "weights", "truth", "ids"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A function to call with tensors of these shapes and contents.
+    """A function and the tensors that it is called with.
 
-    `transposed` names the two axes that the transposed layout swaps in memory. With `each`, every
-    argument is also tried alone in every layout.
+    `shapes` and `contents` describe the tensors. `transposed` are the two axes that the transposed
+    layout swaps in memory. `each` means that the layout of one argument at a time is changed too,
+    while the other arguments stay contiguous.
     """
 
     name: str
@@ -38,7 +40,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The result of a probe in one layout: its largest ratio, and what was found if it is wrong."""
+    """The result of a probe in one layout.
+
+    `ratio` is the largest error ratio. `finding` is the first bad call, or None.
+    """
 
     name: str
     layout: str
@@ -95,7 +100,7 @@ PROBES = (
 
 
 def run_probes(device: str | torch.device, dtype: torch.dtype) -> list[ProbeResult]:
-    """The results of all probes in all layouts, on that device and in that dtype. Takes seconds."""
+    """Run all probes in all layouts on the device and in the dtype. This takes seconds."""
     return [result for probe in PROBES for result in _run(probe, torch.device(device), dtype)]
 
 
@@ -134,7 +139,7 @@ def _layouts(probe: Probe, plain: list[Operand]) -> Iterator[tuple[str, list[Ope
 
 
 def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
-    """The same shape, with two axes swapped in memory."""
+    """A layout of the same shape, with two axes swapped in memory."""
     if len(layout.shape) < -min(axes):
         return layout
     stride = torch.empty(layout.shape, device="meta").transpose(*axes).contiguous()
@@ -142,14 +147,14 @@ def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
 
 
 def _sliced(layout: Operand) -> Operand:
-    """The last columns of a tensor that has 8 more."""
+    """The layout of a slice: all but the first 8 columns of a wider contiguous tensor."""
     *rest, last = layout.shape
     stride = torch.empty((*rest, last + 8), device="meta").stride()
     return replace(layout, stride=stride, storage_offset=8)
 
 
 def _offset(layout: Operand) -> Operand:
-    """The rows of a contiguous tensor after its first."""
+    """The layout of a slice: all but the first row of a contiguous tensor with one more row."""
     return replace(layout, storage_offset=math.prod(layout.shape[1:]))
 
 

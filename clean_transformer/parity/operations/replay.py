@@ -1,4 +1,4 @@
-"""Repeats a call of an operation on the CPU in float64, with the device's own inputs."""
+"""Replays a call of an operation in float64 on the CPU, with the device's own inputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 @dataclass(frozen=True)
 class Call64:
-    """A call to be repeated in float64. Its tensors are contiguous copies on the CPU.
+    """A call to replay in float64.
 
-    `dtype` is the dtype of the device's result.
+    `func` is the operation. `args` and `kwargs` are its arguments, in which all tensors are
+    contiguous copies on the CPU. `dtype` is the dtype of the device's result.
     """
 
     func: Any
@@ -26,21 +27,21 @@ class Call64:
 
     @property
     def name(self) -> str:
-        """The operation's name, also for its in-place form: "add" of "aten::add_"."""
+        """The operation's name. In-place forms have the same name: "add" for "aten::add_"."""
         return operation_name(self.func)
 
     @property
     def u(self) -> float:
-        """The unit roundoff of the result's dtype; 0 for integers and booleans."""
+        """The unit roundoff of the device's result; 0 for integers and booleans."""
         return UNIT_ROUNDOFF.get(self.dtype, 0.0)
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """The arguments by their names in the operation's schema, with tensors in float64."""
+        """The arguments by their names in the operation's schema, with real tensors in float64."""
         return named_arguments(self.func, *tree_map(_double, (self.args, self.kwargs)))
 
     def run(self, change: Callable[[Any], Any] = lambda number: number) -> Any:
-        """The result in float64, after `change` of every real tensor and number that goes in."""
+        """Run the operation in float64, and apply `change` to each real tensor and number first."""
         args, kwargs = tree_map(_double, (self.args, self.kwargs))
         args = tree_map(lambda x: change(x) if _is_real(x) else x, args)
         kwargs = {
@@ -50,19 +51,20 @@ class Call64:
         return self.func(*args, **kwargs)
 
     def run_as_given(self) -> Any:
-        """The result in the tensors' own dtypes, for operations that only move numbers."""
+        """Run the operation in the tensors' own dtypes. For operations that only move numbers."""
         args, kwargs = tree_map(_copied, (self.args, self.kwargs))
         return self.func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What one output of a call must be.
+    """The exact value of one output of a call, and how far the device's output may be from it.
 
-    `scale` is G, elementwise, or None where the output must equal `exact`. `healthy` and `wrong`
-    are the limits of |device − exact| / (u G). `typical()` is what independent roundings are
-    relative to (see `limits.typical_size`). It tells a lower precision from corruption, and is
-    computed only after a failure. `observe(output)` is what is compared of the device's output.
+    `scale` is G for each element; None means that the output must equal `exact`. `healthy` and
+    `wrong` are the limits of |device − exact| / (u G + η). `typical()` returns the scale of
+    independent rounding errors (see `limits.typical_size`). It helps to tell a lower precision from
+    a fault, and is called only after a failure. `observe(output)` turns the device's output into
+    the tensor that is compared with `exact`.
     """
 
     exact: Tensor
@@ -74,13 +76,13 @@ class Expected:
 
 
 def operation_name(func: Any) -> str:
-    """The operation's name without namespace, overload and the underscore of in-place forms."""
+    """The operation's name without namespace, overload, and the final "_" of in-place forms."""
     name = str(func._schema.name).split("::")[1]
     return name.removesuffix("_") if func._schema.is_mutable else name
 
 
 def named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by their names in the operation's schema, including its defaults."""
+    """The arguments by their names in the operation's schema, including default values."""
     schema = func._schema.arguments
     defaults = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
     return defaults | dict(zip((arg.name for arg in schema), args, strict=False)) | kwargs

@@ -1,4 +1,4 @@
-"""Writes a finding as a stand-alone script, to attach to a bug report."""
+"""Writes a reproduction script for a finding. It can be attached to a bug report."""
 
 import math
 from collections.abc import Iterator
@@ -60,12 +60,15 @@ SUMS = frozenset(("mm", "bmm", "matmul", "linear", "addmm", "baddbmm", "sum", "m
 
 
 def reproduction_script(finding: Finding) -> str:
-    """Python source of under 40 lines that needs torch alone and fails on a faulty device.
+    """The source of a Python script that fails on a faulty device and needs only torch.
 
-    The script draws its own numbers of size 1, in the layouts of the finding's tensors, and puts
-    the largest value of the finding first. An error may be SCRIPT_HEALTHY u times a scale, or in
-    half precision the limit of `LINEAR` times u. The scale is Σ|xW| for sums of products in
-    float32, |expected| + √Σ(xW)² in half precision, and 1 + |expected| for all other operations.
+    It has under 40 lines.
+
+    The script draws random numbers of size 1, in the layouts of the finding's tensors. The first
+    element of each tensor gets the largest value of the finding's tensor. The script then accepts
+    an error of SCRIPT_HEALTHY · u · scale, or in half precision `LINEAR.healthy_in_half` · u ·
+    scale. For sums of products, the scale is Σ|xW| in float32, and |expected| + √Σ(xW)² in half
+    precision. For all other operations, the scale is 1 + |expected|.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")
@@ -87,7 +90,7 @@ def reproduction_script(finding: Finding) -> str:
 
 
 def _arguments(finding: Finding, form: str) -> str:
-    """The source of the call's arguments, with each tensor's name formatted by `form`."""
+    """The source of the call's arguments. `form`, such as "exact({})", formats a tensor's name."""
     numbers = iter(range(len(finding.call.operands)))
     positional = [_source(value, numbers, form) for value in finding.arguments]
     keywords = [

@@ -1,4 +1,8 @@
-"""Fused operations in small steps. On the device under test, they show which form is wrong."""
+"""Fused operations, computed in small steps.
+
+If the small steps are right on the device under test, then only the fused kernel is wrong. Each
+function takes the operation's arguments by name.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -48,7 +52,7 @@ def layer_norm(named: Named) -> Tensor:
 
 
 def gelu(named: Named) -> Tensor:
-    """½x(1 + tanh(√(2/π)(x + 0.044715x³))), or with erf(x/√2) for the tanh."""
+    """½x(1 + tanh(√(2/π)(x + 0.044715x³))), or the exact form ½x(1 + erf(x/√2))."""
     given = named["self"]
     x = at_least_float32(given)
     inner = (

@@ -1,6 +1,6 @@
-"""`Reference`: another implementation of GPT-2 that runs our weights, under our activations' names.
+"""`Reference`: another implementation of GPT-2, which runs with our weights.
 
-Each other file of this folder adds one implementation, and `choose.py` finds it there.
+Each of the other files in this folder adds one implementation. `choose.py` finds these files.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,21 +16,22 @@ from clean_transformer.analysis.comparison import LOGITS as LOGITS
 from clean_transformer.config import Config
 from clean_transformer.weights.table import State
 
-# What is compared besides hook points, the outputs of submodules and the LOGITS.
+# Names for two inputs of the model, which are compared as well.
 TOKENS, POSITIONS = "tokens", "positions"
 
 
 class ReferenceUnavailable(RuntimeError):
-    """The reference is not installed, or it cannot hold this model."""
+    """The reference is not installed, or it does not support this model."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model of another implementation, which computes the same function as ours.
+    """A model of another implementation, with our weights.
 
-    `run(tokens)` returns every activation that the implementation caches, by its own key. A key is
-    one of our names: a hook point, a submodule for its output, or TOKENS, POSITIONS or LOGITS. Any
-    other key is translated by `aliases`.
+    `title` names the implementation and its version. `run(tokens)` runs the model and returns every
+    activation that the implementation caches, by the implementation's own keys. `aliases` maps such
+    a key to our name for the same activation. A key without an alias must already be our name: a
+    hook point, a submodule (for its output), TOKENS, POSITIONS or LOGITS.
     """
 
     title: str
@@ -40,11 +41,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class Implementation:
-    """What a file of this folder has as `IMPLEMENTATION`.
+    """How to build a reference. A file of this folder offers one under the name `IMPLEMENTATION`.
 
-    `build(cfg, state)` returns the `Reference` with our parameters, in their dtype, on the CPU, and
-    raises `ReferenceUnavailable`. The name "auto" stands for the installed implementation with the
-    lowest `rank`.
+    `build(cfg, state)` returns a `Reference` on the CPU with the parameters of `state`, in their
+    dtype; it raises `ReferenceUnavailable` if it cannot. `is_installed()` says whether the needed
+    package is installed. The reference "auto" is the installed one with the lowest `rank`.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Implementation:
 
 
 def major_version(package: str) -> int | None:
-    """The first number of the installed version; None where the package is not installed."""
+    """The major version of an installed package; None if the package is not installed."""
     try:
         return int(version(package).split(".")[0])
     except PackageNotFoundError:
@@ -62,11 +63,14 @@ def major_version(package: str) -> int | None:
 
 
 def import_package(package: str, extra: str) -> Any:
-    """The package. Raises `ReferenceUnavailable` with the extra to install where it is missing."""
+    """Import a package.
+
+    Raises `ReferenceUnavailable` if the package is missing; the message names the extra to install.
+    """
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != package:  # the package is there, and something that it needs is not
+        if error.name != package:  # the package is installed, but one of its dependencies is not
             raise
         message = f"{package} is not installed; install the extra {extra!r}"
         raise ReferenceUnavailable(message) from None

@@ -1,4 +1,4 @@
-"""Every reference by name, found in the files of this folder, and the choice of one."""
+"""Finds the references in the files of this folder, and chooses one by name."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -8,7 +8,7 @@ from clean_transformer.parity.references.base import Implementation
 
 
 def implementations() -> list[Implementation]:
-    """The `IMPLEMENTATION` of every file of this folder that has one, by rank."""
+    """The `IMPLEMENTATION` of each file in this folder that defines it, sorted by rank."""
     files = [
         import_module(f"{references.__name__}.{file.name}")
         for file in iter_modules(references.__path__)
@@ -23,9 +23,10 @@ REFERENCES = {each.name: each.build for each in IMPLEMENTATIONS}
 
 
 def choose_reference(name: str) -> tuple[str | None, str]:
-    """The name of a reference, or None with the reason; "auto" chooses one that is installed.
+    """Return (name of a reference, ""), or (None, reason) if there is no reference to use.
 
-    Raises `ValueError` for a name that no reference has.
+    "auto" chooses an installed reference, "none" chooses no reference. Raises `ValueError` for an
+    unknown name.
     """
     if name == "none":
         return None, "no reference was asked for"

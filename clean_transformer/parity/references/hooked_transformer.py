@@ -1,4 +1,4 @@
-"""The last `HookedTransformer`, of transformer_lens 3.9.0 and older."""
+"""The reference "hooked": `HookedTransformer`, which transformer_lens has up to version 3."""
 
 import re
 import warnings
@@ -23,12 +23,12 @@ from clean_transformer.weights.table import State
 
 
 def is_installed() -> bool:
-    """Whether transformer_lens is installed in a version that has the class."""
+    """Whether a version of transformer_lens with `HookedTransformer` is installed."""
     return (major_version("transformer_lens") or 4) < 4
 
 
 def hooked_transformer(cfg: Config, state: State) -> Reference:
-    """`HookedTransformer` of transformer_lens before 4, with every optional activation."""
+    """Build the reference around a `HookedTransformer` that caches all optional activations."""
     import_package("transformer_lens", "hooked")
     if not is_installed():
         raise ReferenceUnavailable(
@@ -52,7 +52,10 @@ def hooked_transformer(cfg: Config, state: State) -> Reference:
 
 
 def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
-    """A `HookedTransformer` with our parameters, in their dtype, on the CPU."""
+    """A `HookedTransformer` on the CPU with the parameters of `state`, in their dtype.
+
+    `options` are passed to `HookedTransformerConfig`.
+    """
     import transformer_lens
 
     theirs = transformer_lens.HookedTransformerConfig(
@@ -72,7 +75,7 @@ def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
         **options,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the whole class, since 3.8
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.8 deprecates the whole class
         model = transformer_lens.HookedTransformer(theirs)
     untied = {"unembed.W_U": state["embed.W_E"].T} | dict(state)
     buffers = {

@@ -1,4 +1,4 @@
-"""`GPT2LMHeadModel` of Hugging Face's transformers."""
+"""The reference "huggingface": `GPT2LMHeadModel` of Hugging Face's transformers."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,7 +23,8 @@ from clean_transformer.parity.references.base import (
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
 from clean_transformer.weights.table import State, WeightsError
 
-# What a call of a module shows, by our names, given the module's first input and its output.
+# A function of a module's first input and its output. It returns the activations that can be read
+# from these two, by our names.
 Shows = Callable[[Any, Any], dict[str, Tensor]]
 
 
@@ -33,7 +34,10 @@ def is_installed() -> bool:
 
 
 def huggingface(cfg: Config, state: State) -> Reference:
-    """`GPT2LMHeadModel` with its eager attention; forward hooks collect the activations."""
+    """Build the reference around a `GPT2LMHeadModel` with eager attention.
+
+    Forward hooks on the model's modules collect the activations.
+    """
     import_package("transformers", "bridge")
     model = gpt2_lm_head_model(cfg, state)
 
@@ -80,7 +84,7 @@ def huggingface(cfg: Config, state: State) -> Reference:
         finally:
             for handle in handles:
                 handle.remove()
-        # The model embeds the positions once and adds them to every input of the batch.
+        # The model embeds the positions once for the whole batch. Our hook has a batch axis.
         seen["hook_pos_embed"] = seen["hook_pos_embed"].expand_as(seen["hook_embed"])
         return seen
 
@@ -88,9 +92,9 @@ def huggingface(cfg: Config, state: State) -> Reference:
 
 
 def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
-    """Hugging Face's model with our parameters, in their dtype, on the CPU.
+    """A `GPT2LMHeadModel` on the CPU with the parameters of `state`, in their dtype.
 
-    Raises `ReferenceUnavailable` for a model that their format cannot hold.
+    Raises `ReferenceUnavailable` if `GPT2LMHeadModel` does not support this configuration.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 

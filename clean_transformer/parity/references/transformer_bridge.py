@@ -1,4 +1,7 @@
-"""`TransformerBridge` of transformer_lens 4, which wraps Hugging Face's GPT-2."""
+"""The reference "bridge": `TransformerBridge` of transformer_lens 4.
+
+`TransformerBridge` wraps Hugging Face's GPT-2.
+"""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -22,8 +25,8 @@ from clean_transformer.parity.references.base import (
 from clean_transformer.parity.references.huggingface import gpt2_lm_head_model
 from clean_transformer.weights.table import State
 
-# The bridge's additional names, and ours for the same activation. `{}` stands for the path of each
-# block, `{last}` for the last block's.
+# The keys of the bridge that are not our names, and our name for the same activation. `{}` stands
+# for the path of each block, and `{last}` for the path of the last block.
 BRIDGE_ALIASES = {
     "embed.hook_in": TOKENS,
     "embed.hook_out": "hook_embed",
@@ -59,12 +62,12 @@ BRIDGE_ALIASES = {
 
 
 def is_installed() -> bool:
-    """Whether transformer_lens is installed in a version that has the class."""
+    """Whether a version of transformer_lens with `TransformerBridge` is installed."""
     return (major_version("transformer_lens") or 0) >= 4
 
 
 def transformer_bridge(cfg: Config, state: State) -> Reference:
-    """`TransformerBridge` of transformer_lens 4, around Hugging Face's model."""
+    """Build the reference around a `TransformerBridge`, which wraps a `GPT2LMHeadModel`."""
     import_package("transformer_lens", "bridge")
     if not is_installed():
         raise ReferenceUnavailable(
@@ -89,7 +92,7 @@ def transformer_bridge(cfg: Config, state: State) -> Reference:
 
 
 def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
-    """A `TransformerBridge` around a `GPT2LMHeadModel` on that device and in that dtype."""
+    """A `TransformerBridge` around the given `GPT2LMHeadModel`, on the device and in the dtype."""
     import tokenizers
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
@@ -108,7 +111,10 @@ def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
 
 
 def masked_with_infinity(scores: Tensor) -> Tensor:
-    """Scores masked with −∞, as ours are; the bridge masks with the lowest finite number."""
+    """Replace the dtype's lowest finite number by −∞.
+
+    The bridge fills masked scores with the lowest finite number, our model with −∞.
+    """
     return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
 
 

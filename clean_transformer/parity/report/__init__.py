@@ -1,1 +1,1 @@
-"""A parity report for people and for programs: in a terminal, as an HTML page, as JSON."""
+"""Shows a parity report in a terminal, as an HTML page, and as JSON."""

@@ -1,4 +1,4 @@
-"""The chart of the residual stream's error through depth."""
+"""The chart of the residual stream's error before, inside and after each block."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from clean_transformer.parity.results import DeviceRun
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of the chart; `style` is its CSS class."""
+    """One line of the chart. `values` has one error per activation, `style` is a CSS class."""
 
     label: str
     style: str
@@ -18,9 +18,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Root mean square errors on a logarithmic axis, in the units of an SVG.
+    """A chart of root mean square errors on a logarithmic axis; all sizes are in SVG units.
 
-    `allowed` is the upper edge of what is healthy. `decades` are the powers of ten on the axis.
+    `names` are the activations on the horizontal axis. `allowed` is the largest healthy error of
+    each activation. `decades` are the exponents of the powers of ten on the vertical axis. `left`,
+    `top` and `bottom` are the margins.
     """
 
     names: list[str]
@@ -35,27 +37,30 @@ class Chart:
 
     @property
     def step(self) -> float:
-        """The width of one activation."""
+        """The horizontal distance between two activations."""
         return (self.width - self.left) / len(self.names)
 
     def x(self, index: int | float) -> float:
-        """The middle of an activation."""
+        """The horizontal position of the activation with this index."""
         return self.left + (index + 0.5) * self.step
 
     def y(self, value: float) -> float:
-        """The height of a value. Zero is at the lower edge, NaN and infinity at the upper edge."""
+        """The vertical position of an error, from the top.
+
+        Zero is at the lower edge of the chart, NaN and infinity are at the upper edge.
+        """
         low, high = self.decades[0], self.decades[-1]
         depth = low if value == 0 else high if math.isnan(value) else math.log10(value)
         share = (min(max(depth, low), high) - low) / (high - low)
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
     def line(self, values: Iterable[float]) -> str:
-        """The points of a polyline."""
+        """The `points` attribute of an SVG polyline through the values."""
         return " ".join(f"{self.x(i):.1f},{self.y(value):.1f}" for i, value in enumerate(values))
 
 
 def depth_chart(run: DeviceRun) -> Chart | None:
-    """The chart of a run; None if the run has no residual stream or all errors are zero."""
+    """The chart of a run; None if no residual stream was watched or all errors are zero."""
     residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
     curves = [
         Curve("this device", "ours", [row.error for row in residual]),

@@ -1,4 +1,4 @@
-"""A parity report as one HTML page, which needs no network and no other file."""
+"""Writes a parity report as one HTML page, which needs no network and no other file."""
 
 from pathlib import Path
 
@@ -36,12 +36,12 @@ MEANING = {
 
 
 def write_html(report: SuiteReport, file: Path) -> None:
-    """Write the report as a page. An error leaves the file as it was."""
+    """Write the report to `file` as an HTML page. If writing fails, the file is not changed."""
     write_atomically(file, render(report))
 
 
 def render(report: SuiteReport) -> str:
-    """The page as text."""
+    """The report as HTML text."""
     return render_page(
         "parity.html.jinja",
         report=report,
@@ -67,7 +67,10 @@ def render(report: SuiteReport) -> str:
 
 
 def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
-    """Whatever does not pass: the id of its section, its title, its verdict, and the reason."""
+    """One tuple (section id, title, verdict, reason) for each part of the report that is not PASS.
+
+    The parts are question 1 and each run.
+    """
     found = []
     same = report.same_function
     if same is None:

@@ -1,4 +1,4 @@
-"""The squares of a run's heat maps: an error's color is its share of the healthy limit."""
+"""The heat maps of a run. The color of a square is the error divided by its healthy limit."""
 
 import math
 
@@ -12,7 +12,8 @@ from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.heat_map import HeatMap, Square, heat_map, shade
 from clean_transformer.reports.page import number
 
-# A square has the shade of the first share that its error does not exceed: 7 at most if healthy.
+# The upper ends of the shades. A share is an error divided by its healthy limit. A square has the
+# first shade whose upper end is at least its share, so healthy squares have the shades 0 to 7.
 SHARES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 8.0, 64.0, 512.0, math.inf)
 
 STYLES = {
@@ -31,18 +32,21 @@ MARKS = {
 
 
 def isolated_map(run: DeviceRun) -> HeatMap:
-    """The error that each activation introduces; of several cases and paths, the worst."""
+    """A heat map of the error that each activation introduces.
+
+    Each square shows the worst of all cases and paths.
+    """
     rows = by_activation(run.isolated)
     return heat_map({name or LOGITS: isolated_square(worst_of(rows[name])) for name in rows})
 
 
 def end_to_end_map(run: DeviceRun) -> HeatMap:
-    """The error that each activation has at the end of all computation before it."""
+    """A heat map of the drift of each activation."""
     return heat_map({row.name: end_to_end_square(row) for row in run.end_to_end})
 
 
 def isolated_square(row: Isolated) -> Square:
-    """The square of one activation's own error."""
+    """The square for the error that one activation introduces."""
     facts = {
         "name": row.name or LOGITS,
         "verdict": row.verdict.value,
@@ -60,7 +64,7 @@ def isolated_square(row: Isolated) -> Square:
 
 
 def end_to_end_square(row: EndToEnd) -> Square:
-    """The square of one activation's gathered error."""
+    """The square for the drift of one activation."""
     theirs = row.reference_error
     facts = {
         "name": row.name,

@@ -1,4 +1,4 @@
-"""What the terminal and the page tell of many rows: the worst of each sort."""
+"""Groups and sorts the rows of a report. The terminal and the page show the worst of each group."""
 
 import math
 from collections.abc import Iterable
@@ -13,24 +13,24 @@ from clean_transformer.reports.heat_map import rank
 
 
 def share(value: float, healthy: float) -> float:
-    """The value as a multiple of the healthy limit."""
+    """The value divided by the healthy limit."""
     if healthy:
         return value / healthy
     return 0.0 if value == 0 else math.inf
 
 
 def concern(verdict: Verdict, value: float, healthy: float) -> tuple[int, float, float]:
-    """The sort key of a result: first its verdict, then its share of the healthy limit."""
+    """A sort key that is larger for worse results: by verdict, then by `share`, then by value."""
     return verdict.severity, rank(share(value, healthy)), rank(value)
 
 
 def worst_of(rows: Iterable[Isolated]) -> Isolated:
-    """The row of most concern."""
+    """The worst row, by `concern`."""
     return max(rows, key=lambda row: concern(row.verdict, row.ratio, row.healthy))
 
 
 def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """The rows of question 1 by block, the largest error of each block first."""
+    """The rows of question 1, grouped by block. In each group, the largest error comes first."""
 
     def error(row: Comparison) -> tuple[bool, float]:
         return bool(row.name), rank(row.error)
@@ -40,7 +40,7 @@ def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
 
 
 def kinds(rows: Iterable[Isolated]) -> dict[str, tuple[int, Isolated]]:
-    """For every kind of operation: how many activations it made, and the worst of them."""
+    """For each kind of operation: the number of its rows, and the worst row."""
     groups = grouped(rows, lambda row: row.operation)
     return {kind: (len(same), worst_of(same)) for kind, same in groups.items()}
 
@@ -51,9 +51,9 @@ def failed(checks: Iterable[Check]) -> list[Check]:
 
 
 def worst_reference(run: DeviceRun) -> tuple[int, EndToEnd] | None:
-    """How many activations the reference itself computes inaccurately, and the worst of them.
+    """The number of activations that the reference computes inaccurately, and the worst of them.
 
-    None if the reference is accurate everywhere.
+    None if the reference computes all activations accurately.
     """
     shares = [
         (rank(share(row.reference_error, row.healthy * row.envelope)), row)

@@ -1,4 +1,4 @@
-"""A parity report in a terminal."""
+"""Prints a parity report in a terminal."""
 
 from collections.abc import Iterable
 
@@ -34,9 +34,10 @@ def styled(verdict: Verdict) -> Text:
 def print_report(
     report: SuiteReport, console: Console, *, worst_rows: int = 0, all_rows: bool = False
 ) -> None:
-    """Print the verdict, then what each of the three questions found.
+    """Print the verdict and the answers to the three questions.
 
-    `worst_rows` adds that many of the worst rows, `all_rows` adds every row.
+    `worst_rows` is the number of rows with the largest errors to print as well. `all_rows` prints
+    all rows.
     """
     console.print(f"clean_transformer on {report.weights}")
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
@@ -54,9 +55,10 @@ def print_report(
 
 
 def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
-    """Print what `doctor` says of one device, in plain words.
+    """Print the result of `clean-transformer doctor` for one device, in plain words.
 
-    `absent` are kinds of devices that this machine lacks, `weights` says what the model ran on.
+    `absent` are the types of devices that this machine does not have. `weights` says which weights
+    the model has.
     """
     build = environment()
     console.print(

@@ -1,4 +1,4 @@
-"""The sentences that the terminal, the page and `assert_parity` have in common."""
+"""Sentences that the terminal, the page and `assert_parity` share."""
 
 from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.drift import EndToEnd
@@ -7,7 +7,7 @@ from clean_transformer.parity.locate import Located
 from clean_transformer.parity.results import DeviceRun, UseSummary
 from clean_transformer.parity.verdict import Check, Verdict
 
-# How to turn off what makes a device multiply float32 matrices in a lower precision.
+# For each lower precision of float32 products: how to turn it off.
 PRECISION_SETTINGS = {
     "TF32": "; the errors are those of TF32: turn off torch.backends.cuda.matmul.allow_tf32, "
     "or call torch.set_float32_matmul_precision('highest')",
@@ -17,13 +17,13 @@ PRECISION_SETTINGS = {
 
 
 def group_of(name: str) -> str:
-    """Where an activation is: "block 3", or "outside" of the blocks."""
+    """The group of an activation: its block, such as "block 3", or "outside" (of all blocks)."""
     parts = name.split(".")
     return f"block {parts[1]}" if parts[0] == "blocks" else "outside"
 
 
 def run_name(run: DeviceRun) -> str:
-    """The device, the dtype and, unless it is eager, the mode."""
+    """The device, dtype and mode of a run. The mode "eager" is left out."""
     mode = "" if run.mode == "eager" else f", {run.mode}"
     return f"{run.device} {run.dtype}{mode}"
 
@@ -35,7 +35,7 @@ def script_name(run: DeviceRun) -> str:
 
 
 def located_lines(located: Located) -> list[str]:
-    """The operation, its operands and the known issues that it matches, one per line."""
+    """Lines that describe the operation, each of its operands, and each matching known issue."""
     return [
         f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
         f"{located.bits:.1f} correct bits; {located.diagnosis}",
@@ -45,7 +45,7 @@ def located_lines(located: Located) -> list[str]:
 
 
 def describe(row: Isolated | EndToEnd | Check) -> str:
-    """One failure in a sentence."""
+    """Describe a failed row or check in one sentence."""
     if isinstance(row, EndToEnd):
         return (
             f"{row.name} (end to end): error {row.rho:.3g} times that of healthy CPU runs, "
@@ -92,5 +92,5 @@ def meaning(run: DeviceRun) -> str:
 
 
 def worst_head(row: Isolated) -> str:
-    """The head with the largest error; "" if the activation has no heads."""
+    """The index of the head with the largest error; "" if the activation has no head axis."""
     return str(row.per_head.index(row.ratio)) if row.ratio in row.per_head else ""

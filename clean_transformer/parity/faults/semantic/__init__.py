@@ -1,4 +1,7 @@
-"""Mistakes that people make in writing a GPT-2: one file a part of the model, one row a fault."""
+"""Semantic faults: mistakes that people make when they write a GPT-2.
+
+Each file has the faults of one part of the model, as rows of a table.
+"""
 
 from clean_transformer.parity.faults.semantic.attention import ATTENTION_FAULTS
 from clean_transformer.parity.faults.semantic.block import BLOCK_FAULTS

@@ -1,4 +1,4 @@
-"""Faults in how attention mixes the values: its scale, its mask and its softmax."""
+"""Faults in attention's scale, mask and softmax."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def masked(
     hides: Callable[[Tensor, Tensor], Tensor] = lambda query, key: key > query,
     fill: float = -math.inf,
 ) -> Edit:
-    """An edit that fills the scores where `hides(query position, key position)` is True."""
+    """An edit that sets scores to `fill` where `hides(query position, key position)` is True."""
 
     def mask(scores: Tensor) -> Tensor:
         n_queries, n_keys = scores.shape[-2:]
@@ -36,7 +36,10 @@ def mixing(
     mask: Edit = CAUSAL,
     normalize: Edit = lambda scores: scores.softmax(-1),
 ) -> Changes:
-    """Attention with another divisor of the scores, mask or softmax, on both of its paths."""
+    """Changes the scale, the mask or the softmax of attention, on the explicit and fused paths.
+
+    `scale(n_heads, d_head)` is what the scores are divided by.
+    """
 
     def mix(
         q: Tensor,

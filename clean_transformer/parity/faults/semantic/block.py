@@ -1,4 +1,4 @@
-"""Faults in how a block wires its modules to the residual stream."""
+"""Faults in how a block connects LayerNorm, attention and MLP with the residual stream."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,11 @@ def wired(
     mlp_reads: Callable[[Tensor, Tensor], Tensor] = lambda resid_pre, resid_mid: resid_mid,
     post: Callable[[Tensor, Tensor], Tensor] = torch.add,
 ) -> Changes:
-    """Blocks with other sums after attention and MLP, or another input of the MLP."""
+    """Changes what a block adds to the residual stream, or what its MLP reads.
+
+    `mid` and `post` replace the additions after attention and after the MLP. `mlp_reads` returns
+    the input of `ln2`.
+    """
 
     def forward(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
         resid_pre = self.hook_resid_pre(resid_pre)
@@ -29,7 +33,7 @@ def wired(
 
 
 def post_norm(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
-    """A block's `forward` that normalizes after each sum, as in GPT-1 (Radford et al. 2018)."""
+    """A block's `forward` with LayerNorm after each addition, as in GPT-1 (Radford et al. 2018)."""
     resid_pre = self.hook_resid_pre(resid_pre)
     attn_out = self.hook_attn_out(self.attn(resid_pre, kv_cache=kv_cache))
     resid_mid = self.ln1(self.hook_resid_mid(resid_pre + attn_out))

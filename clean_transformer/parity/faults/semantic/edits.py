@@ -1,8 +1,8 @@
-"""`SemanticFault`, and the edits of our classes that faults are made of.
+"""`SemanticFault`, and functions that make the changes for a fault.
 
-While a fault is planted, it replaces methods of our classes or functions of our modules. So it acts
-on every model, made before or after, on the explicit path and on the fused path. Stored weights do
-not change, and other implementations of GPT-2 do not notice.
+A planted fault replaces methods of our classes or functions in our files. So it affects every
+instance of our model, even if the model was made before, on the explicit and on the fused path. It
+does not change the stored weights, and it does not affect other implementations of GPT-2.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 Edit = Callable[[Tensor], Tensor]
-# A class or a module, the name of an attribute, and a function from the right to the faulty value.
+# An object (a class or a Python module), the name of its attribute to replace, and a function that
+# takes the attribute's right value and returns the faulty value.
 Change = tuple[Any, str, Callable[[Any], Any]]
 Changes = tuple[Change, ...]
 
 
 @dataclass(frozen=True)
 class SemanticFault:
-    """A mistake that makes the model another function.
+    """A mistake in the model's code, such that the model computes another function.
 
-    `first` is the first activation that differs, as a pattern for `fnmatch`. It is a hook point or
-    a LayerNorm, for its output. An activation that is no longer computed counts as different.
+    `first` is an `fnmatch` pattern for the first activation that differs: the name of a hook point,
+    or of a LayerNorm for its output. An activation that is no longer computed also counts as
+    different. `changes` are the replacements that plant the fault.
     """
 
     name: str
@@ -34,13 +36,13 @@ class SemanticFault:
     changes: Changes
 
     def plant(self) -> AbstractContextManager[Any]:
-        """Plant the fault for the length of a `with` block."""
+        """A context manager that plants the fault inside a `with` block."""
         return planted(self.changes)
 
 
 @contextmanager
 def planted(changes: Changes) -> Iterator[None]:
-    """Make the changes for the length of a `with` block."""
+    """Make the changes inside a `with` block, and undo them at its end."""
     with ExitStack() as stack:
         for owner, attribute, change in changes:
             faulty = change(getattr(owner, attribute))
@@ -50,7 +52,7 @@ def planted(changes: Changes) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
-    """Give `owner` another value of an attribute for the length of a `with` block."""
+    """Replace an attribute of `owner` by `value` inside a `with` block."""
     original = getattr(owner, attribute)
     setattr(owner, attribute, value)
     try:
@@ -60,7 +62,10 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
 
 
 class _Bound(nn.Module):
-    """Runs the original `forward` of a module, so that `functional_call` can replace parameters."""
+    """Wraps a module, so that `functional_call` can run its original `forward`.
+
+    The class's own `forward` is the faulty one, and would call itself.
+    """
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]):
         super().__init__()
@@ -68,12 +73,15 @@ class _Bound(nn.Module):
         self.original = forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The result of the original `forward`."""
+        """Run the original `forward` on the wrapped module."""
         return self.original(self.module, *args, **kwargs)
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """`owner` runs with the parameters that `edit(module)` returns by name."""
+    """Modules of the class `owner` run with other parameters.
+
+    `edit(module)` returns the replaced parameters by name.
+    """
 
     def change(forward: Any) -> Any:
         def faulty(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -86,21 +94,24 @@ def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes
 
 
 def edited(owner: type, edits: dict[str, Edit]) -> Changes:
-    """`owner` runs with some parameters edited."""
+    """Modules of the class `owner` run with edited parameters. `edits` maps names to edits."""
     return parameters(
         owner, lambda module: {n: edit(module.get_parameter(n)) for n, edit in edits.items()}
     )
 
 
 def mistaken(owner: type, others: dict[str, str]) -> Changes:
-    """`owner` runs with some parameters in the places of others: {place: parameter}."""
+    """Modules of the class `owner` use wrong parameters.
+
+    `others` maps the name of each replaced parameter to the name of the parameter used instead.
+    """
     return parameters(
         owner, lambda module: {name: module.get_parameter(n) for name, n in others.items()}
     )
 
 
 def arguments(owner: type, edit: Edit) -> Changes:
-    """`owner` runs on an edited first argument."""
+    """Modules of the class `owner` run on a first argument that `edit` has changed."""
 
     def change(forward: Any) -> Any:
         return lambda self, x, *args, **kwargs: forward(self, edit(x), *args, **kwargs)
@@ -109,7 +120,7 @@ def arguments(owner: type, edit: Edit) -> Changes:
 
 
 def result(owner: type, edit: Edit) -> Changes:
-    """`owner` returns an edited result."""
+    """Modules of the class `owner` return a result that `edit` has changed."""
 
     def change(forward: Any) -> Any:
         return lambda *args, **kwargs: edit(forward(*args, **kwargs))
@@ -118,7 +129,10 @@ def result(owner: type, edit: Edit) -> Changes:
 
 
 def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:
-    """`owner` runs with a substitute for one of its submodules."""
+    """Modules of the class `owner` run with another submodule `name`.
+
+    `substitute(submodule)` returns the module that is used instead.
+    """
 
     def change(forward: Any) -> Any:
         def faulty(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -131,12 +145,12 @@ def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Cha
 
 
 def unchanged(activation: Tensor) -> Tensor:
-    """The activation itself."""
+    """An edit that changes nothing."""
     return activation
 
 
 def element(edit: Edit, *index: int) -> Edit:
-    """An edit of one element, or of one slice, of a tensor."""
+    """An edit that applies `edit` only to the element or slice at `index`."""
 
     def change(weight: Tensor) -> Tensor:
         changed = weight.clone()
@@ -147,10 +161,13 @@ def element(edit: Edit, *index: int) -> Edit:
 
 
 def without(*names: str) -> dict[str, Edit]:
-    """Edits that set those parameters to zero."""
+    """Edits that set the named parameters to zero."""
     return dict.fromkeys(names, torch.zeros_like)
 
 
 def reread(weight: Tensor) -> Tensor:
-    """A matrix whose memory is read as that of its transpose, as between Conv1D and Linear."""
+    """The matrix that results if the memory of `weight` is read as the memory of its transpose.
+
+    People make this mistake when they convert between Conv1D [in out] and Linear [out in].
+    """
     return weight.T.reshape(weight.shape)

@@ -23,7 +23,11 @@ def normalizing(
     center: Edit = lambda x: x - x.mean(-1, keepdim=True),
     spread: Edit = lambda centered: centered.square().mean(-1, keepdim=True),
 ) -> Changes:
-    """LayerNorms with another root, centering or variance, with and without gain and bias."""
+    """Changes the centering, the variance or the square root of LayerNorm.
+
+    The changes affect LayerNorms with gain and bias and LayerNorms without them. `spread` returns
+    the variance of the centered activations, and `root(variance, eps)` what they are divided by.
+    """
 
     def normalize(self: Any, residual: Tensor) -> Tensor:
         centered = center(at_least_float32(residual))

@@ -21,7 +21,7 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def activation(function: Edit) -> Changes:
-    """An MLP with another activation function."""
+    """Replaces the activation function of the MLP."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         post = self.hook_post(function(self.hook_pre(x @ self.W_in + self.b_in)))
@@ -31,12 +31,12 @@ def activation(function: Edit) -> Changes:
 
 
 def tanh_gelu(cubic: float = 0.044715, root: float = math.sqrt(2 / math.pi)) -> Edit:
-    """GELU's tanh form with other constants (Hendrycks and Gimpel 2016)."""
+    """The tanh form of GELU with other constants (Hendrycks and Gimpel 2016)."""
     return lambda x: 0.5 * x * (1 + torch.tanh(root * (x + cubic * x**3)))
 
 
 def next_float32(weight: Tensor) -> Tensor:
-    """The weight plus one unit in the last place of float32, in any dtype."""
+    """The weight plus one unit in the last place of float32. The weight can have any dtype."""
     single = weight.float()
     return weight + (torch.nextafter(single, torch.full_like(single, math.inf)) - single)
 

@@ -17,7 +17,10 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def unembedding(edit: Edit) -> Changes:
-    """Unembeddings, tied and untied, that use edited weights W_U [d_model d_vocab]."""
+    """Changes the unembedding: it uses the weights edit(W_U), with W_U [d_model d_vocab].
+
+    The change affects tied and untied unembeddings.
+    """
 
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.hook_out(self.hook_in(x) @ edit(self.W_U) + self.b_U)
@@ -26,7 +29,7 @@ def unembedding(edit: Edit) -> Changes:
 
 
 def noise_like(weight: Tensor) -> Tensor:
-    """Random weights with the same standard deviation."""
+    """Random weights with the shape and the standard deviation of `weight`."""
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     return noise.to(weight) * weight.std()
 

@@ -1,4 +1,4 @@
-"""Faults in attention's weights: of queries, keys, values and the output."""
+"""Faults in attention's weights and biases for queries, keys, values and the output."""
 
 from typing import Any
 
@@ -19,25 +19,28 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def input_transposed(weight: Tensor) -> Tensor:
-    """W_Q, W_K or W_V, transposed as one square matrix over all heads."""
+    """W_Q, W_K or W_V, transposed as if all heads formed one square matrix."""
     merged = rearrange(weight, "head d_model d_head -> d_model (head d_head)")
     return rearrange(merged.T, "d_model (head d_head) -> head d_model d_head", head=len(weight))
 
 
 def output_transposed(weight: Tensor) -> Tensor:
-    """W_O, transposed as one square matrix over all heads."""
+    """W_O, transposed as if all heads formed one square matrix."""
     merged = rearrange(weight, "head d_head d_model -> (head d_head) d_model")
     return rearrange(merged.T, "(head d_head) d_model -> head d_head d_model", head=len(weight))
 
 
 def interleaved(module: Any) -> dict[str, Tensor]:
-    """Queries, keys and values split head by head. GPT-2 splits them into three large blocks."""
+    """The parameters that result if the joint QKV weights are split head by head.
+
+    GPT-2 stores the queries of all heads first, then all keys, then all values.
+    """
     fused = {kind: torch.cat([getattr(module, f"{kind}_{x}") for x in "QKV"]) for kind in "Wb"}
     return {f"{kind}_{x}": fused[kind][place::3] for kind in "Wb" for place, x in enumerate("QKV")}
 
 
 def value_bias_folded(module: Any) -> dict[str, Tensor]:
-    """b_O plus what b_V contributes to the output, which the values already contain."""
+    """b_O plus b_V W_O. This counts b_V twice, because the values already contain b_V."""
     share = einsum(module.b_V, module.W_O, "head d_head, head d_head d_model -> d_model")
     return {"b_O": module.b_O + share}
 
