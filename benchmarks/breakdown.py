@@ -1,8 +1,8 @@
-"""Where the time of one decoded token, or of one forward pass, goes on a CPU.
+"""Print where the time of one decoded token, or of one forward pass, goes on a CPU.
 
-Prints the time of each operation that PyTorch's profiler sees. A product with a weight also has its
-rate: how fast it reads the weight (for a token), or multiplies (for a forward pass). The time that
-is not in the table is Python's own.
+The table has the time of each operation that PyTorch's profiler sees. For each product with a
+weight, it also has a rate: bytes of the weight per second (for a token), or floating-point
+operations per second (for a forward pass). Python itself takes the time that is not in the table.
 
     python -m benchmarks.breakdown --dtype bfloat16
     python -m benchmarks.breakdown --batch 4 --length 256
@@ -36,9 +36,10 @@ PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "_int_mm", "_linear_pointwise")
 
 @dataclass(frozen=True)
 class Row:
-    """One operation, per call of the model: how many times it runs, and its total seconds.
+    """One operation: how many times it runs in a call of the model, and its total seconds per call.
 
-    `amount` is the bytes of weights that a product reads, or its additions and multiplications.
+    `amount` is 0 if the operation is not a product. For a product, it is the bytes of weights that
+    it reads per call, or its additions and multiplications per call.
     """
 
     operation: str
@@ -48,7 +49,7 @@ class Row:
 
 
 def decoder(model: DemoTransformer, context: int, new: int) -> Any:
-    """A call that decodes one token after `context` others. It can be called `new` times."""
+    """A function that decodes a token after `context` tokens. Call it at most `new` times."""
     prompt = [[token % model.cfg.d_vocab for token in range(context)]]
     logits, cache = prefill(model, prompt, new, getattr(model, "cache_class", KVCache))
 
@@ -60,20 +61,20 @@ def decoder(model: DemoTransformer, context: int, new: int) -> Any:
 
 
 def reader(model: DemoTransformer, batch: int, length: int) -> Callable[[], object]:
-    """A call that computes all logits of a batch."""
+    """A function that computes all logits of a batch."""
     tokens = torch.arange(batch * length).view(batch, length) % model.cfg.d_vocab
     return lambda: model(tokens)
 
 
 def bytes_read(shapes: Shapes, itemsize: int) -> int:
-    """The bytes that a product of a single row reads: its weight is the largest argument."""
+    """The bytes of a product's weight, which is its largest argument if the input is one row."""
     return math.prod(max(shapes, key=math.prod)) * itemsize
 
 
 def flops(shapes: Shapes) -> float:
-    """Additions and multiplications of a matrix product, optionally added to a third matrix.
+    """Additions and multiplications of a product of two matrices, perhaps added to a third one.
 
-    The order of the matrices does not matter.
+    `shapes` has the shapes of its arguments. Three matrices can be in any order.
     """
     matrices = [shape for shape in shapes if len(shape) > 1]
     if len(matrices) == 3:  # [r o], [r i], [i o]: each size occurs twice
@@ -83,7 +84,10 @@ def flops(shapes: Shapes) -> float:
 
 
 def operations(events: Any, calls: int, amount: Callable[[Shapes], float]) -> list[Row]:
-    """The rows of a profile of `calls` calls, sorted by time. `amount` gives a product's amount."""
+    """Summarize the events of `calls` profiled calls, the slowest operation first.
+
+    `amount` computes `Row.amount` from the shapes of one product.
+    """
     rows: dict[str, Row] = {}
     for event in events:
         name, done = event.key.split("::")[-1], 0.0
@@ -163,7 +167,7 @@ def read_rate() -> float:
 
 
 def table(rows: list[Row], taken: float, rate: str) -> Table:
-    """The twelve longest rows, and one row for all others."""
+    """A table of the twelve slowest operations, with one row for all others."""
     printed = Table("operation", "times", "µs each", "ms in total", "share", rate)
     shown, others = rows[:12], rows[12:]
     rest = Row(

@@ -1,8 +1,9 @@
-"""The largest ratios of healthy runs, which the bounds of the parity suite must allow.
+"""Measure the largest error ratios of healthy runs. The bounds of the parity suite must allow them.
 
-Each run draws a model (shape, seed, kind of weights), a batch, a dtype and a number of threads, and
-judges every activation on every path. The script prints the largest ratio of each kind of
-operation, and the number of activations that did not pass. On a healthy machine that is 0.
+Each run draws a model (shape, seed, kind of weights), a batch and a number of threads at random,
+and judges every activation on every path, in one dtype. The script prints the largest ratio of each
+kind of operation, and the number of activations that did not pass. On a healthy machine, this
+number is 0.
 
     python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
 """
@@ -46,7 +47,7 @@ def draw_config(draw: random.Random) -> Config:
 
 
 def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
-    """The judged activations of one run."""
+    """Draw a model and inputs from `seed`, and yield each activation with its verdict."""
     draw = random.Random(seed)
     cfg = draw_config(draw)
     weights = draw.choice((synthetic.plain, synthetic.stress))(cfg, seed)

@@ -34,7 +34,7 @@ UNIT = "import torch"
 
 
 def cpu_seconds(command: Sequence[str]) -> float:
-    """CPU seconds that a process and its children take, in user mode and in the kernel."""
+    """CPU seconds of a process and its children, in user mode and in the kernel together."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -45,7 +45,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often each command runs.")] = 5,
 ) -> None:
     """Print the median CPU seconds of each command, and the ratio to `import torch`."""
-    for command in COMMANDS.values():  # fills the file cache
+    for command in COMMANDS.values():  # so that the files are in the operating system's cache
         cpu_seconds(command)
     taken = {name: list[float]() for name in COMMANDS}
     for _ in range(rounds):

@@ -28,7 +28,7 @@ settings.load_profile("tests")
 ROOT = Path(__file__).parents[1]
 
 
-# How many slow tests this process left out; with pytest-xdist, the most of any worker.
+# How many slow tests were left out. With pytest-xdist, each worker leaves out the same tests.
 LEFT_OUT = pytest.StashKey[int]()
 
 
@@ -44,20 +44,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Count what `-m "not slow"` leaves out. What `-k` leaves out is not all slow."""
+    """Count the slow tests that `-m "not slow"` leaves out. `-k` also leaves out other tests."""
     if items and all(item.get_closest_marker("slow") for item in items):
         items[0].config.stash[LEFT_OUT] = len(items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a worker of pytest-xdist: report the count to the main process."""
+    """In a worker of pytest-xdist, send the count of left-out tests to the main process."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """In the main process: take a worker's count."""
+    """In the main process of pytest-xdist, keep the largest count that a worker has sent."""
     found = getattr(node, "workeroutput", {}).get("left_out", 0)
     node.config.stash[LEFT_OUT] = max(found, node.config.stash.get(LEFT_OUT, 0))
 
@@ -65,7 +65,7 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """The closing lines: the planted faults that were caught, and what did not run."""
+    """Print the closing lines: which planted faults were caught, and which tests did not run."""
     for line in (*planted_lines(terminalreporter), *skipped_lines(terminalreporter)):
         terminalreporter.write_line(line)
     if left_out := config.stash.get(LEFT_OUT, 0):
@@ -75,7 +75,7 @@ def pytest_terminal_summary(
 
 
 def planted_lines(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
-    """How many planted faults of each kind were caught, from what the fixture `planted` noted."""
+    """Yield how many planted faults of each kind were caught. The fixture `planted` records it."""
     calls = [
         report
         for reports in terminalreporter.stats.values()
@@ -92,7 +92,7 @@ def planted_lines(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
 
 
 def skipped_lines(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
-    """How many tests were skipped, by reason, the most frequent first."""
+    """Yield how many tests were skipped for each reason, the most frequent reason first."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     for reason, count in reasons.most_common():
@@ -101,36 +101,36 @@ def skipped_lines(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
 
 @pytest.fixture
 def planted(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Notes that a planted fault was tried, caught or attributed. The closing lines count them."""
+    """A function that records a planted fault as tried, caught or attributed, for the summary."""
     return partial(record_property, "planted")
 
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
-    """Every test draws the same random numbers, whichever tests run before it."""
+    """Seed PyTorch, so that a test's random numbers do not depend on the tests before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Tests run side by side on small tensors, where more threads only cost time."""
+    """Use one thread: tests run in parallel on small tensors, where more threads cost time."""
     with threads(1):
         yield
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
-    """A hub on this machine. A folder that a test puts in `repos` is a repository."""
+    """A Hugging Face hub on this machine. A test creates a repository as a folder in `repos`."""
     with serving(tmp_path / "repos") as server:
         yield server
 
 
 @pytest.fixture
 def with_hub(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs Python code in a fresh process that uses `hub` and has an empty cache.
+    """A function that runs Python code in a fresh process, which uses `hub` and an empty cache.
 
-    A fresh process, because `huggingface_hub` reads its environment variables when it is imported.
-    Its standard error is what a user would see.
+    The process must be fresh, because `huggingface_hub` reads environment variables only when it is
+    imported. The standard error of the process is what a user would see.
     """
 
     def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -156,7 +156,7 @@ def with_hub(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.Complet
 
 @pytest.fixture(params=["cpu", "cuda", "mps"])
 def device(request: pytest.FixtureRequest) -> str:
-    """Each kind of device. The test is skipped on those that this machine lacks."""
+    """Run the test once for each kind of device. Skip the devices that this machine lacks."""
     if not is_available(request.param):
         pytest.skip(f"this machine has no {request.param}")
     return request.param
@@ -164,25 +164,25 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def dtype(device: str) -> torch.dtype:
-    """The most precise dtype that the device has."""
+    """The most precise floating-point dtype of the device."""
     return torch.float32 if device == "mps" else torch.float64
 
 
 @pytest.fixture(scope="session")
 def installed() -> str:
-    """The version of TransformerLens in this environment."""
+    """The best reference in this environment, such as "bridge" or "hooked"."""
     return choose_reference("auto")[0] or pytest.skip("no reference is installed")
 
 
 @pytest.fixture(scope="session")
 def theirs(installed: str) -> Watched:
-    """The installed TransformerLens, and the activations that it cached with random weights."""
+    """A run of the installed reference on random weights, with all activations that it caches."""
     cfg = Config(
         n_layers=12,
         n_heads=3,
         d_model=24,
-        # With square W_Q and W_O a transposition could go unnoticed. Only HookedTransformer can
-        # have others.
+        # If W_Q and W_O were square, a test could miss a transposition. Only HookedTransformer
+        # allows n_heads · d_head ≠ d_model.
         d_head=5 if installed == "hooked" else 8,
         d_mlp=40,
         d_vocab=101,

@@ -1,4 +1,4 @@
-"""Small models, a watched `TransformerLens`, and the bounds that tests compare by."""
+"""Small random models, the activations of a reference, and assertions that several tests use."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ from clean_transformer.weights.table import Format
 # Files of the published GPT-2, beside this repository on some machines.
 GPT2 = Path(__file__).parents[2] / "shared" / "gpt2"
 
-# No two axes are equally long, so that nothing fits where it does not belong.
+# All axes have different lengths, so that a transposed or misplaced tensor raises an error.
 TINY = Config(n_layers=2, n_heads=3, d_model=12, d_head=4, d_mlp=20, d_vocab=31, n_ctx=10)
 
 
@@ -34,7 +34,7 @@ def tiny(**changes) -> Config:
 
 
 def configs(**fixed) -> st.SearchStrategy[Config]:
-    """Architectures that every format can hold, unless `fixed` says otherwise."""
+    """Draw architectures that every format can store. `fixed` gives fields that are not drawn."""
 
     @st.composite
     def draw_config(draw) -> Config:
@@ -56,9 +56,9 @@ def configs(**fixed) -> st.SearchStrategy[Config]:
 def random_model(
     cfg: Config = TINY, *, dtype: torch.dtype = torch.float64, seed: int = 0, b_U: bool = False
 ) -> DemoTransformer:
-    """Every parameter random, so that no gain of 1 or bias of 0 can be left out unnoticed.
+    """A model whose parameters are all random, so that tests notice a gain or bias left out.
 
-    Except b_U, unless asked for: Hugging Face's format has no place for it.
+    Only if `b_U` is true, `unembed.b_U` is random too. Hugging Face's format cannot store it.
     """
     generator = torch.Generator().manual_seed(seed)
     model = DemoTransformer(cfg).to(dtype)
@@ -70,7 +70,7 @@ def random_model(
 
 
 def random_state(known: Format, cfg: Config) -> dict[str, Tensor]:
-    """Random parameters, but zeros where the format has no place for them."""
+    """Random parameters; those that the format cannot store are zero."""
     state = random_model(cfg, b_U=True).state_dict()
     return {
         row.ours: state[row.ours] if row.theirs else torch.zeros_like(state[row.ours])
@@ -79,7 +79,7 @@ def random_state(known: Format, cfg: Config) -> dict[str, Tensor]:
 
 
 def trained(**special: str) -> tokenizers.Tokenizer:
-    """A byte-level BPE like GPT-2's, of 270 tokens."""
+    """A byte-level BPE tokenizer like GPT-2's, with 270 tokens. `end` names its end token."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -94,7 +94,7 @@ def trained(**special: str) -> tokenizers.Tokenizer:
 
 
 def reading_model(*, b_U: bool = True, seed: int = 0, **changes) -> DemoTransformer:
-    """A small random model in float32 that has a tokenizer."""
+    """A small random model in float32 with a tokenizer, so that it takes texts."""
     cfg = tiny(**{"d_vocab": 270, "n_ctx": 60} | changes)
     model = random_model(cfg, dtype=torch.float32, b_U=b_U, seed=seed)
     model.tokenizer = Tokenizer(trained())
@@ -111,7 +111,7 @@ def random_tensor(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0
 
 
 def randomized(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """The module in that dtype, with every parameter random."""
+    """Make every parameter of the module random, and return the module in `dtype`."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -120,9 +120,10 @@ def randomized(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Modu
 
 
 def assert_same_function(ours: Tensor, theirs: Tensor) -> None:
-    """Agreement to 1e-12 of the scale in float64: rounding leaves some 1e-15, other formulas 1e-8.
+    """Assert that two float64 tensors differ by at most 1e-12 of their scale, the root mean square.
 
-    That is 4,504 units of float64's last place; another dtype gets as many of its own.
+    Rounding causes differences of about 1e-15, and a different formula at least 1e-8. The tolerance
+    is 4,504 times float64's machine epsilon. In another dtype, it is 4,504 times that dtype's.
     """
     assert ours.shape == theirs.shape
     tolerance = 1e-12 / torch.finfo(torch.float64).eps * torch.finfo(ours.dtype).eps
@@ -132,7 +133,7 @@ def assert_same_function(ours: Tensor, theirs: Tensor) -> None:
 
 
 def assert_equal_states(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """The same names, dtypes and bits."""
+    """Assert that two state dicts have the same names, dtypes and bits."""
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype, name
@@ -140,7 +141,7 @@ def assert_equal_states(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 
 
 def assert_gradients(module: nn.Module, *inputs: Tensor) -> None:
-    """Back-propagation agrees with finite differences, for every parameter and float input."""
+    """Assert that gradients agree with finite differences, for all parameters and float inputs."""
     names = [name for name, _ in module.named_parameters()]
     values = [parameter.detach().requires_grad_() for parameter in module.parameters()]
     inputs = tuple(x.requires_grad_() if x.is_floating_point() else x for x in inputs)
@@ -153,12 +154,13 @@ def assert_gradients(module: nn.Module, *inputs: Tensor) -> None:
 
 
 class Rounding:
-    """How far apart rounding may take two runs of AdamW (betas 0.9 and 0.95), element by element.
+    """The largest difference that rounding can cause between two runs of AdamW, for each element.
 
-    Where two sequences of gradients g differ by δ or less, so do their means m̂, and their root mean
-    squares √v̂, which is a norm. The step m̂ / (√v̂ + ε) then differs by δ (1 + C) / (√v̂ + ε) or less,
-    where |m̂| ≤ C √v̂ by Cauchy and Schwarz; in ten steps C is 1.02 or less. To first order the
-    differences add up. Rounding in float64 leaves δ ≤ 1e-12 of the largest gradient.
+    The betas are 0.9 and 0.95. If the gradients g of the two runs differ by at most δ, then their
+    means m̂ differ by at most δ. Their root mean squares √v̂ do too, because √v̂ is a norm. So the
+    steps m̂ / (√v̂ + ε) differ by at most δ (1 + C) / (√v̂ + ε). Here |m̂| ≤ C √v̂ by Cauchy and
+    Schwarz, and C is at most 1.02 in ten steps. To first order, the differences of all steps add
+    up. Rounding in float64 gives δ ≤ 1e-12 of the largest gradient.
     """
 
     def __init__(self) -> None:
@@ -167,7 +169,7 @@ class Rounding:
     def add(
         self, step: int, rate: float, gradient: float, exp_avg_sq: Mapping[str, Tensor]
     ) -> None:
-        """One step more, from 0, whose gradients are no larger than `gradient`."""
+        """Add the step with index `step` (from 0). No gradient may be larger than `gradient`."""
         for name, squares in exp_avg_sq.items():
             root = (squares / (1 - 0.95 ** (step + 1))).sqrt()
             moved = rate * 2.02 * 1e-12 * gradient / (root + 1e-8)
@@ -175,14 +177,14 @@ class Rounding:
 
 
 def watch_everything(module: nn.Module) -> None:
-    """Put a hook on every hook point, so that the module takes its explicit path."""
+    """Put a hook on every hook point, so that the module computes every activation explicitly."""
     for point in module.hook_points().values():
         point.register_forward_hook(lambda *_: None)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A reference with 12 layers that has run, and what it cached, under our names."""
+    """A run of a reference with 12 layers: config, weights, tokens, and cache under our names."""
 
     cfg: Config
     state: Mapping[str, Tensor]
@@ -190,9 +192,9 @@ class Watched:
     cache: Mapping[str, Tensor]
 
     def normalized(self, layer_norm: str) -> Tensor:
-        """What a LayerNorm gives on.
+        """The output of a LayerNorm.
 
-        `HookedTransformer` caches it before gain and bias only, and ln1's once per head, all equal.
+        `HookedTransformer` caches it only before gain and bias, and for ln1 one copy per head.
         """
         if layer_norm in self.cache:
             return self.cache[layer_norm]
@@ -202,7 +204,7 @@ class Watched:
         return normalized * self.state[f"{layer_norm}.w"] + self.state[f"{layer_norm}.b"]
 
     def with_weights(self, module: nn.Module, path: str) -> nn.Module:
-        """The module, with the reference's weights of that path."""
+        """Load the reference's weights at `path` into the module, which is returned in float64."""
         prefix = f"{path}." if path else ""
         weights = {
             name.removeprefix(prefix): tensor
@@ -214,20 +216,20 @@ class Watched:
 
 
 def reference_model(reference: Reference) -> nn.Module:
-    """The other implementation's model, which a `Reference` keeps to itself."""
+    """The model of a `Reference`. Only the closure of the method `run` refers to it."""
     variables = getclosurevars(unwrap(reference.run)).nonlocals
     return variables["bridge"] if "bridge" in variables else variables["model"]
 
 
 def needs(kind: str, installed: str) -> None:
-    """Skip a test of another version of TransformerLens than the one that is installed."""
+    """Skip the test if it needs another version of TransformerLens than the installed one."""
     if kind not in (installed, "huggingface"):
         pytest.skip(f"the reference {kind!r} needs another transformer_lens than {installed!r}")
 
 
 @contextmanager
 def unchecked_types() -> Iterator[None]:
-    """As users run it: without the types of signatures checked, so that our own errors show."""
+    """Turn off the type checks of signatures, as for users, so that our own errors show."""
     config.update("jaxtyping_disable", True)
     try:
         yield
@@ -236,22 +238,23 @@ def unchecked_types() -> Iterator[None]:
 
 
 def needs_gpt2(name: str) -> pytest.MarkDecorator:
-    """Skips a test on a machine that lacks this file of the published GPT-2."""
+    """Skip a test on machines that lack the file `name` of the published GPT-2."""
     reason = f"this machine lacks {name} of the published GPT-2"
     return pytest.mark.skipif(not (GPT2 / name).exists(), reason=reason)
 
 
 def quietly(build, *args):
-    """Call `build` without the deprecation warnings of other people's packages."""
+    """Call `build(*args)` and ignore all warnings, which come from other packages."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return build(*args)
 
 
 def assert_drawn_from(drawn: Tensor, probabilities: Tensor) -> None:
-    """A chi-squared test, that draws as unlikely as one in a thousand fail.
+    """Assert by a chi-squared test that `drawn` follows `probabilities`.
 
-    The seed being fixed, a test passes always or never.
+    The test fails if draws from these probabilities would look this unusual less often than once in
+    a thousand times. The seed is fixed, so that a test either always passes or never.
     """
     counts = torch.bincount(drawn, minlength=len(probabilities)).double()
     possible = probabilities > 0

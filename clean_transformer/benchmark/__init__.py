@@ -1,4 +1,4 @@
-"""The speed of clean_transformer beside other libraries, and beside the limit of the machine."""
+"""The speed of clean_transformer, compared with other libraries and with the machine's limit."""
 
 from clean_transformer.benchmark.results.comparison import compare as compare
 from clean_transformer.benchmark.results.data import Result as Result

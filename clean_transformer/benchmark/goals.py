@@ -1,4 +1,4 @@
-"""The speeds that the project aims at: each goal is a quotient of measured values and a bound."""
+"""The project's speed goals. Each goal is a bound on a quotient of measured values."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ class Goal:
 
     Values are seconds or bytes, so "a is twice as fast as b" is
     `Goal(over=(b,), under=(a,), at_least=2)`. Each round gives one quotient, and the median of the
-    rounds is judged. An `optional` goal needs a package that users need not install.
+    rounds is judged. `what` describes the goal in words. With `percent`, reports print the quotient
+    in percent. An `optional` goal needs a package that users do not have to install.
     """
 
     what: str
@@ -29,38 +30,38 @@ class Goal:
 
     @property
     def bound(self) -> str:
-        """The bound, for people: "≥ 1.70 ×"."""
+        """The bound as text, such as "≥ 1.70 ×"."""
         sign, value = ("≥", self.at_least) if self.at_most is None else ("≤", self.at_most)
         return f"{sign} {self.number(value or math.nan)}"
 
     def number(self, value: float) -> str:
-        """A measured quotient, for people: "1.24 ×" or "88%"."""
+        """A measured quotient as text, such as "1.24 ×" or "88%"."""
         return f"{100 * value:.0f}%" if self.percent else f"{value:.2f} ×"
 
     def holds(self, value: float) -> bool:
-        """Whether the quotient is within the bound; NaN never is."""
+        """Whether the quotient `value` is within the bound. NaN is never within it."""
         if self.at_least is not None and not value >= self.at_least:
             return False
         return self.at_most is None or value <= self.at_most
 
 
 def goals(device: str, plan: Plan) -> list[Goal]:
-    """The goals for a device whose parts the plan measures."""
+    """The goals for `device`. The plan says which sizes of work they are about."""
     return [*_Goals(device, plan).all()]
 
 
 @dataclass(frozen=True)
 class _Goals:
-    """The goals as the project set them: for two CPU cores, and for a GPU.
+    """Makes the project's goals, which were set for two CPU cores and for one GPU.
 
-    The dtype is float32 unless the goal names another.
+    The dtype is float32 unless a goal names another dtype.
     """
 
     device: str
     plan: Plan
 
     def all(self) -> Iterator[Goal]:
-        """Every goal of the device."""
+        """All goals for the device."""
         if self.device == "cpu":
             yield from self.forward()
             yield from self.generate()
@@ -75,7 +76,7 @@ class _Goals:
                 yield self.faster(self.plan.train, "ours", peer, 1.0)
 
     def forward(self) -> Iterator[Goal]:
-        """Forward passes that give all logits."""
+        """Goals for forward passes."""
         work = self.plan.forward
         yield self.faster(work, "ours", "transformers sdpa", 1.1)
         yield self.faster(work, "ours", "HookedTransformer", 1.25)
@@ -85,7 +86,7 @@ class _Goals:
         yield self.faster(work, "optimized", "transformers sdpa", 3.3, "bfloat16")
 
     def generate(self) -> Iterator[Goal]:
-        """Generating token by token."""
+        """Goals for generating token by token."""
         work, fastest = self.plan.generate, self.plan.fastest
         yield self.faster(work, fastest("float32"), "transformers sdpa", 2.2)
         yield self.faster(work, fastest("float32"), "HookedTransformer", 8.0)
@@ -94,7 +95,7 @@ class _Goals:
         yield self.faster(work, fastest("int8"), "transformers sdpa", 5.5, "int8")
 
     def engines(self) -> Iterator[Goal]:
-        """Beside the engines, at the same precision. No engine has to be installed."""
+        """Goals against the inference engines, in float32. They are optional."""
         for engine in self.plan.engines:
             for work, ours in (
                 (self.plan.forward, "optimized"),
@@ -103,7 +104,7 @@ class _Goals:
                 yield replace(self.faster(work, ours, engine, 1.0), optional=True)
 
     def capture(self) -> Iterator[Goal]:
-        """Keeping every activation that HookedTransformer keeps."""
+        """Goals for a forward pass that returns all activations, as `run_with_cache` does."""
         work = self.plan.capture
         explicit = replace(work, kind="forward")
         yield self.cheaper(
@@ -116,7 +117,7 @@ class _Goals:
             yield self.faster(work, "ours", peer, 1.5)
 
     def loading(self) -> Iterator[Goal]:
-        """Time and memory before the first token."""
+        """Goals for time and memory before the first token."""
         importing, loading, memory = (Work(kind=kind) for kind in ("import", "load", "memory"))
         yield self.cheaper(
             "import: clean_transformer over torch",
@@ -138,7 +139,7 @@ class _Goals:
         )
 
     def growth(self) -> Iterator[Goal]:
-        """Time is linear in the batch; long contexts and large models stay near the limit."""
+        """Goals for larger work: a larger batch, a longer context, a larger model."""
         if batches := self.plan.batches:
             one, many = batches[0], batches[-1]
             cost = self.cheaper(
@@ -157,7 +158,7 @@ class _Goals:
             yield self.kept(what, work, work, sizes[0], sizes[-1])
 
     def gpu(self) -> Iterator[Goal]:
-        """In bfloat16, on a GPU."""
+        """Goals in bfloat16 on a GPU."""
         forward, generate = self.plan.forward, self.plan.generate
         yield self.of_limit(forward, "optimized", 0.6, "bfloat16")
         ours, theirs = self.plan.fastest("bfloat16"), "transformers sdpa"
@@ -192,7 +193,7 @@ class _Goals:
     def kept(
         self, what: str, small: Work, large: Work, model: str = "small", larger: str = "small"
     ) -> Goal:
-        """The share of the limit at larger work is at least 0.9 of the share at smaller work."""
+        """The share of the limit at larger work is at least 0.9 times that at smaller work."""
         over = (self.part(large, "limit", model=larger), self.part(small, "optimized", model=model))
         under = (
             self.part(large, "optimized", model=larger),

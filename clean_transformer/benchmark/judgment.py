@@ -1,4 +1,4 @@
-"""Judging the goals: held, missed or not measured, and why."""
+"""Judge the goals: which goals are held, missed or not measured, and why."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,11 @@ from clean_transformer.benchmark.work import Part, format_value
 
 @dataclass(frozen=True)
 class Judged:
-    """A goal and its measured quotient; None if a part was not measured, with the reason."""
+    """A goal with its measured quotient.
+
+    `measured` is None if a part of the goal was not measured. `note` says why the goal was missed
+    or not measured.
+    """
 
     goal: Goal
     measured: Spread | None
@@ -27,7 +31,7 @@ class Judged:
 
 
 def judge(goal: Goal, results: Results) -> Judged:
-    """Compare a goal with the measured values. The note says why it was not held."""
+    """Compare a goal with the values in `results`. The note says why the goal is not held."""
     parts = goal.over + goal.under
     found = results.together(parts)
     if found is None:
@@ -44,9 +48,9 @@ def judge(goal: Goal, results: Results) -> Judged:
 def quotient(
     over: Sequence[Part], under: Sequence[Part], found: Mapping[Part, Result], factor: float = 1.0
 ) -> Spread:
-    """The spread over the rounds of factor · product(over) / product(under).
+    """Median and quartiles, over the rounds, of factor · product(over) / product(under).
 
-    The quotient is taken within each round, because a machine's speed changes between rounds.
+    Each quotient uses values of the same round, because a machine's speed changes between rounds.
     """
 
     def products(parts: Sequence[Part]) -> list[float]:
@@ -58,7 +62,11 @@ def quotient(
 
 
 def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
-    """What the machine's limit would allow, for a speed-up over others; else the two values."""
+    """The note for a missed goal.
+
+    If the goal is a speed-up over another contestant, the note says what speed-up the machine's
+    limit would allow. Otherwise it gives the values of `over` and of `under`.
+    """
     if len(goal.under) != 1 or goal.at_least is None:
         return " over ".join(
             " · ".join(format_value(found[part].spread.median, part.work) for part in parts)
@@ -77,7 +85,10 @@ def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
 
 
 def exit_status(judged: Sequence[Judged]) -> int:
-    """0 if all goals hold, 1 if one is missed, 3 if one that is not optional was not measured."""
+    """0 if all goals hold, 1 if a goal is missed, 3 if a goal was not measured.
+
+    Optional goals need not be measured.
+    """
     if any(one.verdict == "MISSED" for one in judged):
         return 1
     return 3 if any(one.measured is None and not one.goal.optional for one in judged) else 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from clean_transformer.benchmark.work import Measurement, Part, Setup, Work
 
-# These four take part in most measurements.
+# The four contestants that take part in most measurements.
 MAIN = ("limit", "ours", "optimized", "transformers sdpa")
 
 PEERS = ("transformers sdpa", "HookedTransformer", "TransformerBridge")
@@ -14,23 +14,23 @@ COMPILED = ("transformers eager", "compiled", "transformers compiled")
 
 ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
 
-# The measurements that take longest. They get `Plan.fewer_rounds`.
+# The measurements that take longest. They run for `Plan.fewer_rounds` rounds.
 LONGEST = ("generate", "generate a batch", "growth", "decoding", "training")
 
 
 def forward(batch: int, length: int, last_only: bool = False) -> Work:
-    """A forward pass."""
+    """The work of one forward pass."""
     return Work(kind="forward", batch=batch, length=length, last_only=last_only)
 
 
 def generate(batch: int, length: int, new: int) -> Work:
-    """Reading a prompt and choosing `new` tokens."""
+    """The work of reading a batch of prompts and choosing `new` tokens after each."""
     return Work(kind="generate", batch=batch, length=length, new=new)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The sizes of a run. A field that is empty or None leaves its measurement out."""
+    """The contestants and sizes of a run. Empty fields and None leave their measurement out."""
 
     forward: Work
     generate: Work
@@ -40,36 +40,36 @@ class Plan:
     peers: tuple[str, ...] = PEERS
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
-    # The dtypes beside float32, and the contestants that are measured in them.
+    # The dtypes other than float32, and the contestants that are measured in these dtypes.
     narrow: tuple[str, ...] = ("bfloat16",)
     in_narrow: tuple[str, ...] = ("limit", "optimized")
-    # Dtypes that only our own weights come in.
+    # The dtypes in which only "limit" and our own contestants generate.
     quantized: tuple[str, ...] = ("int8",)
-    # The dtypes in which "optimized compiled" also generates.
+    # The dtypes in which "optimized compiled" generates.
     graphs: tuple[str, ...] = ("float32", "int8")
     in_memory: tuple[str, ...] = ("limit", "ours", "transformers sdpa")
     first: Work | None = None
     train: Work | None = None
     batched: Work | None = None
-    # Forward passes of several sizes.
+    # The forward passes of the measurement "growth".
     grid: tuple[Work, ...] = ()
-    # Context lengths after which one decoding step is timed.
+    # One decoding step is timed after each of these numbers of earlier tokens.
     contexts: tuple[int, ...] = ()
-    # Model sizes.
+    # The model sizes that are compared, smallest first.
     sizes: tuple[str, ...] = ()
 
     @property
     def batches(self) -> tuple[Work, ...]:
-        """The forward passes of `grid` that differ only in their batch, smallest first."""
+        """The forward passes of `grid` that differ only in their batch, smallest batch first."""
         same_length = [one for one in self.grid if not one.last_only and one.length == 256]
         return tuple(sorted(same_length, key=lambda one: one.batch))
 
     def fastest(self, dtype: str) -> str:
-        """Our contestant that generates fastest in that dtype."""
+        """The name of our contestant that generates fastest in `dtype`."""
         return "optimized compiled" if dtype in self.graphs else "optimized"
 
     def step(self, context: int) -> Work:
-        """One decoding step after `context` tokens."""
+        """The work of one decoding step after `context` earlier tokens."""
         return Work(kind="step", length=context, new=48)
 
 
@@ -104,7 +104,7 @@ QUICK = Plan(
     fewer_rounds=2,
 )
 
-# Smaller work than this leaves a GPU idle.
+# Large enough to keep a GPU busy.
 GPU = replace(
     FULL,
     forward=forward(32, 1024, last_only=True),
@@ -131,7 +131,7 @@ GPU_QUICK = replace(
 
 
 def plan_for(device: str, quick: bool) -> Plan:
-    """The sizes for a device: "cpu", "cuda" or "mps"."""
+    """The plan for a device: "cpu", "cuda" or "mps"."""
     if device == "cpu":
         return QUICK if quick else FULL
     plan = GPU_QUICK if quick else GPU
@@ -141,7 +141,7 @@ def plan_for(device: str, quick: bool) -> Plan:
 
 
 def measurements(device: str, plan: Plan, only: Collection[str] | None = None) -> list[Measurement]:
-    """The measurements on a device, in order; with `only`, those contestants' parts alone."""
+    """The measurements on a device, in order; with `only`, only the parts of those contestants."""
     planned = [replace(one, title=f"{one.title}, {device}") for one in _measurements(device, plan)]
     if only is None:
         return planned
@@ -155,7 +155,7 @@ def measurements(device: str, plan: Plan, only: Collection[str] | None = None) -
 def parts(
     device: str, work: Work, *contestants: str, dtype: str = "float32", model: str = "small"
 ) -> tuple[Part, ...]:
-    """The same work for each of the contestants."""
+    """One part for each contestant, all with the same work."""
     return tuple(
         Part(Setup(contestant=contestant, device=device, dtype=dtype, model=model), work)
         for contestant in contestants
@@ -167,7 +167,7 @@ def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
         rounds = plan.fewer_rounds if title in LONGEST else plan.rounds
         return Measurement(title, sum(groups, ()), rounds)
 
-    # A contestant that cannot give the last logits alone computes all of them, where it can.
+    # Contestants that cannot compute the last logits alone are NOT MEASURED if only those count.
     yield measured(
         "forward",
         parts(device, plan.forward, *MAIN, *plan.compiled, *plan.peers[1:], *plan.engines),
@@ -190,7 +190,7 @@ def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
     )
     yield measured("import", parts(device, Work(kind="import"), "limit", "ours"))
     memory = parts(device, Work(kind="memory"), *plan.in_memory)
-    yield replace(measured("memory", memory), rounds=1)  # it does not vary
+    yield replace(measured("memory", memory), rounds=1)  # memory does not vary
     for kind in ("load", "first_use"):
         yield measured(kind, parts(device, Work(kind=kind), "ours", "transformers sdpa"))
     for work, title in ((plan.first, "first token"), (plan.batched, "generate a batch")):

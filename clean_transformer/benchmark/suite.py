@@ -22,7 +22,7 @@ from clean_transformer.support.devices import is_available
 class Report:
     """A finished run: its results, the judged goals, and the devices that this machine lacks.
 
-    `judged` is None for a run of some contestants only.
+    `judged` is None if only some contestants ran.
     """
 
     results: Results
@@ -31,9 +31,10 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """0 all goals hold, 1 one is missed, 3 one was not measured although its device is here.
+        """0 all goals hold, 1 a goal is missed, 3 a goal was not measured.
 
-        A run of some contestants only: 0 all of them were measured, 3 one was not.
+        Goals for devices that this machine lacks do not count. If only some contestants ran:
+        0 everything was measured, 3 something was not measured.
         """
         if self.judged is not None:
             return exit_status([one for one in self.judged if one.goal.device not in self.absent])
@@ -42,10 +43,10 @@ class Report:
 
 
 class Benchmark:
-    """The measurements on some devices; `run` makes them.
+    """The measurements to make on some devices. `run` makes them.
 
-    `quick` does less work, in about two minutes on a CPU. `only` names the contestants to run.
-    Goals compare contestants, so they are not judged then.
+    With `quick`, a run does less work and takes about two minutes on a CPU. `only` names the
+    contestants to run. The goals are not judged then, because they compare contestants.
 
     Raises `ValueError` for a contestant that does not exist.
     """
@@ -86,7 +87,8 @@ class Benchmark:
         """Write the weights, measure the contestants, and judge the goals.
 
         `threads` is the number of CPU threads (0: PyTorch's choice), and `hooked_python` the Python
-        of an environment that has transformer_lens 3.9.0. `on_turn` is called before each turn.
+        of an environment that has transformer_lens 3.9.0. Before each turn, `on_turn` is called
+        with the part whose turn it is.
         """
         sizes = {part.setup.model for one in self.measurements for part in one.parts}
         threads = threads or torch.get_num_threads()
@@ -101,7 +103,7 @@ class Benchmark:
 
 
 def describe_run(devices: Sequence[str], threads: int, quick: bool) -> dict[str, str]:
-    """The environment of the run: versions, processor, threads, and the devices' settings."""
+    """Describe the run: versions, processor, threads, and the settings of each device."""
     described = environment() | {"threads": str(threads), "run": "quick" if quick else "full"}
     for device in devices:
         for setting, value in device_settings(torch.device(device)).items():

@@ -1,4 +1,4 @@
-"""What is measured, as plain data: a piece of work, who does it, and which parts take turns."""
+"""Describe what is measured: the work, the contestant that does it, and the parts of a round."""
 
 from dataclasses import dataclass, replace
 
@@ -11,14 +11,14 @@ FRESH = ("import", "memory")
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One call of some `kind`, on `batch` inputs of `length` tokens each.
+    """Work of one `kind`, on `batch` inputs of `length` tokens each.
 
-    - `forward`: compute the logits of all positions, or with `last_only` of the last position
+    - `forward`: compute the logits for all positions; with `last_only`, only for the last position
     - `generate`: read the inputs and choose `new` tokens greedily; with `new=1` this is the time
       to the first token
-    - `step`: choose one token after `length` others (the mean over `new` tokens; the time to read
-      the inputs is subtracted)
-    - `capture`: a forward pass that keeps every activation
+    - `step`: choose one token after `length` earlier tokens (the mean over `new` steps; the time
+      to read the inputs is subtracted)
+    - `capture`: a forward pass that returns every activation
     - `train`: forward pass, backward pass and one optimizer step
     - `import`: start Python and import the package
     - `load`: build the model from its folder; the file is already in the operating system's cache
@@ -34,7 +34,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens in a figure of tokens per second; 0 if the kind has none."""
+        """The number of tokens to divide by the time; 0 for kinds without tokens per second."""
         per_input = {
             "forward": self.length,
             "capture": self.length,
@@ -71,8 +71,8 @@ def format_value(value: float, work: Work) -> str:
 class Setup:
     """One contestant with one model, on one device, in one dtype. Each setup has its own process.
 
-    `contestant` is a name in `contestants.CONTESTANTS`, and `model` a name that
-    `running.models.config` knows.
+    `contestant` is a key of `contestants.CONTESTANTS`. `model` is a name that
+    `running.models.config` accepts.
     """
 
     contestant: str
@@ -86,24 +86,24 @@ class Setup:
 
 @dataclass(frozen=True)
 class Part:
-    """One setup and the work that it does when its turn comes."""
+    """One setup, and the work that the setup does in each of its turns."""
 
     setup: Setup
     work: Work
 
     @property
     def warm_up(self) -> Work:
-        """Less work that runs the same code, for the round that is not counted.
+        """Less work that runs the same code, for the warm-up round.
 
-        On a GPU the length stays: there, another length selects other kernels.
+        On a GPU the length stays the same, because another length would select other kernels.
         """
         work = replace(self.work, new=min(self.work.new, 4))
-        if work.kind == "step":  # so few steps would be lost in the noise of reading the context
+        if work.kind == "step":  # four steps take less time than the noise of reading the context
             work = replace(work, kind="generate")
         return replace(work, length=min(work.length, 64)) if self.setup.device == "cpu" else work
 
     def by(self, contestant: str, dtype: str | None = None) -> "Part":
-        """The same work by another contestant, optionally in another dtype."""
+        """The part in which another contestant does the same work, optionally in another dtype."""
         other = replace(self.setup, contestant=contestant, dtype=dtype or self.setup.dtype)
         return Part(other, self.work)
 
@@ -113,9 +113,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Parts that take turns, round by round, so that a slower minute slows all of them alike.
+    """Parts that take turns in every round, so that a slow minute of the machine slows all alike.
 
-    One uncounted round warms up first, unless all the work is done in fresh processes.
+    The first round is a warm-up and is not counted, unless all work is done in fresh processes.
     """
 
     title: str
@@ -124,7 +124,7 @@ class Measurement:
 
     @property
     def warm_ups(self) -> int:
-        """The number of uncounted rounds: 0 or 1."""
+        """The number of warm-up rounds: 0 or 1."""
         return 0 if all(part.work.kind in FRESH for part in self.parts) else 1
 
     @property

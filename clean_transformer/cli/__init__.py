@@ -1,4 +1,4 @@
-"""The command line. Every command is a file of this room; importing them imports no PyTorch."""
+"""The command line. Each command is a file of this folder. Importing them imports no PyTorch."""
 
 from typing import Annotated
 
@@ -39,7 +39,7 @@ for command in COMMANDS:
 
 
 def print_version(wanted: bool) -> bool:
-    """Print the version and end, if `--version` was given."""
+    """Print the version and exit if `--version` was given. Otherwise return False."""
     if wanted:
         from clean_transformer.support.version import __version__
 
@@ -64,5 +64,5 @@ def clean_transformer(
 
 
 def main() -> None:
-    """Run the command that the arguments of this process name."""
+    """Run the command that the arguments of this process (`sys.argv`) name."""
     app()

@@ -54,7 +54,7 @@ def info(
 def parameter_tree(
     title: str, n_layers: int, axes: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> Tree:
-    """The parameters by module, with axes, shape and count. Block 0 stands for every block."""
+    """A tree of modules and parameters, with axes, shapes and counts. It shows one block."""
     tree = Tree(title)
     branches: dict[tuple[str, ...], Tree] = {(): tree}
     for name, shape in shapes.items():

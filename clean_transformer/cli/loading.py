@@ -1,4 +1,4 @@
-"""Reading the model that a command names."""
+"""Load the model that the option `--weights` names."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,7 +14,7 @@ Read = TypeVar("Read")
 
 
 def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
-    """The model with its tokenizer. The tokenizer is read first: an error about it comes early."""
+    """Load a model and its tokenizer. The tokenizer comes first, so that its errors show early."""
     exact = choose_dtype(dtype)
 
     def read(source: str) -> DemoTransformer:
@@ -27,10 +27,10 @@ def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
 
 
 def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
-    """What `read` makes of `weights`.
+    """Call `read` with `weights`, and return its result.
 
-    Without `weights`, that is GPT-2 small. If the hub cannot give it, the demo model is read, so
-    that a command works without a network, and a note on standard error says so.
+    If `weights` is None, `read` gets "gpt2". If the hub cannot give it, `read` gets "demo"
+    instead, so that a command works without a network; a note on standard error says so.
     """
     if weights is not None:
         return read(weights)

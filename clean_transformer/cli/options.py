@@ -1,4 +1,4 @@
-"""The options that several commands share, and options from a dataclass of settings."""
+"""The options that several commands share, and options made from a dataclass of settings."""
 
 import inspect
 from collections.abc import Callable
@@ -55,10 +55,11 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def options_from(settings: type, panel: str) -> Callable[[Command], Command]:
-    """Give a command one option for each field of a dataclass, in place of its `**settings`.
+    """A decorator that gives a command one option for each field of the dataclass `settings`.
 
-    A field is declared as `name: Annotated[type, "help text"] = default`. The options stand in a
-    `panel` of their own in the command's help.
+    The options replace the `**` parameter of the command. Each field must be declared as
+    `name: Annotated[type, "help text"] = default`. `panel` is the heading above these options in
+    the command's help.
     """
 
     def declare(command: Command) -> Command:

@@ -1,4 +1,4 @@
-"""What every command reads from the terminal and prints on it."""
+"""What commands share: reading a text, progress bars, tables, JSON and error messages."""
 
 import json
 import sys
@@ -26,7 +26,8 @@ from rich.text import Text
 def one_line_errors() -> Iterator[None]:
     """Turn an error into one line on standard error and exit status 2; Ctrl-C into status 130.
 
-    A `BrokenPipeError` passes: a reader of the output, such as `head`, has seen enough.
+    `BrokenPipeError` is raised as it is. It means that the program that reads the output, such as
+    `head`, has ended.
     """
     try:
         yield
@@ -45,9 +46,10 @@ def one_line_errors() -> Iterator[None]:
 def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
     """Show a progress bar on standard error, if that is a terminal, and yield a function.
 
-    `on_step(what, done)` says what happens now and how many of `total` steps are done. With a
-    total, the bar tells the time left and stays on the screen. Without a total, `on_step(what)` is
-    enough; the bar tells the time so far and disappears at the end.
+    Call the function as `on_step(what, done)`: `what` is printed beside the bar, and `done` is the
+    number of finished steps. If `total` is given, the bar shows the remaining time and stays on the
+    screen. Otherwise `done` is not needed, and the bar shows the elapsed time and disappears at the
+    end.
     """
     what, time = TextColumn("{task.description}"), TimeElapsedColumn()
     columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, time]
@@ -71,10 +73,11 @@ def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
 def read_text(text: str | None, file: Path | None) -> str:
     """The text of an argument, of a file, or of standard input.
 
-    Standard input is read if `text` is "-", or if there is no text and input is piped in. The line
-    break at the end of a file or of standard input is dropped.
+    Standard input is read if `text` is "-", or if there is neither `text` nor `file`. A line break
+    at the end of the file or of standard input is removed.
 
-    Raises `ValueError` for two texts, for no text, and for a text that is not UTF-8.
+    Raises `ValueError` if `text` and `file` are both given, if neither is given and standard input
+    is a terminal, and if the text is not UTF-8.
     """
     if text is not None and file is not None:
         raise ValueError("there are two texts, an argument and a --file; give one")
@@ -96,7 +99,7 @@ def print_json(**values: Any) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
-    """Print a table, with numbers to four digits and None as an empty cell."""
+    """Print a table. Floats have four significant digits, and None is an empty cell."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column == "token" else "right")
@@ -106,7 +109,7 @@ def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> 
 
 
 def format_cell(value: str | int | float | None) -> str:
-    """The text of a table's cell."""
+    """Convert the value of a table's cell to text."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

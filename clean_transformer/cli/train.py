@@ -123,7 +123,7 @@ def train(
 
             train(model, tokens[:kept], out, training, held_out=other, device=chosen, on_step=show)
         if rank() == 0:
-            # The model itself may be sharded. The checkpoint is whole.
+            # The model may be sharded over several processes. The checkpoint has all weights.
             saved = torch.load(out / "checkpoint.pt", weights_only=True, mmap=True)
             whole = DemoTransformer.from_state_dict(saved["model"], model.cfg)
             whole.save_pretrained(out / "model")
@@ -134,7 +134,7 @@ def train(
 
 
 def read_tokens(files: list[Path], tokenizer: "Tokenizer | None") -> "Tokens":
-    """The token ids of text files; without a tokenizer, those of one .npy file."""
+    """Tokenize text files; without a tokenizer, load the token ids from one .npy file."""
     from clean_transformer.training.windows import load_tokens, tokenize
 
     if tokenizer is not None:
@@ -145,10 +145,10 @@ def read_tokens(files: list[Path], tokenizer: "Tokenizer | None") -> "Tokens":
 
 
 def architecture(size: str, **changes: int) -> Config:
-    """The published architecture of that size, but with these fields.
+    """The architecture of a published size, with the fields in `changes` replaced.
 
-    The heads share d_model equally and d_mlp is 4 d_model, as in every published GPT-2. Raises
-    `ValueError` if the heads cannot.
+    d_head is d_model / n_heads and d_mlp is 4 d_model, as in every published GPT-2. Raises
+    `ValueError` if n_heads does not divide d_model.
     """
     cfg = Config.gpt2(size, **changes)
     if cfg.d_model % cfg.n_heads:

@@ -1,1 +1,1 @@
-"""What all reports share: JSON, HTML pages, heat maps, and what they ran on."""
+"""What all reports share: JSON, HTML pages, heat maps, and the machine's description."""

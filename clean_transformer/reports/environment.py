@@ -8,7 +8,7 @@ import torch
 
 
 def environment() -> dict[str, str]:
-    """Versions of Python and packages, operating system, processor and math libraries."""
+    """The versions of Python and packages, the operating system, processor and math libraries."""
     build = torch.__config__.show()
     libraries = re.findall(
         r"(BLAS_INFO=\w+|Intel\(R\) oneAPI Math Kernel Library|MKL-DNN v[\d.]+)", build
@@ -25,7 +25,7 @@ def environment() -> dict[str, str]:
 
 
 def device_settings(device: torch.device) -> dict[str, str]:
-    """The settings that change how precisely the device computes, and a GPU's name."""
+    """The settings that change how precisely the device computes; on CUDA, also the GPU's name."""
     settings = {"float32 matmul precision": torch.get_float32_matmul_precision()}
     if device.type == "cuda":
         settings |= {

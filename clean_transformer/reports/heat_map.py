@@ -1,4 +1,4 @@
-"""Heat maps of a model's activations: layers × activations, for a terminal and for a page."""
+"""Heat maps of a model's activations, by layer, for a terminal and for an HTML page."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Square:
-    """One square of a heat map.
+    """One square of a heat map: one activation in one layer.
 
-    `facts` are shown when the reader points at the square; the activation's name is the first.
-    `label` is the value as text. `shade` is the color on a page, from 0 (exactly zero) to 11.
-    `mark` is a character on the square, so that color alone does not carry the meaning; without
-    one, a terminal prints `bar`, in rich's `style`. The square with the largest `concern` stands
-    for its row.
+    - `facts`: heading and text of each fact that a page shows when the reader points at the
+      square. The first fact is the activation's name.
+    - `label`: the square's value as text.
+    - `concern`: how bad the value is. The square with the largest `concern` represents its row.
+    - `shade`: the color on a page, from 0 (the value is exactly zero) to 11.
+    - `bar`: the character that a terminal prints if there is no `mark`.
+    - `style`: how `rich` prints that character.
+    - `mark`: a character on the square, so that readers do not depend on the color; "" for none.
     """
 
     facts: dict[str, str]
@@ -28,21 +31,23 @@ class Square:
 
 
 def shade(value: float, limits: Sequence[float]) -> int:
-    """Index of the first of 12 rising `limits` that the value does not exceed; 11 for NaN."""
+    """Index of the first of 12 ascending `limits` that is not below the value; 11 for NaN."""
     return len(limits) - 1 if isnan(value) else bisect_left(limits, value)
 
 
 def rank(value: float) -> float:
-    """The value for sorting: NaN counts as infinite."""
+    """The value to sort by: infinity for NaN, otherwise `value` itself."""
     return inf if isnan(value) else value
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """The squares of a model, in the order of the forward pass.
+    """The squares of a model's activations, in the order of the forward pass.
 
-    `before` and `after` hold what is outside of the blocks, by name. `points` holds each
-    activation inside a block: its square in every layer that has one.
+    - `layers`: the indices of the blocks that have squares.
+    - `before`, `after`: the squares before the first block and after the last block, by
+      activation name.
+    - `points`: the squares inside the blocks, by activation name within the block, then by layer.
     """
 
     layers: list[int]
@@ -52,26 +57,26 @@ class HeatMap:
 
     @property
     def rows(self) -> dict[str, dict[int | None, Square]]:
-        """Every activation's squares by layer; the layer is None outside of the blocks."""
+        """All squares by activation name, then by layer (None outside of the blocks)."""
         rows: dict[str, dict[int | None, Square]] = {}
         rows |= {name: {None: square} for name, square in self.before.items()}
         rows |= self.points
         return rows | {name: {None: square} for name, square in self.after.items()}
 
     def worst(self, name: str) -> Square:
-        """The square of most concern in that row."""
+        """The square with the largest `concern` in the row of the activation `name`."""
         return max(self.rows[name].values(), key=lambda square: square.concern)
 
     @property
     def fields(self) -> list[str]:
-        """The names of the facts, which all squares share."""
+        """The headings of the facts. All squares have the same headings."""
         return next(([*square.facts] for row in self.rows.values() for square in row.values()), [])
 
 
 def heat_map(squares: Mapping[str, Square | None]) -> HeatMap:
-    """Arrange squares, given by activation name in the order of the forward pass.
+    """Arrange squares by layer. `squares` has activation names, in the order of the forward pass.
 
-    Entries that are None only say where the blocks begin and end.
+    An entry that is None is not drawn. It only shows where the blocks begin and end.
     """
     layers: set[int] = set()
     before: dict[str, Square] = {}
@@ -91,9 +96,10 @@ def heat_map(squares: Mapping[str, Square | None]) -> HeatMap:
 
 
 def block_of(name: str) -> tuple[int | None, str]:
-    """The block that an activation is in, and its name there: "output" if it is the block's own.
+    """The index of the block that computes an activation, and the activation's name in that block.
 
-    Outside of the blocks: None and the whole name.
+    The name of the block's own output is "output". For an activation outside of the blocks, the
+    result is None and the unchanged name.
     """
     if not name.startswith("blocks."):
         return None, name

@@ -1,11 +1,11 @@
-"""HTML pages from the templates beside this file. A page is one file and needs no network."""
+"""HTML pages, made from the templates in `templates/`. A page is one file; it needs no network."""
 
 import math
 from typing import Any
 
 
 def render_page(template: str, **context: Any) -> str:
-    """The page that a template of `templates/` makes from the values in `context`."""
+    """Fill a template of `templates/` with the values in `context`, and return the HTML page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -10,15 +10,15 @@ from typing import Any
 
 from clean_transformer.support.files import write_atomically
 
-# The properties that a JSON report states beside the fields.
+# Properties that `plain` writes in addition to the fields, for each dataclass that has them.
 DERIVED = ("verdict", "rho", "coverage", "first_failure")
 
 
 def plain(value: Any) -> Any:
-    """The value made of dictionaries, lists, strings and numbers, as JSON has them.
+    """Convert a value to dictionaries, lists, strings and numbers, which JSON can store.
 
-    A dataclass becomes a dictionary of its fields and of those `DERIVED` properties that it has.
-    Infinity and NaN, which JSON lacks, become the strings "inf", "-inf" and "nan".
+    A dataclass becomes a dictionary of its fields and of its properties that `DERIVED` names.
+    JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan".
     """
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
@@ -36,24 +36,24 @@ def plain(value: Any) -> Any:
 
 
 def write_plain(values: Mapping[str, Any], file: Path) -> None:
-    """Write the values as JSON. An error leaves the file as it was."""
+    """Write `values` to `file` as JSON. After an error, `file` still has its old content."""
     write_atomically(file, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The name and the version of a kind of JSON report.
+    """The name and the version of one kind of JSON report.
 
-    Another version means that a key was renamed or removed.
+    The version changes when a key is renamed or removed.
     """
 
     name: str
     version: int
 
     def to_json(self, report: Any) -> dict[str, Any]:
-        """The whole report, a dataclass, as values that JSON has."""
+        """Convert `report`, a dataclass, for JSON, and add the schema's name and version."""
         return {"schema": self.name, "version": self.version, **plain(report)}
 
     def write_json(self, report: Any, file: Path) -> None:
-        """Write the report as JSON. An error leaves the file as it was."""
+        """Write the report to `file` as JSON. After an error, `file` still has its old content."""
         write_plain(self.to_json(report), file)

@@ -9,13 +9,14 @@ from clean_transformer.reports.heat_map import HeatMap
 
 
 def heat_map_table(maps: Mapping[str, HeatMap]) -> Table:
-    """One row per activation: a character per layer, then the worst value in each of the maps.
+    """A table with one row per activation: one character per layer, then the worst value per map.
 
-    The first map provides the characters. The keys are the headings of the values.
+    The first map in `maps` provides the characters. The keys of `maps` are the headings of the
+    columns with the worst values.
     """
     drawn = next(iter(maps.values()))
     ruler = "".join(str(layer % 10) for layer in drawn.layers)
-    # On a narrow terminal, the layers continue on the next line.
+    # On a narrow terminal, a row's characters continue on the next line.
     layers = Column(ruler, overflow="fold")
     table = Table(Column(no_wrap=True), layers, *maps, box=None, padding=(0, 2, 0, 0))
     for name, squares in drawn.rows.items():

@@ -22,7 +22,7 @@ from clean_transformer.benchmark.contestants.peers import (
     TransformersEager,
 )
 
-# Each is called with the model's folder, a device and a dtype.
+# Each class is called with the model's folder, a device and a dtype.
 CONTESTANTS: dict[str, Callable[[Path, str, str], Contestant]] = {
     "limit": Limit,
     "ours": Ours,
@@ -41,5 +41,5 @@ CONTESTANTS: dict[str, Callable[[Path, str, str], Contestant]] = {
     "llama.cpp": LlamaCpp,
 }
 
-# Those whose speed is ours to improve.
+# The contestants that run our own code.
 OURS = ("ours", "optimized", "optimized compiled", "compiled", "watched")

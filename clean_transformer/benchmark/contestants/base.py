@@ -1,4 +1,4 @@
-"""What all contestants have in common."""
+"""The base class of the contestants."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# The dtype in which the weights are loaded. TF32 is a way to multiply float32, and int8 weights
-# are made from float32.
+# The dtype in which the weights are loaded, for each dtype that is measured. TF32 is a way to
+# multiply float32 tensors, and int8 weights are made from float32 weights.
 DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -25,10 +25,11 @@ Tokens = Int[Tensor, "batch pos"]
 
 
 class Contestant:
-    """A model that is measured. Making one loads the weights from `folder`.
+    """A model that is measured. `__init__` loads the weights from `folder`.
 
-    A subclass overrides the work that it can do, and sets `model` if it can be trained. `package`
-    is the installed package that runs it, and `imported` the module that its users import.
+    A subclass overrides the method of each kind of work that its model can do, and sets `model` if
+    the model can be trained. `package` is the installed package that runs the model, and `imported`
+    the module that the users of this package import.
     """
 
     package = "torch"
@@ -41,27 +42,27 @@ class Contestant:
 
     @property
     def title(self) -> str:
-        """The package and its version."""
+        """The name and version of the package."""
         return f"{self.package} {version(self.package)}"
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """The logits of all positions, or with `last_only` of the last."""
+        """Logits for all positions; with `last_only`, only for the last position."""
         raise NotImplementedError(f"{type(self).__name__} computes no logits")
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """`new` tokens after each input, greedily and without stopping [batch new]."""
+        """`new` tokens [batch new] after each input, chosen greedily, without stopping early."""
         raise NotImplementedError(f"{type(self).__name__} generates no tokens")
 
     def capture(self, tokens: Tokens) -> Any:
-        """The logits and every activation of a forward pass."""
+        """The logits and all activations of a forward pass."""
         raise NotImplementedError(f"{type(self).__name__} keeps no activations")
 
     def last_logits(self, tokens: Tokens) -> Float[Tensor, "batch d_vocab"]:
-        """The logits after each input, in float32 on the CPU, to compare with other models'."""
+        """The last logits for each input, in float32 on the CPU, to compare them with ours."""
         return self.forward(tokens)[:, -1].float().cpu()
 
     def train_step(self, tokens: Tokens) -> float:
-        """The loss of the next tokens, before one step of AdamW."""
+        """Train for one step of AdamW, and return the loss before that step."""
         optimizer = self.optimizer
         logits = self.forward(tokens[:, :-1])
         loss = self.loss(logits.flatten(0, 1), tokens[:, 1:].flatten())
@@ -72,7 +73,7 @@ class Contestant:
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """A fused AdamW for the model, which is put in training mode."""
+        """A fused AdamW for the model's parameters. Also puts the model in training mode."""
         for name, parameter in self.model.train().named_parameters():
             # No other contestant has this bias, and our `train` does not train it.
             parameter.requires_grad_(name != "unembed.b_U")
@@ -81,8 +82,8 @@ class Contestant:
 
 
 def any_shape(device: str) -> bool | None:
-    """The argument `dynamic` of `torch.compile`.
+    """The value of the argument `dynamic` of `torch.compile`: True on a CPU, None elsewhere.
 
-    On a CPU one graph for all shapes takes half a minute to compile, and is as fast.
+    On a CPU, one graph for all shapes compiles in half a minute, and is as fast as other graphs.
     """
     return True if device == "cpu" else None

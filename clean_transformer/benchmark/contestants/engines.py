@@ -1,4 +1,4 @@
-"""Inference engines outside of PyTorch. Each gets the model in its own file format.
+"""Inference engines outside of PyTorch. Each engine reads the model in its own file format.
 
 The conversion is not measured. An engine that is not installed is reported as NOT MEASURED; the
 extra `bench` installs CTranslate2 and onnxruntime, and llama.cpp needs a C++ compiler.
@@ -24,7 +24,7 @@ from clean_transformer.weights.load import read_pretrained
 
 
 class Engine(Contestant):
-    """An engine on the CPU, with a temporary folder for its files."""
+    """An engine that runs on the CPU. `files` is a temporary folder for its model."""
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
@@ -35,7 +35,7 @@ class Engine(Contestant):
 
 
 class CTranslate2(Engine):
-    """CTranslate2, with the model from its own converter."""
+    """CTranslate2, with a model that its own converter makes from Hugging Face's."""
 
     package = imported = "ctranslate2"
 
@@ -50,7 +50,7 @@ class CTranslate2(Engine):
             theirs = hugging_face_model(folder, device, torch.float32, "eager")
             loader = GPT2Loader()
             spec = loader.get_model_spec(theirs)
-            # CTranslate2 takes tokens as strings, and wants some of them to be special.
+            # CTranslate2 takes tokens as strings, and requires three special tokens.
             words = [str(token) for token in range(theirs.config.vocab_size)]
             loader.set_vocabulary(spec, words)
             spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = words[-1]
@@ -63,7 +63,7 @@ class CTranslate2(Engine):
         self.storage = ctranslate2.StorageView
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits."""
+        """Logits for all positions. Raises `NotImplementedError` with `last_only`."""
         if last_only:
             raise NotImplementedError("it cannot compute the last logits alone")
         batch, length = tokens.shape
@@ -72,11 +72,11 @@ class CTranslate2(Engine):
         return self.generator.forward_batch(ids, lengths)
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The logits after each input."""
+        """The last logits for each input [batch d_vocab]."""
         return torch.from_numpy(np.array(self.forward(tokens))[:, -1])
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens."""
+        """The new tokens [batch new]."""
         done = self.generator.generate_batch(
             [[str(token) for token in row] for row in tokens.tolist()],
             max_length=new,
@@ -87,7 +87,7 @@ class CTranslate2(Engine):
 
 
 class OnnxRuntime(Engine):
-    """onnxruntime, with the compact model that PyTorch exports."""
+    """onnxruntime, with the compact model `NanoGPT`, which PyTorch exports to ONNX."""
 
     package = imported = "onnxruntime"
 
@@ -107,7 +107,7 @@ class OnnxRuntime(Engine):
         )
 
     def exported(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-        """A session that runs the module on inputs of any batch and length."""
+        """Export the module. Returns a session that runs it on inputs of any batch and length."""
         any_length = [{0: "batch", 1: "pos"}, {2: "batch", 4: "past"}]
         file = self.files / f"{name}.onnx"
         torch.onnx.export(
@@ -115,7 +115,7 @@ class OnnxRuntime(Engine):
             inputs,
             file,
             dynamo=True,
-            optimize=False,  # onnxruntime optimizes the graph itself, as well and in less time
+            optimize=False,  # onnxruntime itself optimizes equally well, in less time
             verbose=False,
             input_names=["tokens", "past"][: len(inputs)],
             dynamic_shapes=tuple(
@@ -126,32 +126,32 @@ class OnnxRuntime(Engine):
 
     @cached_property
     def whole(self) -> Any:
-        """The graph from tokens to all logits."""
+        """The session that computes all logits from tokens."""
         return self.exported("whole", self.model, (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def first(self) -> Any:
-        """The graph from a prompt to its last logits, keys and values."""
+        """The session that computes the last logits, the keys and the values from a prompt."""
         return self.exported("first", Reader(self.model), (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def next(self) -> Any:
-        """The graph from one more token and the earlier keys and values to the same outputs."""
+        """The session that computes the same from one new token and the earlier keys and values."""
         past = torch.zeros(self.cfg.n_layers, 2, 2, self.cfg.n_heads, 8, self.cfg.d_head)
         tokens = torch.ones(2, 1, dtype=torch.long)
         return self.exported("next", Reader(self.model), (tokens, past))
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits."""
+        """Logits for all positions; with `last_only`, only for the last position."""
         session = self.first if last_only else self.whole
         return session.run_with_ort_values(None, {"tokens": self.value(tokens.numpy())})[0]
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The logits after each input."""
+        """The last logits for each input [batch d_vocab]."""
         return torch.from_numpy(self.forward(tokens).numpy())[:, -1]
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens."""
+        """The new tokens [batch new]."""
         inputs = {"tokens": self.value(tokens.numpy())}
         chosen = []
         for step in range(new):
@@ -163,7 +163,7 @@ class OnnxRuntime(Engine):
 
 
 class Reader(nn.Module):
-    """The compact model for decoding: it returns the last logits, and all keys and values."""
+    """The compact model for decoding. It returns the last logits, and all keys and values."""
 
     def __init__(self, model: NanoGPT):
         super().__init__()
@@ -177,7 +177,7 @@ class Reader(nn.Module):
 
 
 class LlamaCpp(Engine):
-    """llama.cpp, with a GGUF file that `write_gguf` writes."""
+    """llama.cpp, with a GGUF file that our `write_gguf` writes."""
 
     package = "llama_cpp_python"
     imported = "llama_cpp"
@@ -208,25 +208,25 @@ class LlamaCpp(Engine):
 
     @cached_property
     def with_all_logits(self) -> Any:
-        """The same model, set to keep the logits of every position."""
+        """The same model, opened again with the setting that keeps the logits of all positions."""
         return self.open_all_logits()
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits, one input after the other, because its batches hold one text each."""
+        """The logits of each input. Inputs run one by one, because a batch here holds one text."""
         model = self.model if last_only else self.with_all_logits
         rows = []
         for row in tokens.tolist():
             model.reset()
             model.eval(row)
-            rows.append(model.scores[: len(row)])  # the next input writes to the same memory
+            rows.append(model.scores[: len(row)])  # a view; the next input overwrites it
         return rows
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The logits after each input."""
+        """The last logits for each input [batch d_vocab]."""
         return torch.tensor(np.stack([self.forward(row[None])[0][-1] for row in tokens]))
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens."""
+        """The new tokens [batch new]."""
         import llama_cpp
 
         rows = []

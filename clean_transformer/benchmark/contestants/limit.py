@@ -1,7 +1,7 @@
-"""The limit: the least time that the arithmetic, or reading the weights, can take on this machine.
+"""The limit: the shortest time in which this machine can compute a work's products or read weights.
 
-The limit is a contestant like the others, so that it is measured in the same rounds. It times the
-machine's matrix products in the model's own shapes, and how fast the machine reads memory.
+The limit is a contestant like the others, so that it is measured in the same rounds. It times
+matrix products in the model's own shapes, and how fast the machine reads memory.
 """
 
 import math
@@ -23,8 +23,8 @@ from clean_transformer.weights.formats.huggingface import config_from_json, read
 
 BUFFER = 2**29  # bytes to read: far more than any processor's cache holds
 
-# A way whose first call takes longer than this, and is also 3 × slower than the best, is not
-# called again.
+# If the first call of a kernel takes longer than this, and also 3 × as long as the best kernel,
+# the kernel is not called again.
 HOPELESS = 0.3  # seconds
 
 Product = Callable[[Tensor], Tensor]
@@ -46,7 +46,7 @@ class Shape(NamedTuple):
 
 
 def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
-    """The products with a weight in a forward pass over `rows` tokens, and how often each occurs.
+    """The products with a weight in a forward pass over `rows` tokens: how often each shape occurs.
 
     `logit_rows` is the number of positions whose logits are computed.
     """
@@ -61,13 +61,13 @@ def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
 
 
 def attention_flops(cfg: Config, batch: int, length: int) -> int:
-    """The operations of scores and of pattern · v, for the pairs that the causal mask allows."""
+    """Multiplications and additions of the scores and of pattern · v, under the causal mask."""
     pairs = batch * length * (length + 1) // 2
     return cfg.n_layers * 4 * pairs * cfg.n_heads * cfg.d_head
 
 
 def flops(cfg: Config, work: Work) -> int:
-    """The operations that a forward pass, or a decoding step, has to do."""
+    """Multiplications and additions of a forward pass or of a decoding step."""
     if work.kind == "step":
         context = attention_flops(cfg, work.batch, work.length + 1)
         attention = context - attention_flops(cfg, work.batch, work.length)
@@ -87,7 +87,7 @@ def weight_bytes(cfg: Config, dtype: str) -> int:
 
 
 def cache_bytes(cfg: Config, positions: int, dtype: str) -> int:
-    """The bytes of the keys and values of one input with that many positions."""
+    """The bytes of the keys and values of one input with `positions` positions."""
     return 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * positions * DTYPES[dtype].itemsize
 
 
@@ -109,13 +109,13 @@ def by_onednn(weight: Tensor, rows: int) -> Product:
 
 
 def by_onednn_packed(weight: Tensor, rows: int) -> Product:
-    """oneDNN with the weight in the layout that it prefers for that many rows."""
+    """oneDNN with the weight in the layout that oneDNN prefers for `rows` rows."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def in_float32(weight: Tensor, rows: int) -> Product:
-    """oneDNN in float32, rounded afterwards: for processors without narrower instructions."""
+    """oneDNN in float32, then rounded: for processors without instructions for half precision."""
     multiply = by_onednn(weight.float(), rows)
     return lambda x: multiply(x.float()).to(x.dtype)
 
@@ -124,19 +124,19 @@ WAYS: tuple[Way, ...] = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, i
 
 
 def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
-    """Ways to read the whole buffer [n], of which processors differ in the fastest."""
+    """Functions that read the whole buffer [n]. Which one is fastest depends on the processor."""
     rows = buffer.view(-1, 1024)
     vector = buffer[:1024].clone()
     return (buffer.sum, rows.sum, lambda: rows @ vector)
 
 
 class Limit(Contestant):
-    """A lower bound on time: the roofline (Williams et al. 2009), product by product.
+    """A lower bound on time: the roofline model (Williams et al. 2009), product by product.
 
-    A forward pass takes at least the time of its matrix products, each in the fastest library for
-    its shape, and at least the time of reading every weight once. A decoded token takes at least
-    the time of reading the weights, keys and values. Each product is timed with one weight, which
-    may stay in the processor's cache.
+    A forward pass takes at least the time of its matrix products, each computed by the library that
+    is fastest for its shape, and at least the time of reading every weight once. A decoded token
+    takes at least the time of reading the weights, keys and values. All products of one shape are
+    timed with the same weight, which may stay in the processor's cache.
     """
 
     title = "the machine"
@@ -148,14 +148,14 @@ class Limit(Contestant):
         self.buffer = torch.ones(BUFFER // 4, device=device)
 
     def measure(self, work: Work, at_least: float) -> float:
-        """The least seconds, or bytes, for that work.
+        """The least seconds that `work` can take; for memory, the least bytes.
 
-        Raises `NotImplementedError` for a kind that has no known limit.
+        Raises `NotImplementedError` for a kind of work that has no known limit.
         """
         match work.kind:
             case "forward" | "capture":
                 return self.forward_pass(work, at_least)
-            case "train":  # the backward pass has two products for each one
+            case "train":  # the backward pass has two products for each forward one
                 return 3 * self.forward_pass(work, at_least)
             case "generate":
                 first = self.forward_pass(replace(work, last_only=True), at_least)
@@ -173,7 +173,7 @@ class Limit(Contestant):
         raise NotImplementedError(f"no limit is known for {work.kind}")
 
     def forward_pass(self, work: Work, at_least: float) -> float:
-        """Seconds for the products and attention, or for reading the weights: whichever is more."""
+        """Seconds for the products and attention, or for reading the weights: the longer one."""
         rows = work.batch * work.length
         shapes = products(self.cfg, rows, work.batch if work.last_only else rows)
         each = at_least / len(shapes)
@@ -183,7 +183,7 @@ class Limit(Contestant):
         return max(taken, self.reading(work.batch, [0], at_least))
 
     def product(self, shape: Shape, at_least: float) -> float:
-        """Seconds for one product. Its fastest way is found at the first call."""
+        """Seconds for one product. The first call for a shape finds the fastest kernel."""
         if shape not in self.fastest:
             dtype = DTYPES[self.dtype]
             x = torch.randn(shape.rows, shape.inputs, device=self.device).to(dtype)
@@ -194,7 +194,7 @@ class Limit(Contestant):
         return median_seconds(self.fastest[shape], self.device, at_least)
 
     def reading(self, batch: int, contexts: Iterable[int], at_least: float) -> float:
-        """Seconds to read the weights, and the keys and values of each context, once per step."""
+        """Total seconds of one step for each of `contexts`: read the weights, keys and values."""
         rate = BUFFER / median_seconds(self.read, self.device, at_least)
         weights = weight_bytes(self.cfg, self.dtype)
         each = (weights + batch * cache_bytes(self.cfg, n, self.dtype) for n in contexts)
@@ -202,21 +202,22 @@ class Limit(Contestant):
 
     @cached_property
     def read(self) -> Callable[[], object]:
-        """The fastest way to read the buffer."""
+        """The fastest function that reads the whole buffer."""
         return fastest([lambda call=call: call for call in readings(self.buffer)], self.device)
 
 
 def prepared(x: Tensor, way: Way, weight: Tensor) -> Callable[[], object]:
-    """A call that computes the product, with the weight in that way's layout."""
+    """A function that computes the product, with the weight in the layout that `way` uses."""
     return partial(way(weight, len(x)), x)
 
 
 def fastest(
     prepare: Iterable[Callable[[], Callable[[], object]]], device: str
 ) -> Callable[[], object]:
-    """The fastest of several calls. Each function in `prepare` makes one.
+    """The fastest of several functions. Each item of `prepare` makes one of them.
 
-    A call that this build or processor does not have is skipped. The first call of each warms up.
+    A function that fails, because this build or processor does not support it, is skipped. The
+    first call of each function is a warm-up.
     """
     best, least = None, math.inf
     for make in prepare:

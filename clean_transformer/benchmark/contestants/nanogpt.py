@@ -1,7 +1,7 @@
-"""A compact GPT-2 of `nn.Linear` modules, which is trained, and exported to ONNX.
+"""A compact GPT-2 of `nn.Linear` modules, for measuring training and for the export to ONNX.
 
-It has the structure of Karpathy's nanoGPT: one projection to queries, keys and values, the fused
-attention kernel, one matrix for embedding and unembedding, and no hooks.
+The model has the structure of Karpathy's nanoGPT: one projection to queries, keys and values, the
+fused attention kernel, one matrix for embedding and unembedding, and no hooks.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 
-# Axis `two` holds keys and values.
+# On axis `two`, index 0 holds the keys, and index 1 the values.
 Past = Float[Tensor, "layer two batch head past d_head"]
 
 Present = tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head pos d_head"]]
@@ -33,7 +33,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Present]:
         """The residual stream after the block, and the keys and values of all positions.
 
-        With the `past` keys and values, x holds one new position.
+        If `past` has the keys and values of earlier positions, x must hold one new position.
         """
         batch, n_pos, d_model = x.shape
         qkv = self.c_attn(self.ln_1(x)).view(batch, n_pos, 3, self.n_heads, -1)
@@ -75,7 +75,7 @@ class NanoGPT(nn.Module):
 
     @classmethod
     def from_huggingface(cls, cfg: Config, state: dict[str, Tensor]) -> "NanoGPT":
-        """A model with Hugging Face's weights, whose matrices are [in out]."""
+        """A model with the weights of Hugging Face's state dict, whose matrices are [in out]."""
         names = {
             "attn.c_attn": "c_attn",
             "attn.c_proj": "c_proj",

@@ -22,15 +22,15 @@ class Ours(Contestant):
         self.model = DemoTransformer.from_pretrained(folder, device=device, dtype=DTYPES[dtype])
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits."""
+        """Logits for all positions; with `last_only`, only for the last position."""
         return self.model(tokens, last_only=last_only)
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens."""
+        """The new tokens [batch new]."""
         return self.model.generate(tokens, new)[:, tokens.shape[1] :]
 
     def capture(self, tokens: Tokens) -> Any:
-        """Logits and cache."""
+        """The logits, and a cache of all activations."""
         return self.model.run_with_cache(tokens)
 
 
@@ -54,7 +54,7 @@ class OptimizedCompiled(Optimized):
 class Compiled(Ours):
     """`DemoTransformer` with its forward pass under `torch.compile`."""
 
-    generate = Contestant.generate  # each length would be compiled anew
+    generate = Contestant.generate  # not measured: it would compile again for each length
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
@@ -64,7 +64,8 @@ class Compiled(Ours):
 class Watched(Ours):
     """`DemoTransformer` with a hook on every pattern, so that attention is computed explicitly.
 
-    The hooks keep nothing: what `capture` takes beyond this is the cost of keeping.
+    The hooks store nothing. So the time of `capture` minus the time of this contestant is the cost
+    of storing the activations.
     """
 
     def __init__(self, folder: Path, device: str, dtype: str):
@@ -83,5 +84,5 @@ class NanoGPTStyle(Contestant):
         self.model = NanoGPT.from_huggingface(cfg, state).to(device, DTYPES[dtype])
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits."""
+        """Logits for all positions, also with `last_only`."""
         return self.model(tokens)

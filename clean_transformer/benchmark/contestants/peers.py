@@ -1,4 +1,4 @@
-"""Other libraries on PyTorch, each with the settings that make it fastest."""
+"""Contestants of other PyTorch libraries, each with its fastest settings."""
 
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ class Transformers(Contestant):
         self.model = hugging_face_model(folder, device, DTYPES[dtype], self.attention)
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits."""
+        """Logits for all positions; with `last_only`, only for the last position."""
         return self.model(tokens, use_cache=False, logits_to_keep=int(last_only)).logits
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens."""
+        """The new tokens [batch new]."""
         both = self.model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
@@ -66,13 +66,13 @@ class HookedTransformer(Contestant):
         self.model = hooked_model(*weights).to(device, print_details=False)
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits."""
+        """Logits for all positions. Raises `NotImplementedError` with `last_only`."""
         if last_only:
             raise NotImplementedError("it cannot compute the last logits alone")
         return self.model(tokens)
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens."""
+        """The new tokens [batch new]."""
         both = self.model.generate(
             tokens,
             max_new_tokens=new,
@@ -85,7 +85,7 @@ class HookedTransformer(Contestant):
         return both[:, tokens.shape[1] :]
 
     def capture(self, tokens: Tokens) -> Any:
-        """Logits and cache."""
+        """The logits, and a cache of all activations."""
         return self.model.run_with_cache(tokens)
 
 
@@ -99,7 +99,7 @@ class TransformerBridge(HookedTransformer):
 
 
 def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention: str) -> Any:
-    """`GPT2LMHeadModel` that never stops generating, and that trains without dropout."""
+    """Load a `GPT2LMHeadModel` that generates past <|endoftext|> and trains without dropout."""
     from transformers import GPT2LMHeadModel
 
     no_dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)

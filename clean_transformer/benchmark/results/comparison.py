@@ -1,10 +1,10 @@
-"""Comparing two runs: what of ours became slower or faster, beyond the noise.
+"""Compare two runs: which of our parts became slower or faster by more than the noise?
 
-Between two runs the whole machine may have become slower: it is warmer, or shared with others. The
-peers show this, because their code is the same in both runs. We divide our change by the median
-change of the peers in the same measurement. The noise is how far the peers' changes scatter around
-that median, or how far the part's own rounds scatter, whichever is more. Bytes do not depend on
-the machine's speed, and are compared as they are.
+Between two runs the whole machine may have become slower, because it is warmer, or shared with
+others. The contestants of other libraries (the peers) show this, because their code is the same in
+both runs. We divide our change by the median change of the peers in the same measurement. The noise
+is how far the peers' changes scatter around that median, or how far the part's own rounds scatter,
+whichever is larger. Bytes do not depend on the machine's speed, so we compare them directly.
 """
 
 import math
@@ -16,18 +16,19 @@ from clean_transformer.benchmark.contestants import OURS
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.work import BYTES, Part
 
-LEAST = 0.05  # smaller changes (on a log scale) count as the same
+LEAST = 0.05  # a smaller change, on a log scale, counts as "the same"
 
-# A change counts beyond this many standard deviations of the noise. Beyond two, three of a hundred
-# parts would do so by chance.
+# A change counts if it exceeds this many standard deviations of the noise. With two, three of a
+# hundred parts would exceed them by chance.
 SIGMAS = 4
 
 
 @dataclass(frozen=True)
 class Change:
-    """How one part changed: its new time divided by its old time, and how much may be noise.
+    """How one part changed.
 
-    `noise` is on a log scale, where 0.05 is about 5 %.
+    `factor` is its new time, or bytes, divided by its old one. For times, the machine's drift is
+    removed. `noise` is the largest change that may be noise, on a log scale: 0.05 is about 5 %.
     """
 
     measurement: str
@@ -44,7 +45,9 @@ class Change:
 
 
 def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
-    """The peers' median change (the machine's drift), and the change of each part of ours.
+    """Compare two runs, and return the machine's drift and the change of each part of ours.
+
+    The drift is the median factor by which the peers' times changed.
 
     Raises `ValueError` if the runs have no measurement in common.
     """
@@ -86,7 +89,7 @@ def _noise(result: Result) -> float:
 
 
 def _from_the_others(changes: Sequence[float]) -> list[float]:
-    """How far each change is from the median of the other changes; empty if there is only one."""
+    """How far each change is from the median of the other changes; empty for a single change."""
     others = [[*changes[:i], *changes[i + 1 :]] for i in range(len(changes))]
     return [each - _median(rest) for each, rest in zip(changes, others, strict=True) if rest]
 
@@ -96,5 +99,5 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _deviation(distances: Sequence[float]) -> float:
-    """The standard deviation of normal values, from their median distance: robust to outliers."""
+    """Estimate a standard deviation from the median distance, which outliers hardly affect."""
     return 1.4826 * _median([abs(each) for each in distances])

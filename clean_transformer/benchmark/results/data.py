@@ -9,10 +9,14 @@ from clean_transformer.benchmark.work import Part
 
 @dataclass(frozen=True)
 class Result:
-    """The values of one part, one a round, in seconds or bytes; or why there are none.
+    """The values of one part in one measurement.
 
-    `title` is the contestant's package and version. `kl_divergence` is, in nats, that of its next
-    tokens from ours in float32; None if it gives no logits.
+    - `measurement`: the title of the measurement.
+    - `title`: the contestant's package and version.
+    - `values`: one value per round, in seconds or bytes; empty if the part was not measured.
+    - `why`: why there are no values, or "".
+    - `kl_divergence`: how far the contestant's next-token distribution is from ours in float32, in
+      nats; None if the contestant gives no logits.
     """
 
     measurement: str
@@ -35,28 +39,28 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a run, and the environment that it ran in."""
+    """All results of a run, and a description of the machine and software (`environment`)."""
 
     environment: Mapping[str, str]
     results: Sequence[Result]
 
     def by_measurement(self) -> Iterator[Mapping[Part, Result]]:
-        """The results of each measurement, by part."""
+        """Yield the results of each measurement, by part."""
         for title in dict.fromkeys(result.measurement for result in self.results):
             yield {r.part: r for r in self.results if r.measurement == title}
 
     def together(self, parts: Collection[Part]) -> Mapping[Part, Result] | None:
-        """The measurement in which all these parts took turns; None if there is none."""
+        """The results of the measurement in which all `parts` took turns; None if there is none."""
         return next((one for one in self.by_measurement() if one.keys() >= {*parts}), None)
 
     def limit_of(self, result: Result) -> Result | None:
-        """The machine's limit for the same work in the same measurement; None if not measured."""
+        """The limit's result for the same work in the same measurement; None if not measured."""
         limit = result.part.by("limit")
         found = [r for r in self.results if r.part == limit and r.measurement == result.measurement]
         return found[0] if found and found[0].values else None
 
     def share_of_limit(self, result: Result) -> Spread | None:
-        """The limit's time divided by this result's, round by round; None without a limit."""
+        """In each round, the limit's time divided by this result's time; None without a limit."""
         limit = self.limit_of(result)
         if limit is None or result.part.setup.contestant == "limit":
             return None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-# Before plotly, because it says which extra to install where plotly is missing.
+# Imported before plotly: if plotly is missing, its error says which extra to install.
 from clean_transformer.analysis.plots import STYLE, save  # isort: split
 
 import plotly.graph_objects as go
@@ -15,8 +15,8 @@ from clean_transformer.benchmark.running.models import config, count_parameters
 
 Number = Callable[[Result], float]
 
-# For each axis of the growth figures: its measurement, which of its results belong to the figure,
-# and their position on the axis.
+# For each axis of the growth figures: the title of its measurement, whether a result belongs to the
+# figure, and the position of a result on the axis.
 GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
     "batch": (
         "growth",
@@ -38,7 +38,7 @@ GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
 
 
 def throughput(results: Results, name: str) -> go.Figure:
-    """Tokens per second, with quartiles, of all contestants in a measurement on all devices."""
+    """A bar chart of tokens per second, with quartiles, for each contestant and device."""
     rows = [row for row in results.results if _name(row) == name and row.values]
     speeds = [row.tokens_per_second for row in rows]
     best = [row.part.work.tokens / row.spread.low for row in rows]
@@ -61,7 +61,7 @@ def throughput(results: Results, name: str) -> go.Figure:
 
 
 def roofline(results: Results) -> go.Figure:
-    """Operations per second over operations per byte of weights, beside the machine's limit."""
+    """A plot of operations per second over operations per byte of weights, with the limit."""
     small = config("small")
     rows = [
         row
@@ -79,7 +79,7 @@ def roofline(results: Results) -> go.Figure:
 
 
 def growth(results: Results, axis: str) -> go.Figure:
-    """Tokens per second over one axis of `GROWTH`."""
+    """A plot of tokens per second over one axis of `GROWTH`."""
     measurement, belongs, size = GROWTH[axis]
     rows = [row for row in results.results if _name(row) == measurement and belongs(row)]
     title = f"Throughput over the {axis}"
@@ -87,7 +87,7 @@ def growth(results: Results, axis: str) -> go.Figure:
 
 
 def write_figures(results: Results, folder: Path) -> None:
-    """Write every figure as an HTML page that needs no network."""
+    """Write each figure to `folder` as an HTML page that needs no network."""
     folder.mkdir(parents=True, exist_ok=True)
     shown = [row for row in results.results if row.part.work.tokens and row.values]
     growing = {measurement for measurement, _, _ in GROWTH.values()}
@@ -110,14 +110,14 @@ def _name(row: Result) -> str:
 def _lines(
     rows: Iterable[Result], x: Number, y: Number, title: str, x_title: str, y_title: str
 ) -> go.Figure:
-    """One line for each contestant, device and dtype, on logarithmic axes."""
+    """A figure with one line for each contestant, device and dtype, on logarithmic axes."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row.values:
             name = str(replace(row.part.setup, model="small"))
             lines.setdefault(f"{name}, {row.part.setup.device}", []).append((x(row), y(row)))
     figure = go.Figure()
-    for symbol, (name, points) in enumerate(lines.items()):  # symbols, too, because colors repeat
+    for symbol, (name, points) in enumerate(lines.items()):  # symbols, because colors repeat
         across, up = zip(*sorted(points), strict=True)
         dash = "dot" if name.startswith("limit") else "solid"
         figure.add_scatter(

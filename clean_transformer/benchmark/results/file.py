@@ -1,4 +1,4 @@
-"""The JSON file of a run. README.md of this room has the table of its keys."""
+"""Write and read the JSON file of a run. The README.md of `benchmark` lists its keys."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SCHEMA, VERSION = "clean-transformer/bench", 2
 
 
 def write_results(results: Results, judged: Sequence[Judged], file: Path) -> None:
-    """Write the results and the judged goals as JSON. An error leaves `file` as it was."""
+    """Write results and judged goals as JSON. After an error, `file` still has its old content."""
     values = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -38,7 +38,7 @@ def write_results(results: Results, judged: Sequence[Judged], file: Path) -> Non
 
 
 def read_results(file: Path) -> Results:
-    """Read what `write_results` wrote. Raises `ValueError` for any other file."""
+    """Read a file that `write_results` wrote. Raises `ValueError` for any other file."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         found = (values["schema"], values["version"])

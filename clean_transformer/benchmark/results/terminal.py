@@ -1,4 +1,4 @@
-"""Printing the results and the goals as tables."""
+"""Print the results and the goals as tables."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Print a table for each measurement: each contestant's values, and its share of the limit."""
+    """Print one table per measurement: each contestant's values and its share of the limit."""
     for rows in results.by_measurement():
         [title] = {row.measurement for row in rows.values()}
         table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
@@ -50,7 +50,7 @@ def _figures(results: Results, row: Result) -> Iterator[str]:
 
 
 def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Console) -> None:
-    """Print each goal, what was measured, and why it was not held.
+    """Print a table of the goals: bound, measured quotient, verdict and note.
 
     `absent` are the devices that this machine does not have.
     """

@@ -1,7 +1,7 @@
-"""Measuring the peak memory of a contestant, which needs a fresh process.
+"""Measure the peak memory of a contestant, in a fresh process.
 
 `python -m clean_transformer.benchmark.running.fresh CONTESTANT FOLDER DEVICE DTYPE` prints the
-number of bytes.
+peak in bytes.
 """
 
 import re
@@ -16,9 +16,10 @@ from clean_transformer.benchmark.contestants import CONTESTANTS
 
 
 def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
-    """The peak memory of loading the model and reading one token, above what libraries take.
+    """Peak memory, in bytes, of loading the model and reading one token in a fresh process.
 
-    Raises `RuntimeError` with the process's last line if it fails.
+    The memory of the libraries themselves is subtracted. If the process fails, raises
+    `RuntimeError` with the last line of its standard error.
     """
     script = "clean_transformer.benchmark.running.fresh"
     command = [sys.executable, "-m", script, contestant, str(folder), device, dtype]
@@ -29,7 +30,7 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
 
 
 def in_use(device: str) -> int:
-    """The bytes that are held now, by the GPU or by this process. Resets the GPU's peak."""
+    """The bytes in use now, on the GPU or else in this process. On a GPU, also resets its peak."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -37,14 +38,14 @@ def in_use(device: str) -> int:
 
 
 def peak(device: str) -> int:
-    """The most bytes held at once: by the GPU since `in_use`, or by this process so far."""
+    """The most bytes in use at once: on the GPU since `in_use`, or in this process so far."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     return of_process("VmHWM")
 
 
 def of_process(field: str) -> int:
-    """A field of Linux's /proc/self/status, in bytes; on other systems always the peak."""
+    """A memory field of Linux's /proc/self/status, in bytes; on other systems the peak memory."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
@@ -54,7 +55,7 @@ def of_process(field: str) -> int:
 
 
 def main(contestant: str, folder: str, device: str, dtype: str) -> None:
-    """Print the peak memory. A tiny model is used first, so that libraries are loaded already."""
+    """Print the peak in bytes. A tiny model runs first, so that all libraries are loaded."""
 
     def use(model: Path) -> None:
         made = CONTESTANTS[contestant](model, device, dtype)

@@ -1,4 +1,4 @@
-"""The models that every contestant loads, written to a folder once."""
+"""Write the weights that all contestants load."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.synthetic import stress
 
-# For uncounted first uses, which load the libraries.
+# A tiny model that runs before a measurement, so that all libraries are loaded by then.
 TINY = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256)
 
 # The weights may be in memory three times at once: in the file cache, in a contestant, and while
@@ -30,10 +30,10 @@ def count_parameters(cfg: Config) -> int:
 
 
 def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Write 'stress' weights of each size below `folder`.
+    """Write 'stress' weights of each size to a subfolder of `folder`.
 
-    Returns the folder of each size that was written, and for each other size the reason: the
-    machine has too little memory for it.
+    Returns the subfolder of each size that was written, and the reason for each size that was not
+    written: this machine has too little memory.
     """
     folders, missing = {}, {}
     for name in names:
@@ -51,7 +51,7 @@ def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], d
 
 
 def memory() -> int:
-    """The bytes of memory that this machine has."""
+    """The size of this machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,4 +1,4 @@
-"""Contestants in processes of their own. Requests and answers are lines of JSON."""
+"""Run each contestant in a process of its own. Requests and answers are lines of JSON."""
 
 import atexit
 import json
@@ -12,16 +12,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# HookedTransformer ended with TransformerLens 3, so it runs in an environment of its own.
+# TransformerLens 4 has no HookedTransformer. An environment with TransformerLens 3 runs it.
 HOOKED = "HookedTransformer"
 
 
 class Failed(RuntimeError):
-    """A contestant could not do its work. The message is printed beside NOT MEASURED."""
+    """A contestant could not do its work. Reports print the message after NOT MEASURED."""
 
 
 class Worker:
-    """A process that runs one contestant, and sleeps between requests."""
+    """A process that runs one contestant. The process sleeps between requests."""
 
     def __init__(self, command: list[str]):
         self.printed = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
@@ -35,13 +35,13 @@ class Worker:
         )
 
     def send(self, request: Mapping[str, Any]) -> None:
-        """Send a request, and do not wait for the answer."""
+        """Send a request without waiting for the answer."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # `receive` reports why the process ended
             print(json.dumps(request), file=self.process.stdin, flush=True)
 
     def receive(self) -> Any:
-        """Wait for the answer to the request. Raises `Failed` with the contestant's own error."""
+        """Wait for the answer; return its value. Raises `Failed` with the contestant's error."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -56,7 +56,7 @@ class Worker:
         return answer["value"]
 
     def ask(self, do: str, **request: Any) -> Any:
-        """Send a request and return the answer."""
+        """Send a request, wait for the answer, and return its value."""
         self.send({"do": do, **request})
         return self.receive()
 
@@ -70,7 +70,7 @@ class Worker:
 def command(contestant: str, hooked_python: str | None) -> list[str]:
     """The command that starts the contestant's process.
 
-    Raises `Failed` for `HookedTransformer` without the Python of its environment.
+    Raises `Failed` for `HookedTransformer` if `hooked_python` is None.
     """
     python = sys.executable
     if contestant == HOOKED:
@@ -81,7 +81,7 @@ def command(contestant: str, hooked_python: str | None) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Environment variables that give a worker this very package, and no network."""
+    """Environment variables with which a worker imports this package and uses no network."""
     return {
         "PYTHONPATH": folder_of_the_package(),
         "HF_HUB_OFFLINE": "1",
@@ -91,10 +91,10 @@ def environment() -> dict[str, str]:
 
 @cache
 def folder_of_the_package() -> str:
-    """A folder that holds a link to this package and nothing else; deleted when Python exits.
+    """A temporary folder that holds only a link to this package; deleted when Python exits.
 
-    The package's own parent may be `site-packages`. On the path of another environment it would
-    hide that environment's other packages.
+    The package itself may be in `site-packages`. With all of `site-packages` in PYTHONPATH, a
+    worker in another environment would import the wrong versions of other packages.
     """
     folder = tempfile.TemporaryDirectory(prefix="bench-")
     atexit.register(folder.cleanup)

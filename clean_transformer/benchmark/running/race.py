@@ -1,4 +1,4 @@
-"""Running a plan: in each measurement the contestants take turns, each in its own process."""
+"""Run measurements. The contestants take turns, and each contestant has its own process."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,27 +15,29 @@ from clean_transformer.benchmark.running.processes import Failed, Worker, comman
 from clean_transformer.benchmark.work import Measurement, Part, Setup
 from clean_transformer.model import DemoTransformer
 
-# How far logits may be from ours, as a share of our logits' standard deviation. On the 'stress'
-# weights correct bfloat16 logits are 0.015 away, and those of a wrong model are 1 away.
+# A contestant's logits may differ from ours by this fraction of our logits' standard deviation. On
+# the 'stress' weights, correct bfloat16 logits differ by 0.015, and logits of a wrong model by 1.
 AGREEMENT = {"float32": 1e-3, "tf32": 0.02, "float16": 0.02, "bfloat16": 0.1, "int8": 0.3}
 
 CHECKED_TOKENS = [[*range(first, first + 32)] for first in (1, 1001, 2001, 3001)]
 
-# How many tokens a contestant adds to the first checked input: the first tests how it reads the
-# prompt, and the others test its KV cache.
+# How many tokens a contestant generates after the first checked input. The first new token tests
+# how the contestant reads the prompt, and the other new tokens test its KV cache.
 CHECKED_NEW = 3
 
-# These time several kernels while they load, and so must load while no other process works.
+# These contestants time several kernels while they load. They load while no other process works,
+# because other work would disturb those timings.
 TUNED = ("optimized", "optimized compiled")
 
 OnTurn = Callable[[Part], object]
 
 
 class Expected(NamedTuple):
-    """What our model computes for the checked tokens.
+    """What our model computes, to compare with what each contestant computes.
 
-    `logits` [input d_vocab] follow each input. `new_logits` [CHECKED_NEW d_vocab] choose the
-    tokens that we add to the first input.
+    - `logits` [input d_vocab]: the last logits for each input in `CHECKED_TOKENS`.
+    - `new_logits` [CHECKED_NEW d_vocab]: the logits from which each new token after the first
+      input is chosen.
     """
 
     logits: Tensor
@@ -43,7 +45,7 @@ class Expected(NamedTuple):
 
     @classmethod
     def of(cls, folder: Path) -> "Expected":
-        """Compute it with the weights in `folder`."""
+        """Run our model with the weights in `folder`, on the CPU."""
         model = DemoTransformer.from_pretrained(folder, device="cpu")
         with torch.inference_mode():
             logits, tokens = model(torch.tensor(CHECKED_TOKENS))[:, -1], CHECKED_TOKENS[0]
@@ -54,10 +56,14 @@ class Expected(NamedTuple):
 
 
 class Race:
-    """Starts each setup's process before its first turn, and ends it after its last turn.
+    """Runs measurements, each setup in a process that lives from its first turn to its last.
 
-    `folders` has each model's folder; a model in `missing` has none, for the reason given there.
-    In each turn, short work is repeated for `at_least` seconds. `start` starts a process.
+    - `folders`: the folder with the weights of each model, by model name.
+    - `threads`: the number of CPU threads of each process.
+    - `hooked_python`: the Python of an environment that has `HookedTransformer`.
+    - `missing`: for each model without a folder, the reason.
+    - `at_least`: short work is repeated for this many seconds in each turn.
+    - `start`: the function that starts a process from its command.
     """
 
     def __init__(
@@ -80,9 +86,9 @@ class Race:
     def run(
         self, measurements: Sequence[Measurement], on_turn: OnTurn = lambda part: None
     ) -> list[Result]:
-        """The results of all measurements, which run one after the other.
+        """Run the measurements one after the other, and return their results.
 
-        `on_turn` is called with each part before its turn.
+        Before each turn, `on_turn` is called with the part whose turn it is.
         """
         results = []
         try:
@@ -98,7 +104,7 @@ class Race:
         return results
 
     def prepare(self, wanted: Iterable[Setup]) -> None:
-        """Start the setups that are not running yet, and check that they compute our GPT-2."""
+        """Start the setups that are not running yet, and check them against our model."""
         new = [e for e in dict.fromkeys(wanted) if e not in self.workers and e not in self.failures]
         for setup in new:
             try:
@@ -111,7 +117,7 @@ class Race:
         together = [setup for setup in started if setup.contestant not in TUNED]
         for group in (together, *([s] for s in started if s.contestant in TUNED)):
             self.titles |= self.ask_all(group, self.load_request)
-        # All check at once, because compiling takes most of a minute each.
+        # All run this check at the same time, because some compile for most of a minute.
         checked = [s for s in started if s in self.workers and s.contestant != "limit"]
         request = {"do": "check", "tokens": CHECKED_TOKENS, "new": CHECKED_NEW}
         for setup, found in self.ask_all(checked, lambda _: request).items():
@@ -121,7 +127,7 @@ class Race:
                 self.exclude(setup, error)
 
     def load_request(self, setup: Setup) -> dict[str, Any]:
-        """The request that makes a process load its contestant."""
+        """The request that makes the setup's process load the contestant."""
         return {
             "do": "load",
             "contestant": setup.contestant,
@@ -134,7 +140,7 @@ class Race:
     def ask_all(
         self, setups: Iterable[Setup], request: Callable[[Setup], dict[str, Any]]
     ) -> dict[Setup, Any]:
-        """The answer of each setup; all work at once. Setups that fail are excluded."""
+        """Send a request to all setups, then collect the answers. Exclude setups that fail."""
         setups = [*setups]
         for setup in setups:
             self.workers[setup].send(request(setup))
@@ -147,14 +153,14 @@ class Race:
         return answers
 
     def exclude(self, setup: Setup, why: Failed) -> None:
-        """End the setup's process, and remember why it is not measured."""
+        """End the setup's process, and store the reason why the setup is not measured."""
         self.failures[setup] = str(why)
         self.workers.pop(setup).close()
 
     def require_agreement(self, setup: Setup, found: Mapping[str, Any]) -> None:
         """Raise `Failed` unless the setup computes what our model computes.
 
-        `found` is its answer to the request "check".
+        `found` is the answer of the setup's process to the request "check".
         """
         if setup.model not in self.expected:
             self.expected[setup.model] = Expected.of(self.folders[setup.model])
@@ -175,11 +181,11 @@ class Race:
                         f"it generates a token whose logit is {lack:.2g} standard deviations "
                         "below the largest"
                     )
-                if new != logits.argmax():  # a tie, after which its text differs from ours
+                if new != logits.argmax():  # nearly a tie; from here on the texts differ
                     break
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
-        """The results of one measurement. Each round starts with another part."""
+        """Run one measurement, and return its results. Each round starts with a different part."""
         values: dict[Part, list[float]] = {part: [] for part in measurement.parts}
         failures: dict[Part, str] = {}
         for number in range(measurement.warm_ups + measurement.rounds):

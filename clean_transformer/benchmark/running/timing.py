@@ -1,4 +1,4 @@
-"""Timing calls, and summarizing repeated measurements."""
+"""Time calls, and summarize repeated measurements."""
 
 import math
 import statistics
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-SHORT = 0.002  # seconds: shorter calls are timed several in a row
+SHORT = 0.002  # seconds; if a call is shorter, several calls in a row are timed together
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some values, and how far they lie apart."""
+    """The median of several values, and their quartiles `low` and `high`."""
 
     median: float
     low: float
@@ -23,7 +23,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Median and quartiles; for fewer than four values, the smallest and the largest."""
+        """Summarize `values`. With fewer than four, `low` and `high` are minimum and maximum."""
         if len(values) < 4:
             return cls(statistics.median(values), min(values), max(values))
         low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -39,7 +39,7 @@ def synchronize(device: str) -> None:
 
 
 def seconds(call: Callable[[], object], device: str, times: int = 1) -> float:
-    """Seconds per call, over `times` calls in a row, until the device has finished all of them."""
+    """Mean seconds of `times` calls in a row, until the device has finished all of them."""
     synchronize(device)
     began = time.perf_counter()
     for _ in range(times):
@@ -58,10 +58,10 @@ def import_seconds(module: str) -> float:
 
 
 def median_seconds(call: Callable[[], object], device: str, at_least: float) -> float:
-    """The median time of a call, which is repeated until `at_least` seconds are filled.
+    """The median seconds of a call, which is repeated until `at_least` seconds have passed.
 
-    It is called at least once. Short calls are timed several in a row, because waiting for a
-    device takes as long as they do.
+    The call is made at least once. If the call is short, several calls in a row are timed
+    together, because waiting for the device would take as long as one call.
     """
     measured = [seconds(call, device)]
     times = math.ceil(SHORT / measured[0])
@@ -73,9 +73,9 @@ def median_seconds(call: Callable[[], object], device: str, at_least: float) -> 
 
 
 def wait_until_idle(most: float = 1.0) -> None:
-    """Return once no thread of this process is busy, or after `most` seconds.
+    """Return as soon as no thread of this process is busy, at the latest after `most` seconds.
 
-    OpenMP's threads spin for a while after their work.
+    OpenMP's threads wait for new work in a busy loop, and only sleep after a while.
     """
     end = time.monotonic() + most
     while time.monotonic() < end:

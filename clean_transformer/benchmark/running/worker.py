@@ -1,10 +1,13 @@
-"""The process of one contestant. It reads a request per line of JSON, and answers each with one.
+"""The process that runs one contestant. Requests and answers are one line of JSON each.
+
+The requests, and the value of the answer to each request:
 
     {"do": "load", "contestant": …, "folder": …, "device": …, "dtype": …, "threads": …} → its title
     {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id]}, or null
     {"do": "measure", "work": {…}, "at_least": seconds} → seconds, or bytes
 
-An answer is {"value": …} or {"error": "…"}. What libraries print goes to standard error.
+An answer is {"value": …}, or {"error": "…"} if the request failed. What libraries print goes to
+standard error.
 """
 
 import json
@@ -32,7 +35,7 @@ from clean_transformer.benchmark.work import Work
 
 
 class Server:
-    """Answers the requests; keeps the contestant between them."""
+    """Answers the requests. The contestant stays loaded from one request to the next."""
 
     contestant: Contestant
 
@@ -46,7 +49,10 @@ class Server:
         return self.contestant.title
 
     def check(self, tokens: list[list[int]], new: int) -> dict[str, Any]:
-        """The logits after each input, and `new` tokens that the contestant adds to the first."""
+        """The last logits for each input, and `new` tokens generated after the first input.
+
+        If the contestant cannot compute one of the two, its value is None.
+        """
         given = torch.tensor(tokens, device=self.contestant.device)
         found: dict[str, Any] = {"logits": None, "generated": None}
         with torch.inference_mode():
@@ -58,7 +64,7 @@ class Server:
         return found
 
     def measure(self, work: dict[str, Any], at_least: float) -> float:
-        """Seconds for one call of that work, or bytes."""
+        """The seconds that one call of `work` takes; for memory, the bytes."""
         wanted = Work(**work)
         limit = self.contestant if isinstance(self.contestant, Limit) else None
         with torch.inference_mode(limit is not None or wanted.kind != "train"):
@@ -68,14 +74,14 @@ class Server:
 
 
 def has(contestant: Contestant, method: str) -> bool:
-    """Whether the contestant has its own version of that method."""
+    """Whether the contestant's class overrides that method of `Contestant`."""
     return getattr(type(contestant), method, None) is not getattr(Contestant, method, None)
 
 
 def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> float:
-    """Seconds for one call of that work, or bytes.
+    """The seconds that one call of `work` takes; for memory, the bytes.
 
-    The call is repeated for `at_least` seconds, and the median counts.
+    Timed calls are repeated for `at_least` seconds, and the median is returned.
     """
     folder, device, dtype = contestant.folder, contestant.device, contestant.dtype
     tokens = some_tokens(work.batch, work.length, device)
@@ -115,12 +121,12 @@ def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> f
 
 
 def some_tokens(batch: int, length: int, device: str) -> Tensor:
-    """The same token ids [batch length] for every contestant, spread over the first 997."""
+    """Token ids [batch length] below 997. Every contestant gets the same ids."""
     return (torch.arange(batch * length, device=device) * 389 % 997).view(batch, length)
 
 
 def explain(error: Exception) -> str:
-    """The error in one line; for a package that is not installed, its name."""
+    """Describe the error in one line. If a package is not installed, the line names it."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error.name.partition('.')[0]} is not installed"
     reason = str(error).strip().split("\n")[0]
