@@ -64,7 +64,10 @@ def predict(model: DemoTransformer, text: Text, top: int = 5) -> Prediction:
 
 
 def single(model: DemoTransformer, text: Text) -> Int[Tensor, "1 pos"]:
-    """Return the tokens of one text, on the model's device. Raises `ValueError` for several texts."""
+    """Return the tokens of one text, on the model's device.
+
+    Raises `ValueError` for several texts.
+    """
     tokens = model.to_tokens(text) if isinstance(text, str) else text.to(model.device)
     if tokens.ndim == 1:
         return tokens[None]

@@ -158,7 +158,10 @@ def measure(
 
 
 def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
-    """Return the candidates to time again. `runs` holds the seconds of each of their runs so far."""
+    """Return the candidates to time again.
+
+    `runs` holds the seconds of each of their runs so far.
+    """
     best = min((min(taken) for taken in runs.values() if taken), default=math.inf)
     return [
         each
@@ -168,7 +171,7 @@ def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
 
 
 def fastest_seconds(seconds: Seconds, transposed: bool) -> float:
-    """Return the time of the fastest candidate among those with this memory order of the weights."""
+    """Return the time of the fastest candidate that has this memory order of the weights."""
     return min(taken for each, taken in seconds.items() if each.transposed == transposed)
 
 

@@ -95,7 +95,10 @@ class Fast:
     has_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def must_step_aside(self) -> bool:
-        """Whether to call the module's own method. Outside of `torch.compile`, a warning says why."""
+        """Whether to call the module's own method.
+
+        Outside of `torch.compile`, a warning says why.
+        """
         if torch.compiler.is_compiling():
             return torch.is_grad_enabled() or self.has_hooks()
         if torch.is_grad_enabled():

@@ -24,6 +24,7 @@ from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport, compare
 from clean_transformer.parity.uses.judge import Judge, judge_uses
+from clean_transformer.parity.uses.oracle import check_oracle
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
@@ -79,8 +80,10 @@ def check_device(
         on_step("end to end")
         rows, felt, allowed = end_to_end(under_test, reference)
         isolated, located = isolated_errors(under_test, on_step)
+        exact, generator = ExactParts(cfg, weights.state, dtype), torch.Generator()
+        generator.seed()
         uses = judge_uses(
-            Judge(model, ExactParts(cfg, weights.state, dtype), torch.Generator(), autocast),
+            Judge(model, exact, generator, autocast),
             locates=mode == "eager",
             # A compiled module would be compiled anew for each length of the cache.
             with_cache="compiled" not in mode,
@@ -88,6 +91,7 @@ def check_device(
         )
         on_step("invariants")
         invariants = check_invariants(model, under_test.given, allowed, first)
+        invariants.append(check_oracle(exact, generator))
     on_step("single operations")
     probes, faulty_probe = probe_operations(device, dtype) if mode == "eager" else ([], None)
     return replace(

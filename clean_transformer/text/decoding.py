@@ -50,13 +50,16 @@ class Stop:
             raise ValueError("a stop string is empty, and would stop every text; leave it out")
 
     def ends(self, new: Sequence[int]) -> bool:
-        """Whether the continuation `new` stops at its last token. Call this after each new token."""
+        """Whether the continuation `new` stops at its last token.
+
+        Call this after each new token.
+        """
         if new[-1] in self.tokens:
             return True
         return bool(self.strings) and any(string in self._decode(new) for string in self.strings)
 
     def text(self, new: Sequence[int]) -> str:
-        """Return the text of the continuation `new`, without the stop token or string at its end."""
+        """Return the text of the continuation `new`, without a stop token or string at its end."""
         text = self._decode(new[:-1] if new and new[-1] in self.tokens else new)
         return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
 

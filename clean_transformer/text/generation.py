@@ -70,7 +70,7 @@ class GenerationMixin(HookedModule):
         return self.tokenizer.to_str_tokens(text, prepend_bos)
 
     def to_string(self, tokens: Tokens) -> str | list[str]:
-        """Return the text of the tokens, or a list of texts for a batch; see `Tokenizer.to_string`."""
+        """Return the text of the tokens, or of a batch a list; see `Tokenizer.to_string`."""
         return self.tokenizer.to_string(tokens)
 
     @names_settings

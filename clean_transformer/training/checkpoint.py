@@ -105,6 +105,9 @@ class Metrics:
         write_atomically(self.file, "".join(lines[:steps]))
 
     def add(self, measured: Measured) -> None:
-        """Append the measurements of a step. Call this before saving the checkpoint of that step."""
+        """Append the measurements of a step.
+
+        Call this before saving the checkpoint of that step.
+        """
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measured)) + "\n")

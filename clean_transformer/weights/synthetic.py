@@ -35,7 +35,10 @@ BELL_KURTOSIS = 2.9  # the kurtosis of a sum of twelve uniform values, 3 − 1.2
 
 
 class Spread(NamedTuple):
-    """How a tensor's entries are distributed. If `largest` is given, all outliers have this value."""
+    """How a tensor's entries are distributed.
+
+    If `largest` is given, all outliers have this value.
+    """
 
     std: float
     kurtosis: float = BELL_KURTOSIS

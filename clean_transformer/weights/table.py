@@ -103,7 +103,7 @@ class Format:
         return [row for name, row in rows.items() if name in names]
 
     def all_rows(self, n_layers: int) -> list[Row]:
-        """Return all rows for this number of layers, also for parameters that a model may not have."""
+        """Return all rows for this number of layers, also of parameters that a model may lack."""
         blocks = [
             replace(
                 row,

@@ -85,7 +85,10 @@ def require_as_many(positions: int, tokens: Sequence[str]) -> None:
 
 
 def index_of(what: str, index: int, count: int) -> int:
-    """Return the index, counted from 0; a negative index counts from the end. Raises `IndexError`."""
+    """Return the index, counted from 0; a negative index counts from the end.
+
+    Raises `IndexError`.
+    """
     if not -count <= index < count:
         raise IndexError(f"there is no {what} {index}; this model has {what}s 0 to {count - 1}")
     return index % count

@@ -1,4 +1,4 @@
-"""Reads OpenAI's own GPT-2 without TensorFlow: tensor names and layout, hparams.json, and folders."""
+"""Reads OpenAI's own GPT-2, without TensorFlow: tensor names, layout, hparams.json, folders."""
 
 import re
 from collections.abc import Mapping
