@@ -43,9 +43,9 @@ LAYERS = (
 SUB_LAYERS = {
     "parity": (
         ("verdict", "oracle", "inputs", "modes", "limits"),
-        ("references/*", "operations/*", "activations/*"),
+        ("references/*", "operations/*", "activations/*", "rounding"),
         ("same_function", "invariants", "faults/*"),
-        ("locate", "rounding", "numpy_gpt2"),
+        ("locate", "numpy_gpt2"),
         ("uses/*",),
         ("results", "measurements"),
         ("suite",),

@@ -105,7 +105,7 @@ def isolated_errors(
     case = f"{given.shape[0]} × {given.shape[1]} tokens"
     if subject.has_black_boxes:
         on_step("isolated, black boxes")
-        return isolate_black_boxes(model, subject.on_cpu, oracle, given, case=case), None
+        return isolate_black_boxes(model, oracle, given, case=case), None
 
     layer, cliffs = cliff_inputs(model)
     runs = [("", case, path, given) for path in PATHS]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import clean_transformer
+from clean_transformer import variants
 from clean_transformer.config import Config
 from clean_transformer.inference.fast_modules import FastBlock
 from clean_transformer.modules.attention import Attention
@@ -63,6 +64,45 @@ def test_a_wrong_device_is_named_with_the_activation_and_the_operation(x: Tensor
     message = str(failure.value)
     assert message.startswith("MLP on cpu in float32 is WRONG: hook_post (gelu_new; ")
     assert "aten.gelu.default" in message
+
+
+class Same(MLP):
+    """A subclass that changes nothing."""
+
+
+class ReluMLP(MLP):
+    """The module of a README."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.W_in + self.b_in).relu() @ self.W_out + self.b_out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Same, ReluMLP, variants.RMSNorm, variants.SwigluMLP])
+def test_a_module_of_anybody_is_judged_by_what_it_computes(kind: type, dtype: torch.dtype):
+    x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    assert_parity(kind(CFG), x, device="cpu", dtype=dtype)
+
+
+def test_a_subclass_is_judged_by_the_formula_of_its_parent(x: Tensor):
+    with (
+        inject("gelu-tanh-ignored"),
+        pytest.raises(
+            AssertionError, match=r"Same on cpu in float32 is WRONG: hook_post \(gelu_new"
+        ),
+    ):
+        assert_parity(Same(CFG), 100 * x, device="cpu")
+
+
+@pytest.mark.parametrize("kind", [Same, ReluMLP])
+def test_one_weight_off_by_a_percent_is_another_function(kind: type, x: Tensor):
+    mine, reference = kind(CFG), kind(CFG)
+    mine.load_state_dict(reference.state_dict())
+    assert_parity(mine, x, reference=reference, device="cpu")
+    with torch.no_grad():
+        mine.W_in[0, 0] *= 1.01
+    with pytest.raises(AssertionError, match="is not the function of"):
+        assert_parity(mine, x, reference=reference, device="cpu")
 
 
 def test_an_opaque_module_on_a_wrong_device(x: Tensor):

@@ -3,6 +3,7 @@
 Compiled modules, optimized modules, and modules without our hook points are black boxes.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,13 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from clean_transformer.hooks import HookedModule
 from clean_transformer.parity.activations.isolated import Isolated
-from clean_transformer.parity.limits import HEALTHY_RHO, WRONG_FACTOR, index_of_largest, rounding
-from clean_transformer.parity.oracle import M, trusted
+from clean_transformer.parity.limits import PART, index_of_largest
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF, M, trusted
+from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.support.numerics import upcast
 from clean_transformer.support.stand_in import Method, StandIn
+
+# Draws of random rounding for one output.
+DRAWS = 6
 
 
 def is_black_box(part: nn.Module) -> bool:
@@ -78,11 +84,11 @@ def compiled(below: Method) -> Method:
 
 @torch.no_grad()
 def isolate_black_boxes(
-    model: HookedModule, on_cpu: HookedModule, oracle: HookedModule, *inputs: Tensor, case: str
+    model: HookedModule, oracle: HookedModule, *inputs: Tensor, case: str
 ) -> list[Isolated]:
     """Run the model and judge the output of each of its `leaves` with `judge_black_box`.
 
-    `on_cpu` and `oracle` compute each leaf from the input that it had on the device.
+    `oracle` computes each leaf from the input that it had on the device.
     """
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
 
@@ -99,7 +105,6 @@ def isolate_black_boxes(
                 name,
                 case,
                 output.cpu(),
-                on_cpu.get_submodule(name),
                 oracle.get_submodule(name),
                 *(arg.cpu() if isinstance(arg, Tensor) else arg for arg in args),
             )
@@ -111,35 +116,42 @@ def judge_black_box(
     name: str,
     case: str,
     output: Tensor,
-    on_cpu: Callable[..., Tensor],
-    oracle: Callable[..., Tensor],
+    oracle: Callable[..., Any],
     *inputs: Any,
 ) -> Isolated:
-    """Judge a module's output by how much less accurate it is than the CPU's output.
+    """Judge a module's output, row by row, by what rounding alone may do to it.
 
-    `on_cpu` is the same module on the CPU in the same dtype, `oracle` the same module in float64.
-    `output` and `inputs` are on the CPU. The error of a row is the root mean square of
-    output − exact over the last axis. In the result, `ratio` is the largest error of a row of
-    `output`, divided by the largest error of a row of the CPU's output.
+    `oracle` is the same module in float64 on the CPU. `output` and `inputs` are on the CPU. The
+    error of a row is the root mean square of output − exact over the last axis. `ratio` is the
+    largest error of a row in units of what `RandomRounding` makes of that row in the oracle. So no
+    module in the device's dtype takes part.
     """
-    exact = oracle(*(upcast(x) if isinstance(x, Tensor) else x for x in inputs))
-    error, healthy_error = (upcast(x) - exact for x in (output, on_cpu(*inputs)))
-    # The CPU's output may happen to be exact. An error as small as one rounding is always healthy.
-    healthy_error = healthy_error.abs().maximum(rounding(output.dtype) * exact.abs())
-    by_row = error.square().mean(dim=-1).sqrt()
-    envelope = float(healthy_error.square().mean(dim=-1).sqrt().max())
-    largest = float(by_row.nan_to_num(torch.inf, torch.inf).max())
-    healthy = HEALTHY_RHO[output.dtype]
+    given = [upcast(x) if isinstance(x, Tensor) else x for x in inputs]
+    exact = first_tensor(oracle(*given))
+    total = torch.zeros_like(exact)
+    for seed in range(DRAWS):
+        with RandomRounding(output.dtype, seed=seed):
+            moved = first_tensor(oracle(*given))
+        total += (moved - exact).square()
+    error = (upcast(output) - exact).square().mean(dim=-1).sqrt()
+    envelope = (total.mean(dim=-1) / DRAWS).sqrt()
+    ratios = torch.where(error == 0, 0.0, error / envelope).nan_to_num(math.inf, math.inf)
+    healthy, wrong = PART.limits(1, UNIT_ROUNDOFF[output.dtype])
     relative = float(error.square().mean().sqrt() / exact.square().mean().sqrt())
     return Isolated(
         name=name,
         case=case,
         path="black box",
         operation="black box",
-        ratio=largest / envelope if envelope else (torch.inf if largest else 0.0),
+        ratio=float(ratios.max()) if ratios.numel() else 0.0,
         healthy=healthy,
-        wrong=WRONG_FACTOR * healthy,
-        rms_ratio=float(by_row.square().mean().sqrt()) / envelope if envelope else 0.0,
-        bits=-float(torch.tensor(relative).log2()),
-        worst_index=index_of_largest(by_row),
+        wrong=wrong,
+        rms_ratio=float(ratios.square().mean().sqrt()) if ratios.numel() else 0.0,
+        bits=-math.log2(relative) if relative > 0 else math.inf,
+        worst_index=index_of_largest(ratios) if ratios.numel() else (),
     )
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The module's output, or the first tensor of a module that returns several things."""
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

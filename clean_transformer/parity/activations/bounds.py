@@ -13,6 +13,7 @@ import torch
 from einops import einsum, reduce
 from torch import Tensor, nn
 
+from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.attention import Attention, causal_mask, project
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.embed import Embed
@@ -216,9 +217,22 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
     },
     Unembed: _UNEMBED,
     TiedUnembed: _UNEMBED,
+    DemoTransformer: {},
 }
 
 
 # The rule for all other hook points: those of DemoTransformer itself, which return the output of
+
+
+def formula_of(module: nn.Module) -> dict[str, Rule] | None:
+    """The rules of the class whose `forward` the module runs; None if it has another `forward`.
+
+    A subclass that does not override `forward` keeps the rules of its parent.
+    """
+    kind = type(module)
+    parents = (parent for parent in kind.__mro__ if parent in RULES)
+    return next((RULES[each] for each in parents if each.forward is kind.forward), None)
+
+
 # its modules unchanged.
 PASSED_ON = Rule(COPY, _exact)

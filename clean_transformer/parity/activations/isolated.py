@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
-from clean_transformer.parity.activations.bounds import PASSED_ON, PRODUCTS, RULES, Rule, Seen
+from clean_transformer.parity.activations.bounds import (
+    PASSED_ON,
+    PRODUCTS,
+    Rule,
+    Seen,
+    formula_of,
+)
 from clean_transformer.parity.limits import (
     Kind,
     error_ratios,
@@ -111,7 +117,7 @@ def isolate(
         for name, value in exact.items():
             part, point = owner_of(name)
             made_by, its = oracle.get_submodule(part), seen[part]
-            rule = RULES.get(type(made_by), {}).get(point, PASSED_ON)
+            rule = (formula_of(made_by) or {}).get(point, PASSED_ON)
             u = _roundoff(rule.kind, device[name].dtype, autocast)
             rows.append(_judge((name, case, path), device[name], value, rule, made_by, its, u))
         return rows

@@ -30,52 +30,58 @@ def test_leaves_are_all_that_does_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("dtype", [F64, F32, BF16, F16])
-def test_the_cpu_is_as_good_as_itself(dtype: torch.dtype) -> None:
+def test_a_healthy_cpu_passes(dtype: torch.dtype) -> None:
     model = small_model(WEIGHTS, dtype)
     rows = isolate_black_boxes(
-        model, model, float64_oracle(model), suite_tokens(model.cfg, 2, 9), case="here"
+        model, float64_oracle(model), suite_tokens(model.cfg, 2, 9), case="here"
     )
     assert [row.name for row in rows] == [*leaves(model)]
-    assert all(row.ratio <= 1 for row in rows)
+    assert all(row.ratio <= row.healthy / 2 for row in rows)
     assert {row.verdict for row in rows} == {Verdict.PASS}
 
 
 @pytest.mark.parametrize("name", ["embed", "blocks.0.attn", "blocks.1.mlp", "unembed"])
 def test_a_fault_shows_in_its_own_module(name: str) -> None:
     model = small_model(WEIGHTS)
-    on_cpu, oracle = small_model(WEIGHTS), float64_oracle(model)
+    oracle = float64_oracle(model)
     with corrupted(model, name, lambda output: output * 1.1):
-        rows = isolate_black_boxes(model, on_cpu, oracle, suite_tokens(model.cfg, 2, 9), case="")
+        rows = isolate_black_boxes(model, oracle, suite_tokens(model.cfg, 2, 9), case="")
     [row] = [row for row in rows if row.verdict is not Verdict.PASS]
     assert (row.name, row.verdict) == (name, Verdict.WRONG)
 
 
 @pytest.mark.parametrize(
-    ("envelopes", "verdict"), [(0, Verdict.PASS), (10, Verdict.DEGRADED), (100, Verdict.WRONG)]
+    ("roundings", "verdict"), [(0, Verdict.PASS), (30, Verdict.DEGRADED), (300, Verdict.WRONG)]
 )
 @torch.no_grad()
-def test_the_ratio_is_that_of_the_worst_row(envelopes: int, verdict: Verdict) -> None:
-    linear = nn.Linear(8, 4)
-    oracle, x = float64_oracle(linear), torch.randn(3, 8)
-    right, exact = linear(x), oracle(x.double())
-    error = (right.double() - exact).abs().maximum(2**-24 * exact.abs()).square().mean(-1).sqrt()
-    wrong = right.double()
-    wrong[2] += envelopes * error.max()
-    by_row = (wrong.float().double() - exact).square().mean(-1).sqrt()
-    row = judge_black_box("mine", "", wrong.float(), linear, oracle, x)
-    assert row.ratio == pytest.approx(float(by_row.max() / error.max()))
-    assert row.worst_index == (int(by_row.argmax()),)
+def test_the_ratio_is_that_of_the_worst_row(roundings: int, verdict: Verdict) -> None:
+    x = torch.rand(3, 64) + 0.5
+    output = x.square()
+    output[2] *= 1 + roundings * 2**-24
+    row = judge_black_box("mine", "", output, torch.square, x)
     assert row.verdict is verdict
+    assert not roundings or row.worst_index == (2,)
+    # Squares are rounded once, by at most u times their size.
+    assert row.ratio == pytest.approx(roundings, rel=0.3, abs=1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("ulps", "verdict"), [(1, Verdict.PASS), (4, Verdict.DEGRADED)])
-def test_a_lucky_cpu_asks_for_no_more_than_rounding(dtype, ulps: int, verdict: Verdict) -> None:
-    x = torch.full((2, 3), 2048.0, dtype=dtype)
-    output = x * (1 + ulps * torch.finfo(dtype).eps)
-    row = judge_black_box("mine", "", output, lambda x: x, lambda x: x, x)
-    assert row.verdict is verdict
-    assert row.ratio == 2 * ulps
+@torch.no_grad()
+def test_a_module_that_is_wrong_in_its_own_dtype_only_does_not_pass_by_its_own_standard() -> None:
+    class Off(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1.1 if x.dtype == F32 else 1)
+
+    mine, x = Off(8, 4), torch.randn(3, 8)
+    assert judge_black_box("mine", "", mine(x), float64_oracle(mine), x).verdict is Verdict.WRONG
+
+
+@torch.no_grad()
+def test_the_first_tensor_counts_and_an_empty_batch_passes() -> None:
+    def several(x):
+        return [x * 2], "more"
+
+    for x in (torch.randn(3, 8), torch.randn(0, 8)):
+        assert judge_black_box("mine", "", x * 2, several, x).verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -84,7 +90,7 @@ def test_what_is_not_a_number_is_wrong(value: float) -> None:
     output = linear(x).detach()
     output[1, 2] = value
     with torch.no_grad():
-        row = judge_black_box("mine", "", output, linear, float64_oracle(linear), x)
+        row = judge_black_box("mine", "", output, float64_oracle(linear), x)
     assert (row.verdict, row.ratio, row.worst_index) == (Verdict.WRONG, torch.inf, (1,))
 
 
