@@ -104,7 +104,13 @@ def test_without_onednn_only_the_others_are_measured(monkeypatch, dtype: torch.d
     assert not any(isinstance(kernel, OneDNN) for kernel in autotune.kernels(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float64, torch.bfloat16)),
+    ],
+)
 def test_a_choice_is_made_among_the_kernels_of_the_dtype(dtype: torch.dtype):
     blocks = autotune.fastest_for_blocks(8, 16, 2, dtype, 77)
     unembed = autotune.fastest_for_unembed(8, 11, dtype, 77)

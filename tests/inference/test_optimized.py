@@ -90,7 +90,16 @@ def test_choices_without_float64_pass_the_parity_suite(monkeypatch, choice: Choi
     assert run.verdict.value == "PASS", run
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        *(
+            pytest.param(dtype, marks=pytest.mark.slow)
+            for dtype in (torch.float64, torch.bfloat16, torch.float16)
+        ),
+    ],
+)
 def test_the_parity_suite_passes(monkeypatch, dtype: torch.dtype):
     monkeypatch.undo()  # use the fastest kernels of this machine
     monkeypatch.setattr(invariants, "INVARIANTS", ())

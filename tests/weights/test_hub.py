@@ -102,7 +102,10 @@ def test_what_is_cached_is_not_downloaded_again(hub, with_hub):
     assert hub.downloaded == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("how", ["offline", "unreachable", "failing"])
+@pytest.mark.parametrize(
+    "how",
+    ["offline", *(pytest.param(how, marks=pytest.mark.slow) for how in ("unreachable", "failing"))],
+)
 def test_without_the_hub_the_cached_copy_is_taken(hub, with_hub, how):
     names = ["config.json", INDEX, *SHARDS]
     publish(hub, "someone/model", *names)
@@ -167,7 +170,9 @@ def test_a_repository_without_the_files(hub, with_hub):
     assert hub.downloaded == []
 
 
-@pytest.mark.parametrize("fault", ["cut", "short", "gone"])
+@pytest.mark.parametrize(
+    "fault", ["short", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("cut", "gone"))]
+)
 def test_a_download_that_breaks_off(hub, with_hub, fault):
     publish(hub, "someone/model", "config.json", "model.safetensors")
     hub.faults["model.safetensors"] = fault

@@ -33,8 +33,16 @@ def judged(name: str, dtype: torch.dtype = F32) -> UseResult:
     return judge(use, locates=True)
 
 
-@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
-@pytest.mark.parametrize("optimized", [False, True])
+SLOW = [(F64, False), (F16, False), (F64, True), (BF16, True), (F16, True)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimized"),
+    [
+        *((F32, False), (BF16, False), (F32, True)),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW),
+    ],
+)
 def test_healthy_uses_pass(dtype: torch.dtype, optimized: bool):
     judge = judge_of(dtype)
     if optimized:
