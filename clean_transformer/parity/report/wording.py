@@ -54,19 +54,12 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
     if isinstance(row, Check):
         allowed = "" if row.allowed is None else f", allowed {row.allowed:.3g}"
         return f"{row.name}: {row.measured:.3g}{allowed}; {row.note}".removesuffix("; ")
-    if row.path == "use":
-        return (
-            f"{row.name} ({row.operation}; {row.case}): error {row.ratio:.3g} roundings, "
-            f"healthy up to {row.healthy:.3g}; {row.bits:.1f} correct bits; "
-            f"worst at {[*row.worst_index]}"
-        )
     in_model = row.path in PATHS
     where = "; ".join(filter(None, (row.operation, row.case)))
     path = f", {row.path}" if in_model else ""
-    unit = "roundings" if in_model else "times the CPU's"
     head = worst_head(row)
     return (
-        f"{row.name or LOGITS} ({where}{path}): error {row.ratio:.3g} {unit}, healthy up to "
+        f"{row.name or LOGITS} ({where}{path}): error {row.ratio:.3g} roundings, healthy up to "
         f"{row.healthy:.3g}; {row.bits:.1f} correct bits; worst at {[*row.worst_index]}"
         f"{head and f', head {head}'}{PRECISION_SETTINGS.get(row.lower_precision, '')}"
     )

@@ -217,7 +217,7 @@ def test_script_names_differ_by_device_and_dtype() -> None:
         (Check("gelu, offset", Verdict.WRONG, 99.0), "gelu, offset: 99"),
         (
             row("blocks.0.mlp", 24.0, path="black box", operation="black box"),
-            "blocks.0.mlp (black box; 2 × 33 tokens): error 24 times the CPU's, "
+            "blocks.0.mlp (black box; 2 × 33 tokens): error 24 roundings, "
             "healthy up to 30; 24.0 correct bits; worst at [1, 2], head 0",
         ),
     ],
