@@ -40,7 +40,8 @@ class Kind:
     k terms has an error of at most γ_k Σ|xW|, with γ_k = k u / (1 − k u) (Higham, §3.1). In half
     precision (bfloat16 or float16), the limit is then the field `healthy`.
 
-    `healthy_per_root` is λ in the probabilistic bound λ √k u: the healthy limit is at least λ √k.
+    `healthy_per_root` is λ in the probabilistic bound λ √k u. In float32 and float64, the healthy
+    limit is the larger one of `healthy` and λ √k.
     Kinds of sums have a λ if all terms may have the same sign, as in an average, because the errors
     of such sums grow like √k. A healthy error exceeds the bound with probability 2 exp(−λ²/2)
     (Higham and Mary 2019, theorem 2.4), which is 3e-14 for λ = 8.
@@ -71,7 +72,7 @@ HEALTHY_SUM = 30.0
 HEALTHY_SUM_OF_HALVES = 8.0
 # λ in the probabilistic bound λ √k u (see `Kind.healthy_per_root`).
 DEVIATIONS = 8.0
-# If we know no upper bound on an operation's rounding error, `wrong` is this factor times `healthy`.
+# Where no upper bound on the rounding error is known, `wrong` is this factor times `healthy`.
 WRONG_FACTOR = 10.0
 
 COPY = Kind("gather, copy, mask", 0.0, 0.0)
@@ -112,8 +113,8 @@ SELDOM_EXCEEDED = 8.0
 # dtype. Drift and black boxes are judged by ρ. A black box with a ρ above WRONG_FACTOR times this
 # limit is WRONG.
 HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
-# Two healthy runs differ by at most the sum of their two errors. So the limit of their difference is
-# this factor times the largest healthy error of one run.
+# Two healthy runs differ by at most the sum of their two errors. So their difference may be this
+# factor times the largest healthy error of one run.
 HEALTHY_RUNS = 2
 
 
