@@ -47,9 +47,9 @@ def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
 def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
     """The first n_ctx − 1 positions have the same logits with and without the last token.
 
-    The ids are spread over the vocabulary; only the device of `tokens` is used. Only the embeddings,
-    the last block and the unembedding run. The other blocks call the same kernels with the same
-    shapes, and running all blocks would take minutes in a dtype without fast kernels.
+    The ids come from `spread_ids`; `tokens` only chooses the device. Only the embeddings, the last
+    block, the last LayerNorm and the unembedding run. The other blocks call the same kernels with
+    the same shapes, and running all blocks would take minutes in a dtype without fast kernels.
     """
     full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
 
@@ -117,7 +117,7 @@ INVARIANTS: tuple[Callable[[DemoTransformer, Tokens], tuple[Logits, Logits]], ..
 
 @torch.no_grad()
 def small_logits(device: str, dtype: str) -> Logits:
-    """Run a small model with seeded weights on `device` in `dtype`; return its logits on the CPU."""
+    """Run a small model with seeded weights on `device` in `dtype`. Return logits on the CPU."""
     cfg = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256, d_vocab=512, n_ctx=64)
     model = DemoTransformer.from_state_dict(plain(cfg), cfg)
     model.to(device, getattr(torch, dtype.removeprefix("torch.")))

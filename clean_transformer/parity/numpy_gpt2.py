@@ -1,8 +1,8 @@
 """GPT-2's forward pass in NumPy: an oracle that shares no kernel with PyTorch.
 
-`weights` maps our parameter names to float64 arrays. `x` is [pos d_model], without a batch axis. The
-matrix products run in NumPy's BLAS. LayerNorm, softmax and GELU use only elementary functions of
-NumPy, such as add, multiply, exp and tanh.
+`weights` maps our parameter names to float64 arrays. `x` is [pos d_model], without a batch axis.
+The matrix products run in NumPy's BLAS. LayerNorm, softmax and GELU use only elementary functions
+of NumPy, such as add, multiply, exp and tanh.
 """
 
 from collections.abc import Mapping
