@@ -100,7 +100,9 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
 def isolated_errors(
     subject: Subject, on_step: Callable[[str], None]
 ) -> tuple[list[Isolated], Located | None]:
-    """Return the error that the device introduces in each activation, and a wrong operation if any.
+    """Return the isolated error of each activation, and the first wrong operation or None.
+
+    The isolated error is the error that the device itself introduces in this activation.
 
     The whole model runs on `subject.tokens` once with each path of `PATHS`. Then one block runs on
     each of the `cliff_inputs`. If the model has black boxes, it runs once, and the rows judge the

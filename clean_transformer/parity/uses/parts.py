@@ -42,7 +42,10 @@ def run(
 
 
 def on_device(cache: KVCache | None, device: torch.device) -> KVCache | None:
-    """Move the padding counts of an empty cache to `device`. Return the cache, or None if None."""
+    """Move the padding counts of an empty cache to `device`, and return the cache.
+
+    If `cache` is None, return None.
+    """
     if cache is not None and cache.padding is not None:
         cache.padding = cache.padding.to(device)
     return cache
