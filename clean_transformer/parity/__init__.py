@@ -4,8 +4,8 @@
 2. Does the device compute it accurately?
 3. Which operation goes wrong first?
 
-Names of this package are imported on first use, so pytest can load `parity.pytest_plugin` without
-importing PyTorch.
+Each name of this package is imported when it is first accessed. So pytest can load
+`parity.pytest_plugin` without importing PyTorch.
 """
 
 from typing import TYPE_CHECKING

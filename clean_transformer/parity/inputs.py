@@ -27,20 +27,24 @@ class Weights:
     state: State
 
 
-# The sequence length of the suite's main run, or `n_ctx` if that is smaller. It is just above a
-# power of two, because many kernels switch to another algorithm there.
+# The sequence length of the suite's tokens, unless `n_ctx` is smaller. The length is just above a
+# power of two, where many kernels switch to another algorithm.
 LENGTH = 33
 
 
 def spread_ids(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]:
-    """Token ids spread over the vocabulary: multiples of 7919, a prime number, modulo `d_vocab`."""
+    """Return token ids [batch length] that are spread over the vocabulary.
+
+    The ids are the multiples of 7919, a prime number, modulo `d_vocab`.
+    """
     return (torch.arange(batch * length) * 7919 % cfg.d_vocab).reshape(batch, length)
 
 
 def suite_tokens(cfg: Config, batch: int = 2, length: int = LENGTH) -> Int[Tensor, "batch pos"]:
-    """Token ids spread over the vocabulary, in rows of `length` positions, or `n_ctx` if smaller.
+    """Return token ids that are spread over the vocabulary, in `batch` rows.
 
-    Each row starts with the last id of the vocabulary, which is <|endoftext|> in GPT-2.
+    A row has `length` positions, or `n_ctx` positions if `n_ctx` is smaller. Each row starts with
+    the last id of the vocabulary, which is <|endoftext|> in GPT-2.
     """
     tokens = spread_ids(cfg, batch, min(length, cfg.n_ctx))
     tokens[:, 0] = cfg.d_vocab - 1
@@ -54,11 +58,12 @@ SYNTHETIC = {"stress": stress, "plain": plain}
 def choose_weights(source: str | None) -> Weights:
     """Load weights from a hub id, an alias, a folder or a file, or make synthetic weights.
 
-    The sources "stress" and "plain" make synthetic weights of GPT-2 small. A suffix chooses another
-    size: "stress:medium". If `source` is None, load GPT-2 small from the hub or its cache; if the
-    hub cannot be reached, make "stress" weights of the same shape instead.
+    The sources "stress" and "plain" make synthetic weights in the shape of GPT-2 small. A suffix
+    chooses another size: "stress:medium". If `source` is None, the weights are those of GPT-2
+    small, from the hub or from the local cache of the hub. If the hub cannot be reached, they are
+    "stress" weights in the shape of GPT-2 small.
 
-    Raises `HubError` if a source is given and cannot be reached.
+    Raises `HubError` if `source` is given but the hub cannot provide it.
     """
     kind, _, size = (source or "").partition(":")
     if kind in SYNTHETIC:
@@ -80,8 +85,9 @@ def choose_tokens(
 ) -> tuple[Int[Tensor, "batch pos"], str]:
     """Return the token ids of the text, and a description of these ids for the report.
 
-    The tokenizer is the one stored with the weights; for synthetic weights, it is GPT-2's. Without
-    a text or without a tokenizer, the ids are `suite_tokens`, and the description says why.
+    The tokenizer is the one that is stored with the weights. For synthetic weights, it is GPT-2's.
+    If `text` is None, the ids are `suite_tokens`. If the tokenizer cannot be loaded, the ids are
+    `suite_tokens` too, and the description says why.
     """
     spread = suite_tokens(cfg)
     if text is None:

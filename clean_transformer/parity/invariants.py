@@ -1,6 +1,7 @@
-"""Invariants: checks that compare two runs of one model, which must give the same logits.
+"""Invariants: two ways to run one model on a device that must give the same logits.
 
-Each invariant returns the logits of both runs. No oracle is needed.
+The function of each invariant returns a pair: the logits of the first way, and the logits of the
+second way. No oracle is needed.
 """
 
 import subprocess
@@ -29,7 +30,8 @@ Logits = Float[Tensor, "... d_vocab"]
 def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
     """Changing a token does not change the logits of earlier positions.
 
-    The first run changes the last token. The second run changes the middle token as well.
+    One run has the last token changed, another run the last token and the middle token. Both runs
+    are compared with a run on `tokens`, at the positions before the first changed token.
     """
     last, middle = tokens.clone(), tokens.shape[1] // 2
     last[:, -1] = (last[:, -1] + 1) % model.cfg.d_vocab
@@ -45,8 +47,9 @@ def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
 def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
     """The first n_ctx − 1 positions have the same logits with and without the last token.
 
-    Only the last block runs. The other blocks call the same kernels with the same shapes, and
-    running all blocks would take minutes in a dtype without fast kernels.
+    The ids come from `spread_ids`; `tokens` only chooses the device. Only the embeddings, the last
+    block, the last LayerNorm and the unembedding run. The other blocks call the same kernels with
+    the same shapes, and running all blocks would take minutes in a dtype without fast kernels.
     """
     full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
 
@@ -63,14 +66,15 @@ def batch_permutation(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, L
 
 
 def batch_size(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """Each input has the same logits in a batch as in a run of its own."""
+    """Each input of a batch has the same logits as if the model runs on this input alone."""
     return model(tokens), torch.cat([model(row[None]) for row in tokens])
 
 
 def cached_decoding(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """Running the tokens in three parts with a KV cache equals running all tokens at once.
+    """Three calls with a KV cache give the same logits as one call with all tokens.
 
-    The last part is a single token.
+    The first call reads the first half of the tokens, the second call the other tokens except the
+    last, and the third call the last token.
     """
     cache = KVCache(len(model.blocks), model.cfg.n_ctx)
     half = tokens.shape[1] // 2
@@ -84,7 +88,7 @@ def second_call(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]
 
 
 def fresh_process(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """A small model gives the same logits in this process and in a new one.
+    """A small model gives the same logits in this process and in a new process.
 
     In the new process, every operation runs for the first time.
     """
@@ -113,7 +117,7 @@ INVARIANTS: tuple[Callable[[DemoTransformer, Tokens], tuple[Logits, Logits]], ..
 
 @torch.no_grad()
 def small_logits(device: str, dtype: str) -> Logits:
-    """The logits of a small model with seeded weights, run on the given device and dtype."""
+    """Run a small model with seeded weights on `device` in `dtype`. Return logits on the CPU."""
     cfg = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256, d_vocab=512, n_ctx=64)
     model = DemoTransformer.from_state_dict(plain(cfg), cfg)
     model.to(device, getattr(torch, dtype.removeprefix("torch.")))
@@ -132,7 +136,7 @@ def check_invariants(
     """Check every invariant for the model on its device.
 
     `allowed` is the largest `row_difference` that two healthy runs may have. `first` holds the
-    logits of the first call on the device, which must equal those of a later call.
+    logits of the first call of the model on the device. A later call must give the same logits.
     """
     checks = [_judge("first_call", first, model(tokens), allowed)]
     for invariant in INVARIANTS:
@@ -149,10 +153,10 @@ def _judge(name: str, one: Logits, other: Logits, allowed: float) -> Check:
 
 
 def row_difference(one: Logits, other: Logits) -> float:
-    """The largest relative difference between two rows of logits.
+    """The largest relative difference between a row of `one` and the same row of `other`.
 
-    The difference of a row is RMS(one − other) / RMS(other). The result is infinite if a logit is
-    NaN.
+    A row holds the logits at one position. The difference of two rows is
+    RMS(one − other) / RMS(other). The result is infinite if a logit is NaN.
     """
     worst = 0.0
     for row, wanted in zip(one.flatten(0, 1), other.flatten(0, 1), strict=True):

@@ -20,11 +20,12 @@ from clean_transformer.parity.operations.script import reproduction_script
 class Located:
     """A description of the first wrong operation, for the report.
 
-    `where` is the activation or the probe in which the operation was found. `operation` is its ATen
-    name, and `operands` describes the layout of each tensor argument. `ratio` is the error in
-    roundings, `bits` the number of correct bits. `diagnosis` says when the operation is wrong.
-    `known` lists the known issues that the call matches; a match is a lead, not a proof. `script`
-    is the source of a Python script that reproduces the error and needs only torch.
+    `where` is the activation or the probe in which the operation was found. `operation` is the
+    operation's ATen name, and `operands` describes the dtype and the layout of each tensor
+    argument. `ratio` is the largest error ratio (see `parity/limits.py`), and `bits` is the number
+    of correct bits. `diagnosis` says under which condition the operation is wrong, for example if
+    an argument is not contiguous. `known` lists the known issues that the call matches. A match is
+    a lead, not a proof. `script` is a Python script that reproduces the error and needs only torch.
     """
 
     where: str
@@ -40,10 +41,11 @@ class Located:
 def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Located | None:
     """Find the first wrong operation that contributes to the activation `name`.
 
-    First check the operations of the submodule that computes this activation, on the inputs that
-    the submodule receives when `module` runs on `inputs`. If they are all right, check the whole
-    `module`, because the wrong operation may be outside of that submodule. `path` says which hook
-    points are watched. Returns None if no operation is wrong in these runs.
+    The search has two steps. First, the submodule that computes this activation runs alone, on the
+    inputs that it receives when `module` runs on `inputs`, and all its operations are checked. If
+    no operation is wrong, the whole `module` runs on `inputs`, because the wrong operation may be
+    outside of the submodule. `path` says which hook points are watched (see `PATHS`). Returns None
+    if no operation is wrong in these runs.
     """
     owner = owner_of(name)[0]
     part = module.get_submodule(owner)
@@ -57,7 +59,7 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
 
 
 def in_words(finding: Finding, where: str) -> Located:
-    """Describe a finding for the report; `where` names the activation or probe it was found in."""
+    """Describe a finding for the report. `where` names the activation or probe of the finding."""
     known = [f"{fault.name}: {fault.seen}; {fault.workaround}" for fault in match(finding.call)]
     return Located(
         where=where,

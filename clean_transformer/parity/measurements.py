@@ -29,18 +29,18 @@ from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.parity.results import first_bad_activation
 from clean_transformer.parity.verdict import Check
 
-# Sequence lengths at which kernels are known to switch to another algorithm. The main run's length
-# is checked as well.
+# Sequence lengths at which kernels are known to switch to another algorithm. `isolated_errors` runs
+# one block at these lengths, after it has run the whole model at the length `LENGTH`.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under test and what its measurements need.
+    """The model under test, with the other models and the tokens that the measurements need.
 
-    `model` is on the device under test. `on_cpu` is the same model in the same dtype on the CPU,
-    `oracle` the same model in float64 on the CPU. `tokens` are on the CPU. `autocast` is the dtype
-    of autocast, or None.
+    `model` is on the device under test. `on_cpu` is the same model in the same dtype on the CPU.
+    `oracle` is the same model in float64 on the CPU. `tokens` are on the CPU. `autocast` is the
+    dtype of autocast, or None if the model runs without autocast.
     """
 
     model: DemoTransformer
@@ -56,12 +56,18 @@ class Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype whose precision the results should have: that of autocast, or the model's."""
+        """The dtype that decides how large an error is healthy.
+
+        This is the dtype of autocast. Without autocast, it is the dtype of the model.
+        """
         return self.autocast or self.on_cpu.embed.W_E.dtype
 
     @property
     def has_black_boxes(self) -> bool:
-        """Whether some modules of the model are black boxes."""
+        """Whether a module of the model has a `forward` of its own instead of its class's.
+
+        The inner activations of such a module cannot be watched.
+        """
         return has_black_boxes(self.model)
 
     def context(self) -> AbstractContextManager[object]:
@@ -71,11 +77,11 @@ class Subject:
 
 
 def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
-    """Return the index of a block, and inputs for this block by name.
+    """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
 
-    The inputs have the sizes and memory layouts at which devices are known to fail. The block is
-    the fourth, or the last block of a smaller model, because GPT-2's residual stream has its
-    largest entries from the fourth block on.
+    The inputs have sizes and memory layouts at which devices are known to fail. The block is the
+    fourth, because GPT-2's residual stream has its largest entries from the fourth block on. If the
+    model has fewer blocks, it is the last block.
     """
     layer, n_ctx = min(3, model.cfg.n_layers - 1), model.cfg.n_ctx
     tokens = suite_tokens(model.cfg, 2, n_ctx).to(model.embed.W_E.device)
@@ -94,12 +100,17 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
 def isolated_errors(
     subject: Subject, on_step: Callable[[str], None]
 ) -> tuple[list[Isolated], Located | None]:
-    """Return the error that each activation introduces, and the first wrong operation.
+    """Return the isolated error of each activation, and the first wrong operation or None.
 
-    The whole model runs on the tokens with every path. Then one block runs on `cliff_inputs`.
-    `on_step` is called with the name of each step before it begins. The operation is the first
-    wrong one in the first bad activation. It is None if no activation is bad, if the search finds
-    no wrong operation, or if the model has black boxes.
+    The isolated error is the error that the device itself introduces in this activation.
+
+    The whole model runs on `subject.tokens` once with each path of `PATHS`. Then one block runs on
+    each of the `cliff_inputs`. If the model has black boxes, it runs once, and the rows judge the
+    outputs of its `leaves`. Before each step, `on_step` gets the step's name.
+
+    If an activation does not pass, `locate` searches for the first wrong operation that contributes
+    to the first such activation. The second result is None if every activation passes, if the
+    search finds no wrong operation, or if the model has black boxes.
     """
     model, oracle, given = subject.model, subject.oracle, subject.given
     case = f"{given.shape[0]} × {given.shape[1]} tokens"
@@ -130,7 +141,10 @@ def isolated_errors(
 
 
 def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Located | None]:
-    """Return a check for every probe in every layout, and the operation of the first bad check."""
+    """Return a check for every probe in every layout, and the first operation with an error.
+
+    The second result is None if no operation has more than a healthy error.
+    """
     results = run_probes(device, dtype)
     checks = [
         Check(
@@ -146,11 +160,12 @@ def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Loca
 
 
 def end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd], Impact, float]:
-    """Return the drift of each activation, its impact on predictions, and the invariants' limit.
+    """Return the drift of each activation, the impact on predictions, and the invariants' limit.
 
-    The limit is the `allowed` of `check_invariants`: the largest difference that the logits of two
-    healthy runs may have. If `reference` names a reference, the rows also hold the reference's own
-    drift on the CPU.
+    The impact says how much the device's errors change the predictions. The limit is the argument
+    `allowed` of `check_invariants`: the largest difference that the logits of two healthy runs may
+    have. If `reference` names a reference, the rows of drift also hold the reference's own error on
+    the CPU.
     """
     tokens, on_cpu, healthy = subject.tokens, subject.on_cpu, HEALTHY_RHO[subject.dtype]
     names = [*leaves(subject.model)] if subject.has_black_boxes else None

@@ -5,14 +5,16 @@ This file does not import PyTorch, because `--help` lists the modes and must be 
 
 from clean_transformer.support.dtypes import choose_names
 
-# eager: as written. compiled: `torch.compile` on each module. autocast: a float32 model under
-# autocast to bfloat16. optimized: after `optimize()`. optimized-compiled: `torch.compile` on each
-# module after `optimize()`.
+# eager: the model runs as it is written.
+# compiled: `torch.compile` compiles each module by itself.
+# autocast: a float32 model runs under autocast to bfloat16.
+# optimized: the model runs after `model.optimize()`.
+# optimized-compiled: `model.optimize()` first, then `torch.compile` on each module.
 MODES = ("eager", "compiled", "autocast", "optimized", "optimized-compiled")
 
 
 def choose_modes(names: str) -> list[str]:
-    """The modes named in a comma-separated list; "all" names every mode.
+    """Return the modes in the comma-separated list `names`; "all" stands for every mode.
 
     Raises `ValueError` for an unknown mode.
     """

@@ -1,7 +1,8 @@
 """GPT-2's forward pass in NumPy: an oracle that shares no kernel with PyTorch.
 
-Weights are a dict of float64 arrays under our names, x is [pos d_model]. The products run in
-NumPy's BLAS; LayerNorm, softmax and GELU are made of add, multiply, exp and tanh alone.
+`weights` maps our parameter names to float64 arrays. `x` is [pos d_model], without a batch axis.
+The matrix products run in NumPy's BLAS. LayerNorm, softmax and GELU use only elementary functions
+of NumPy, such as add, multiply, exp and tanh.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ Weights = Mapping[str, Array]
 
 
 def gpt2(tokens: NDArray[np.int64], weights: Weights, n_layers: int, eps: float) -> Array:
-    """Logits [pos d_vocab] of the token that follows each of `tokens` [pos]."""
+    """Return the logits [pos d_vocab] of the model for the ids `tokens` [pos]."""
     x = weights["embed.W_E"][tokens] + weights["pos_embed.W_pos"][: len(tokens)]
     for layer in range(n_layers):
         x = block(x, within(weights, f"blocks.{layer}"), eps)
@@ -25,13 +26,16 @@ def gpt2(tokens: NDArray[np.int64], weights: Weights, n_layers: int, eps: float)
 
 
 def block(x: Array, weights: Weights, eps: float) -> Array:
-    """x + attn(ln1(x)), then x + mlp(ln2(x))."""
+    """Return the residual stream after a block: add attn(ln1(x)) to x, then add mlp(ln2(x))."""
     x = x + attention(layer_norm(x, within(weights, "ln1"), eps), within(weights, "attn"))
     return x + mlp(layer_norm(x, within(weights, "ln2"), eps), within(weights, "mlp"))
 
 
 def attention(x: Array, weights: Weights) -> Array:
-    """softmax(q kᵀ / √d_head + mask) v for each head, then the sum of z W_O over heads."""
+    """Return b_O plus the sum of z W_O over the heads [pos d_model].
+
+    Each head computes z = softmax(q kᵀ / √d_head + mask) v.
+    """
     mask = np.where(np.tri(len(x), dtype=bool), 0.0, -np.inf)  # [query key]
     out = np.zeros_like(x) + weights["b_O"]
     for head, W_O in enumerate(weights["W_O"]):
@@ -41,37 +45,40 @@ def attention(x: Array, weights: Weights) -> Array:
 
 
 def mlp(x: Array, weights: Weights) -> Array:
-    """gelu(x W_in + b_in) W_out + b_out."""
+    """Return gelu(x W_in + b_in) W_out + b_out."""
     return linear(
         gelu(linear(x, weights["W_in"], weights["b_in"])), weights["W_out"], weights["b_out"]
     )
 
 
 def layer_norm(x: Array, weights: Weights, eps: float) -> Array:
-    """(x - mean) / √(var + eps) · w + b; without w and b where they are folded away."""
+    """Return (x - mean) / √(var + eps) · w + b.
+
+    If w and b were folded into the next layer, `weights` is empty, and w is 1 and b is 0.
+    """
     centered = x - x.mean(-1, keepdims=True)
     normalized = centered / np.sqrt((centered * centered).mean(-1, keepdims=True) + eps)
     return normalized * weights.get("w", 1.0) + weights.get("b", 0.0)
 
 
 def softmax(scores: Array) -> Array:
-    """Each row's exp(s - max s), divided by its sum."""
+    """Return exp(s - max s) of each row of scores s, divided by the sum of this row."""
     exp = np.exp(scores - scores.max(-1, keepdims=True))
     return exp / exp.sum(-1, keepdims=True)
 
 
 def gelu(x: Array) -> Array:
-    """OpenAI's tanh form, ½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
+    """Return GPT-2's tanh form of GELU: ½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
     return 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)))
 
 
 def linear(x: Array, W: Array, b: Array) -> Array:
-    """x W + b."""
+    """Return x W + b."""
     return x @ W + b
 
 
 def within(weights: Weights, module: str) -> dict[str, Array]:
-    """The weights below a module, by their names inside of it."""
+    """Return the weights of the submodule `module`, by their names without the prefix `module.`."""
     prefix = f"{module}."
     return {
         name.removeprefix(prefix): weight

@@ -18,8 +18,8 @@ UNIT_ROUNDOFF = {
     torch.bfloat16: 2.0**-8,
 }
 
-# Lower precisions that a device may use for float32 products if a setting allows it. The keys are
-# their unit roundoffs.
+# Lower precisions that a device may use for float32 products if a setting allows them. The keys are
+# the unit roundoffs of these precisions.
 LOWER_PRECISION = {
     UNIT_ROUNDOFF[torch.float16]: "TF32",  # TF32 has as many mantissa bits as float16
     UNIT_ROUNDOFF[torch.bfloat16]: "bfloat16",
@@ -32,21 +32,24 @@ ACCUMULATOR = UNIT_ROUNDOFF[torch.float32]
 def smallest_kept(dtype: torch.dtype) -> float:
     """The underflow threshold η of a dtype: devices may flush smaller numbers to 0.
 
-    This is the smallest normal number. Devices keep the subnormal numbers of float16, so for
-    float16 it is the smallest subnormal number.
+    η is the smallest normal number. Only for float16, η is the smallest subnormal number, because
+    devices keep the subnormal numbers of float16.
     """
     return 2.0**-24 if dtype == torch.float16 else float(torch.finfo(dtype).tiny)
 
 
 def trusted() -> AbstractContextManager[object]:
-    """A context manager that turns off all dispatch modes.
+    """A context manager that turns off all of PyTorch's dispatch modes inside a `with` block.
 
-    Planted device faults are dispatch modes, so they do not affect what runs inside.
+    Planted device faults are dispatch modes, so they do not affect operations in this block.
     """
     return _disable_current_modes()
 
 
 def float64_oracle(module: M) -> M:
-    """A float64 copy of the module on the CPU. The module's device need not support float64."""
+    """Return a float64 copy of the module on the CPU. The module stays unchanged on its device.
+
+    The module's device need not support float64.
+    """
     with trusted():
         return deepcopy(module).cpu().double()

@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def assert_parity(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """The function `clean_transformer.parity.assert_parity`, set to the device `--parity-device`.
+    """The function `assert_parity`, with its argument `device` set to the option `--parity-device`.
 
     Skips the test if this machine does not have the device.
     """

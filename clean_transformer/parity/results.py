@@ -17,13 +17,18 @@ Key = TypeVar("Key")
 Row = TypeVar("Row")
 
 
-# The paths of `isolated` rows that need somebody who watches activations.
+# The paths (see `PATHS`) that run only if a user watches inner activations. Their `isolated` rows
+# are the verdict of the use "hooks".
 WATCHED = ("explicit", "per head")
 
 
 @dataclass(frozen=True)
 class UseSummary:
-    """One line on one use: its name, what a person does with it, and its verdict."""
+    """The report's line on one use (see `Use`), with the use's worst verdict.
+
+    `means` says what a person does in this use, such as "generating text". `wrong_from` is that of
+    the `UseResult`.
+    """
 
     name: str
     means: str
@@ -35,10 +40,11 @@ class UseSummary:
 class DeviceRun:
     """The answers to questions 2 and 3 for one device, dtype and mode.
 
-    `settings` holds the device's precision settings. `isolated` holds the error that each
-    activation introduces, `end_to_end` the drift of each activation, `invariants` and `probes` the
-    checks of these names. `impact` says how much the predictions change. `located` is the first
-    wrong operation, if one was found. `not_checked` is the reason if nothing ran.
+    `settings` holds the device's precision settings. `uses` has the result of each use. `isolated`
+    has the error that the device introduces in each activation. `end_to_end` has the drift of each
+    activation. `invariants` holds the checks of `invariants.py`, and `probes` those of single
+    operations. `impact` says how much the device's errors change the predictions. `located` is the
+    first wrong operation, if one was found. If nothing ran, `not_checked` is the reason.
     """
 
     device: str
@@ -63,9 +69,9 @@ class DeviceRun:
     def first_failure(self) -> Isolated | EndToEnd | Check | None:
         """The first row or check that does not pass; None if everything passed.
 
-        Isolated errors come first, because drift may come from an earlier activation. Then come the
-        uses, drift, the invariants and the single operations. Isolated errors, uses and drift are
-        in the order of the forward pass.
+        The order is: isolated errors, uses, drift, invariants, single operations. Isolated errors
+        come first because they say where an error begins; drift may begin in an earlier activation.
+        The rows of isolated errors, of each use and of drift follow the forward pass.
         """
         in_uses = (use.first_failure for use in self.uses if use.first_failure)
         failures = (row for row in self._rest if row.verdict is not Verdict.PASS)
@@ -73,7 +79,11 @@ class DeviceRun:
 
     @property
     def by_use(self) -> list[UseSummary]:
-        """One line for each use: the worst verdict over all sizes in which it ran."""
+        """One summary for each name of a use: the size of this use with the worst verdict.
+
+        "hooks" has the verdict of the `isolated` rows with a path in WATCHED. The verdict of
+        "forward" includes all other `isolated` rows, the drift and the invariants.
+        """
         found: dict[str, list[UseSummary]] = {}
         for result in self.uses:
             use = result.use
@@ -99,8 +109,8 @@ class SuiteReport:
     """The result of `clean-transformer parity`.
 
     `weights` says where the weights come from. `tokens` is the shape (batch, pos) of the tokens.
-    `environment` describes the software and the processor. `same_function` answers question 1; if
-    it is None, `no_reference` is the reason. `runs` answers questions 2 and 3.
+    `environment` describes the software and the processor. `same_function` answers question 1. If
+    `same_function` is None, `no_reference` is the reason. `runs` answers questions 2 and 3.
     """
 
     weights: str
@@ -124,19 +134,19 @@ def verdicts(*groups: Iterable[Isolated | EndToEnd | Check | UseResult]) -> Iter
 
 
 def first_bad_activation(rows: list[Isolated]) -> Isolated | None:
-    """The first row that does not pass, for the earliest such activation of the forward pass.
+    """The first row that does not pass, in the order of the forward pass.
 
-    None if all rows pass.
+    Activations are ordered by `by_activation`. None if all rows pass.
     """
     in_order = (row for same in by_activation(rows).values() for row in same)
     return next((row for row in in_order if row.verdict is not Verdict.PASS), None)
 
 
 def by_activation(rows: list[Isolated]) -> dict[str, list[Isolated]]:
-    """The rows of each activation by its name, in the order of the forward pass.
+    """Map each activation's name to its rows. The names are in the order of the forward pass.
 
-    Each combination of case and path has rows for only some activations. The combination with the
-    most rows decides the order. The others add the activations that are still missing.
+    One combination of case and path has rows for only some activations. The combination with the
+    most rows decides the order. Names that are missing there follow at the end.
     """
     watched = grouped(rows, lambda row: (row.case, row.path)).values()
     names = (row.name for same in sorted(watched, key=len, reverse=True) for row in same)

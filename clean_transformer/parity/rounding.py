@@ -1,10 +1,10 @@
-"""How far rounding alone may move the output of any module: derived, not measured on a device.
+"""How much rounding alone changes the output of any module. No device is measured for this.
 
-The module runs in float64. After each operation, every element of the result moves by a normal
-random number times the operation's own u G (see `parity/limits.py`): as if a device had rounded it
-(Monte Carlo arithmetic, Parker 1997). How far that moves the output is what a healthy device may be
-off, in any order of summation. No kernel of the device's precision takes part, so a wrong kernel
-cannot make the allowance larger.
+The module runs in float64 under `RandomRounding`. After each operation, `RandomRounding` adds to
+every element of the result a normal random number times the operation's u G (see
+`parity/limits.py`), as if a device had rounded the element (Monte Carlo arithmetic, Parker 1997).
+The output changes about as much as on a healthy device, in any order of summation. No kernel of the
+device's dtype runs here, so a wrong kernel cannot make the allowed error larger.
 """
 
 from typing import Any
@@ -19,9 +19,10 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 
 class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that rounds the results of float64 operations as if they were in `dtype`.
+    """A dispatch mode that changes the results of float64 operations as rounding to `dtype` would.
 
-    Products are rounded as if they were in `products`, which differs from `dtype` under autocast.
+    Matrix products are rounded to `products` instead. Under autocast, `products` is the autocast
+    dtype; by default, it is `dtype`. `seed` seeds the random numbers.
     """
 
     def __init__(self, dtype: torch.dtype, products: torch.dtype | None = None, seed: int = 0):
@@ -36,7 +37,8 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in WITHOUT_VALUES:
             return func(*args, **keywords)
         dtype = self.products if name in PRODUCTS else self.dtype
-        # An operation without a rule draws random numbers or moves memory: it rounds nothing.
+        # An operation without expected outputs draws random numbers or moves memory. It does not
+        # round, so its result stays unchanged.
         expected = expected_outputs(Call64(func, args, keywords, dtype)) or []
         output = func(*args, **keywords)
         for value, wanted in zip(tree_leaves(output), expected, strict=False):

@@ -18,10 +18,11 @@ from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict, worst
 class Comparison:
     """One activation of the reference, compared with the same activation of our model.
 
-    `key` is the name in the reference's cache. `name` is our name for the activation; it is empty
-    if our model has no such activation. `error` is the largest |ours − theirs| / (|theirs| + scale)
-    over all elements, and `scale` is the root mean square of theirs. An error up to `tolerance`
-    passes. `note` says why two activations could not be compared.
+    `key` is the activation's name in the reference's cache. `name` is our name for the activation,
+    or empty if our model has no such activation. Let "ours" and "theirs" be the values of our model
+    and of the reference. `scale` is the root mean square of theirs. `error` is the largest
+    |ours − theirs| / (|theirs| + scale) of all elements. An error up to `tolerance` passes. `note`
+    says why the two activations could not be compared.
     """
 
     key: str
@@ -46,8 +47,8 @@ class Comparison:
 class ParityReport:
     """The answer to question 1.
 
-    `reference` names the reference and its version. `rows` has one comparison for each key of the
-    reference's cache, in the order of the cache.
+    `reference` is the name of the reference with its version. `rows` has one comparison for each
+    key of the reference's cache, in the order of the cache.
     """
 
     reference: str
@@ -55,7 +56,7 @@ class ParityReport:
 
     @property
     def coverage(self) -> tuple[int, int]:
-        """The number of keys that were compared, and the number of all keys in the cache."""
+        """How many keys of the cache were compared, and how many keys the cache has."""
         return sum(bool(row.name) for row in self.rows), len(self.rows)
 
     @property
@@ -65,7 +66,7 @@ class ParityReport:
 
     @property
     def first_failure(self) -> Comparison | None:
-        """The first row, in the order of the forward pass, that has the worst verdict.
+        """The first row that has the worst verdict, in the order of `rows`.
 
         None if everything passed.
         """
@@ -82,8 +83,8 @@ def compare(
 ) -> ParityReport:
     """Run both models on the tokens and compare every activation that the reference caches.
 
-    Both models must have the same weights, in float64. `tolerance` is the largest `error` of a
-    `Comparison` that passes.
+    Both models must have the same weights, in float64. A `Comparison` passes if its `error` is at
+    most `tolerance`.
     """
     theirs = reference.run(tokens)
     names = {key: reference.aliases.get(key, key) for key in theirs}
@@ -113,6 +114,6 @@ def compare_tensors(
         return Comparison(key, name, torch.inf, 1.0, tolerance, note)
     ours, theirs = ours.double().cpu(), theirs.double()
     scale = theirs[theirs.isfinite()].square().mean().sqrt()
-    # Masked scores are −inf in both, and −inf − (−inf) is NaN.
+    # Masked scores are −inf in both activations, and −inf − (−inf) is NaN.
     error = torch.where(ours == theirs, 0.0, (ours - theirs).abs() / (theirs.abs() + scale))
     return Comparison(key, name, float(error.max()), float(scale), tolerance)

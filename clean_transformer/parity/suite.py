@@ -1,4 +1,7 @@
-"""The parity suite: answers the three questions for the chosen devices, dtypes and modes."""
+"""The parity suite: answers the three questions for the chosen devices, dtypes and modes.
+
+The docstring of `clean_transformer.parity` has the three questions.
+"""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -53,9 +56,10 @@ def check_device(
 ) -> DeviceRun:
     """Answer questions 2 and 3 for one device, dtype and mode.
 
-    If `reference` names a reference, its drift is measured too. `on_step` is called with the name
-    of each step before it begins. If the device is missing, or does not support the dtype or mode,
-    the result is NOT CHECKED and says why.
+    If `reference` names a reference, the rows of drift also hold the reference's own error. Before
+    each step, `on_step` gets the step's name. If this machine does not have the device, or if the
+    device does not support the dtype or mode, nothing runs, and `not_checked` of the result is the
+    reason.
     """
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
     reason = _cannot_check(device, dtype, mode)
@@ -85,7 +89,7 @@ def check_device(
         uses = judge_uses(
             Judge(model, exact, generator, autocast),
             locates=mode == "eager",
-            # A compiled module would be compiled anew for each length of the cache.
+            # `torch.compile` would compile the modules again for each length of the cache.
             with_cache="compiled" not in mode,
             on_step=on_step,
         )
@@ -119,9 +123,9 @@ def run_suite(
 ) -> SuiteReport:
     """Answer question 1 once, then questions 2 and 3 for every device, dtype and mode.
 
-    `reference` is the name of a reference. If it is None, question 1 is NOT CHECKED, and
-    `no_reference` is the reason for the report. `on_step` is called with the name of each step
-    before it begins.
+    `reference` is the name of a reference, or None. Without a reference, question 1 is NOT CHECKED,
+    and the report gives `no_reference` as the reason. If the reference is not available, the report
+    says why. Before each step, `on_step` gets the step's name.
     """
     tokens = suite_tokens(weights.cfg)
     same = None

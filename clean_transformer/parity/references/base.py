@@ -1,6 +1,7 @@
 """`Reference`: another implementation of GPT-2, which runs with our weights.
 
-Each of the other files in this folder adds one implementation. `choose.py` finds these files.
+`hooked_transformer.py`, `huggingface.py` and `transformer_bridge.py` each add one implementation.
+`choose.py` finds these files, and every new file in this folder that defines `IMPLEMENTATION`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from clean_transformer.analysis.comparison import LOGITS as LOGITS
 from clean_transformer.config import Config
 from clean_transformer.weights.table import State
 
-# Names for two inputs of the model, which are compared as well.
+# Our names for the token ids and for the positions. Question 1 also compares these two inputs.
 TOKENS, POSITIONS = "tokens", "positions"
 
 
@@ -28,10 +29,10 @@ class ReferenceUnavailable(RuntimeError):
 class Reference:
     """A model of another implementation, with our weights.
 
-    `title` names the implementation and its version. `run(tokens)` runs the model and returns every
-    activation that the implementation caches, by the implementation's own keys. `aliases` maps such
-    a key to our name for the same activation. A key without an alias must already be our name: a
-    hook point, a submodule (for its output), TOKENS, POSITIONS or LOGITS.
+    `title` is the name of the implementation with its version. `run(tokens)` runs the model and
+    returns a dict of all activations that the implementation caches. `aliases` maps a key of this
+    dict to our name for the same activation. A key without an alias must be one of our names: a
+    hook point, a submodule (for the submodule's output), TOKENS, POSITIONS or LOGITS.
     """
 
     title: str
@@ -41,11 +42,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Implementation:
-    """How to build a reference. A file of this folder offers one under the name `IMPLEMENTATION`.
+    """How to build a reference. A file of this folder defines it as `IMPLEMENTATION`.
 
-    `build(cfg, state)` returns a `Reference` on the CPU with the parameters of `state`, in their
-    dtype; it raises `ReferenceUnavailable` if it cannot. `is_installed()` says whether the needed
-    package is installed. The reference "auto" is the installed one with the lowest `rank`.
+    `build(cfg, state)` returns a `Reference` on the CPU with the parameters of `state`, in the
+    dtype of these parameters. `build` raises `ReferenceUnavailable` if the needed package is not
+    installed or does not support the model. `is_installed()` says whether the needed package is
+    installed. Of the installed references, the choice "auto" takes the one with the lowest `rank`.
     """
 
     name: str
@@ -63,9 +65,10 @@ def major_version(package: str) -> int | None:
 
 
 def import_package(package: str, extra: str) -> Any:
-    """Import a package.
+    """Import a package and return its module.
 
-    Raises `ReferenceUnavailable` if the package is missing; the message names the extra to install.
+    Raises `ReferenceUnavailable` if the package is not installed. The message names `extra`, the
+    extra of clean-transformer that installs the package.
     """
     try:
         return import_module(package)

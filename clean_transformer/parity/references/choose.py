@@ -23,10 +23,10 @@ REFERENCES = {each.name: each.build for each in IMPLEMENTATIONS}
 
 
 def choose_reference(name: str) -> tuple[str | None, str]:
-    """Return (name of a reference, ""), or (None, reason) if there is no reference to use.
+    """Return (name of a reference, ""), or (None, reason) if no reference is chosen.
 
-    "auto" chooses an installed reference, "none" chooses no reference. Raises `ValueError` for an
-    unknown name.
+    The name "auto" chooses the installed reference with the lowest rank. The name "none" chooses no
+    reference. Raises `ValueError` for an unknown name.
     """
     if name == "none":
         return None, "no reference was asked for"

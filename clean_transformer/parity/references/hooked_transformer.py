@@ -1,4 +1,4 @@
-"""The reference "hooked": `HookedTransformer`, which transformer_lens has up to version 3."""
+"""The reference "hooked": the class `HookedTransformer` of transformer_lens 3 and earlier."""
 
 import re
 import warnings
@@ -52,7 +52,7 @@ def hooked_transformer(cfg: Config, state: State) -> Reference:
 
 
 def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
-    """A `HookedTransformer` on the CPU with the parameters of `state`, in their dtype.
+    """Return a `HookedTransformer` on the CPU with the parameters and the dtype of `state`.
 
     `options` are passed to `HookedTransformerConfig`.
     """
@@ -75,7 +75,7 @@ def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
         **options,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.8 deprecates the whole class
+        warnings.simplefilter("ignore", DeprecationWarning)  # version 3.8 deprecates the class
         model = transformer_lens.HookedTransformer(theirs)
     untied = {"unembed.W_U": state["embed.W_E"].T} | dict(state)
     buffers = {

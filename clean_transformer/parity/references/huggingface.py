@@ -23,8 +23,8 @@ from clean_transformer.parity.references.base import (
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
 from clean_transformer.weights.table import State, WeightsError
 
-# A function of a module's first input and its output. It returns the activations that can be read
-# from these two, by our names.
+# A function that gets a module's first input and the module's output. The function returns the
+# activations that these two tensors hold, by our names.
 Shows = Callable[[Any, Any], dict[str, Tensor]]
 
 
@@ -84,7 +84,7 @@ def huggingface(cfg: Config, state: State) -> Reference:
         finally:
             for handle in handles:
                 handle.remove()
-        # The model embeds the positions once for the whole batch. Our hook has a batch axis.
+        # GPT2LMHeadModel computes [1 pos d_model] for the whole batch; our hook has the batch axis.
         seen["hook_pos_embed"] = seen["hook_pos_embed"].expand_as(seen["hook_embed"])
         return seen
 
@@ -92,7 +92,7 @@ def huggingface(cfg: Config, state: State) -> Reference:
 
 
 def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
-    """A `GPT2LMHeadModel` on the CPU with the parameters of `state`, in their dtype.
+    """Return a `GPT2LMHeadModel` on the CPU with the parameters and the dtype of `state`.
 
     Raises `ReferenceUnavailable` if `GPT2LMHeadModel` does not support this configuration.
     """

@@ -25,8 +25,8 @@ from clean_transformer.parity.references.base import (
 from clean_transformer.parity.references.huggingface import gpt2_lm_head_model
 from clean_transformer.weights.table import State
 
-# The keys of the bridge that are not our names, and our name for the same activation. `{}` stands
-# for the path of each block, and `{last}` for the path of the last block.
+# Maps the bridge's name of an activation to our name, where the two names differ. `{}` stands for
+# the path of each block, such as `blocks.0`, and `{last}` for the path of the last block.
 BRIDGE_ALIASES = {
     "embed.hook_in": TOKENS,
     "embed.hook_out": "hook_embed",
@@ -92,12 +92,12 @@ def transformer_bridge(cfg: Config, state: State) -> Reference:
 
 
 def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
-    """A `TransformerBridge` around the given `GPT2LMHeadModel`, on the device and in the dtype."""
+    """Return a `TransformerBridge` on `device` in `dtype` that wraps a `GPT2LMHeadModel`."""
     import tokenizers
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
 
-    # The bridge requires a tokenizer, although it reads no text here.
+    # The bridge requires a tokenizer, although our runs pass token ids and no text.
     vocabulary = tokenizers.models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")
     return TransformerBridge.boot_transformers(
         "openai-community/gpt2",
@@ -111,9 +111,9 @@ def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
 
 
 def masked_with_infinity(scores: Tensor) -> Tensor:
-    """Replace the dtype's lowest finite number by −∞.
+    """Return the scores with −∞ instead of the dtype's lowest finite number.
 
-    The bridge fills masked scores with the lowest finite number, our model with −∞.
+    The bridge fills masked scores with the lowest finite number. Our model fills them with −∞.
     """
     return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
 

@@ -1,1 +1,4 @@
-"""What people do with a GPT-2, each judged for itself: read, read long texts, generate, pad, …"""
+"""Uses: the ways in which people call GPT-2, such as long texts, generation and padded batches.
+
+Each use gets a verdict of its own.
+"""

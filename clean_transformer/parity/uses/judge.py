@@ -1,8 +1,8 @@
-"""Runs each use on the device part by part, and judges every part by rounding alone.
+"""Runs each use on the device, one part of the model at a time, and judges each part's error.
 
-A part gets the device's own inputs, call by call, with a KV cache of its own. The oracle gets the
-same inputs in float64, all in one call. So a decoding step is judged like any other step, also in
-half precision, and only one part at a time is held in float64.
+The device runs a part once for each call of the use. The oracle computes the same part in float64
+from the device's inputs of all calls, in one call. So decoding steps have the limits of other
+positions, also in half precision. Only one part at a time is in memory in float64.
 """
 
 import math
@@ -37,22 +37,22 @@ from clean_transformer.parity.uses.sampling import check_sampling
 from clean_transformer.parity.uses.table import Use, uses
 from clean_transformer.parity.verdict import Check, Verdict, worst
 
-# Draws of random rounding. The error of a row can come from a single element, and then a few draws
-# tell little of it. That is so at the first positions, where GPT-2 makes its largest activations:
-# these get more draws. A text longer than LONG gets fewer, because they cost too much.
+# A block runs DRAWS times under random rounding. The first FIRST positions run FIRST_DRAWS times:
+# GPT-2 has its largest activations there, so one element can cause most of a row's error, and an
+# average over few draws is unreliable. Uses longer than LONG have LONG_DRAWS, to save time.
 FIRST, FIRST_DRAWS, DRAWS, LONG, LONG_DRAWS = 8, 12, 3, 100, 1
-# All blocks run the same operations in the same shapes. So all of them are judged in the first use
-# only, and this many in the others, and this many rows of logits. The first and the last are always
-# among them; the others are drawn anew in each run.
+# All blocks run the same operations in the same shapes. So only short uses without a cache judge
+# all blocks; other uses judge up to BLOCKS blocks. Each use judges up to ROWS rows of logits. The
+# first and the last one are always judged. The others are chosen at random in each run.
 BLOCKS, ROWS = 4, 64
 
 
 @dataclass(frozen=True)
 class UseResult:
-    """What one use gave: a row for each part that was judged, in the order of the forward pass.
+    """The result of one use: a row for each judged part, in the order of the forward pass.
 
-    `wrong_from` is the first position at which the first failing part is wrong, and `located` its
-    first wrong operation.
+    For the first row that does not pass, `wrong_from` is the first position with an error above the
+    healthy limit, and `located` is the first wrong operation. None if there is none.
     """
 
     use: Use
@@ -67,13 +67,13 @@ class UseResult:
 
     @property
     def first_failure(self) -> Isolated | Check | None:
-        """The first row that does not pass."""
+        """The first row that does not pass; None if all rows pass."""
         return next((row for row in self.rows if row.verdict is not Verdict.PASS), None)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A part that was judged: its row, its first bad position, and how to run it again."""
+    """A judged part: its row, its first position that fails (or 0), and its inputs in each call."""
 
     row: Isolated
     wrong_from: int
@@ -85,7 +85,7 @@ class Judged:
 class Judge:
     """Judges the uses of one model, which is on the device under test.
 
-    `products` is the dtype of matrix products where it is another than the model's: autocast's.
+    `products` is the autocast dtype, which matrix products have. None means the model's dtype.
     """
 
     model: DemoTransformer
@@ -95,7 +95,7 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, use: Use, *, locates: bool) -> UseResult:
-        """Run the use and judge each part; with `locates`, look for the operation that is wrong."""
+        """Judge a use; if `locates`, search the first failing part for a wrong operation."""
         parts = [*self._parts(use)]
         rows = tuple(each.row for each in parts)
         bad = next((each for each in parts if each.row.verdict is not Verdict.PASS), None)
@@ -155,7 +155,7 @@ class Judge:
     def _block(
         self, use: Use, layer: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        """A block's error, row by row, in units of what random rounding makes of it."""
+        """Judge each row's RMS error by the RMS change that random rounding causes in this row."""
         part = self.exact.block(layer)
         given, got = use.in_one(inputs).double(), use.in_one(outputs).double()
         exact = part(given, use.cache(whole=True))
@@ -186,7 +186,7 @@ class Judge:
         return row, first_position(ratios > healthy)
 
     def _envelope(self, part: Part, use: Use, given: Tensor, exact: Tensor, draws: int) -> Tensor:
-        """The mean square [batch pos] of what random rounding makes of each row."""
+        """The mean square change [batch pos] that random rounding causes in each row."""
         total = torch.zeros_like(exact[..., 0])
         for seed in range(draws):
             cache = use.cache(whole=True)
@@ -209,7 +209,7 @@ class Judge:
     def _logits(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        """Logits at some positions, drawn if there are many, by the bound of a matrix product."""
+        """Judge logits at some random positions by the limits of a matrix product."""
         x, logits = use.in_one(inputs), use.in_one(outputs)
         n_rows = max(2, ROWS // len(x))
         drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()
@@ -232,7 +232,7 @@ def elementwise(
     terms: int = 1,
     u: float | None = None,
 ) -> tuple[Isolated, int]:
-    """Errors in units of u G, for sums of so many terms, and the first bad position."""
+    """Judge each element's error (`scale` is G). Return a row, and the first failing position."""
     u = UNIT_ROUNDOFF[got.dtype] if u is None else u
     healthy, wrong = kind.limits(terms, u)
     error = torch.where(got == exact, 0.0, (got.double() - exact).abs())
@@ -254,7 +254,7 @@ def elementwise(
 
 
 def first_position(wrong: Tensor) -> int:
-    """The first position at which a row [batch pos] is wrong; 0 if none is."""
+    """The first position at which `wrong` [batch pos] is True for any text; 0 if there is none."""
     positions = wrong.any(dim=0).nonzero()
     return int(positions[0]) if len(positions) else 0
 
@@ -266,10 +266,10 @@ def judge_uses(
     with_cache: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[UseResult]:
-    """The result of every use of the table, and of sampling.
+    """Judge every use of `uses(cfg)`, and sampling. Return their results.
 
-    Without `with_cache`, only of the uses that need no KV cache. With `locates`, the first wrong
-    operation is looked for. `on_step` is called with the name of each use before it runs.
+    If `with_cache` is False, uses with a KV cache are left out. If `locates`, each result has the
+    first wrong operation, if one is found. Before each use, `on_step` gets the use's `case`.
     """
     model, results = judge.model, []
     for use in uses(model.cfg):
@@ -284,7 +284,7 @@ def judge_uses(
 
 
 def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
-    """Judge every operation of choosing the next token, on logits [row d_vocab] of the device."""
+    """Judge all operations that choose the next token, on the device's logits [row d_vocab]."""
     reports = check_sampling(cfg, logits)
     rows = tuple(
         Check(

@@ -1,4 +1,4 @@
-"""Checks the float64 oracle itself: beside a forward pass that shares no kernel with PyTorch."""
+"""Checks the float64 oracle against a block in NumPy, which shares no kernel with PyTorch."""
 
 import numpy as np
 import torch
@@ -11,10 +11,11 @@ from clean_transformer.parity.verdict import SAME_FUNCTION, Check, Verdict
 
 
 def check_oracle(exact: ExactParts, generator: torch.Generator) -> Check:
-    """One block of the oracle, drawn with `generator`, beside the same block in NumPy.
+    """Compare the output of one block of the oracle with the same block in NumPy, in float64.
 
-    The input is the embedding of the first use's tokens. `measured` is the largest difference,
-    relative to the largest number of the output.
+    `generator` chooses the block at random. The input is the residual stream before the first
+    block, for the first text of the first use. In the result, `measured` is the largest difference
+    of two elements, divided by the largest absolute value of NumPy's output.
     """
     layer = int(torch.randint(exact.cfg.n_layers, (1,), generator=generator))
     tokens = uses(exact.cfg)[0].calls(exact.cfg)[0][:1]

@@ -1,6 +1,6 @@
-"""The parts of a model, on the device and in float64, as a use calls them.
+"""The parts of a model: the embeddings, each block, the last LayerNorm and the unembedding.
 
-A part is called with what comes in and with a cache of one layer or None, and gives what goes out.
+Each use runs the parts one by one, on the device and in float64 on the CPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +17,19 @@ from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.weights.table import State
 
+# A part of the model as a function of its input and of a KV cache with one layer. The cache is None
+# in a use without a cache. The function returns the part's output.
 Part = Callable[[Tensor, KVCache | None], Tensor]
 
 
 def run(
     use: Use, part: Part, inputs: Sequence[Tensor], cache_class: type[KVCache] = KVCache
 ) -> list[Tensor]:
-    """What the part gives in each call of the use, with one cache for all of them."""
+    """Run one part of the model on the input of each call of a use, and return each call's output.
+
+    If the use has a KV cache, all calls share one cache, on the device of the inputs. After a call
+    in `use.selects`, the cache keeps only the selected rows of the batch.
+    """
     cache = on_device(use.cache(cache_class), inputs[0].device)
     outputs = []
     for number, given in enumerate(inputs):
@@ -36,56 +42,71 @@ def run(
 
 
 def on_device(cache: KVCache | None, device: torch.device) -> KVCache | None:
-    """The empty cache, with its padding on that device."""
+    """Move the padding counts of an empty cache to `device`, and return the cache.
+
+    If `cache` is None, return None.
+    """
     if cache is not None and cache.padding is not None:
         cache.padding = cache.padding.to(device)
     return cache
 
 
 def embed(model: DemoTransformer, tokens: Tensor, cache: KVCache | None) -> Tensor:
-    """The residual stream before the first block."""
+    """Return the residual stream [batch pos d_model] before the first block.
+
+    Positions continue after those that `cache` holds; without a cache, they start at 0.
+    """
     positions = None if cache is None else cache.positions(tokens)
     return model.embed(tokens) + model.pos_embed(tokens, positions)
 
 
 def block(module: nn.Module, residual: Tensor, cache: KVCache | None) -> Tensor:
-    """The residual stream after one block."""
+    """Run one block on the residual stream [batch pos d_model], and return the result.
+
+    `cache` has one layer, which stores the keys and values of this block.
+    """
     if cache is None:
         return module(residual)
-    cache.slots(residual.shape[1], residual.device)  # a static cache makes its slot
+    # A static cache creates its tensor `slot` here; its layers need `slot`.
+    cache.slots(residual.shape[1], residual.device)
     return module(residual, kv_cache=cache.layers[0])
 
 
 class ExactParts:
-    """The parts in float64 on the CPU, made when they are asked for: one at a time is in memory.
+    """The parts of the model in float64 on the CPU.
 
-    Their weights are those of `state`, rounded to `dtype` as the device has them.
+    Each method builds a part anew, so only one part at a time must be in memory. The weights are
+    those of `state`. They are rounded to `dtype` before they become float64, because the device has
+    the rounded weights.
     """
 
     def __init__(self, cfg: Config, state: State, dtype: torch.dtype):
         self.cfg, self.state, self.dtype = cfg, state, dtype
 
     def weight(self, name: str, rows: Tensor | slice = slice(None)) -> Tensor:
-        """A parameter, or some of its rows, in float64."""
+        """Return the parameter `name` of `state`, or only its rows `rows`, in float64."""
         return self.state[name][rows].to(self.dtype).double()
 
     def embeddings(self, tokens: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
-        """The two terms of the residual stream before the first block."""
+        """Return the token embeddings and the position embeddings, both [batch pos d_model].
+
+        Positions continue after those that `cache` holds; without a cache, they start at 0.
+        """
         positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
         if cache is not None:
             positions = cache.positions(tokens)
         return self.weight("embed.W_E", tokens), self.weight("pos_embed.W_pos", positions)
 
     def block(self, layer: int) -> Part:
-        """One block."""
+        """Return the block with the index `layer`."""
         return partial(block, self._filled(TransformerBlock, f"blocks.{layer}."))
 
     def ln_final(self) -> nn.Module:
-        """The last LayerNorm."""
+        """Return the model's last LayerNorm, before the unembedding."""
         return self._filled(NORMALIZATIONS[self.cfg.normalization_type], "ln_final.")
 
     def unembedding(self) -> tuple[Tensor, Tensor]:
-        """W_U [d_model d_vocab] and b_U [d_vocab]."""
+        """Return W_U [d_model d_vocab] and b_U [d_vocab]."""
         if "unembed.W_U" in self.state:
             return self.weight("unembed.W_U"), self.weight("unembed.b_U")
         return self.weight("embed.W_E").T, self.weight("unembed.b_U")

@@ -1,4 +1,7 @@
-"""Every operation that generation calls besides the model, on logits as wide as the vocabulary."""
+"""Checks every operation that text generation calls outside the model, such as top-k and softmax.
+
+The logits have the size of the model's vocabulary.
+"""
 
 from typing import Any
 
@@ -12,7 +15,8 @@ from clean_transformer.text.beam_search import search_beams
 from clean_transformer.text.decoding import Stop, decode_until
 from clean_transformer.text.settings import Sampling
 
-# Settings that call every step of `text/sampling.py`, by what they do.
+# Sampling settings that together call every function of `text/sampling.py`. The report names each
+# setting by its key.
 SETTINGS = {
     "the likeliest token": Sampling(),
     "drawn, filtered": Sampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, seed=0),
@@ -21,23 +25,29 @@ SETTINGS = {
 
 
 class GivenLogits:
-    """Stands in for the model, so that generation runs and only its own operations are called.
+    """Replaces the model in generation, so that only operations outside the model are called.
 
-    Each call gives rows of `logits` [row d_vocab], which are on the device under test.
+    Each call returns rows of `logits` [row d_vocab]. `logits` are on the device under test.
     """
 
     def __init__(self, cfg: Config, logits: Tensor):
         self.cfg, self.logits, self.device = cfg, logits, logits.device
 
     def __call__(self, tokens: Tensor, kv_cache: KVCache, last_only: bool = False) -> Tensor:
-        """Logits [batch 1 d_vocab], of other rows in each call."""
+        """Return logits [batch 1 d_vocab], and add the tokens to the length of `kv_cache`.
+
+        The length of `kv_cache` before the call chooses the rows of `logits`.
+        """
         rows = (torch.arange(len(tokens)) + kv_cache.length) % len(self.logits)
         kv_cache.advance(tokens.shape[1])
         return self.logits[rows.to(self.device)][:, None]
 
 
 def check_sampling(cfg: Config, logits: Tensor) -> list[tuple[str, OperationsReport]]:
-    """A report for each of `SETTINGS` and for beam search, on these logits [row d_vocab]."""
+    """Generate from `logits` [row d_vocab] with each of `SETTINGS` and with beam search.
+
+    Returns a pair for each run: the name of the run, and the report on its operations.
+    """
     model = GivenLogits(cfg, logits)
     n_new = min(3, cfg.n_ctx - 2)
     prompts = [[cfg.d_vocab - 1, 0], [cfg.d_vocab // 2]]

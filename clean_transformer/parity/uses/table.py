@@ -1,4 +1,4 @@
-"""The table of uses: how each calls the model, and what it means for a person when it is wrong."""
+"""The table of uses. For each use: how the model is called, and what a person does with it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +17,14 @@ Tokens = Int[Tensor, "batch pos"]
 class Use:
     """One way to call the model.
 
-    `batch` is the number of texts, and `reads` are the numbers of tokens that the calls read. With
-    `is_cached`, each call reads on after those before it, and only its last logits are asked for.
-    `padding` has, for each text, how many positions on its left are padding. `selects` has, by the
-    number of a call, the rows with which the batch goes on after it, as in beam search. `means` is
-    what a person does: "… is wrong" completes it.
+    `name` is the short name for reports. `means` says what a person does in this use, such as
+    "generating text". `batch` is the number of texts. A use makes one or more calls of the model:
+    call number i reads the next `reads[i]` tokens of each text.
+
+    If `is_cached`, the calls share a KV cache, and only the logits at the last position of each
+    call are checked. `padding` has the number of padding positions on the left of each text; it is
+    empty if no text is padded. `selects` maps the number of a call, from 0 on, to the rows of the
+    batch with which the next call continues, as in beam search. A row can repeat.
     """
 
     name: str
@@ -34,24 +37,28 @@ class Use:
 
     @property
     def length(self) -> int:
-        """The number of positions of a text."""
+        """The number of positions of a text, with its padding."""
         return sum(self.reads)
 
     @property
     def case(self) -> str:
-        """The use and its size, for reports."""
+        """The use's name and size for reports, such as "forward, 2 × 33 tokens"."""
         return f"{self.name}, {self.batch} × {self.length} tokens"
 
     @property
     def is_token(self) -> Bool[Tensor, "batch pos"]:
-        """Which positions hold tokens; of batch 1 if all do."""
+        """A mask that is True where a position holds a token, and False where it holds padding.
+
+        Without padding, the mask has batch size 1.
+        """
         padding = torch.tensor(self.padding or (0,))
         return torch.arange(self.length) >= padding[:, None]
 
     def cache(self, cache_class: type[KVCache] = KVCache, *, whole: bool = False) -> KVCache | None:
-        """An empty cache of one layer, or None for a use without a cache.
+        """Return an empty KV cache with one layer, or None if the use has no cache.
 
-        It knows the padding of the first call; with `whole`, of all positions in one call.
+        The cache is for the calls of this use. If `whole`, it is for one call that reads all
+        positions. This changes only the length of the cache's attention mask.
         """
         if not self.is_cached:
             return None
@@ -61,10 +68,10 @@ class Use:
         return cache_class(1, self.length, mask)
 
     def calls(self, cfg: Config) -> list[Tokens]:
-        """The ids that each call reads.
+        """Return the token ids [batch pos] that each call reads.
 
-        They are spread over the vocabulary. Id 0 and the last id (<|endoftext|> in GPT-2) are among
-        them, the latter in the middle, too.
+        The ids are spread over the vocabulary. The first id and the middle id of all texts together
+        are the last id of the vocabulary (<|endoftext|> in GPT-2). The final id is 0.
         """
         ids = torch.arange(self.batch * self.length) * 7919 % cfg.d_vocab
         ids[0] = ids[len(ids) // 2] = cfg.d_vocab - 1
@@ -78,7 +85,11 @@ class Use:
         return calls
 
     def in_one(self, calls: Sequence[Tensor]) -> Tensor:
-        """The calls side by side on the CPU, for the rows with which the batch ends."""
+        """Concatenate a tensor of each call along the positions, on the CPU.
+
+        The result has the rows of the batch after the last call. If `selects` copies or reorders
+        rows, the tensors of earlier calls are copied or reordered in the same way.
+        """
         so_far: list[Tensor] = []
         for number, call in enumerate(calls):
             so_far.append(call.cpu())
@@ -88,7 +99,7 @@ class Use:
 
 
 def uses(cfg: Config) -> list[Use]:
-    """The uses that call the model in different ways, in lengths that this model allows."""
+    """Return all uses except sampling, with texts that fit into the model's `n_ctx` positions."""
     n_ctx = cfg.n_ctx
     prompt = min(20, max(1, n_ctx - 3))
     return [
@@ -114,9 +125,11 @@ def uses(cfg: Config) -> list[Use]:
 
 
 def steps(length: int, positions: Sequence[int]) -> tuple[int, ...]:
-    """How many tokens each call reads so that one token is read after each of `positions` tokens.
+    """Return the number of tokens that each call reads (`Use.reads`).
 
-    One call reads all that stands between two of them. There are at most `length` tokens.
+    For each p in `positions`, one call reads a single token after exactly p earlier tokens. The
+    tokens before it that no other call reads are read in one call. Positions outside
+    1 … `length` − 1 are ignored. If none is left, one call reads all `length` tokens.
     """
     reads: list[int] = []
     for position in sorted({p for p in positions if 0 < p < length}):
