@@ -34,7 +34,9 @@ def attention(
     scale: float,
     normalize: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
 ) -> tuple[Tensor, Tensor]:
-    """Return pattern v and pattern = normalize(scale q k^T + mask). A bool mask is True to keep."""
+    """Return (pattern v, pattern), with pattern = normalize(scale q k^T + mask)."""
+    # A boolean mask is True where a query sees a key. The docstring does not say this, because
+    # reproduction scripts contain the docstring and must be short.
     scores = scale * (q @ k.transpose(-2, -1))
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     pattern = normalize(scores)
