@@ -1,4 +1,7 @@
-"""Drift: the error that accumulates over a whole run, compared with healthy runs on the CPU."""
+"""Measures drift: the error that an activation has accumulated since the start of the run.
+
+The error is compared with the errors of healthy runs on the CPU.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +18,12 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """The drift of one activation: its error, accumulated from the start of the run.
+    """The drift of one activation.
 
-    `error` is the root mean square of device − oracle. `envelope` is the largest such error of the
-    healthy runs on the CPU in the same dtype. `healthy` is the largest ρ that passes.
-    `reference_error` is the error of the reference's run, or None.
+    `error` is the root mean square of device − oracle. `envelope` is the largest root mean square
+    error of this activation in the healthy runs, which are on the CPU in the same dtype (see
+    `healthy_envelope`). `healthy` is the largest `rho` that passes. `reference_error` is the root
+    mean square error of this activation when the reference computes it, or None.
     """
 
     name: str
@@ -30,7 +34,7 @@ class EndToEnd:
 
     @property
     def rho(self) -> float:
-        """ρ: the error divided by the envelope."""
+        """ρ = error / envelope. If the envelope is 0: 0 if the error is 0 too, else infinity."""
         if self.envelope:
             return self.error / self.envelope
         return 0.0 if self.error == 0 else torch.inf
@@ -39,7 +43,8 @@ class EndToEnd:
     def verdict(self) -> Verdict:
         """PASS or DEGRADED.
 
-        Drift is never WRONG. The isolated errors say where an error begins and whether it is WRONG.
+        Drift is never WRONG. The isolated errors (see `Isolated`) show in which activation an error
+        begins, and whether this error is WRONG.
         """
         return Verdict.PASS if self.rho <= self.healthy else Verdict.DEGRADED
 
@@ -49,10 +54,11 @@ def healthy_envelope(
     tokens: Int[Tensor, "batch pos"],
     oracle: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """The largest root mean square error of each activation over several healthy runs on the CPU.
+    """Return the largest root mean square error of each activation over five runs of `model`.
 
-    The runs differ only in rounding: with all threads, with one thread, with each input alone
-    instead of in a batch, and with embeddings changed by one unit in the last place.
+    `model` is on the CPU, in the dtype under test. `oracle` has the exact activations by name. The
+    runs differ only in rounding: one with all threads, one with a single thread, one with each
+    input alone instead of in a batch, and two with embeddings changed in the last place.
     """
     names = [name for name in oracle if name != LOGITS]
     envelope: dict[str, float] = {}
@@ -74,6 +80,11 @@ def healthy_envelope(
 
 @contextmanager
 def _nudged(model: DemoTransformer, parity: int) -> Iterator[None]:
+    """Change the embeddings by about one unit in the last place inside a `with` block.
+
+    For `parity` 0, the columns 0, 2, 4, … grow and the others shrink; for 1, the reverse.
+    """
+
     def nudge(_: object, args: object, embed: Tensor) -> Tensor:
         ulp = torch.finfo(embed.dtype).eps
         by = torch.full(embed.shape[-1:], 1 - ulp / 2, dtype=embed.dtype)
@@ -89,7 +100,7 @@ def _nudged(model: DemoTransformer, parity: int) -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Set the number of threads of PyTorch's CPU kernels inside a `with` block."""
+    """Set the number of threads of PyTorch's CPU kernels to `count` inside a `with` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

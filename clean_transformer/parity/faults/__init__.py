@@ -1,7 +1,8 @@
-"""Faults that can be planted on purpose, to test whether the checks find them.
+"""Faults that tests plant on purpose, to see whether the checks find them.
 
 A semantic fault changes the function that our model computes. A device fault makes an operation on
-the CPU return what a faulty device would return. Each fault has a name and is one row of a table.
+the CPU return what a faulty device would return. Each fault has a name, and is an entry of
+SEMANTIC_FAULTS or DEVICE_FAULTS.
 
     with inject("linear-noncontiguous-weight"):
         logits = model(tokens)
@@ -16,9 +17,9 @@ from clean_transformer.parity.faults.semantic import SEMANTIC_FAULTS
 
 
 def inject(name: str) -> AbstractContextManager[Any]:
-    """A context manager that plants the named fault inside a `with` block. Faults can be nested.
+    """Return a context manager that plants the fault called `name` inside a `with` block.
 
-    Raises `ValueError` for an unknown name.
+    To plant several faults, nest their `with` blocks. Raises `ValueError` for an unknown name.
     """
     faults = {fault.name: fault for fault in (*SEMANTIC_FAULTS, *DEVICE_FAULTS)}
     if name not in faults:

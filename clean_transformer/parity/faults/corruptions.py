@@ -1,7 +1,7 @@
-"""Emulates faulty devices on the CPU: a dispatch mode corrupts the results of an operation.
+"""Emulates faulty devices on the CPU: a dispatch mode makes the results of an operation wrong.
 
-A fault corrupts only the calls that meet its condition. Calls with a float64 operand are never
-corrupted, because the oracle runs in float64 on the CPU.
+A fault affects only the calls that meet its condition. Calls with a float64 operand are never
+affected, because the oracle runs in float64 on the CPU.
 """
 
 import math
@@ -19,8 +19,9 @@ from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.conditions import factor_positions, is_causal
 from clean_transformer.parity.operations.known_issues import Condition
 
-# A function of the operation, its positional and its keyword arguments. It returns a wrong result.
+# `corrupt(operation, positional arguments, keyword arguments)` returns the call's wrong result.
 Corruption = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+# A function that takes a tensor and returns a changed tensor.
 Edit = Callable[[Tensor], Tensor]
 
 
@@ -28,8 +29,9 @@ Edit = Callable[[Tensor], Tensor]
 class DeviceFault:
     """A fault of the ATen operations named in `operations`.
 
-    The fault affects the calls for which `condition(call)` is True; `corrupt` returns their wrong
-    result. With `first_call_only`, only the first of these calls is wrong.
+    The fault affects the calls for which `condition(call)` is True. `corrupt` returns the wrong
+    result of such a call. If `first_call_only` is True, the fault affects only the first such call
+    after it is planted.
     """
 
     name: str
@@ -40,12 +42,12 @@ class DeviceFault:
     first_call_only: bool = False
 
     def touches(self, call: Call) -> bool:
-        """Whether the emulated device computes the call wrongly."""
+        """Whether the fault affects the call. (`first_call_only` is not considered here.)"""
         exact = any(operand.dtype == torch.float64 for operand in call.operands)
         return not exact and call.name in self.operations and self.condition(call)
 
     def plant(self) -> AbstractContextManager[Any]:
-        """A context manager that plants the fault inside a `with` block."""
+        """Return a context manager that plants the fault inside a `with` block."""
         return _FaultyDevice(self)
 
 
@@ -64,7 +66,10 @@ class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def with_arguments(edit: Edit, *positions: int) -> Corruption:
-    """Run the operation after `edit` has changed the arguments at the given positions."""
+    """Return a corruption that changes the arguments at `positions` with `edit`.
+
+    Then it runs the operation on them.
+    """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         edited = (edit(arg) if place in positions else arg for place, arg in enumerate(args))
@@ -74,7 +79,10 @@ def with_arguments(edit: Edit, *positions: int) -> Corruption:
 
 
 def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
-    """Multiply after `edit` has changed both factors; with `left=False`, only the second factor."""
+    """Return a corruption that edits the factors of a matrix product, and then multiplies them.
+
+    With `left=False`, `edit` changes only the second factor.
+    """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         positions = factor_positions(Call.of(func, args, options).name)
@@ -84,7 +92,10 @@ def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
 
 
 def with_result(edit: Edit) -> Corruption:
-    """Run the operation, then change its result with `edit`; of several results, the first."""
+    """Return a corruption that runs the operation and then changes its result with `edit`.
+
+    If the operation has several results, `edit` changes only the first.
+    """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         result = func(*args, **options)
@@ -94,10 +105,11 @@ def with_result(edit: Edit) -> Corruption:
 
 
 def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
-    """Attention with another mask: `hides(query position, key position, number of keys)`.
+    """Return a corruption that computes attention with a wrong mask.
 
-    A key is hidden where `hides` is True. If the call does not set `is_causal`, the positions of
-    all queries come after the last key.
+    A query does not see a key if `hides(query position, key position, number of keys)` is True.
+    Keys have the positions 0, 1, …. In a call with `is_causal`, queries have them too. In any other
+    call, the first query has the position after the last key, so that `key > query` hides no key.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -114,9 +126,10 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
 
 
 def as_if_contiguous(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape that is read from memory in order, as if it were contiguous.
+    """Read the tensor's memory in order, from its first element on, and ignore its strides.
 
-    If the memory is too short, reading starts again at the tensor's first element.
+    Returns a tensor of the same shape. If the memory ends too early, reading starts again at the
+    tensor's first element.
     """
     offset = tensor.storage_offset()
     n_left = tensor.untyped_storage().nbytes() // tensor.element_size() - offset
@@ -125,7 +138,10 @@ def as_if_contiguous(tensor: Tensor) -> Tensor:
 
 
 def rounded(mantissa_bits: int) -> Edit:
-    """An edit that rounds float32 numbers to `mantissa_bits` bits. Other dtypes stay unchanged."""
+    """Return an edit that rounds float32 tensors to `mantissa_bits` bits of mantissa.
+
+    The edit returns tensors of other dtypes unchanged.
+    """
     dropped = 23 - mantissa_bits
 
     def edit(tensor: Tensor) -> Tensor:
@@ -138,21 +154,21 @@ def rounded(mantissa_bits: int) -> Edit:
 
 
 def unmasked(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Attention without its mask."""
+    """Compute attention without its mask."""
     rest = (None if isinstance(arg, Tensor) else arg for arg in args[3:])
     kept = {name: value for name, value in options.items() if not isinstance(value, Tensor)}
     return func(*args[:3], *rest, **kept)
 
 
 def batch_dependent(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """A product whose first 8 rows are right, and whose other rows are computed in TF32."""
+    """Compute the first 8 rows of a matrix product rightly, and its other rows in TF32."""
     right = func(*args, **options)
     coarse = with_factors(rounded(10))(func, args, options)
     return torch.cat([right[:8], coarse[8:]])
 
 
 def half_accumulator(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """A product whose terms are summed in blocks of 8, with the running total in half precision."""
+    """Compute a matrix product in blocks of 8 terms, and add up the blocks in half precision."""
     *bias, left, right = args
     total = bias[0] if bias else torch.zeros((), dtype=left.dtype, device=left.device)
     for part, other in zip(left.split(8, -1), right.split(8, -2), strict=True):
@@ -161,7 +177,7 @@ def half_accumulator(func: Any, args: tuple[Any, ...], options: dict[str, Any]) 
 
 
 def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """LayerNorm with mean and variance in half precision, in which large squares overflow."""
+    """Compute LayerNorm with mean and variance in half precision, where large squares overflow."""
     x, _, weight, bias, eps = args
     centered = x - x.mean(-1, keepdim=True)
     normalized = centered * (centered.square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -170,40 +186,40 @@ def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -
 
 
 def half_imprecise(result: Tensor) -> Tensor:
-    """The result with the second half of its elements wrong by 2,000 units in the last place.
+    """Make the second half of the result's elements wrong by 2,000 units in float32's last place.
 
-    The second half stands for the part that one thread computes.
+    The second half, in row-major order, stands for the elements that one thread computes.
     """
     place = torch.arange(result.numel(), device=result.device).view(result.shape)
     return torch.where(place < result.numel() // 2, result, result * (1 + 2000 * 2**-23))
 
 
 def first_columns_repeated(product: Tensor) -> Tensor:
-    """The product with all columns after the first 1,024 replaced by copies of these."""
+    """Replace column j of the product by its column j mod 1,024, for every j from 1,024 on."""
     return product[..., torch.arange(product.shape[-1], device=product.device) % 1024]
 
 
 def edge_tile_zeroed(product: Tensor) -> Tensor:
-    """The product with zeros in the columns after the last whole tile of 16 columns."""
+    """Set the columns of the product that come after the last whole tile of 16 columns to zero."""
     column = torch.arange(product.shape[-1], device=product.device)
     return product.masked_fill(column >= len(column) // 16 * 16, 0)
 
 
 def from_storage_start(tensor: Tensor) -> Tensor:
-    """A view with the same shape and strides that starts at the beginning of the storage."""
+    """Return a view with the tensor's shape and strides, but with the storage offset 0."""
     return tensor.as_strided(tensor.shape, tensor.stride(), 0)
 
 
 def past_the_end(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Sampled indices that are larger than the last category."""
+    """Draw indices and add the number of categories, so that every index is out of range."""
     return func(*args, **options) + args[0].shape[-1]
 
 
 def tanh_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """The exact GELU, although the caller asked for the tanh form."""
+    """Compute the exact GELU, although the caller asked for the tanh form."""
     return func(*args)
 
 
 def first_entry_filled(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """`masked_fill`, applied only to the first input of the batch."""
+    """Apply `masked_fill` to the first input of the batch, and leave the others unchanged."""
     return torch.cat([func(*args, **options)[:1], args[0][1:]])

@@ -1,4 +1,7 @@
-"""The table of device faults. Faults that emulate a known issue have its name and condition."""
+"""The table of device faults.
+
+A fault that emulates a known issue has the name, the operations and the condition of this issue.
+"""
 
 import torch
 from torch import Tensor
@@ -30,7 +33,10 @@ from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES,
 
 
 def known(name: str, corrupt: Corruption, first_call_only: bool = False) -> DeviceFault:
-    """A fault that emulates the known issue with this name: `corrupt` computes the wrong result."""
+    """Return a fault that emulates the known issue called `name`.
+
+    `corrupt` computes the wrong result. `first_call_only` is as in `DeviceFault`.
+    """
     (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
     return DeviceFault(
         name, row.description, row.operations, row.condition, corrupt, first_call_only
@@ -40,9 +46,9 @@ def known(name: str, corrupt: Corruption, first_call_only: bool = False) -> Devi
 def own(
     name: str, description: str, operations: str, condition: Condition, corrupt: Corruption
 ) -> DeviceFault:
-    """A fault that no device is known to have, but that a device could have.
+    """Return a fault that nobody has reported, but that a device could have.
 
-    `operations` are names of ATen operations, separated by spaces.
+    `operations` has names of ATen operations, separated by spaces.
     """
     return DeviceFault(name, description, frozenset(operations.split()), condition, corrupt)
 

@@ -1,6 +1,6 @@
-"""Attention written in small steps.
+"""Computes attention in small steps.
 
-Float64 replays, planted faults and reproduction scripts all use this one function.
+The float64 replays, the planted faults and the reproduction scripts all use `attention`.
 """
 
 import ast
@@ -34,7 +34,9 @@ def attention(
     scale: float,
     normalize: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
 ) -> tuple[Tensor, Tensor]:
-    """normalize(scale * q k^T + mask) v, and the pattern. A bool mask is True at visible keys."""
+    """Return (pattern v, pattern), with pattern = normalize(scale q k^T + mask)."""
+    # A boolean mask is True where a query sees a key. The docstring does not say this, because
+    # reproduction scripts contain the docstring and must be short.
     scores = scale * (q @ k.transpose(-2, -1))
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     pattern = normalize(scores)
@@ -42,7 +44,10 @@ def attention(
 
 
 def attention_source() -> str:
-    """The source code of `attention` without type annotations, for scripts that need only torch."""
+    """The source code of `attention` without its type annotations.
+
+    A reproduction script contains this code, and can import nothing but torch.
+    """
     tree = ast.parse(inspect.getsource(attention))
     function = cast(ast.FunctionDef, tree.body[0])
     function.returns = None
@@ -52,11 +57,12 @@ def attention_source() -> str:
 
 
 def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """Translate the arguments of an operation in ATTENTIONS to the arguments of `attention`.
+    """Return q, k, v, mask and scale, to call `attention` like an operation in ATTENTIONS.
 
-    `named` holds the operation's arguments by name. If several heads share keys and values, these
-    are repeated for each head. `is_causal` becomes a mask that aligns the first query with the
-    first key, as PyTorch documents. (Our `causal_mask` aligns the last query with the last key.)
+    `named` holds the operation's arguments by name. If several heads of queries share one head of
+    keys and values, k and v repeat this head for each of them. `is_causal` becomes a mask that
+    aligns the first query with the first key, as PyTorch documents. (Our `causal_mask` aligns the
+    last query with the last key.)
     """
     q, k, v = (named[name] for name in ("query", "key", "value"))
     if k.shape[-3] != q.shape[-3]:

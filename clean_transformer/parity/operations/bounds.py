@@ -1,7 +1,7 @@
-"""For each ATen operation: the exact result, the error limits, and the scale G.
+"""Computes the exact outputs, the error limits and the scale G of a call of any ATen operation.
 
-The exact result is computed in float64 from the device's own inputs. The limits and the formulas
-for G are in `parity/limits.py`.
+The exact outputs are computed in float64 from the inputs that the device had. The limits and the
+formulas for G are in `parity/limits.py`.
 """
 
 import math
@@ -45,11 +45,11 @@ Rule = Callable[[Call64], list[Expected | None]]
 
 
 def expected_outputs(call: Call64) -> list[Expected | None] | None:
-    """The exact value of each output of the call, with its limits and its scale G.
+    """Return the exact value of each output of the call, with its limits and its scale G.
 
-    The list has None for an output that is not compared. The function returns None, and no list, if
-    the call cannot be checked: the operation draws random numbers, does not exist on the CPU, or
-    has a result that depends on more than the values of its tensors.
+    The list has None for an output that is not compared. If the call cannot be checked at all,
+    return None instead of a list. This is so if the operation draws random numbers (except
+    `multinomial`), does not exist on the CPU, or depends on more than the values of its tensors.
     """
     if call.name in RULES:
         return RULES[call.name](call)
@@ -66,7 +66,7 @@ def _equal(call: Call64) -> list[Expected | None]:
 
 
 def _unknown(call: Call64) -> list[Expected | None]:
-    """For an operation without a rule: G is |result| + |result for the inputs' absolute values|."""
+    """A rule for each operation f that is not in RULES: G is |f(inputs)| + |f(|inputs|)|."""
     pairs = zip(tree_leaves(call.run()), tree_leaves(call.run(abs)), strict=True)
     return [
         _within(OTHER, call, exact, exact.abs() + size.abs())
@@ -93,7 +93,7 @@ def _unless_integer(rule: Rule) -> Rule:
 
 
 def _approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
-    """A rule for an operation with one output. `scale(call, exact result)` returns G."""
+    """Return a rule for an operation with one output. `scale(call, exact output)` returns G."""
 
     def rule(call: Call64) -> list[Expected | None]:
         exact = call.run()
@@ -103,16 +103,17 @@ def _approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
 
 
 def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
-    """A rule for an operation that sums terms or products.
+    """Return a rule for an operation that sums terms or products.
 
-    `count(named arguments, result)` is the number of terms. To get the sum of the terms' absolute
-    values, the rule runs the operation on the absolute values of its inputs.
+    `count(named arguments, exact output)` returns the number of terms. To get the sum of the terms'
+    absolute values, the rule runs the operation on the absolute values of its inputs.
     """
 
     def rule(call: Call64) -> list[Expected | None]:
         exact = call.run()
         n_terms = count(call.named, exact)
-        # A term of the mean is x / n. Its square is x² / n², but the mean of x² divides by n once.
+        # The terms of a mean are x / n, with the squares x² / n². The mean of x² divides by n only
+        # once, so `terms` divides by n again.
         divided = n_terms if call.name == "mean" else 1
 
         def terms(size: Size) -> Tensor:
@@ -128,7 +129,8 @@ def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
 
 
 def _term(call: Call64, name: str) -> Tensor:
-    # A Python number counts twice, because it is first rounded to the dtype.
+    # |value| of an operand of a sum. A Python number counts twice, because the device first rounds
+    # it to the dtype.
     value = call.named.get(name, 1)
     return value.abs() if isinstance(value, Tensor) else torch.tensor(2.0 * abs(value)).double()
 
@@ -145,7 +147,7 @@ def _softmax(call: Call64) -> list[Expected | None]:
 
 
 def _log_softmax(call: Call64) -> list[Expected | None]:
-    """s − max s − log Σ exp(s − max s): the sum has as many terms of one sign as softmax's."""
+    """A rule for s − max s − log Σ exp(s − max s). All terms are positive, as in softmax's sum."""
     exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
     scale = 1 + (scores - scores.amax(dim, keepdim=True)).abs() + exact.abs()
     return [_within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
@@ -154,7 +156,7 @@ def _log_softmax(call: Call64) -> list[Expected | None]:
 def _layer_norm(call: Call64) -> list[Expected | None]:
     """A rule for the outputs of LayerNorm: the normalized x, the mean, and 1/σ.
 
-    The error of 1/σ is δσ/σ², for an error δσ of σ. Its G is therefore the G of σ, divided by σ².
+    An error δσ of σ changes 1/σ by δσ/σ². So G of 1/σ is G of σ, divided by σ².
     """
     x, weight, bias = (call.named[name] for name in ("input", "weight", "bias"))
     axes = tuple(range(-len(call.named["normalized_shape"]), 0))
@@ -175,7 +177,8 @@ def _variance(call: Call64, exact: Tensor) -> Tensor:
 def _attention(call: Call64) -> list[Expected | None]:
     """A rule for all operations in ATTENTIONS: softmax(scale · q kᵀ + mask) v.
 
-    Only the first output is compared. The others (logsumexp, seeds) are for the backward pass.
+    Only the first output is compared, because the other outputs (logsumexp, seeds) are for the
+    backward pass. With dropout, nothing is compared.
     """
     if call.named.get("dropout_p"):
         return [None]
@@ -193,15 +196,16 @@ def _attention(call: Call64) -> list[Expected | None]:
 
 
 def _at_indices(values: Tensor, dim: int, indices: Tensor) -> Tensor:
-    # A faulty operation may return an index that is out of range. Its value is NaN.
+    # A faulty operation may return an index that is out of range. The result there is NaN.
     inside = (indices >= 0) & (indices < values.shape[dim])
     return torch.where(inside, values.gather(dim, indices.where(inside, 0)), math.nan)
 
 
 def _largest(call: Call64) -> list[Expected | None]:
-    """A rule for `topk` and `sort`: compares the values, and the values at the returned indices.
+    """A rule for `topk` and `sort`: the returned values must equal the exact values.
 
-    The indices themselves are not compared, because equal values may come in any order.
+    The input's values at the returned indices must equal them too. The indices are not compared,
+    because equal values may come in any order.
     """
     values, _ = call.run()
     dim = call.named["dim"]
@@ -210,7 +214,7 @@ def _largest(call: Call64) -> list[Expected | None]:
 
 
 def _multinomial(call: Call64) -> list[Expected | None]:
-    """A rule for `multinomial`: every index with a probability above 0 is right."""
+    """A rule for `multinomial`: a drawn index is right if its weight is above 0."""
     weights, wanted = call.named["self"], call.named["num_samples"]
     possible = torch.ones(*weights.shape[:-1], wanted, dtype=torch.bool)
     return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]
@@ -255,8 +259,7 @@ RULES: dict[str, Rule] = {
     **_rows("log", _approximate(ELEMENTWISE, lambda call, y: 1 + y.abs())),
     **_rows("mm matmul dot mv linear", _summed(LINEAR, _factor_length)),
     **_rows("addmm", _summed(LINEAR, _length("mat1"))),
-    # A batched product may multiply the attention pattern and values, where all terms can have the
-    # same sign.
+    # `bmm` may multiply an attention pattern by values. Then all terms can have the same sign.
     **_rows("bmm", _summed(SUM, _factor_length)),
     **_rows("baddbmm", _summed(SUM, _length("batch1"))),
     **_rows("sum mean", _summed(SUM, _reduced)),
@@ -274,12 +277,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ATTENTIONS, _attention),
 }
 
-# The operations that multiply matrices, which autocast runs in its own precision.
+# The operations that multiply matrices. Autocast runs them in its own dtype.
 PRODUCTS = frozenset(
     ["mm", "matmul", "dot", "mv", "linear", "addmm", "bmm", "baddbmm", *ATTENTIONS]
 )
 
-# Operations whose result has no values to compare: uninitialized memory, or the id of a kernel.
+# Operations whose result is not compared: they return uninitialized memory, or a kernel's id.
 WITHOUT_VALUES = frozenset(
     ["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_fused_sdp_choice"]
 )

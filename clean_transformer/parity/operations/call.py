@@ -21,7 +21,7 @@ class Operand:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Operand":
-        """The layout of the tensor."""
+        """Return the operand that describes `tensor`."""
         return cls(
             tuple(tensor.shape),
             tensor.stride(),
@@ -32,7 +32,7 @@ class Operand:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements lie in memory in row-major order, without gaps."""
+        """Whether the elements are in memory in row-major order, without gaps."""
         expected = 1
         for length, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if length != 1 and stride != expected:
@@ -41,18 +41,18 @@ class Operand:
         return True
 
     def contiguous(self) -> "Operand":
-        """The contiguous layout of the same shape, without a storage offset."""
+        """Return an operand with the same shape, but with contiguous strides and no offset."""
         stride = torch.empty(self.shape, device="meta").stride()
         return Operand(self.shape, stride, 0, self.dtype, self.device)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of an operation.
+    """A description of a call of an ATen operation.
 
-    `operation` is a name such as "aten.mm.default". `operands` are the layouts of all tensor
-    arguments, in order. `arguments` are the positional arguments that are not tensors, and
-    `options` the keyword arguments that are not tensors.
+    `operation` is a name such as "aten.mm.default". `operands` describes all tensor arguments, in
+    order. `arguments` has the positional arguments that are not tensors. `options` has a pair
+    (name, value) for each keyword argument that is not a tensor.
     """
 
     operation: str
@@ -62,7 +62,7 @@ class Call:
 
     @classmethod
     def of(cls, func: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> "Call":
-        """Describe a call from the arguments that `__torch_dispatch__` receives."""
+        """Describe the call `func(*args, **kwargs)`, as `__torch_dispatch__` receives it."""
         leaves = tree_leaves((tuple(args), kwargs))
         return cls(
             str(func),
@@ -78,11 +78,11 @@ class Call:
 
 
 def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tensor:
-    """A tensor on `device` with these values and with the layout's stride and storage offset."""
+    """Copy `values` to a new tensor on `device`, with the stride and storage offset of `layout`."""
     length = layout.storage_offset + 1
     length += sum((n - 1) * step for n, step in zip(layout.shape, layout.stride, strict=True))
-    # Allocate `numel` elements even for an expanded tensor, which needs fewer: a faulty device may
-    # ignore the strides and read that many.
+    # A faulty device may ignore the strides and read `numel` elements in a row. An expanded tensor
+    # needs fewer elements in memory, so allocate at least `numel`.
     length = max(length, layout.storage_offset + values.numel())
     base = torch.zeros(length, dtype=values.dtype, device="cpu")
     places = torch.arange(base.numel(), device="cpu").as_strided(

@@ -1,6 +1,7 @@
 """Question 3: which operation goes wrong first?
 
-Compares the result of every ATen call with a float64 replay of this call on the CPU.
+`check_operations` runs a function. It repeats every ATen call of the function in float64 on the
+CPU, and compares the two results.
 """
 
 from collections import Counter
@@ -20,12 +21,12 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass
 class OperationsReport:
-    """The result of `check_operations`, whose run ends at the first WRONG operation.
+    """The result of `check_operations`, which stops at the first WRONG call.
 
-    The keys of the first three fields are operation names. `seen` counts all calls that return
-    values. `not_checked` counts the calls that could not be compared. `largest` holds the largest
-    error ratio of each operation. `finding` is the first WRONG call; if no call is WRONG, it is the
-    first DEGRADED call.
+    The keys of `seen`, `not_checked` and `largest` are operation names. `seen` counts the calls of
+    each operation, except the operations in `WITHOUT_VALUES`. `not_checked` counts the calls that
+    could not be compared. `largest` holds the largest error ratio of each operation. `finding`
+    describes the first WRONG call; if no call is WRONG, the first DEGRADED call.
     """
 
     seen: Counter[str] = field(default_factory=Counter)
@@ -35,14 +36,14 @@ class OperationsReport:
 
     @property
     def compared(self) -> Counter[str]:
-        """The number of compared calls, by operation name."""
+        """The number of calls of each operation that were compared."""
         return self.seen - self.not_checked
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict of the finding, if there is one.
+        """The verdict of `finding`, if `finding` is not None.
 
-        Without a finding: PASS if all calls were compared, otherwise NOT CHECKED.
+        Otherwise PASS if there were calls and all of them were compared, else NOT CHECKED.
         """
         if self.finding is not None:
             return self.finding.verdict
@@ -50,16 +51,19 @@ class OperationsReport:
 
 
 class _FirstWrong(Exception):
-    """Raised to end the run at the first WRONG operation."""
+    """`_Checker` raises this exception to stop the function at the first WRONG call."""
 
 
 def check_operations(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> OperationsReport:
-    """Run `function(*inputs, **arguments)` without gradients and check each ATen call it makes."""
+    """Run `function(*inputs, **arguments)` without gradients, and check each of its ATen calls.
+
+    The function is stopped at its first WRONG call.
+    """
     checker = _Checker()
-    # In inference mode, PyTorch does not split composite operations. The check would see `linear`
-    # instead of the kernels that `linear` calls.
+    # Turn inference mode off. In it, PyTorch does not split composite operations: the checker would
+    # get `linear` instead of the operations that `linear` calls.
     with torch.inference_mode(False), torch.no_grad():
         try:
             with checker:
@@ -72,17 +76,19 @@ def check_operations(
 def first_wrong_operation(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> Finding | None:
-    """Return the first WRONG call; if no call is WRONG, the first DEGRADED call.
+    """Run `check_operations` and return the first WRONG call.
 
-    Runs `check_operations`. None means that all calls that could be compared are right.
+    If no call is WRONG, return the first DEGRADED call. Return None if every call that could be
+    compared is right.
     """
     return check_operations(function, *inputs, **arguments).finding
 
 
 class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Checks every call of an operation.
+    """A dispatch mode that runs and checks every ATen call.
 
-    Dispatch modes that were entered earlier, such as planted faults, still see every call.
+    A dispatch mode that was entered before this mode, such as a planted device fault, also gets
+    every call.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""Functions of a call's arguments. The conditions of known issues and faults are built of them."""
+"""Functions that return facts about a call, such as the number of rows of its result.
+
+The conditions of the known issues and of the device faults use these functions.
+"""
 
 from itertools import pairwise
 from math import prod
@@ -9,27 +12,33 @@ from clean_transformer.parity.operations.call import Call, Operand
 
 
 def factor_positions(operation: str) -> tuple[int, int]:
-    """The positions of the two factors among a product's arguments.
+    """The positions of the two factors among the arguments of a matrix product.
 
-    The first argument of `addmm` and `baddbmm` is the bias, so their factors come one later.
+    The first argument of `addmm` and `baddbmm` is the bias, so their factors are at 1 and 2.
     """
     return (1, 2) if operation in ("addmm", "baddbmm") else (0, 1)
 
 
 def factors(call: Call) -> tuple[Operand, Operand]:
-    """The layouts of the two factors of a product."""
+    """The layouts of the two factors of a matrix product."""
     left, right = factor_positions(call.name)
     return call.operands[left], call.operands[right]
 
 
 def n_rows(call: Call) -> int:
-    """The number of rows of a product's result. For `linear`, all leading axes count as rows."""
+    """The number of rows of the result of a matrix product.
+
+    For `linear`, this is the product of the lengths of all axes of the input except the last axis.
+    """
     left = factors(call)[0].shape
     return prod(left[:-1]) if call.name == "linear" else left[-2]
 
 
 def n_columns(call: Call) -> int:
-    """The number of columns of a product's result. The weight of `linear` has shape [out in]."""
+    """The number of columns of the result of a matrix product.
+
+    The weight of `linear` has the shape [out in], so that its axis -2 has the columns.
+    """
     return factors(call)[1].shape[-2 if call.name == "linear" else -1]
 
 
@@ -46,7 +55,8 @@ def is_dtype(call: Call, *dtypes: torch.dtype) -> bool:
 def is_causal(call: Call) -> bool:
     """Whether an attention call has `is_causal=True`.
 
-    As a positional argument, `is_causal` follows the dropout rate, which is a float.
+    A `Call` has no names for its positional arguments. Among these, `is_causal` comes directly
+    after the dropout rate, and is the only boolean that comes after a float.
     """
     placed = any(
         isinstance(before, float) and flag is True for before, flag in pairwise(call.arguments)
@@ -55,5 +65,5 @@ def is_causal(call: Call) -> bool:
 
 
 def has_mask(call: Call) -> bool:
-    """Whether an attention call has a mask, which is the fourth tensor."""
+    """Whether an attention call has a mask: a fourth tensor, after queries, keys and values."""
     return len(call.operands) > 3

@@ -1,4 +1,4 @@
-"""Repeats a wrong call in other layouts and forms, to find out when it is wrong."""
+"""Repeats a wrong call with other layouts and in small steps, to find out what makes it wrong."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,13 +23,14 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Finding:
-    """A call whose error is above its healthy limit, and the diagnosis.
+    """A call whose error is above its healthy limit, and what makes the call wrong.
 
     `call` describes the call, and `func` is the operation. `arguments` and `keywords` are the
     call's positional and keyword arguments, with an `Operand` in place of each tensor. `ranges` has
-    the smallest and the largest value of each tensor, in the order of `call.operands`. `judgment`
-    holds the verdict and the error. The call was repeated with the same values: unchanged, with
-    contiguous tensors, and in small steps. `diagnosis` says in words what these repetitions show.
+    the smallest and the largest finite value of each tensor, in the order of `call.operands`.
+    `judgment` holds the verdict and the error. `Attempt.diagnose` repeated the call with the same
+    values: unchanged, with contiguous tensors, and in small steps. `diagnosis` says in words in
+    which of these ways the result was right.
     """
 
     call: Call
@@ -47,17 +48,20 @@ class Finding:
 
     @property
     def bits(self) -> float:
-        """The effective precision in bits."""
+        """The effective precision in bits; see `Judgment`."""
         return self.judgment.bits
 
     @property
     def verdict(self) -> Verdict:
-        """WRONG or DEGRADED."""
+        """The verdict on the call: WRONG or DEGRADED."""
         return self.judgment.verdict
 
 
 class Attempt:
-    """A call that can be repeated. It holds CPU copies of the inputs, made before the call ran."""
+    """A call that can be repeated.
+
+    `__init__` copies the inputs to the CPU. So create the attempt before the call itself runs.
+    """
 
     def __init__(self, func: Any, args: Any, kwargs: dict[str, Any]):
         self.func = func
@@ -71,14 +75,14 @@ class Attempt:
         self.devices = {place: self.leaves[place].device for place in self.layouts}
         with trusted():
             for place in self.layouts:
-                # Copy the inputs, because the call may write into them.
+                # `copy=True`, because an in-place operation overwrites its inputs.
                 copy = self.leaves[place].detach().to("cpu", copy=True)
                 self.leaves[place] = copy.contiguous()
 
     def expect(self, output: Any) -> list[Expected | None] | None:
-        """The exact value of each output, computed in float64; see `expected_outputs`.
+        """Return what `expected_outputs` computes for the call: the exact value of each output.
 
-        None if the call cannot be checked.
+        `output` is what the device returned. Return None if no output can be checked.
         """
         floats = [
             leaf.dtype
@@ -92,7 +96,11 @@ class Attempt:
         return expected if expected is not None and any(expected) else None
 
     def with_layouts(self, layouts: dict[int, Operand]) -> tuple[Any, dict[str, Any]]:
-        """The call's arguments on the device, in these layouts, with the values before the call."""
+        """Return the call's positional and keyword arguments, with the values before the call.
+
+        `layouts` has the layout of each tensor. Its keys are indices into `self.leaves`. Each
+        tensor is on the device on which it was in the original call.
+        """
         leaves = [*self.leaves]
         for place, layout in layouts.items():
             with trusted():
@@ -100,12 +108,18 @@ class Attempt:
         return tree_unflatten(leaves, self.form)
 
     def retry(self, expected: list[Expected | None], layouts: dict[int, Operand]) -> Judgment:
-        """Repeat the call with the same values in these layouts, and judge the result."""
+        """Repeat the call with the same values in other `layouts`, and judge the result.
+
+        `layouts` has the layout of each tensor, as in `with_layouts`.
+        """
         args, kwargs = self.with_layouts(layouts)
         return judge(expected, self.func(*args, **kwargs))
 
     def diagnose(self, expected: list[Expected | None], judgment: Judgment) -> Finding:
-        """Repeat the call in other layouts and forms, and return the finding with a diagnosis."""
+        """Repeat the call with other layouts and in small steps, and return the finding.
+
+        `judgment` is the judgment of the original call.
+        """
         plain = {place: layout.contiguous() for place, layout in self.layouts.items()}
         repeated = self.retry(expected, self.layouts)
         contiguous = self.retry(expected, plain) if plain != self.layouts else None
@@ -133,9 +147,9 @@ class Attempt:
         )
 
     def retry_unfused(self, expected: list[Expected | None]) -> Judgment | None:
-        """Compute the first output in small steps on the device, and judge it.
+        """Compute the first output in small steps on the device, and judge this output.
 
-        None if the operation has no unfused form.
+        Return None if `UNFUSED` has no small steps for the operation.
         """
         unfused = UNFUSED.get(operation_name(self.func))
         if unfused is None:
@@ -146,7 +160,8 @@ class Attempt:
     def guilty_layout(self, expected: list[Expected | None]) -> str:
         """Say in words which argument's layout makes the call wrong.
 
-        The call becomes right when only the layout of this argument is changed.
+        This is the first argument for which the call becomes right if only its layout is changed:
+        without its storage offset, or contiguous.
         """
         names = [argument.name for argument in self.func._schema.arguments]
         keys = [*tree_unflatten([*range(len(self.leaves))], self.form)[0]]
@@ -166,6 +181,6 @@ class Attempt:
 
 
 def value_range(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest finite value; (0, 0) if there is no finite value."""
+    """The smallest and the largest finite value of the tensor; (0, 0) if no value is finite."""
     finite = values[values.isfinite()]
     return (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)

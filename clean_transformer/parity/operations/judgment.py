@@ -1,4 +1,4 @@
-"""Judges a call of an operation: compares its outputs with the exact outputs."""
+"""Judges a call of an ATen operation: compares the device's outputs with the exact outputs."""
 
 import math
 from dataclasses import dataclass
@@ -20,13 +20,14 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Judgment:
-    """The verdict on one call, and its worst output.
+    """The verdict on one call. The other fields describe the worst output of the call.
 
-    `ratio` is the largest |device − exact| / (u G + η). It is infinite for NaN. `must_equal` means
-    that the output had to equal the exact output but does not; then `ratio` is infinite too.
-    `output` is the number of the worst output, and `worst` the index of the largest ratio in this
-    output. `bits` is the effective precision, −log₂ RMS(|device − exact| / G). `precision` names a
-    lower precision that explains the error, or is empty.
+    `output` is the index of this output among the call's outputs. `ratio` is its largest
+    |device − exact| / (u G + η), and `worst` the index of the element with this ratio. `ratio` is
+    infinite if an error is NaN or if the shape is wrong. `must_equal` means that the output had to
+    equal the exact output but does not; then `ratio` is infinite too. `bits` is the effective
+    precision, −log₂ RMS(|device − exact| / G). `precision` names a lower precision that explains
+    the error, or is empty.
     """
 
     verdict: Verdict
@@ -39,7 +40,12 @@ class Judgment:
 
 
 def judge(expected: list[Expected | None], output: Any) -> Judgment:
-    """The judgment of the worst output. If all outputs pass, the one with the largest ratio."""
+    """Judge each output of a call, and return the judgment of the output with the worst verdict.
+
+    `expected` has an entry for each output; an output whose entry is None is not judged. If several
+    outputs have the worst verdict, the first of them counts. But if all outputs pass, the output
+    with the largest ratio counts.
+    """
     with trusted():
         judgments = [
             _judge(number, wanted, actual)
@@ -59,7 +65,8 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgment:
     exact, dtype = expected.exact, actual.dtype
     if actual.shape != exact.shape:
         return Judgment(Verdict.WRONG, math.inf, -math.inf, number)
-    # If the exact result is too large for the dtype, it rounds to infinity, and infinity is right.
+    # An exact result that is too large for the dtype rounds to infinity. Then the device's infinity
+    # is right.
     rounded = exact.to(dtype)
     equal = (actual == rounded) | (actual.isnan() & rounded.isnan())
     if actual.numel() == 0 or (expected.scale is None and bool(equal.all())):

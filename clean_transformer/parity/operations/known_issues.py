@@ -1,4 +1,4 @@
-"""A table of known device faults. A wrong operation is looked up in this table."""
+"""A table of device faults that people have reported. `match` looks up a call in the table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from clean_transformer.parity.operations.conditions import (
 
 Condition = Callable[[Call], bool]
 
-# The ATen operations that multiply matrices. Only some devices have a kernel for "linear".
+# The ATen operations that multiply matrices. Most devices run "linear" as "mm" or "addmm"; only
+# some devices have their own kernel for "linear".
 MATMUL = frozenset({"mm", "addmm", "bmm", "baddbmm", "linear"})
 BATCHED = frozenset({"bmm", "baddbmm"})
 # For contiguous float32 tensors, the CPU computes these operations with MKL's vector math library.
@@ -33,10 +34,10 @@ HALF = (torch.bfloat16, torch.float16)
 class KnownIssue:
     """A reported fault of an operation.
 
-    `operations` are the names of the ATen operations, without namespace and overload.
-    `condition(call)` says whether a call of these operations is affected. `devices` are the types
-    of devices that had the fault. `seen` cites the report, with PyTorch versions if they are known.
-    `workaround` says how to avoid the fault.
+    `operations` has the names of the ATen operations, without namespace and overload.
+    `condition(call)` is True if a call of one of these operations is affected. `devices` has the
+    types of devices on which people saw the fault, such as "mps". `seen` cites the report, with
+    PyTorch versions if they are known. `workaround` says how to avoid the fault.
     """
 
     name: str
@@ -53,17 +54,18 @@ class KnownIssue:
 
 
 def match(call: Call) -> list[KnownIssue]:
-    """The known issues that match the call.
+    """Return the known issues that match the call.
 
-    Issues of the call's own device come first. Otherwise the order is that of the table. A match is
-    a lead, not a proof, because it does not depend on the values of the tensors.
+    Issues that people saw on the call's type of device come first. Within this rule, the order is
+    that of `KNOWN_ISSUES`. A match does not prove that the issue is the cause of an error, because
+    the conditions do not look at the values of the tensors.
     """
     devices = {operand.device for operand in call.operands}
     found = [fault for fault in KNOWN_ISSUES if fault.matches(call)]
     return sorted(found, key=lambda fault: devices.isdisjoint(fault.devices))
 
 
-# The most specific issues come first.
+# The issues with the narrowest conditions come first, because `match` keeps this order.
 KNOWN_ISSUES = (
     KnownIssue(
         "sdpa-short-transposed-query",

@@ -1,4 +1,4 @@
-"""Probes: single operations, without a model, in sizes and layouts at which devices have failed."""
+"""Probes run single operations, without a model, in sizes and layouts at which devices failed."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +16,18 @@ from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.operations.diagnosis import Finding
 from clean_transformer.parity.verdict import Verdict
 
-# The possible contents of a probe's tensor: normal numbers, weights ≥ 0 to sample with, booleans,
-# and ids from a vocabulary of 50.
+# What a tensor of a probe can contain: normally distributed numbers (NORMAL), sampling weights ≥ 0
+# (WEIGHTS), booleans (TRUTH), or token ids from 0 to 49 (IDS).
 NORMAL, WEIGHTS, TRUTH, IDS = "normal", "weights", "truth", "ids"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A function and the tensors that it is called with.
+    """A function to check, and a description of the tensors that are its arguments.
 
-    `shapes` and `contents` describe the tensors. `transposed` are the two axes that the transposed
-    layout swaps in memory. `each` means that the layout of one argument at a time is changed too,
-    while the other arguments stay contiguous.
+    `shapes` has the shape of each tensor, and `contents` what each tensor contains. `transposed`
+    has the two axes that are swapped in memory in the transposed layouts. If `each` is True, the
+    function also runs with the layout of only one argument changed, for each argument in turn.
     """
 
     name: str
@@ -42,7 +42,9 @@ class Probe:
 class ProbeResult:
     """The result of a probe in one layout.
 
-    `ratio` is the largest error ratio. `finding` is the first bad call, or None.
+    `name` is the probe's name, and `layout` says in words which layout its tensors had. `ratio` is
+    the largest error ratio of all its ATen calls. `finding` describes the first WRONG call, or the
+    first DEGRADED call if no call is WRONG; otherwise it is None.
     """
 
     name: str
@@ -100,7 +102,7 @@ PROBES = (
 
 
 def run_probes(device: str | torch.device, dtype: torch.dtype) -> list[ProbeResult]:
-    """Run all probes in all layouts on the device and in the dtype. This takes seconds."""
+    """Run all probes in all layouts, with tensors on `device` in `dtype`. This takes seconds."""
     return [result for probe in PROBES for result in _run(probe, torch.device(device), dtype)]
 
 
@@ -139,7 +141,10 @@ def _layouts(probe: Probe, plain: list[Operand]) -> Iterator[tuple[str, list[Ope
 
 
 def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
-    """A layout of the same shape, with two axes swapped in memory."""
+    """The layout of a tensor of the same shape, in which the two `axes` are swapped in memory.
+
+    A tensor that does not have both axes keeps its layout.
+    """
     if len(layout.shape) < -min(axes):
         return layout
     stride = torch.empty(layout.shape, device="meta").transpose(*axes).contiguous()
@@ -147,14 +152,14 @@ def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
 
 
 def _sliced(layout: Operand) -> Operand:
-    """The layout of a slice: all but the first 8 columns of a wider contiguous tensor."""
+    """The layout of `wide[..., 8:]`, where `wide` is contiguous and has 8 more columns."""
     *rest, last = layout.shape
     stride = torch.empty((*rest, last + 8), device="meta").stride()
     return replace(layout, stride=stride, storage_offset=8)
 
 
 def _offset(layout: Operand) -> Operand:
-    """The layout of a slice: all but the first row of a contiguous tensor with one more row."""
+    """The layout of `long[1:]`, where `long` is contiguous and has one more entry on axis 0."""
     return replace(layout, storage_offset=math.prod(layout.shape[1:]))
 
 
@@ -164,7 +169,7 @@ def _values(
     normal = torch.randn(shape, generator=generator)
     if content == TRUTH:
         truth = normal > 0
-        truth[..., 0] = True  # the softmax of a fully masked row is NaN
+        truth[..., 0] = True  # if a mask hid all keys of a query, its softmax would be NaN
         return truth
     if content == IDS:
         return torch.randint(50, shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Replays a call of an operation in float64 on the CPU, with the device's own inputs."""
+"""Repeats a call of an ATen operation in float64 on the CPU, with the inputs of the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 @dataclass(frozen=True)
 class Call64:
-    """A call to replay in float64.
+    """A call that can be repeated in float64.
 
-    `func` is the operation. `args` and `kwargs` are its arguments, in which all tensors are
-    contiguous copies on the CPU. `dtype` is the dtype of the device's result.
+    `func` is the operation. `args` and `kwargs` are the call's arguments. All tensors in them are
+    contiguous copies on the CPU, in their original dtypes. `dtype` is the dtype of the device's
+    result.
     """
 
     func: Any
@@ -27,7 +28,7 @@ class Call64:
 
     @property
     def name(self) -> str:
-        """The operation's name. In-place forms have the same name: "add" for "aten::add_"."""
+        """The operation's name, also without the "_" of in-place forms: "add" for "aten::add_"."""
         return operation_name(self.func)
 
     @property
@@ -37,11 +38,15 @@ class Call64:
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """The arguments by their names in the operation's schema, with real tensors in float64."""
+        """The arguments by their names in the schema, with floating-point tensors in float64."""
         return named_arguments(self.func, *tree_map(_double, (self.args, self.kwargs)))
 
     def run(self, change: Callable[[Any], Any] = lambda number: number) -> Any:
-        """Run the operation in float64, and apply `change` to each real tensor and number first."""
+        """Run the operation in float64 on changed arguments, and return its result.
+
+        `change` is applied to every floating-point tensor, to every Python float, and to the
+        keyword arguments `alpha` and `beta`. By default, no argument is changed.
+        """
         args, kwargs = tree_map(_double, (self.args, self.kwargs))
         args = tree_map(lambda x: change(x) if _is_real(x) else x, args)
         kwargs = {
@@ -51,20 +56,24 @@ class Call64:
         return self.func(*args, **kwargs)
 
     def run_as_given(self) -> Any:
-        """Run the operation in the tensors' own dtypes. For operations that only move numbers."""
+        """Run the operation in the original dtypes of its tensors, and return its result.
+
+        This is for operations whose result has no rounding error, such as a gather.
+        """
         args, kwargs = tree_map(_copied, (self.args, self.kwargs))
         return self.func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The exact value of one output of a call, and how far the device's output may be from it.
+    """The exact value of one output of a call, and the largest errors that are allowed.
 
-    `scale` is G for each element; None means that the output must equal `exact`. `healthy` and
-    `wrong` are the limits of |device − exact| / (u G + η). `typical()` returns the scale of
-    independent rounding errors (see `limits.typical_size`). It helps to tell a lower precision from
-    a fault, and is called only after a failure. `observe(output)` turns the device's output into
-    the tensor that is compared with `exact`.
+    `scale` has G for each element (see `parity/limits.py`). If `scale` is None, the device's output
+    must equal `exact`. Otherwise the error ratio is |device − exact| / (u G + η): a ratio up to
+    `healthy` is PASS, and a ratio above `wrong` is WRONG. `typical()` returns the typical size of
+    independent rounding errors (see `limits.typical_size`), to tell a lower precision from a fault.
+    It is called only if the ratio is above `healthy`. `observe(output)` turns the device's output
+    into the tensor that is compared with `exact`.
     """
 
     exact: Tensor
@@ -76,13 +85,16 @@ class Expected:
 
 
 def operation_name(func: Any) -> str:
-    """The operation's name without namespace, overload, and the final "_" of in-place forms."""
+    """The operation's name without namespace, overload, and the last "_" of an in-place form."""
     name = str(func._schema.name).split("::")[1]
     return name.removesuffix("_") if func._schema.is_mutable else name
 
 
 def named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by their names in the operation's schema, including default values."""
+    """Return all arguments of the operation by their names in its schema.
+
+    Arguments that are neither in `args` nor in `kwargs` have their default values.
+    """
     schema = func._schema.arguments
     defaults = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
     return defaults | dict(zip((arg.name for arg in schema), args, strict=False)) | kwargs

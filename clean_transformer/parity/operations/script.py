@@ -1,4 +1,4 @@
-"""Writes a reproduction script for a finding. It can be attached to a bug report."""
+"""Writes a Python script that reproduces a finding. People can attach it to a bug report."""
 
 import math
 from collections.abc import Iterator
@@ -60,15 +60,17 @@ SUMS = frozenset(("mm", "bmm", "matmul", "linear", "addmm", "baddbmm", "sum", "m
 
 
 def reproduction_script(finding: Finding) -> str:
-    """The source of a Python script that fails on a faulty device and needs only torch.
+    """Return the source of a Python script whose `assert` fails on a device with this fault.
 
-    It has under 40 lines.
+    The script needs only torch, and has fewer than 40 lines.
 
-    The script draws random numbers of size 1, in the layouts of the finding's tensors. The first
-    element of each tensor gets the largest value of the finding's tensor. The script then accepts
-    an error of SCRIPT_HEALTHY · u · scale, or in half precision `LINEAR.healthy_in_half` · u ·
-    scale. For sums of products, the scale is Σ|xW| in float32, and |expected| + √Σ(xW)² in half
-    precision. For all other operations, the scale is 1 + |expected|.
+    The script draws random numbers of size 1 for tensors with the layouts of the finding's tensors.
+    The first element of each tensor is the largest value of the finding's tensor. The script then
+    runs the operation on the device, and on the CPU in float64. An error may be at most
+    SCRIPT_HEALTHY · u · scale, or `LINEAR.healthy_in_half` · u · scale in half precision. For the
+    operations in SUMS, the scale is Σ|xW| in float32, and |expected| + √Σ(xW)² in half precision.
+    For all other operations, the scale is 1 + |expected|. If the operation must be exact, the
+    results must be equal. Indices from `multinomial` must have a weight above 0.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")
@@ -90,7 +92,10 @@ def reproduction_script(finding: Finding) -> str:
 
 
 def _arguments(finding: Finding, form: str) -> str:
-    """The source of the call's arguments. `form`, such as "exact({})", formats a tensor's name."""
+    """The source code of the call's arguments.
+
+    `form` is a format string for the name of each tensor, such as "exact({})".
+    """
     numbers = iter(range(len(finding.call.operands)))
     positional = [_source(value, numbers, form) for value in finding.arguments]
     keywords = [

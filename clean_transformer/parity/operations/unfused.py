@@ -1,7 +1,7 @@
-"""Fused operations, computed in small steps.
+"""Computes fused ATen operations in small steps, on the device under test.
 
-If the small steps are right on the device under test, then only the fused kernel is wrong. Each
-function takes the operation's arguments by name.
+If the result of the small steps is right, then only the fused kernel is wrong. Each function gets
+one argument: `named` maps the names of the operation's arguments to their values.
 """
 
 import math
@@ -22,25 +22,28 @@ Named = Mapping[str, Any]
 
 
 def addmm(named: Named) -> Tensor:
-    """β · input + α · mat1 mat2."""
+    """Return β · input + α · mat1 mat2. `named` has the input under the name "self"."""
     return named["beta"] * named["self"] + named["alpha"] * torch.mm(named["mat1"], named["mat2"])
 
 
 def linear(named: Named) -> Tensor:
-    """x Wᵀ + b."""
+    """Return x Wᵀ + b, or x Wᵀ if the bias is None."""
     product = named["input"] @ named["weight"].T
     return product if named["bias"] is None else product + named["bias"]
 
 
 def softmax(named: Named) -> Tensor:
-    """exp(x - max x), divided by its sum."""
+    """Return exp(x - max x) / Σ exp(x - max x), with maximum and sum along the axis `dim`."""
     x, dim = named["self"], named["dim"]
     powers = (x - x.amax(dim, keepdim=True)).exp()
     return powers / powers.sum(dim, keepdim=True)
 
 
 def layer_norm(named: Named) -> Tensor:
-    """(x - mean) / √(var + eps) · w + b, in float32 where the input is in half precision."""
+    """Return (x - mean) / √(var + eps) · w + b in the dtype of the input.
+
+    The steps for a half-precision input are computed in float32.
+    """
     given, weight, bias = named["input"], named["weight"], named["bias"]
     x = at_least_float32(given)
     axes = tuple(range(-len(named["normalized_shape"]), 0))
@@ -52,7 +55,10 @@ def layer_norm(named: Named) -> Tensor:
 
 
 def gelu(named: Named) -> Tensor:
-    """½x(1 + tanh(√(2/π)(x + 0.044715x³))), or the exact form ½x(1 + erf(x/√2))."""
+    """Return ½x(1 + tanh(√(2/π)(x + 0.044715x³))) if `approximate` is "tanh".
+
+    Otherwise return the exact form ½x(1 + erf(x/√2)).
+    """
     given = named["self"]
     x = at_least_float32(given)
     inner = (

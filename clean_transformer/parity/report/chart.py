@@ -1,4 +1,4 @@
-"""The chart of the residual stream's error before, inside and after each block."""
+"""Computes the chart of the residual stream's error before, inside and after each block."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,11 @@ from clean_transformer.parity.results import DeviceRun
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of the chart. `values` has one error per activation, `style` is a CSS class."""
+    """One line of the chart.
+
+    `label` is the text in the legend. `style` is the CSS class of the line. `values` has the error
+    of each activation, in the order of `Chart.names`.
+    """
 
     label: str
     style: str
@@ -18,11 +22,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of root mean square errors on a logarithmic axis; all sizes are in SVG units.
+    """A chart of the root mean square errors of activations, on a logarithmic vertical axis.
 
-    `names` are the activations on the horizontal axis. `allowed` is the largest healthy error of
-    each activation. `decades` are the exponents of the powers of ten on the vertical axis. `left`,
-    `top` and `bottom` are the margins.
+    `names` has the activations on the horizontal axis. `allowed` has the largest healthy error of
+    each activation. `decades` has the exponents of the powers of ten on the vertical axis. `width`
+    and `height` are the size of the chart, and `left`, `top` and `bottom` are its margins, all in
+    SVG units.
     """
 
     names: list[str]
@@ -37,17 +42,17 @@ class Chart:
 
     @property
     def step(self) -> float:
-        """The horizontal distance between two activations."""
+        """The horizontal distance between neighboring activations, in SVG units."""
         return (self.width - self.left) / len(self.names)
 
     def x(self, index: int | float) -> float:
-        """The horizontal position of the activation with this index."""
+        """The distance of the activation `names[index]` from the left edge of the chart."""
         return self.left + (index + 0.5) * self.step
 
     def y(self, value: float) -> float:
-        """The vertical position of an error, from the top.
+        """The distance of the error `value` from the top of the chart.
 
-        Zero is at the lower edge of the chart, NaN and infinity are at the upper edge.
+        The error 0 is at the lower end of the vertical axis. NaN and infinity are at its upper end.
         """
         low, high = self.decades[0], self.decades[-1]
         depth = low if value == 0 else high if math.isnan(value) else math.log10(value)
@@ -55,12 +60,16 @@ class Chart:
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
     def line(self, values: Iterable[float]) -> str:
-        """The `points` attribute of an SVG polyline through the values."""
+        """The `points` attribute of an SVG polyline. `values` has the error of each activation."""
         return " ".join(f"{self.x(i):.1f},{self.y(value):.1f}" for i, value in enumerate(values))
 
 
 def depth_chart(run: DeviceRun) -> Chart | None:
-    """The chart of a run; None if no residual stream was watched or all errors are zero."""
+    """Return the chart of a run.
+
+    Return None if the run has no errors of the residual stream, or if none of the numbers to draw
+    is finite and above 0.
+    """
     residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
     curves = [
         Curve("this device", "ours", [row.error for row in residual]),

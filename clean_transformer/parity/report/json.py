@@ -1,4 +1,4 @@
-"""A parity report as JSON."""
+"""Converts a parity report to JSON, and writes it to a file."""
 
 from clean_transformer.reports.plain import Schema
 

@@ -1,4 +1,4 @@
-"""Writes a parity report as one HTML page, which needs no network and no other file."""
+"""Writes a parity report as one HTML page. The page needs no network and no other file."""
 
 from pathlib import Path
 
@@ -36,12 +36,12 @@ MEANING = {
 
 
 def write_html(report: SuiteReport, file: Path) -> None:
-    """Write the report to `file` as an HTML page. If writing fails, the file is not changed."""
+    """Write the report to `file` as an HTML page. If writing fails, `file` stays as it was."""
     write_atomically(file, render(report))
 
 
 def render(report: SuiteReport) -> str:
-    """The report as HTML text."""
+    """Return the HTML page of the report, as text."""
     return render_page(
         "parity.html.jinja",
         report=report,
@@ -67,9 +67,10 @@ def render(report: SuiteReport) -> str:
 
 
 def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
-    """One tuple (section id, title, verdict, reason) for each part of the report that is not PASS.
+    """Return why the verdict of the report is not PASS.
 
-    The parts are question 1 and each run.
+    The list has a tuple (id of the section on the page, title, verdict, reason) for question 1, and
+    for each run, if its verdict is not PASS.
     """
     found = []
     same = report.same_function

@@ -1,4 +1,7 @@
-"""The heat maps of a run. The color of a square is the error divided by its healthy limit."""
+"""Computes the heat maps of a run.
+
+The color of a square shows an error divided by its healthy limit.
+"""
 
 import math
 
@@ -12,8 +15,8 @@ from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.heat_map import HeatMap, Square, heat_map, shade
 from clean_transformer.reports.page import number
 
-# The upper ends of the shades. A share is an error divided by its healthy limit. A square has the
-# first shade whose upper end is at least its share, so healthy squares have the shades 0 to 7.
+# The largest share of each of the 12 shades of a square. A share is an error divided by its healthy
+# limit. Healthy errors have shares up to 1, and so the shades 0 to 7.
 SHARES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 8.0, 64.0, 512.0, math.inf)
 
 STYLES = {
@@ -32,21 +35,21 @@ MARKS = {
 
 
 def isolated_map(run: DeviceRun) -> HeatMap:
-    """A heat map of the error that each activation introduces.
+    """Return a heat map of the error that the device introduces in each activation.
 
-    Each square shows the worst of all cases and paths.
+    The square of an activation shows its worst row over all cases and paths (see `Isolated`).
     """
     rows = by_activation(run.isolated)
     return heat_map({name or LOGITS: isolated_square(worst_of(rows[name])) for name in rows})
 
 
 def end_to_end_map(run: DeviceRun) -> HeatMap:
-    """A heat map of the drift of each activation."""
+    """Return a heat map of the drift of each activation (see `EndToEnd`)."""
     return heat_map({row.name: end_to_end_square(row) for row in run.end_to_end})
 
 
 def isolated_square(row: Isolated) -> Square:
-    """The square for the error that one activation introduces."""
+    """Return the square for the error that the device introduces in one activation."""
     facts = {
         "name": row.name or LOGITS,
         "verdict": row.verdict.value,
@@ -64,7 +67,7 @@ def isolated_square(row: Isolated) -> Square:
 
 
 def end_to_end_square(row: EndToEnd) -> Square:
-    """The square for the drift of one activation."""
+    """Return the square for the drift of one activation."""
     theirs = row.reference_error
     facts = {
         "name": row.name,

@@ -1,4 +1,7 @@
-"""Groups and sorts the rows of a report. The terminal and the page show the worst of each group."""
+"""Groups and sorts the rows of a report, and finds the worst row of a group.
+
+The report in the terminal and the report on the HTML page use these functions.
+"""
 
 import math
 from collections.abc import Iterable
@@ -13,24 +16,31 @@ from clean_transformer.reports.heat_map import rank
 
 
 def share(value: float, healthy: float) -> float:
-    """The value divided by the healthy limit."""
+    """Return `value / healthy`. If `healthy` is 0: 0 if `value` is 0 too, otherwise infinity."""
     if healthy:
         return value / healthy
     return 0.0 if value == 0 else math.inf
 
 
 def concern(verdict: Verdict, value: float, healthy: float) -> tuple[int, float, float]:
-    """A sort key that is larger for worse results: by verdict, then by `share`, then by value."""
+    """Return a sort key that is larger for a worse result.
+
+    It compares the verdicts first, then `share(value, healthy)`, then the values. NaN is the
+    largest value.
+    """
     return verdict.severity, rank(share(value, healthy)), rank(value)
 
 
 def worst_of(rows: Iterable[Isolated]) -> Isolated:
-    """The worst row, by `concern`."""
+    """Return the row with the largest `concern`."""
     return max(rows, key=lambda row: concern(row.verdict, row.ratio, row.healthy))
 
 
 def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """The rows of question 1, grouped by block. In each group, the largest error comes first."""
+    """Group the rows of question 1 by block; the keys are those of `group_of`.
+
+    In each group, the row with the largest error comes first. Rows that are not checked come last.
+    """
 
     def error(row: Comparison) -> tuple[bool, float]:
         return bool(row.name), rank(row.error)
@@ -40,20 +50,21 @@ def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
 
 
 def kinds(rows: Iterable[Isolated]) -> dict[str, tuple[int, Isolated]]:
-    """For each kind of operation: the number of its rows, and the worst row."""
+    """Return a pair for each kind of operation: the number of its rows, and its worst row."""
     groups = grouped(rows, lambda row: row.operation)
     return {kind: (len(same), worst_of(same)) for kind, same in groups.items()}
 
 
 def failed(checks: Iterable[Check]) -> list[Check]:
-    """The checks that do not pass."""
+    """Return the checks whose verdict is not PASS."""
     return [check for check in checks if check.verdict is not Verdict.PASS]
 
 
 def worst_reference(run: DeviceRun) -> tuple[int, EndToEnd] | None:
-    """The number of activations that the reference computes inaccurately, and the worst of them.
+    """Find the activations whose `reference_error` is above the healthy limit.
 
-    None if the reference computes all activations accurately.
+    Returns the number of these activations, and the row of the worst. Returns None if there is no
+    such activation.
     """
     shares = [
         (rank(share(row.reference_error, row.healthy * row.envelope)), row)

@@ -27,7 +27,7 @@ from clean_transformer.reports.terminal import heat_map_table
 
 
 def styled(verdict: Verdict) -> Text:
-    """The verdict in its color."""
+    """Return the verdict as text in its color."""
     return Text(verdict.value, style=STYLES[verdict])
 
 
@@ -36,8 +36,8 @@ def print_report(
 ) -> None:
     """Print the verdict and the answers to the three questions.
 
-    `worst_rows` is the number of rows with the largest errors to print as well. `all_rows` prints
-    all rows.
+    With `worst_rows`, also print the rows with the largest errors: this many for question 1, and
+    this many for each run. With `all_rows` and without `worst_rows`, print all rows.
     """
     console.print(f"clean_transformer on {report.weights}")
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
@@ -57,7 +57,7 @@ def print_report(
 def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
     """Print the result of `clean-transformer doctor` for one device, in plain words.
 
-    `absent` are the types of devices that this machine does not have. `weights` says which weights
+    `absent` has the types of devices that this machine does not have. `weights` says which weights
     the model has.
     """
     build = environment()
@@ -98,7 +98,7 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
 
 
 def uses_table(run: DeviceRun) -> Table:
-    """A line for each use: its verdict, and what it is."""
+    """Return a table with a row for each use of the model: the verdict, and `use_line`."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for use in run.by_use:
         table.add_row(styled(use.verdict), Text(use_line(use)))

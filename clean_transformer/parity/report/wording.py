@@ -1,4 +1,4 @@
-"""Sentences that the terminal, the page and `assert_parity` share."""
+"""Sentences for the report in the terminal, the report on the HTML page, and `assert_parity`."""
 
 from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.drift import EndToEnd
@@ -7,7 +7,8 @@ from clean_transformer.parity.locate import Located
 from clean_transformer.parity.results import DeviceRun, UseSummary
 from clean_transformer.parity.verdict import Check, Verdict
 
-# For each lower precision of float32 products: how to turn it off.
+# For each lower precision that a device may use for float32 products: the end of a sentence that
+# says how to turn this precision off.
 PRECISION_SETTINGS = {
     "TF32": "; the errors are those of TF32: turn off torch.backends.cuda.matmul.allow_tf32, "
     "or call torch.set_float32_matmul_precision('highest')",
@@ -17,25 +18,28 @@ PRECISION_SETTINGS = {
 
 
 def group_of(name: str) -> str:
-    """The group of an activation: its block, such as "block 3", or "outside" (of all blocks)."""
+    """The group of the activation `name`: its block, such as "block 3", or "outside".
+
+    An activation that no block computes is "outside".
+    """
     parts = name.split(".")
     return f"block {parts[1]}" if parts[0] == "blocks" else "outside"
 
 
 def run_name(run: DeviceRun) -> str:
-    """The device, dtype and mode of a run. The mode "eager" is left out."""
+    """The device, dtype and mode of a run, such as "cpu float32". The mode "eager" is left out."""
     mode = "" if run.mode == "eager" else f", {run.mode}"
     return f"{run.device} {run.dtype}{mode}"
 
 
 def script_name(run: DeviceRun) -> str:
-    """The file name of a run's reproduction script."""
+    """The file name of the script that reproduces the first wrong operation of a run."""
     operation = run.located.operation.split(".")[1] if run.located else "nothing"
     return f"reproduce-{operation}-{run.device.replace(':', '')}-{run.dtype}.py"
 
 
 def located_lines(located: Located) -> list[str]:
-    """Lines that describe the operation, each of its operands, and each matching known issue."""
+    """Return lines about the first wrong operation, its operands, and the matching known issues."""
     return [
         f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
         f"{located.bits:.1f} correct bits; {located.diagnosis}",
@@ -45,7 +49,7 @@ def located_lines(located: Located) -> list[str]:
 
 
 def describe(row: Isolated | EndToEnd | Check) -> str:
-    """Describe a failed row or check in one sentence."""
+    """Describe, in one sentence, a row or a check that did not pass."""
     if isinstance(row, EndToEnd):
         return (
             f"{row.name} (end to end): error {row.rho:.3g} times that of healthy CPU runs, "
@@ -66,13 +70,16 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
 
 
 def use_line(use: UseSummary) -> str:
-    """The use, what it is, and where it goes wrong."""
+    """Say in one line what the use is, and from which position on it is wrong, if it is wrong."""
     where = f", wrong from position {use.wrong_from} on" if use.wrong_from else ""
     return f"{use.name}: {use.means}{where}"
 
 
 def meaning(run: DeviceRun) -> str:
-    """What a person can and cannot do with a device on which some use fails; else ""."""
+    """Say which uses are wrong on the run's device, and which are right.
+
+    Returns "" if no use is WRONG or DEGRADED.
+    """
     bad = [use for use in run.by_use if use.verdict in (Verdict.WRONG, Verdict.DEGRADED)]
     good = [use.means for use in run.by_use if use.verdict is Verdict.PASS]
     if not bad:
@@ -85,5 +92,5 @@ def meaning(run: DeviceRun) -> str:
 
 
 def worst_head(row: Isolated) -> str:
-    """The index of the head with the largest error; "" if the activation has no head axis."""
+    """The index of the head with the largest ratio, as text; "" if the row has no heads."""
     return str(row.per_head.index(row.ratio)) if row.ratio in row.per_head else ""

@@ -1,6 +1,6 @@
 """Semantic faults: mistakes that people make when they write a GPT-2.
 
-Each file has the faults of one part of the model, as rows of a table.
+Each file has a table of the faults in one part of the model. SEMANTIC_FAULTS has all of them.
 """
 
 from clean_transformer.parity.faults.semantic.attention import ATTENTION_FAULTS

@@ -18,7 +18,11 @@ def masked(
     hides: Callable[[Tensor, Tensor], Tensor] = lambda query, key: key > query,
     fill: float = -math.inf,
 ) -> Edit:
-    """An edit that sets scores to `fill` where `hides(query position, key position)` is True."""
+    """Return an edit of attention scores [... query key].
+
+    It sets scores to `fill` where `hides(query position, key position)` is True. The last query has
+    the position of the last key.
+    """
 
     def mask(scores: Tensor) -> Tensor:
         n_queries, n_keys = scores.shape[-2:]
@@ -36,9 +40,11 @@ def mixing(
     mask: Edit = CAUSAL,
     normalize: Edit = lambda scores: scores.softmax(-1),
 ) -> Changes:
-    """Changes the scale, the mask or the softmax of attention, on the explicit and fused paths.
+    """Return changes to the scale, the mask or the softmax of attention.
 
-    `scale(n_heads, d_head)` is what the scores are divided by.
+    `scale(n_heads, d_head)` returns the number by which the scores are divided. `mask` edits the
+    scores, and `normalize` turns the masked scores into the pattern. The changes affect the
+    explicit path and the fused path.
     """
 
     def mix(

@@ -1,4 +1,4 @@
-"""Faults in how a block connects LayerNorm, attention and MLP with the residual stream."""
+"""Faults in the way a block connects LayerNorm, attention and MLP with the residual stream."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,10 @@ def wired(
     mlp_reads: Callable[[Tensor, Tensor], Tensor] = lambda resid_pre, resid_mid: resid_mid,
     post: Callable[[Tensor, Tensor], Tensor] = torch.add,
 ) -> Changes:
-    """Changes what a block adds to the residual stream, or what its MLP reads.
+    """Return changes to what a block adds to the residual stream, or to what its MLP reads.
 
-    `mid` and `post` replace the additions after attention and after the MLP. `mlp_reads` returns
-    the input of `ln2`.
+    `mid(resid_pre, attn_out)` replaces the addition after attention, and `post(resid_mid, mlp_out)`
+    the addition after the MLP. `mlp_reads(resid_pre, resid_mid)` returns the input of `ln2`.
     """
 
     def forward(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
@@ -33,7 +33,10 @@ def wired(
 
 
 def post_norm(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:
-    """A block's `forward` with LayerNorm after each addition, as in GPT-1 (Radford et al. 2018)."""
+    """Run a block with LayerNorm after each addition, as in GPT-1 (Radford et al. 2018).
+
+    This function replaces `TransformerBlock.forward`.
+    """
     resid_pre = self.hook_resid_pre(resid_pre)
     attn_out = self.hook_attn_out(self.attn(resid_pre, kv_cache=kv_cache))
     resid_mid = self.ln1(self.hook_resid_mid(resid_pre + attn_out))

@@ -1,8 +1,9 @@
-"""`SemanticFault`, and functions that make the changes for a fault.
+"""`SemanticFault`, and functions that return the changes for a fault.
 
-A planted fault replaces methods of our classes or functions in our files. So it affects every
-instance of our model, even if the model was made before, on the explicit and on the fused path. It
-does not change the stored weights, and it does not affect other implementations of GPT-2.
+A planted fault replaces methods of our classes, or functions in our files. So the fault affects all
+our models, also those that were made before it was planted. It affects the explicit path and the
+fused path. It does not change the stored weights, and it does not affect other implementations of
+GPT-2.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,20 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+# A function that takes a tensor and returns a changed tensor.
 Edit = Callable[[Tensor], Tensor]
-# An object (a class or a Python module), the name of its attribute to replace, and a function that
-# takes the attribute's right value and returns the faulty value.
+# A change is a tuple (owner, attribute, function). The owner is a class or a Python module. The
+# attribute is the name of the owner's attribute to replace. The function takes the right value of
+# this attribute and returns the faulty value.
 Change = tuple[Any, str, Callable[[Any], Any]]
 Changes = tuple[Change, ...]
 
 
 @dataclass(frozen=True)
 class SemanticFault:
-    """A mistake in the model's code, such that the model computes another function.
+    """A mistake in the model's code: with this mistake, the model computes another function.
 
-    `first` is an `fnmatch` pattern for the first activation that differs: the name of a hook point,
-    or of a LayerNorm for its output. An activation that is no longer computed also counts as
-    different. `changes` are the replacements that plant the fault.
+    `first` is an `fnmatch` pattern for the name of the first activation that differs from the right
+    model's: the name of a hook point, or the name of a LayerNorm, which stands for its output. An
+    activation that the faulty model does not compute also differs. `changes` has the replacements
+    that plant the fault.
     """
 
     name: str
@@ -36,13 +40,13 @@ class SemanticFault:
     changes: Changes
 
     def plant(self) -> AbstractContextManager[Any]:
-        """A context manager that plants the fault inside a `with` block."""
+        """Return a context manager that plants the fault inside a `with` block."""
         return planted(self.changes)
 
 
 @contextmanager
 def planted(changes: Changes) -> Iterator[None]:
-    """Make the changes inside a `with` block, and undo them at its end."""
+    """Make the changes at the start of a `with` block, and undo them at the end of the block."""
     with ExitStack() as stack:
         for owner, attribute, change in changes:
             faulty = change(getattr(owner, attribute))
@@ -52,7 +56,7 @@ def planted(changes: Changes) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
-    """Replace an attribute of `owner` by `value` inside a `with` block."""
+    """Set `owner.attribute` to `value` inside a `with` block, and restore it after the block."""
     original = getattr(owner, attribute)
     setattr(owner, attribute, value)
     try:
@@ -62,9 +66,10 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
 
 
 class _Bound(nn.Module):
-    """Wraps a module, so that `functional_call` can run its original `forward`.
+    """Wraps a module, so that `functional_call` runs the original `forward` of the module's class.
 
-    The class's own `forward` is the faulty one, and would call itself.
+    While the fault is planted, the class has the faulty `forward`. If `functional_call` got the
+    module itself, the faulty `forward` would call itself without end.
     """
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]):
@@ -78,9 +83,10 @@ class _Bound(nn.Module):
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Modules of the class `owner` run with other parameters.
+    """Return changes that make every module of the class `owner` run with other parameters.
 
-    `edit(module)` returns the replaced parameters by name.
+    `edit(module)` returns the new values of some parameters by name. The other parameters keep
+    their values.
     """
 
     def change(forward: Any) -> Any:
@@ -94,16 +100,19 @@ def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes
 
 
 def edited(owner: type, edits: dict[str, Edit]) -> Changes:
-    """Modules of the class `owner` run with edited parameters. `edits` maps names to edits."""
+    """Return changes that make every module of the class `owner` run with edited parameters.
+
+    `edits` maps the name of a parameter to its edit.
+    """
     return parameters(
         owner, lambda module: {n: edit(module.get_parameter(n)) for n, edit in edits.items()}
     )
 
 
 def mistaken(owner: type, others: dict[str, str]) -> Changes:
-    """Modules of the class `owner` use wrong parameters.
+    """Return changes that make every module of the class `owner` mix up its parameters.
 
-    `others` maps the name of each replaced parameter to the name of the parameter used instead.
+    `others` maps the name of a parameter to the name of the parameter that replaces it.
     """
     return parameters(
         owner, lambda module: {name: module.get_parameter(n) for name, n in others.items()}
@@ -111,7 +120,7 @@ def mistaken(owner: type, others: dict[str, str]) -> Changes:
 
 
 def arguments(owner: type, edit: Edit) -> Changes:
-    """Modules of the class `owner` run on a first argument that `edit` has changed."""
+    """Return changes that edit the first argument of every module of the class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda self, x, *args, **kwargs: forward(self, edit(x), *args, **kwargs)
@@ -120,7 +129,7 @@ def arguments(owner: type, edit: Edit) -> Changes:
 
 
 def result(owner: type, edit: Edit) -> Changes:
-    """Modules of the class `owner` return a result that `edit` has changed."""
+    """Return changes that edit the output of every module of the class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda *args, **kwargs: edit(forward(*args, **kwargs))
@@ -129,9 +138,9 @@ def result(owner: type, edit: Edit) -> Changes:
 
 
 def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:
-    """Modules of the class `owner` run with another submodule `name`.
+    """Return changes that replace the submodule `name` in every module of the class `owner`.
 
-    `substitute(submodule)` returns the module that is used instead.
+    `substitute(submodule)` returns the module that replaces the submodule.
     """
 
     def change(forward: Any) -> Any:
@@ -145,12 +154,12 @@ def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Cha
 
 
 def unchanged(activation: Tensor) -> Tensor:
-    """An edit that changes nothing."""
+    """Return the activation as it is: an edit that changes nothing."""
     return activation
 
 
 def element(edit: Edit, *index: int) -> Edit:
-    """An edit that applies `edit` only to the element or slice at `index`."""
+    """Return an edit that applies `edit` only to the element or slice at `index`."""
 
     def change(weight: Tensor) -> Tensor:
         changed = weight.clone()
@@ -161,13 +170,14 @@ def element(edit: Edit, *index: int) -> Edit:
 
 
 def without(*names: str) -> dict[str, Edit]:
-    """Edits that set the named parameters to zero."""
+    """Return edits that set the parameters called `names` to zero, for the function `edited`."""
     return dict.fromkeys(names, torch.zeros_like)
 
 
 def reread(weight: Tensor) -> Tensor:
-    """The matrix that results if the memory of `weight` is read as the memory of its transpose.
+    """Read the elements of `weight.T`, in row-major order, as a matrix of the shape of `weight`.
 
-    People make this mistake when they convert between Conv1D [in out] and Linear [out in].
+    People make this mistake when they convert between a Conv1D weight [in out] and a Linear weight
+    [out in]: they only change the shape, and do not transpose.
     """
     return weight.T.reshape(weight.shape)

@@ -23,10 +23,11 @@ def normalizing(
     center: Edit = lambda x: x - x.mean(-1, keepdim=True),
     spread: Edit = lambda centered: centered.square().mean(-1, keepdim=True),
 ) -> Changes:
-    """Changes the centering, the variance or the square root of LayerNorm.
+    """Return changes to the centering, the variance or the square root of LayerNorm.
 
-    The changes affect LayerNorms with gain and bias and LayerNorms without them. `spread` returns
-    the variance of the centered activations, and `root(variance, eps)` what they are divided by.
+    `center(x)` returns the centered activations, and `spread(centered)` returns their variance.
+    `root(variance, eps)` returns the number by which the centered activations are divided. The
+    changes affect LayerNorms with gain and bias, and also LayerNorms without them.
     """
 
     def normalize(self: Any, residual: Tensor) -> Tensor:

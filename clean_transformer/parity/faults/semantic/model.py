@@ -1,4 +1,4 @@
-"""Faults in the order of the blocks, the final LayerNorm and the unembedding."""
+"""Faults in the sequence of the blocks, in the final LayerNorm, and in the unembedding."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def unembedding(edit: Edit) -> Changes:
-    """Changes the unembedding: it uses the weights edit(W_U), with W_U [d_model d_vocab].
+    """Return changes that make the unembedding multiply by edit(W_U) instead of W_U.
 
-    The change affects tied and untied unembeddings.
+    W_U has the shape [d_model d_vocab]. The changes affect tied and untied unembeddings.
     """
 
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def unembedding(edit: Edit) -> Changes:
 
 
 def noise_like(weight: Tensor) -> Tensor:
-    """Random weights with the shape and the standard deviation of `weight`."""
+    """Return seeded normal noise with the shape and the standard deviation of `weight`."""
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     return noise.to(weight) * weight.std()
 

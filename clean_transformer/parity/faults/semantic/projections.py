@@ -1,4 +1,4 @@
-"""Faults in attention's weights and biases for queries, keys, values and the output."""
+"""Faults in the weights and biases that compute attention's queries, keys, values and output."""
 
 from typing import Any
 
@@ -19,28 +19,29 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def input_transposed(weight: Tensor) -> Tensor:
-    """W_Q, W_K or W_V, transposed as if all heads formed one square matrix."""
+    """Transpose W_Q, W_K or W_V as one square matrix [d_model (head d_head)] over all heads."""
     merged = rearrange(weight, "head d_model d_head -> d_model (head d_head)")
     return rearrange(merged.T, "d_model (head d_head) -> head d_model d_head", head=len(weight))
 
 
 def output_transposed(weight: Tensor) -> Tensor:
-    """W_O, transposed as if all heads formed one square matrix."""
+    """Transpose W_O as one square matrix [(head d_head) d_model] over all heads."""
     merged = rearrange(weight, "head d_head d_model -> (head d_head) d_model")
     return rearrange(merged.T, "(head d_head) d_model -> head d_head d_model", head=len(weight))
 
 
 def interleaved(module: Any) -> dict[str, Tensor]:
-    """The parameters that result if the joint QKV weights are split head by head.
+    """Return the parameters that result if the joint QKV weights are split head by head.
 
-    GPT-2 stores the queries of all heads first, then all keys, then all values.
+    Of the joint heads, the heads 0, 3, 6, … become queries, 1, 4, 7, … keys, and 2, 5, 8, … values.
+    But GPT-2 stores the queries of all heads first, then all keys, then all values.
     """
     fused = {kind: torch.cat([getattr(module, f"{kind}_{x}") for x in "QKV"]) for kind in "Wb"}
     return {f"{kind}_{x}": fused[kind][place::3] for kind in "Wb" for place, x in enumerate("QKV")}
 
 
 def value_bias_folded(module: Any) -> dict[str, Tensor]:
-    """b_O plus b_V W_O. This counts b_V twice, because the values already contain b_V."""
+    """Return b_O + b_V W_O as b_O, which counts b_V twice: the values already contain b_V."""
     share = einsum(module.b_V, module.W_O, "head d_head, head d_head d_model -> d_model")
     return {"b_O": module.b_O + share}
 
