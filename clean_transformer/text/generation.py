@@ -31,8 +31,8 @@ class GenerationMixin(HookedModule):
     """Adds a tokenizer, `generate` and `stream` to `DemoTransformer`.
 
     `source` is the folder or the repository on the Hugging Face Hub from which the weights were
-    loaded. It is None if the weights were not loaded. `cache_class` is the class of the KV cache
-    that `generate` and `stream` create.
+    loaded. `source` is None if the model was made in another way. `cache_class` is the class of the
+    KV cache that `generate` and `stream` create.
     """
 
     cfg: Config
