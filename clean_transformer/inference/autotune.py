@@ -18,42 +18,46 @@ from clean_transformer.inference.matmuls import (
     Weight,
 )
 
-# Kernels are measured at these numbers of rows. The speed at one row depends on how fast the
-# weights are read, and the speed at many rows on how fast the processor computes.
+# Each kernel is measured with inputs x [row d_in] of these numbers of rows. A row is one token.
+# With one row, the speed depends on how fast the processor reads the weights from memory. With many
+# rows, the speed depends on how fast the processor computes.
 ROWS = (1, 8, 64, 512)
 
 
-# From this number of rows on, computing takes longer than reading the weights. The weights of one
-# layer are then enough to measure with.
+# With this number of rows or more, computing takes longer than reading the weights from memory. The
+# measurement then uses one layer only, because reading its weights from the cache is not faster.
 COMPUTE_BOUND_ROWS = 64
 
 
-# A kernel more than 16 times slower than the best at one number of rows is not tried at larger
-# numbers. A kernel that first converts the weights is 10 times slower for one row, and can still be
-# the fastest for many rows.
+# If a kernel is 16 times slower than the best kernel at one number of rows, it is not measured at
+# larger numbers of rows. The limit must be above 10: a kernel that first converts the weights is 10
+# times slower at one row, and can still be the fastest at many rows.
 TOO_SLOW = 16.0
 
 
-# Each kernel is timed for at least 0.1 seconds at each number of rows. Every kernel within 2 × the
-# best is timed at least 3 times; a single win could be noise.
+# At each number of rows, each kernel runs until its runs have taken 0.1 seconds in total. A kernel
+# that takes less than 2 × the best time runs at least 3 times, because the fastest of only one or
+# two runs could be noise.
 SECONDS_EACH, FEWEST_RUNS = 0.1, 3
 
 
-# Column-major weights require a copy of every weight, so they must be at least 2% faster.
+# Weights become column-major only if that is at least 2% faster, because every weight has to be
+# copied into the new memory order.
 WORTH_A_COPY = 1.02
 
 
-# Between two uses of a weight, the measurement reads this many bytes of other weights, or all other
-# layers. The weight is then no longer in the processor's cache. This is also so in a real model,
-# between two tokens.
+# The measurement uses so many layers that their weights take at least this many bytes, but at most
+# as many layers as the model has. A run reads the weights of all these layers in turn. When the
+# next run reads a weight again, the weight is no longer in the processor's cache. The same happens
+# in a model that generates one token after the other.
 BEYOND_CACHES = 128 * 2**20
 
 
 class Choice(NamedTuple):
-    """The fastest kernel for each number of rows.
+    """The fastest kernel for each number of input rows.
 
-    `by_rows` maps each measured number of rows to its fastest kernel. `transposed` says whether
-    these kernels need W column-major in memory.
+    `by_rows` maps each measured number of rows to the fastest kernel. `transposed` is True if these
+    kernels were measured with W column-major in memory, and False for row-major.
     """
 
     by_rows: dict[int, Matmul]
@@ -65,7 +69,7 @@ class Choice(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A kernel to measure, and whether its weights are column-major ("transposed") in memory."""
+    """A kernel to measure, with its weights column-major in memory if `transposed`."""
 
     kernel: Matmul
     transposed: bool
@@ -80,9 +84,9 @@ def fastest_for_blocks(
 ) -> Choice:
     """Return the fastest kernels for blocks of these sizes. Measuring takes a few seconds.
 
-    The kernels differ in the last bits of their results. If two kernels are about equally fast,
-    another process may choose the other one. `n_threads` is PyTorch's current number of threads; it
-    is an argument so that results are cached for each number of threads.
+    If two kernels are about equally fast, two processes may choose different kernels. The results
+    of the kernels differ in the last bits. `n_threads` must be PyTorch's current number of threads.
+    It is an argument so that `lru_cache` stores one choice for each number of threads.
     """
     shapes = ((d_model, d_mlp), (d_mlp, d_model))
     enough = math.ceil(BEYOND_CACHES / (2 * d_model * d_mlp * dtype.itemsize))
@@ -112,7 +116,11 @@ def fastest_for_blocks(
 
 @lru_cache
 def fastest_for_unembed(d_model: int, d_vocab: int, dtype: torch.dtype, n_threads: int) -> Choice:
-    """Return the fastest kernels for logits. They read W_U = W_E.T in its present memory order."""
+    """Return the fastest kernels for the product with W_U, which gives the logits.
+
+    The kernels are measured with W_U column-major in memory, which is the memory order of the
+    embedding's transpose W_E.T. `n_threads` is as in `fastest_for_blocks`.
+    """
     weight = example_weight(d_model, d_vocab, dtype, transposed=True)
 
     def run(candidate: Candidate, x: Tensor) -> int:
@@ -130,10 +138,11 @@ def measure(
     d_model: int,
     dtype: torch.dtype,
 ) -> dict[int, Seconds]:
-    """Return the shortest time of each candidate, in seconds, for each number of rows.
+    """Return, for each number of rows, the shortest time of each candidate, in seconds per layer.
 
-    `run(candidate, x)` runs the kernel and returns how many times it did so. Candidates that are
-    too slow (see `TOO_SLOW`) are not measured at larger numbers of rows.
+    `run(candidate, x)` runs the candidate's kernel on one or several layers, and returns the number
+    of layers. Candidates that are too slow (see `TOO_SLOW`) are not measured at larger numbers of
+    rows.
     """
     by_rows = {}
     for n_rows in ROWS:
@@ -142,7 +151,8 @@ def measure(
             each: [] for each in candidates if n_rows <= each.kernel.most_rows
         }
         while unfinished := need_another_run(runs):
-            # Candidates take turns, so that other load on the machine slows all of them down.
+            # The candidates run in turn, so that a short load from other programs does not slow
+            # down only one candidate.
             for each in unfinished:
                 start = perf_counter()
                 n_times = run(each, x)
@@ -158,9 +168,9 @@ def measure(
 
 
 def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
-    """Return the candidates to time again.
+    """Return the candidates that must run again.
 
-    `runs` holds the seconds of each of their runs so far.
+    `runs` maps each candidate to the times of its runs so far, in seconds.
     """
     best = min((min(taken) for taken in runs.values() if taken), default=math.inf)
     return [
@@ -171,12 +181,15 @@ def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
 
 
 def fastest_seconds(seconds: Seconds, transposed: bool) -> float:
-    """Return the time of the fastest candidate that has this memory order of the weights."""
+    """Return the shortest time among the candidates with this value of `transposed`."""
     return min(taken for each, taken in seconds.items() if each.transposed == transposed)
 
 
 def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
-    """Return the fastest kernel for each number of rows, among those with this memory order."""
+    """Return, for each number of rows, the fastest kernel of the candidates with `transposed`.
+
+    `by_rows` is what `measure` returns.
+    """
     winners = {
         n_rows: min((c for c in seconds if c.transposed == transposed), key=seconds.__getitem__)
         for n_rows, seconds in by_rows.items()
@@ -185,7 +198,7 @@ def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
 
 
 def kernels(dtype: torch.dtype) -> list[Matmul]:
-    """Return the kernels for this dtype that may be the fastest on this processor."""
+    """Return the kernels for this dtype that are worth measuring on this processor."""
     if dtype == torch.float64:
         return [Matmul()]
     onednn = [OneDNN()] if has_onednn(dtype) else []
@@ -195,7 +208,7 @@ def kernels(dtype: torch.dtype) -> list[Matmul]:
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's kernels support this dtype, in this build and on this processor."""
+    """Whether this PyTorch has oneDNN, and oneDNN supports this dtype on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     mkldnn = torch.ops.mkldnn
@@ -207,7 +220,10 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 
 def example_weight(d_in: int, d_out: int, dtype: torch.dtype, transposed: bool) -> Weight:
-    """Return a weight of these sizes, filled with constants, to measure kernels with."""
+    """Return a weight W [d_in d_out] with a bias, filled with constants, for measurements.
+
+    W is column-major in memory if `transposed`, and row-major otherwise.
+    """
     shape = (d_out, d_in) if transposed else (d_in, d_out)
     W = torch.full(shape, 0.01, dtype=dtype)
     return Weight(W.T if transposed else W, torch.zeros(d_out, dtype=dtype))

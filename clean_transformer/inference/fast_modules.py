@@ -1,7 +1,7 @@
 """Fast replacements for the methods of blocks, unembeddings and the decoding step.
 
-A replacement calls the module's own method whenever its result could differ: if a submodule has a
-hook, if gradients are enabled, under autocast, and after a change of the module.
+A replacement calls the module's own method whenever the replacement could behave differently: if a
+submodule has a hook, if gradients are enabled, under autocast, and if the module has changed.
 """
 
 import warnings
@@ -25,12 +25,13 @@ from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
 from clean_transformer.support.stand_in import Method
 
-# The classes that may be inside a block for `FastBlock` to replace its `forward`. A block with any
-# other class inside, even a subclass of these, is not optimized.
+# `optimize` replaces a module's `forward` only if the class of every submodule is in this tuple. A
+# module with a submodule of another class, even of a subclass, is not optimized.
 SUPPORTED = (Attention, MLP, LayerNorm, LayerNormPre, HookPoint)
 
 
-# Options of torch.compile, by device type, with which no Python code runs between two kernels.
+# Options of torch.compile for each device type. With these options, the compiled graph starts all
+# its kernels without running Python code between them.
 COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"cpp_wrapper": True},
     "cuda": {"triton.cudagraphs": True},
@@ -44,12 +45,13 @@ class NotOptimized(UserWarning):
 class Fast:
     """A fast replacement for a module's method, used until the module or its weights change.
 
-    With 8-bit `weights`, the replacement computes with copies of the parameters, and therefore also
-    notices changes in place. Otherwise it reads the parameters themselves, and changes in place
-    take effect. `also_read` are modules outside of `module` whose parameters the replacement reads.
+    With `weights="int8"`, the replacement computes with copies of the parameters. It is therefore
+    no longer used after a parameter has changed in place. Otherwise the replacement reads the
+    parameters themselves, so a change in place takes effect, and the replacement stays in use.
+    `also_read` are modules outside of `module` whose parameters the replacement reads, too.
     """
 
-    below: Method  # the module's own method, for when this replacement cannot be used
+    below: Method  # the replaced method, which is called when the replacement cannot be used
 
     def __init__(self, module: nn.Module, weights: str | None, *also_read: nn.Module):
         self.module, self.reads_copies = module, weights == "int8"
@@ -81,23 +83,27 @@ class Fast:
         return self
 
     def state_of_parameters(self) -> list[int]:
-        """Return each parameter's address and, with 8-bit weights, its version counter."""
+        """Return each parameter's address. With 8-bit weights, add each version counter.
+
+        PyTorch increases a parameter's version counter at each change in place.
+        """
         state = [parameter.data_ptr() for parameter in self.parameters]
         if self.reads_copies:
             state += [parameter._version for parameter in self.parameters]
         return state
 
     def has_hooks(self) -> bool:
-        """Whether any submodule has a hook. `torch.compile` freezes the answer into the graph."""
+        """Whether any submodule has a hook. A compiled graph keeps the answer from compile time."""
         return any(self.hooks)
 
-    # This is what torch.compiler.assume_constant_result does. Importing it takes seconds.
+    # The decorator torch.compiler.assume_constant_result sets the same attribute, but it imports a
+    # part of PyTorch, which takes seconds.
     has_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def must_step_aside(self) -> bool:
-        """Whether to call the module's own method.
+        """Whether to call the module's own method instead of this replacement.
 
-        Outside of `torch.compile`, a warning says why.
+        If so, the warning `NotOptimized` says why, except inside `torch.compile`.
         """
         if torch.compiler.is_compiling():
             return torch.is_grad_enabled() or self.has_hooks()
@@ -107,7 +113,8 @@ class Fast:
             reason = "a submodule has a hook"
         elif torch.is_autocast_enabled(self.parameters[0].device.type):
             reason = "autocast is on"
-        # This runs for every token; `map` takes a tenth of the time of a loop.
+        # Check that all submodules and parameters are still the same objects. This check runs for
+        # every token, and `map` takes a tenth of the time of a Python loop.
         elif not (
             all(map(is_, map(dict.get, self.owners, self.names), self.owned))
             and self.state == self.state_of_parameters()
@@ -124,7 +131,10 @@ class Fast:
 
 
 class FastBlock(Fast):
-    """Computes `TransformerBlock.forward` with four large products and without hook points."""
+    """Computes `TransformerBlock.forward` with four large matrix products and no hook points.
+
+    The products are with W_QKV, W_O, W_in and W_out.
+    """
 
     module: TransformerBlock
 
@@ -189,7 +199,7 @@ class FastUnembed(Fast):
 
 
 class CompiledStep(Fast):
-    """Runs `DemoTransformer.read_one`, which decodes one token, as one graph of torch.compile."""
+    """Runs `DemoTransformer.read_one`, the forward pass for one new token, as a compiled graph."""
 
     def over(self, below: Method) -> Fast:
         """Store and compile `below`, the method that this object replaces. `StandIn` calls this."""
@@ -206,10 +216,10 @@ FAST = {TransformerBlock: FastBlock, Unembed: FastUnembed, TiedUnembed: FastUnem
 
 
 def choose(W: Tensor, weights: str | None, fastest: Callable[..., Choice], *sizes: int) -> Choice:
-    """Return the kernels for a weight.
+    """Return the kernels for weights with the dtype and device of `W`.
 
-    On the CPU, `fastest` measures kernels for the sizes. 8-bit weights and other devices have only
-    one kernel.
+    On the CPU, `fastest(*sizes, dtype, n_threads)` measures which kernels are the fastest. For
+    8-bit weights and on other devices, there is only one kernel, and nothing is measured.
     """
     if weights == "int8":
         return Choice({1: Int8()}, transposed=False)

@@ -20,19 +20,19 @@ Output = Float[Tensor, "row d_out"]
 
 
 class Weight(NamedTuple):
-    """W [d_in d_out], row-major or column-major in memory, and b [d_out]."""
+    """A weight `W`, row-major or column-major in memory, and a bias `b`."""
 
     W: Float[Tensor, "d_in d_out"]
     b: Float[Tensor, "d_out"]
 
 
 class Matmul:
-    """The default kernel of PyTorch: one `torch.addmm`. Base class of the other kernels."""
+    """PyTorch's default kernel: one `torch.addmm`. This is the base class of the other kernels."""
 
-    most_rows = math.inf  # autotune does not try the kernel for more rows than this
+    most_rows = math.inf  # `autotune` does not measure this kernel with more rows than this
 
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Any:
-        """Return the weights in the form that this kernel reads. Only `Int8` copies them."""
+        """Return W and b in the form that this kernel reads. Only `Int8` returns copies."""
         return Weight(W, b)
 
     def __call__(self, x: Rows, weight: Any) -> Output:
@@ -64,10 +64,10 @@ class SeparateBias(Matmul):
 
 
 class SplitInputs(SeparateBias):
-    """Computes one product per thread, each over a part of the input features, and sums them.
+    """Splits the input features into one group per thread, and sums the products of the groups.
 
-    Some BLAS libraries use only one thread for a product of a single row. With this kernel, each
-    thread reads a part of the weights.
+    Some BLAS libraries use only one thread if x has a single row. With this kernel, all threads
+    work: each thread reads the weights of one group.
     """
 
     most_rows = 8
@@ -88,8 +88,8 @@ class SplitInputs(SeparateBias):
 class OneDNN(Matmul):
     """oneDNN's kernels, which fuse the GELU or the residual add into the product.
 
-    These kernels do not support gradients, and some builds of PyTorch do not have them.
-    `torch.compile` cannot trace them, so a compiled graph uses `Matmul` instead.
+    These kernels do not support gradients, and some builds of PyTorch do not have these kernels.
+    `torch.compile` cannot trace these kernels, so a compiled graph uses `Matmul` instead.
     """
 
     def __init__(self) -> None:
@@ -118,15 +118,16 @@ class ThroughFloat32(Matmul):
     """Computes half-precision products in float32, and rounds the result at the end.
 
     This is much faster on a processor without instructions for half precision. The kernel converts
-    only `at_a_time` output features at a time, so that a small buffer is reused: getting new memory
-    from the operating system takes as long as filling it.
+    the weights of only `at_a_time` output features at a time, so that PyTorch reuses a small
+    buffer. For a large buffer, PyTorch would get new memory from the operating system each time.
+    Getting that memory takes as long as writing to it.
     """
 
     def __init__(self, at_a_time: int = 4096):
         self.at_a_time = at_a_time
 
     def __call__(self, x: Rows, weight: Any) -> Output:
-        """Return x W + b, rounded once."""
+        """Return x W + b, computed in float32 and rounded once to the dtype of x."""
         output, x = x.new_empty(len(x), len(weight.b)), x.float()
         parts = (output.T, weight.W.T, weight.b)
         for rounded, W, b in zip(*(each.split(self.at_a_time) for each in parts), strict=True):
@@ -134,15 +135,15 @@ class ThroughFloat32(Matmul):
         return output
 
     def add(self, residual: Output, x: Rows, weight: Any) -> Output:
-        """Return residual + (x W + b). Both x W + b and the result are rounded."""
+        """Return residual + (x W + b). x W + b is rounded to half precision, and so is the sum."""
         return residual + self(x, weight)
 
 
 class Int8Weight(NamedTuple):
-    """A weight that is rounded to 8 bits; the original weight is about `W * step`.
+    """A weight rounded to 8 bits. `W * step` is approximately the original weight.
 
-    `W` holds 8-bit integers, column-major in memory. `step` holds the scale of each output feature.
-    `b` is the bias in float32.
+    `W` holds 8-bit integers, column-major in memory. `step` holds one scale per output feature. `b`
+    is the bias in float32.
     """
 
     W: Int8Tensor[Tensor, "d_in d_out"]
@@ -151,15 +152,17 @@ class Int8Weight(NamedTuple):
 
 
 class Int8(Matmul):
-    """An 8-bit product. It reads a quarter of the bytes of float32, and is less accurate.
+    """Computes x W + b with x and W rounded to 8 bits, which is faster and less accurate.
 
-    Each row of x and each column of W is divided by its own scale, called step, and rounded to −127
-    … 127. The products are summed exactly in 32-bit integers (Dettmers et al. 2022, section 2.1).
+    An 8-bit weight takes a quarter of the bytes of a float32 weight. Each row of x and each column
+    of W is divided by its own scale, called step, and rounded to integers from −127 to 127. The
+    products of the integers are summed exactly in 32-bit integers (Dettmers et al. 2022, section
+    2.1).
     """
 
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Int8Weight:
         """Return an 8-bit copy of the weights. Raises `ValueError` if d_in is 1."""
-        if len(W) == 1:  # torch._int_mm is wrong for d_in 1 (PyTorch 2.13)
+        if len(W) == 1:  # torch._int_mm gives wrong results for d_in 1 (PyTorch 2.13)
             raise ValueError(
                 "8-bit weights need 2 or more input features, and W has 1; leave out weights='int8'"
             )
@@ -180,9 +183,10 @@ class Int8(Matmul):
 def to_int8(
     x: Float[Tensor, "row column"],
 ) -> tuple[Int8Tensor[Tensor, "row column"], Float[Tensor, "row 1"]]:
-    """Return x as integers from −127 to 127, and the scale (step) of each row.
+    """Return integers from −127 to 127, and the scale (step) of each row of x.
 
-    x is about integers × step. The step of a row is its largest absolute value / 127.
+    The integers × step are approximately x. The step of a row is the row's largest absolute value
+    divided by 127.
     """
     step = x.abs().amax(dim=1, keepdim=True) / 127
     smallest = torch.finfo(x.dtype).tiny  # avoids 0 / 0 in a row of zeros

@@ -17,11 +17,11 @@ from clean_transformer.support.stand_in import StandIn, stand_ins
 
 
 class Speedup(StandIn):
-    """A stand-in that `optimize` made. A second call of `optimize` finds it by this class."""
+    """A stand-in that `optimize` made. This class lets the next call of `optimize` remove it."""
 
 
 class Optimized(AbstractContextManager["Optimized"]):
-    """Keeps modules faster until `undo()` is called or the `with` block ends.
+    """What `optimize` returns. Modules stay fast until `undo()` is called or the `with` block ends.
 
     `modules` holds the paths of the modules that run faster. The other modules run as before.
     """
@@ -58,20 +58,22 @@ def optimize(
 ) -> Optimized:
     """Make this package's blocks and unembeddings in a model faster, for its device and dtype.
 
-    The names, shapes and values of all parameters stay the same. A block runs its own `forward`
-    while a submodule has a hook, while gradients are enabled, under autocast, and after one of its
-    modules or weights was replaced. The warning `NotOptimized` then says why. On a CPU, `optimize`
-    measures for some seconds which kernels are the fastest. A second call replaces the first.
+    The names, shapes and values of all parameters stay the same. A block or an unembedding runs its
+    own `forward` while a submodule has a hook, while gradients are enabled, under autocast, and
+    after one of its submodules or weights was replaced. The warning `NotOptimized` then says why.
+    On the CPU, `optimize` measures for some seconds which kernels are the fastest. A second call of
+    `optimize` first undoes the earlier call.
 
-    `weights="int8"` computes with 8-bit copies of the weights, on the CPU only. This reads fewer
-    bytes and is less accurate. With `compile`, `generate` runs each token after the prompt as one
-    graph of `torch.compile`, on CUDA as a CUDA graph. Compiling takes up to a minute, and is
-    repeated for every batch size and every 256 positions.
+    With `weights="int8"`, which works only on the CPU, the modules compute with 8-bit copies of the
+    weights. They then read fewer bytes, and are less accurate. With `compile`, `generate` runs the
+    model for each new token as one graph of `torch.compile`, which is a CUDA graph on CUDA. Each
+    batch size needs its own graph. So does each length of the KV cache, which is rounded up to a
+    multiple of 256. Compiling one graph takes up to a minute.
 
     Raises `ValueError` for 8-bit weights on a device other than the CPU. Raises `ValueError` for
-    8-bit weights of a model that was made under `torch.inference_mode()`: its parameters have no
-    version counters, so `optimize` could not notice when the copies become outdated. Raises
-    `TypeError` for `compile` with a model other than `DemoTransformer`.
+    8-bit weights of a model that was made under `torch.inference_mode()`. The parameters of such a
+    model have no version counters, which show that a parameter has changed after it was copied.
+    Raises `TypeError` for `compile` with a model other than `DemoTransformer`.
     """
     if compile and not hasattr(model, "read_one"):
         raise TypeError(
@@ -110,5 +112,5 @@ def optimize(
 
 
 def use_static_cache(below: type[KVCache]) -> type[KVCache]:
-    """Return `StaticKVCache`, which a compiled step needs instead of the model's cache class."""
+    """Return `StaticKVCache`, which a compiled step needs instead of the cache class `below`."""
     return StaticKVCache

@@ -1,4 +1,4 @@
-"""Changes the memory order of weights to suit large products. Values and shapes stay the same."""
+"""Changes the memory order of weights for large matrix products, but no values and no shapes."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,13 @@ from clean_transformer.modules.attention import Attention
 def merge_heads(
     attn: Attention, transposed: bool
 ) -> tuple[Float[Tensor, "d_model qkv"], Float[Tensor, "qkv"]]:
-    """Return the queries, keys and values of all heads as W [d_model 3·head·d_head] and b.
+    """Return one weight and one bias that compute the queries, keys and values of all heads.
 
-    The attention's parameters become views of these two tensors. W is row-major, or column-major if
-    `transposed`. Weights that already have this memory order are not copied. They have it after an
-    earlier call, and the row-major order also after GPT-2's checkpoint was loaded.
+    The weight is W [d_model qkv] and the bias is b [qkv], where qkv is 3·head·d_head. W_Q, W_K and
+    W_V of `attn` become views of W, and b_Q, b_K and b_V become views of b. W is column-major in
+    memory if `transposed`, and row-major otherwise. Weights that are already views of such a W are
+    not copied. This is so after an earlier call with the same `transposed`. For row-major, this is
+    also so after GPT-2's checkpoint was loaded.
     """
     weights, biases = (attn.W_Q, attn.W_K, attn.W_V), (attn.b_Q, attn.b_K, attn.b_V)
     b = torch.stack([bias.data for bias in biases])
@@ -39,7 +41,11 @@ def merge_heads(
 def side_by_side(
     weights: Sequence[Float[Tensor, "head d_model d_head"]], transposed: bool
 ) -> Float[Tensor, "d_model qkv"] | None:
-    """Return W_Q, W_K and W_V as one view, or None if they are not side by side in memory."""
+    """Return one view of `weights` (W_Q, W_K and W_V), or None if they lie apart in memory.
+
+    The view is column-major if `transposed`, and row-major otherwise. Returns None, too, if the
+    weights have another memory order.
+    """
     first = weights[0].data
     n_heads, d_model, d_head = first.shape
     width = n_heads * d_head
@@ -57,7 +63,10 @@ def side_by_side(
 
 
 def lay_out(parameter: nn.Parameter, transposed: bool) -> None:
-    """Make the parameter contiguous; if `transposed`, with its last axis outermost in memory."""
+    """Give `parameter` a new memory order: row-major, or column-major if `transposed`.
+
+    With more than two axes, column-major means that the last axis is the outermost in memory.
+    """
     given = parameter.data
     parameter.data = (
         given.movedim(-1, 0).contiguous().movedim(0, -1) if transposed else given.contiguous()

@@ -4,7 +4,7 @@ import torch
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """Return the device with that name; "auto" chooses cuda, else mps, else cpu.
+    """Return the device called `name`. "auto" is the first available of cuda, mps and cpu.
 
     Raises `ValueError` for a device that PyTorch does not know or that this machine does not have.
     """
@@ -17,7 +17,10 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def known_device(name: str | torch.device) -> torch.device:
-    """Return the device with that name. Raises `ValueError` if PyTorch does not know it."""
+    """Return the device called `name`. Raises `ValueError` if PyTorch does not know the name.
+
+    This machine may lack the device.
+    """
     try:
         return torch.device(name)
     except RuntimeError:
@@ -25,7 +28,7 @@ def known_device(name: str | torch.device) -> torch.device:
 
 
 def is_available(name: str) -> bool:
-    """Whether PyTorch can create a tensor on that device."""
+    """Whether PyTorch can create a tensor on the device called `name`."""
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, ImportError):
@@ -34,16 +37,16 @@ def is_available(name: str) -> bool:
 
 
 def available() -> list[str]:
-    """Return the device types that this machine has, the fastest first."""
+    """Return the device types that this machine has, such as "cuda", the fastest type first."""
     return [kind for kind in ("cuda", "mps", "cpu") if is_available(kind)]
 
 
 def choose_devices(names: str) -> list[str]:
-    """Return the device names in a comma-separated list.
+    """Split `names`, a comma-separated text such as "cpu,cuda", into a list of device names.
 
-    "auto" is the fastest device; "all" is cpu, cuda and mps. Devices that this machine lacks stay
-    in the list, and reports call them NOT CHECKED. Raises `ValueError` for a device that PyTorch
-    does not know.
+    The name "auto" becomes the fastest device of this machine. `names` can also be "all", which
+    gives cpu, cuda and mps. Devices that this machine lacks stay in the list, and reports call them
+    NOT CHECKED. Raises `ValueError` for a device that PyTorch does not know.
     """
     if names == "all":
         return ["cpu", "cuda", "mps"]

@@ -1,6 +1,7 @@
 """Chooses dtypes by name.
 
-This file imports PyTorch only inside functions, because help texts list the names.
+This file imports PyTorch only inside a function, because the help texts of the command line list
+`DTYPES`, and must not import PyTorch.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def choose_dtype(name: str) -> "torch.dtype":
-    """Return the dtype with that name. Raises `ValueError` for an unknown name."""
+    """Return the dtype called `name`. Raises `ValueError` for a name that is not in `DTYPES`."""
     import torch
 
     if name not in DTYPES:
@@ -22,17 +23,18 @@ def choose_dtype(name: str) -> "torch.dtype":
 
 
 def choose_dtypes(names: str) -> list[str]:
-    """Return the dtype names in a comma-separated list; "all" gives all dtypes.
+    """Split `names`, a comma-separated text, into a list of dtype names.
 
-    Raises `ValueError` for an unknown name.
+    If `names` is "all", returns all names in `DTYPES`. Raises `ValueError` for an unknown name.
     """
     return choose_names("dtype", names, DTYPES)
 
 
 def choose_names(what: str, names: str, known: Iterable[str]) -> list[str]:
-    """Return the names in a comma-separated list; "all" gives all `known` names.
+    """Split `names`, a comma-separated text, into a list of names.
 
-    Raises `ValueError` for a name that is not `known`; the message calls it a `what`.
+    If `names` is "all", returns all names in `known`. Raises `ValueError` for a name that is not in
+    `known`. `what` says in the message what kind of name this is, for example "dtype".
     """
     choices = [*known]
     chosen = choices if names == "all" else names.split(",")

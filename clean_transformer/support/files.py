@@ -1,4 +1,4 @@
-"""Writes files atomically: a reader sees the old file or the new file, never half a file."""
+"""Writes files atomically: a reader sees the old file or the complete new file."""
 
 import os
 import tempfile
@@ -8,7 +8,11 @@ from pathlib import Path
 
 
 def require_folder(*files: Path | None) -> None:
-    """Raise `FileNotFoundError` if the folder of a file is missing. Call this before long work."""
+    """Raise `FileNotFoundError` if the folder that should contain one of the files is missing.
+
+    Files that are None are ignored. Call this before a long computation whose results are saved in
+    these files.
+    """
     for file in files:
         if file is not None and not file.parent.is_dir():
             folder = str(file.parent)
@@ -17,7 +21,11 @@ def require_folder(*files: Path | None) -> None:
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file next to `file`, and rename it to `file` on success."""
+    """Yield the path of a temporary file next to `file`, for the caller to write.
+
+    If the `with` block ends without an error, the temporary file is renamed to `file`. Otherwise
+    the temporary file is deleted, and `file` stays as it was.
+    """
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished
@@ -27,25 +35,27 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete temporary files of `atomic_file` that killed processes left behind.
+    """Delete the temporary files of `atomic_file` in `folder` that killed processes left behind.
 
-    No other process may be writing to the folder.
+    Call this only while no other process writes files to `folder`.
     """
     for unfinished in folder.glob(".*.unfinished"):
         unfinished.unlink()
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write `content` to `file` through a temporary file. A `str` is written as UTF-8."""
+    """Write `content` to `file` atomically, with `atomic_file`. A `str` is written as UTF-8."""
     with atomic_file(file) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder, and move its files into `folder`, one by one, on success.
+    """Yield the path of a temporary folder, for the caller to write files into.
 
-    If an error occurs, no file is moved. Files in `folder` with other names stay.
+    If the `with` block ends without an error, the files are moved into `folder`, one by one.
+    Otherwise no file is moved. Files in `folder` with other names stay as they are. `folder` is
+    created if it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as unfinished:

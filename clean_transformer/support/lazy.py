@@ -1,4 +1,4 @@
-"""Lazy imports: a package imports a public name only when somebody uses it."""
+"""Lazy imports: a package imports a public name when the name is used for the first time."""
 
 import ast
 import sys
@@ -8,21 +8,23 @@ from pkgutil import get_data
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """Return the `__getattr__`, `__dir__` and `__all__` of a package whose imports are lazy.
+    """Return `__getattr__`, `__dir__` and `__all__` for a package, so that its imports are lazy.
 
-    The package lists its public names once, where type checkers and editors find them:
+    The package imports its public names in its `__init__.py`, where type checkers and editors find
+    them:
 
         if TYPE_CHECKING:
             from clean_transformer.config import Config as Config
         else:
             __getattr__, __dir__, __all__ = lazy_names(__name__)
 
-    `lazy_names` reads that list from the package's source. The first use of a name imports its
-    module and keeps the value, so that later uses cost nothing.
+    When Python runs the package, `TYPE_CHECKING` is False, so Python does not run these imports.
+    Instead, `lazy_names` reads them from the source of `__init__.py`. The first use of a name
+    imports the module that defines it, and stores the value in the package for later uses.
     """
     module = sys.modules[package]
-    # `__loader__.get_source` does not work: pytest loads plugins with a loader that has no such
-    # method. `Path(__file__)` does not work: a package in a zip file has no file of its own.
+    # We cannot use `__loader__.get_source`, because pytest loads plugins with a loader that has no
+    # such method. We cannot use `Path(__file__)`, because a package in a zip file has no such path.
     source = get_data(package, "__init__.py")
     assert source is not None, f"the source of {package} cannot be read"
     homes = {

@@ -6,18 +6,22 @@ from torch import Tensor
 
 
 def upcast(value: Tensor) -> Tensor:
-    """Return `value` in float64, the oracle's dtype. Integers, such as token ids, stay integers."""
+    """Return `value` in float64, the dtype of the NumPy oracle, if `value` has a float dtype.
+
+    Other tensors, such as token ids, are returned as they are.
+    """
     return value.double() if value.is_floating_point() else value
 
 
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return `x` in float32 if it is in half precision; float32 and float64 stay as they are.
+    """Return `x` in float32 if `x` is bfloat16 or float16, and `x` itself otherwise.
 
-    Sums over many terms need this precision: a variance over d_model, a softmax over 50,257 tokens.
+    Sums over many terms need at least the precision of float32. Examples are a variance over
+    d_model, and a softmax over 50,257 tokens.
     """
     return x.to(float32_or_more(x.dtype))
 
 
 def float32_or_more(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that `at_least_float32` gives to a tensor of this dtype."""
+    """Return the dtype of `at_least_float32(x)` for a tensor `x` of this dtype."""
     return torch.promote_types(dtype, torch.float32)

@@ -12,13 +12,17 @@ Method = Callable[..., Any]
 class StandIn(AbstractContextManager["StandIn"]):
     """Replaces `module.<name>` until `restore()` is called or the `with` block ends.
 
-    `make(below)` returns the replacement; `below` is the method that was there before. One method
-    can have several stand-ins: each calls the one below it, and they can be restored in any order.
+    `make(below)` must return the replacement. `below` is the method that is replaced. The
+    replacement may call `below`, or ignore it.
 
-    When a stand-in is restored, `make` is called again for the stand-ins above it. What `make`
-    returns must survive a deep copy of the module: return a bound method, a `functools.partial` or
-    a callable object, not a closure over the module. `make` may also ignore `below`. If `<name>` is
-    a plain attribute of the class, `make` may return any other value. If `make` raises an error,
+    One method can have several stand-ins. Each stand-in is above the earlier ones, and its `below`
+    is the replacement of the stand-in directly below it. The stand-ins can be removed in any order.
+    When a stand-in is added or removed, `make` is called again for all stand-ins of the method.
+
+    The replacement must still work after a deep copy of the module. So `make` must return a bound
+    method, a `functools.partial` or a callable object, not a closure over the module: a deep copy
+    would share the closure, which refers to the original module. If `module.<name>` is not a method
+    but another attribute of the class, `make` may return any value. If `make` raises an error,
     nothing is replaced.
     """
 
@@ -27,7 +31,8 @@ class StandIn(AbstractContextManager["StandIn"]):
         stacks = vars(module).setdefault("_stand_ins", {})
         now = vars(module).get(name)
         if name not in stacks or stacks[name].top is not now:
-            # This is the first stand-in, or other code has assigned the attribute since.
+            # This is the first stand-in of the method, or other code has assigned the attribute
+            # since the last stand-in was made.
             stacks[name] = Stack(now)
         stacks[name].stand_ins.append(self)
         try:
@@ -39,7 +44,7 @@ class StandIn(AbstractContextManager["StandIn"]):
     def restore(self) -> None:
         """Remove this stand-in. A second call does nothing.
 
-        If other code has assigned `module.<name>` meanwhile, that assignment stays.
+        If other code has assigned `module.<name>` meanwhile, the assigned value stays.
         """
         stack = vars(self.module).get("_stand_ins", {}).get(self.name)
         if stack is None or self not in stack.stand_ins:
@@ -55,7 +60,7 @@ class StandIn(AbstractContextManager["StandIn"]):
         if not attributes["_stand_ins"]:
             del attributes["_stand_ins"]
         if attributes.get(self.name) is not stack.top:
-            return  # assigned by other code
+            return  # other code has assigned the attribute; leave its value
         attributes.pop(self.name, None)
         stack.top = None
         if stack.bottom is None and not stack.stand_ins:
@@ -70,10 +75,11 @@ class StandIn(AbstractContextManager["StandIn"]):
 
 
 class Stack:
-    """All stand-ins of one method; the first in the list is the lowest.
+    """The stand-ins of one method of one module. `stand_ins` starts with the lowest stand-in.
 
-    `bottom` is the method that was assigned to the instance before the first stand-in, or None if
-    the instance used its class's method. `top` is the method that is called now.
+    `bottom` is the method that was assigned to the module before the first stand-in. `bottom` is
+    None if the module used the method of its class. `top` is the replacement that `module.<name>`
+    is now.
     """
 
     def __init__(self, bottom: Method | None):
@@ -82,7 +88,7 @@ class Stack:
 
 
 def stand_ins(module: nn.Module) -> list[StandIn]:
-    """Return all stand-ins on the methods of this one module, not on those of its submodules."""
+    """Return all stand-ins for methods of `module`, without the stand-ins of its submodules."""
     return [
         each for stack in vars(module).get("_stand_ins", {}).values() for each in stack.stand_ins
     ]

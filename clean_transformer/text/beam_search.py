@@ -1,4 +1,4 @@
-"""Beam search: follows several continuations at once to find the most likely whole continuation."""
+"""Beam search: extends several continuations in parallel, to find the most likely of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ from clean_transformer.text.settings import Sampling
 class Beam:
     """One continuation of a prompt.
 
-    `new` holds its token ids, `total` the sum of their log-probabilities in nats, and `mean` that
-    sum divided by the number of tokens.
+    `new` holds the token ids after the prompt. `total` is the sum of the log-probabilities of these
+    tokens, in nats. `mean` is `total` divided by the number of these tokens.
     """
 
     new: list[int]
@@ -27,10 +27,10 @@ class Beam:
 
 @dataclass
 class Search:
-    """The beam search for one prompt, given as token ids.
+    """The state of the beam search for one prompt.
 
-    `width` is the number of beams. `running` holds the beams that can still grow. `ended` holds the
-    best beams that have stopped.
+    `prompt` holds token ids. `width` is the largest number of beams to keep. `running` holds the
+    beams that can still grow. `ended` holds the best beams that have stopped, the best one first.
     """
 
     prompt: Sequence[int]
@@ -41,16 +41,17 @@ class Search:
     ended: list[Beam] = field(default_factory=list)
 
     def advance(self, log_probs: Float[Tensor, "beam d_vocab"]) -> list[int]:
-        """Extend the running beams by one token each, and keep the best `width` of the results.
+        """Replace the running beams by the best `width` beams that are one token longer.
 
-        `log_probs` has one row for each running beam. Returns, for each new running beam, the index
-        of the running beam that it extends. The list is empty when the search is over.
+        `log_probs` has one row for each running beam. Beams that stop at the new token move to
+        `ended`. Returns, for each new running beam, the index of the old running beam that the new
+        beam extends. The list is empty when the search is over.
         """
         length = len(self.running[0].new) + 1
         totals = torch.tensor([beam.total for beam in self.running], device=log_probs.device)
         totals = (totals[:, None] + log_probs).flatten()
-        # Take so many candidates that `width` beams can go on even if the best candidates of each
-        # beam include all stop tokens.
+        # At least `width` of these candidates do not end in a stop token, even if all stop tokens
+        # are among the best candidates of every beam.
         n_candidates = max(2, 1 + len(self.stop.tokens)) * self.width
         best, places = totals.topk(min(n_candidates, len(totals)))
 
@@ -79,11 +80,12 @@ def search_beams(
 ) -> list[list[int]]:
     """Return, for each prompt, the token ids of the best continuation that the search found.
 
-    The best continuation has the highest mean log-probability per token. The search follows `width`
-    beams per prompt, as transformers does with `length_penalty=1.0` and `early_stopping=False`.
-    Penalties change the log-probabilities. The search for a prompt is over when `width` beams have
-    ended and no running beam has a higher mean than the worst of them. Raises `ValueError` for a
-    `width` below 1, and for a temperature above 0.
+    The best continuation has the highest mean log-probability per token. The search keeps `width`
+    beams per prompt, as transformers does with `length_penalty=1.0` and `early_stopping=False`. The
+    penalties in `sampling` change the log-probabilities. The search for a prompt is over when
+    `width` beams have ended, and no running beam has a higher mean than the worst ended beam.
+
+    Raises `ValueError` for a `width` below 1, and for a temperature above 0.
     """
     if width < 1 or sampling.temperature:
         raise ValueError(
@@ -93,8 +95,8 @@ def search_beams(
     searches = [Search(prompt, max_new_tokens, width, stop) for prompt in prompts]
     logits, cache = prefill(model, prompts, max_new_tokens)
     while True:
-        # The batch holds the running beams of the first prompt, then those of the second prompt,
-        # and so on.
+        # Each row of the batch is one running beam. The beams of the first prompt come first, then
+        # the beams of the second prompt, and so on.
         log_probs = penalize(
             logits.log_softmax(dim=-1),
             [search.prompt for search in searches for _ in search.running],

@@ -1,4 +1,4 @@
-"""Decoding: reads the prompts in one pass (prefill), then generates one token at a time."""
+"""Decoding: runs the model once on the prompts (prefill), then generates one token at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,27 +18,28 @@ from clean_transformer.text.tokenizer import Tokenizer
 
 @runtime_checkable
 class Model(Protocol):
-    """The attributes and methods of a model that decoding uses; `DemoTransformer` has them.
+    """The attributes and methods that a model needs for decoding; `DemoTransformer` has them.
 
-    A model may also have a `cache_class`: the class of KV cache that `decode` then creates.
+    A model may also have an attribute `cache_class`. `decode` then creates its KV cache with this
+    class instead of `KVCache`.
     """
 
     cfg: Config
 
     @property
     def device(self) -> torch.device:
-        """The device on which the model expects its tokens."""
+        """The device on which the model's input tokens must be."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return logits; the arguments are those of `DemoTransformer.forward`."""
+        """Return the logits. The arguments are the same as in `DemoTransformer.forward`."""
 
 
 @dataclass(frozen=True)
 class Stop:
     """When a continuation stops: at one of `tokens`, or when its text contains one of `strings`.
 
-    Strings need a `tokenizer`. A stop string may begin and end in the middle of a token. Raises
-    `ValueError` for an empty string.
+    Stop strings need a `tokenizer`, which converts the token ids to text. A stop string may begin
+    and end in the middle of a token. Raises `ValueError` for an empty stop string.
     """
 
     tokens: Sequence[int] = ()
@@ -50,24 +51,27 @@ class Stop:
             raise ValueError("a stop string is empty, and would stop every text; leave it out")
 
     def ends(self, new: Sequence[int]) -> bool:
-        """Whether the continuation `new` stops at its last token.
+        """Whether a continuation with the token ids `new` stops after the last of these tokens.
 
-        Call this after each new token.
+        Call this after each new token, because only the last token is compared with `tokens`.
         """
         if new[-1] in self.tokens:
             return True
         return bool(self.strings) and any(string in self._decode(new) for string in self.strings)
 
     def text(self, new: Sequence[int]) -> str:
-        """Return the text of the continuation `new`, without a stop token or string at its end."""
+        """Return the text of the token ids `new`, up to the first stop token or stop string.
+
+        The text excludes the stop token or the stop string. A stop token must be the last token.
+        """
         text = self._decode(new[:-1] if new and new[-1] in self.tokens else new)
         return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
 
     def settled_text(self, new: Sequence[int]) -> str:
-        """Return the part of the text that later tokens cannot change.
+        """Return the beginning of the text of `new` that stays the same when more tokens follow.
 
-        This part excludes an unfinished character at the end, and an ending that may be the
-        beginning of a stop string.
+        The last bytes are left out if they are an incomplete character. The last characters are
+        left out if they may be the beginning of a stop string.
         """
         text = self._decode(new).rstrip("\N{REPLACEMENT CHARACTER}")
         begun = (
@@ -87,12 +91,13 @@ class Stop:
 def prefill(
     model: Model, prompts: Rows, max_new_tokens: int, cache_class: type[KVCache] = KVCache
 ) -> tuple[Logits, KVCache]:
-    """Run the model on the prompts; return the logits for the next token, and the KV cache.
+    """Run the model on `prompts`; return the logits for the next token of each, and the KV cache.
 
     The logits are in float32, or in float64 for a float64 model. Shorter prompts are left-padded.
-    The cache has room for `max_new_tokens` more tokens. Raises `ValueError`, before the model runs,
-    if prompt and new tokens together exceed n_ctx, if `max_new_tokens` is below 1, and for an empty
-    prompt.
+    The cache has the class `cache_class`, and has room for `max_new_tokens` more tokens.
+
+    Raises `ValueError`, before the model runs, if the longest prompt and `max_new_tokens` together
+    exceed n_ctx, if `max_new_tokens` is below 1, if a prompt is empty, and if there is no prompt.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
@@ -117,9 +122,10 @@ def prefill(
 
 @torch.no_grad()
 def decode_one(model: Model, tokens: Int[Tensor, "batch"], kv_cache: KVCache) -> Logits:
-    """Run the model on one more token of each row; return the logits for the next token.
+    """Run the model on one new token per row; return the logits for the token after it.
 
-    The logits are in float32, or in float64 for a float64 model.
+    `kv_cache` holds the keys and values of the earlier tokens, and the model adds those of the new
+    tokens. The logits are in float32, or in float64 for a float64 model.
     """
     return at_least_float32(model(tokens[:, None], kv_cache=kv_cache)[:, -1])
 
@@ -127,7 +133,10 @@ def decode_one(model: Model, tokens: Int[Tensor, "batch"], kv_cache: KVCache) ->
 def decode(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[list[int]]:
-    """Yield `max_new_tokens` times a list with the next token of each prompt."""
+    """Generate `max_new_tokens` tokens per prompt, and yield one list per step.
+
+    The list holds the new token of each prompt.
+    """
     generator = new_generator(sampling.seed)
     new: list[list[int]] = [[] for _ in prompts]
     cache_class = getattr(model, "cache_class", KVCache)
@@ -145,7 +154,10 @@ def decode(
 def decode_until(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling, stop: Stop
 ) -> list[list[int]]:
-    """Return the new tokens of each prompt, up to and including the token at which it stops."""
+    """Return the new tokens of each prompt, up to and including the token at which `stop` ends it.
+
+    A prompt that never stops gets `max_new_tokens` tokens.
+    """
     new: list[list[int]] = [[] for _ in prompts]
     going = [*range(len(prompts))]
     for tokens in decode(model, prompts, max_new_tokens, sampling):

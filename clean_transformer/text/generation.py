@@ -22,16 +22,17 @@ from clean_transformer.text.settings import Sampling, SamplingSettings
 from clean_transformer.text.signature import names_settings
 from clean_transformer.text.tokenizer import Tokenizer, Tokens
 
-# One text, several texts, a tensor of token ids [batch pos], or lists of token ids. The lists may
-# differ in length.
+# One text, several texts, a tensor of token ids [batch pos], or one list of token ids per prompt.
+# These lists may differ in length.
 Prompt = TypeVar("Prompt", str, list[str], Tensor, list[list[int]])
 
 
 class GenerationMixin(HookedModule):
     """Adds a tokenizer, `generate` and `stream` to `DemoTransformer`.
 
-    `source` is the folder or hub repository from which the weights were loaded, or None.
-    `cache_class` is the class of KV cache that decoding creates.
+    `source` is the folder or the repository on the Hugging Face Hub from which the weights were
+    loaded. `source` is None if the model was made in another way. `cache_class` is the class of the
+    KV cache that `generate` and `stream` create.
     """
 
     cfg: Config
@@ -40,14 +41,14 @@ class GenerationMixin(HookedModule):
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters."""
+        """The device of the model's parameters."""
         return next(self.parameters()).device
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of `source`, loaded at first use. Assign to this attribute to replace it.
+        """The tokenizer of `source`. It is loaded when this attribute is first read.
 
-        Raises `ValueError` if the model has no source.
+        You can assign another tokenizer to this attribute. Raises `ValueError` if `source` is None.
         """
         if self.source is None:
             raise ValueError(
@@ -70,7 +71,10 @@ class GenerationMixin(HookedModule):
         return self.tokenizer.to_str_tokens(text, prepend_bos)
 
     def to_string(self, tokens: Tokens) -> str | list[str]:
-        """Return the text of the tokens, or of a batch a list; see `Tokenizer.to_string`."""
+        """Return the text of tokens [pos], or a list of texts for tokens [batch pos].
+
+        See `Tokenizer.to_string`.
+        """
         return self.tokenizer.to_string(tokens)
 
     @names_settings
@@ -84,20 +88,24 @@ class GenerationMixin(HookedModule):
         stop_strings: str | Sequence[str] = (),
         **sampling: Unpack[SamplingSettings],
     ) -> Prompt:
-        """Return the prompt and its continuation, as text or as token ids, like the prompt.
+        """Return each prompt followed by its continuation, in the same form as `prompt`.
 
-        By default, each step takes the most likely token. `Sampling` explains the settings from
-        `temperature` to `seed`. With `beams` above 1, beam search looks for the continuation with
-        the highest mean log-probability.
+        For example, a list of texts gives a list of texts, and a tensor of token ids [batch pos]
+        gives a longer tensor of token ids. By default, each step takes the most likely token.
+        `Sampling` explains the settings from `temperature` to `seed`. With `beams` above 1, beam
+        search looks for the continuation with the highest mean log-probability per token.
 
-        Each prompt of a batch stops independently: at one of `stop_tokens`, or at the token that
-        completes one of `stop_strings`. By default, texts stop at <|endoftext|>, and prompts of
-        token ids have no stop token. A returned text excludes the stop token or string. Prompts may
-        differ in length, except in a tensor. In a returned tensor, rows that stopped early are
-        padded with the first of `stop_tokens`.
+        The continuation of each prompt stops independently of the other prompts: at one of
+        `stop_tokens`, at the token that completes one of `stop_strings`, or after `max_new_tokens`
+        tokens. By default, a text stops at <|endoftext|>, and a prompt of token ids has no stop
+        token. A returned text excludes the stop token or the stop string. Returned token ids
+        include the stop token, or the tokens of the stop string. In a returned tensor, rows that
+        stopped early are padded on the right with the first of `stop_tokens`, or with the
+        vocabulary's last token if there are no stop tokens.
 
         Raises `TypeError` for an unknown setting. Raises `ValueError` for an invalid setting, and
-        if prompt and new tokens together exceed n_ctx. All errors are raised before the model runs.
+        if a prompt and `max_new_tokens` together exceed n_ctx. All errors are raised before the
+        model runs.
         """
         settings, prompts = Sampling(**sampling), self._ids(prompt)
         stop = self._stop(prompt, stop_tokens, stop_strings)
@@ -124,10 +132,11 @@ class GenerationMixin(HookedModule):
         stop_strings: str | Sequence[str] = (),
         **sampling: Unpack[SamplingSettings],
     ) -> Iterator[str]:
-        """Yield the continuation of `generate` piece by piece, each as soon as it is final.
+        """Yield the continuation of `text` in pieces, which together are that of `generate`.
 
-        Raises the same errors as `generate`. A `TypeError` is raised at once, a `ValueError` when
-        the first piece is requested.
+        Each piece is yielded as soon as later tokens cannot change it. Raises the same errors as
+        `generate`. The call itself raises `TypeError` for an unknown setting. Other errors are
+        raised when the first piece is requested.
         """
         stop = self._stop(text, stop_tokens, stop_strings)
         new: list[int] = []

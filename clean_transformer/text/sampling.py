@@ -1,4 +1,4 @@
-"""Pure functions from logits to the next token: penalties, filters, and the random draw."""
+"""Pure functions that choose the next token from logits: penalties, filters, and random draws."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ from clean_transformer.text.settings import Sampling
 Logits = Float[Tensor, "batch d_vocab"]
 
 
-# The token ids of each row of a batch. Rows need not be equally long.
+# One sequence of token ids for each row of a batch. The sequences may differ in length.
 Rows = Sequence[Sequence[int]]
 
 
 def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logits:
-    """Make each token in `previous` less likely, no matter how often it occurs there.
+    """Return `logits` with a `penalty` for each token that occurs in `previous`.
 
-    Positive logits are divided by `penalty`, and negative logits are multiplied by it (Keskar et
-    al. 2019, "CTRL", section 4.1, in the form that transformers uses).
+    The penalty is the same whether a token occurs once or several times in a row of `previous`.
+    Positive logits are divided by `penalty`, and negative logits are multiplied by `penalty`, as in
+    transformers. The idea is from Keskar et al. 2019, "CTRL", section 4.1.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -30,10 +31,10 @@ def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logit
 
 
 def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits:
-    """Subtract `penalty` from a token's logit once for each time that it occurs in `previous`.
+    """Subtract `penalty` × n from the logit of each token that occurs n times in `previous`.
 
-    This is the formula of OpenAI's API and of vLLM. Both count only generated tokens, not the
-    prompt.
+    This is the formula of OpenAI's API and of vLLM. In both, `previous` holds only the generated
+    tokens, without the prompt.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -44,25 +45,30 @@ def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits
 
 
 def keep_top_k(logits: Logits, k: int) -> Logits:
-    """Keep the `k` most likely tokens, and ties with the k-th; set the other logits to −inf."""
+    """Keep the `k` most likely tokens of each row, and set the other logits to −inf.
+
+    Tokens that are exactly as likely as the k-th token are kept, too.
+    """
     kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < kth, -math.inf)
 
 
 def keep_top_p(logits: Logits, p: float) -> Logits:
-    """Keep the most likely tokens until their probabilities sum to `p`; set other logits to −inf.
+    """Keep the most likely tokens of each row, and set the other logits to −inf.
 
-    This is nucleus sampling (Holtzman et al. 2020, section 3.1).
+    The function keeps the fewest tokens whose probabilities sum to at least `p`. This is nucleus
+    sampling (Holtzman et al. 2020, section 3.1).
     """
     ascending, ids = logits.sort()
     removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
-    removed[:, -1] = False  # rounding of the sum must not remove the most likely token
+    removed[:, -1] = False  # a rounding error in the sum must not remove the most likely token
     return logits.masked_fill(removed.scatter(-1, ids, removed), -math.inf)
 
 
 def keep_min_p(logits: Logits, p: float) -> Logits:
-    """Keep tokens at least `p` times as likely as the most likely token; set other logits to −inf.
+    """Keep the tokens that are likely enough in each row, and set the other logits to −inf.
 
+    A token is kept if its probability is at least `p` × the probability of the most likely token.
     This is min-p sampling (Nguyen et al. 2024).
     """
     probabilities = logits.softmax(dim=-1)
@@ -71,22 +77,27 @@ def keep_min_p(logits: Logits, p: float) -> Logits:
 
 
 def sample(logits: Logits, generator: torch.Generator | None = None) -> Int[Tensor, "batch"]:
-    """Draw one token per row, with the probabilities softmax(logits).
+    """Return one token per row, drawn at random with the probabilities softmax(logits).
 
-    The draw runs on the CPU, so that a seed gives the same tokens on every device.
+    The random numbers are drawn on the CPU, so that a seed gives the same numbers for every device.
+    The result is on the CPU, too.
     """
     return logits.softmax(dim=-1).cpu().multinomial(1, generator=generator).squeeze(-1)
 
 
 def new_generator(seed: int | None) -> torch.Generator | None:
-    """Return a generator with this seed. None stands for PyTorch's global generator."""
+    """Return a CPU generator with this seed.
+
+    If `seed` is None, returns None, which means PyTorch's global generator.
+    """
     return None if seed is None else torch.Generator().manual_seed(seed)
 
 
 def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Logits:
-    """Return the logits after both penalties. `new` holds the tokens generated so far.
+    """Return `logits` with the repetition penalty and the frequency penalty of `sampling`.
 
-    Unlike in transformers, padding tokens do not count as repeated text.
+    `prompts` and `new` hold the prompt and the tokens generated so far, for each row. Unlike in
+    transformers, padding tokens do not count as repeated text.
     """
     if sampling.repetition_penalty != 1:
         so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]
@@ -99,7 +110,7 @@ def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Lo
 def choose(
     logits: Logits, sampling: Sampling, generator: torch.Generator | None
 ) -> Int[Tensor, "batch"]:
-    """Return the next token of each row. The penalties are already in the `logits`."""
+    """Return the next token of each row. `logits` must already include the penalties."""
     if not sampling.temperature:
         return logits.argmax(dim=-1)
     logits = logits / sampling.temperature

@@ -1,6 +1,7 @@
 """`Sampling`: settings for choosing the next token.
 
-This file does not import PyTorch, because the command line reads it for its help texts.
+This file does not import PyTorch, because the command line reads the help texts in this file, and
+should start quickly.
 """
 
 import math
@@ -11,7 +12,7 @@ from clean_transformer.support.validation import require
 
 
 class SamplingSettings(TypedDict, total=False):
-    """The names and types of `Sampling`'s fields, for functions that take them as keywords."""
+    """The names and types of `Sampling`'s fields, for functions with these keyword arguments."""
 
     temperature: float
     top_k: int | None
@@ -24,11 +25,13 @@ class SamplingSettings(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings for choosing the next token. `generate --help` shows the help text of each field.
+    """Settings for choosing the next token.
 
-    The penalties are applied first, then the temperature, `top_k`, `top_p` and `min_p`, in the same
-    order as in transformers. Without a `seed`, PyTorch's global generator draws the tokens. Raises
-    `ValueError`, naming the field, for an invalid value.
+    `clean-transformer generate --help` shows the help text of each field. The penalties are applied
+    to the logits first, then `temperature`, `top_k`, `top_p` and `min_p`, in the same order as in
+    transformers. If `seed` is None, PyTorch's global generator draws the tokens.
+
+    Raises `ValueError` for an invalid value. The message names the field.
     """
 
     temperature: Annotated[

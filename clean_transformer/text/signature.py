@@ -12,15 +12,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def names_settings(function: Function) -> Function:
-    """Replace the last parameter, `**sampling`, in the signature by the fields of `Sampling`.
+    """Decorate a function so that its signature lists the fields of `Sampling` as parameters.
 
+    The last parameter of `function` must be `**sampling`; the fields replace it in the signature.
     `help()` then shows the type and the default of each field. The decorated function raises
-    `TypeError` for any other keyword argument, before it does any work, and suggests the most
-    similar name.
+    `TypeError` for an unknown keyword argument, before it calls `function`. The message suggests
+    the most similar name.
     """
     shown = signature(function)
     *parameters, _ = shown.parameters.values()
-    types = get_type_hints(Sampling)  # the types alone, without the help texts
+    types = get_type_hints(Sampling)  # the types without the help texts
     settings = [
         setting.replace(annotation=types[name])
         for name, setting in signature(Sampling).parameters.items()

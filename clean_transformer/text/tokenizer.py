@@ -1,4 +1,4 @@
-"""`Tokenizer`: GPT-2's byte-level BPE, with TransformerLens's method names and conventions."""
+"""`Tokenizer`: GPT-2's byte-level BPE. The methods have the same names as in TransformerLens."""
 
 import os
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 
 
-# What `visible` shows instead of invisible characters. Unicode has a symbol for each control
-# character: U+2400 + its code.
+# `visible` replaces each of these invisible characters, given by its code, by a visible symbol. For
+# the control characters 0 to 31, Unicode has the symbols U+2400 to U+241F.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {127: "␡", ord(" "): "·", ord("\n"): "↵"}
 
 
-# The forms of token ids that the methods below accept.
+# The types of token ids that `to_str_tokens` and `to_string` accept.
 Tokens = (
     Int[Tensor, "batch pos"]
     | Int[Tensor, "pos"]
@@ -34,11 +34,12 @@ Tokens = (
 
 
 class Tokenizer:
-    """Converts text to token ids and back. Every byte has a token, so decoding restores the text.
+    """Converts text to token ids, and token ids to text.
 
-    GPT-2 has one special token, <|endoftext|>. It marks the beginning and the end of a text, and it
-    pads the shorter texts of a batch. If a text contains the characters "<|endoftext|>", they
-    become this token, too. Texts are never truncated.
+    Every byte has a token, so the token ids of a text can always be converted back to the same
+    text. GPT-2 has one special token, <|endoftext|>. This token marks the beginning and the end of
+    a text, and pads the shorter texts of a batch. If a text contains the characters
+    "<|endoftext|>", they become this token, too. Texts are never truncated.
 
     Raises `ValueError` if the `backend` has no token for <|endoftext|> or for one of the 256 bytes.
     """
@@ -54,7 +55,7 @@ class Tokenizer:
                 f"such as {min(missing)!r}; give the files of a byte-level BPE with {END_OF_TEXT}"
             )
         backend.add_special_tokens([END_OF_TEXT])
-        # The program that saved a tokenizer.json may have turned on truncation or padding in it.
+        # A tokenizer.json can contain settings that turn on truncation or padding.
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
@@ -63,11 +64,14 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Tokenizer":
-        """Return the tokenizer of a folder, an alias such as "gpt2", or a hub id ("owner/name").
+        """Load the tokenizer from `source`.
 
-        This looks for tokenizer.json, then for vocab.json and merges.txt, then for encoder.json and
-        vocab.bpe. Raises `FileNotFoundError` for a folder without these files, `ValueError` for a
-        malformed file or an unknown source, and `HubError` for a failed download.
+        `source` is a folder, an alias such as "gpt2", or the "owner/name" of a repository on the
+        Hugging Face Hub. The method looks for tokenizer.json, then for vocab.json and merges.txt,
+        then for encoder.json and vocab.bpe, and loads the first that it finds.
+
+        Raises `FileNotFoundError` for a folder without these files, `ValueError` for a malformed
+        file or an unknown source, and `HubError` for a failed download.
         """
         import tokenizers
 
@@ -76,7 +80,7 @@ class Tokenizer:
             case [file]:
                 try:
                     backend = tokenizers.Tokenizer.from_file(str(folder / file))
-                except Exception as error:  # tokenizers raises nothing narrower
+                except Exception as error:  # tokenizers raises no more specific class
                     raise ValueError(_malformed(folder / file, error)) from None
                 return cls(backend)
             case [vocab, merges]:
@@ -88,7 +92,9 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
-        """Return the tokenizer of GPT-2's two files: vocab.json (token to id) and merges.txt.
+        """Load the tokenizer from GPT-2's two files, vocab.json and merges.txt.
+
+        vocab.json maps each token to its id. merges.txt lists the BPE merges, the first one first.
 
         Raises `FileNotFoundError` for a missing file and `ValueError` for a malformed file.
         """
@@ -102,7 +108,7 @@ class Tokenizer:
                 )
         try:
             model = models.BPE.from_file(str(vocab), str(merges))
-        except Exception as error:  # tokenizers raises nothing narrower
+        except Exception as error:  # tokenizers raises no more specific class
             raise ValueError(_malformed(f"{vocab} with {merges}", error)) from None
         backend = tokenizers.Tokenizer(model)
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -116,14 +122,15 @@ class Tokenizer:
         *,
         padding_side: Literal["left", "right"] = "right",
     ) -> Int[Tensor, "batch pos"]:
-        """Return the token ids of several texts, or of one text as a batch of 1.
+        """Return the token ids of each text, one row per text. A single text gives one row.
 
-        With `prepend_bos`, each row begins with <|endoftext|>. GPT-2 has no padding token, so
-        shorter texts are padded with <|endoftext|>, too. Padding on the right does not affect the
-        model's output for a text, because attention is causal. Padding on the left does.
+        With `prepend_bos`, each text begins with <|endoftext|>. GPT-2 has no padding token, so
+        shorter texts are padded with <|endoftext|>, too. Padding on the right does not change the
+        model's output for the tokens of the text, because attention is causal. Padding on the left
+        changes this output, unless a `KVCache` with an `attention_mask` hides the padding.
 
-        Raises `TypeError` for anything but text. Raises `ValueError` for an unknown `padding_side`,
-        and for a text with a lone surrogate, which UTF-8 cannot encode.
+        Raises `TypeError` if `text` is neither a text nor a list of texts. Raises `ValueError` for
+        an unknown `padding_side`, and for a text with a lone surrogate, which UTF-8 cannot encode.
         """
         texts = text if isinstance(text, list) else [text]
         for each in texts:
@@ -147,13 +154,14 @@ class Tokenizer:
         return tokens
 
     def to_str_tokens(self, text: str | Tokens, prepend_bos: bool = True) -> list[str]:
-        """Return each token of one text, or each of the given tokens, as a string for display.
+        """Return one string for each token of `text`, to show the tokens to people.
 
-        `prepend_bos` has an effect only on a text. A token that holds only a part of a character is
-        shown as "�".
+        `text` is one text, or the token ids of one text. With `prepend_bos`, <|endoftext|> is added
+        before a text, but not before token ids. A token that is only a part of a character is shown
+        as "�".
 
-        Raises `TypeError` for anything but text or tokens, and `ValueError` for a batch of several
-        texts and for ids outside the vocabulary.
+        Raises `TypeError` if `text` is neither a text nor token ids. Raises `ValueError` for a
+        batch of several texts, and for ids outside the vocabulary.
         """
         ids = self.to_tokens(text, prepend_bos) if isinstance(text, str) else self._checked(text)
         if ids.ndim == 2 and len(ids) != 1:
@@ -164,10 +172,10 @@ class Tokenizer:
         return self.backend.decode_batch(one_by_one, skip_special_tokens=False)
 
     def to_string(self, tokens: Tokens) -> str | list[str]:
-        """Return the text of one token or of tokens [pos]; for tokens [batch pos], a list of texts.
+        """Return the text of one token id or of token ids [pos].
 
-        Raises `TypeError` for anything but integers and `ValueError` for ids outside the
-        vocabulary.
+        For token ids [batch pos], returns a list with the text of each row. Raises `TypeError` if
+        `tokens` are not integers, and `ValueError` for ids outside the vocabulary.
         """
         ids = self._checked(tokens)
         if ids.ndim == 2:
@@ -182,7 +190,7 @@ class Tokenizer:
                 f"tokens must be a tensor or equally long lists of ids, not {shorten(tokens)}"
             ) from None
         if ids.numel() == 0:
-            return ids.long()  # torch makes a float tensor of an empty list
+            return ids.long()  # PyTorch makes a float tensor from an empty list
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise TypeError(f"token ids must be integers, not {ids.dtype}")
         if ids.ndim > 2:
@@ -197,7 +205,7 @@ class Tokenizer:
 
 
 def visible(token: str) -> str:
-    """Return the token with visible characters: "·" for a space, "↵" for a line break, …"""
+    """Return `token` with a visible symbol for each space ("·"), line break ("↵"), and so on."""
     return token.translate(_PICTURES)
 
 

@@ -1,4 +1,4 @@
-"""The two files of a training run: its last complete checkpoint, and its metrics."""
+"""Reads and writes the two files of a training run: checkpoint.pt and metrics.jsonl."""
 
 import json
 import pickle
@@ -21,10 +21,10 @@ CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 def save(
     folder: Path, engine: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any]
 ) -> None:
-    """Save the state after `step` steps, in place of the last checkpoint. All processes call this.
+    """Save the state of the run after `step` steps. This replaces the previous checkpoint.
 
-    `engine` is the model as `distribute` returns it. `about` identifies the run; see
-    `loop.describe`.
+    All processes must call this, and process 0 writes the file. `engine` is what `distribute`
+    returned for the model. `about` identifies the run; see `loop.describe`.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, state = get_state_dict(engine, optimizer, options=options)
@@ -35,10 +35,10 @@ def save(
 
 
 def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what `save` wrote, with memory-mapped tensors, or None if there is no checkpoint.
+    """Return the dictionary that `save` wrote, or None if `folder` has no checkpoint.
 
-    Raises `ValueError` for a file that is not a checkpoint, and for a checkpoint of a run that
-    differs from `about`; the error names the fields that differ.
+    The tensors are memory-mapped. Raises `ValueError` for a file that is not a checkpoint, and for
+    a checkpoint whose `about` differs from this `about`. The message names the differing fields.
     """
     file = folder / CHECKPOINT
     if not file.is_file():
@@ -64,9 +64,10 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> int:
-    """Load a checkpoint into the model and the optimizer; return the number of steps it has done.
+    """Load the checkpoint `saved` into the model and the optimizer.
 
-    The number of processes may have changed since the checkpoint was saved.
+    Returns the number of steps that the run had done when the checkpoint was saved. The number of
+    processes may have changed since then.
     """
     set_state_dict(
         engine,
@@ -82,8 +83,9 @@ def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -
 class Measured:
     """The measurements of one step, over all processes. Losses are in nats per token.
 
-    `step` counts from 1. `gradient_norm` is the norm before clipping. `held_out_loss` is None for a
-    step without an evaluation.
+    `step` counts from 1. `loss` is the loss on the training batch. `gradient_norm` is the norm of
+    all gradients together, before clipping. `held_out_loss` is None for a step without an
+    evaluation.
     """
 
     step: int
@@ -95,7 +97,11 @@ class Measured:
 
 
 class Metrics:
-    """Writes metrics.jsonl, one line per step. A resumed run keeps only the first `steps` lines."""
+    """Writes metrics.jsonl, with one line per step.
+
+    `steps` is the number of steps that the run has done. Only the first `steps` lines of an
+    existing file are kept: later lines are from steps after the last checkpoint, which run again.
+    """
 
     def __init__(self, folder: Path, steps: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +113,8 @@ class Metrics:
     def add(self, measured: Measured) -> None:
         """Append the measurements of a step.
 
-        Call this before saving the checkpoint of that step.
+        Call this before you save a checkpoint after that step. The file then has a line for every
+        step of the checkpoint.
         """
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measured)) + "\n")

@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the process group if `torchrun` started this process; yield the device to use.
+    """Join the process group if `torchrun` started this process; leave the group at the end.
 
-    On CUDA, each of several processes gets its own GPU.
+    Yields the device that this process must use: on CUDA, its own GPU, and otherwise `device`. If
+    `torchrun` did not start this process, yields `device` and does nothing else.
     """
     if not dist.is_torchelastic_launched():
         yield device
@@ -28,39 +29,40 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # the frames would keep the model alive
+        traceback.clear_frames(error.__traceback__)  # otherwise, the frames keep the model alive
         raise
     finally:
-        # DistributedDataParallel leaves a reference cycle, which has to be collected now. If Python
-        # collected it after the process group is destroyed, the process could wait for the group's
-        # threads for ever (PyTorch 2.13).
+        # DistributedDataParallel is part of a reference cycle, so we run the garbage collector now.
+        # If Python freed the cycle after the process group is destroyed, the process could wait
+        # forever for the group's threads (PyTorch 2.13).
         gc.collect()
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """Return the rank of this process, counted from 0."""
+    """Return the rank of this process, counted from 0. Without a process group, it is 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def n_processes() -> int:
-    """Return the number of processes that train together."""
+    """Return the number of processes that train together. Without a process group, it is 1."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.Module:
-    """Return the module to train. All processes start with the parameters of process 0.
+    """Move `model` to `device`, and return the module to train: `model` or a wrapper around it.
 
-    This also moves `model` to the device. By default, each process holds the whole model. With
-    `sharded`, each process holds a part of every parameter and gathers the parameters of one block
-    at a time. Sharding needs PyTorch 2.6.
+    All processes start with the parameters of process 0. By default, each process holds the whole
+    model. With `sharded`, each process holds a part of every parameter. It gets the other parts
+    from the other processes, for one block at a time. Sharding needs PyTorch 2.6 or later.
     """
     if not dist.is_initialized():
         return model.to(device)
     if not sharded:
-        # A swapped module may have unused parameters, which DistributedDataParallel has to find.
-        # With this option, it also keeps its gradient buckets. Otherwise it changes them after the
-        # first step, and a resumed run would sum the gradients in another order.
+        # `find_unused_parameters` has two effects. DistributedDataParallel finds parameters that a
+        # swapped module does not use. It also keeps its gradient buckets. Without the option, it
+        # changes the buckets after the first step, and a resumed run would sum the gradients in
+        # another order.
         return DistributedDataParallel(model.to(device), find_unused_parameters=True)
 
     from torch.distributed.device_mesh import init_device_mesh
@@ -77,10 +79,12 @@ def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.M
 
 
 def accumulating(engine: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which gradients are accumulated but not yet reduced over processes.
+    """Return a context manager that delays the gradient reduction of DistributedDataParallel.
 
-    Use it for every micro-batch except the last. With `fully_shard`, gradients are reduced after
-    every micro-batch, so that no process holds full gradients.
+    Inside, a backward pass adds to each process's gradients, and does not sum them over the
+    processes. Use the context manager for every micro-batch except the last. With `fully_shard`, it
+    does nothing: gradients are reduced after every micro-batch, so that no process holds full
+    gradients.
     """
     return engine.no_sync() if isinstance(engine, DistributedDataParallel) else nullcontext()
 

@@ -1,4 +1,4 @@
-"""`train`: next-token training on one or several devices; a killed run resumes exactly."""
+"""`train`: trains a model to predict the next token, on one or several devices."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -51,28 +51,30 @@ def train(
     """Train the model in place, or resume the run that was saved in `folder`.
 
     `tokens` [pos] and `held_out` [pos] are arrays of token ids, for example a memory-mapped uint16
-    array. The model moves to the device; it may have swapped modules. The run writes checkpoint.pt
-    and metrics.jsonl, with one JSON object per step, into `folder`. It calls `on_step` with the
-    same measurements.
+    array. `model` is moved to `device`, and may contain swapped modules. `train` writes two files
+    into `folder`: checkpoint.pt, and metrics.jsonl with one JSON object per step. After each step,
+    `train` calls `on_step` with the measurements of the step.
 
-    If the run is killed at any moment, the same call resumes it from the last checkpoint and ends
-    with the same bits as an uninterrupted run. The windows and the random numbers of a step depend
-    only on `training.seed` and the number of the step.
+    If the run is killed at any moment, the same call resumes the run from the last checkpoint. The
+    trained parameters are then, bit for bit, those of an uninterrupted run. The windows of a step
+    depend only on `training.seed` and the number of the step. The random numbers depend on these
+    two and on the rank of the process.
 
     If `torch.distributed` is initialized (see `distributed.joined`), all processes train together,
-    and only process 0 calls `on_step`. A sharded model stays sharded, but its checkpoint holds
-    whole parameters.
+    and only process 0 calls `on_step`. With `training.sharded`, the model is still sharded after
+    training, but the checkpoint holds whole parameters.
 
-    `unembed.b_U` is not trained, because GPT-2 has no such bias. At the end, `train` restores
-    `requires_grad`, gradients, train and eval modes, PyTorch's random state and its deterministic
-    settings.
+    `unembed.b_U` is not trained, because GPT-2 has no such bias. At the end, `train` restores each
+    parameter's `requires_grad` and `grad`, each module's train or eval mode, and PyTorch's random
+    state and settings for deterministic algorithms.
 
     Raises `ValueError`, before training starts, for tokens outside the vocabulary, for too few
-    tokens, for a batch that cannot be divided among the processes, and for a folder with a
-    different run. Raises `RuntimeError` if a gradient is not finite; the last checkpoint is kept.
+    tokens, for a batch that cannot be divided equally among the processes, for a folder with a
+    different run, and if the unembedding is tied to an embedding that was swapped out. Raises
+    `RuntimeError` if the gradient norm is not finite. The last checkpoint is then kept.
     """
     folder, device = Path(folder), resolve_device(device)
-    windows_per_process(training)  # raises if the processes cannot share a batch
+    windows_per_process(training)  # called only for its errors
     refuse_untrained_embedding(model)
     refuse_tokens("the tokens", tokens, model.cfg)
     if held_out is not None:
@@ -119,10 +121,10 @@ def train(
 
 
 def windows_per_process(training: Training) -> int:
-    """Return how many windows of a batch each process reads.
+    """Return the number of windows of a batch that each process reads.
 
-    Raises `ValueError` if the processes cannot share a batch equally, and for `sharded` with only
-    one process.
+    Raises `ValueError` if a batch cannot be divided equally among the processes and micro-batches,
+    and for `training.sharded` with only one process.
     """
     parts = n_processes() * training.accumulation
     if training.batch % parts:
@@ -150,10 +152,10 @@ def refuse_untrained_embedding(model: DemoTransformer) -> None:
 
 
 def describe(model: DemoTransformer, training: Training, n_tokens: int) -> dict[str, Any]:
-    """Return the values that identify a run; they must be the same when the run is resumed.
+    """Return the values that identify a run. A run can be resumed only with the same values.
 
-    They are the fields of the architecture and of `training`, the number of tokens, and the class
-    of each module.
+    The values are the fields of `model.cfg` and of `training`, the number of tokens, and the class
+    name of each module.
     """
     modules = {
         path: type(module).__name__
@@ -164,14 +166,17 @@ def describe(model: DemoTransformer, training: Training, n_tokens: int) -> dict[
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a 64-bit seed that depends on all the numbers."""
+    """Return a 64-bit seed that depends on all of `numbers`, and on their order."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def own_windows(
     tokens: Tokens, batch: int, n_ctx: int, training: Training
 ) -> Int[Tensor, "window pos"]:
-    """Return this process's windows of batch number `batch`, counted from 0."""
+    """Return the windows of batch number `batch` (counted from 0) that this process must read.
+
+    A window has n_ctx + 1 tokens.
+    """
     share = windows_per_process(training)
     first = batch * training.batch + rank() * share
     numbers = range(first, first + share)
@@ -181,9 +186,9 @@ def own_windows(
 def adamw(model: nn.Module, training: Training) -> AdamW:
     """Return AdamW (Loshchilov and Hutter 2019) for the parameters that require gradients.
 
-    Only matrices have weight decay; gains and biases have none. Biases are recognized by their
-    names, which begin with "b". Their number of axes is not enough: b_Q has two axes, like a
-    matrix.
+    Weight decay applies only to matrices, not to biases or LayerNorm gains. A parameter is a bias
+    if its name begins with "b". The number of axes does not tell biases from matrices: b_Q has two
+    axes, like a matrix.
     """
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -208,9 +213,10 @@ def update(
     training: Training,
     step: int,
 ) -> tuple[float, float]:
-    """Take one optimizer step on this process's windows; return the loss and the gradient norm.
+    """Take one optimizer step, and return the loss and the gradient norm.
 
-    Both are computed over the windows of all processes. The norm is measured before clipping.
+    `windows` are the windows of this process. The loss and the gradients are means over the windows
+    of all processes. The norm is measured before clipping. `step` counts from 0.
     """
     engine.train()
     parts = windows.chunk(training.accumulation)
@@ -222,7 +228,7 @@ def update(
         total += loss.detach()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in parameters:
-        if parameter.grad is None:  # a swapped module may leave a parameter unused
+        if parameter.grad is None:  # a swapped module may not use this parameter
             parameter.grad = torch.zeros_like(parameter)
     norm = nn.utils.clip_grad_norm_(parameters, training.clip)
     for group in optimizer.param_groups:
@@ -236,9 +242,9 @@ def update(
 def next_token_loss(
     engine: nn.Module, windows: Int[Tensor, "window pos"], training: Training
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy per token, in nats.
+    """Return the mean cross-entropy per predicted token, in nats.
 
-    The model predicts each token of a window except the first.
+    The model predicts each token of a window, except the first token, from the tokens before it.
     """
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=training.autocast):
         logits = engine(windows[:, :-1])
@@ -249,7 +255,10 @@ def next_token_loss(
 def evaluate(
     engine: nn.Module, batches: Iterable[Int[Tensor, "window pos"]], training: Training
 ) -> float:
-    """Return the mean loss over the batches and all processes, in nats per token."""
+    """Return the mean loss over `batches` and over all processes, in nats per token.
+
+    Each of `batches` holds the windows of this process.
+    """
     engine.eval()
     losses = [
         next_token_loss(engine, part, training).double()

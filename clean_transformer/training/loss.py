@@ -1,4 +1,4 @@
-"""The loss of next-token prediction, with less memory than PyTorch's own cross-entropy."""
+"""`cross_entropy`: the training loss. It uses less memory than PyTorch's own cross-entropy."""
 
 from typing import Any
 
@@ -9,20 +9,21 @@ from torch.autograd.function import once_differentiable
 
 from clean_transformer.support.numerics import at_least_float32
 
-# The number of logits that are converted to float32 at a time. They take 16 MB, which is small
-# enough that PyTorch reuses the memory.
+# The number of logits that are converted to float32 at a time. In float32, this number of logits
+# takes 16 MB. PyTorch can reuse so small a buffer for the next logits.
 AT_ONCE = 2**22
 
 
 def cross_entropy(
     logits: Float[Tensor, "row d_vocab"], targets: Int[Tensor, "row"]
 ) -> Float[Tensor, ""]:
-    """Return the mean of log Σ exp(z) − z[target] over the rows z of the logits, in nats.
+    """Return the mean of log Σ exp(z) − z[target], in nats, over all rows z of `logits`.
 
-    The result is in float32, or in float64 for float64 logits. Logits are by far the largest tensor
-    of a training step. PyTorch's own cross-entropy allocates three more tensors of that size for
-    the backward pass. This function allocates only one, the gradient (softmax(z) − onehot(target))
-    / rows. It does not support second derivatives.
+    The result is in float32, or in float64 for float64 logits. The logits are by far the largest
+    tensor of a training step. PyTorch's own cross-entropy allocates three more tensors of the size
+    of the logits for the backward pass. This function allocates only one, for the gradient
+    (softmax(z) − onehot(target)) / (number of rows). This function does not support second
+    derivatives.
     """
     loss: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
     return loss

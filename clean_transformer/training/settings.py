@@ -1,6 +1,7 @@
 """`Training`: settings for training.
 
-This file does not import PyTorch, because the command line reads it for its help texts.
+This file does not import PyTorch, because the command line reads the help texts in this file, and
+should start quickly.
 """
 
 import math
@@ -15,7 +16,7 @@ class Training:
     """Settings for training. `clean-transformer train --help` shows the help text of each field.
 
     The defaults come from Brown et al. 2020 (appendix B), for a model of GPT-2 small's size. Raises
-    `ValueError`, naming the field, for an invalid value.
+    `ValueError` for an invalid value. The message names the field.
     """
 
     steps: Annotated[int, "Number of optimizer steps."]
@@ -60,7 +61,10 @@ class Training:
         require(self, "batch", self.batch % self.accumulation == 0, "a multiple of accumulation")
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of `step`, counted from 0: linear warm-up, then cosine decay."""
+        """Return the learning rate of step number `step`, counted from 0.
+
+        The learning rate rises linearly during the warm-up, and then follows a cosine schedule.
+        """
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -68,8 +72,8 @@ class Training:
         return self.learning_rate * (1 - decayed)
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether a task that is due every `every` steps is due after `step`, counted from 0.
+        """Whether to do a task, such as saving a checkpoint, after step number `step`.
 
-        Every task is due after the last step.
+        `step` counts from 0. The task is done after each `every` steps, and after the last step.
         """
         return (step + 1) % every == 0 or step + 1 == self.steps

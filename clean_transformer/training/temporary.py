@@ -1,4 +1,4 @@
-"""Context managers for what training changes. At its end, each one restores the old state."""
+"""Context managers that change the state of a model or of PyTorch, and restore it at the end."""
 
 import os
 from collections.abc import Iterator
@@ -17,12 +17,13 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextmanager
 def training_state(model: nn.Module) -> Iterator[None]:
-    """Let training change modules' modes and parameters' gradients, and restore them at the end.
+    """Prepare the model's parameters for training, and restore the model's state at the end.
 
-    This restores each module's train or eval mode, and each parameter's `grad` and `requires_grad`.
-    Gradients start as None. `unembed.b_U` gets no gradient: GPT-2 has no such bias, and Hugging
-    Face's format has no place for it. Sharding the model replaces its parameters. The new
-    parameters have no gradients at the end.
+    At the start, every `grad` becomes None. `unembed.b_U` gets no gradient, because GPT-2 has no
+    such bias, and Hugging Face's format has no place for this bias. At the end, each module's train
+    or eval mode and each parameter's `grad` and `requires_grad` are restored. There is one
+    exception: if the model is sharded inside the `with` block, it has new parameters, and the
+    `grad` of a new parameter becomes None.
     """
     modes = {module: module.training for module in model.modules()}
     required = {name: each.requires_grad for name, each in model.named_parameters()}
@@ -45,7 +46,8 @@ def training_state(model: nn.Module) -> Iterator[None]:
 def random_generators(device: torch.device) -> Iterator[list[torch.Generator]]:
     """Yield PyTorch's global random generators, and restore their states at the end.
 
-    They are the generators of the CPU and of the device; the caller may seed them.
+    The list has the generator of the CPU and, on CUDA and MPS, the generator of `device`. The
+    caller may seed these generators.
     """
     generators = [torch.default_generator]
     if device.type == "cuda":
@@ -64,11 +66,14 @@ def random_generators(device: torch.device) -> Iterator[list[torch.Generator]]:
 
 @contextmanager
 def deterministic_kernels() -> Iterator[None]:
-    """Let PyTorch use only kernels that give the same bits each time."""
+    """Let PyTorch use only kernels whose results are the same, bit for bit, in each run.
+
+    PyTorch's earlier settings are restored at the end.
+    """
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     config = os.environ.get(CUBLAS)
-    os.environ.setdefault(CUBLAS, ":4096:8")  # deterministic cuBLAS needs such a setting
+    os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS needs such a setting to be deterministic
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -80,10 +85,10 @@ def deterministic_kernels() -> Iterator[None]:
 
 @contextmanager
 def recomputed_blocks(model: DemoTransformer) -> Iterator[None]:
-    """Use gradient checkpointing: keep only each block's input for the backward pass.
+    """Use gradient checkpointing: store only the input of each block for the backward pass.
 
-    The backward pass then recomputes the activations of one block at a time. A step takes a third
-    more time (Chen et al. 2016).
+    The backward pass recomputes the activations of one block at a time. A training step then takes
+    about a third more time (Chen et al. 2016).
     """
     with ExitStack() as put:
         for block in model.blocks:

@@ -1,4 +1,4 @@
-"""Loads the tokens to train on, and cuts them into the windows that each step reads."""
+"""Loads the tokens to train on, and cuts the tokens into windows of n_ctx + 1 tokens."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,7 +17,7 @@ Tokens = npt.NDArray[np.integer]
 
 
 def load_tokens(file: Path) -> Tokens:
-    """Return the token ids in a .npy file, memory-mapped.
+    """Return the array of token ids in a .npy file, memory-mapped.
 
     Raises `ValueError` for a file in another format.
     """
@@ -28,7 +28,7 @@ def load_tokens(file: Path) -> Tokens:
 
 
 def tokenize(files: Sequence[Path], tokenizer: Tokenizer) -> Tokens:
-    """Return the token ids of UTF-8 text files, with <|endoftext|> before each file.
+    """Return the token ids [pos] of UTF-8 text files, with <|endoftext|> before each file.
 
     Raises `ValueError` for a file that is not UTF-8.
     """
@@ -43,10 +43,10 @@ def tokenize(files: Sequence[Path], tokenizer: Tokenizer) -> Tokens:
 
 
 def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
-    """Raise `ValueError` unless the tokens are integers [pos] that the model can train on.
+    """Raise `ValueError` if a model with the architecture `cfg` cannot train on `tokens`.
 
-    There must be enough tokens for one window, and all ids must be in the vocabulary. `name` is
-    what the error calls the tokens.
+    `tokens` must be integers [pos], enough for one window, and all of them in the vocabulary.
+    `name` says in the message which tokens are wrong, for example "the held-out tokens".
     """
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(
@@ -66,11 +66,12 @@ def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
 
 
 def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "pos"]:
-    """Return window `number` of a run: `length` input tokens and the token after them.
+    """Return window number `number` of a run, as `length` + 1 token ids.
 
-    Each epoch reads every window once, in a new random order. The result depends only on the
-    arguments. A resumed run therefore reads the same windows, also with another number of
-    processes.
+    The first `length` tokens are the input of the model. The last token is only predicted. `number`
+    counts from 0 and continues over all epochs. Each epoch has every window once, in a new random
+    order. The result depends only on the arguments. A resumed run therefore reads the same windows,
+    even if the number of processes has changed.
     """
     per_epoch, left = divmod(len(tokens) - 1, length)
     epoch, place = divmod(number, per_epoch)
@@ -81,10 +82,11 @@ def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "
 
 @lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, windows: int, left: int) -> tuple[Tokens, int]:
-    """Return the order of an epoch's windows, and the index of the first window's first token.
+    """Return a random order of an epoch's windows, and the index at which the first window begins.
 
-    The windows do not cover all tokens: `left` tokens are left over. A random number of these
-    tokens is before the first window, and the others are after the last window.
+    The order is an array of the numbers from 0 to `windows` − 1. `windows` is the number of windows
+    in an epoch. The windows do not cover all tokens: `left` tokens remain. A random number of these
+    tokens are before the first window in the text, and the others are after the last window.
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
     return generator.permutation(windows), int(generator.integers(left, endpoint=True))
