@@ -41,8 +41,8 @@ class WithCache:
         """Return the outputs for the new positions."""
         if kv_cache is None:
             return self.forward(*inputs)
-        # The cache stores tensors [batch pos head d_head]. Here, the head axis holds all inputs (and
-        # all heads, if the inputs have a head axis), and d_model replaces d_head.
+        # The cache stores tensors [batch pos head d_head]. Here, the head axis holds all inputs,
+        # and all heads if the inputs have a head axis. d_model replaces d_head.
         new = torch.stack(inputs, dim=2)
         merged = new.flatten(2, -2)
         kept = kv_cache.append(merged, merged)[0]

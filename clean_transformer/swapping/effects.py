@@ -178,7 +178,7 @@ def output_of(path: str) -> str:
 
 
 def maker(name: str, paths: Iterable[str]) -> str:
-    """Return the path in `paths` whose module computes the activation `name`, or "" if none does."""
+    """Return the path in `paths` whose module computes the activation `name`, or "" for none."""
     made_by = (path for path in paths if name == output_of(path) or name.startswith(f"{path}."))
     return next(made_by, "")
 

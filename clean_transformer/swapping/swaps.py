@@ -42,8 +42,8 @@ class Swap(AbstractContextManager["Swap"]):
         self._stand_ins = [
             stand_in for path, module in modules.items() for stand_in in adapted(kind(path), module)
         ]
-        # A block reads the attribute `takes_per_head_inputs` of its attention. So each new attention
-        # gets this attribute until `restore` is called, unless another swap has already set it.
+        # A block reads `takes_per_head_inputs` of its attention. So each new attention gets
+        # this attribute until `restore` is called, unless another swap has already set it.
         self._told = [
             module
             for path, module in modules.items()
@@ -214,9 +214,9 @@ def new_module(
 ) -> nn.Module:
     """Return the new module for the path `path`, made with `make`.
 
-    `alone` says that the pattern matches only this path. If `make` is a module, the module itself
-    is then returned, and otherwise a copy. `old` is the old module at the path. `like` is a tensor
-    with the dtype and device of the model. Raises `SwapError` if `make` raises an error or does not return a module.
+    `old` is the old module at the path. `like` is a tensor with the dtype and device of the model.
+    `alone` is True if the pattern matches only this path; `make` is then not copied if it is a
+    single module. Raises `SwapError` if `make` raises an error or does not return a module.
     """
     if isinstance(make, nn.Module):
         source = library_of(make)
