@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from clean_transformer.support.lazy import lazy_names
 
-# Importing the package imports no PyTorch: the command line shows its help at once.
+# `import clean_transformer` does not import PyTorch, so that the command line shows its help at
+# once. `lazy_names` imports each name below when it is first used.
 if TYPE_CHECKING:
     from clean_transformer import analysis as analysis
     from clean_transformer import benchmark as benchmark

@@ -1,4 +1,4 @@
-"""`python -m clean_transformer`: the command line, without its console script."""
+"""Runs the command line for `python -m clean_transformer`."""
 
 from clean_transformer.cli import main
 

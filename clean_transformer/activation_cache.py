@@ -1,4 +1,4 @@
-"""`ActivationCache`: the activations of one forward pass, by name."""
+"""`ActivationCache`: a mapping from names to the activations of one forward pass."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# TransformerLens's short words, and the name of the hook point that each word stands for.
+# The keys are TransformerLens's short words for hook points. The values are the names of these hook
+# points, without the prefix "hook_".
 SHORTHAND = {
     "attn": "pattern",
     "attn_logits": "attn_scores",
@@ -22,10 +23,11 @@ SHORTHAND = {
 class ActivationCache(Mapping[str, Tensor]):
     """A mapping from names to activations, in the order of the forward pass.
 
-    A key is a full name, `cache["blocks.0.attn.hook_pattern"]`, or TransformerLens's shorthand:
-    `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]`, `cache["normalized", "ln_final"]`.
-    `n_layers` is the number of layers of the model. Layer -1 is the last layer of the model, even
-    if only earlier layers were captured.
+    A key is a full name, such as `cache["blocks.0.attn.hook_pattern"]`, or TransformerLens's
+    shorthand, such as `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]` or
+    `cache["normalized", "ln_final"]`. The shorthand is the name of the hook point, followed by
+    layers and module names in its path. `n_layers` is the number of layers of the model. Layer -1
+    is the last layer of the model, even if only earlier layers were captured.
     """
 
     def __init__(self, activations: Mapping[str, Tensor], n_layers: int):
@@ -52,9 +54,9 @@ class ActivationCache(Mapping[str, Tensor]):
         return f"ActivationCache({len(self)} activations: {', '.join(self)})"
 
     def full_name(self, key: str | tuple[str | int, ...]) -> str:
-        """The full name of the activation that a key selects.
+        """Return the full name of the activation that `key` selects.
 
-        Raises `KeyError` if the key selects no activation, or more than one.
+        Raises `KeyError` if `key` selects no activation, or more than one.
         """
         if isinstance(key, str) and key in self._activations:
             return key
@@ -76,12 +78,12 @@ class ActivationCache(Mapping[str, Tensor]):
         return found[0]
 
     def to(self, device: str | torch.device) -> "ActivationCache":
-        """A new cache with all activations moved to `device`."""
+        """Return a new cache with all activations on `device`."""
         moved = {name: value.to(device) for name, value in self.items()}
         return ActivationCache(moved, self.n_layers)
 
     def remove_batch_dim(self) -> "ActivationCache":
-        """A new cache with the same activations, without the batch axis.
+        """Return a new cache with the same activations, without their batch axis.
 
         Raises `ValueError` if the batch holds more than one input.
         """
@@ -94,11 +96,13 @@ class ActivationCache(Mapping[str, Tensor]):
     def accumulated_resid(
         self, *, incl_mid: bool = False
     ) -> tuple[Float[Tensor, "component *batch pos d_model"], list[str]]:
-        """The residual stream before each block and after the last block, stacked.
+        """Return the residual stream before each block and after the last block, stacked.
 
-        With `incl_mid`, the result also contains the residual stream between attention and MLP of
-        each block. Also returns one label per component, as in TransformerLens: "0_pre", "0_mid",
-        "1_pre", …, "final_post". Raises `KeyError` if a needed activation was not captured.
+        The first axis of the result, `component`, has one entry for each of these places. With
+        `incl_mid`, the result also contains the residual stream between the attention and the MLP
+        of each block. The second return value is a list with one label per component, as in
+        TransformerLens: "0_pre", "0_mid", "1_pre", …, "final_post". Raises `KeyError` if a needed
+        activation was not captured.
         """
         points = ("resid_pre", "resid_mid") if incl_mid else ("resid_pre",)
         states = {

@@ -28,13 +28,14 @@ class Config:
     - `d_head`: width of the queries, keys and values of one head.
     - `d_mlp`: width of the MLP's hidden layer.
     - `d_vocab`: number of tokens in the vocabulary.
-    - `n_ctx`: largest number of positions.
+    - `n_ctx`: largest number of positions in one input.
     - `eps`: the number that LayerNorm adds to the variance.
-    - `initializer_range`: standard deviation of newly drawn weights.
-    - `normalization_type`: "LN" for LayerNorm with gain and bias, or "LNPre" if the gain and the
-      bias are folded into the weights of the next layer.
-    - `tied_unembed`: whether the unembedding is the transposed embedding, as in every published
-      GPT-2.
+    - `initializer_range`: standard deviation of randomly initialized weights.
+    - `normalization_type`: "LN" for LayerNorm with gain and bias, or "LNPre" for LayerNorm without
+      them. Use "LNPre" for weights in which the gain and the bias of each LayerNorm are folded into
+      the layer that follows the LayerNorm.
+    - `tied_unembed`: whether the unembedding matrix is the transposed embedding matrix, as in every
+      published GPT-2.
 
     Raises `ValueError` for an invalid value. The message names the field.
     """
@@ -70,9 +71,10 @@ class Config:
 
     @classmethod
     def gpt2(cls, size: str = "small", **changes: Any) -> "Config":
-        """The architecture of a published GPT-2: "small", "medium", "large" or "xl".
+        """Return the architecture of a published GPT-2: "small", "medium", "large" or "xl".
 
-        `changes` replace the values of fields. Raises `ValueError` for an unknown size.
+        Each keyword argument in `changes` replaces the value of the field with the same name.
+        Raises `ValueError` for an unknown `size`.
         """
         if size not in PUBLISHED:
             raise ValueError(f"no published GPT-2 has size {size!r}; choose from {[*PUBLISHED]}")
@@ -87,7 +89,7 @@ class Config:
         return replace(published, **changes)
 
     def axes(self) -> dict[str, int]:
-        """The length of each axis of the weights. The keys are the names in einops patterns."""
+        """Return the length of each axis of the weights. The keys are axis names, as in einops."""
         return {
             "head": self.n_heads,
             "d_model": self.d_model,
@@ -98,7 +100,7 @@ class Config:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The values of all fields, with the field names as keys."""
+        """Return the values of all fields, with the field names as keys."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Hook points, where hooks read or replace an activation, and the modules that contain them."""
+"""`HookPoint`, where hooks read or replace an activation, and `HookedModule`, which has them."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,27 +14,28 @@ from clean_transformer.activation_cache import ActivationCache
 class HookPoint(nn.Module):
     """An identity module. A hook on this module receives the activation and can replace it.
 
-    `run_with_hooks` sets `name` to the path of the hook point in the model. Hook functions read it
-    as `hook.name`, as in TransformerLens.
+    `run_with_hooks` sets `name` to the path of the hook point in the model. A hook function gets
+    the hook point as its argument `hook`, and can read `hook.name`, as in TransformerLens.
     """
 
     name: str | None = None
 
     def forward(self, activation: Tensor) -> Tensor:
-        """Return the same tensor, not a copy."""
+        """Return `activation` itself, not a copy."""
         return activation
 
 
 def hook_points(module: nn.Module) -> dict[str, HookPoint]:
-    """Every hook point inside a module. The keys are the paths of the hook points."""
+    """Return every hook point inside `module`. The keys are the paths of the hook points."""
     return {name: part for name, part in module.named_modules() if isinstance(part, HookPoint)}
 
 
 def observed(*points: nn.Module) -> bool:
-    """Whether any of the hook points has a forward or backward hook, from any code.
+    """Return whether any of the hook points `points` has a forward hook or a backward hook.
 
-    If True, the calling module computes step by step and passes each activation through its hook
-    point. If False, the calling module uses a fused kernel.
+    A module calls this function in its `forward`. If the result is True, the module computes step
+    by step and passes each activation through its hook point. If the result is False, the module
+    uses a fused kernel.
     """
     return any(
         point._forward_hooks
@@ -45,32 +46,35 @@ def observed(*points: nn.Module) -> bool:
     )
 
 
-# A selection of hook points: one name, several names, or a function from a name to True or False.
+# A selection of activations: one name, several names, or a function that takes the name of a hook
+# point and returns whether the activation is selected.
 Names = str | Iterable[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
 
 # `PER_HEAD_INPUTS` are the block's hook points for the inputs of each attention head. `PER_HEAD`
-# adds attention's hook point for the output of each head. These activations hold one residual
-# stream per head, n_heads times the memory of other activations. So `run_with_cache` captures them
-# only if `names` selects them.
+# also contains attention's hook point for the output of each head. These activations hold one
+# residual stream for each head, so they need n_heads times the memory of a residual stream.
+# Therefore `run_with_cache` captures them only if its argument `names` selects them.
 PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
 
 class HookedModule(nn.Module):
-    """A module with hook points. Inside a model or alone, it can run with a cache or with hooks.
+    """The base class of modules with hook points: whole models, and parts such as one block.
 
-    `run_with_hooks` sets `name` to the module's path if a hook is on the module's own output.
+    `run_with_cache` returns the activations at the hook points, and `run_with_hooks` changes
+    activations. A hook can also be on the output of a `HookedModule`. `run_with_hooks` then sets
+    `name` of this module to the module's path.
     """
 
     name: str | None = None
 
     def hook_points(self) -> dict[str, HookPoint]:
-        """Every hook point inside this module. The keys are the paths of the hook points."""
+        """Return every hook point inside this module. The keys are the paths of the hook points."""
         return hook_points(self)
 
     def default_points(self) -> dict[str, HookPoint]:
-        """The hook points that `run_with_cache` captures by default: all except `PER_HEAD`."""
+        """Return the hook points that `run_with_cache` captures by default: all but `PER_HEAD`."""
         return {
             name: point
             for name, point in self.hook_points().items()
@@ -84,12 +88,14 @@ class HookedModule(nn.Module):
         remove_batch_dim: bool = False,
         **arguments: Any,
     ) -> tuple[Any, ActivationCache]:
-        """The output of `self(*inputs, **arguments)`, and a cache of detached activations.
+        """Return the output of `self(*inputs, **arguments)`, and a cache of its activations.
 
-        `names` selects the activations: one name, several names, or a function from a name to True
-        or False. By default, the cache holds `default_points`. The name of a submodule
-        ("blocks.0.ln1") captures the submodule's output. `remove_batch_dim` removes the batch axis,
-        for a batch of one input. Raises `KeyError` for an unknown name, before the module runs.
+        The activations in the cache are detached. `names` selects them: one name, several names, or
+        a function that takes the name of a hook point and returns whether to capture its
+        activation. By default, the cache holds the activations of `default_points`. The name of a
+        submodule, such as "blocks.0.ln1", selects the submodule's output. If `remove_batch_dim` is
+        True, the activations have no batch axis; the batch must hold one input. Raises `KeyError`
+        for an unknown name, before the module runs.
         """
         captured: dict[str, Tensor] = {}
 
@@ -106,13 +112,13 @@ class HookedModule(nn.Module):
     def run_with_hooks(
         self, *inputs: Any, hooks: Iterable[tuple[Names, HookFunction]], **arguments: Any
     ) -> Any:
-        """The output of `self(*inputs, **arguments)`, computed with hook functions.
+        """Return the output of `self(*inputs, **arguments)`, computed with hook functions.
 
-        `hooks` is a list of pairs (names, function). `names` select hook points as in
-        `run_with_cache`. The function is called as `function(activation, hook=hook_point)`, where
-        `hook_point.name` is the name of the hook point. The function returns the replacement, or
-        `None` to leave the activation as it is. Raises `KeyError` for an unknown name, before the
-        module runs.
+        `hooks` is a list of pairs (names, function). In each pair, `names` selects activations as
+        in `run_with_cache`. The forward pass calls `function(activation, hook=hook_point)` for each
+        selected activation; `hook_point.name` is the activation's name. The function returns the
+        replacement of the activation, or `None` to leave the activation as it is. Raises `KeyError`
+        for an unknown name, before the module runs.
         """
 
         def call(function: HookFunction, point: nn.Module, args: Any, output: Tensor) -> Any:

@@ -13,32 +13,34 @@ Heads = Float[Tensor, "batch pos head d_head"]
 
 @runtime_checkable
 class LayerCache(Protocol):
-    """The type of attention's argument `kv_cache`: the stored keys and values of one layer."""
+    """The stored keys and values of one layer. Attention takes one as its argument `kv_cache`."""
 
     @property
     def length(self) -> int:
-        """The number of positions that were in the cache before this forward pass."""
+        """The number of positions in the cache, without the positions of this forward pass."""
 
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
-        """Store the new keys and values. Returns the keys and values of all positions so far."""
+        """Store the keys `k` and values `v` of new positions; return those of all positions."""
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """A mask that is True where a query sees a key, for the last `n_queries` positions.
+        """Return a mask that is True where a query sees a key.
 
-        None means that each query sees all keys up to its own position.
+        The queries belong to the `n_queries` new positions, and the keys to the cached and the new
+        positions. None means that each query sees all keys up to its own position.
         """
 
 
 class KVCache:
     """The stored keys and values of every layer, for the first `length` positions.
 
-    A forward pass with the cache stores the keys and values of its tokens, and increases `length`.
-    Each layer allocates memory for `n_ctx` positions once, with the dtype and on the device of the
-    first keys.
+    A forward pass with the cache stores the keys and values of its tokens, and increases `length`
+    by the number of positions. Each layer allocates memory for `n_ctx` positions once, with the
+    dtype and on the device of the first keys.
 
     Inputs of unequal length must be left-padded. `attention_mask` [batch pos] is 1 for tokens and 0
-    for padding, as in transformers, on the device of the tokens. All positions after the end of the
-    mask are tokens. Raises `ValueError` if the mask has padding that is not on the left.
+    for padding, as in transformers. The mask must be on the device of the tokens. All positions
+    after the end of the mask are tokens. Raises `ValueError` if the mask has padding that is not on
+    the left.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class KVCache:
         self.layers = [_Layer(self) for _ in range(n_layers)]
 
     def require_room(self, new: int) -> None:
-        """Raise `ValueError` if the cache has no room for `new` more tokens."""
+        """Raise `ValueError` if the cache has no room for `new` more positions."""
         if self.length + new > self.n_ctx:
             raise ValueError(
                 f"{new} tokens after the {self.length} in the cache are more than its "
@@ -58,13 +60,14 @@ class KVCache:
             )
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """The indices at which the next `new` tokens are stored."""
+        """Return the indices [new] at which the cache stores the next `new` positions."""
         return torch.arange(self.length, self.length + new, device=device)
 
     def positions(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-        """The positions of the next tokens. The first token after the padding has position 0.
+        """Return the positions of `tokens`, which follow the tokens in the cache.
 
-        Padding also has position 0.
+        In each input, the first token after the padding has position 0. Padding also has position
+        0.
         """
         slots = self.slots(tokens.shape[1], tokens.device).expand(tokens.shape)
         if self.padding is None:
@@ -76,7 +79,10 @@ class KVCache:
         self.length += new
 
     def select(self, rows: Int[Tensor, "new_batch"]) -> None:
-        """Keep only these rows of the batch, in this order. `rows` can repeat a row."""
+        """Keep only the inputs whose batch indices are in `rows`, in the order of `rows`.
+
+        `rows` can contain an index more than once. The input then occurs more than once.
+        """
         if self.padding is not None:
             self.padding = self.padding[rows]
         for layer in self.layers:
@@ -118,10 +124,11 @@ class _Layer:
 
 
 class StaticKVCache(KVCache):
-    """A `KVCache` whose tensors keep their shape and address from one step to the next.
+    """A `KVCache` whose tensors keep their shape and memory address in every forward pass.
 
-    `torch.compile` and CUDA graphs can therefore capture the step for one token, and replay it for
-    every token. The tensor `slot` [1] holds the index of the next token. Attention reads all `room`
+    Therefore `torch.compile` and CUDA graphs can capture the forward pass of one token, and replay
+    it for every later token. The tensor `slot` [1] holds the index at which the next position is
+    stored. The memory of each layer has `room` slots, one for each position. Attention reads all
     slots, and a mask hides the empty slots. `room` is `n_ctx` rounded up to a multiple of 256, so
     that many values of `n_ctx` share one graph.
     """
@@ -136,7 +143,7 @@ class StaticKVCache(KVCache):
         self.layers = [_StaticLayer(self) for _ in range(n_layers)]
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """The indices at which the next `new` tokens are stored."""
+        """Return the indices [new] at which the cache stores the next `new` positions."""
         if self.slot is None:
             self.slot = torch.zeros(1, dtype=torch.int64, device=device)
             torch._dynamo.mark_static_address(self.slot)
@@ -168,7 +175,7 @@ class _StaticLayer(_Layer):
         return self.keys, self.values
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        assert self.cache.slot is not None  # `KVCache.positions` has set it
+        assert self.cache.slot is not None  # `positions` calls `slots`, which sets it
         key = torch.arange(self.cache.room, device=self.cache.slot.device)
         seen = (key <= self.cache.slots(n_queries, key.device)[:, None])[None, None]
         if self.cache.padding is None:
@@ -180,22 +187,23 @@ class _StaticLayer(_Layer):
 def padding_mask(
     is_token: Bool[Tensor, "batch key"], n_queries: int
 ) -> Bool[Tensor, "batch 1 query key"]:
-    """A mask that is True where a query sees a key, for the last `n_queries` positions.
+    """Return a mask that is True where a query sees a key.
 
-    A query sees the tokens up to its own position, but no padding.
+    `is_token` is False for padding. The queries belong to the last `n_queries` positions of
+    `is_token`. A query sees the tokens up to its own position, but no padding.
     """
     n_keys = is_token.shape[1]
     key = torch.arange(n_keys, device=is_token.device)
     seen = (key <= key[n_keys - n_queries :, None]) & is_token[:, None, None]
-    # A query in the padding would see no key, and a softmax over no keys is NaN. So this query sees
-    # all keys instead.
+    # A query that is padding would see no key, and a softmax over no keys is NaN. So such a query
+    # sees all keys. This does not affect the tokens, because no token sees padding.
     return seen | ~seen.any(dim=-1, keepdim=True)
 
 
 def left_padding(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
-    """The number of padding positions at the start of each input.
+    """Return the number of padding positions at the start of each input.
 
-    Raises `ValueError` unless each row is zeros followed by one or more ones.
+    Raises `ValueError` if a row of the mask is not zeros (or none) followed by one or more ones.
     """
     padding = (attention_mask == 0).sum(dim=1)
     slots = torch.arange(attention_mask.shape[1], device=attention_mask.device)

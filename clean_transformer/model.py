@@ -44,11 +44,12 @@ class DemoTransformer(GenerationMixin):
         kv_cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Logits for all positions; with `last_only`, only for the last position.
+        """Return the logits of all positions; with `last_only`, only of the last position.
 
-        With `kv_cache`, `tokens` continue the text in the cache, and the model stores their keys
-        and values there. Raises the errors of `check_tokens`, and `ValueError` if the cache has no
-        room for the tokens. Both are checked before anything is computed.
+        With `kv_cache`, `tokens` are the tokens that follow the text in the cache. The model stores
+        the keys and values of `tokens` in the cache. Raises the errors of `check_tokens`, and
+        `ValueError` if the cache has no room for the tokens. The model checks both before it
+        computes anything.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
@@ -62,7 +63,7 @@ class DemoTransformer(GenerationMixin):
     def read(
         self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """The forward pass, without the checks, and without increasing the cache's `length`."""
+        """Compute the logits as `forward` does, but check nothing and keep the cache's `length`."""
         positions = kv_cache.positions(tokens) if kv_cache is not None else None
         layers = kv_cache.layers if kv_cache is not None else [None] * len(self.blocks)
         embed = self.hook_embed(self.embed(tokens))
@@ -74,14 +75,14 @@ class DemoTransformer(GenerationMixin):
             residual = residual[:, -1:]
         return self.unembed(self.ln_final(residual))
 
-    # Called instead of `read` for one token with a `StaticKVCache`. `optimize` can replace this
-    # method with a compiled graph.
+    # For one new position and a `StaticKVCache`, `forward` calls `read_one` instead of `read`.
+    # `optimize` can replace `read_one` with a compiled graph.
     read_one = read
 
     def optimize(
         self, weights: Literal["int8"] | None = None, *, compile: bool = False
     ) -> Optimized:
-        """Make inference faster, until `undo()` of the result is called.
+        """Make inference with this model faster, until `undo()` of the result is called.
 
         `inference.optimize` describes the arguments.
         """
@@ -92,8 +93,8 @@ class DemoTransformer(GenerationMixin):
 
         Raises `TypeError` if the tokens are not int64 or int32. Raises `ValueError` if their shape
         is not [batch pos], if there are no tokens or more than n_ctx positions, or if an id is
-        outside the vocabulary. Without this check, an accelerator would crash or return arbitrary
-        numbers.
+        outside the vocabulary. Without this check, an accelerator could crash, or return arbitrary
+        numbers, for an id outside the vocabulary.
         """
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
@@ -122,8 +123,9 @@ class DemoTransformer(GenerationMixin):
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> "DemoTransformer":
-        """A GPT-2 with the weights that `source` names.
+        """Return a GPT-2 with the weights that `source` names.
 
+        The weights are converted to `dtype` on `device`; "auto" chooses cuda, else mps, else cpu.
         `source` is one of
 
         - a hub id ("openai-community/gpt2"), or an alias of a hub id ("gpt2");
@@ -132,14 +134,14 @@ class DemoTransformer(GenerationMixin):
           pytorch_model.bin;
         - a folder that OpenAI published ("124M"), with hparams.json and a TensorFlow checkpoint;
         - a .gguf file of llama.cpp that is not quantized;
-        - a .pt file of `torch.save`, with a nanoGPT checkpoint, or with a state dict that
-          `from_state_dict` accepts.
+        - a .pt file that `torch.save` wrote. The file holds a nanoGPT checkpoint, or a state dict
+          that `from_state_dict` accepts.
 
         Raises `WeightsError` for a damaged file, and for weights that do not fit the architecture
-        exactly. The message names every key that is missing, unused, or of the wrong shape.
+        exactly. The message names every weight that is missing, unused, or of the wrong shape.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
-        with torch.device("meta"):  # without memory: the loaded weights replace all of them
+        with torch.device("meta"):  # allocates no memory for weights that are replaced below
             model = cls(cfg)
         model.load_state_dict(state, assign=True)
         model.source = source
@@ -149,12 +151,12 @@ class DemoTransformer(GenerationMixin):
     def from_state_dict(
         cls, state: Mapping[str, Tensor], cfg: Config | None = None
     ) -> "DemoTransformer":
-        """A GPT-2 with a copy of the weights, in their dtype and on their device.
+        """Return a GPT-2 with a copy of the weights in `state`, in their dtype and on their device.
 
         `state` is the state dict of a `HookedTransformer`, `TransformerBridge`, `GPT2LMHeadModel`,
         nanoGPT, minGPT or `DemoTransformer`. Without `cfg`, the architecture is derived from the
-        shapes. Raises `WeightsError` for weights that do not fit the architecture exactly, and if
-        the number of heads cannot be derived from the shapes.
+        shapes of the weights. Raises `WeightsError` for weights that do not fit the architecture
+        exactly, and if the number of heads cannot be derived from the shapes.
         """
         cfg, state = read_state_dict(state, cfg)
         weight = state["embed.W_E"]
@@ -165,10 +167,11 @@ class DemoTransformer(GenerationMixin):
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors in Hugging Face's format: both files, or none.
+        """Write config.json and model.safetensors to `folder`, in Hugging Face's format.
 
-        Raises `WeightsError`, before anything is written, if the format cannot represent the model.
-        A model with swapped-in modules cannot be saved, because config.json does not name modules.
+        If an error occurs, neither file is written. Raises `WeightsError`, before anything is
+        written, if the format cannot represent the model. For example, a model with swapped modules
+        cannot be saved, because config.json does not name the classes of modules.
         """
         with torch.device("meta"):
             written = dict(DemoTransformer(self.cfg).named_modules())

@@ -17,22 +17,23 @@ Residual = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_
 Queries = Float[Tensor, "batch query head d_head"]
 Keys = Float[Tensor, "batch key head d_head"]
 # A boolean mask is True where a query sees a key. A float mask holds numbers that are added to the
-# scores. With None, each query sees the keys up to its own position.
+# scores. If the mask is None, each query sees the keys up to its own position.
 Mask = Bool[Tensor, "... query key"] | Float[Tensor, "... query key"] | None
 
 
 class Attention(HookedModule):
-    """softmax(q kᵀ / √d_head) v for each head, multiplied by W_O and summed over the heads.
+    """Σ softmax(q kᵀ / √d_head) v W_O + b_O, where the sum is over the heads.
 
     Source: Vaswani et al. 2017, equation 1. Parameters: W_Q, W_K, W_V [head d_model d_head], W_O
     [head d_head d_model], b_Q, b_K, b_V [head d_head], b_O [d_model].
 
-    Three activations are computed only while their hook points have hooks: `hook_attn_scores` and
-    `hook_pattern` [batch head query key], and `hook_result` [batch pos head d_model], each head's
-    part of the output.
+    Three activations are computed only while their hook points have hooks. `hook_attn_scores` and
+    `hook_pattern` get [batch head query key]. `hook_result` gets [batch pos head d_model]: the term
+    of each head in the sum, without b_O.
     """
 
-    # Whether `forward` takes `key_input` and `value_input`. `swap` sets this for new modules.
+    # Whether `forward` takes `key_input` and `value_input`. `swap` sets this attribute on every new
+    # attention module.
     takes_per_head_inputs = True
 
     def __init__(self, cfg: Config):
@@ -62,11 +63,11 @@ class Attention(HookedModule):
         value_input: Residual | None = None,
         kv_cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The attention output, to add to the residual stream.
+        """Return the attention output, which the block adds to the residual stream.
 
-        Without `key_input`, the keys are computed from `query_input`; the values likewise. An input
-        of shape [batch pos head d_model] holds a separate input for each head. With `kv_cache`, the
-        inputs belong to the positions that follow the cached positions.
+        `key_input` and `value_input` default to `query_input`. An input of shape
+        [batch pos head d_model] holds a separate input for each head. With `kv_cache`, the inputs
+        belong to the positions that follow the cached positions.
         """
         key_input = query_input if key_input is None else key_input
         value_input = query_input if value_input is None else value_input
@@ -90,16 +91,16 @@ class Attention(HookedModule):
         return affine(z.flatten(start_dim=2), self.W_O.flatten(end_dim=1), self.b_O)
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the values, weighted by the attention pattern.
+        """Return the average of the values for each query, weighted by the attention pattern.
 
-        If there are fewer queries than keys, the queries belong to the last positions.
+        If there are fewer queries than keys, the queries belong to the last positions of the keys.
         """
         if observed(self.hook_attn_scores, self.hook_pattern):
             return self.mix_explicitly(q, k, v, mask)
         return mix_fused(q, k, v, mask)
 
     def mix_explicitly(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """The same as `mix`, step by step. Scores and pattern pass through their hook points."""
+        """Compute `mix` step by step. Scores and pattern pass through their hook points."""
         scores = dot_products(q, k) / math.sqrt(q.shape[-1])
         if mask is None:
             mask = causal_mask(q, k)
@@ -109,21 +110,21 @@ class Attention(HookedModule):
 
 
 def dot_products(q: Queries, k: Keys) -> Float[Tensor, "batch head query key"]:
-    """The dot product of each query with each key."""
+    """Return the dot product of each query with each key."""
     return einsum(q, k, "batch query head d_head, batch key head d_head -> batch head query key")
 
 
 def average_values(pattern: Float[Tensor, "batch head query key"], v: Keys) -> Queries:
-    """For each query, the sum of the values, weighted by the attention pattern."""
+    """Return the sum of the values for each query, weighted by the attention pattern."""
     return einsum(
         pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
     )
 
 
 def input_weight(cfg: Config) -> nn.Parameter:
-    """A newly drawn W_Q, W_K or W_V [head d_model d_head].
+    """Return a randomly initialized W_Q, W_K or W_V [head d_model d_head].
 
-    The layout in memory is [d_model head d_head], so that `project` can merge the heads into one
+    Its layout in memory is [d_model head d_head], so that `project` can merge the heads into one
     matrix without a copy.
     """
     weight = normal(cfg.d_model, cfg.n_heads, cfg.d_head, std=cfg.initializer_range)
@@ -131,9 +132,9 @@ def input_weight(cfg: Config) -> nn.Parameter:
 
 
 def causal_mask(q: Queries, k: Keys) -> Bool[Tensor, "query key"]:
-    """A mask that is True where the key is at the query's own position or before it.
+    """Return a mask that is True where the key's position is not after the query's position.
 
-    If there are fewer queries than keys, the queries belong to the last positions.
+    If there are fewer queries than keys, the queries belong to the last positions of the keys.
     """
     n_queries, n_keys = q.shape[1], k.shape[1]
     seen = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
@@ -141,9 +142,10 @@ def causal_mask(q: Queries, k: Keys) -> Bool[Tensor, "query key"]:
 
 
 def mix_fused(q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-    """The same as `Attention.mix`, in one fused kernel that does not expose scores and pattern."""
-    # The kernel's `is_causal` counts from the first query and the first key, so it is right only if
-    # queries and keys have the same positions. A single new query sees every key without a mask.
+    """Compute `Attention.mix` with one fused kernel, which does not return scores and pattern."""
+    # With `is_causal`, the kernel assumes that the first query and the first key have the same
+    # position. This is true only if there are as many queries as keys. A single query at the last
+    # position sees every key, so it needs no mask.
     is_causal = mask is None and q.shape[1] == k.shape[1]
     if mask is None and 1 < q.shape[1] < k.shape[1]:
         mask = causal_mask(q, k)
@@ -157,10 +159,10 @@ def project(
     W: Float[Tensor, "head d_model d_head"],
     b: Float[Tensor, "head d_head"],
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """x W + b for every head.
+    """Return x W + b for every head.
 
-    If x is [batch pos stream d_model], each head has its own input stream. If there are more
-    streams than heads in W, each head reads the mean of a group of neighboring streams.
+    If x is [batch pos stream d_model], each head in W reads its own stream of x. If there are more
+    streams than heads in W, each head reads the mean of its own group of neighboring streams.
     """
     if x.ndim == 4:
         groups = "batch pos (head group) d_model -> batch pos head d_model"

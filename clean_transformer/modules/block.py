@@ -13,7 +13,10 @@ from clean_transformer.modules.mlp import MLP
 
 
 class TransformerBlock(HookedModule):
-    """x + attn(ln1(x)), then x + mlp(ln2(x)), with pre-norm (Radford et al. 2019, section 2.3)."""
+    """y + mlp(ln2(y)), where y = x + attn(ln1(x)).
+
+    The LayerNorms are before attention and MLP (pre-norm; Radford et al. 2019, section 2.3).
+    """
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -37,9 +40,9 @@ class TransformerBlock(HookedModule):
     def forward(
         self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this block.
+        """Return the residual stream after this block.
 
-        With `kv_cache`, the input belongs to the positions that follow the cached positions.
+        With `kv_cache`, `resid_pre` belongs to the positions that follow the cached positions.
         """
         resid_pre = self.hook_resid_pre(resid_pre)
         attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre), kv_cache=kv_cache))
@@ -48,10 +51,11 @@ class TransformerBlock(HookedModule):
         return self.hook_resid_post(resid_mid + mlp_out)
 
     def attn_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Residual, ...]:
-        """The inputs of attention: usually one tensor, the normalized residual stream.
+        """Return the inputs of attention: usually one tensor, the normalized residual stream.
 
-        If a hook point for the input of each head has hooks, and the attention takes an input for
-        each head, these are three tensors [batch pos head d_model], for queries, keys and values.
+        The hook points in `PER_HEAD_INPUTS` get a separate input for each head. If one of them has
+        a hook, and the attention module takes such inputs, the result is three tensors
+        [batch pos head d_model]: the inputs for queries, for keys and for values.
         """
         split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
         if not (observed(self.hook_attn_in, *split) and self.attn.takes_per_head_inputs):

@@ -1,6 +1,7 @@
-"""The shapes of the input and the output that each kind of module must have.
+"""The contract of each kind of module: the shapes of its input and its output.
 
-The parts of a model have paths: "embed", "blocks.3", "blocks.3.attn", "ln_final" and so on.
+In this package, a part of a model is a module of one of these kinds. Each part has a path in the
+model, such as "embed", "blocks.3", "blocks.3.attn" or "ln_final".
 """
 
 import inspect
@@ -24,7 +25,7 @@ CONTRACT = {
 
 
 def parts(n_layers: int) -> Iterator[str]:
-    """The path of every part of a model with `n_layers` blocks, in forward-pass order."""
+    """Yield the path of every part of a model with `n_layers` blocks, in forward-pass order."""
     yield from ("embed", "pos_embed")
     for layer in range(n_layers):
         yield f"blocks.{layer}"
@@ -33,11 +34,11 @@ def parts(n_layers: int) -> Iterator[str]:
 
 
 def kind(path: str) -> str:
-    """The kind of the module at a path. For "blocks.3" this is "block", a key of `CONTRACT`."""
+    """Return the kind of the module at `path`, a key of `CONTRACT`: "block" for "blocks.3"."""
     last = path.split(".")[-1]
     return "block" if last.isdigit() else last
 
 
 def accepts(module: nn.Module, argument: str) -> bool:
-    """Whether `forward` of the module's class has an argument with the name `argument`."""
+    """Return whether `forward` of the module's class has an argument named `argument`."""
     return argument in inspect.signature(type(module).forward).parameters

@@ -18,5 +18,5 @@ class Embed(HookedModule):
         self.W_E = normal(cfg.d_vocab, cfg.d_model, std=cfg.initializer_range)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The embeddings of the tokens, whose ids are 0 to d_vocab - 1."""
+        """Return the embeddings of the tokens. Token ids are from 0 to d_vocab - 1."""
         return F.embedding(tokens, self.W_E)

@@ -13,9 +13,9 @@ from clean_transformer.support.numerics import at_least_float32
 class LayerNormPre(HookedModule):
     """LayerNorm without gain and bias: (x - mean) / √(var + eps) over d_model.
 
-    `hook_scale` [batch pos 1] gets √(var + eps), and `hook_normalized` gets the output. In a
-    half-precision model, both get float32, as in TransformerLens, because the square of 3,000
-    overflows float16.
+    `hook_scale` gets √(var + eps) [batch pos 1], and `hook_normalized` gets the output. In a
+    half-precision model, both hook points get float32, as in TransformerLens. Half precision would
+    not be enough: the square of 3,000 overflows float16.
     """
 
     def __init__(self, cfg: Config):
@@ -26,7 +26,10 @@ class LayerNormPre(HookedModule):
         self.hook_normalized = HookPoint()
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The rows of `residual`, scaled to mean 0 and variance 1 (apart from eps)."""
+        """Return the rows of `residual`, normalized to mean 0 and variance 1.
+
+        Because of eps, the variance is slightly less than 1.
+        """
         if observed(self.hook_scale, self.hook_normalized):
             return self.normalize(residual)
         return F.layer_norm(residual, residual.shape[-1:], eps=self.eps)
@@ -34,7 +37,10 @@ class LayerNormPre(HookedModule):
     def normalize(
         self, residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """The same output, step by step. Scale and output pass through their hook points."""
+        """Return the rows of `residual`, normalized to mean 0 and variance 1, step by step.
+
+        √(var + eps) and the result pass through their hook points.
+        """
         exact = at_least_float32(residual)
         centered = exact - exact.mean(dim=-1, keepdim=True)
         variance = centered.pow(2).mean(dim=-1, keepdim=True)
@@ -45,9 +51,9 @@ class LayerNormPre(HookedModule):
 class LayerNorm(LayerNormPre):
     """(x - mean) / √(var + eps) · w + b over d_model (Ba et al. 2016, equation 4).
 
-    The variance is biased: divided by d_model, not by d_model - 1. The parameters are the gain w
-    [d_model] and the bias b [d_model]. `hook_normalized` gets the rows before gain and bias are
-    applied, as in `HookedTransformer`.
+    The variance is biased: the sum of squares is divided by d_model, not by d_model - 1. The
+    parameters are the gain w [d_model] and the bias b [d_model]. `hook_normalized` gets
+    (x - mean) / √(var + eps), without gain and bias, as in `HookedTransformer`.
     """
 
     def __init__(self, cfg: Config):
@@ -56,7 +62,7 @@ class LayerNorm(LayerNormPre):
         self.b = nn.Parameter(torch.zeros(cfg.d_model))
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The rows of `residual`, scaled to mean 0 and variance 1, then times w, plus b."""
+        """Return the rows of `residual`, normalized to mean 0 and variance 1, times w, plus b."""
         if observed(self.hook_scale, self.hook_normalized):
             return self.normalize(residual) * self.w + self.b
         return F.layer_norm(residual, residual.shape[-1:], self.w, self.b, self.eps)

@@ -1,4 +1,4 @@
-"""`x W + b`, used by attention, MLP and unembedding, and the random initialization of weights."""
+"""`x W + b` for attention, MLP and unembedding, and the random initialization of weights."""
 
 import math
 
@@ -13,22 +13,22 @@ from clean_transformer.config import Config
 def affine(
     x: Float[Tensor, "*rows d_in"], W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]
 ) -> Float[Tensor, "*rows d_out"]:
-    """x W + b. The kernel of the matrix product also adds the bias, which saves memory traffic."""
+    """Return x W + b. One kernel multiplies and adds the bias, which saves memory traffic."""
     return F.linear(x, W.T, b)
 
 
 def normal(*shape: int, std: float) -> nn.Parameter:
-    """A parameter of the given shape, drawn from N(0, std²); not drawn on the meta device."""
+    """Return a new parameter of the given shape, drawn from N(0, std²)."""
     weight = torch.empty(*shape)
-    # On the meta device, `normal_` draws nothing, but spends time on importing PyTorch's reference
-    # implementations.
+    # A tensor on the meta device has no numbers. `normal_` would only spend time there, because it
+    # imports PyTorch's reference implementations.
     return nn.Parameter(weight if weight.is_meta else weight.normal_(std=std))
 
 
 def output_std(cfg: Config) -> float:
-    """The initial standard deviation of W_O and W_out: initializer_range / √(2 n_layers).
+    """Return the initial standard deviation of W_O and W_out: initializer_range / √(2 n_layers).
 
-    These weights write to the residual stream, which sums the outputs of 2 n_layers modules
-    (Radford et al. 2019, section 2.3).
+    These weights write to the residual stream, which is the sum of the outputs of 2 n_layers
+    modules (Radford et al. 2019, section 2.3).
     """
     return cfg.initializer_range / math.sqrt(2 * cfg.n_layers)

@@ -1,4 +1,4 @@
-"""The two-layer perceptron of each block."""
+"""The two-layer MLP of each block."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ class MLP(HookedModule):
     Parameters: W_in [d_model d_mlp], W_out [d_mlp d_model], b_in [d_mlp], b_out [d_model].
 
     The GELU is the tanh approximation ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks and Gimpel
-    2016), which Hugging Face calls gelu_new. The exact GELU differs from it by up to 5e-4.
+    2016), which Hugging Face calls gelu_new. The exact GELU differs from this approximation by
+    up to 5e-4.
     """
 
     def __init__(self, cfg: Config):
@@ -32,7 +33,7 @@ class MLP(HookedModule):
     def forward(
         self, normalized_resid_mid: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The MLP's output. Each output position depends only on the same input position.
+        """Return the MLP's output. Each output position depends only on the same input position.
 
         `hook_pre` and `hook_post` [batch pos d_mlp] get the activations before and after the GELU.
         """

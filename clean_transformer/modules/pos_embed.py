@@ -21,7 +21,7 @@ class PosEmbed(HookedModule):
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The embeddings of `positions`. By default, every input has the positions 0, 1, 2, …"""
+        """Return the embeddings of `positions`. The default is 0, 1, 2, … for every input."""
         if positions is not None:
             return F.embedding(positions, self.W_pos)
         batch, length = tokens.shape

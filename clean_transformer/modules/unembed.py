@@ -24,7 +24,7 @@ class Unembed(HookedModule):
     def forward(
         self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """The logits. Their softmax is the probability distribution of the next token."""
+        """Return the logits. Their softmax is the probability distribution of the next token."""
         return self.hook_out(affine(self.hook_in(normalized_resid_post), self.W_U, self.b_U))
 
 
@@ -34,7 +34,8 @@ class TiedUnembed(HookedModule):
     def __init__(self, cfg: Config, embed: Embed):
         super().__init__()
         self.cfg = cfg
-        # Inside a tuple, the embedding is no submodule, so the state dict has W_E only once.
+        # PyTorch does not register modules inside a tuple as submodules. So the state dict contains
+        # W_E only once.
         self._embed = (embed,)
         self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
         self.hook_in = HookPoint()
@@ -42,7 +43,7 @@ class TiedUnembed(HookedModule):
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """The embedding's W_E, transposed: a view, not a copy."""
+        """The embedding's W_E, transposed. This is a view, not a copy."""
         return self._embed[0].W_E.T
 
     forward = Unembed.forward

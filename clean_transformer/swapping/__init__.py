@@ -1,4 +1,4 @@
-"""Replaces modules in our models or other libraries' models, and measures the effect."""
+"""Replaces modules in our models or in other libraries' models, and measures what changes."""
 
 from clean_transformer.swapping.effect_report import print_effect as print_effect
 from clean_transformer.swapping.effect_report import write_html as write_html

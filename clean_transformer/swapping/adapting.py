@@ -1,4 +1,4 @@
-"""Adds the arguments `kv_cache` or `positions` to modules that do not take them."""
+"""Adapts new modules whose `forward` does not take `kv_cache` or `positions`."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +10,12 @@ from clean_transformer.support.stand_in import Method, StandIn
 
 
 def adapted(kind: str, module: nn.Module) -> list[StandIn]:
-    """Replace the module's `forward`, if needed, so that it takes `kv_cache` or `positions`.
+    """Replace the module's `forward`, if needed, so that it takes the model's keyword argument.
 
-    `kind` is a key of `CONTRACT`. Returns the stand-ins, which are already in place, or an empty
-    list if the module already takes the argument. Parameters, hook points and the module's path
-    stay the same.
+    Attentions and blocks must take `kv_cache`, and position embeddings must take `positions`.
+    `kind` is the kind of the module, a key of `CONTRACT`. Returns the `StandIn`s that were put in
+    place; the list is empty if the module needs none. Call `restore` of a `StandIn` to bring back
+    the old `forward`. Parameters, hook points and the module's path stay the same.
     """
     if kind in ("attn", "block") and not accepts(module, "kv_cache"):
         return [StandIn(module, "forward", WithCache)]
@@ -26,8 +27,9 @@ def adapted(kind: str, module: nn.Module) -> list[StandIn]:
 class WithCache:
     """Adds the argument `kv_cache` to the `forward` of an attention or a block.
 
-    The cache stores the inputs instead of keys and values, and the module runs again on all inputs
-    so far. This is slower, but it is correct for any module.
+    The cache stores the module's inputs instead of keys and values. In every forward pass, the
+    module runs again on the inputs of all positions so far. This is slower than a cache of keys and
+    values, but it is correct for any module.
     """
 
     def __init__(self, forward: Method):
@@ -36,11 +38,11 @@ class WithCache:
     def __call__(
         self, *inputs: Float[Tensor, "batch new ..."], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch new d_model"]:
-        """The outputs for the new positions."""
+        """Return the outputs for the new positions."""
         if kv_cache is None:
             return self.forward(*inputs)
-        # The cache expects keys [batch pos head d_head]. So several inputs, or an input with a head
-        # axis, are merged into the head axis.
+        # The cache stores tensors [batch pos head d_head]. Here, the head axis holds all inputs,
+        # and all heads if the inputs have a head axis. d_model replaces d_head.
         new = torch.stack(inputs, dim=2)
         merged = new.flatten(2, -2)
         kept = kv_cache.append(merged, merged)[0]
@@ -49,7 +51,8 @@ class WithCache:
         mask = kv_cache.mask(n_new)
         if mask is None:
             return self.forward(*so_far)[:, -n_new:]
-        # The module does not take a padding mask. So each input runs alone, without its padding.
+        # The module does not take a padding mask. So it runs on one input of the batch at a time,
+        # without the padding of this input.
         output = inputs[0].new_zeros(batch, n_new, inputs[0].shape[-1])
         for row, is_token in enumerate(mask[:, 0, -1].expand(batch, -1)):
             of_row = self.forward(*(x[row, is_token][None] for x in so_far))[0, -n_new:]
@@ -60,8 +63,8 @@ class WithCache:
 class WithPositions:
     """Adds the argument `positions` to the `forward` of a position embedding.
 
-    The module embeds all positions from 0 to the largest of `positions`. The embeddings of
-    `positions` are then selected.
+    The module embeds all positions from 0 to the largest of `positions`. Then this class selects
+    the embeddings of `positions`.
     """
 
     def __init__(self, forward: Method):
@@ -70,7 +73,7 @@ class WithPositions:
     def __call__(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The embeddings of `positions`. By default, every input has the positions 0, 1, 2, …"""
+        """Return the embeddings of `positions`. The default is 0, 1, 2, … for every input."""
         if positions is None:
             return self.forward(tokens)
         from_the_first = tokens.new_zeros(1, int(positions.max()) + 1)

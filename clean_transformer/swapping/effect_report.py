@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SCHEMA = Schema("clean-transformer/effect", version=1)
 to_json, write_json = SCHEMA.to_json, SCHEMA.write_json
 
-# Upper bounds of the shades. The terminal shows a shade as a bar (BARS) in a color (COLORS).
+# The upper bound of each shade. The terminal shows a shade as a bar (BARS) in a color (COLORS).
 SIZES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, inf)
 BARS = "·▁▁▂▂▃▃▄▅▆▇█"
 COLORS = (
@@ -31,27 +31,32 @@ COLORS = (
     "bold red",
 )
 
-# Shown for an activation that only one model computes, or whose shapes differ.
+# Shown instead of a number if only one of the two models computes the activation, or if its shapes
+# in the two models differ.
 NO_SIZE = "×"
 
-# The number of activations in the list of the largest introduced changes.
+# The length of the list of the activations with the largest introduced changes.
 LISTED = 10
 
 
 def total_map(report: Effect) -> HeatMap:
-    """A heat map of the total change of each activation."""
+    """Return a heat map of the total change of each activation."""
     return heat_map({row.name: square(row, row.total) for row in report.rows})
 
 
 def introduced_map(report: Effect) -> HeatMap:
-    """A heat map of the introduced change of each activation inside the new modules."""
+    """Return a heat map of the introduced change of each activation of the new modules."""
     return heat_map(
         {row.name: square(row, row.introduced) if row.module else None for row in report.rows}
     )
 
 
 def square(change: Change, size: float | None) -> Square:
-    """The heat map's square for a change, colored by `size`, its total or introduced change."""
+    """Return the heat map's square for the activation of `change`.
+
+    `size` is the total or the introduced change, and chooses the color. If `size` is None, the
+    square shows `NO_SIZE`.
+    """
     sizes = {
         "total": change.total,
         "introduced": change.introduced,
@@ -73,7 +78,7 @@ def square(change: Change, size: float | None) -> Square:
 
 
 def places(report: Effect) -> dict[tuple[str, str], list[str]]:
-    """The paths of the swapped modules. The keys are (old class name, new class name)."""
+    """Return the paths of the swapped modules. The keys are (old class name, new class name)."""
     groups: dict[tuple[str, str], list[str]] = {}
     for swapped in report.swapped:
         groups.setdefault((swapped.old, swapped.new), []).append(swapped.path)
@@ -81,7 +86,11 @@ def places(report: Effect) -> dict[tuple[str, str], list[str]]:
 
 
 def notes(report: Effect) -> list[str]:
-    """The notes, without repetition. Each text first names the activations and blocks."""
+    """Return the notes of the report's rows, as text.
+
+    Activations that have the same note in the same blocks share one text. Each text names the
+    activations and the blocks, and then gives the note.
+    """
     blocks: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
         if row.note:
@@ -97,14 +106,14 @@ def notes(report: Effect) -> list[str]:
 
 
 def in_words(names: list[str]) -> str:
-    """The names as text. For more than three: the first two, the last, and the number of names."""
+    """Return up to three names as text; of more names, two, the last, and the number of names."""
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
 
 
 def render(report: Effect) -> str:
-    """The report as an HTML page that works offline and needs no other file."""
+    """Return the report as an HTML page that works offline and needs no other file."""
     return render_page(
         "effect.html.jinja",
         report=report,
@@ -118,7 +127,7 @@ def render(report: Effect) -> str:
 
 
 def write_html(report: Effect, file: Path) -> None:
-    """Write the HTML page to `file`. If an error occurs, `file` does not change."""
+    """Write the report as an HTML page to `file`. If an error occurs, `file` does not change."""
     write_atomically(file, render(report))
 
 
@@ -146,7 +155,7 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
     console.print(
         heat_map_table({"changed": total_map(report), "introduced": introduced_map(report)})
     )
-    bars = dict(zip(BARS, SIZES, strict=True))  # the largest bound of each bar
+    bars = dict(zip(BARS, SIZES, strict=True))  # equal bars: the last bound stays
     say(
         "  ".join(f"{bar} ≤ {number(size)}" for bar, size in bars.items()),
         f"in units of the original's root mean square; {NO_SIZE} only one model has it, or the "

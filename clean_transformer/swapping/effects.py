@@ -34,15 +34,19 @@ class Swapped:
 class Change:
     """How much one activation of the swapped model differs from the original model's activation.
 
+    There are three versions of the activation. The swapped activation is from the model with the
+    new modules. The original activation is from the model with the old modules. The isolated
+    activation is what the old module computes from the inputs of the new module.
+
     - `name`: the full name of the activation.
     - `module`: the path of the swapped module that computes the activation. "" means that no
-      swapped module computes it, so the whole change is inherited.
+      swapped module computes the activation, so its whole change is inherited.
     - `scale`: the root mean square of the original activation.
     - `total`: the root mean square of (swapped − original), divided by `scale`.
-    - `introduced`: the root mean square of (swapped − isolated), divided by `scale`. The old module
-      computes the isolated activation from the inputs of the new module.
+    - `introduced`: the root mean square of (swapped − isolated), divided by `scale`.
     - `inherited`: the root mean square of (isolated − original), divided by `scale`.
-    - `note`: if the four numbers are None, the reason; otherwise a remark, or "".
+    - `note`: if `scale` and the three changes are None, the reason. Otherwise a remark, or "" for
+      no remark.
     """
 
     name: str
@@ -61,9 +65,9 @@ class Effect:
     - `title`: the headline of the report.
     - `cfg`: the architecture of the model.
     - `device` and `dtype`: where and in which precision the model ran.
-    - `tokens`: the shape [batch, pos] of the tokens.
-    - `environment`: versions of Python, packages and libraries, and the processor.
-    - `swapped`: the swapped modules.
+    - `tokens`: the two lengths (batch, pos) of the tokens that the model read.
+    - `environment`: the versions of Python, packages and libraries, and the name of the processor.
+    - `swapped`: the path and the class names of each swapped module.
     - `impact`: how much the predictions changed.
     - `rows`: the change of each activation, in the order of the forward pass.
     """
@@ -85,7 +89,7 @@ class Effect:
 
     @property
     def most_introduced(self) -> list[Change]:
-        """The activations with an introduced change, largest first."""
+        """The activations with an introduced change. The largest change is first."""
         sizes = {row: row.introduced for row in self.rows if row.introduced}
         return sorted(sizes, key=lambda row: (not isnan(sizes[row]), -sizes[row]))
 
@@ -99,15 +103,16 @@ def effect(
         with swap(model, "blocks.*.mlp", variants.ReluMLP) as swapped:
             report = effect(model, swapped, tokens)
 
-    The model runs three times: with the new modules, with the old modules, and with each old module
-    isolated. An isolated module gets the inputs that the new module got. The third run separates
-    the change that a new module introduces from the change that it inherits from its inputs.
+    The model runs three times. The first run is with the new modules, and the second run is with
+    the old modules. In the third run, each old module gets the inputs that the new module at its
+    path got in the first run. The third run separates two changes: the change that a new module
+    introduces, and the change that is already in the new module's inputs (the inherited change).
 
     The compared activations are the default activations of `run_with_cache`, the outputs of
     LayerNorms and of swapped modules, and the logits. All activations are kept on the CPU and
     compared in float64. `title` is the headline of the report.
 
-    Raises `ValueError` if the swap was restored or belongs to another model, and `TypeError` if
+    Raises `ValueError` if the swap was restored or belongs to another model. Raises `TypeError` if
     `model` is not a `DemoTransformer`.
     """
     if not isinstance(model, DemoTransformer):
@@ -155,7 +160,10 @@ def effect(
 
 
 def output_of(path: str) -> str:
-    """The name of the activation that is a part's output; for a LayerNorm, the part's path."""
+    """Return the name of the activation that is the output of the part at `path`.
+
+    The output of a LayerNorm has no hook point of its own. Its name is the LayerNorm's path.
+    """
     owner, word = path.rpartition(".")[0], kind(path)
     match word:
         case "block":
@@ -170,7 +178,7 @@ def output_of(path: str) -> str:
 
 
 def maker(name: str, paths: Iterable[str]) -> str:
-    """The path in `paths` whose module computes the activation `name`, or "" if none does."""
+    """Return the path in `paths` whose module computes the activation `name`, or "" for none."""
     made_by = (path for path in paths if name == output_of(path) or name.startswith(f"{path}."))
     return next(made_by, "")
 
@@ -207,7 +215,10 @@ def _class_names(model: nn.Module, paths: tuple[str, ...]) -> dict[str, str]:
 def _merged(
     original: Mapping[str, Tensor], now: Mapping[str, Tensor], lost: tuple[str, ...]
 ) -> list[str]:
-    """Every name once, in the order of the original. New names follow the name before them."""
+    """Return every activation name once, in the order of the original model.
+
+    A name that only the swapped model has is placed after the name that it follows in `now`.
+    """
     names, at = [*original], 0
     for name in now:
         if name not in original:

@@ -1,4 +1,4 @@
-"""Finds the replacement for `swap` by name: one of our variants, or a definition in a file."""
+"""Finds the argument `make` of `swap` by name: one of our variants, or a definition in a file."""
 
 import difflib
 import inspect
@@ -18,11 +18,12 @@ from clean_transformer.swapping.trial import SwapError
 
 @contextmanager
 def chosen_make(name: str) -> Iterator[Make]:
-    """The class or function with the given name, to pass to `swap` as `make`.
+    """Yield the class or function that `name` names, to pass to `swap` as `make`.
 
     `name` is, for example, "variants.ReluMLP" or "my_file.py:MyAttention". Raises `ValueError` if
-    the file or the name does not exist. An error in the file's code, during the import or in the
-    `with` block, is raised again as a `ValueError` that names the line in the file.
+    the file, the class or the function does not exist. If the file's code raises an error, during
+    the import or in the `with` block, a `ValueError` is raised instead. Its message names the line
+    in the file.
     """
     file, colon, attribute = name.rpartition(":")
     if not colon:
@@ -42,7 +43,7 @@ def chosen_make(name: str) -> Iterator[Make]:
 
 
 def variant(name: str) -> Make:
-    """The class in our `variants`, for a name such as "variants.ReluMLP".
+    """Return the class in our `variants` for a name such as "variants.ReluMLP".
 
     Raises `ValueError` if there is no such class.
     """
@@ -62,9 +63,10 @@ def variant(name: str) -> Make:
 
 
 def from_file(file: Path, name: str) -> Make:
-    """The class or function `name` in a Python file. The file can import modules of its folder.
+    """Import a Python file, and return the class or function `name` in the file.
 
-    Raises `ValueError` if the file does not exist, or does not define the class or function.
+    The file can import other files of its folder. Raises `ValueError` if the file does not exist,
+    or if it does not define the class or function.
     """
     if file.suffix != ".py" or not file.is_file():
         raise ValueError(f"there is no Python file {str(file)!r}; give FILE.py:NAME")
@@ -81,7 +83,7 @@ def from_file(file: Path, name: str) -> Make:
 
 
 def line_in(file: Path, error: BaseException) -> int | None:
-    """The last line number in `file` in the error's traceback; None if `file` is not in it."""
+    """Return the last line of `file` that is in the error's traceback, or None if there is none."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

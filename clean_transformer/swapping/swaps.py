@@ -23,11 +23,13 @@ Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
 
 
 class HookPointsLost(UserWarning):
-    """Warning that new modules lack hook points, so caches will lack these activations."""
+    """Warns that the new modules lack some hook points. Caches will not hold these activations."""
 
 
 class Swap(AbstractContextManager["Swap"]):
-    """A swap that is in place until `restore` is called or its `with` block ends.
+    """The new modules of a call of `swap` or `transplant`, and the old modules that they replaced.
+
+    The new modules stay in the model until `restore` is called or the `with` block ends.
 
     - `paths`: the paths of the swapped modules.
     - `lost`: the full names of the hook points that do not run while the swap is in place.
@@ -40,8 +42,8 @@ class Swap(AbstractContextManager["Swap"]):
         self._stand_ins = [
             stand_in for path, module in modules.items() for stand_in in adapted(kind(path), module)
         ]
-        # The block reads `takes_per_head_inputs` of its attention. So each new attention gets this
-        # attribute until `restore`, unless another swap has already set it.
+        # A block reads `takes_per_head_inputs` of its attention. So each new attention gets
+        # this attribute until `restore` is called, unless another swap has already set it.
         self._told = [
             module
             for path, module in modules.items()
@@ -51,7 +53,7 @@ class Swap(AbstractContextManager["Swap"]):
             vars(module)["takes_per_head_inputs"] = accepts(module, "key_input")
 
     def restore(self) -> None:
-        """Put the old modules back (the same objects). A second call does nothing.
+        """Put the old modules (the same objects) back into the model. A second call does nothing.
 
         Raises `RuntimeError`, and restores nothing, if a later swap replaced one of the new modules
         and was not restored yet.
@@ -65,7 +67,7 @@ class Swap(AbstractContextManager["Swap"]):
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Put the old modules back during a `with` block. The new modules return at its end.
+        """Put the old modules back for a `with` block. At its end, the new modules are put back.
 
         Raises `RuntimeError`, and changes nothing, if a later swap replaced one of the new modules
         and was not restored yet.
@@ -78,7 +80,7 @@ class Swap(AbstractContextManager["Swap"]):
                 place.put()
 
     def is_in(self, model: nn.Module) -> bool:
-        """Whether the swap belongs to this model and was not restored yet."""
+        """Return whether this swap was made in `model` and was not restored yet."""
         inside = set(model.modules())
         return bool(self._now) and all(place.owner in inside for place in self._now)
 
@@ -99,8 +101,7 @@ class Swap(AbstractContextManager["Swap"]):
 def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     """Replace all modules of a `DemoTransformer` whose paths match `pattern`.
 
-    The old modules return at the end of the `with` block, or when `restore` of the returned `Swap`
-    is called:
+    Returns a `Swap`. The new modules stay until its `with` block ends or its `restore` is called:
 
         with swap(model, "blocks.*.mlp", variants.ReluMLP):
             logits = model(tokens)
@@ -109,22 +110,23 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     A pattern is a path ("embed", "blocks.3", "blocks.3.attn", "ln_final", …) in which `*` stands
     for any layer and `[3-7]` for a range of layers. `make` is one of
 
-    - a class. `swap` calls it with the model's `Config`. Then it calls `load_from(old)` of the new
-      module. If the class has no `load_from`, `swap` copies every parameter of the old module that
-      has the same name and shape in the new module;
-    - a function. `swap` calls it with the old module and its path, and it returns the new module;
+    - a class. `swap` calls the class with the model's `Config`. Then `swap` calls the new module's
+      `load_from(old)`, where `old` is the old module. If the class has no `load_from`, `swap`
+      copies every parameter of the old module that has the same name and shape in the new module;
+    - a function. `swap` calls the function with the old module and its path. The function returns
+      the new module;
     - a module. If the pattern matches several paths, each path gets a copy of the module;
-    - a whole model, ours or another library's. For each path, `swap` takes this model's module at
-      the path.
+    - a whole model, ours or another library's. The new module at each path is the module at the
+      same path in `make`, not a copy.
 
     swapping/README.md describes the contract: the inputs and outputs of each kind of module. `swap`
     adapts modules of `HookedTransformer`, `TransformerBridge` and `GPT2LMHeadModel` to the
-    contract, and modules that do not take `kv_cache` or `positions`. If the embedding is swapped, a
-    tied unembedding still uses the old embedding.
+    contract. It also adapts modules that do not take `kv_cache` or `positions`. If the embedding is
+    swapped, a tied unembedding still uses the old embedding.
 
     Every new module first runs on a tiny batch. Raises `SwapError`, and swaps nothing, if the
-    pattern matches nothing, or if a new module raises an error or returns the wrong shape, dtype or
-    device. Warns `HookPointsLost` if the new modules lack hook points.
+    pattern matches no path, or if a new module raises an error or returns the wrong shape, dtype or
+    device. Warns with `HookPointsLost` if the new modules lack hook points of the old modules.
     """
     home = library_of(model)
     if not isinstance(home, Ours):
@@ -137,11 +139,11 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
 
     Patterns, `make`, the returned `Swap`, errors and warnings are the same as for `swap`. Patterns
     use our paths, such as "blocks.3.attn", for the models of every library. An adapter gives each
-    new module the call signature of the other library, with its KV caches and padding masks, so
-    that the other library's `generate` works. In models of TransformerLens, the old hook points
-    replace the new module's hook points with the same names, so that `run_with_cache` and hooks
-    work too. Hugging Face's `output_attentions` and `output_hidden_states` do not contain
-    activations of transplanted modules.
+    new module the call signature of the other library. The adapter also converts the other
+    library's KV caches and padding masks, so that the library's `generate` works. In models of
+    TransformerLens, the old hook points replace the new module's hook points with the same names,
+    so that `run_with_cache` and hooks work too. Hugging Face's `output_attentions` and
+    `output_hidden_states` do not contain activations of transplanted modules.
     """
     home = library_of(their_model)
     if home is None or isinstance(home, Ours):
@@ -150,7 +152,7 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def which_one() -> str:
-    """The end of an error message: which models `transplant` and `swap` accept."""
+    """Return the end of an error message, which says what models `transplant` and `swap` accept."""
     theirs = [
         name.split(".")[-1]
         for each in known_libraries()
@@ -183,7 +185,10 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:
-    """The parts whose paths match the pattern, by path. Raises `SwapError` if no path matches."""
+    """Return the parts of `model` whose paths match `pattern`. The keys are the paths.
+
+    Raises `SwapError` if no path matches.
+    """
     words = [re.escape(word) for word in pattern.split(".")]
     for place, word in enumerate(pattern.split(".")):
         if word == "*":
@@ -207,9 +212,11 @@ def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict
 def new_module(
     make: Make, old: nn.Module, path: str, cfg: Config, like: Tensor, *, alone: bool
 ) -> nn.Module:
-    """The new module for one path, made with `make`. `alone`: the only path, so no copy is needed.
+    """Return the new module for the path `path`, made with `make`.
 
-    Raises `SwapError` if `make` raises an error or does not return a module.
+    `old` is the old module at the path. `like` is a tensor with the dtype and device of the model.
+    `alone` is True if the pattern matches only this path; `make` is then not copied if it is a
+    single module. Raises `SwapError` if `make` raises an error or does not return a module.
     """
     if isinstance(make, nn.Module):
         source = library_of(make)
@@ -236,7 +243,7 @@ def new_module(
 
 @torch.no_grad()
 def copy_parameters(new: nn.Module, old: nn.Module) -> None:
-    """Copy every parameter of `old` that has the same name and shape in `new`."""
+    """Copy to `new` every parameter of `old` that has the same name and shape in `new`."""
     given = dict(old.named_parameters())
     for name, parameter in new.named_parameters():
         if name in given and given[name].shape == parameter.shape:

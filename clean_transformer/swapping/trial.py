@@ -1,4 +1,4 @@
-"""A trial run that checks whether a module has the input and output that `CONTRACT` requires."""
+"""A trial run, which checks that a module takes and returns the shapes that `CONTRACT` requires."""
 
 import math
 
@@ -10,16 +10,16 @@ from clean_transformer.modules.contract import CONTRACT, kind
 
 
 class SwapError(ValueError):
-    """Raised for a pattern that matches no path, and for a module that violates the contract."""
+    """A swap is not possible: the pattern matches no path, or a module violates the contract."""
 
 
 @torch.no_grad()
 def probe(module: nn.Module, name: str, path: str, cfg: Config, like: Tensor) -> None:
-    """Run the module once on a batch of 2 inputs with 3 positions.
+    """Run `module` once, on a batch of 2 inputs with 3 positions, and check its output.
 
-    `name` is the module's name in error messages. `like` is a tensor with the dtype and device of
-    the model. Raises `SwapError` if the module raises an error, or if its output has the wrong
-    shape, dtype or device.
+    `path` is the path at which the module will be put, and `name` is the module's name in error
+    messages. `like` is a tensor with the dtype and device of the model. Raises `SwapError` if the
+    module raises an error, or if its output has the wrong shape, dtype or device.
     """
     takes, gives = CONTRACT[kind(path)]
     lengths = cfg.axes() | {"batch": 2, "pos": min(3, cfg.n_ctx)}

@@ -1,4 +1,4 @@
-"""Alternative modules for `swap`. The docstrings cite the papers that introduced them."""
+"""Alternative modules for `swap`. Each docstring cites the paper that introduced the module."""
 
 from clean_transformer.variants.attention import AlibiAttention as AlibiAttention
 from clean_transformer.variants.attention import GroupedQueryAttention as GroupedQueryAttention

@@ -1,4 +1,4 @@
-"""Attention with different scores, a sliding window, or shared keys and values."""
+"""Attention with other scores, with a sliding window, or with keys and values shared by heads."""
 
 import math
 from dataclasses import replace
@@ -25,16 +25,16 @@ SharedKeys = Float[Tensor, "batch key kv_head d_head"]
 
 
 class AlibiAttention(Attention):
-    """ALiBi: the score is q kᵀ / √d_head − m (i − j) for the query at i and the key at j.
+    """ALiBi: the score is q kᵀ / √d_head − m (i − j) for query position i and key position j.
 
     Source: Press et al. 2022, section 3. Head h, from 1 to n_heads, has the slope
     m = 2^(−8 h / n_heads), as in TransformerLens. The paper's code and BLOOM use other slopes if
-    n_heads is not a power of 2. `hook_attn_scores` gets the scores with the bias. Use this module
-    together with `NoPositions`.
+    n_heads is not a power of 2. `hook_attn_scores` gets the scores including the term −m (i − j).
+    Use this module together with `NoPositions`.
     """
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the values. Distant keys get less weight."""
+        """Return the average of the values for each query. Distant keys get less weight."""
         n_heads, exact = q.shape[2], float32_or_more(q.dtype)
         head = torch.arange(1, n_heads + 1, dtype=exact, device=q.device)
         slope = 2 ** (-8 * head / n_heads)
@@ -47,11 +47,12 @@ class AlibiAttention(Attention):
 class RotaryAttention(Attention):
     """Attention with rotary position embeddings (RoPE; Su et al. 2021, section 3.2).
 
-    Queries and keys are rotated: each pair of coordinates, i and i + d_head/2 as in GPT-NeoX and
-    Llama, by the angle position · base^(−2i / d_head). So the positions change a score only by the
-    distance between query and key. `hook_rot_q` and `hook_rot_k` [batch pos head d_head] get the
-    rotated vectors. `hook_q`, `hook_k` and the KV cache get the vectors before the rotation. Use
-    this module together with `NoPositions`. Raises `ValueError` for an odd d_head.
+    Queries and keys are rotated: the coordinates i and i + d_head/2 form a pair, as in GPT-NeoX and
+    Llama, and each pair is rotated by the angle position · base^(−2i / d_head). Therefore a score
+    depends on the two positions only through their distance. `hook_rot_q` and `hook_rot_k` get the
+    rotated queries and keys [batch pos head d_head]. `hook_q`, `hook_k` and the KV cache get the
+    queries and keys before the rotation. Use this module together with `NoPositions`. Raises
+    `ValueError` for an odd d_head.
     """
 
     def __init__(self, cfg: Config, base: float = 10000.0):
@@ -65,7 +66,7 @@ class RotaryAttention(Attention):
         self.hook_rot_k = HookPoint()
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the values, weighted by the attention pattern."""
+        """Return the average of the values for each query, weighted by the attention pattern."""
         position = torch.arange(k.shape[1], device=k.device)
         rot_q = self.hook_rot_q(rotate(q, position[-q.shape[1] :], self.base))
         rot_k = self.hook_rot_k(rotate(k, position, self.base))
@@ -85,10 +86,10 @@ def rotate(
 
 
 class SlidingWindowAttention(Attention):
-    """Attention in which each query sees only the last `window` keys, including its own key.
+    """Attention in which each query sees only `window` keys: its own key and the keys just before.
 
-    Sources: Beltagy et al. 2020, section 3.1; Jiang et al. 2023. Raises `ValueError` for a window
-    below 1.
+    Sources: Beltagy et al. 2020, section 3.1; Jiang et al. 2023. Raises `ValueError` for a
+    `window` below 1.
     """
 
     def __init__(self, cfg: Config, window: int = 256):
@@ -98,7 +99,7 @@ class SlidingWindowAttention(Attention):
         self.window = window
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the last `window` values, weighted by the pattern."""
+        """Return the average of `window` values for each query, weighted by the pattern."""
         near = causal_mask(q, k).triu(k.shape[1] - q.shape[1] - self.window + 1)
         return super().mix(q, k, v, added_mask(q, k, mask).masked_fill(~near, -math.inf))
 
@@ -106,12 +107,12 @@ class SlidingWindowAttention(Attention):
 class GroupedQueryAttention(Attention):
     """Attention in which groups of heads share keys and values (Ainslie et al. 2023).
 
-    By default, there is one group, which is multi-query attention (Shazeer 2019). W_K and W_V are
-    [kv_head d_model d_head], and b_K and b_V are [kv_head d_head]. Query head h uses key and value
-    head h // (n_heads / n_kv_heads). `hook_k`, `hook_v` and the KV cache get tensors
-    [batch pos kv_head d_head]. If the block gives each head a separate input, the keys and values
-    of a group are computed from the mean of the inputs of its heads. Raises `ValueError` if
-    n_kv_heads does not divide n_heads.
+    `n_kv_heads` is the number of groups. The default is one group, which is multi-query attention
+    (Shazeer 2019). W_K and W_V are [kv_head d_model d_head], and b_K and b_V are [kv_head d_head].
+    The queries of head h use the keys and values of group h // (n_heads / n_kv_heads). `hook_k`,
+    `hook_v` and the KV cache get tensors [batch pos kv_head d_head]. If the block gives each head a
+    separate input, the keys and values of a group are computed from the mean of the inputs of the
+    group's heads. Raises `ValueError` if `n_kv_heads` does not divide n_heads.
     """
 
     def __init__(self, cfg: Config, n_kv_heads: int = 1):
@@ -124,7 +125,7 @@ class GroupedQueryAttention(Attention):
         self.b_V = nn.Parameter(torch.zeros(n_kv_heads, cfg.d_head))
 
     def mix(self, q: Queries, k: SharedKeys, v: SharedKeys, mask: Mask = None) -> Queries:
-        """For each query, the average of the values of its group, weighted by the pattern."""
+        """Return the average of the group's values for each query, weighted by the pattern."""
         group = q.shape[2] // self.n_kv_heads
         per_head = "batch key kv_head d_head -> batch key (kv_head group) d_head"
         return super().mix(
@@ -133,9 +134,9 @@ class GroupedQueryAttention(Attention):
 
     @torch.no_grad()
     def load_from(self, old: Attention) -> None:
-        """Copy the weights of `Attention`, averaged over each group for keys and values.
+        """Copy the parameters of `old`. Those of keys and values are averaged over each group.
 
-        Source: section 2.1 of the paper.
+        Source: Ainslie et al. 2023, section 2.1.
         """
         for name, parameter in self.named_parameters():
             groups = "(kept group) ... -> kept ..."
@@ -143,9 +144,10 @@ class GroupedQueryAttention(Attention):
 
 
 def added_mask(q: Queries, k: Keys, mask: Mask) -> Float[Tensor, "... query key"]:
-    """The mask as a float tensor to add to the scores: −∞ where a query does not see a key.
+    """Return `mask` as a float tensor to add to the scores: −∞ where a query does not see a key.
 
-    Elsewhere, the tensor is 0, or the numbers of a float `mask`. None means causal attention.
+    A boolean mask becomes 0 where a query sees a key. A float mask is returned unchanged. None
+    becomes the causal mask.
     """
     mask = causal_mask(q, k) if mask is None else mask
     if mask.dtype != torch.bool:

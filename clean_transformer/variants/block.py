@@ -9,11 +9,11 @@ from clean_transformer.modules.block import TransformerBlock
 
 
 class ParallelBlock(TransformerBlock):
-    """x + attn(ln1(x)) + mlp(ln2(x)): the MLP does not depend on attention.
+    """x + attn(ln1(x)) + mlp(ln2(x)): the MLP's input does not contain the attention output.
 
     Sources: Wang and Komatsuzaki 2021; Black et al. 2022, section 2.1, for separate LayerNorms
-    before attention and MLP. There is no `hook_resid_mid`. `hook_mlp_in` gets the residual stream
-    before the block.
+    before attention and MLP. The block has no `hook_resid_mid`. `hook_mlp_in` gets the residual
+    stream before the block.
     """
 
     def __init__(self, cfg: Config):
@@ -23,7 +23,7 @@ class ParallelBlock(TransformerBlock):
     def forward(
         self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this block, as in `TransformerBlock`."""
+        """Return the residual stream after this block. See `TransformerBlock` for the arguments."""
         resid_pre = self.hook_resid_pre(resid_pre)
         attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre), kv_cache=kv_cache))
         mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_pre))))

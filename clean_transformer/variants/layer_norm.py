@@ -12,7 +12,7 @@ from clean_transformer.support.numerics import at_least_float32
 class RMSNorm(LayerNormPre):
     """x / √(mean(x²) + eps) · w (Zhang and Sennrich 2019, equation 4): no centering, no bias.
 
-    The gain is w [d_model]. The hook points have the same names as in `LayerNorm`.
+    The parameter w [d_model] is the gain. The hook points have the same names as in `LayerNorm`.
     """
 
     def __init__(self, cfg: Config):
@@ -20,13 +20,16 @@ class RMSNorm(LayerNormPre):
         self.w = nn.Parameter(torch.ones(cfg.d_model))
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The rows of `residual`, scaled to mean square 1 (apart from eps), then times w."""
+        """Return the rows of `residual`, normalized to mean square 1, times w.
+
+        Because of eps, the mean square is slightly less than 1.
+        """
         return self.normalize(residual) * self.w
 
     def normalize(
         self, residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """The rows divided by √(mean(x²) + eps), computed in float32 or a wider dtype."""
+        """Return each row x divided by √(mean(x²) + eps), computed in float32 or float64."""
         exact = at_least_float32(residual)
         scale = self.hook_scale((exact.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt())
         return self.hook_normalized(exact / scale).to(residual.dtype)

@@ -1,4 +1,4 @@
-"""Attention without a softmax. Its time is linear in the length of the text."""
+"""Attention without a softmax, in a time that is linear in the length of the text."""
 
 import torch.nn.functional as F
 from einops import einsum
@@ -21,17 +21,17 @@ class LinearAttention(Attention):
     """Σⱼ φ(q)·φ(kⱼ) vⱼ / Σⱼ φ(q)·φ(kⱼ), with φ(x) = elu(x) + 1, over all keys j up to the query.
 
     Source: Katharopoulos et al. 2020, equations 7 and 9. The time is linear in the length, because
-    φ(k) vᵀ is first summed over the keys and then multiplied by φ(q). These sums
-    [batch pos head d_head d_head+1] are in memory for all new positions at once.
+    φ(k) vᵀ is first summed over the keys, and the sum is then multiplied by φ(q). The sums of all
+    new positions [batch pos head d_head d_head+1] are in memory at the same time.
 
-    The scores of all pairs of query and key are computed, in quadratic time, only if
-    `hook_attn_scores` or `hook_pattern` has hooks, or if there is a mask, such as for padding.
-    `hook_attn_scores` gets φ(q)·φ(k), and 0 for keys that a query does not see. `hook_pattern` gets
-    the scores divided by their sum.
+    In two cases, the module computes the scores of all pairs of query and key, in quadratic time:
+    if `hook_attn_scores` or `hook_pattern` has hooks, or if there is a mask, for example because of
+    padding. `hook_attn_scores` gets φ(q)·φ(k), and 0 for keys that a query does not see.
+    `hook_pattern` gets the scores of each query divided by their sum.
     """
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """For each query, the average of the values, weighted by φ(q)·φ(k)."""
+        """Return the average of the values for each query, weighted by φ(q)·φ(k)."""
         if mask is not None or observed(self.hook_attn_scores, self.hook_pattern):
             return self.mix_explicitly(q, k, v, mask)
         q, k = elu_plus_one(q), elu_plus_one(k)
@@ -48,10 +48,10 @@ class LinearAttention(Attention):
         return sums[..., :-1] / sums[..., -1:]
 
     def mix_explicitly(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """The same as `mix`, in quadratic time. Scores and pattern pass through their hook points.
+        """Compute `mix` in quadratic time. Scores and pattern pass through their hook points.
 
-        A float mask is made for adding to the scores before a softmax. Here, exp(mask) multiplies
-        the scores, which has the same effect.
+        In other attention, a float mask is added to the scores before the softmax. Here, the scores
+        are multiplied by exp(mask), which has the same effect, because there is no softmax.
         """
         weights = dot_products(elu_plus_one(q), elu_plus_one(k))
         scores = self.hook_attn_scores(weights * added_mask(q, k, mask).exp())
@@ -60,5 +60,5 @@ class LinearAttention(Attention):
 
 
 def elu_plus_one(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """elu(x) + 1: x + 1 for x > 0, else eˣ. Avoids the rounding error of (eˣ − 1) + 1."""
+    """Return elu(x) + 1: x + 1 for x > 0, else eˣ, without the rounding error of (eˣ − 1) + 1."""
     return x.relu() + x.clamp(max=0).exp()

@@ -20,7 +20,7 @@ class ExactGeluMLP(MLP):
     """
 
     def forward(self, normalized_resid_mid: Stream) -> Stream:
-        """gelu(x W_in + b_in) W_out + b_out."""
+        """Return gelu(x W_in + b_in) W_out + b_out, where x is the input."""
         pre = self.hook_pre(normalized_resid_mid @ self.W_in + self.b_in)
         return self.hook_post(F.gelu(pre)) @ self.W_out + self.b_out
 
@@ -29,7 +29,7 @@ class ReluMLP(MLP):
     """An MLP with max(x, 0) instead of the GELU (Vaswani et al. 2017, equation 2)."""
 
     def forward(self, normalized_resid_mid: Stream) -> Stream:
-        """relu(x W_in + b_in) W_out + b_out."""
+        """Return relu(x W_in + b_in) W_out + b_out, where x is the input."""
         pre = self.hook_pre(normalized_resid_mid @ self.W_in + self.b_in)
         return self.hook_post(F.relu(pre)) @ self.W_out + self.b_out
 
@@ -37,9 +37,9 @@ class ReluMLP(MLP):
 class SwigluMLP(MLP):
     """(silu(x W_gate) ⊙ x W_in + b_in) W_out + b_out (Shazeer 2020, equation 6).
 
-    W_gate is [d_model d_mlp]. The formula in the paper has no biases. Biases and hook points are
-    where TransformerLens has them: `hook_pre` gets x W_gate, and `hook_pre_linear` gets x W_in,
-    both [batch pos d_mlp].
+    W_gate is [d_model d_mlp]. The formula in the paper has no biases. This module adds biases at
+    the same places as TransformerLens. Its hook points are also the same: `hook_pre` gets x W_gate
+    and `hook_pre_linear` gets x W_in. Both activations are [batch pos d_mlp].
     """
 
     def __init__(self, cfg: Config):
@@ -48,7 +48,7 @@ class SwigluMLP(MLP):
         self.hook_pre_linear = HookPoint()
 
     def forward(self, normalized_resid_mid: Stream) -> Stream:
-        """The MLP's output. Each output position depends only on the same input position."""
+        """Return the MLP's output. Each output position depends only on the same input position."""
         pre = self.hook_pre(normalized_resid_mid @ self.W_gate)
         pre_linear = self.hook_pre_linear(normalized_resid_mid @ self.W_in)
         post = self.hook_post(F.silu(pre) * pre_linear + self.b_in)
@@ -56,6 +56,10 @@ class SwigluMLP(MLP):
 
     @torch.no_grad()
     def load_from(self, old: MLP) -> None:
-        """Copy W_in, W_out and b_out, but not b_in, which an `MLP` adds before its activation."""
+        """Copy W_in, W_out and b_out of `old`.
+
+        b_in is not copied, because an `MLP` adds its b_in before the activation function, and this
+        module adds its b_in after the product with the gate.
+        """
         for name in ("W_in", "W_out", "b_out"):
             self.get_parameter(name).copy_(old.get_parameter(name))

@@ -1,1 +1,1 @@
-"""Support for the models of other libraries and ours: one file and one `Library` for each."""
+"""Support for models of other libraries and for ours: one `Library` in one file per library."""

@@ -1,4 +1,4 @@
-"""`Library`, the base class that tells `swap` and `transplant` about one library's models."""
+"""`Library`: the base class of what `swap` and `transplant` know about one library's models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,8 @@ class Adapter(nn.Module):
     """Wraps a module to give it a different call signature.
 
     Subclasses convert the arguments and the output in `forward`. `Adapter` itself converts nothing.
-    Other attributes, such as weights, are forwarded to the wrapped module.
+    If code reads an attribute that the adapter does not have, such as a weight, it gets the
+    attribute of the wrapped module.
     """
 
     def __init__(self, module: nn.Module):
@@ -25,7 +26,7 @@ class Adapter(nn.Module):
         self.module = module
 
     def forward(self, *inputs: Any, **arguments: Any) -> Any:
-        """The output of the wrapped module."""
+        """Return the output of the wrapped module."""
         return self.module(*inputs, **arguments)
 
     def __getattr__(self, name: str) -> Any:
@@ -37,14 +38,14 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True)
 class Place:
-    """An attribute of a module, and a new value for it: `owner.name` is to become `module`."""
+    """A planned assignment: `put` makes `module` the submodule of `owner` with the name `name`."""
 
     owner: nn.Module
     name: str
     module: nn.Module
 
     def put(self) -> "Place":
-        """Assign the submodule to the attribute. Returns a `Place` with the previous submodule.
+        """Assign `module` to the attribute. Returns a `Place` whose `put` undoes this assignment.
 
         The order of the owner's submodules does not change.
         """
@@ -54,30 +55,31 @@ class Place:
 
     @property
     def is_put(self) -> bool:
-        """Whether the attribute currently holds the submodule."""
+        """Whether `module` is now the submodule of `owner` with the name `name`."""
         return self.owner._modules[self.name] is self.module
 
 
 class Library(ABC):
     """Finds and replaces the parts of GPT-2 in the models of one library.
 
-    For every library, `path` is our path of a part, such as "blocks.3.attn". Classes are given as
-    strings "package.Class", so that the library need not be imported. A class name also matches all
-    subclasses.
+    A part is a module with a path in our models, such as "blocks.3.attn". In all methods, `path` is
+    this path ("our path"), even if the library uses another path. Classes are named by strings
+    "package.Class", so that this package need not import the library. The name of a class also
+    matches its subclasses.
     """
 
-    # The class names of whole models.
+    # The class names of the library's whole models.
     MODELS: tuple[str, ...]
-    # (kind of part, class name of this library) → the adapter that gives modules of the class our
-    # call signature.
+    # The keys are (kind of part, class name in the library). Each value is the adapter that gives
+    # modules of this class our call signature.
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {}
 
     @abstractmethod
     def config(self, model: Any) -> Config:
-        """The architecture of a model."""
+        """Return the architecture of `model`."""
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """The module at our path `path`, or None if the model has no such module."""
+        """Return the module at our path `path`, or None if `model` has no such module."""
         try:
             return model.get_submodule(path)
         except AttributeError:
@@ -85,20 +87,20 @@ class Library(ABC):
 
     @abstractmethod
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """The assignments that put `module`, which has our call signature, at our path `path`."""
+        """Return the assignments that put `module`, with our call signature, at our path `path`."""
 
     @abstractmethod
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """The full names of the hook points that do not run after the assignments in `places`."""
+        """Return the full names of the hook points that do not run after `places` are put."""
 
 
 def class_names(module: nn.Module) -> Iterator[str]:
-    """The names "package.Class" of a module's class and of all its base classes."""
+    """Yield the names "package.Class" of a module's class and of all base classes."""
     for each in type(module).__mro__:
         yield f"{each.__module__.split('.')[0]}.{each.__name__}"
 
 
 def place_at(root: nn.Module, path: str, module: nn.Module) -> Place:
-    """The `Place` that puts `module` at the path `path` inside `root`."""
+    """Return the `Place` that puts `module` at the path `path` inside `root`."""
     owner, _, name = path.rpartition(".")
     return Place(root.get_submodule(owner), name, module)

@@ -1,4 +1,4 @@
-"""Finds the `Library` for a model, among all files in this folder."""
+"""Finds the `Library` that supports a model. Each file in this folder can define one."""
 
 import inspect
 import pkgutil
@@ -14,7 +14,7 @@ from clean_transformer.swapping.libraries.base import Adapter, Library, class_na
 
 @cache
 def known_libraries() -> tuple[Library, ...]:
-    """One instance of every subclass of `Library` that is defined in this folder."""
+    """Return one instance of every subclass of `Library` that a file in this folder defines."""
     files = [
         import_module(f"{libraries.__name__}.{file.name}")
         for file in pkgutil.iter_modules(libraries.__path__)
@@ -32,18 +32,22 @@ def known_libraries() -> tuple[Library, ...]:
 
 @cache
 def adapters() -> Mapping[tuple[str, str], type[Adapter]]:
-    """The entries of `AS_OURS` of all libraries, in one dict."""
+    """Return one dict with the entries of `AS_OURS` of all libraries."""
     return {key: adapter for each in known_libraries() for key, adapter in each.AS_OURS.items()}
 
 
 def library_of(model: nn.Module) -> Library | None:
-    """The `Library` that supports a whole model, or None if there is none."""
+    """Return the `Library` that supports the whole model `model`, or None if there is none."""
     known = {name: each for each in known_libraries() for name in each.MODELS}
     return next((known[name] for name in class_names(model) if name in known), None)
 
 
 def as_ours(kind: str, module: nn.Module) -> nn.Module:
-    """The module with our call signature. Modules of other libraries are wrapped in an adapter."""
+    """Return `module` with our call signature.
+
+    A module of another library is wrapped in the adapter for its class, if its class needs one. Any
+    other module is returned unchanged.
+    """
     for name in class_names(module):
         if adapter := adapters().get((kind, name)):
             return adapter(module)

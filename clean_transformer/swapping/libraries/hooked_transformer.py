@@ -1,6 +1,7 @@
 """`Library` for TransformerLens before version 4.
 
-Its modules take one KV cache entry per layer, and a mask that is 1 for tokens and 0 for padding.
+Each of its blocks and attentions takes a KV cache entry, which holds the keys and values of one
+layer, and a mask that is 1 for tokens and 0 for padding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,11 @@ from clean_transformer.swapping.libraries.base import (
 
 
 class LayerOfTheirs:
-    """Makes a `LayerCache` from TransformerLens's cache entry and mask of tokens."""
+    """A `LayerCache` for our modules that uses a cache entry and a mask of TransformerLens.
+
+    `entry` holds the keys and values of one layer. `is_token` [batch key] is 1 for tokens and 0 for
+    padding. Each of them can be None.
+    """
 
     def __init__(self, entry: Any, is_token: Tensor | None):
         self.entry = entry
@@ -38,8 +43,9 @@ class LayerOfTheirs:
             return k, v
         if k.shape[2:] == self.entry.past_keys.shape[2:]:
             return self.entry.append(k, v)
-        # TransformerLens's entry takes only keys of one shape. If our keys have another shape, the
-        # entry gets zeros, so that its length is right, and an extra attribute stores our keys.
+        # TransformerLens's entry takes only keys and values of one shape. Ours have another shape
+        # here, so an extra attribute of the entry stores them. The entry itself gets zeros instead,
+        # so that its length is right.
         past_k, past_v = getattr(self.entry, "of_other_shape", (k[:, :0], v[:, :0]))
         so_far = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
         if not self.entry.frozen:
@@ -63,7 +69,11 @@ class AsBlock(Adapter):
         past_kv_cache_entry: Any = None,
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Residual:
-        """`attention_mask` is 1 for tokens and 0 for padding, and covers all positions so far."""
+        """Return the output of our block.
+
+        `attention_mask` is 1 for tokens and 0 for padding. It covers the cached positions and the
+        new positions.
+        """
         return self.module(resid_pre, kv_cache=as_layer(past_kv_cache_entry, attention_mask))
 
 
@@ -80,7 +90,11 @@ class AsAttention(Adapter):
         attention_mask: Int[Tensor, "batch key"] | None = None,
         position_bias: None = None,
     ) -> Residual:
-        """`attention_mask` is 1 for tokens and 0 for padding, and covers all positions so far."""
+        """Return the output of our attention.
+
+        `attention_mask` is 1 for tokens and 0 for padding. It covers the cached positions and the
+        new positions.
+        """
         inputs: tuple[Tensor, ...] = (query_input, key_input, value_input)
         if not accepts(self.module, "key_input"):
             if query_input.ndim == 4:
@@ -101,9 +115,9 @@ class AsPositions(Adapter):
         past_kv_pos_offset: int = 0,
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Residual:
-        """The position embeddings. The first token after the padding has position 0.
+        """Return the position embeddings of `tokens`.
 
-        Padding also has position 0.
+        The first token after the padding has position 0. Padding also has position 0.
         """
         end = past_kv_pos_offset + tokens.shape[1]
         if attention_mask is None:
@@ -114,23 +128,24 @@ class AsPositions(Adapter):
 
 
 def as_layer(entry: Any, is_token: Tensor | None) -> LayerOfTheirs | None:
-    """A `LayerCache` made from TransformerLens's cache entry and mask of tokens.
+    """Return a `LayerCache` that uses TransformerLens's cache entry and mask.
 
-    None if there is no entry and no padding.
+    Returns None if there is no entry and no padding.
     """
     layer = LayerOfTheirs(entry, is_token)
     return None if entry is None and layer.is_token is None else layer
 
 
 class AsTheirEntry:
-    """Gives a `LayerCache` the methods of a TransformerLens cache entry."""
+    """A cache entry for TransformerLens's modules, which stores keys and values in `layer`."""
 
     def __init__(self, layer: LayerCache, like: Tensor):
         self.layer = layer
-        self.past_keys = like.new_empty(len(like), layer.length, 0)  # only the length is read
+        # TransformerLens reads only the length of `past_keys`.
+        self.past_keys = like.new_empty(len(like), layer.length, 0)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values [batch pos head d_head]. Returns all keys and values so far."""
+        """Store `k` and `v` [batch pos head d_head]; return those of all positions."""
         return self.layer.append(k, v)
 
 
@@ -138,7 +153,7 @@ class FromBlock(Adapter):
     """Gives TransformerLens's `TransformerBlock` our call signature."""
 
     def forward(self, *inputs: Tensor, kv_cache: LayerCache | None = None) -> Residual:
-        """The output. With `kv_cache`, the inputs follow the cached positions."""
+        """Return the output. With `kv_cache`, the inputs belong to the next positions."""
         if kv_cache is None:
             return self.module(*inputs)
         seen = kv_cache.mask(inputs[0].shape[1])
@@ -159,7 +174,7 @@ class FromAttention(FromBlock):
         value_input: Tensor | None = None,
         kv_cache: LayerCache | None = None,
     ) -> Residual:
-        """The output. `key_input` and `value_input` default to `query_input`."""
+        """Return the output. `key_input` and `value_input` default to `query_input`."""
         inputs = [query_input if x is None else x for x in (query_input, key_input, value_input)]
         cfg: Any = self.module.cfg
         if query_input.ndim == 3 and (cfg.use_attn_in or cfg.use_split_qkv_input):
@@ -169,11 +184,12 @@ class FromAttention(FromBlock):
 
 
 class Lens(Library):
-    """Supports `HookedTransformer`. Its hook points replace ours in a transplanted module.
+    """Supports `HookedTransformer`.
 
-    One kind of hook point is not replaced: hook points that the model's configuration turns off,
-    such as `hook_q_input`. A TransformerLens cache puts hooks on these too, and a hook would make
-    our modules compute one residual stream per head, although the user turned this off.
+    In a transplanted module, the hook points of the `HookedTransformer` replace ours, except those
+    that the model's configuration turns off, such as `hook_q_input`. TransformerLens's
+    `run_with_cache` puts hooks also on hook points that are turned off. With such a hook, our
+    modules would compute one residual stream per head, although the user turned this off.
     """
 
     MODELS: tuple[str, ...] = ("transformer_lens.HookedTransformer",)
@@ -187,7 +203,8 @@ class Lens(Library):
         "block": AsBlock,
         "pos_embed": AsPositions,
     }
-    # Hook points that run only if a flag of the configuration is set → the name of the flag.
+    # The keys are hook points that run only if a flag of the configuration is set. The values are
+    # the names of the flags.
     OPTIONAL: Mapping[str, str] = {
         "hook_attn_in": "use_attn_in",
         "hook_q_input": "use_split_qkv_input",
@@ -197,7 +214,7 @@ class Lens(Library):
     }
 
     def config(self, model: Any) -> Config:
-        """The architecture of a model."""
+        """Return the architecture of `model`."""
         same = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
         return Config(
             **{name: getattr(model.cfg, name) for name in same},
@@ -206,19 +223,19 @@ class Lens(Library):
         )
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Assignments that put the old hook points into `module`, and `module` into the model."""
+        """Return the assignments that put `module`, with the old hook points, into `model`."""
         adapter = self.AS_THEIRS.get(kind(path))
         points = [place for place, _ in self.shared_points(model, path, module)]
         return [*points, place_at(model, path, adapter(module) if adapter else module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """The full names of the old hook points that do not run after the assignments."""
+        """Return the full names of the old hook points that do not run after `places` are put."""
         run = {id(part) for place in places for part in place.module.modules()}
         run |= {id(part) for place in places for part in place.owner.children()}
         return [name for name, point in self.points(model, path).items() if id(point) not in run]
 
     def points(self, model: Any, path: str) -> dict[str, nn.Module]:
-        """The hook points of a part that are turned on. The keys are the full names."""
+        """Return the hook points of a part that are not turned off. The keys are the full names."""
 
         def runs(name: str) -> bool:
             flag = self.OPTIONAL.get(name.split(".")[-1])
@@ -233,7 +250,11 @@ class Lens(Library):
     def shared_points(
         self, model: Any, path: str, module: nn.Module
     ) -> Iterator[tuple[Place, str]]:
-        """An assignment and a full name for each hook point that the module and the part share."""
+        """Yield the hook points that `module` and the old part at `path` both have.
+
+        For each, yields the assignment that puts the old hook point into `module`, and the hook
+        point's full name in `model`.
+        """
         theirs = self.points(model, path)
         for below in hook_points(module):
             if f"{path}.{below}" in theirs:

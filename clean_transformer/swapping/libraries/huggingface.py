@@ -1,6 +1,6 @@
 """`Library` for Hugging Face's GPT-2.
 
-Its modules take one KV cache for all layers, and a mask that is already causal.
+Its blocks and attentions take one KV cache for all layers, and a mask that is already causal.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,11 @@ from clean_transformer.weights.formats.huggingface import config_from_json
 
 
 class LayerOfTheirs:
-    """Makes a `LayerCache` for one layer from Hugging Face's cache and mask."""
+    """A `LayerCache` for one of our layers that uses Hugging Face's cache and mask.
+
+    `cache` holds all layers; `layer` is the index of this layer. `mask` [batch 1 query key] is
+    boolean or float. `cache` and `mask` can be None.
+    """
 
     def __init__(self, cache: Any, mask: Tensor | None, layer: int):
         self.cache, self.layer = cache, layer
@@ -55,11 +59,11 @@ class AsBlock(Adapter):
         past_key_values: Any = None,
         **unused: Any,
     ) -> Residual:
-        """The output of our block.
+        """Return the output of our block.
 
-        `attention_mask` [batch 1 query key] is boolean or float. A query sees a key where the mask
-        is True, or where it is 0 or larger. Before transformers 5.24, `cache` was called
-        `past_key_values`.
+        `attention_mask` [batch 1 query key] is boolean or float. A query sees a key where a boolean
+        mask is True, or where a float mask is 0 or larger. Before transformers 5.24, the argument
+        `cache` was called `past_key_values`.
         """
         cache = past_key_values if cache is None else cache
         plain = cache is None and attention_mask is None
@@ -73,27 +77,28 @@ class AsAttention(AsBlock):
     def forward(  # type: ignore[override]
         self, *inputs: Any, **arguments: Any
     ) -> tuple[Residual, None]:
-        """The output, and None instead of the attention pattern, which `hook_pattern` gets."""
+        """Return the output, and None instead of the attention pattern (see `hook_pattern`)."""
         return super().forward(*inputs, **arguments), None
 
 
 class AsPositions(Adapter):
-    """Gives our position embedding the call signature of Hugging Face's `wpe`."""
+    """Gives our position embedding the call signature of Hugging Face's `wpe` (`nn.Embedding`)."""
 
     def forward(self, position_ids: Int[Tensor, "batch pos"]) -> Residual:
-        """The embeddings of the positions."""
-        # The first argument is the tokens. Only their shape is used, which `position_ids` also has.
+        """Return the embeddings of the positions."""
+        # The first argument of our module is the tokens. A position embedding needs only the shape
+        # of the tokens, and `position_ids` has the same shape.
         return self.module(position_ids, positions=position_ids)
 
 
 class AsTheirCache:
-    """Gives a `LayerCache` the method `update` of a Hugging Face cache."""
+    """A cache for Hugging Face's modules, which stores keys and values in `layer`."""
 
     def __init__(self, layer: LayerCache):
         self.layer = layer
 
     def update(self, k: Tensor, v: Tensor, *_: Any, **unused: Any) -> tuple[Tensor, Tensor]:
-        """Store keys and values [batch head pos d_head]. Returns all keys and values so far."""
+        """Store `k` and `v` [batch head pos d_head]; return those of all positions."""
         k, v = self.layer.append(k.transpose(1, 2), v.transpose(1, 2))
         return k.transpose(1, 2), v.transpose(1, 2)
 
@@ -102,7 +107,7 @@ class FromBlock(Adapter):
     """Gives Hugging Face's `GPT2Block` or `GPT2Attention` our call signature."""
 
     def forward(self, residual: Residual, kv_cache: LayerCache | None = None) -> Residual:
-        """The output. Hugging Face's module may return a tuple; this is its first element."""
+        """Return the output of Hugging Face's module, or its first element if it is a tuple."""
         n_queries, length = residual.shape[1], 0 if kv_cache is None else kv_cache.length
         seen = None if kv_cache is None else kv_cache.mask(n_queries)
         if seen is None:
@@ -114,7 +119,7 @@ class FromBlock(Adapter):
         return output[0] if isinstance(output, tuple) else output
 
     def cache_name(self) -> str:
-        """The name of the module's argument for the cache, which transformers 5.24 changed."""
+        """Return the name of the module's cache argument, which transformers 5.24 changed."""
         return "cache" if accepts(self.module, "cache") else "past_key_values"
 
 
@@ -124,7 +129,7 @@ class FromPositions(Adapter):
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
     ) -> Residual:
-        """The embeddings of `positions`. By default, every input has the positions 0, 1, 2, …"""
+        """Return the embeddings of `positions`. The default is 0, 1, 2, … for every input."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         return self.module(positions)
@@ -150,27 +155,27 @@ class HuggingFace(Library):
     }
 
     def config(self, model: Any) -> Config:
-        """The architecture of a model."""
+        """Return the architecture of `model`."""
         return config_from_json(model.config.to_dict())
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """The module at our path `path`, or None if the model has no such module."""
+        """Return the module at our path `path`, or None if `model` has no such module."""
         return super().find(model, self.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """One assignment, at the path of the part in Hugging Face's model."""
+        """Return one assignment, which puts `module` at the part's path in Hugging Face's model."""
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """An empty list, because the model has no hook points."""
+        """Return an empty list, because the model has no hook points."""
         return []
 
     def name(self, path: str) -> str:
-        """The path in Hugging Face's model of the part at our path `path`."""
+        """Return the path in Hugging Face's model of the part at our path `path`."""
         return ".".join(self.NAMES.get(word, word) for word in path.split("."))
 
     def as_theirs(self, path: str, module: nn.Module) -> nn.Module:
-        """Our module with the call signature of Hugging Face's module at the same path."""
+        """Return our module `module` with the call signature of Hugging Face's module there."""
         match kind(path):
             case "pos_embed":
                 return AsPositions(module)
@@ -182,5 +187,5 @@ class HuggingFace(Library):
 
 
 def layer_of(path: str) -> int:
-    """The layer of a path: 3 for "blocks.3" and for "blocks.3.attn"."""
+    """Return the layer of a path: 3 for "blocks.3" and for "blocks.3.attn"."""
     return int(path.split(".")[1])

@@ -11,23 +11,23 @@ from clean_transformer.swapping.libraries.base import Library, Place, place_at
 
 
 class Ours(Library):
-    """Supports `DemoTransformer`, and other `HookedModule`s with a `cfg` and some of its parts."""
+    """Supports `DemoTransformer`, and other `HookedModule`s with a `cfg` and parts at our paths."""
 
     MODELS = ("clean_transformer.HookedModule",)
 
     def config(self, model: Any) -> Config:
-        """The architecture of a model."""
+        """Return the architecture of `model`."""
         return model.cfg
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """One assignment, at the path itself."""
+        """Return one assignment, which puts `module` at `path` in `model`."""
         return [place_at(model, path, module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """The hook points of the old module that the new module lacks.
+        """Return the full names of the old module's hook points that the new module lacks.
 
-        If a new attention does not take an input for each head, the block's hook points for these
-        inputs are also lost.
+        The block has hook points for the inputs of each head, `PER_HEAD_INPUTS`. If a new attention
+        does not take an input for each head, these hook points do not run, so they are also lost.
         """
         [place] = places
         old, new = hook_points(model.get_submodule(path)), hook_points(place.module)

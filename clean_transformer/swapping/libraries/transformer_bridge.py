@@ -1,6 +1,7 @@
 """`Library` for TransformerLens 4 and later.
 
-Its modules are shells: they add hook points around Hugging Face's modules.
+A `TransformerBridge` contains a model of Hugging Face. Each module of the bridge is a shell around
+a module of Hugging Face: the shell calls this module, and adds hook points for input and output.
 """
 
 import re
@@ -20,10 +21,13 @@ from clean_transformer.swapping.libraries.huggingface import FromBlock, FromPosi
 
 
 class Bridged(Adapter):
-    """Our module in place of a shell. Input and output pass through the shell's hook points."""
+    """Our module in place of a shell.
 
-    # `TransformerBridge` sets this for position embeddings, because Hugging Face computes them
-    # with batch size 1.
+    The input passes through the shell's hook points `before`, and the output through `after`.
+    """
+
+    # `TransformerBridge` sets this attribute on the position embedding. Hugging Face computes
+    # position embeddings with batch size 1, and the hook points get them with the real batch size.
     _current_batch_size: int | None = None
 
     def __init__(self, module: nn.Module, before: list[nn.Module], after: list[nn.Module]):
@@ -31,7 +35,7 @@ class Bridged(Adapter):
         self.before, self.after = nn.ModuleList(before), nn.ModuleList(after)
 
     def forward(self, x: Tensor, *rest: Any, **arguments: Any) -> Any:
-        """The module's output. If it is a tuple, only its first element passes the hook points."""
+        """Return the module's output. Of a tuple, only the first element passes the hook points."""
         for point in self.before:
             x = point(x)
         output = self.module(x, *rest, **arguments)
@@ -44,9 +48,9 @@ class Bridged(Adapter):
 
 
 class MergedHeads(nn.Module):
-    """Replaces our hook point by TransformerLens's hook point, which has no head axis.
+    """Puts TransformerLens's hook point `point` in place of our hook point.
 
-    TransformerLens's hook point gets [batch pos (head d_head)].
+    Our hook point gets [batch pos head d_head]. `point` gets [batch pos (head d_head)].
     """
 
     def __init__(self, point: nn.Module):
@@ -56,7 +60,7 @@ class MergedHeads(nn.Module):
     def forward(
         self, activation: Float[Tensor, "batch pos head d_head"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """The activation that TransformerLens's hook point returns, with the head axis restored."""
+        """Return what `point` returns for the activation, with the head axis restored."""
         merged = self.point(
             rearrange(activation, "batch pos head d_head -> batch pos (head d_head)")
         )
@@ -69,12 +73,12 @@ class FromShell(FromBlock):
     """Gives a shell around a `GPT2Block` or `GPT2Attention` our call signature."""
 
     def cache_name(self) -> str:
-        """The name of the shell's argument for the cache, in every version of transformers."""
+        """Return the name of the shell's cache argument, in every version of transformers."""
         return "layer_past"
 
 
 class Bridge(Lens):
-    """Supports `TransformerBridge`. Its hook points replace ours in a transplanted module."""
+    """Supports `TransformerBridge`. In a transplanted module, its hook points replace ours."""
 
     MODELS = ("transformer_lens.TransformerBridge",)
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
@@ -82,8 +86,8 @@ class Bridge(Lens):
         ("block", "transformer_lens.BlockBridge"): FromShell,
         ("pos_embed", "transformer_lens.PosEmbedBridge"): FromPositions,
     }
-    # For each kind of part, the shell's hook points that get the input (INPUT) or the output
-    # (OUTPUT), in the order of the forward pass. The default is hook_in or hook_out.
+    # For each kind of part, the shell's hook points that get the part's input (INPUT) or its output
+    # (OUTPUT), in the order of the forward pass. Other kinds of parts have hook_in and hook_out.
     INPUT: Mapping[str, tuple[str, ...]] = {"mlp": ("hook_in", "in.hook_in")}
     OUTPUT: Mapping[str, tuple[str, ...]] = {
         "mlp": ("out.hook_out", "hook_out"),
@@ -94,21 +98,21 @@ class Bridge(Lens):
     inside = HuggingFace()
 
     def config(self, model: Any) -> Config:
-        """The architecture of a model."""
+        """Return the architecture of `model`."""
         return self.inside.config(model.original_model)
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """The module at our path `path`, or None if the model has no such module."""
+        """Return the module at our path `path`, or None if `model` has no such module."""
         return Library.find(self, model.original_model, self.name(path))
 
     def name(self, path: str) -> str:
-        """The path of a part in Hugging Face's model, where a shell wraps each block."""
+        """Return the path of a part in Hugging Face's model, in which a shell wraps each block."""
         return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", self.inside.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Assignments that put the old hook points into `module`, and `module` into the model.
+        """Return the assignments that put `module`, with the old hook points, into `model`.
 
-        `module` is put into Hugging Face's model and into the bridge.
+        `module` is put into the Hugging Face model inside the bridge, and into the bridge.
         """
         inner = self.inside.as_theirs(path, module)
         points = [
@@ -128,6 +132,7 @@ class Bridge(Lens):
             [at[f"{path}.{name}"] for name in self.INPUT.get(kind(path), ("hook_in",))],
             [at[f"{path}.{name}"] for name in self.OUTPUT.get(kind(path), ("hook_out",))],
         )
-        # Hugging Face's model computes. The bridge has a separate module tree, which users inspect.
+        # The forward pass runs the modules of Hugging Face's model. The bridge has its own module
+        # tree, which users inspect. So the new module is put into both.
         there = place_at(model.original_model, self.name(path), shelled)
         return [*points, there, place_at(model, path, shelled)]
