@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -112,8 +113,10 @@ class Judge:
 
         def judged(judge: Callable[..., tuple[Isolated, int]], *place: int) -> Judged:
             with trusted():
-                return Judged(*judge(use, *place, inputs, outputs), part, inputs)
+                row, first = judge(use, *place, inputs, outputs)
+            return Judged(row, positions[first], part, inputs)
 
+        positions = [*range(use.length)]
         part: Part = partial(embed, model)
         inputs = [call.to(model.device) for call in use.calls(model.cfg)]
         outputs = run(use, part, inputs, cache_class)
@@ -125,6 +128,7 @@ class Judge:
             if layer in layers:
                 yield judged(self._block, layer)
         if use.is_cached:
+            positions = [end - 1 for end in accumulate(use.reads)]
             outputs = [call[:, -1:] for call in outputs]
             use = replace(use, reads=(1,) * len(outputs), padding=())
         part, inputs = lambda residual, cache: model.ln_final(residual), outputs

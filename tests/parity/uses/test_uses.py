@@ -179,6 +179,17 @@ def test_the_first_wrong_position_is_told(start: int):
     assert generate.wrong_from == start
 
 
+def test_the_position_of_wrong_logits_is_that_of_the_token():
+    def is_late(call: Call) -> bool:
+        return is_unembedding(call) and n_rows(call) == 1
+
+    with DeviceFault("", "", PRODUCTS, is_late, scaled).plant():
+        generate = judged("generate")
+    # The first call reads one token, so its only logits are those of position 0.
+    assert generate.wrong_from == 0
+    assert generate.use.reads[:4] == (1, 1, 62, 1)
+
+
 @pytest.mark.parametrize("n_ctx", [1, 2, 3, 8, 33, 1024])
 def test_every_length_of_context_has_its_uses(n_ctx: int):
     for use in uses(small_weights(n_ctx=n_ctx).cfg):
