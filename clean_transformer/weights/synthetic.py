@@ -1,9 +1,11 @@
-"""Seeded random weights with the same bits on every machine, for use without the published ones.
+"""Draws seeded random weights that have the same bits on every machine.
 
-`torch.randn` gives different bits on different processors, because they compute logarithms and
-cosines differently. Here, each value starts as a sum of integers from a bit generator whose output
-NumPy guarantees. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`, which IEEE
-754 rounds exactly. Floats are never summed over an axis, because the order of such a sum would
+Tests, parity checks and benchmarks use these weights instead of the published weights, so they need
+no download. `torch.randn` gives different bits on different processors, because the processors
+compute logarithms and cosines differently. In this module, each value starts as a sum of integers
+from a bit generator. NumPy guarantees that this generator always gives the same integers for the
+same seed. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`, which IEEE 754
+rounds exactly. Floats are never summed over an axis, because the order of such a sum would
 change its bits.
 """
 
@@ -61,9 +63,9 @@ OUTSIDE_BLOCKS = {
 }
 
 
-# For each parameter of a block, there are three spreads: for the first block, for the middle blocks,
-# and for the last block. If the model has fewer than four blocks, all blocks after the first one
-# have the middle spread.
+# Each parameter of a block has three spreads: for the first block, for the middle blocks, and for
+# the last block. If the model has fewer than four blocks, all blocks after the first block have the
+# middle spread.
 IN_BLOCKS = {
     "ln1.w": (
         Spread(0.041, mean=0.18, largest=0.25),
@@ -184,7 +186,10 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
-    """Multiply, in place, each weight [..., d_model, out] after a LayerNorm by that LayerNorm's gain."""
+    """Multiply each weight [..., d_model, out] after a LayerNorm by that LayerNorm's gain.
+
+    This changes the arrays in `state` in place.
+    """
     for layer in range(cfg.n_layers):
         for ln, readers in READERS.items():
             for reader in readers:
@@ -205,7 +210,7 @@ def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[s
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
-    """Return the tensor `name`, whose entries have the standard deviation and so on of `spread`.
+    """Return the tensor `name`, with entries that are distributed as `spread` says.
 
     The entries are bell-shaped values, and the outliers (see `STRIDE`) are multiplied by a factor.
     If a share p of the values is multiplied by √(1 + e), the variance becomes 1 + p·e and the

@@ -76,7 +76,7 @@ class Format:
     file: File | None = None
 
     def full_names(self, state: State) -> dict[str, Tensor]:
-        """Return the state dict. If its names lack `optional_prefix`, the result has this prefix."""
+        """Return the state dict. If its names lack `optional_prefix`, the result has the prefix."""
         short_marker = self.marker.removeprefix(self.optional_prefix)
         if self.marker in state or short_marker not in state:
             return dict(state)
@@ -90,7 +90,7 @@ class Format:
         return row.theirs is not None and row.theirs.startswith(self.optional_prefix)
 
     def fits(self, state: State) -> bool:
-        """Whether a state dict has this format: it has the key `marker`, and `layout` returns True."""
+        """Whether a state dict has the key `marker`, and `layout` returns True for it."""
         named = self.full_names(state)
         return self.marker in named and self.layout(named)
 

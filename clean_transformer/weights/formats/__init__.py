@@ -1,1 +1,1 @@
-"""Defines the checkpoint formats. `weights/load.py` finds every `Format` in this folder's modules."""
+"""Defines the checkpoint formats. `weights/load.py` finds every `Format` in these modules."""

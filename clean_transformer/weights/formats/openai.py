@@ -55,8 +55,8 @@ HPARAMS = {
 def config_from_hparams(hparams: Mapping[str, Any]) -> Config:
     """Return the architecture that the fields of hparams.json describe.
 
-    d_mlp is 4 d_model, d_head is d_model / n_heads, and the other fields of `Config` that
-    hparams.json does not have keep their defaults. Raises `WeightsError` for missing or unknown
+    d_mlp is 4 d_model, and d_head is d_model / n_heads. The fields of `Config` that are optional
+    and not in hparams.json keep their defaults. Raises `WeightsError` for missing or unknown
     fields, and for values that are not positive integers.
     """
     if hparams.keys() != HPARAMS.keys():

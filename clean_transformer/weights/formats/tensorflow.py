@@ -218,7 +218,7 @@ def _read_varint(stream: BytesIO) -> int:
 
 
 def _take(stream: BytesIO, count: int) -> bytes:
-    """Return the next `count` bytes of the stream. Raises `ValueError` if it has fewer bytes left."""
+    """Return the next `count` bytes of the stream. Raises `ValueError` if fewer bytes are left."""
     if count > len(stream.getbuffer()) - stream.tell():
         raise ValueError(f"the data ends too soon; {AGAIN}")
     return stream.read(count)
