@@ -1,4 +1,4 @@
-"""Direct logit attribution: how much each part of a model adds to a logit."""
+"""Direct logit attribution: computes how much each part of a model adds to a logit difference."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,10 @@ from clean_transformer.support.numerics import at_least_float32
 class LogitAttribution:
     """How much each part of a model adds to logit[token] − logit[other].
 
-    `difference` is the difference of the two logits. `heads` and `mlps` hold what each head and
-    each MLP adds to it. `rest` holds what the embeddings, and the biases that belong to no head,
-    add to it, by parameter name. All parts sum to `difference`, up to rounding.
+    `difference` is logit[token] − logit[other]. `heads` has what each head adds to `difference`,
+    and `mlps` has what each MLP (with its biases) adds. `rest` has what the embeddings and the
+    other biases add, by parameter name. All entries of `heads`, `mlps` and `rest` sum to
+    `difference`, up to rounding.
     """
 
     difference: float
@@ -32,11 +33,12 @@ class LogitAttribution:
 def logit_attribution(
     model: DemoTransformer, text: Text, token: int, other: int
 ) -> LogitAttribution:
-    """Return how much each part of the model adds to logit[token] − logit[other] after a text.
+    """Return how much each part of the model adds to logit[token] − logit[other].
 
-    The final residual stream is the sum of what the embeddings, the heads, the MLPs and the biases
-    add. If ln_final's scale is fixed at its value for this text, the logits are an affine function
-    of that sum, so the contribution of each part is well-defined (Elhage et al. 2021, "A
+    The logits are those at the last position of `text`. `token` and `other` are token ids. The
+    final residual stream is a sum: the embeddings, the heads, the MLPs and the biases each add a
+    vector. If ln_final's scale is fixed at its value for this text, the logits are an affine
+    function of this sum, so the contribution of each part is well-defined (Elhage et al. 2021, "A
     Mathematical Framework for Transformer Circuits"). Raises `ValueError` for ids outside the
     vocabulary and for several texts.
     """
@@ -56,7 +58,7 @@ def logit_attribution(
     if isinstance(ln_final, LayerNorm):
         direction = at_least_float32(ln_final.w) * reads
         rest["ln_final.b"] = at_least_float32(ln_final.b) @ reads
-    # ln_final centers the residual stream. Centering the direction has the same effect.
+    # ln_final centers the residual stream. Here we center `direction` instead, to the same effect.
     direction = (direction - direction.mean()) / last["ln_final.hook_scale"]
 
     def contribution(part: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part"]:

@@ -1,4 +1,4 @@
-"""Compares two runs of a model: the errors of their activations and of their predictions."""
+"""Measures how much the activations and the predictions of a run differ from an exact run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.numerics import upcast
 
-# The name under which `run` returns the model's output.
+# The key of the logits in the dictionary that `run` returns.
 LOGITS = "logits"
 
 
@@ -19,9 +19,10 @@ LOGITS = "logits"
 class Impact:
     """How much the next-token predictions of a given run differ from those of an exact run.
 
-    `positions` is the number of predictions. In `top1_flips` of them, the most likely token
-    differs. `kl_divergence` is the mean KL(exact ‖ given). `loss_change` is the mean loss of the
-    given run minus that of the exact run. Both are in nats.
+    Each run makes one prediction at each position of each text: `positions` predictions in all.
+    `top1_flips` is the number of predictions whose most likely token differs. `kl_divergence` is
+    the mean KL(exact ‖ given), in nats. `loss_change` is the mean loss of the given run minus the
+    mean loss of the exact run, in nats.
     """
 
     positions: int
@@ -33,9 +34,10 @@ class Impact:
 def run(
     model: DemoTransformer, tokens: Int[Tensor, "batch pos"], names: list[str] | None = None
 ) -> dict[str, Tensor]:
-    """Run the model without gradients; return its activations and its logits, by name, on the CPU.
+    """Run the model without gradients. Return its activations and its logits, by name, on the CPU.
 
-    `names` chooses the activations. By default, `run_with_cache` chooses them.
+    `names` are the names of the activations to return. By default, these are the model's
+    `default_points`.
     """
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens, names=names)
@@ -43,7 +45,7 @@ def run(
 
 
 def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the root mean square error of every activation that is in both mappings."""
+    """Return the root mean square error of each activation that is in both mappings, by name."""
     return {
         name: rms_difference(activations[name], exact)
         for name, exact in oracle.items()
@@ -54,7 +56,7 @@ def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) 
 def rms_difference(given: Tensor, exact: Tensor) -> float:
     """Return the root mean square of given − exact, computed in float64."""
     given, exact = upcast(given), upcast(exact)
-    # Masked attention scores are -inf in both, and -inf − -inf would be NaN.
+    # Masked attention scores are -inf in both tensors, and -inf − -inf would be NaN.
     difference = torch.where(given == exact, 0.0, given - exact)
     return float(difference.square().mean().sqrt())
 
@@ -66,7 +68,7 @@ def impact(
 ) -> Impact:
     """Return how much the predictions of `logits` differ from those of `exact`.
 
-    `exact` is in float64.
+    `exact` must be in float64.
     """
     given, wanted = upcast(logits).log_softmax(-1), exact.log_softmax(-1)
     kl = (wanted.exp() * (wanted - given)).sum(-1).mean()

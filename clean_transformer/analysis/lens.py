@@ -15,9 +15,10 @@ def logit_lens(
 ) -> tuple[Float[Tensor, "component pos d_vocab"], list[str]]:
     """Return the next token's log-probabilities at each depth, and a label for each depth.
 
-    At each depth, the model is treated as if it ended there: the residual stream before each block,
-    and after the last block, goes through ln_final and the unembedding (nostalgebraist 2020,
-    "interpreting GPT: the logit lens"). The labels are those of
+    A depth is the place before a block, or after the last block. The log-probabilities at a depth
+    are those that the model would compute if it ended there: this function applies ln_final and the
+    unembedding to the residual stream at that depth (nostalgebraist 2020, "interpreting GPT: the
+    logit lens"). The axis "component" has one entry per depth. The labels are those of
     `ActivationCache.accumulated_resid`: "0_pre", "1_pre", …, "final_post". The last depth is the
     model's own prediction. Raises `ValueError` for several texts.
     """

@@ -1,4 +1,4 @@
-"""What a model predicts after a text, and how well it predicted the text itself."""
+"""Computes what a model predicts after a text, and how well it predicts the text itself."""
 
 from dataclasses import dataclass
 
@@ -23,12 +23,13 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model predicts after one text, and how well it predicted the text itself.
+    """What a model predicts after one text, and how well it predicts the text itself.
 
-    `top` has the most likely next tokens, the most likely first. `bottom` has the least likely next
-    tokens, the least likely first. `token_probabilities` has the probability of each token of the
-    text given the tokens before it. `losses` has −log of these probabilities, in nats. Both tensors
-    are on the CPU and leave out the first token, because no token precedes it.
+    `top` has the most likely next tokens, in descending order of their probabilities. `bottom` has
+    the least likely next tokens, in ascending order. `token_probabilities` has the probability of
+    each token of the text, given the tokens before it. `losses` has −log of these probabilities, in
+    nats. Both tensors are on the CPU. They have no entry for the first token of the text, because
+    no token precedes it.
     """
 
     top: list[TokenScore]
@@ -41,7 +42,7 @@ class Prediction:
 def predict(model: DemoTransformer, text: Text, top: int = 5) -> Prediction:
     """Predict the next token after one text, and score every token of the text.
 
-    `Prediction.top` and `Prediction.bottom` get `top` tokens each. Raises `ValueError` for several
+    `Prediction.top` and `Prediction.bottom` have `top` tokens each. Raises `ValueError` for several
     texts, or if `top` is not from 1 to d_vocab.
     """
     if not 1 <= top <= model.cfg.d_vocab:
@@ -64,7 +65,7 @@ def predict(model: DemoTransformer, text: Text, top: int = 5) -> Prediction:
 
 
 def single(model: DemoTransformer, text: Text) -> Int[Tensor, "1 pos"]:
-    """Return the tokens of one text, on the model's device.
+    """Return the token ids of one text, [1 pos], on the model's device.
 
     Raises `ValueError` for several texts.
     """

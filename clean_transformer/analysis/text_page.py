@@ -1,4 +1,4 @@
-"""An HTML page, complete in one file, about what a model predicts in one text and why."""
+"""Writes an HTML page, in a single file, that shows what a model predicts in a text and why."""
 
 import math
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from clean_transformer.reports.page import render_page
 from clean_transformer.support.files import write_atomically
 from clean_transformer.text.tokenizer import visible
 
-# How many of the most likely tokens the page shows at each depth and position.
+# The page shows this many of the most likely next tokens, at each depth and position.
 TOP = 5
 
-# The largest number of attention weights on a page. A weight takes up to three characters, so these
-# take about 4 MB.
+# The largest number of attention weights on a page. A weight takes about three characters, so this
+# many weights take about 4 MB.
 MOST_WEIGHTS = 1_500_000
 
 Scores = list[tuple[int, float]]
@@ -30,17 +30,18 @@ Scores = list[tuple[int, float]]
 class Explanation:
     """The data that the page shows for one text.
 
-    `model` is the model's name. `labels` has the readable form of every token id on the page.
-    `probabilities` and `ranks` say how well the model expected each token of the text: its
-    probability, and its rank among all tokens (1 is the most likely). Both are None for the first
-    token, because no token precedes it.
+    `model` is the model's name, and `cfg` is its architecture. `tokens` and `ids` are the tokens of
+    the text, as strings and as ids. `labels` maps every token id on the page to its readable form.
+    `probabilities` has the probability that the model gave to each token of the text, and `ranks`
+    has the rank of this probability among all tokens of the vocabulary (1 is the most likely). The
+    first entry of both lists is None, because no token precedes the first token.
 
-    `lens[depth][position]` has the most likely next tokens and their probabilities, as if the model
-    ended at that depth. The first depth is the embedding, and the last depth is the model's own
-    prediction.
+    `lens[depth][position]` has the ids of the most likely next tokens and their probabilities, as
+    if the model ended at that depth. The first depth is the embedding, and the last depth is the
+    model's own prediction.
 
-    `patterns[layer][head]` has the attention weights in thousandths, as one list: first those of
-    token 0 (one weight), then those of token 1 (two weights), and so on.
+    `patterns[layer][head]` has the attention weights in thousandths, as one list: first the one
+    weight of token 0 as a query, then the two weights of token 1 as a query, and so on.
     """
 
     model: str
@@ -58,8 +59,8 @@ class Explanation:
 def explain(model: DemoTransformer, text: str) -> Explanation:
     """Return what the model predicts in this text at each layer, and what its heads attend to.
 
-    Probabilities are rounded to four digits. Raises `ValueError` before the model runs if the page
-    would be too large. Raises `ValueError` for a model that computes NaN.
+    Probabilities are rounded to four significant digits. Raises `ValueError` before the model runs
+    if the page would be too large. Raises `ValueError` for a model that computes NaN.
     """
     tokens = single(model, text)
     _require_fit(model.cfg, tokens.shape[1])
@@ -96,12 +97,12 @@ def explain(model: DemoTransformer, text: str) -> Explanation:
 
 
 def render(explanation: Explanation) -> str:
-    """Return the page as HTML."""
+    """Return the page about `explanation` as HTML."""
     return render_page("explain.html.jinja", **vars(explanation))
 
 
 def write_html(explanation: Explanation, file: Path) -> None:
-    """Write the page. If an error occurs, an existing file is unchanged."""
+    """Write the page to `file`. If an error occurs, an existing file is unchanged."""
     write_atomically(file, render(explanation))
 
 

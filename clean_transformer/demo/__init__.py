@@ -1,1 +1,1 @@
-"""The small GPT-2 in this package, the stories that it was trained on, and its training script."""
+"""Contains the small GPT-2 of this package, its training script, and its generator of stories."""

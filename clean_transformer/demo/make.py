@@ -30,13 +30,15 @@ CFG = Config(
     d_head=32,
     d_mlp=512,
     d_vocab=768,  # nearly every word of the stories is one token, and every name is two tokens
-    n_ctx=180,  # longer than any story; songbooks are truncated
+    n_ctx=180,  # every story fits into one window; `windows` truncates songbooks
     initializer_range=0.06,
 )
 
 
-# The stages of training are SONGS, SIGHTED, BOTH and STORIES. The first two train on songs only,
-# which forces induction. The last one has no songs.
+# Training has four stages, in this order: SONGS, SIGHTED, BOTH and STORIES. SONGS and SIGHTED train
+# only on songbooks, which forces the model to learn induction: to find an earlier copy of the
+# latest tokens, and to predict what followed there. BOTH trains on songbooks and stories. STORIES
+# trains only on stories.
 SONGS = Training(
     steps=3000, batch=6, learning_rate=1.5e-3, final_share=1.0, weight_decay=0.01, save_every=200
 )
@@ -56,7 +58,7 @@ BOTH = Training(
 )
 
 
-SONGBOOKS = 3  # the average number of songbooks in a batch of BOTH
+SONGBOOKS = 3  # the average number of songbooks in a batch of the stage BOTH
 
 
 STORIES = replace(BOTH, steps=6000, batch=16, learning_rate=1e-3)
@@ -80,7 +82,9 @@ def main(run: Path = Path("build/demo-model")) -> None:
 
     An interrupted run continues from its last checkpoint in the folder `run`.
     """
-    torch.set_num_threads(1)  # sums in the same order each time; no slower for such small matrices
+    # With one thread, every run adds numbers in the same order. It is no slower for matrices as
+    # small as these.
+    torch.set_num_threads(1)
     tokenizer = train_tokenizer(stories.generate(SEED, TOKENIZER_STORIES))
     songs, some_songs, told, last_told, held_out = (
         windows(tokenizer, write(seed, count))
@@ -106,9 +110,10 @@ def main(run: Path = Path("build/demo-model")) -> None:
                 bar.print(f"step {measured.step}: held-out loss {measured.held_out_loss:.4f}")
 
         for name, attention, tokens, training in (
-            # At first, each position in layer 0 sees only two tokens. It can then only learn which
-            # token came before, which is what induction needs. If layer 0 sees more, it mixes many
-            # tokens, and layer 1 learns to work with that mixture instead.
+            # At first, the attention of layer 0 sees only the current token and the previous one.
+            # So layer 0 learns which token came before, and induction in layer 1 needs exactly
+            # this. If layer 0 sees all tokens from the start, it mixes many of them, and layer 1
+            # learns to use this mixture instead.
             ("nearsighted", Nearsighted, songs, SONGS),
             ("songs", Attention, songs, SIGHTED),
             ("both", Attention, both, BOTH),
@@ -119,7 +124,7 @@ def main(run: Path = Path("build/demo-model")) -> None:
                 model, tokens, run / name, training, held_out=held_out, device="cpu", on_step=show
             )
     with atomic_folder(hub.DEMO) as folder:
-        tokenizer.backend.model.save(str(folder))  # vocab.json and merges.txt
+        tokenizer.backend.model.save(str(folder))  # writes vocab.json and merges.txt
         model.save_pretrained(folder)
 
 
@@ -136,18 +141,20 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     )
     starts = stories.RULES["hero_start"] + stories.RULES["friend_start"]
     parts = [f" {start}" for start in starts] + stories.RULES["hero_end"]
-    # The parts of names are added very often, so that BPE makes each part one token before it
-    # merges letters across two parts.
+    # A name has two parts, such as " Ba" and "bo". We add each part very often to the texts, so
+    # that BPE makes each part one token before it merges letters of two neighboring parts.
     backend.train_from_iterator([*texts, *parts * 5 * len(texts)], trainer)
     return Tokenizer(backend)
 
 
 def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
-    """Return one window of n_ctx tokens for each text, and one more token at the end.
+    """Return the windows of all texts, one after another, as a flat array of token ids.
 
-    Each window begins with <|endoftext|> and contains one text. The text is truncated, or padded
-    with <|endoftext|>. There is no second text in a window, because the model has to find names,
-    and the names of another text would mislead it.
+    Each text gets one window of n_ctx tokens. The window begins with <|endoftext|>, and the text
+    follows, truncated or padded with <|endoftext|>. A window never contains a second text: the
+    model has to find names in its window, and the names of another text would mislead it. After the
+    last window, the array has one more <|endoftext|>, which is the token to predict at that
+    window's last position.
     """
     rows = np.full((len(texts), CFG.n_ctx), tokenizer.eos_token_id, dtype=np.uint16)
     for row, text in zip(rows, texts, strict=True):
@@ -160,10 +167,12 @@ def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
 def initialize_embeddings(model: DemoTransformer) -> None:
     """Double the token embeddings, and set the position embeddings to sines and cosines.
 
-    The position embeddings are those of Vaswani et al. 2017, section 3.5, but with evenly spaced
-    frequencies, which distinguish neighboring positions. A head can find the previous token by
-    rotating them. Embeddings as small as GPT-2's would be too small in comparison with the outputs
-    of the heads.
+    The position embeddings are those of Vaswani et al. 2017, section 3.5, but their frequencies are
+    evenly spaced, so that neighboring positions have clearly different embeddings. A rotation maps
+    the embedding of each position to the embedding of the previous position, so a head can easily
+    learn to attend to the previous token. Both embeddings are larger than at GPT-2's
+    initialization, because they would otherwise be too small in comparison with the outputs of the
+    heads.
     """
     W_E, W_pos = model.embed.W_E, model.pos_embed.W_pos
     W_E *= 2

@@ -1,9 +1,9 @@
 """A grammar that generates short stories for a small model, and parses these stories.
 
 Each story draws facts at random: the names of two friends (two syllables each), their song, what
-they lose or find, and where. A story states each fact once and repeats it later. To predict the
-repetition, the model has to find the fact in the story. Statistics of the training text do not
-help.
+they lose or find, and where. A story states each fact, and repeats many facts later. To predict a
+repeated fact, the model has to find this fact earlier in the same story. Statistics of the training
+text do not help.
 """
 
 import random
@@ -13,7 +13,8 @@ from collections.abc import Iterator
 ENDS = "ba bo da do fi go ka ki la lo mi mo na ni ra ro ta vo"
 
 
-# The words for each fact. A story draws one word for each symbol, and then always uses that word.
+# The possible words for each fact. The keys are symbols of the grammar (see `RULES`). A story draws
+# one word for each symbol, and then has this word wherever the symbol occurs.
 FACT_WORDS = {
     "hero_start": "Ba Do Fi Ka Li Lo Ma Ni Pe Ro Sa Ti Vo Zu",
     "hero_end": ENDS,
@@ -40,7 +41,7 @@ OTHER_WORDS = {
 }
 
 
-# A songbook's songs consist of these words: all words of the stories.
+# The songs of a songbook consist of these words and names: all those of FACT_WORDS and OTHER_WORDS.
 ANYTHING = {
     "word": " ".join(
         words
@@ -52,8 +53,8 @@ ANYTHING = {
 }
 
 
-# The grammar: the lines that can replace each symbol. One line is drawn at random, and then each
-# `{symbol}` in it is replaced, too.
+# The grammar. It maps each symbol to the lines that can replace this symbol. To write a symbol, we
+# draw one of its lines at random, and then write each `{symbol}` in this line in the same way.
 RULES = {
     "story": ["{opening} {singing} {lost} {ending}", "{opening} {singing} {found} {ending}"],
     "opening": [
@@ -147,7 +148,8 @@ def generate(seed: int, count: int) -> list[str]:
 def songbooks(seed: int, count: int) -> list[str]:
     """Return `count` texts. Each text has three songs of its own and repeats them in random order.
 
-    The only way to predict the next word of a song is to find where the text had the song before.
+    The only way to predict the next word of a song is to find an earlier copy of the song in the
+    same text. The same seed gives the same texts.
     """
     draw = random.Random(seed)
     books = ([_write("song_of_anything", {}, draw) for _ in range(3)] for _ in range(count))
@@ -155,12 +157,15 @@ def songbooks(seed: int, count: int) -> list[str]:
 
 
 def parse(text: str) -> dict[str, str] | None:
-    """Return the facts of a story, by symbol; None for a text that this grammar cannot generate."""
+    """Return the facts of a story, by symbol, or None if the grammar cannot generate the text."""
     return next((facts for rest, facts in _read("{story}", text, {}) if not rest), None)
 
 
 def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
-    """Return a random text for the symbol, and add the facts that it draws to `facts`."""
+    """Return a random text for `symbol`, and add the new facts in this text to `facts`.
+
+    If `facts` already has a text for the symbol, return that text.
+    """
     if symbol in facts:
         return facts[symbol]
     line = draw.choice(RULES[symbol])
@@ -171,9 +176,10 @@ def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
 
 
 def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield every way in which `text` can begin with `line`.
+    """Yield a result for every way in which the symbols in `line` can match the start of `text`.
 
-    Each result holds the rest of `text` after `line`, and all facts known so far.
+    Each result has the rest of `text` after the matched start, and all facts known so far: those in
+    `facts` and those in the matched start.
     """
     found = SYMBOL.search(line)
     literal = line[: found.start()] if found else line

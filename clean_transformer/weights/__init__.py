@@ -1,4 +1,4 @@
-"""Reads, writes and processes weights: checkpoints of every supported format as state dicts."""
+"""Reads checkpoints in every supported format, writes GGUF files, and processes state dicts."""
 
 from clean_transformer.weights.formats.gguf import write_gguf as write_gguf
 from clean_transformer.weights.load import read_pretrained as read_pretrained

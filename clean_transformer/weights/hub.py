@@ -1,4 +1,4 @@
-"""Finds the files of a model: in a local folder, or in a repository on the Hugging Face hub."""
+"""Finds the files of a model in a local folder, or downloads them from the Hugging Face hub."""
 
 import os
 import re
@@ -21,39 +21,39 @@ HUB_IDS = {
 DEMO = Path(__file__).parents[1] / "demo" / "model"
 
 
-# Alternative sets of file names or patterns. A model needs one complete set; the preferred set
-# comes first.
+# Several alternative sets of files. Each set is a tuple of file names or glob patterns. A model
+# needs all files of one set. The preferred set comes first.
 FileSets = tuple[tuple[str, ...], ...]
 
 
 TOKENIZER: FileSets = (
     ("tokenizer.json",),
     ("vocab.json", "merges.txt"),
-    ("encoder.json", "vocab.bpe"),  # the names in OpenAI's own release
+    ("encoder.json", "vocab.bpe"),  # OpenAI's own release uses these names
 )
 
 
-# In a name on the hub, "--" and ".." are forbidden. The first and the last character is a letter,
-# a digit or "_".
+# A hub id is "owner/name". The owner and the name begin and end with a letter, a digit or "_". They
+# do not contain "--" or "..".
 HUB_ID = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 class HubError(OSError):
-    """The files could not be downloaded. The message says what to do next."""
+    """The files of a model could not be downloaded. The message says what to do next."""
 
 
 def fetch(source: str | Path, wanted: FileSets) -> Path:
     """Return the local folder with the files of `source`, and download them first if necessary.
 
     `source` is a local folder, a hub id ("owner/name"), an alias from `HUB_IDS`, or "demo", the
-    model in this package. From the hub, this downloads only the first set in `wanted` that the
-    repository has completely. `huggingface_hub` keeps the files in its cache, and its environment
-    variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, …) apply. If the hub does not answer, the
-    cached files are used.
+    model in this package. `wanted` lists alternative sets of files. From the hub, this function
+    downloads only one set: the first set of which the repository has all files. `huggingface_hub`
+    keeps the files in its cache, and its environment variables (HF_HOME, HF_ENDPOINT,
+    HF_HUB_OFFLINE, …) apply. If the request to the hub fails, the function uses the cached files.
 
-    Raises `ValueError` if `source` is none of these. Raises `HubError` if the repository or the
-    files do not exist, if a download is interrupted, or if the hub does not answer and nothing is
-    cached.
+    Raises `ValueError` if `source` has none of these forms. Raises `HubError` if the repository or
+    the files do not exist, if a download is interrupted, or if the hub does not answer and the
+    cache has no complete set.
     """
     if os.path.isdir(source):
         return Path(source)
@@ -65,8 +65,9 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import HfHubHTTPError
 
-    # One request without retries, so that a missing network is noticed at once. The type of the
-    # error depends on the HTTP library, which differs between versions of huggingface_hub.
+    # This is one request without retries, so that we notice a missing network connection at once.
+    # We catch every exception: its type depends on the HTTP library, and different versions of
+    # huggingface_hub use different HTTP libraries.
     try:
         listing = HfApi().model_info(repo, timeout=HF_HUB_ETAG_TIMEOUT).siblings or []
     except Exception as error:
@@ -94,7 +95,11 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
 
 
 def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
-    """Return the files of the first set that is complete in `names`, in the set's order, or []."""
+    """Return the names that belong to the first complete set in `wanted`, in the set's order.
+
+    A set is complete if each of its patterns matches at least one of `names`. If no set is
+    complete, the result is [].
+    """
     names = sorted(names)
     for patterns in wanted:
         matches = [matching(names, pattern) for pattern in patterns]
@@ -104,7 +109,7 @@ def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
 
 
 def describe(wanted: FileSets) -> str:
-    """Return the file sets as text for error messages."""
+    """Return the sets as text for errors: "tokenizer.json, or vocab.json + merges.txt"."""
     return ", or ".join(" + ".join(patterns) for patterns in wanted)
 
 
@@ -126,7 +131,7 @@ def _download(repo: str, file: str) -> Path:
 
     try:
         return Path(hf_hub_download(repo, file))
-    except Exception as error:  # from the HTTP library, the hub or the file system
+    except Exception as error:  # the HTTP library, the hub or the file system raises it
         raise HubError(
             f"the download of {file} from {repo!r} failed ({_first_line(error)}); "
             "try again; an incomplete download is never used"

@@ -9,11 +9,12 @@ from clean_transformer.weights.table import Format, State, WeightsError
 
 
 def infer_config(known: Format, state: State) -> Config:
-    """Return the architecture of a state dict in the format `known`, with GPT-2's eps of 1e-5.
+    """Return the architecture of `state`, a state dict in the format `known`.
 
-    Raises `WeightsError` if the shapes do not determine the architecture. Most formats merge the
-    heads into one axis. In these formats, the number of heads is known only if d_model is the width
-    of a published GPT-2.
+    A state dict does not contain eps, so the result has GPT-2's eps of 1e-5. Raises `WeightsError`
+    if the shapes do not determine the architecture. Most formats merge the axes `head` and `d_head`
+    into one axis. With such a format, this function can infer the number of heads only if a
+    published GPT-2 has the same d_model.
     """
     n_layers = _count_layers(known, state)
     rows = [row for row in known.all_rows(n_layers) if row.theirs in state]
@@ -44,7 +45,7 @@ def _count_layers(known: Format, state: State) -> int:
 
 
 def _axis_lengths(rows: list[Row], n_layers: int, state: State) -> dict[str, int]:
-    """Return the length of each axis that the format does not merge with another axis."""
+    """Return the length of each axis, by name, except of axes that the format merges into one."""
     axes = parameter_axes(Config.gpt2("small", n_layers=n_layers, tied_unembed=False))
     lengths: dict[str, int] = {}
     for row in rows:

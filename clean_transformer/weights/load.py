@@ -1,7 +1,7 @@
 """Reads the architecture and the parameters from a checkpoint in any known format.
 
-The parameters get this package's names. Every `Format` that a file in `formats/` defines is known.
-There is no other list of formats.
+The result has this package's parameter names. The known formats are all `Format` objects that the
+modules in `formats/` define, so a new module there adds a format.
 """
 
 import os
@@ -21,20 +21,20 @@ from clean_transformer.weights.table import Folder, Format, State, WeightsError,
 
 
 def discover() -> Iterator[Format]:
-    """Yield every `Format` that a file in `formats/` defines or imports."""
+    """Yield every `Format` that a module in `formats/` defines or imports."""
     for module in iter_modules(formats.__path__):
         contents = vars(import_module(f"{formats.__name__}.{module.name}"))
         yield from (value for value in contents.values() if isinstance(value, Format))
 
 
-# `discover` finds a format twice if a second file imports it. The dictionary keeps it once.
+# `discover` yields a format twice if a second module imports it. The dictionary keeps one of them.
 FORMATS = tuple({known.name: known for known in discover()}.values())
 
 
 FILES = {known.file.suffix: known.file for known in FORMATS if known.file}
 
 
-# The formats that are stored in folders, the preferred one first.
+# The formats that are stored in folders, as pairs (`Folder`, `Format`), highest priority first.
 FOLDERS = sorted(
     ((known.folder, known) for known in FORMATS if known.folder),
     key=lambda pair: pair[0].priority,
@@ -42,7 +42,7 @@ FOLDERS = sorted(
 )
 
 
-# The files to look for in a folder or a hub repository; the preferred set comes first.
+# The alternative sets of files that `fetch` looks for. The preferred set comes first.
 WEIGHTS: FileSets = tuple(files for folder, _ in FOLDERS for files in folder.file_sets)
 
 
@@ -51,11 +51,13 @@ def read_pretrained(
 ) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture of a model, and its parameters under this package's names.
 
-    `source` is a hub id, an alias, "demo", a folder or a file. The parameters are on the device and
-    in the dtype. A parameter that needs no conversion is a view of the memory-mapped file.
+    `source` is a hub id, an alias, "demo", a folder or a file. The parameters are on `device` and
+    have the dtype `dtype`. A parameter that needs no conversion is a view of the memory-mapped
+    file.
 
-    Raises `WeightsError` for a damaged file or for weights that do not fit the architecture,
-    `FileNotFoundError` for missing files, and `ValueError` or `HubError` as `hub.fetch` does.
+    Raises `WeightsError` for a damaged file or for weights that do not fit the architecture, and
+    `FileNotFoundError` for missing files. Raises `ValueError` or `HubError` if `hub.fetch` raises
+    it.
     """
     path = Path(source)
     if path.is_file() or (path.suffix in FILES and not path.is_dir()):
@@ -75,10 +77,12 @@ def read_pretrained(
 
 
 def _choose_folder(path: Path) -> tuple[Folder, Format]:
-    """Return the preferred format among the formats whose files are complete in this folder.
+    """Return the format to read from the folder `path`: its `Folder` and its `Format`.
 
-    If no format is complete, this returns a format whose first file exists. The reader of that
-    format then says which file is missing. Raises `FileNotFoundError` if no such file exists.
+    This is the format with the highest priority among those that have all their files in the
+    folder. If no format has all its files, this function chooses a format whose first file exists.
+    The format's `read` then says which file is missing. Raises `FileNotFoundError` if the folder
+    has the first file of no format.
     """
     names = os.listdir(path)
     complete = [pair for pair in FOLDERS if complete_set(pair[0].file_sets, names)]
@@ -96,9 +100,9 @@ def _converted(state: State, device: torch.device, dtype: torch.dtype) -> dict[s
 def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture of a state dict, and its parameters under this package's names.
 
-    The keys of the state dict determine its format. Without `cfg`, the architecture is inferred
-    from the shapes (see `infer_config`). Raises `WeightsError` for an unknown format, and if keys
-    or shapes differ from the architecture's.
+    The keys of the state dict determine its format. Without `cfg`, this function infers the
+    architecture from the shapes (see `infer_config`). Raises `WeightsError` for an unknown format,
+    and if the keys or shapes do not fit the architecture.
     """
     # torch.compile adds this prefix to the parameter names of each module that it compiles.
     state = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}

@@ -1,15 +1,16 @@
-"""Changes the weights so that a model is easier to interpret. Log-probabilities stay the same.
+"""Changes the weights so that a model is easier to interpret. Its log-probabilities stay the same.
 
 Each function takes an architecture and a complete state dict, and returns a new architecture and a
-new state dict. It never changes the tensors that it gets. The old and the new state dict share the
-tensors that did not change.
+new state dict. No function changes the tensors that it gets. The old and the new state dict share
+the tensors that did not change.
 
-The results equal TransformerLens's bit for bit. For that reason the code multiplies and then sums:
-a matrix product would round differently. The rounding of a sum also depends on the memory layout,
-so equal bits need equal strides. `untie` gives the unembedding the strides that TransformerLens
-gives it when it converts the published GPT-2. There is one exception: if d_model equals d_mlp or
-d_vocab, TransformerLens (3.9.0 and 4.3.0) takes the wrong axis for d_model, and its `fold_ln`
-changes the function that the model computes.
+The new weights equal the weights that TransformerLens computes, bit for bit. To get equal bits, the
+code multiplies elementwise and then sums, as TransformerLens does, because a matrix product would
+round differently. The rounding of a sum also depends on the memory layout, so equal bits need equal
+strides. `untie` therefore gives W_U the strides that W_U has in TransformerLens after the published
+GPT-2 is loaded. There is one exception to the equality: if d_model equals d_mlp or d_vocab,
+TransformerLens (3.9.0 and 4.3.0) takes the wrong axis for d_model, and its `fold_ln` changes the
+function that the model computes.
 
 Sources: TransformerLens's `further_comments.md`, and Elhage et al. 2021, "A Mathematical Framework
 for Transformer Circuits".
@@ -27,10 +28,10 @@ from clean_transformer.weights.table import State
 
 
 def untie(cfg: Config, state: State) -> tuple[Config, State]:
-    """Give the unembedding its own copy of the transposed embedding, [d_model d_vocab].
+    """Return the untied model: W_U [d_model d_vocab] is a parameter, and equals W_Eᵀ.
 
-    The tied model already computes with W_U = W_Eᵀ, so the logits are unchanged. If the model is
-    not tied, this returns it unchanged.
+    A tied model computes its logits with W_Eᵀ, so the logits are unchanged. If the model is not
+    tied, this function returns `cfg` and `state` unchanged.
     """
     if not cfg.tied_unembed:
         return cfg, state
@@ -39,19 +40,21 @@ def untie(cfg: Config, state: State) -> tuple[Config, State]:
 
 
 def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
-    """Fold the gain w and bias b of every LayerNorm into the weights W and biases c after it.
+    """Fold each LayerNorm's gain w and bias b into the weights W and biases c that read its output.
 
     LN(x) = w·x̂ + b, where x̂ is x after centering and scaling. Therefore
 
         LN(x) W + c = x̂ (w[:, None] · W) + (b W + c).
 
-    x̂ has mean zero over d_model, so the mean of each column of the new W has no effect. The
-    function subtracts this mean, too. The logits are unchanged.
+    x̂ has mean zero over d_model. Therefore a number that is added to a whole column of the new W
+    has no effect, and this function also subtracts from each column its mean over d_model. The
+    logits are unchanged.
 
-    W is W_Q, W_K, W_V [head d_model d_head], W_in [d_model d_mlp] or W_U [d_model d_vocab]. A tied
-    model is untied first (see `untie`). The result has `normalization_type="LNPre"` and no
-    LayerNorm parameters. If the model is already folded, this returns it unchanged, as
-    TransformerLens does. Raises `KeyError` for a missing parameter.
+    W is W_Q, W_K, W_V [head d_model d_head], W_in [d_model d_mlp] or W_U [d_model d_vocab]. If the
+    model is tied, the function first unties it (see `untie`). The result has
+    `normalization_type="LNPre"` and no LayerNorm parameters. If the LayerNorms are already folded,
+    the function returns `cfg` and `state` unchanged, as TransformerLens does. Raises `KeyError` for
+    a missing parameter.
     """
     if cfg.normalization_type == "LNPre":
         return cfg, state
@@ -68,14 +71,15 @@ def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
 
 
 def center_writing_weights(cfg: Config, state: State) -> tuple[Config, State]:
-    """Subtract the mean over d_model from every parameter that is added to the residual stream.
+    """Subtract the mean over d_model from every parameter that writes to the residual stream.
 
     W ← W − mean(W, d_model), for W_E [d_vocab d_model], W_pos [n_ctx d_model],
     W_O [head d_head d_model], W_out [d_mlp d_model], and b_O, b_out [d_model].
 
-    The residual stream then has mean zero over d_model. Only LayerNorms read it, and a LayerNorm
-    subtracts that mean anyway, so the logits are unchanged. A tied model is untied first (see
-    `untie`), because the unembedding must not change. Raises `KeyError` for a missing parameter.
+    The residual stream then has mean zero over d_model. Only LayerNorms read the residual stream,
+    and each LayerNorm subtracts the mean over d_model anyway, so the logits are unchanged. If the
+    model is tied, this function first unties it (see `untie`), because W_U must not change. Raises
+    `KeyError` for a missing parameter.
     """
     cfg, state = untie(cfg, state)
     return cfg, _with_centered(state, _writers(cfg))
@@ -85,9 +89,9 @@ def center_unembed(cfg: Config, state: State) -> tuple[Config, State]:
     """Subtract the mean over the vocabulary from W_U [d_model d_vocab] and b_U [d_vocab].
 
     W_U ← W_U − mean(W_U, d_vocab) and b_U ← b_U − mean(b_U). At each position, this shifts all
-    logits by the same number, so that their mean is zero. The log-probabilities are unchanged; the
-    logits are not. A tied model is untied first (see `untie`), because the embedding must not
-    change. Raises `KeyError` for a missing parameter.
+    logits by the same number, so that their mean is zero. The logits change, but the
+    log-probabilities do not. If the model is tied, this function first unties it (see `untie`),
+    because W_E must not change. Raises `KeyError` for a missing parameter.
     """
     cfg, state = untie(cfg, state)
     return cfg, _with_centered(state, ["unembed.W_U", "unembed.b_U"])
@@ -98,9 +102,9 @@ def fold_value_biases(cfg: Config, state: State) -> tuple[Config, State]:
 
     b_O ← b_O + Σ_head b_V[head] W_O[head] and b_V ← 0.
 
-    Each row of an attention pattern sums to one, so a value bias adds the same vector to the
-    output wherever the head attends. The logits are unchanged. Raises `KeyError` for a missing
-    parameter.
+    Each row of an attention pattern sums to one. Therefore the value bias of a head adds the same
+    vector to the attention output at every position, just as b_O does. The logits are unchanged.
+    Raises `KeyError` for a missing parameter.
     """
     folded = dict(state)
     for attn in (f"blocks.{layer}.attn" for layer in range(cfg.n_layers)):
@@ -111,8 +115,9 @@ def fold_value_biases(cfg: Config, state: State) -> tuple[Config, State]:
     return cfg, folded
 
 
-# The functions in TransformerLens's order. `process_weights` needs this tuple, because its flags
-# have the names of the functions and hide them.
+# The processing functions, in the order in which TransformerLens applies them. Inside
+# `process_weights`, each flag hides the function with the same name, so `process_weights` takes the
+# functions from this tuple.
 _STEPS = (fold_ln, center_writing_weights, center_unembed, fold_value_biases)
 
 
@@ -127,10 +132,11 @@ def process_weights(
 ) -> tuple[Config, State]:
     """Return the weights that TransformerLens's `HookedTransformer` loads with the same flags.
 
-    This unties the model (see `untie`) and then applies the functions whose flags are set, in this
-    order. The log-probabilities are unchanged, except for rounding. Like TransformerLens, this
-    computes in float32 and returns each parameter in its own dtype. Even if no flag is set, float64
-    weights are rounded to float32. To keep full precision, call the four functions one by one.
+    This function unties the model (see `untie`). Then it calls each function of this module whose
+    flag is True, in the order of the arguments. The log-probabilities are unchanged, except for
+    rounding. Like TransformerLens, this function computes in float32 and then converts each
+    parameter back to its original dtype. Even if all flags are False, float64 weights are rounded
+    to float32. To keep full precision, call the four functions one by one.
 
     Raises `KeyError` for a missing parameter.
     """
@@ -140,8 +146,8 @@ def process_weights(
     for step in compress(_STEPS, flags):
         cfg, processed = step(cfg, processed)
     if center_writing_weights and fold_value_biases:
-        # W_O was centered, so the folded b_O has mean zero except for rounding. TransformerLens
-        # centers it again.
+        # W_O was centered, so the new b_O has mean zero except for rounding. TransformerLens
+        # centers b_O again here. We do the same, to get equal bits.
         names = [f"blocks.{layer}.attn.b_O" for layer in range(cfg.n_layers)]
         processed = _with_centered(processed, names)
     return cfg, {name: tensor.to(original[name].dtype) for name, tensor in processed.items()}
@@ -158,13 +164,13 @@ def _readers(cfg: Config) -> dict[str, list[str]]:
 
 
 def _writers(cfg: Config) -> list[str]:
-    """Return the names of the parameters that are added to the residual stream."""
+    """Return the names of the parameters that write to the residual stream."""
     blocks = [f"blocks.{layer}.{name}" for layer in range(cfg.n_layers) for name in WRITERS]
     return ["embed.W_E", "pos_embed.W_pos", *blocks]
 
 
 def _with_centered(state: State, names: list[str]) -> State:
-    """Return a state dict in which the named tensors have mean zero over their last axis."""
+    """Return a state dict in which the tensors `names` have mean zero over their last axis."""
     return {**state, **{name: _centered(state[name], axis=-1) for name in names}}
 
 

@@ -1,7 +1,7 @@
-"""`Row`: the name and the layout of one parameter in a checkpoint format.
+"""Defines `Row`, which describes the name and the layout of one parameter in a checkpoint format.
 
-Here and in `table`, "our" names and tensors are this package's, and "their" names and tensors are
-those of the checkpoint format.
+In this module and in `table`, "our" parameters have this package's names and axes, and "their"
+tensors have the names and axes of the checkpoint format.
 """
 
 import math
@@ -15,20 +15,21 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 
-AXIS = r"[a-z]\w*"  # an axis name in an einops pattern; the axis "1" does not match
+AXIS = r"[a-z]\w*"  # matches the name of an axis in an einops pattern, but not the axis "1"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where and how a format stores one of our parameters.
+    """Describes where and how a format stores one of our parameters.
 
-    `ours` is our name of the parameter. `theirs` is the name of their tensor that holds it. If the
-    format does not store the parameter, `theirs` is None and the parameter is zero.
+    `ours` is our name of the parameter. `theirs` is the name of their tensor that holds the
+    parameter. If the format does not store the parameter, `theirs` is None, and we read the
+    parameter as zeros.
 
-    `pattern` is the einops pattern that turns their tensor into our parameter. Without a pattern,
-    both have the same axes. If their tensor holds several of our parameters, such as queries, keys
-    and values, the pattern stacks them along a new first axis. `part` is then the index of our
-    parameter on that axis.
+    `pattern` is the einops pattern that turns their tensor into our parameter. If it is None, their
+    tensor has the same axes as our parameter. If their tensor holds several of our parameters, such
+    as W_Q, W_K and W_V, the pattern gives all of them, stacked along a new axis 0. In this case,
+    `part` is the index of our parameter on axis 0; otherwise it is None.
     """
 
     ours: str
@@ -37,11 +38,15 @@ class Row:
     part: int | None = None
 
     def their_axes(self, our_axes: str) -> list[str]:
-        """Return the axes of their tensor. Axes that they merge are one entry, "(head d_head)"."""
+        """Return the axes of their tensor, in order.
+
+        `our_axes` are the axes of our parameter, for example "head d_head". If the format merges
+        axes into one, the merged axis is one entry of the result: "(head d_head)".
+        """
         return re.findall(r"\([^)]*\)|\w+", (self.pattern or our_axes).split("->")[0])
 
     def their_shape(self, our_axes: str, cfg: Config) -> tuple[int, ...]:
-        """Return the shape of their tensor, given the axes of our parameter."""
+        """Return the shape of their tensor. `our_axes` are the axes of our parameter."""
         lengths = _axis_lengths(cfg)
         return tuple(
             math.prod(lengths[axis] for axis in re.findall(AXIS, group))
@@ -49,17 +54,17 @@ class Row:
         )
 
     def read(self, tensor: Tensor, cfg: Config) -> Tensor:
-        """Return our parameter, as a view of their tensor."""
+        """Return our parameter, as a view of `tensor`, which is their tensor."""
         if self.pattern is None:
             return tensor
         ours = rearrange(tensor, self.pattern, **self._lengths(cfg))
         return ours if self.part is None else ours[self.part]
 
     def write(self, tensor: Tensor, cfg: Config) -> Tensor:
-        """Return their tensor, given our parameter.
+        """Return their tensor. `tensor` is our parameter.
 
-        If their tensor holds several of our parameters, `tensor` is these parameters, stacked along
-        a new first axis.
+        If their tensor holds several of our parameters, `tensor` has all of them, stacked along a
+        new axis 0 in the order of `part`.
         """
         if self.pattern is None:
             return tensor
@@ -73,9 +78,10 @@ class Row:
 
 
 def write_rows(rows: Iterable[tuple[Row, Tensor]], cfg: Config) -> Tensor:
-    """Return their tensor, contiguous, given all of our parameters that it holds.
+    """Return one of their tensors, contiguous.
 
-    `rows` holds the row and the value of each parameter.
+    `rows` has a pair for each of our parameters that this tensor holds: the parameter's row and the
+    parameter itself.
     """
     (row, tensor), *others = sorted(rows, key=lambda pair: pair[0].part or 0)
     if row.part is not None:

@@ -1,4 +1,4 @@
-"""The name and shape of every parameter in a complete state dict."""
+"""Lists the name, the axes and the shape of every parameter in a complete state dict."""
 
 from clean_transformer.config import Config
 
@@ -28,8 +28,8 @@ BLOCK = {
 }
 
 
-# READERS has, for each LayerNorm of a block, the weights that multiply its output. WRITERS has the
-# parameters that are added to the residual stream.
+# READERS maps each LayerNorm of a block to the weights that multiply its output. WRITERS lists the
+# parameters of a block that write to the residual stream.
 READERS = {"ln1": ("attn.W_Q", "attn.W_K", "attn.W_V"), "ln2": ("mlp.W_in",)}
 WRITERS = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 
@@ -43,8 +43,10 @@ UNEMBEDDING = {
 
 
 def parameter_axes(cfg: Config) -> dict[str, str]:
-    """Return the axes of every parameter, such as "d_vocab d_model", by name, in order.
+    """Return a dictionary from the name of every parameter to its axes, such as "d_vocab d_model".
 
+    The parameters are in the order embedding, blocks, unembedding. A tied model has no
+    `unembed.W_U`, and a model with `normalization_type="LNPre"` has no LayerNorm parameters.
     `Config.axes` gives the length of each axis.
     """
     blocks = {

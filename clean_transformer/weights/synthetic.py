@@ -1,9 +1,11 @@
-"""Seeded random weights with the same bits on every machine, for use without the published ones.
+"""Draws seeded random weights that have the same bits on every machine.
 
-`torch.randn` gives different bits on different processors, because they compute logarithms and
-cosines differently. Here, each value starts as a sum of integers from a bit generator whose output
-NumPy guarantees. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`, which IEEE
-754 rounds exactly. Floats are never summed over an axis, because the order of such a sum would
+Tests, parity checks and benchmarks use these weights instead of the published weights, so they need
+no download. `torch.randn` gives different bits on different processors, because the processors
+compute logarithms and cosines differently. In this module, each value starts as a sum of integers
+from a bit generator. NumPy guarantees that this generator always gives the same integers for the
+same seed. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`, which IEEE 754
+rounds exactly. Floats are never summed over an axis, because the order of such a sum would
 change its bits.
 """
 
@@ -25,19 +27,19 @@ from clean_transformer.weights.shapes import READERS, WRITERS, parameter_shapes
 Array = NDArray[np.float32]
 
 
-CHUNK = 2**16  # values drawn at a time; few enough for the processor's cache
+CHUNK = 2**16  # the number of values drawn at a time, small enough for the processor's cache
 
 
-STRIDE = 257  # every 257th entry is an outlier; 257 is prime, so that all columns get outliers
+STRIDE = 257  # every 257th entry is an outlier; 257 is prime, so all columns get outliers
 
 
-BELL_KURTOSIS = 2.9  # the kurtosis of a sum of twelve uniform values, 3 − 1.2 / 12
+BELL_KURTOSIS = 2.9  # the kurtosis of a sum of twelve uniform values: 3 − 1.2 / 12
 
 
 class Spread(NamedTuple):
-    """How a tensor's entries are distributed.
+    """The standard deviation, the kurtosis and the mean of a tensor's entries.
 
-    If `largest` is given, all outliers have this value.
+    If `largest` is not None, all outliers (see `STRIDE`) have this value.
     """
 
     std: float
@@ -46,8 +48,8 @@ class Spread(NamedTuple):
     largest: float | None = None
 
 
-# The numbers below were measured in GPT-2 small, except those of W_E, W_in and W_out, which are
-# guesses.
+# The numbers in OUTSIDE_BLOCKS and IN_BLOCKS were measured in GPT-2 small, whose d_model is
+# MEASURED_WIDTH. Only the numbers for W_E, W_in and W_out are guesses.
 MEASURED_WIDTH = 768
 
 
@@ -61,8 +63,9 @@ OUTSIDE_BLOCKS = {
 }
 
 
-# Each entry has the spreads of the first block, of the middle blocks, and of the last block (if it
-# is the fourth or later).
+# Each parameter of a block has three spreads: for the first block, for the middle blocks, and for
+# the last block. If the model has fewer than four blocks, all blocks after the first block have the
+# middle spread.
 IN_BLOCKS = {
     "ln1.w": (
         Spread(0.041, mean=0.18, largest=0.25),
@@ -92,10 +95,11 @@ IN_BLOCKS = {
 
 
 def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
-    """Return float32 weights as at the start of training: N(0, `cfg.initializer_range`).
+    """Return float32 weights, by name, that resemble those of an untrained model.
 
-    The gains of the LayerNorms are 1 + N(0, `cfg.initializer_range`). `unembed.b_U` is 0, because
-    most checkpoint formats do not have it.
+    They have a bell-shaped distribution with the standard deviation `cfg.initializer_range`. Its
+    mean is 1 for the gains of the LayerNorms, and 0 for all other parameters. `unembed.b_U` is
+    exactly 0, because most checkpoint formats cannot store it.
     """
 
     def spread(name: str) -> Spread:
@@ -107,17 +111,19 @@ def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
 
 
 def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
-    """Return float32 weights that are numerically as hard as those of the published GPT-2.
+    """Return float32 weights, by name, that are as hard to compute with as the published GPT-2's.
 
-    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small. The
-    scale of matrices depends on `d_model`. From the third block on (or the last, if there are
-    fewer), three coordinates of the residual stream at position 0 are near 3,000, provided that
-    `d_model` is at least 32. The median magnitude of the other coordinates is 0.9 after the first
+    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small. For
+    other values of `d_model`, the matrices in the blocks are scaled (see `_scale`). Three
+    coordinates of the residual stream at position 0 are near 3,000, if `d_model` is at least 32.
+    They are so large after the third block and all later blocks, or after the last block if there
+    are fewer than three. The median magnitude of the other coordinates is 0.9 after the first
     block, and 6 after the last of twelve blocks. From the fourth block on, many heads attend to
-    position 0 if no other position matches their query. An untied unembedding has its own values.
+    position 0 if no other position matches their query. An untied unembedding is drawn
+    independently of the embedding.
 
-    With `normalization_type="LNPre"`, the weights are the "LN" weights with the gains folded in and
-    without LayerNorm biases.
+    For `normalization_type="LNPre"`, this function first draws the weights for "LN". Then it folds
+    the LayerNorm gains into the next weights, and leaves the LayerNorm biases out.
     """
     with_norms = replace(cfg, normalization_type="LN")
     state = _draw_all(with_norms, seed, lambda name: _published_spread(name, cfg))
@@ -137,16 +143,20 @@ def _published_spread(name: str, cfg: Config) -> Spread:
 
 
 def _scale(cfg: Config) -> float:
-    """Return a factor that keeps a sum over `d_model` products as large as in GPT-2 small."""
+    """Return √(768 / d_model), by which the standard deviation of each block matrix is multiplied.
+
+    A sum of d_model products with such a matrix is then about as large as in GPT-2 small.
+    """
     return math.sqrt(MEASURED_WIDTH / cfg.d_model)
 
 
 def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     """Make three coordinates of the residual stream huge at position 0.
 
-    W_pos marks position 0 in these coordinates. One MLP neuron reads the mark and writes huge
-    values into the same coordinates, and later heads attend to them. No parameter before that
-    neuron writes into these coordinates, so the mark is still there when the neuron reads it.
+    In these coordinates, W_pos has the value 4.5 at position 0 and −0.5 elsewhere. One MLP neuron
+    detects the 4.5 and writes huge values into the same coordinates. The heads of later blocks
+    attend to position 0 because of these values. No earlier attention or MLP writes into the three
+    coordinates, so the values of W_pos are still there when the neuron reads them.
     """
     layer = min(2, cfg.n_layers - 1)
     coordinates = [cfg.d_model * quarter // 4 for quarter in (1, 2, 3)]
@@ -156,8 +166,9 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     state["pos_embed.W_pos"][:, coordinates] = -0.5
     state["pos_embed.W_pos"][0, coordinates] = 4.5
 
-    # After LayerNorm, the three entries sum to about 3 at position 0 and to about 0 elsewhere. The
-    # neuron is active above 0.8.
+    # Before the gain of ln2, the sum of the three normalized coordinates is about 3 at position 0
+    # and about 0 elsewhere. The neuron computes 10 × this sum − 8, so it is active if the sum is
+    # above 0.8.
     gain = _published_spread(f"blocks.{layer}.ln2.w", cfg).mean
     mlp = f"blocks.{layer}.mlp"
     state[f"{mlp}.W_in"][:, 0] = 0
@@ -166,8 +177,8 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     state[f"{mlp}.W_out"][0] = 0
     state[f"{mlp}.W_out"][0, coordinates] = 140
 
-    # At position 0, each head's key becomes b_Q, the common part of all queries of the head, so
-    # that heads attend to it. The value becomes nearly 0.
+    # At position 0, the key of each head now has about the direction of b_Q. Every query of the
+    # head contains b_Q, so the head attends to position 0. The value at position 0 is nearly 0.
     for later in range(layer + 1, cfg.n_layers):
         attn = f"blocks.{later}.attn"
         state[f"{attn}.W_K"][:, coordinates] = state[f"{attn}.b_Q"][:, None] * _scale(cfg)
@@ -175,7 +186,10 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
-    """Multiply each weight [..., d_model, out] after a LayerNorm by that LayerNorm's gain."""
+    """Multiply each weight [..., d_model, out] after a LayerNorm by that LayerNorm's gain.
+
+    This changes the arrays in `state` in place.
+    """
     for layer in range(cfg.n_layers):
         for ln, readers in READERS.items():
             for reader in readers:
@@ -184,7 +198,11 @@ def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[str, Array]:
-    """Return all tensors of the model, drawn in several threads, because NumPy releases the GIL."""
+    """Return all tensors of the model, by name. `spread` gives the `Spread` of each tensor's name.
+
+    Several threads draw the tensors at the same time. This is faster, because NumPy releases the
+    GIL.
+    """
     shapes = parameter_shapes(cfg)
     with ThreadPoolExecutor() as pool:
         drawn = pool.map(lambda name: _draw(name, shapes[name], seed, spread(name)), shapes)
@@ -192,10 +210,12 @@ def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[s
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
-    """Return one tensor of bell-shaped values, in which the outliers are multiplied by a factor.
+    """Return the tensor `name`, with entries that are distributed as `spread` says.
 
+    The entries are bell-shaped values, and the outliers (see `STRIDE`) are multiplied by a factor.
     If a share p of the values is multiplied by √(1 + e), the variance becomes 1 + p·e and the
-    kurtosis becomes BELL_KURTOSIS · (1 + r²), where r = √(p (1 − p)) · e / (1 + p·e).
+    kurtosis becomes BELL_KURTOSIS · (1 + r²), where r = √(p (1 − p)) · e / (1 + p·e). The code
+    computes r from `spread.kurtosis`, and then e (`excess`) from r.
     """
     values = _bell(name, math.prod(shape), seed)
     p = 1 / STRIDE
@@ -210,9 +230,11 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array
 
 
 def _bell(name: str, count: int, seed: int) -> Array:
-    """Return values of mean 0 and variance 1, each a sum of twelve 16-bit integers (Irwin–Hall).
+    """Return `count` bell-shaped values with mean 0 and variance 1.
 
-    The seed and the name select the random stream, so a tensor does not depend on the others.
+    Each value is a sum of twelve random 16-bit integers (Irwin–Hall distribution), shifted and
+    scaled. `seed` and `name` select the random stream, so the values of one tensor do not depend
+    on which other tensors are drawn.
     """
     stream = np.random.SFC64([seed, zlib.crc32(name.encode())])
     values = np.empty(count, dtype=np.float32)

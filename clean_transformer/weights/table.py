@@ -1,4 +1,4 @@
-"""`Format`: a checkpoint format as a table of rows, which reads and writes state dicts."""
+"""Defines `Format`: a table of rows that reads and writes the state dicts of one kind."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,16 +17,17 @@ State = Mapping[str, Tensor]  # a state dict
 
 
 class WeightsError(ValueError):
-    """A checkpoint cannot be read, or a format cannot hold a model."""
+    """A checkpoint could not be read, or a format cannot store a model."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """How a format is stored in a folder.
+    """Describes how a format is stored in a folder.
 
-    A folder holds the format if it has every file of one of the `file_sets`. The first file of each
-    set describes the architecture. If a folder holds several formats, the one with the highest
-    `priority` is read. `read` returns the architecture, and the tensors under the format's names.
+    A folder contains the format if it has every file of one set in `file_sets`. The first file of
+    each set describes the architecture. If a folder contains several formats, we read the format
+    with the highest `priority`. `read` takes the path of the folder. It returns the architecture,
+    and the tensors under the format's names.
     """
 
     file_sets: FileSets
@@ -36,10 +37,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class File:
-    """How a format is stored in a single file, which is recognized by its suffix.
+    """Describes how a format is stored in a single file with the given `suffix`.
 
-    `read` returns the tensors, and the architecture if the file describes it. The tensors may
-    have the names of any format.
+    `read` takes the path of the file. It returns the architecture, or None if the file does not
+    describe the architecture, and the tensors. The tensors may have the names of any format.
     """
 
     suffix: str
@@ -48,17 +49,19 @@ class File:
 
 @dataclass(frozen=True)
 class Format:
-    """How a family of checkpoints names and lays out GPT-2's parameters.
+    """Describes how a family of checkpoints names and lays out GPT-2's parameters.
 
-    `outer` has the rows of the parameters outside of the blocks. `block` has the rows of one block.
-    The names in `block` lack the prefix: `blocks.{layer}.` for our names and `block_prefix` for
-    theirs.
+    `outer` has one row (see `Row`) for each parameter outside of the blocks. `block` has one row
+    for each parameter of a block. The names in `block` leave out the prefix that says which block
+    it is: our names have the prefix `blocks.{layer}.`, and their names have `block_prefix`.
 
-    Every checkpoint of the format has the key `marker`. If several formats share a marker, `layout`
-    tells whether the tensors have this format's layout. In some checkpoints, the names lack
-    `optional_prefix`. Keys that match the pattern `buffers` are not parameters and are ignored.
+    Every checkpoint of the format has the key `marker`. If several formats have the same marker,
+    `layout` takes a state dict and returns whether its tensors have this format's layout. Their
+    names may begin with `optional_prefix`, which some checkpoints leave out. Keys that match the
+    regular expression `buffers` are not parameters, and we ignore them.
 
-    `folder` and `file` say how the format is stored on disk. They are None if it is not.
+    `folder` describes how the format is stored in a folder, and `file` how it is stored in a single
+    file. Each is None if the format is never stored that way.
     """
 
     name: str
@@ -73,7 +76,7 @@ class Format:
     file: File | None = None
 
     def full_names(self, state: State) -> dict[str, Tensor]:
-        """Return the state dict, with `optional_prefix` added if its names lack it."""
+        """Return the state dict. If its names lack `optional_prefix`, the result has the prefix."""
         short_marker = self.marker.removeprefix(self.optional_prefix)
         if self.marker in state or short_marker not in state:
             return dict(state)
@@ -87,7 +90,7 @@ class Format:
         return row.theirs is not None and row.theirs.startswith(self.optional_prefix)
 
     def fits(self, state: State) -> bool:
-        """Whether a state dict has this format. Its marker and its layout must match."""
+        """Whether a state dict has the key `marker`, and `layout` returns True for it."""
         named = self.full_names(state)
         return self.marker in named and self.layout(named)
 
@@ -103,7 +106,11 @@ class Format:
         return [row for name, row in rows.items() if name in names]
 
     def all_rows(self, n_layers: int) -> list[Row]:
-        """Return all rows for this number of layers, also of parameters that a model may lack."""
+        """Return the rows of a model with `n_layers` blocks, with full names.
+
+        This includes rows of parameters that some models do not have, such as `unembed.W_U`, which
+        a tied model lacks.
+        """
         blocks = [
             replace(
                 row,
@@ -116,15 +123,15 @@ class Format:
         return [*self.outer, *blocks]
 
     def read(self, cfg: Config, state: State) -> dict[str, Tensor]:
-        """Return our parameters, as views of the tensors in the state dict.
+        """Return our parameters, by our names, as views of the tensors in the state dict.
 
-        Raises `WeightsError` if tensors are missing, unused, or of the wrong shape. The error lists
-        them all.
+        A parameter that the format does not store is zero. Raises `WeightsError` if tensors are
+        missing, unused, or of the wrong shape. The error lists all these tensors.
         """
         rows, axes = self.rows(cfg), parameter_axes(cfg)
         wanted = {row.theirs: row.their_shape(axes[row.ours], cfg) for row in rows if row.theirs}
         # Even if the unembedding is tied, a checkpoint may store a copy of the embedding under the
-        # unembedding's name.
+        # unembedding's name. We do not report this copy as unused.
         repeated = {row.theirs for row in self.outer if row.ours == "unembed.W_U"}
         refuse_differences(
             f"this is not a complete {self.name} state dict",
@@ -150,9 +157,9 @@ class Format:
         }
 
     def write(self, cfg: Config, state: State) -> dict[str, Tensor]:
-        """Return the format's tensors, contiguous, given a state dict of our parameters.
+        """Return the format's tensors, contiguous, by their names. `state` has our parameters.
 
-        Raises `WeightsError` if a parameter is not zero and the format has no place for it.
+        Raises `WeightsError` if the format has no place for a parameter that is not zero.
         """
         rows_of: dict[str, list[tuple[Row, Tensor]]] = {}
         for row in self.rows(cfg):
@@ -165,19 +172,23 @@ class Format:
         return {theirs: write_rows(rows, cfg) for theirs, rows in rows_of.items()}
 
     def is_tied(self, state: State) -> bool:
-        """Whether the state dict uses the embedding as the unembedding."""
+        """Whether a state dict with their names uses the embedding as the unembedding."""
         rows = {row.ours: row for row in self.outer}
         embed, unembed = rows["embed.W_E"], rows.get("unembed.W_U")
         if unembed is None or unembed.theirs not in state:
             return True
-        # HookedTransformer always has a separate W_U with our axes, so its row has no pattern. In
-        # the other formats, an unembedding that equals the embedding is tied.
+        # In HookedTransformer's format, W_U is always a separate parameter. This is the only format
+        # whose row for W_U has no pattern, because its W_U has our axes. In the other formats, an
+        # unembedding that equals the embedding is tied.
         repeats = torch.equal(state[str(embed.theirs)], state[str(unembed.theirs)])
         return unembed.pattern is not None and repeats
 
 
 def detect(formats: Iterable[Format], state: State) -> Format:
-    """Return the format of a state dict. Raises `WeightsError` unless exactly one format fits."""
+    """Return the format that fits a state dict.
+
+    Raises `WeightsError` if no format or several formats fit (see `Format.fits`).
+    """
     fitting = [known for known in formats if known.fits(state)]
     if len(fitting) == 1:
         return fitting[0]
@@ -193,7 +204,8 @@ def refuse_differences(
 ) -> None:
     """Raise `WeightsError` if tensors are missing, unused, or of the wrong shape.
 
-    `wanted` and `given` hold the shapes by key. The error begins with `problem` and lists all
+    `wanted` maps the key of every necessary tensor to its shape. `given` maps the key of every
+    tensor in the checkpoint to its shape. The error begins with `problem` and lists all
     differences.
     """
     misshapen = [
@@ -212,7 +224,10 @@ def refuse_differences(
 
 
 def refuse_architecture(name: str, cfg: Config) -> None:
-    """Raise `WeightsError` for an architecture that files of plain GPT-2 cannot describe."""
+    """Raise `WeightsError` for an architecture that the files of a plain GPT-2 cannot describe.
+
+    `name` is the name of the format, for the error.
+    """
     if cfg.normalization_type != "LN":
         raise WeightsError(f"the {name} format has no place for folded LayerNorms")
     if cfg.n_heads * cfg.d_head != cfg.d_model:
@@ -223,7 +238,10 @@ def refuse_architecture(name: str, cfg: Config) -> None:
 
 
 def head_width(file: str, d_model: int, n_heads: int) -> int:
-    """Return d_head of plain GPT-2. Raises `WeightsError` unless n_heads divides d_model."""
+    """Return d_model / n_heads, which is the d_head of a plain GPT-2.
+
+    Raises `WeightsError` if n_heads does not divide d_model. The error names `file`.
+    """
     if not n_heads or d_model % n_heads:
         raise WeightsError(f"{file}: n_embd {d_model} is not a multiple of {n_heads} heads")
     return d_model // n_heads

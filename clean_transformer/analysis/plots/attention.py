@@ -1,4 +1,4 @@
-"""A plot of attention patterns."""
+"""Plots attention patterns."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -23,11 +23,12 @@ def attention_pattern(
     layer: int | None = None,
     head: int | None = None,
 ) -> go.Figure:
-    """Plot how much each token (down) attends to itself and to earlier tokens (across).
+    """Plot how much each token of a text attends to itself and to earlier tokens.
 
-    There is one panel per head. Without `head`, every head is drawn. Without `layer`, every layer
-    is drawn, each in its own row. Raises `IndexError` for a layer or head that the model does not
-    have.
+    There is one panel per head. In a panel, the vertical axis shows the attending tokens, and the
+    horizontal axis shows the tokens that they attend to. Without `head`, the figure shows every
+    head. Without `layer`, it shows every layer. Without both, each row of panels is one layer.
+    Raises `IndexError` for a layer or head that the model does not have.
     """
     layers = range(cache.n_layers) if layer is None else [index_of("layer", layer, cache.n_layers)]
     patterns = [of_one_text(cache["pattern", each, "attn"], 3, tokens) for each in layers]
@@ -58,7 +59,7 @@ def attention_pattern(
     room = 0.8 * side / len(tokens)
     axis = token_axis(tokens) | {"tickfont_size": min(12, room)}
     if room < 7:
-        axis["showticklabels"] = False  # a hover text still shows the tokens
+        axis["showticklabels"] = False  # the text under the mouse pointer still shows the tokens
     figure.update_xaxes(**axis, tickangle=-90)
     figure.update_yaxes(**axis, autorange="reversed")
     figure.update_annotations(font_size=10 if everything else 13)

@@ -1,4 +1,4 @@
-"""Plots of what a model predicts, and of its loss."""
+"""Plots what a model predicts, and the loss of a training run."""
 
 import json
 from collections.abc import Sequence
@@ -25,10 +25,11 @@ from clean_transformer.model import DemoTransformer
 def token_probabilities(
     probabilities: Float[Tensor, "predicted"], tokens: Sequence[str]
 ) -> go.Figure:
-    """Plot the probability of each token given the tokens before it.
+    """Plot the probability of each token of a text, given the tokens before it.
 
-    `probabilities` are `Prediction.token_probabilities`. `tokens` includes the first token, which
-    has no probability.
+    `probabilities` is the tensor `Prediction.token_probabilities`. `tokens` has all tokens of the
+    text, also the first token, which has no probability. Raises `ValueError` if `tokens` does not
+    have exactly one more entry than `probabilities`.
     """
     values = numbers(probabilities)
     require_as_many(len(values) + 1, tokens)
@@ -45,10 +46,10 @@ def token_probabilities(
 
 
 def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:
-    """Plot the most likely next token at each depth, as if the model ended there.
+    """Plot the most likely next token at each depth, as if the model ended at that depth.
 
-    There is one row per depth and one column per token of the text. The color shows the
-    probability.
+    The plot has one row per depth and one column per token of the text (see `analysis.logit_lens`).
+    The color shows the probability of the most likely token. Raises `ValueError` for several texts.
     """
     tokens = single(model, text)
     log_probs, labels = log_probs_by_depth(model, tokens)
@@ -77,7 +78,10 @@ def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:
 
 
 def losses(metrics: str | Path) -> go.Figure:
-    """Plot the training loss and the held-out loss of a run, from its `metrics.jsonl`."""
+    """Plot the training loss and the held-out loss of a training run.
+
+    `metrics` is the path of the file `metrics.jsonl` that the run wrote.
+    """
     lines = [json.loads(line) for line in Path(metrics).read_text("utf-8").splitlines()]
     figure = go.Figure()
     for key, name in (("loss", "training"), ("held_out_loss", "held out")):

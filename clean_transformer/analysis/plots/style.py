@@ -1,4 +1,4 @@
-"""What all plots share: colors, axes of tokens, and saving."""
+"""The code that several plots need: colors, axes with tokens, checks, and saving."""
 
 import html
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from clean_transformer.text.tokenizer import visible
 
 SUFFIXES = (".html", ".png")
 
-# SEQUENTIAL is for values from 0 to 1, DIVERGING for values from -1 to 1 with 0 in the middle.
+# Two color scales: SEQUENTIAL for values from 0 to 1, and DIVERGING for values from -1 to 1.
 SEQUENTIAL = ["#f7f8fa", "#c2daef", "#689bcc", "#1f5fae", "#0b2a52"]
 DIVERGING = ["#8f1230", "#d63a30", "#f3b9b0", "#f7f8fa", "#aecde8", "#1f5fae", "#0b2a52"]
 
@@ -41,11 +41,12 @@ STYLE = go.layout.Template(
 
 
 def save(figure: go.Figure, path: str | Path) -> None:
-    """Write the figure to `*.html`, which needs no network, or to `*.png`.
+    """Write the figure to `path`, whose suffix is .html or .png.
 
-    A PNG needs an installed Chrome or Chromium. If an error occurs, an existing file is unchanged.
-    Raises `ValueError` for another suffix and `FileNotFoundError` for a missing folder, before
-    drawing.
+    The HTML file can be viewed without a network connection. To write a PNG file, Chrome or
+    Chromium must be installed. If an error occurs, an existing file at `path` is unchanged. Raises
+    `ValueError` for another suffix and `FileNotFoundError` for a missing folder, before the
+    function draws anything.
     """
     file = Path(path)
     if file.suffix not in SUFFIXES:
@@ -61,9 +62,10 @@ def numbers(values: Tensor) -> Any:
 
 
 def of_one_text(activation: Tensor, ndim: int, tokens: Sequence[str]) -> Any:
-    """Return the activation without its batch dimension, as an array of `ndim` dimensions.
+    """Return the activation without its batch dimension, as a NumPy array of `ndim` dimensions.
 
-    Raises `ValueError` if the batch holds several texts, or if the number of tokens differs.
+    Raises `ValueError` if the batch has several texts, or if `tokens` does not have one token for
+    each position of the activation.
     """
     if activation.ndim > ndim:
         if len(activation) != 1:
@@ -76,7 +78,7 @@ def of_one_text(activation: Tensor, ndim: int, tokens: Sequence[str]) -> Any:
 
 
 def require_as_many(positions: int, tokens: Sequence[str]) -> None:
-    """Raise `ValueError` unless there is one token per position."""
+    """Raise `ValueError` unless `tokens` has exactly `positions` entries, one for each position."""
     if len(tokens) != positions:
         raise ValueError(
             f"{len(tokens)} tokens for {positions} positions; "
@@ -85,9 +87,10 @@ def require_as_many(positions: int, tokens: Sequence[str]) -> None:
 
 
 def index_of(what: str, index: int, count: int) -> int:
-    """Return the index, counted from 0; a negative index counts from the end.
+    """Return `index` as an index from 0 to count − 1. A negative `index` counts from the end.
 
-    Raises `IndexError`.
+    Raises `IndexError` if `index` is out of range. `what` is the word for the indexed thing in the
+    error, such as "layer".
     """
     if not -count <= index < count:
         raise IndexError(f"there is no {what} {index}; this model has {what}s 0 to {count - 1}")
@@ -95,14 +98,18 @@ def index_of(what: str, index: int, count: int) -> int:
 
 
 def label(token: str) -> str:
-    """Return the token, escaped so that plotly does not interpret it as HTML or TeX."""
+    """Return the token with visible spaces (see `visible`).
+
+    The result is escaped, so that plotly does not interpret it as HTML or TeX.
+    """
     return html.escape(visible(token), quote=False).replace("$", "&#36;")
 
 
 def token_axis(tokens: Sequence[str]) -> dict[str, Any]:
-    """Return settings for an axis of positions, labeled with their tokens.
+    """Return plotly's settings for an axis of positions, each labeled with its token.
 
-    Positions, not labels, place the points, because a token may occur twice.
+    The coordinates on this axis are positions and not tokens, because a text may contain the same
+    token twice.
     """
     names = [label(token) for token in tokens]
     return {"tickvals": [*range(len(names))], "ticktext": names, "showgrid": False}

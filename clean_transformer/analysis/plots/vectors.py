@@ -1,4 +1,4 @@
-"""Plots of embeddings and of the residual stream."""
+"""Plots similarities of embeddings, and norms of the residual stream."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,11 @@ from clean_transformer.analysis.plots.style import (
 def embedding_similarity(
     vectors: Float[Tensor, "*batch pos d_model"], tokens: Sequence[str]
 ) -> go.Figure:
-    """Plot the cosine similarity of every two tokens' vectors, for example of `cache["embed"]`."""
+    """Plot the cosine similarity of the vectors of every two tokens.
+
+    `vectors` has one vector for each token of one text, for example `cache["embed"]`. Raises
+    `ValueError` for several texts, and if `tokens` does not have one token per vector.
+    """
     rows = torch.from_numpy(of_one_text(vectors, 2, tokens))
     heat = go.Heatmap(
         z=cosine_similarity(rows[:, None], rows[None], dim=-1).numpy(),
@@ -47,9 +51,10 @@ def embedding_similarity(
 def position_similarity(
     W_pos: Float[Tensor, "n_ctx d_model"], positions: Sequence[int]
 ) -> go.Figure:
-    """Plot the cosine similarity of the embedding of each given position with all positions.
+    """Plot how similar the embeddings of the given `positions` are to those of all positions.
 
-    Raises `IndexError` for a position that the model does not have.
+    For each given position, a line shows the cosine similarity of its embedding with the embedding
+    of every position. Raises `IndexError` for a position that the model does not have.
     """
     rows = torch.from_numpy(numbers(W_pos))
     figure = go.Figure()
@@ -67,7 +72,11 @@ def position_similarity(
 
 
 def residual_norms(cache: ActivationCache, tokens: Sequence[str]) -> go.Figure:
-    """Plot the norm of the residual stream at each depth, one line per token, on a log axis."""
+    """Plot the norm of the residual stream at each depth, with one line per token of the text.
+
+    The axis of the norm is logarithmic. Raises `ValueError` for several texts, and if `tokens` does
+    not have one token per position.
+    """
     states, labels = cache.accumulated_resid(incl_mid=True)
     depth = np.stack([of_one_text(state, 2, tokens) for state in states])
     norms = np.linalg.norm(depth, axis=-1)

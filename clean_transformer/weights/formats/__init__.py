@@ -1,1 +1,1 @@
-"""One file for each checkpoint format. `load.py` finds every `Format` that a file here defines."""
+"""Defines the checkpoint formats. `weights/load.py` finds every `Format` in these modules."""

@@ -1,7 +1,8 @@
 """Reads and writes GGUF, the file format of llama.cpp, for the `gpt2` architecture.
 
-The names are those of the gguf package (`MODEL_TENSORS`). The layout is that of llama.cpp's
-converter, which transposes every weight of Hugging Face to [out, in], as in `nn.Linear`.
+The tensors have the names that the gguf package lists in `MODEL_TENSORS`. They have the layout that
+llama.cpp's converter writes: it transposes the weights of Hugging Face's linear layers (`Conv1D`)
+from [in, out] to [out, in], as in `nn.Linear`.
 """
 
 from contextlib import closing
@@ -72,19 +73,20 @@ SIZES = {
 EPS = "gpt2.attention.layer_norm_epsilon"
 
 
-# GGUF's tensor types that are not quantized.
+# The tensor types that this module can read and write, by their names in GGUF.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_gguf(file: Path) -> tuple[Config, State]:
     """Return the architecture, and the memory-mapped tensors under llama.cpp's names.
 
-    Raises `WeightsError` for a damaged file, for an architecture other than gpt2, and for quantized
-    tensors; the error names them.
+    Raises `WeightsError` for a damaged file, for an architecture other than gpt2, and for tensors
+    whose type is not in `DTYPES`, such as quantized tensors. The error names these tensors.
     """
     package = _package()
     try:
-        reader = package.GGUFReader(file, "c")  # copy on write: training does not change the file
+        # "c" means copy on write: if training changes the tensors, the file stays the same.
+        reader = package.GGUFReader(file, "c")
     except (ValueError, IndexError, KeyError) as error:
         raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
     if reader.byte_order != "I":
@@ -129,12 +131,13 @@ def _config(file: Path, reader: Any, state: State) -> Config:
 
 
 def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
-    """Write a model for llama.cpp: `write_gguf(file, model.cfg, model.state_dict())`.
+    """Write a model to a GGUF file for llama.cpp.
 
-    If an error occurs, no incomplete file remains. The file contains no tokenizer, so llama.cpp
-    accepts only token ids. LayerNorms, biases and position embeddings are written in float32,
-    because llama.cpp requires it. Raises `WeightsError`, before anything is written, for a model
-    that the format cannot hold.
+    For example: `write_gguf(file, model.cfg, model.state_dict())`. If an error occurs, no
+    incomplete file remains. The file contains no tokenizer, so llama.cpp accepts only token ids.
+    The LayerNorm parameters, the biases and the position embeddings are written in float32, because
+    llama.cpp requires float32 for them. Raises `WeightsError` for a model that the format cannot
+    store, before this function writes anything.
     """
     gguf = _package()
     refuse_architecture(GGUF.name, cfg)
@@ -159,7 +162,7 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
         for name, tensor in tensors.items():
             if tensor.ndim == 1 or name == "position_embd.weight":
                 tensor = tensor.float()
-            # NumPy has no bfloat16, but the gguf package needs only the bits.
+            # NumPy has no bfloat16, so we pass bfloat16 bits to the gguf package as int16.
             bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
             writer.add_tensor(name, bits.cpu().numpy(), raw_dtype=types[tensor.dtype])
         writer.write_header_to_file()
@@ -168,9 +171,10 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
 
 
 def _shortest_decimal(value: float) -> float:
-    """Return the shortest decimal that rounds to the same float32.
+    """Return the shortest decimal number that rounds to the same float32 as `value`.
 
-    A file stores eps, such as 1e-5, in float32. This restores the decimal number.
+    A GGUF file stores eps in float32, and the float32 nearest to 1e-5 is not exactly 1e-5. This
+    function gives 1e-5 back.
     """
     return float(str(np.float32(value)))
 

@@ -1,4 +1,4 @@
-"""Reads and writes Hugging Face's GPT-2: tensor names and layout, config.json, and folders."""
+"""Reads and writes GPT-2 in Hugging Face's format: the tensors, config.json, and whole folders."""
 
 import json
 import pickle
@@ -21,7 +21,8 @@ from clean_transformer.weights.table import (
     refuse_architecture,
 )
 
-# A Conv1D weight is [in, out]. One weight holds queries, keys and values side by side.
+# The weight of Hugging Face's `Conv1D` is [in, out]. The weight `attn.c_attn.weight` holds W_Q, W_K
+# and W_V side by side on its output axis.
 QKV_WEIGHT = "d_model (qkv head d_head) -> qkv head d_model d_head"
 
 
@@ -58,8 +59,8 @@ BLOCK = (
 )
 
 
-# Fields of config.json that change what the model computes, and their values in GPT-2. A missing
-# field has the first value.
+# The fields of config.json that change what the model computes, each with the values that we
+# support. If config.json lacks a field, the field has the first of these values.
 SUPPORTED = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -72,17 +73,19 @@ SUPPORTED = {
 def has_linear_layout(state: State) -> bool:
     """Whether the weights are [out, in], as in `nn.Linear`, and not [in, out], as in `Conv1D`.
 
-    nanoGPT has Hugging Face's names, but its weights are [out, in]. The weight of the queries, keys
-    and values shows the layout, because its output is three times as wide as its input.
+    nanoGPT has Hugging Face's names, but its weights are [out, in]. This function looks at the
+    weight that computes queries, keys and values. Its output axis is three times as long as its
+    input axis, so the shape shows which axis comes first.
     """
     weight = state.get("transformer.h.0.attn.c_attn.weight")
     return weight is not None and weight.ndim == 2 and weight.shape[0] > weight.shape[1]
 
 
 def config_from_json(fields: Mapping[str, Any]) -> Config:
-    """Return the architecture that a config.json describes.
+    """Return the architecture that the `fields` of a config.json describe.
 
-    Raises `WeightsError` for a model that is not a plain GPT-2; the error names the field.
+    Raises `WeightsError` if a field is missing, or if its value does not describe a plain GPT-2.
+    The error names the field.
     """
     for field, values in SUPPORTED.items():
         value = fields.get(field, values[0])
@@ -107,7 +110,7 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
 
 
 def config_to_json(cfg: Config) -> dict[str, Any]:
-    """Return the fields of a config.json.
+    """Return the fields of the config.json that describes the architecture `cfg`.
 
     Raises `WeightsError` for an architecture that Hugging Face's GPT-2 cannot have.
     """
@@ -131,9 +134,10 @@ def config_to_json(cfg: Config) -> dict[str, Any]:
 def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture, and the memory-mapped tensors under Hugging Face's names.
 
-    This reads the first of these that exists: model.safetensors, the shards that
-    model.safetensors.index.json lists, pytorch_model.bin. Raises `WeightsError` for a damaged file
-    and `FileNotFoundError` for a missing file.
+    There are three places for the tensors: model.safetensors, the shards that
+    model.safetensors.index.json lists, and pytorch_model.bin. This function reads the first place
+    that exists. Raises `WeightsError` for a damaged file and `FileNotFoundError` for a missing
+    file.
     """
     cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}
@@ -143,7 +147,7 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return the fields of a JSON object. Raises `WeightsError` for a damaged file."""
+    """Return the fields of the JSON object in `file`. Raises `WeightsError` for a damaged file."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -170,9 +174,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """Return the memory-mapped dictionary in a .safetensors file or a file from `torch.save`.
+    """Return the dictionary in a .safetensors file, or in a file that `torch.save` wrote.
 
-    Raises `WeightsError` for a damaged file, and for a pickled object that could run code.
+    Its tensors are memory-mapped. Raises `WeightsError` for a damaged file, for a file that does
+    not contain a dictionary, and for a pickled object that could run code.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -190,10 +195,11 @@ def read_tensors(file: Path) -> dict[str, Any]:
 
 
 def write_folder(folder: Path, cfg: Config, state: State) -> None:
-    """Write config.json and model.safetensors. No incomplete file remains after an error.
+    """Write config.json and model.safetensors into `folder`.
 
-    `state` has the parameters under this package's names. Raises `WeightsError`, before anything is
-    written, for a model that the format cannot hold.
+    `state` has the parameters under this package's names. If an error occurs, no incomplete file
+    remains. Raises `WeightsError` for a model that the format cannot store, before this function
+    writes anything.
     """
     from safetensors.torch import save_file
 
@@ -209,7 +215,8 @@ HUGGINGFACE = Format(
     outer=OUTER,
     block=BLOCK,
     block_prefix="transformer.h.{layer}.",
-    optional_prefix="transformer.",  # GPT2LMHeadModel's names have it, GPT2Model's do not
+    # The names in `GPT2LMHeadModel` have this prefix. The names in `GPT2Model` do not.
+    optional_prefix="transformer.",
     buffers=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
     layout=lambda state: not has_linear_layout(state),
     folder=Folder(

@@ -1,9 +1,13 @@
-"""nanoGPT and minGPT: Hugging Face's names, but every weight is [out, in], as in `nn.Linear`.
+"""Reads the checkpoints of nanoGPT and minGPT.
 
-minGPT (since 2022) computes the same GELU as GPT-2, `gelu_new`. So did nanoGPT until June 2023.
-Pull request 274 then replaced it by the exact GELU, which differs by up to 5e-4. The weights of
-such a model are read unchanged. To compute the function that it was trained with, replace the `mlp`
-of each block by `variants.ExactGeluMLP`.
+They have Hugging Face's names, but the weight of every linear layer is [out, in], as in
+`nn.Linear`.
+
+minGPT (since 2022) computes the same GELU as GPT-2, `gelu_new`. nanoGPT computed it, too, until
+June 2023, when nanoGPT's pull request 274 changed to the exact GELU. The two functions differ by up
+to 5e-4. This module reads the weights of both kinds of nanoGPT models unchanged, and the loaded
+model computes `gelu_new`. If the model was trained with the exact GELU, replace the `mlp` of each
+block by `variants.ExactGeluMLP`.
 """
 
 import warnings
@@ -36,11 +40,13 @@ def _has_biases(state: State) -> bool:
 
 
 def read_checkpoint(file: Path) -> tuple[Config | None, State]:
-    """Return the tensors in a file from `torch.save`, and the architecture if the file has it.
+    """Return the architecture (or None) and the tensors in a file that `torch.save` wrote.
 
-    nanoGPT's {"model": …, "model_args": …} describes the architecture. A bare state dict, such as
-    minGPT's, does not; the architecture is then None. Warns about the GELU of nanoGPT. Raises
-    `WeightsError` for a damaged file, and for a file without a state dict.
+    nanoGPT saves {"model": …, "model_args": …}, where `model_args` describes the architecture.
+    minGPT saves only a state dict, which does not describe the architecture; the result then has
+    None as the architecture. For a nanoGPT file, this function warns that the model may have been
+    trained with the exact GELU. Raises `WeightsError` for a damaged file, and for a file without a
+    state dict.
     """
     saved = read_tensors(file)
     state = saved["model"] if "model_args" in saved else saved
@@ -56,7 +62,7 @@ def read_checkpoint(file: Path) -> tuple[Config | None, State]:
         "nanoGPT has computed the exact GELU since June 2023; this model computes GPT-2's tanh "
         "form, which differs by up to 5e-4. If the checkpoint was trained since then, replace the "
         "mlp of each block: swap(model, 'blocks.*.mlp', variants.ExactGeluMLP).",
-        stacklevel=4,  # the line that calls from_pretrained
+        stacklevel=4,  # the warning shows the line that calls from_pretrained
     )
     return _config(file, saved["model_args"]), dict(state)
 
@@ -95,7 +101,7 @@ def _without_biases(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     )
 
 
-# By default, nanoGPT trains with bias=False. The biases of such a model are read as zeros.
+# nanoGPT's training script has bias=False by default. We read the missing biases as zeros.
 NANOGPT_WITHOUT_BIASES = replace(
     NANOGPT,
     name="nanoGPT without biases",

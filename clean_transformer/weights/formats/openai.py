@@ -1,4 +1,4 @@
-"""Reads OpenAI's own GPT-2, without TensorFlow: tensor names, layout, hparams.json, folders."""
+"""Reads GPT-2 in the format in which OpenAI published it. TensorFlow need not be installed."""
 
 import re
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from clean_transformer.weights.formats.tensorflow import read_bundle
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import Folder, Format, State, WeightsError, head_width
 
-# The linear layers are convolutions of width 1, with weights [1, in, out]. There is no row for the
-# unembedding, because it is always tied to the embedding.
+# OpenAI's code has convolutions of width 1 as its linear layers, so their weights are [1, in, out].
+# There is no row for `unembed.W_U`, because the unembedding is always tied to the embedding.
 OUTER = (
     Row("embed.W_E", "model/wte"),
     Row("pos_embed.W_pos", "model/wpe"),
@@ -42,8 +42,7 @@ BLOCK = (
 )
 
 
-# The name in `Config` of each field of hparams.json. The other fields of `Config` have their
-# defaults, and d_mlp is 4 d_model.
+# Maps each field of hparams.json to the field of `Config` with the same meaning.
 HPARAMS = {
     "n_vocab": "d_vocab",
     "n_ctx": "n_ctx",
@@ -54,10 +53,11 @@ HPARAMS = {
 
 
 def config_from_hparams(hparams: Mapping[str, Any]) -> Config:
-    """Return the architecture that a hparams.json describes.
+    """Return the architecture that the fields of hparams.json describe.
 
-    Raises `WeightsError` for missing or other fields, and for values that are not positive
-    integers.
+    d_mlp is 4 d_model, and d_head is d_model / n_heads. The fields of `Config` that are optional
+    and not in hparams.json keep their defaults. Raises `WeightsError` for missing or unknown
+    fields, and for values that are not positive integers.
     """
     if hparams.keys() != HPARAMS.keys():
         raise WeightsError(f"hparams.json has the fields {[*hparams]}; expected {[*HPARAMS]}")
@@ -71,15 +71,17 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> Config:
 def read_openai(folder: Path) -> tuple[Config, State]:
     """Return the architecture, and the memory-mapped tensors under OpenAI's names.
 
-    The file `checkpoint` names the weights to read; OpenAI published them as model.ckpt. Raises
-    `WeightsError` for a damaged file, with the name of the damaged tensor, and `FileNotFoundError`
-    for a missing file.
+    The text file `checkpoint` in the folder contains the name of the TensorFlow checkpoint to read.
+    In OpenAI's releases, this name is model.ckpt. Raises `FileNotFoundError` for a missing file and
+    `WeightsError` for a damaged file. If the data of a tensor is damaged, the error names the
+    tensor.
     """
     cfg = config_from_hparams(read_json(folder / "hparams.json"))
     checkpoint = folder / "checkpoint"
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{folder} has no file 'checkpoint', which names the weights")
-    # The name may be part of a path on the machine that saved the model. The folders are ignored.
+    # The file may contain a whole path on the machine that saved the model. We use only the last
+    # component of this path.
     named = re.match(
         r'model_checkpoint_path: "(?:.*[/\\])?([^"/\\]+)"',
         checkpoint.read_text(encoding="utf-8", errors="replace"),

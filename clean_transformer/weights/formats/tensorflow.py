@@ -2,11 +2,11 @@
 
 A bundle has an index, `PREFIX.index`, and one or more data files, `PREFIX.data-SHARD-of-SHARDS`.
 The index is a LevelDB table: it maps the name of each tensor to a protobuf message with the
-tensor's dtype, shape, place in a data file, and checksum. The empty name maps to a message about
+tensor's dtype, shape, place in a data file, and checksum. It maps the empty name to a message about
 the whole bundle.
 
-Sources: TensorFlow's tensor_bundle.proto (the messages), protobuf.dev (their encoding), LevelDB's
-doc/table_format.md (the table).
+Sources: TensorFlow's tensor_bundle.proto (the messages), protobuf.dev (the encoding of messages),
+LevelDB's doc/table_format.md (the table).
 """
 
 import math
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clean_transformer.weights.table import WeightsError
 
-# The floating-point types, by their number in TensorFlow's types.proto.
+# The dtypes that this module can read, by their numbers in TensorFlow's types.proto.
 DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
 
 
@@ -31,17 +31,18 @@ AGAIN = "copy or download it again"
 
 
 class Wire(IntEnum):
-    """The wire types of protobuf that these messages use: how a field's value is encoded."""
+    """Protobuf's wire types in these messages. A wire type says how a field's value is encoded."""
 
     VARINT = 0
     BYTES = 2
     FIXED32 = 5
 
 
-# A field begins with a tag: 8 × the field's number + its wire type. The tags of BundleHeaderProto:
+# Each field of an encoded message begins with its tag: 8 × the field's number + its wire type.
+# The tags of fields in BundleHeaderProto, the message about the whole bundle:
 N_SHARDS = 8 * 1 + Wire.VARINT
 ENDIANNESS = 8 * 2 + Wire.VARINT
-# The tags of BundleEntryProto:
+# The tags of fields in BundleEntryProto, the message about one tensor:
 DTYPE = 8 * 1 + Wire.VARINT
 SHAPE = 8 * 2 + Wire.BYTES
 SHARD = 8 * 3 + Wire.VARINT
@@ -49,13 +50,13 @@ OFFSET = 8 * 4 + Wire.VARINT
 SIZE = 8 * 5 + Wire.VARINT
 CHECKSUM = 8 * 6 + Wire.FIXED32
 SLICES = 8 * 7 + Wire.BYTES
-# The tags of TensorShapeProto, and of its Dim:
+# The tag of `dim` in TensorShapeProto, and the tag of `size` in TensorShapeProto.Dim:
 DIM = 8 * 2 + Wire.BYTES
 LENGTH = 8 * 1 + Wire.VARINT
 
 
-# A LevelDB table ends with 48 bytes: the places of two blocks, zeros up to 40 bytes, and a magic
-# number.
+# The last 48 bytes of a LevelDB table are its footer. The first 40 bytes of the footer hold the
+# places of two blocks, padded with zeros. The other 8 bytes are the magic number.
 FOOTER_SIZE = 48
 
 
@@ -64,10 +65,11 @@ MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says about one tensor. `dtype` is TensorFlow's number for the dtype.
+    """The content of the index for one tensor. `dtype` is TensorFlow's number for the dtype.
 
-    `shard` is the number of the data file. `offset` and `size` are the tensor's place in it, in
-    bytes.
+    `shard` is the number of the data file that contains the tensor. In this file, the tensor begins
+    at byte `offset` and has `size` bytes. `checksum` is `masked_crc32c` of these bytes. `in_slices`
+    says whether the tensor was saved in slices.
     """
 
     dtype: int
@@ -80,7 +82,10 @@ class Entry:
 
 
 def read_bundle(prefix: Path) -> dict[str, Tensor]:
-    """Return every tensor of the bundle, memory-mapped. A tensor at an unaligned offset is copied.
+    """Return every tensor of the bundle at `prefix`, by name.
+
+    The tensors are memory-mapped. Only a tensor whose offset is not a multiple of its item size is
+    copied.
 
     Raises `FileNotFoundError` for a missing file. Raises `WeightsError` for a damaged tensor or
     index, for a tensor that was saved in slices, for a dtype that is not in `DTYPES`, and if the
@@ -117,9 +122,9 @@ def _refuse_missing(files: Iterable[Path]) -> None:
 
 
 def _read_index(file: Path) -> tuple[int, dict[str, Entry]]:
-    """Return the number of shards, and the entry of each tensor.
+    """Return the number of data files (shards), and the `Entry` of each tensor, by name.
 
-    Raises `WeightsError` for a damaged index, and for tensors that cannot be read.
+    Raises `WeightsError` for a damaged index, and for tensors that this module cannot read.
     """
     try:
         messages = {name: _decode(message) for name, message in read_table(file.read_bytes())}
@@ -163,13 +168,14 @@ def _entry(message: Mapping[int, list[Any]]) -> Entry:
     )
 
 
-# Protobuf messages.
+# The functions below decode protobuf messages.
 
 
 def _decode(message: bytes) -> dict[int, list[Any]]:
-    """Return the values of each field of a protobuf message, by the field's tag.
+    """Return a dictionary from the tag of each field in a protobuf message to the field's values.
 
-    Raises `ValueError` if the bytes are not a message.
+    A field may occur several times, so the values are a list. Raises `ValueError` if the bytes are
+    not a protobuf message.
     """
     stream = BytesIO(message)
     fields: dict[int, list[Any]] = {}
@@ -189,15 +195,16 @@ def _decode(message: bytes) -> dict[int, list[Any]]:
 
 
 def _number(fields: Mapping[int, list[Any]], tag: int) -> int:
-    """Return the last value of a field. A field that the message leaves out has the value 0."""
+    """Return the last value of the field `tag`, or 0 if the message leaves this field out."""
     return fields.get(tag, [0])[-1]
 
 
 def _read_varint(stream: BytesIO) -> int:
-    """Return an integer that is stored in 7-bit groups, the lowest group first.
+    """Read an integer in protobuf's varint encoding from the stream, and return it.
 
-    Every byte but the last is 128 or more. Raises `ValueError` if the integer has more bytes than
-    it needs, which happens only in damaged files.
+    Each byte holds 7 bits of the integer, and the lowest 7 bits come first. Every byte except the
+    last byte is 128 or more. Raises `ValueError` if the integer has more bytes than necessary,
+    which happens only in damaged files.
     """
     number = shift = 0
     while True:
@@ -211,17 +218,17 @@ def _read_varint(stream: BytesIO) -> int:
 
 
 def _take(stream: BytesIO, count: int) -> bytes:
-    """Return the next `count` bytes. Raises `ValueError` if there are fewer."""
+    """Return the next `count` bytes of the stream. Raises `ValueError` if fewer bytes are left."""
     if count > len(stream.getbuffer()) - stream.tell():
         raise ValueError(f"the data ends too soon; {AGAIN}")
     return stream.read(count)
 
 
-# LevelDB tables.
+# The functions below read LevelDB tables.
 
 
 def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of a LevelDB table, in order.
+    """Yield each key of a LevelDB table with its value, in the order of the table.
 
     Raises `ValueError` if any byte is damaged, and for a compressed table.
     """
@@ -230,13 +237,13 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     padding = FOOTER_SIZE - len(MAGIC) - footer.tell()
     if footer.read() != bytes(max(padding, 0)) + MAGIC:
         raise ValueError(f"the file does not end as a LevelDB table; {AGAIN}")
-    _read_block(table, metaindex)  # this block is empty, but reading it checks its checksum
+    _read_block(table, metaindex)  # this block is empty; we only verify its checksum
     for _, place in _entries(_read_block(table, index)):
         yield from _entries(_read_block(table, _read_place(BytesIO(place))))
 
 
 def _read_place(stream: BytesIO) -> tuple[int, int]:
-    """Return the offset and the size of a block, in bytes."""
+    """Read the offset and the size of a block from the stream, and return both, in bytes."""
     return _read_varint(stream), _read_varint(stream)
 
 
@@ -252,10 +259,11 @@ def _read_block(table: bytes, place: tuple[int, int]) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of a block.
+    """Yield each key of a block with its value.
 
-    A key is stored without the prefix that it shares with the key before it. The block ends with a
-    list of the offsets at which keys are stored completely, and the length of that list.
+    A block stores each key without the prefix that this key shares with the previous key. The block
+    ends with a list of the offsets at which whole keys are stored, and with the length of this
+    list. This function does not need the list.
     """
     n_restarts = int.from_bytes(block[-4:], "little")
     entries, key = BytesIO(block[: -4 * (n_restarts + 1)]), b""
@@ -266,7 +274,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def masked_crc32c(data: Any) -> int:
-    """Return the checksum of bytes: CRC-32C, rotated and shifted as in LevelDB."""
+    """Return LevelDB's checksum of `data`: the CRC-32C, rotated by 15 bits, plus a constant."""
     crc = _crc32c().value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
 

@@ -1,8 +1,8 @@
-"""TransformerLens: `HookedTransformer` (up to version 3) and `TransformerBridge`.
+"""Reads TransformerLens's state dicts: `HookedTransformer` (to version 3) and `TransformerBridge`.
 
-`HookedTransformer` has the same names and shapes as this package. In `TransformerBridge`, the
-weights of queries, keys and values are [out, in], as in `nn.Linear`; the other weights of a block
-are [in, out], as in Hugging Face's `Conv1D`.
+`HookedTransformer` has the same parameter names and shapes as this package. In `TransformerBridge`,
+the weights that compute queries, keys and values are [out, in], as in `nn.Linear`. The other weight
+matrices of a block are [in, out], as in Hugging Face's `Conv1D`.
 """
 
 from clean_transformer.weights.rows import Row
