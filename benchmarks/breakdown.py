@@ -40,8 +40,8 @@ class Row:
 
     In each call of the model, the operation runs `times` times, and takes `seconds` in total.
     `amount` is 0 if the operation is not a matrix product. For a product, `amount` is the bytes of
-    weights that it reads per call (decoding), or its additions and multiplications per call (forward
-    pass).
+    weights that it reads per call (decoding), or its additions and multiplications per call
+    (forward pass).
     """
 
     operation: str
@@ -97,8 +97,8 @@ def flops(shapes: Shapes) -> float:
 def operations(events: Any, calls: int, amount: Callable[[Shapes], float]) -> list[Row]:
     """Summarize the profiler's `events` as one row per operation, the slowest operation first.
 
-    The events come from `calls` calls of the model. The function `amount` computes the amount of one
-    product (see `Row`) from the shapes of the product's arguments.
+    The events come from `calls` calls of the model. The function `amount` computes the amount of
+    one product (see `Row`) from the shapes of the product's arguments.
     """
     rows: dict[str, Row] = {}
     for event in events:

@@ -34,7 +34,7 @@ UNIT = "import torch"
 
 
 def cpu_seconds(command: Sequence[str]) -> float:
-    """Run `command`, and return the CPU seconds of its processes, in user mode plus in the kernel."""
+    """Run `command`, and return the CPU seconds (user plus system) of all its processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -45,7 +45,8 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often each command runs.")] = 5,
 ) -> None:
     """Print the median CPU seconds of each command, and the ratio to `import torch`."""
-    # Each command runs once before it is measured, so that the operating system has cached its files.
+    # Each command runs once before it is measured, so that its files are in the operating system's
+    # cache.
     for command in COMMANDS.values():
         cpu_seconds(command)
     taken = {name: list[float]() for name in COMMANDS}

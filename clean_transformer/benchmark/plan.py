@@ -43,7 +43,8 @@ class Plan:
     peers: tuple[str, ...] = PEERS
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
-    # The dtypes in which "forward" and "generate" are measured in addition to float32.
+    # The dtypes in which "forward" and "generate" are measured in addition to float32. If "tf32" is
+    # one of them, "training" is measured in tf32 too.
     narrow: tuple[str, ...] = ("bfloat16",)
     # The contestants that are measured in these additional dtypes.
     in_narrow: tuple[str, ...] = ("limit", "optimized")

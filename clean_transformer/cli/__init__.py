@@ -1,4 +1,4 @@
-"""The command line. The files of this folder that have the name of a command define it.
+"""The command line. Each command is a function in the file with its name; `doctor` is in parity.py.
 
 Importing this package does not import PyTorch, so that `--help` is fast.
 """

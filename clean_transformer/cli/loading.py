@@ -32,9 +32,9 @@ def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
 def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
     """Call `read` with `weights`, and return its result.
 
-    If `weights` is None, `read` is called with "gpt2". If the hub cannot be reached, `read` is then
-    called with "demo", and a note is printed on standard error. So a command also works without a
-    network.
+    If `weights` is None, `read` is called with "gpt2". If the model cannot be downloaded, `read` is
+    then called with "demo", and a note is printed on standard error. So a command also works
+    without a network.
     """
     if weights is not None:
         return read(weights)

@@ -24,7 +24,7 @@ from rich.text import Text
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """In this context, an error prints one line on standard error, and exits with status 2.
+    """In this `with` block, an error prints one line on standard error, and exits with status 2.
 
     Ctrl-C exits with status 130. `BrokenPipeError` is raised unchanged: this error means that the
     program that reads our output, such as `head`, has ended.
@@ -48,8 +48,8 @@ def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
 
     Call `on_step` to change the bar: the text `what` is printed beside the bar, and `done` is the
     number of finished steps. If `total` is given, the bar shows the remaining time, and stays on
-    the screen. Without `total`, `done` is not needed; the bar shows the elapsed time, and disappears
-    at the end. If standard error is not a terminal, nothing is shown.
+    the screen. Without `total`, `done` is not needed; the bar shows the elapsed time, and
+    disappears at the end. If standard error is not a terminal, nothing is shown.
     """
     what, time = TextColumn("{task.description}"), TimeElapsedColumn()
     columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, time]

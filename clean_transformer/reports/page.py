@@ -24,7 +24,10 @@ def render_page(template: str, **context: Any) -> str:
 
 
 def number(value: int | float, digits: int = 3) -> str:
-    """Format a number for people, with `digits` significant digits. NaN and infinity are allowed."""
+    """Format a number for people, including NaN and infinity.
+
+    `digits` is the number of significant digits.
+    """
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else f"{'−' if value < 0 else ''}∞"
     return f"{float(f'{value:.{digits}g}'):g}"

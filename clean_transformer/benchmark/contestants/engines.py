@@ -219,7 +219,7 @@ class LlamaCpp(Engine):
 
     @cached_property
     def with_all_logits(self) -> Any:
-        """The same model, opened again with the setting that keeps all positions' logits."""
+        """The same model, opened again with the setting that keeps the logits of all positions."""
         return self.open_all_logits()
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:

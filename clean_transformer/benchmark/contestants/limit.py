@@ -1,4 +1,4 @@
-"""The limit: the shortest time in which this machine can do a work's matrix products and reading.
+"""The limit: the shortest time that this machine needs for the matrix products, or to read weights.
 
 The limit is a contestant, so that it is measured in the same rounds as the other contestants. It
 times matrix products of the model's shapes, and measures how fast the machine reads memory.
@@ -30,7 +30,7 @@ HOPELESS = 0.3  # seconds
 # Multiplies x [rows inputs] by a fixed weight.
 Product = Callable[[Tensor], Tensor]
 
-# Called with a weight [inputs outputs] and the number of rows of x, and returns the product.
+# Called with a weight [inputs outputs] and the number of rows of x. Returns the `Product` function.
 Way = Callable[[Tensor, int], Product]
 
 
@@ -94,30 +94,30 @@ def cache_bytes(cfg: Config, positions: int, dtype: str) -> int:
 
 
 def by_mm(weight: Tensor, rows: int) -> Product:
-    """Multiply with `torch.mm` (BLAS, or the GPU's library); the weight is [inputs outputs]."""
+    """A function that multiplies x by `weight` with `torch.mm` (BLAS, or the GPU's library)."""
     out = weight.new_empty(rows, weight.shape[1])
     return lambda x: torch.mm(x, weight, out=out)
 
 
 def by_mm_transposed(weight: Tensor, rows: int) -> Product:
-    """Multiply with `torch.mm`; the weight is stored as [outputs inputs]."""
+    """The same as `by_mm`, but the weight is stored as [outputs inputs]."""
     return by_mm(weight.T.contiguous().T, rows)
 
 
 def by_onednn(weight: Tensor, rows: int) -> Product:
-    """Multiply with oneDNN; the weight is stored as [outputs inputs]."""
+    """A function that multiplies x with oneDNN by the weight, stored as [outputs inputs]."""
     transposed = weight.T.contiguous()
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, transposed, None, "none", [], "")
 
 
 def by_onednn_packed(weight: Tensor, rows: int) -> Product:
-    """Multiply with oneDNN; the weight has the layout that oneDNN prefers for `rows` rows of x."""
+    """The same as `by_onednn`, but with the layout of the weight that oneDNN prefers for `rows`."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def in_float32(weight: Tensor, rows: int) -> Product:
-    """Multiply with oneDNN in float32, and round the result to the dtype of x.
+    """A function that multiplies with oneDNN in float32, and rounds to the dtype of x.
 
     This is for processors that have no instructions for half precision.
     """
@@ -206,7 +206,7 @@ class Limit(Contestant):
         """The fewest seconds for decoding steps on `batch` inputs, in total.
 
         There is one step for each number of positions in `contexts`. The step reads all weights,
-        and the keys and values of so many positions.
+        and the keys and values of that number of positions.
         """
         rate = BUFFER / median_seconds(self.read, self.device, at_least)
         weights = weight_bytes(self.cfg, self.dtype)

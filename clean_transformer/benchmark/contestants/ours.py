@@ -76,7 +76,7 @@ class Watched(Ours):
 
 
 class NanoGPTStyle(Contestant):
-    """The compact model `NanoGPT`, in PyTorch."""
+    """The compact model `NanoGPT`, a GPT-2 of `nn.Linear` modules without hooks."""
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)

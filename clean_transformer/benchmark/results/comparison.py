@@ -21,8 +21,8 @@ from clean_transformer.benchmark.work import BYTES, Part
 # A change up to this size on a log scale (about 5 %) always counts as "the same".
 LEAST = 0.05
 
-# A change counts if it is larger than this many standard deviations of the noise. By chance, three
-# in a hundred parts would exceed two standard deviations.
+# A change counts if it is larger than this many standard deviations of the noise. If the limit
+# were two, three in a hundred unchanged parts would count by chance.
 SIGMAS = 4
 
 

@@ -49,7 +49,7 @@ class Server:
         return self.contestant.title
 
     def check(self, tokens: list[list[int]], new: int) -> dict[str, Any]:
-        """Compute what the contestant is checked by.
+        """Compute the results that are compared with those of our model.
 
         The result has two keys: "logits" has the logits at the last position of each input in
         `tokens`, and "generated" has the `new` tokens that the contestant generates after the first
