@@ -1,8 +1,8 @@
 """Print where the time of one decoded token, or of one forward pass, goes on a CPU.
 
-The table has the time of each operation that PyTorch's profiler sees. For each product with a
-weight, it also has a rate: bytes of the weight per second (for a token), or floating-point
-operations per second (for a forward pass). Python itself takes the time that is not in the table.
+The table has the time of each operation that PyTorch's profiler records. For each matrix product,
+the table also has a rate: when decoding a token, the bytes of the weight per second; in a forward
+pass, floating-point operations per second. Time that is not in the table is spent in Python itself.
 
     python -m benchmarks.breakdown --dtype bfloat16
     python -m benchmarks.breakdown --batch 4 --length 256
@@ -36,10 +36,12 @@ PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "_int_mm", "_linear_pointwise")
 
 @dataclass(frozen=True)
 class Row:
-    """One operation: how many times it runs in a call of the model, and its total seconds per call.
+    """One operation of the table.
 
-    `amount` is 0 if the operation is not a product. For a product, it is the bytes of weights that
-    it reads per call, or its additions and multiplications per call.
+    In each call of the model, the operation runs `times` times, and takes `seconds` in total.
+    `amount` is 0 if the operation is not a matrix product. For a product, `amount` is the bytes of
+    weights that it reads per call (decoding), or its additions and multiplications per call
+    (forward pass).
     """
 
     operation: str
@@ -49,7 +51,10 @@ class Row:
 
 
 def decoder(model: DemoTransformer, context: int, new: int) -> Any:
-    """A function that decodes a token after `context` tokens. Call it at most `new` times."""
+    """Read a prompt of `context` tokens, and return a function that decodes one token.
+
+    Each call of the function decodes the next token. There can be at most `new` calls.
+    """
     prompt = [[token % model.cfg.d_vocab for token in range(context)]]
     logits, cache = prefill(model, prompt, new, getattr(model, "cache_class", KVCache))
 
@@ -61,32 +66,39 @@ def decoder(model: DemoTransformer, context: int, new: int) -> Any:
 
 
 def reader(model: DemoTransformer, batch: int, length: int) -> Callable[[], object]:
-    """A function that computes all logits of a batch."""
+    """A function that computes all logits for `batch` inputs of `length` tokens."""
     tokens = torch.arange(batch * length).view(batch, length) % model.cfg.d_vocab
     return lambda: model(tokens)
 
 
 def bytes_read(shapes: Shapes, itemsize: int) -> int:
-    """The bytes of a product's weight, which is its largest argument if the input is one row."""
+    """The bytes of the weight in a matrix product whose input is one row.
+
+    `shapes` has the shapes of the product's arguments. The weight is the largest argument.
+    """
     return math.prod(max(shapes, key=math.prod)) * itemsize
 
 
 def flops(shapes: Shapes) -> float:
-    """Additions and multiplications of a product of two matrices, perhaps added to a third one.
+    """The additions and multiplications of a matrix product.
 
-    `shapes` has the shapes of its arguments. Three matrices can be in any order.
+    `shapes` has the shapes of the operation's arguments. If there are three matrices, the operation
+    adds the product of two of them to the third. The three can be in any order.
     """
     matrices = [shape for shape in shapes if len(shape) > 1]
-    if len(matrices) == 3:  # [r o], [r i], [i o]: each size occurs twice
+    # The shapes are [r o], [r i] and [i o]. Each size occurs twice, so the square root of the
+    # product of all sizes is r · i · o.
+    if len(matrices) == 3:
         return 2 * math.sqrt(math.prod(map(math.prod, matrices)))
-    x, W = matrices  # perhaps each with a batch axis
+    x, W = matrices  # for a batched product, both have a batch axis
     return 2 * math.prod(x) * math.prod(W[-2:]) / x[-1]
 
 
 def operations(events: Any, calls: int, amount: Callable[[Shapes], float]) -> list[Row]:
-    """Summarize the events of `calls` profiled calls, the slowest operation first.
+    """Summarize the profiler's `events` as one row per operation, the slowest operation first.
 
-    `amount` computes `Row.amount` from the shapes of one product.
+    The events come from `calls` calls of the model. The function `amount` computes the amount of
+    one product (see `Row`) from the shapes of the product's arguments.
     """
     rows: dict[str, Row] = {}
     for event in events:
@@ -167,7 +179,10 @@ def read_rate() -> float:
 
 
 def table(rows: list[Row], taken: float, rate: str) -> Table:
-    """A table of the twelve slowest operations, with one row for all others."""
+    """A table of the twelve slowest operations, with one more row for all other operations.
+
+    `taken` is the seconds of one call of the model. `rate` is the heading of the last column.
+    """
     printed = Table("operation", "times", "µs each", "ms in total", "share", rate)
     shown, others = rows[:12], rows[12:]
     rest = Row(

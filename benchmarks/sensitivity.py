@@ -1,9 +1,9 @@
-"""Measure the largest error ratios of healthy runs. The bounds of the parity suite must allow them.
+"""Measure how large error ratios are on a healthy machine. The parity suite must let them pass.
 
-Each run draws a model (shape, seed, kind of weights), a batch and a number of threads at random,
-and judges every activation on every path, in one dtype. The script prints the largest ratio of each
-kind of operation, and the number of activations that did not pass. On a healthy machine, this
-number is 0.
+Each run draws a model (sizes and weights), a batch of tokens and a number of threads at random. The
+run judges every activation, on every path of `isolated.PATHS`, in one dtype. The script prints the
+largest error ratio for each kind of operation, and the number of activations that did not pass. On
+a healthy machine, this number is 0.
 
     python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
 """
@@ -32,7 +32,7 @@ from clean_transformer.weights import synthetic
 
 
 def draw_config(draw: random.Random) -> Config:
-    """A small GPT-2 with random sizes."""
+    """The configuration of a small GPT-2 with random sizes, drawn by `draw`."""
     n_heads, d_head = draw.choice((1, 2, 3, 4)), draw.choice((8, 16, 32, 64))
     return Config(
         n_layers=draw.choice((1, 2, 3, 4)),
@@ -47,7 +47,7 @@ def draw_config(draw: random.Random) -> Config:
 
 
 def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
-    """Draw a model and inputs from `seed`, and yield each activation with its verdict."""
+    """Draw a model and inputs with `seed`, and yield each activation's error ratio and verdict."""
     draw = random.Random(seed)
     cfg = draw_config(draw)
     weights = draw.choice((synthetic.plain, synthetic.stress))(cfg, seed)

@@ -1,7 +1,7 @@
 """Measure how long the command line and the package take to start.
 
-Prints CPU seconds of fresh processes, and their ratio to `import torch`. CPU time depends less than
-wall-clock time on what else the machine does.
+The script prints the CPU seconds of fresh processes, also divided by those of `import torch`. CPU
+time depends less than wall-clock time on the other programs that the machine runs.
 
     python -m benchmarks.startup --rounds 5
 """
@@ -34,7 +34,7 @@ UNIT = "import torch"
 
 
 def cpu_seconds(command: Sequence[str]) -> float:
-    """CPU seconds of a process and its children, in user mode and in the kernel together."""
+    """Run `command`, and return the CPU seconds (user plus system) of all its processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -45,7 +45,9 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often each command runs.")] = 5,
 ) -> None:
     """Print the median CPU seconds of each command, and the ratio to `import torch`."""
-    for command in COMMANDS.values():  # so that the files are in the operating system's cache
+    # Each command runs once before it is measured, so that its files are in the operating system's
+    # cache.
+    for command in COMMANDS.values():
         cpu_seconds(command)
     taken = {name: list[float]() for name in COMMANDS}
     for _ in range(rounds):

@@ -12,10 +12,10 @@ from clean_transformer.benchmark.work import Part, Work
 class Goal:
     """A bound on factor · product(values of `over`) / product(values of `under`).
 
-    Values are seconds or bytes, so "a is twice as fast as b" is
-    `Goal(over=(b,), under=(a,), at_least=2)`. Each round gives one quotient, and the median of the
-    rounds is judged. `what` describes the goal in words. With `percent`, reports print the quotient
-    in percent. An `optional` goal needs a package that users do not have to install.
+    The values are seconds or bytes, so "a is twice as fast as b" is
+    `Goal(over=(b,), under=(a,), at_least=2)`. Each round gives one quotient. The bound applies to
+    the median over the rounds. `what` describes the goal in words. With `percent`, reports print
+    the quotient in percent. An `optional` goal needs a package that users do not have to install.
     """
 
     what: str
@@ -39,29 +39,29 @@ class Goal:
         return f"{100 * value:.0f}%" if self.percent else f"{value:.2f} ×"
 
     def holds(self, value: float) -> bool:
-        """Whether the quotient `value` is within the bound. NaN is never within it."""
+        """Whether the quotient `value` is within the bound. False for NaN."""
         if self.at_least is not None and not value >= self.at_least:
             return False
         return self.at_most is None or value <= self.at_most
 
 
 def goals(device: str, plan: Plan) -> list[Goal]:
-    """The goals for `device`. The plan says which sizes of work they are about."""
+    """The goals for `device`. The sizes of work in them come from `plan`."""
     return [*_Goals(device, plan).all()]
 
 
 @dataclass(frozen=True)
 class _Goals:
-    """Makes the project's goals, which were set for two CPU cores and for one GPU.
+    """Makes the goals for `device`. Their bounds were chosen for two CPU cores and for one GPU.
 
-    The dtype is float32 unless a goal names another dtype.
+    A goal compares contestants in float32, unless its text names another dtype.
     """
 
     device: str
     plan: Plan
 
     def all(self) -> Iterator[Goal]:
-        """All goals for the device."""
+        """Yield all goals for the device."""
         if self.device == "cpu":
             yield from self.forward()
             yield from self.generate()
@@ -86,7 +86,7 @@ class _Goals:
         yield self.faster(work, "optimized", "transformers sdpa", 3.3, "bfloat16")
 
     def generate(self) -> Iterator[Goal]:
-        """Goals for generating token by token."""
+        """Goals for generating text, token by token."""
         work, fastest = self.plan.generate, self.plan.fastest
         yield self.faster(work, fastest("float32"), "transformers sdpa", 2.2)
         yield self.faster(work, fastest("float32"), "HookedTransformer", 8.0)
@@ -95,7 +95,7 @@ class _Goals:
         yield self.faster(work, fastest("int8"), "transformers sdpa", 5.5, "int8")
 
     def engines(self) -> Iterator[Goal]:
-        """Goals against the inference engines, in float32. They are optional."""
+        """Optional goals: to be at least as fast as each inference engine, in float32."""
         for engine in self.plan.engines:
             for work, ours in (
                 (self.plan.forward, "optimized"),
@@ -117,7 +117,7 @@ class _Goals:
             yield self.faster(work, "ours", peer, 1.5)
 
     def loading(self) -> Iterator[Goal]:
-        """Goals for time and memory before the first token."""
+        """Goals for the time of importing and loading, and for the peak memory."""
         importing, loading, memory = (Work(kind=kind) for kind in ("import", "load", "memory"))
         yield self.cheaper(
             "import: clean_transformer over torch",
@@ -139,7 +139,11 @@ class _Goals:
         )
 
     def growth(self) -> Iterator[Goal]:
-        """Goals for larger work: a larger batch, a longer context, a larger model."""
+        """Goals for how speed changes with the batch, the context and the size of the model.
+
+        The time per input may grow by 10 % with the batch. Our share of the limit may shrink by
+        10 % with the context, and with the size of the model (see `kept`).
+        """
         if batches := self.plan.batches:
             one, many = batches[0], batches[-1]
             cost = self.cheaper(
@@ -193,7 +197,12 @@ class _Goals:
     def kept(
         self, what: str, small: Work, large: Work, model: str = "small", larger: str = "small"
     ) -> Goal:
-        """The share of the limit at larger work is at least 0.9 times that at smaller work."""
+        """A goal for the share of the limit: the limit's time divided by the time of "optimized".
+
+        The share at the work `large` must be at least 0.9 times the share at the work `small`.
+        `model` is the size of the model that does the work `small`, and `larger` that of the model
+        that does the work `large`.
+        """
         over = (self.part(large, "limit", model=larger), self.part(small, "optimized", model=model))
         under = (
             self.part(large, "optimized", model=larger),

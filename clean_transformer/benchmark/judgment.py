@@ -1,4 +1,4 @@
-"""Judge the goals: which goals are held, missed or not measured, and why."""
+"""Judge the goals: decide which goals are held, missed or not measured, and say why."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from clean_transformer.benchmark.work import Part, format_value
 
 @dataclass(frozen=True)
 class Judged:
-    """A goal with its measured quotient.
+    """A goal and its measured quotient.
 
-    `measured` is None if a part of the goal was not measured. `note` says why the goal was missed
-    or not measured.
+    `measured` has the median and the quartiles of the quotient. It is None if a part in the goal's
+    `over` or `under` was not measured. `note` says why the goal was missed or not measured.
     """
 
     goal: Goal
@@ -31,7 +31,10 @@ class Judged:
 
 
 def judge(goal: Goal, results: Results) -> Judged:
-    """Compare a goal with the values in `results`. The note says why the goal is not held."""
+    """Compare the goal with the values in `results`.
+
+    If the goal is not held, the `note` of the returned `Judged` says why.
+    """
     parts = goal.over + goal.under
     found = results.together(parts)
     if found is None:
@@ -50,7 +53,8 @@ def quotient(
 ) -> Spread:
     """Median and quartiles, over the rounds, of factor · product(over) / product(under).
 
-    Each quotient uses values of the same round, because a machine's speed changes between rounds.
+    `found` has the values of each part. Each round gives one quotient of values from that round,
+    because the machine's speed changes between rounds.
     """
 
     def products(parts: Sequence[Part]) -> list[float]:
@@ -64,8 +68,11 @@ def quotient(
 def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
     """The note for a missed goal.
 
-    If the goal is a speed-up over another contestant, the note says what speed-up the machine's
-    limit would allow. Otherwise it gives the values of `over` and of `under`.
+    If the goal is a speed-up over another contestant, the note gives the speed-up that the limit
+    would have over that contestant. In another dtype than float32, the note also says how much
+    faster the limit is in this dtype than in float32. The note is "" if the limit was not measured,
+    or if the goal itself is a share of the limit. For other goals, the note gives the median values
+    of `over` and of `under`.
     """
     if len(goal.under) != 1 or goal.at_least is None:
         return " over ".join(
@@ -87,7 +94,7 @@ def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
 def exit_status(judged: Sequence[Judged]) -> int:
     """0 if all goals hold, 1 if a goal is missed, 3 if a goal was not measured.
 
-    Optional goals need not be measured.
+    An optional goal that was not measured does not count.
     """
     if any(one.verdict == "MISSED" for one in judged):
         return 1

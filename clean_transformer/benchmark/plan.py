@@ -1,4 +1,4 @@
-"""What a run measures: the contestants, and the sizes of their work, for each kind of device."""
+"""The plans of a run: which contestants do which work on each kind of device."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -14,23 +14,26 @@ COMPILED = ("transformers eager", "compiled", "transformers compiled")
 
 ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
 
-# The measurements that take longest. They run for `Plan.fewer_rounds` rounds.
+# The slowest measurements, by title. They have `Plan.fewer_rounds` rounds instead of `Plan.rounds`.
 LONGEST = ("generate", "generate a batch", "growth", "decoding", "training")
 
 
 def forward(batch: int, length: int, last_only: bool = False) -> Work:
-    """The work of one forward pass."""
+    """The work of one forward pass over `batch` inputs of `length` tokens."""
     return Work(kind="forward", batch=batch, length=length, last_only=last_only)
 
 
 def generate(batch: int, length: int, new: int) -> Work:
-    """The work of reading a batch of prompts and choosing `new` tokens after each."""
+    """The work of generating `new` tokens after each of `batch` prompts of `length` tokens."""
     return Work(kind="generate", batch=batch, length=length, new=new)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The contestants and sizes of a run. Empty fields and None leave their measurement out."""
+    """The contestants of a run, and the sizes of their work.
+
+    A field that is None or empty leaves out the measurements or contestants that it describes.
+    """
 
     forward: Work
     generate: Work
@@ -40,27 +43,32 @@ class Plan:
     peers: tuple[str, ...] = PEERS
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
-    # The dtypes other than float32, and the contestants that are measured in these dtypes.
+    # The dtypes in which "forward" and "generate" are measured in addition to float32. If "tf32" is
+    # one of them, "training" is measured in tf32 too.
     narrow: tuple[str, ...] = ("bfloat16",)
+    # The contestants that are measured in these additional dtypes.
     in_narrow: tuple[str, ...] = ("limit", "optimized")
-    # The dtypes in which only "limit" and our own contestants generate.
+    # Further dtypes for "generate" alone. Only "limit" and "optimized" run in them.
     quantized: tuple[str, ...] = ("int8",)
-    # The dtypes in which "optimized compiled" generates.
+    # The dtypes in which "optimized compiled" is measured; it takes part only in "generate".
     graphs: tuple[str, ...] = ("float32", "int8")
+    # The contestants whose peak memory is measured.
     in_memory: tuple[str, ...] = ("limit", "ours", "transformers sdpa")
+    # The work of the measurement "first token".
     first: Work | None = None
     train: Work | None = None
+    # The work of the measurement "generate a batch".
     batched: Work | None = None
     # The forward passes of the measurement "growth".
     grid: tuple[Work, ...] = ()
-    # One decoding step is timed after each of these numbers of earlier tokens.
+    # The numbers of earlier tokens after which "decoding" times a decoding step.
     contexts: tuple[int, ...] = ()
-    # The model sizes that are compared, smallest first.
+    # The model sizes that the measurement "size" compares, smallest first.
     sizes: tuple[str, ...] = ()
 
     @property
     def batches(self) -> tuple[Work, ...]:
-        """The forward passes of `grid` that differ only in their batch, smallest batch first."""
+        """The forward passes of `grid` with 256 tokens and all logits, the smallest batch first."""
         same_length = [one for one in self.grid if not one.last_only and one.length == 256]
         return tuple(sorted(same_length, key=lambda one: one.batch))
 
@@ -104,7 +112,7 @@ QUICK = Plan(
     fewer_rounds=2,
 )
 
-# Large enough to keep a GPU busy.
+# The forward pass and the batches are large enough to keep a GPU busy.
 GPU = replace(
     FULL,
     forward=forward(32, 1024, last_only=True),
@@ -141,7 +149,10 @@ def plan_for(device: str, quick: bool) -> Plan:
 
 
 def measurements(device: str, plan: Plan, only: Collection[str] | None = None) -> list[Measurement]:
-    """The measurements on a device, in order; with `only`, only the parts of those contestants."""
+    """The measurements on a device, in the order in which they run.
+
+    `only` names the contestants to measure. Without it, all contestants of the plan are measured.
+    """
     planned = [replace(one, title=f"{one.title}, {device}") for one in _measurements(device, plan)]
     if only is None:
         return planned
@@ -155,7 +166,7 @@ def measurements(device: str, plan: Plan, only: Collection[str] | None = None) -
 def parts(
     device: str, work: Work, *contestants: str, dtype: str = "float32", model: str = "small"
 ) -> tuple[Part, ...]:
-    """One part for each contestant, all with the same work."""
+    """One part for each name in `contestants`. All parts have the same work, dtype and model."""
     return tuple(
         Part(Setup(contestant=contestant, device=device, dtype=dtype, model=model), work)
         for contestant in contestants
@@ -167,7 +178,8 @@ def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
         rounds = plan.fewer_rounds if title in LONGEST else plan.rounds
         return Measurement(title, sum(groups, ()), rounds)
 
-    # Contestants that cannot compute the last logits alone are NOT MEASURED if only those count.
+    # Some contestants cannot compute the logits of the last position alone. If `plan.forward` has
+    # `last_only`, they raise `NotImplementedError`, and the report says NOT MEASURED.
     yield measured(
         "forward",
         parts(device, plan.forward, *MAIN, *plan.compiled, *plan.peers[1:], *plan.engines),

@@ -22,7 +22,7 @@ from clean_transformer.support.devices import is_available
 class Report:
     """A finished run: its results, the judged goals, and the devices that this machine lacks.
 
-    `judged` is None if only some contestants ran.
+    `judged` is None if the run was limited to some contestants (`Benchmark(only=…)`).
     """
 
     results: Results
@@ -33,8 +33,8 @@ class Report:
     def exit_status(self) -> int:
         """0 all goals hold, 1 a goal is missed, 3 a goal was not measured.
 
-        Goals for devices that this machine lacks do not count. If only some contestants ran:
-        0 everything was measured, 3 something was not measured.
+        Goals for devices that this machine lacks do not count. If the run was limited to some
+        contestants, no goals are judged: 0 everything was measured, 3 something was not measured.
         """
         if self.judged is not None:
             return exit_status([one for one in self.judged if one.goal.device not in self.absent])
@@ -43,12 +43,12 @@ class Report:
 
 
 class Benchmark:
-    """The measurements to make on some devices. `run` makes them.
+    """The benchmark on `devices`. `run` measures the contestants and judges the goals.
 
-    With `quick`, a run does less work and takes about two minutes on a CPU. `only` names the
-    contestants to run. The goals are not judged then, because they compare contestants.
+    With `quick`, a run does less work, and takes about two minutes on a CPU. `only` names the
+    contestants to run. With `only`, no goals are judged, because goals compare contestants.
 
-    Raises `ValueError` for a contestant that does not exist.
+    Raises `ValueError` if `only` has a name that is no contestant's.
     """
 
     def __init__(
@@ -75,7 +75,10 @@ class Benchmark:
 
     @property
     def turns(self) -> int:
-        """The number of turns that `run` takes, for a progress bar."""
+        """The number of turns in a run, for a progress bar.
+
+        In a turn, one part of a measurement does its work once or repeatedly.
+        """
         return sum(one.turns for one in self.measurements)
 
     def run(
@@ -86,9 +89,9 @@ class Benchmark:
     ) -> Report:
         """Write the weights, measure the contestants, and judge the goals.
 
-        `threads` is the number of CPU threads (0: PyTorch's choice), and `hooked_python` the Python
-        of an environment that has transformer_lens 3.9.0. Before each turn, `on_turn` is called
-        with the part whose turn it is.
+        `threads` is the number of CPU threads; 0 leaves the choice to PyTorch. `hooked_python` is
+        the path of the Python in an environment that has transformer_lens 3.9.0. Before each turn,
+        `on_turn` is called with the `Part` that is measured next.
         """
         sizes = {part.setup.model for one in self.measurements for part in one.parts}
         threads = threads or torch.get_num_threads()

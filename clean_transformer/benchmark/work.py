@@ -1,29 +1,29 @@
-"""Describe what is measured: the work, the contestant that does it, and the parts of a round."""
+"""Descriptions of what is measured: the work, and the contestant that does the work."""
 
 from dataclasses import dataclass, replace
 
-# Kinds of work whose value is a number of bytes. All others are measured in seconds.
+# The kinds of work that are measured in bytes. All other kinds are measured in seconds.
 BYTES = ("memory",)
 
-# Kinds of work that are done in a fresh process each time.
+# The kinds of work that start a fresh process each time.
 FRESH = ("import", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Work of one `kind`, on `batch` inputs of `length` tokens each.
+    """Work of one `kind`, on `batch` inputs of `length` tokens each. The kinds are:
 
     - `forward`: compute the logits for all positions; with `last_only`, only for the last position
-    - `generate`: read the inputs and choose `new` tokens greedily; with `new=1` this is the time
-      to the first token
-    - `step`: choose one token after `length` earlier tokens (the mean over `new` steps; the time
-      to read the inputs is subtracted)
-    - `capture`: a forward pass that returns every activation
-    - `train`: forward pass, backward pass and one optimizer step
-    - `import`: start Python and import the package
+    - `generate`: read the inputs, and choose `new` tokens greedily after each; with `new=1`, the
+      measured time is the time to the first token
+    - `step`: decode one token after `length` earlier tokens; the measured time is the mean over
+      `new` steps, without the time to read the inputs
+    - `capture`: run a forward pass that returns every activation
+    - `train`: run a forward pass, a backward pass and one optimizer step
+    - `import`: start Python, and import the contestant's package
     - `load`: build the model from its folder; the file is already in the operating system's cache
-    - `first_use`: load, then read one token, so that every weight is touched
-    - `memory`: the peak memory of `first_use`
+    - `first_use`: build the model, and run it on one token, so that it reads every weight
+    - `memory`: build the model, and run it on one token; the peak memory is measured
     """
 
     kind: str
@@ -34,7 +34,10 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens to divide by the time; 0 for kinds without tokens per second."""
+        """The number of tokens that count for tokens per second.
+
+        It is 0 for work whose tokens per second are not reported.
+        """
         per_input = {
             "forward": self.length,
             "capture": self.length,
@@ -61,7 +64,7 @@ class Work:
 
 
 def format_value(value: float, work: Work) -> str:
-    """A measured value with its unit, for people: MB, seconds or milliseconds."""
+    """Format a measured value with its unit, for people: MB, seconds or milliseconds."""
     if work.kind in BYTES:
         return f"{value / 1e6:,.0f} MB"
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
@@ -69,7 +72,7 @@ def format_value(value: float, work: Work) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """One contestant with one model, on one device, in one dtype. Each setup has its own process.
+    """One contestant with one model, on one device, in one dtype. A process runs only one setup.
 
     `contestant` is a key of `contestants.CONTESTANTS`. `model` is a name that
     `running.models.config` accepts.
@@ -86,24 +89,26 @@ class Setup:
 
 @dataclass(frozen=True)
 class Part:
-    """One setup, and the work that the setup does in each of its turns."""
+    """One entry of a measurement: a setup, and the work that this setup does in each round."""
 
     setup: Setup
     work: Work
 
     @property
     def warm_up(self) -> Work:
-        """Less work that runs the same code, for the warm-up round.
+        """The work for the warm-up round: less than `work`, but it runs the same code.
 
         On a GPU the length stays the same, because another length would select other kernels.
         """
         work = replace(self.work, new=min(self.work.new, 4))
-        if work.kind == "step":  # four steps take less time than the noise of reading the context
+        # The time of "step" is a difference of two times. With only four steps, noise could make
+        # the difference negative, and a negative time is an error.
+        if work.kind == "step":
             work = replace(work, kind="generate")
         return replace(work, length=min(work.length, 64)) if self.setup.device == "cpu" else work
 
     def by(self, contestant: str, dtype: str | None = None) -> "Part":
-        """The part in which another contestant does the same work, optionally in another dtype."""
+        """The same part with another contestant, and with another `dtype` unless that is None."""
         other = replace(self.setup, contestant=contestant, dtype=dtype or self.setup.dtype)
         return Part(other, self.work)
 
@@ -113,9 +118,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Parts that take turns in every round, so that a slow minute of the machine slows all alike.
+    """Parts that are measured alternately: in every round, each part has one turn.
 
-    The first round is a warm-up and is not counted, unless all work is done in fresh processes.
+    So if the machine is slow for a minute, all parts become slower alike. `rounds` is the number of
+    rounds that count. Before them, there is a warm-up round whose values are discarded, unless all
+    parts do their work in fresh processes (`FRESH`).
     """
 
     title: str
@@ -129,5 +136,5 @@ class Measurement:
 
     @property
     def turns(self) -> int:
-        """The number of turns of all parts over all rounds, for a progress bar."""
+        """The number of turns of all parts in all rounds, for a progress bar. Includes warm-ups."""
         return len(self.parts) * (self.warm_ups + self.rounds)

@@ -1,4 +1,7 @@
-"""The command line. Each command is a file of this folder. Importing them imports no PyTorch."""
+"""The command line. Each command is a function in the file with its name; `doctor` is in parity.py.
+
+Importing this package does not import PyTorch, so that `--help` is fast.
+"""
 
 from typing import Annotated
 
@@ -39,7 +42,7 @@ for command in COMMANDS:
 
 
 def print_version(wanted: bool) -> bool:
-    """Print the version and exit if `--version` was given. Otherwise return False."""
+    """If `wanted`, print the version and exit (for the option `--version`)."""
     if wanted:
         from clean_transformer.support.version import __version__
 
@@ -64,5 +67,5 @@ def clean_transformer(
 
 
 def main() -> None:
-    """Run the command that the arguments of this process (`sys.argv`) name."""
+    """Run the command that the arguments of this process (`sys.argv`) choose."""
     app()

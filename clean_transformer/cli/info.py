@@ -54,7 +54,11 @@ def info(
 def parameter_tree(
     title: str, n_layers: int, axes: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> Tree:
-    """A tree of modules and parameters, with axes, shapes and counts. It shows one block."""
+    """A tree of modules and parameters, with the axes, shape and count of each parameter.
+
+    `axes` and `shapes` have the names of the parameters as keys. The first block represents all
+    `n_layers` blocks.
+    """
     tree = Tree(title)
     branches: dict[tuple[str, ...], Tree] = {(): tree}
     for name, shape in shapes.items():

@@ -14,7 +14,10 @@ Read = TypeVar("Read")
 
 
 def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
-    """Load a model and its tokenizer. The tokenizer comes first, so that its errors show early."""
+    """Load the model that `weights` names, and its tokenizer.
+
+    The tokenizer is loaded first. If this fails, the command ends before it reads the weights.
+    """
     exact = choose_dtype(dtype)
 
     def read(source: str) -> DemoTransformer:
@@ -29,8 +32,9 @@ def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
 def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
     """Call `read` with `weights`, and return its result.
 
-    If `weights` is None, `read` gets "gpt2". If the hub cannot give it, `read` gets "demo"
-    instead, so that a command works without a network; a note on standard error says so.
+    If `weights` is None, `read` is called with "gpt2". If the model cannot be downloaded, `read` is
+    then called with "demo", and a note is printed on standard error. So a command also works
+    without a network.
     """
     if weights is not None:
         return read(weights)

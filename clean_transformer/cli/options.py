@@ -1,4 +1,4 @@
-"""The options that several commands share, and options made from a dataclass of settings."""
+"""Options that several commands share, and a decorator that makes options from a dataclass."""
 
 import inspect
 from collections.abc import Callable
@@ -57,7 +57,8 @@ Command = TypeVar("Command", bound=Callable[..., None])
 def options_from(settings: type, panel: str) -> Callable[[Command], Command]:
     """A decorator that gives a command one option for each field of the dataclass `settings`.
 
-    The options replace the `**` parameter of the command. Each field must be declared as
+    The options replace the command's `**` parameter in the help. The command receives their values
+    through this parameter. Each field must be declared as
     `name: Annotated[type, "help text"] = default`. `panel` is the heading above these options in
     the command's help.
     """

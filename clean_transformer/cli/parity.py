@@ -126,7 +126,7 @@ def doctor(
 
 
 def write_script(run: "DeviceRun") -> None:
-    """Write the script that reproduces the run's first fault, if there is one."""
+    """If the run located a fault, write a script that reproduces it to the current folder."""
     from clean_transformer.parity.report.wording import script_name
     from clean_transformer.support.files import write_atomically
 

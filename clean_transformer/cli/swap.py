@@ -62,7 +62,7 @@ def swap(
             model.to(chosen_device, chosen_dtype)
             on_step("running the original and the swapped model")
             with catch_warnings():
-                simplefilter("ignore", HookPointsLost)  # the report lists them
+                simplefilter("ignore", HookPointsLost)  # the report lists the lost hook points
                 swapped = swap(model, module, make)
             report = effect(model, swapped, tokens.to(chosen_device), f"{chosen.title}; on {read}")
         print_effect(report, Console())

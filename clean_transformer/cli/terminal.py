@@ -1,4 +1,4 @@
-"""What commands share: reading a text, progress bars, tables, JSON and error messages."""
+"""Functions for several commands: read a text, show progress, print tables, JSON and errors."""
 
 import json
 import sys
@@ -24,10 +24,10 @@ from rich.text import Text
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error into one line on standard error and exit status 2; Ctrl-C into status 130.
+    """In this `with` block, an error prints one line on standard error, and exits with status 2.
 
-    `BrokenPipeError` is raised as it is. It means that the program that reads the output, such as
-    `head`, has ended.
+    Ctrl-C exits with status 130. `BrokenPipeError` is raised unchanged: this error means that the
+    program that reads our output, such as `head`, has ended.
     """
     try:
         yield
@@ -44,12 +44,12 @@ def one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on standard error, if that is a terminal, and yield a function.
+    """Show a progress bar on standard error, and yield a function `on_step(what, done)`.
 
-    Call the function as `on_step(what, done)`: `what` is printed beside the bar, and `done` is the
-    number of finished steps. If `total` is given, the bar shows the remaining time and stays on the
-    screen. Otherwise `done` is not needed, and the bar shows the elapsed time and disappears at the
-    end.
+    Call `on_step` to change the bar: the text `what` is printed beside the bar, and `done` is the
+    number of finished steps. If `total` is given, the bar shows the remaining time, and stays on
+    the screen. Without `total`, `done` is not needed; the bar shows the elapsed time, and
+    disappears at the end. If standard error is not a terminal, nothing is shown.
     """
     what, time = TextColumn("{task.description}"), TimeElapsedColumn()
     columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, time]
@@ -62,8 +62,8 @@ def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
 
         def on_step(what: str, done: int | None = None) -> None:
             if not bar.tasks:
-                # A resumed training run starts at its checkpoint's step. The time left is
-                # estimated from the steps after that.
+                # A resumed training run starts at the step of its checkpoint. The bar starts there
+                # too, so that the remaining time is estimated from the new steps only.
                 bar.add_task(what, total=total, completed=done or 0)
             bar.update(bar.tasks[0].id, completed=done, description=what)
 
@@ -71,13 +71,13 @@ def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
 
 
 def read_text(text: str | None, file: Path | None) -> str:
-    """The text of an argument, of a file, or of standard input.
+    """The text for a command: `text` itself, or the text in `file` or on standard input.
 
-    Standard input is read if `text` is "-", or if there is neither `text` nor `file`. A line break
-    at the end of the file or of standard input is removed.
+    Standard input is read if `text` is "-", or if neither `text` nor `file` is given. One line
+    break at the end of the file or of standard input is removed.
 
-    Raises `ValueError` if `text` and `file` are both given, if neither is given and standard input
-    is a terminal, and if the text is not UTF-8.
+    Raises `ValueError` in three cases: `text` and `file` are both given; neither is given, and
+    standard input is a terminal; the file or standard input is not UTF-8.
     """
     if text is not None and file is not None:
         raise ValueError("there are two texts, an argument and a --file; give one")
@@ -94,12 +94,12 @@ def read_text(text: str | None, file: Path | None) -> str:
 
 
 def print_json(**values: Any) -> None:
-    """Print one JSON object. Raises `ValueError` for NaN and infinity, which JSON does not have."""
+    """Print `values` as one JSON object. Raises `ValueError` for NaN and infinity."""
     print(json.dumps(values, allow_nan=False))
 
 
 def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
-    """Print a table. Floats have four significant digits, and None is an empty cell."""
+    """Print a table. Floats are printed with four significant digits, and None as an empty cell."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column == "token" else "right")
@@ -109,7 +109,7 @@ def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> 
 
 
 def format_cell(value: str | int | float | None) -> str:
-    """Convert the value of a table's cell to text."""
+    """The text of a table's cell with this value (see `print_table`)."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -123,7 +123,7 @@ def train(
 
             train(model, tokens[:kept], out, training, held_out=other, device=chosen, on_step=show)
         if rank() == 0:
-            # The model may be sharded over several processes. The checkpoint has all weights.
+            # The model may be sharded over several processes, but the checkpoint has all weights.
             saved = torch.load(out / "checkpoint.pt", weights_only=True, mmap=True)
             whole = DemoTransformer.from_state_dict(saved["model"], model.cfg)
             whole.save_pretrained(out / "model")
@@ -134,7 +134,10 @@ def train(
 
 
 def read_tokens(files: list[Path], tokenizer: "Tokenizer | None") -> "Tokens":
-    """Tokenize text files; without a tokenizer, load the token ids from one .npy file."""
+    """The token ids of text files, or of one .npy file if `tokenizer` is None.
+
+    Raises `ValueError` if there are several files and no tokenizer.
+    """
     from clean_transformer.training.windows import load_tokens, tokenize
 
     if tokenizer is not None:
@@ -145,10 +148,10 @@ def read_tokens(files: list[Path], tokenizer: "Tokenizer | None") -> "Tokens":
 
 
 def architecture(size: str, **changes: int) -> Config:
-    """The architecture of a published size, with the fields in `changes` replaced.
+    """The architecture of the published `size`, with the fields in `changes` replaced.
 
-    d_head is d_model / n_heads and d_mlp is 4 d_model, as in every published GPT-2. Raises
-    `ValueError` if n_heads does not divide d_model.
+    As in every published GPT-2, d_head is d_model / n_heads, and d_mlp is 4 d_model. Raises
+    `ValueError` if d_model is not a multiple of n_heads.
     """
     cfg = Config.gpt2(size, **changes)
     if cfg.d_model % cfg.n_heads:

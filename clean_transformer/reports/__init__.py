@@ -1,1 +1,1 @@
-"""What all reports share: JSON, HTML pages, heat maps, and the machine's description."""
+"""Code for several kinds of reports: JSON, HTML pages, heat maps, a description of the machine."""

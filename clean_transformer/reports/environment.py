@@ -1,4 +1,4 @@
-"""The software, processor and settings that a report was made with."""
+"""Describe the software, the processor and the settings with which a report was made."""
 
 import platform
 import re
@@ -25,7 +25,10 @@ def environment() -> dict[str, str]:
 
 
 def device_settings(device: torch.device) -> dict[str, str]:
-    """The settings that change how precisely the device computes; on CUDA, also the GPU's name."""
+    """The settings that change how precisely the device computes.
+
+    On CUDA, the result also has the name of the GPU and the version of CUDA.
+    """
     settings = {"float32 matmul precision": torch.get_float32_matmul_precision()}
     if device.type == "cuda":
         settings |= {

@@ -1,4 +1,4 @@
-"""Heat maps of a model's activations, by layer, for a terminal and for an HTML page."""
+"""Heat maps: one square for each activation in each layer. Terminals and HTML pages show them."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,15 @@ from typing import Any
 class Square:
     """One square of a heat map: one activation in one layer.
 
-    - `facts`: heading and text of each fact that a page shows when the reader points at the
-      square. The first fact is the activation's name.
+    - `facts`: what a page shows when the reader points at the square. The keys are headings, and
+      the values are texts. The first text is the activation's name.
     - `label`: the square's value as text.
-    - `concern`: how bad the value is. The square with the largest `concern` represents its row.
-    - `shade`: the color on a page, from 0 (the value is exactly zero) to 11.
-    - `bar`: the character that a terminal prints if there is no `mark`.
-    - `style`: how `rich` prints that character.
-    - `mark`: a character on the square, so that readers do not depend on the color; "" for none.
+    - `concern`: how bad the value is, for sorting. Reports print the `label` of the square with the
+      largest `concern` in a row.
+    - `shade`: the number of the color on a page, from 0 (the value is exactly zero) to 11.
+    - `bar`: the character that a terminal prints for the square if `mark` is "".
+    - `style`: the `rich` style of the character that a terminal prints.
+    - `mark`: a character on the square, for readers who cannot see the colors; "" for none.
     """
 
     facts: dict[str, str]
@@ -31,12 +32,12 @@ class Square:
 
 
 def shade(value: float, limits: Sequence[float]) -> int:
-    """Index of the first of 12 ascending `limits` that is not below the value; 11 for NaN."""
+    """The index of the first limit that is at least `value`, of 12 ascending limits; 11 for NaN."""
     return len(limits) - 1 if isnan(value) else bisect_left(limits, value)
 
 
 def rank(value: float) -> float:
-    """The value to sort by: infinity for NaN, otherwise `value` itself."""
+    """The number to sort `value` by: infinity for NaN, otherwise `value` itself."""
     return inf if isnan(value) else value
 
 
@@ -45,9 +46,10 @@ class HeatMap:
     """The squares of a model's activations, in the order of the forward pass.
 
     - `layers`: the indices of the blocks that have squares.
-    - `before`, `after`: the squares before the first block and after the last block, by
-      activation name.
-    - `points`: the squares inside the blocks, by activation name within the block, then by layer.
+    - `before`: the squares of the activations before the first block, by name.
+    - `points`: the squares of the activations inside the blocks. The first key is the name within
+      the block, such as "attn.hook_pattern". The second key is the index of the block.
+    - `after`: the squares of the activations after the last block, by name.
     """
 
     layers: list[int]
@@ -57,7 +59,10 @@ class HeatMap:
 
     @property
     def rows(self) -> dict[str, dict[int | None, Square]]:
-        """All squares by activation name, then by layer (None outside of the blocks)."""
+        """All squares. The first key is the name of the activation, as in `points`.
+
+        The second key is the index of the block, or None for an activation outside of the blocks.
+        """
         rows: dict[str, dict[int | None, Square]] = {}
         rows |= {name: {None: square} for name, square in self.before.items()}
         rows |= self.points
@@ -69,14 +74,16 @@ class HeatMap:
 
     @property
     def fields(self) -> list[str]:
-        """The headings of the facts. All squares have the same headings."""
+        """The headings of the squares' `facts`. All squares have the same headings."""
         return next(([*square.facts] for row in self.rows.values() for square in row.values()), [])
 
 
 def heat_map(squares: Mapping[str, Square | None]) -> HeatMap:
-    """Arrange squares by layer. `squares` has activation names, in the order of the forward pass.
+    """Arrange squares by layer.
 
-    An entry that is None is not drawn. It only shows where the blocks begin and end.
+    The keys of `squares` are the full names of the activations, in the order of the forward pass.
+    An activation whose value is None has no square. Its name is only used to find where the blocks
+    begin and end.
     """
     layers: set[int] = set()
     before: dict[str, Square] = {}
@@ -96,10 +103,10 @@ def heat_map(squares: Mapping[str, Square | None]) -> HeatMap:
 
 
 def block_of(name: str) -> tuple[int | None, str]:
-    """The index of the block that computes an activation, and the activation's name in that block.
+    """The index of the block that computes the activation, and the activation's name in the block.
 
-    The name of the block's own output is "output". For an activation outside of the blocks, the
-    result is None and the unchanged name.
+    In the block, the name of the block's own output is "output". For an activation outside of the
+    blocks, the result is None and the unchanged `name`.
     """
     if not name.startswith("blocks."):
         return None, name

@@ -1,11 +1,14 @@
-"""HTML pages, made from the templates in `templates/`. A page is one file; it needs no network."""
+"""Make HTML pages from the templates in `templates/`.
+
+A page is one file. Browsers can show it without a network.
+"""
 
 import math
 from typing import Any
 
 
 def render_page(template: str, **context: Any) -> str:
-    """Fill a template of `templates/` with the values in `context`, and return the HTML page."""
+    """Fill the file `template` of `templates/` with the values in `context`; return the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -21,7 +24,10 @@ def render_page(template: str, **context: Any) -> str:
 
 
 def number(value: int | float, digits: int = 3) -> str:
-    """Format a number for people, including NaN and infinity."""
+    """Format a number for people, including NaN and infinity.
+
+    `digits` is the number of significant digits.
+    """
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else f"{'−' if value < 0 else ''}∞"
     return f"{float(f'{value:.{digits}g}'):g}"

@@ -1,4 +1,4 @@
-"""Reports as JSON."""
+"""Convert reports to JSON, and write them to files."""
 
 import json
 import math
@@ -10,15 +10,15 @@ from typing import Any
 
 from clean_transformer.support.files import write_atomically
 
-# Properties that `plain` writes in addition to the fields, for each dataclass that has them.
+# If a dataclass has properties with these names, `plain` adds them to the dataclass's fields.
 DERIVED = ("verdict", "rho", "coverage", "first_failure")
 
 
 def plain(value: Any) -> Any:
     """Convert a value to dictionaries, lists, strings and numbers, which JSON can store.
 
-    A dataclass becomes a dictionary of its fields and of its properties that `DERIVED` names.
-    JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan".
+    A dataclass becomes a dictionary of its fields, and of the properties that `DERIVED` names.
+    JSON has no infinity and no NaN, so these become the strings "inf", "-inf" and "nan".
     """
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
@@ -36,24 +36,24 @@ def plain(value: Any) -> Any:
 
 
 def write_plain(values: Mapping[str, Any], file: Path) -> None:
-    """Write `values` to `file` as JSON. After an error, `file` still has its old content."""
+    """Write `values` to `file` as JSON. If writing fails, `file` keeps its old content."""
     write_atomically(file, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The name and the version of one kind of JSON report.
+    """The name and the version of the format of one kind of JSON report.
 
-    The version changes when a key is renamed or removed.
+    The version changes when a key of the format is renamed or removed.
     """
 
     name: str
     version: int
 
     def to_json(self, report: Any) -> dict[str, Any]:
-        """Convert `report`, a dataclass, for JSON, and add the schema's name and version."""
+        """Convert the dataclass `report` with `plain`, and add this schema's name and version."""
         return {"schema": self.name, "version": self.version, **plain(report)}
 
     def write_json(self, report: Any, file: Path) -> None:
-        """Write the report to `file` as JSON. After an error, `file` still has its old content."""
+        """Write `report` to `file` as JSON. If writing fails, `file` keeps its old content."""
         write_plain(self.to_json(report), file)

@@ -1,4 +1,4 @@
-"""Heat maps in a terminal."""
+"""Show heat maps in a terminal."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,11 @@ from clean_transformer.reports.heat_map import HeatMap
 
 
 def heat_map_table(maps: Mapping[str, HeatMap]) -> Table:
-    """A table with one row per activation: one character per layer, then the worst value per map.
+    """A table with one row per activation.
 
-    The first map in `maps` provides the characters. The keys of `maps` are the headings of the
-    columns with the worst values.
+    A row has one character per layer, from the first map in `maps`. After the characters, the row
+    has one column per map, with the activation's worst value in that map. The keys of `maps` are
+    the headings of these columns.
     """
     drawn = next(iter(maps.values()))
     ruler = "".join(str(layer % 10) for layer in drawn.layers)

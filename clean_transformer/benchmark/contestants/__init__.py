@@ -1,4 +1,4 @@
-"""The contestants, by the names that the reports print."""
+"""The contestants: the models and libraries whose speed is compared."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,8 @@ from clean_transformer.benchmark.contestants.peers import (
     TransformersEager,
 )
 
-# Each class is called with the model's folder, a device and a dtype.
+# The contestants' classes. The keys are the names that reports print. Each class is called with the
+# model's folder, a device and a dtype (a key of `base.DTYPES`).
 CONTESTANTS: dict[str, Callable[[Path, str, str], Contestant]] = {
     "limit": Limit,
     "ours": Ours,

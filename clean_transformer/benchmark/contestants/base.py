@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# The dtype in which the weights are loaded, for each dtype that is measured. TF32 is a way to
-# multiply float32 tensors, and int8 weights are made from float32 weights.
+# The keys are the dtypes in which contestants are measured, and the values are the dtypes in which
+# their weights are loaded. TF32 is a way to multiply float32 tensors. Weights in int8 are made from
+# float32 weights after loading.
 DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -25,11 +26,11 @@ Tokens = Int[Tensor, "batch pos"]
 
 
 class Contestant:
-    """A model that is measured. `__init__` loads the weights from `folder`.
+    """The base class of the models that are measured. `__init__` loads the weights from `folder`.
 
-    A subclass overrides the method of each kind of work that its model can do, and sets `model` if
-    the model can be trained. `package` is the installed package that runs the model, and `imported`
-    the module that the users of this package import.
+    A subclass overrides `forward`, `generate` or `capture` if its model can do this work, and sets
+    `model` if `train_step` can train the model. `package` is the name of the installed package that
+    runs the model. `imported` is the module whose import is timed.
     """
 
     package = "torch"
@@ -46,23 +47,26 @@ class Contestant:
         return f"{self.package} {version(self.package)}"
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits for all positions; with `last_only`, only for the last position."""
+        """Compute the logits for all positions; with `last_only`, only for the last position."""
         raise NotImplementedError(f"{type(self).__name__} computes no logits")
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """`new` tokens [batch new] after each input, chosen greedily, without stopping early."""
+        """Generate exactly `new` tokens after each input, and return them [batch new].
+
+        Each token is the most likely one. <|endoftext|> does not stop the generation.
+        """
         raise NotImplementedError(f"{type(self).__name__} generates no tokens")
 
     def capture(self, tokens: Tokens) -> Any:
-        """The logits and all activations of a forward pass."""
+        """Run a forward pass, and return the logits and all activations."""
         raise NotImplementedError(f"{type(self).__name__} keeps no activations")
 
     def last_logits(self, tokens: Tokens) -> Float[Tensor, "batch d_vocab"]:
-        """The last logits for each input, in float32 on the CPU, to compare them with ours."""
+        """The logits at the last position of each input, in float32 on the CPU, for the check."""
         return self.forward(tokens)[:, -1].float().cpu()
 
     def train_step(self, tokens: Tokens) -> float:
-        """Train for one step of AdamW, and return the loss before that step."""
+        """Make one training step with AdamW, and return the loss before this step."""
         optimizer = self.optimizer
         logits = self.forward(tokens[:, :-1])
         loss = self.loss(logits.flatten(0, 1), tokens[:, 1:].flatten())
@@ -73,9 +77,12 @@ class Contestant:
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """A fused AdamW for the model's parameters. Also puts the model in training mode."""
+        """A fused AdamW for the model's parameters.
+
+        The first access to `optimizer` puts `model` in training mode.
+        """
         for name, parameter in self.model.train().named_parameters():
-            # No other contestant has this bias, and our `train` does not train it.
+            # Only our model has this bias, and our own `train` does not train it either.
             parameter.requires_grad_(name != "unembed.b_U")
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(trained, lr=1e-5, fused=True)
@@ -84,6 +91,7 @@ class Contestant:
 def any_shape(device: str) -> bool | None:
     """The value of the argument `dynamic` of `torch.compile`: True on a CPU, None elsewhere.
 
-    On a CPU, one graph for all shapes compiles in half a minute, and is as fast as other graphs.
+    On a CPU, one graph for all shapes compiles in half a minute, and is as fast as a graph for one
+    shape.
     """
     return True if device == "cpu" else None

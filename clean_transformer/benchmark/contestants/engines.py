@@ -1,7 +1,8 @@
-"""Inference engines outside of PyTorch. Each engine reads the model in its own file format.
+"""Inference engines that do not use PyTorch. Each engine reads the model in its own file format.
 
-The conversion is not measured. An engine that is not installed is reported as NOT MEASURED; the
-extra `bench` installs CTranslate2 and onnxruntime, and llama.cpp needs a C++ compiler.
+The time of converting the model to this format is not measured. Reports print NOT MEASURED for an
+engine that is not installed. The extra `bench` of this package installs CTranslate2 and
+onnxruntime. Installing llama.cpp needs a C++ compiler.
 """
 
 import tempfile
@@ -24,7 +25,7 @@ from clean_transformer.weights.load import read_pretrained
 
 
 class Engine(Contestant):
-    """An engine that runs on the CPU. `files` is a temporary folder for its model."""
+    """An engine that runs on the CPU. `files` is a temporary folder for the converted model."""
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
@@ -35,7 +36,7 @@ class Engine(Contestant):
 
 
 class CTranslate2(Engine):
-    """CTranslate2, with a model that its own converter makes from Hugging Face's."""
+    """CTranslate2, with a model that CTranslate2's converter makes from Hugging Face's model."""
 
     package = imported = "ctranslate2"
 
@@ -50,7 +51,8 @@ class CTranslate2(Engine):
             theirs = hugging_face_model(folder, device, torch.float32, "eager")
             loader = GPT2Loader()
             spec = loader.get_model_spec(theirs)
-            # CTranslate2 takes tokens as strings, and requires three special tokens.
+            # CTranslate2 takes tokens as strings, so each token is its id as text. CTranslate2 also
+            # requires three special tokens.
             words = [str(token) for token in range(theirs.config.vocab_size)]
             loader.set_vocabulary(spec, words)
             spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = words[-1]
@@ -63,7 +65,7 @@ class CTranslate2(Engine):
         self.storage = ctranslate2.StorageView
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits for all positions. Raises `NotImplementedError` with `last_only`."""
+        """Compute the logits for all positions. Raises `NotImplementedError` with `last_only`."""
         if last_only:
             raise NotImplementedError("it cannot compute the last logits alone")
         batch, length = tokens.shape
@@ -72,11 +74,11 @@ class CTranslate2(Engine):
         return self.generator.forward_batch(ids, lengths)
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The last logits for each input [batch d_vocab]."""
+        """The logits at the last position of each input [batch d_vocab]."""
         return torch.from_numpy(np.array(self.forward(tokens))[:, -1])
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens [batch new]."""
+        """Generate `new` tokens after each input, and return them [batch new]."""
         done = self.generator.generate_batch(
             [[str(token) for token in row] for row in tokens.tolist()],
             max_length=new,
@@ -87,7 +89,7 @@ class CTranslate2(Engine):
 
 
 class OnnxRuntime(Engine):
-    """onnxruntime, with the compact model `NanoGPT`, which PyTorch exports to ONNX."""
+    """onnxruntime, with the compact model `NanoGPT`. PyTorch exports this model to ONNX."""
 
     package = imported = "onnxruntime"
 
@@ -107,7 +109,10 @@ class OnnxRuntime(Engine):
         )
 
     def exported(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-        """Export the module. Returns a session that runs it on inputs of any batch and length."""
+        """Export `module` to the ONNX file `name`, and return a session that runs this file.
+
+        `inputs` are examples for the export. The session accepts other batch sizes and lengths.
+        """
         any_length = [{0: "batch", 1: "pos"}, {2: "batch", 4: "past"}]
         file = self.files / f"{name}.onnx"
         torch.onnx.export(
@@ -126,32 +131,35 @@ class OnnxRuntime(Engine):
 
     @cached_property
     def whole(self) -> Any:
-        """The session that computes all logits from tokens."""
+        """The session that computes the logits for all positions from tokens."""
         return self.exported("whole", self.model, (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def first(self) -> Any:
-        """The session that computes the last logits, the keys and the values from a prompt."""
+        """The session that reads a prompt. It returns what `Reader.forward` returns."""
         return self.exported("first", Reader(self.model), (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def next(self) -> Any:
-        """The session that computes the same from one new token and the earlier keys and values."""
+        """The session that decodes: it reads one new token, and the earlier keys and values.
+
+        It returns what `Reader.forward` returns.
+        """
         past = torch.zeros(self.cfg.n_layers, 2, 2, self.cfg.n_heads, 8, self.cfg.d_head)
         tokens = torch.ones(2, 1, dtype=torch.long)
         return self.exported("next", Reader(self.model), (tokens, past))
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits for all positions; with `last_only`, only for the last position."""
+        """Compute the logits for all positions; with `last_only`, only for the last position."""
         session = self.first if last_only else self.whole
         return session.run_with_ort_values(None, {"tokens": self.value(tokens.numpy())})[0]
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The last logits for each input [batch d_vocab]."""
+        """The logits at the last position of each input [batch d_vocab]."""
         return torch.from_numpy(self.forward(tokens).numpy())[:, -1]
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens [batch new]."""
+        """Generate `new` tokens after each input, and return them [batch new]."""
         inputs = {"tokens": self.value(tokens.numpy())}
         chosen = []
         for step in range(new):
@@ -163,14 +171,17 @@ class OnnxRuntime(Engine):
 
 
 class Reader(nn.Module):
-    """The compact model for decoding. It returns the last logits, and all keys and values."""
+    """`NanoGPT` for decoding: it also returns the keys and values, and takes them as an input."""
 
     def __init__(self, model: NanoGPT):
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [batch d_vocab], and the keys and values of `NanoGPT.read` in one tensor."""
+        """The logits at the last position [batch d_vocab], and all keys and values.
+
+        The keys and values of earlier and new positions are one tensor of the shape `nanogpt.Past`.
+        """
         x, presents = self.model.read(tokens, past)
         kept = torch.stack([torch.stack(present) for present in presents])
         return F.linear(x[:, -1], self.model.wte.weight), kept
@@ -212,21 +223,24 @@ class LlamaCpp(Engine):
         return self.open_all_logits()
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """The logits of each input. Inputs run one by one, because a batch here holds one text."""
+        """Compute the logits of each input; with `last_only`, only for its last position.
+
+        The model here holds one text at a time, so the inputs run one after the other.
+        """
         model = self.model if last_only else self.with_all_logits
         rows = []
         for row in tokens.tolist():
             model.reset()
             model.eval(row)
-            rows.append(model.scores[: len(row)])  # a view; the next input overwrites it
+            rows.append(model.scores[: len(row)])  # a view that the next input overwrites
         return rows
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The last logits for each input [batch d_vocab]."""
+        """The logits at the last position of each input [batch d_vocab]."""
         return torch.tensor(np.stack([self.forward(row[None])[0][-1] for row in tokens]))
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens [batch new]."""
+        """Generate `new` tokens after each input, and return them [batch new]."""
         import llama_cpp
 
         rows = []

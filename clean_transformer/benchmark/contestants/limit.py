@@ -1,7 +1,7 @@
-"""The limit: the shortest time in which this machine can compute a work's products or read weights.
+"""The limit: the shortest time that this machine needs for the matrix products, or to read weights.
 
-The limit is a contestant like the others, so that it is measured in the same rounds. It times
-matrix products in the model's own shapes, and how fast the machine reads memory.
+The limit is a contestant, so that it is measured in the same rounds as the other contestants. It
+times matrix products of the model's shapes, and measures how fast the machine reads memory.
 """
 
 import math
@@ -21,14 +21,16 @@ from clean_transformer.benchmark.work import Work
 from clean_transformer.config import Config
 from clean_transformer.weights.formats.huggingface import config_from_json, read_json
 
-BUFFER = 2**29  # bytes to read: far more than any processor's cache holds
+BUFFER = 2**29  # bytes; a processor's cache is far smaller, so the data comes from memory
 
-# If the first call of a kernel takes longer than this, and also 3 × as long as the best kernel,
-# the kernel is not called again.
+# If the first call of a kernel takes longer than this, and also longer than 3 × the time of the
+# best kernel so far, the kernel is not called again.
 HOPELESS = 0.3  # seconds
 
+# Multiplies x [rows inputs] by a fixed weight.
 Product = Callable[[Tensor], Tensor]
 
+# Called with a weight [inputs outputs] and the number of rows of x. Returns the `Product` function.
 Way = Callable[[Tensor, int], Product]
 
 
@@ -46,7 +48,7 @@ class Shape(NamedTuple):
 
 
 def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
-    """The products with a weight in a forward pass over `rows` tokens: how often each shape occurs.
+    """Count the matrix products with a weight in a forward pass over `rows` tokens, by shape.
 
     `logit_rows` is the number of positions whose logits are computed.
     """
@@ -61,13 +63,13 @@ def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
 
 
 def attention_flops(cfg: Config, batch: int, length: int) -> int:
-    """Multiplications and additions of the scores and of pattern · v, under the causal mask."""
+    """The multiplications and additions of q · k and of pattern · v, under the causal mask."""
     pairs = batch * length * (length + 1) // 2
     return cfg.n_layers * 4 * pairs * cfg.n_heads * cfg.d_head
 
 
 def flops(cfg: Config, work: Work) -> int:
-    """Multiplications and additions of a forward pass or of a decoding step."""
+    """The multiplications and additions of a forward pass or of a decoding step."""
     if work.kind == "step":
         context = attention_flops(cfg, work.batch, work.length + 1)
         attention = context - attention_flops(cfg, work.batch, work.length)
@@ -80,42 +82,45 @@ def flops(cfg: Config, work: Work) -> int:
 
 
 def weight_bytes(cfg: Config, dtype: str) -> int:
-    """The bytes of all weight matrices that a decoding step multiplies by."""
+    """The bytes of all the weight matrices that a decoding step reads."""
     size = 1 if dtype == "int8" else DTYPES[dtype].itemsize
     every = products(cfg, 1, 1).items()
     return sum(count * shape.inputs * shape.outputs for shape, count in every) * size
 
 
 def cache_bytes(cfg: Config, positions: int, dtype: str) -> int:
-    """The bytes of the keys and values of one input with `positions` positions."""
+    """The bytes of the keys and values of one input at `positions` positions."""
     return 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * positions * DTYPES[dtype].itemsize
 
 
 def by_mm(weight: Tensor, rows: int) -> Product:
-    """`torch.mm` (BLAS, or the GPU's library) with the weight [inputs outputs]."""
+    """A function that multiplies x by `weight` with `torch.mm` (BLAS, or the GPU's library)."""
     out = weight.new_empty(rows, weight.shape[1])
     return lambda x: torch.mm(x, weight, out=out)
 
 
 def by_mm_transposed(weight: Tensor, rows: int) -> Product:
-    """`torch.mm` with a weight that is stored as [outputs inputs]."""
+    """The same as `by_mm`, but the weight is stored as [outputs inputs]."""
     return by_mm(weight.T.contiguous().T, rows)
 
 
 def by_onednn(weight: Tensor, rows: int) -> Product:
-    """oneDNN with a weight that is stored as [outputs inputs]."""
+    """A function that multiplies x with oneDNN by the weight, stored as [outputs inputs]."""
     transposed = weight.T.contiguous()
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, transposed, None, "none", [], "")
 
 
 def by_onednn_packed(weight: Tensor, rows: int) -> Product:
-    """oneDNN with the weight in the layout that oneDNN prefers for `rows` rows."""
+    """The same as `by_onednn`, but with the layout of the weight that oneDNN prefers for `rows`."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def in_float32(weight: Tensor, rows: int) -> Product:
-    """oneDNN in float32, then rounded: for processors without instructions for half precision."""
+    """A function that multiplies with oneDNN in float32, and rounds to the dtype of x.
+
+    This is for processors that have no instructions for half precision.
+    """
     multiply = by_onednn(weight.float(), rows)
     return lambda x: multiply(x.float()).to(x.dtype)
 
@@ -124,7 +129,7 @@ WAYS: tuple[Way, ...] = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, i
 
 
 def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
-    """Functions that read the whole buffer [n]. Which one is fastest depends on the processor."""
+    """Functions that each read the whole `buffer` [n]. The fastest differs between processors."""
     rows = buffer.view(-1, 1024)
     vector = buffer[:1024].clone()
     return (buffer.sum, rows.sum, lambda: rows @ vector)
@@ -133,10 +138,10 @@ def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
 class Limit(Contestant):
     """A lower bound on time: the roofline model (Williams et al. 2009), product by product.
 
-    A forward pass takes at least the time of its matrix products, each computed by the library that
-    is fastest for its shape, and at least the time of reading every weight once. A decoded token
-    takes at least the time of reading the weights, keys and values. All products of one shape are
-    timed with the same weight, which may stay in the processor's cache.
+    A forward pass takes at least as long as its matrix products, each with the fastest kernel for
+    its shape. It also takes at least as long as reading every weight once. Decoding a token takes
+    at least as long as reading the weights, keys and values. All products of one shape are timed
+    with the same weight. This weight may stay in the processor's cache.
     """
 
     title = "the machine"
@@ -148,14 +153,14 @@ class Limit(Contestant):
         self.buffer = torch.ones(BUFFER // 4, device=device)
 
     def measure(self, work: Work, at_least: float) -> float:
-        """The least seconds that `work` can take; for memory, the least bytes.
+        """The fewest seconds that `work` can take; for the kind "memory", the fewest bytes.
 
         Raises `NotImplementedError` for a kind of work that has no known limit.
         """
         match work.kind:
             case "forward" | "capture":
                 return self.forward_pass(work, at_least)
-            case "train":  # the backward pass has two products for each forward one
+            case "train":  # the backward pass has two products for each one of the forward pass
                 return 3 * self.forward_pass(work, at_least)
             case "generate":
                 first = self.forward_pass(replace(work, last_only=True), at_least)
@@ -173,7 +178,11 @@ class Limit(Contestant):
         raise NotImplementedError(f"no limit is known for {work.kind}")
 
     def forward_pass(self, work: Work, at_least: float) -> float:
-        """Seconds for the products and attention, or for reading the weights: the longer one."""
+        """The fewest seconds for a forward pass.
+
+        This is the time of the products and attention, or the time of reading the weights,
+        whichever is longer. Attention is assumed to run at the speed of the products.
+        """
         rows = work.batch * work.length
         shapes = products(self.cfg, rows, work.batch if work.last_only else rows)
         each = at_least / len(shapes)
@@ -183,7 +192,7 @@ class Limit(Contestant):
         return max(taken, self.reading(work.batch, [0], at_least))
 
     def product(self, shape: Shape, at_least: float) -> float:
-        """Seconds for one product. The first call for a shape finds the fastest kernel."""
+        """Seconds for a product of `shape`. The first call for a shape finds the fastest kernel."""
         if shape not in self.fastest:
             dtype = DTYPES[self.dtype]
             x = torch.randn(shape.rows, shape.inputs, device=self.device).to(dtype)
@@ -194,7 +203,11 @@ class Limit(Contestant):
         return median_seconds(self.fastest[shape], self.device, at_least)
 
     def reading(self, batch: int, contexts: Iterable[int], at_least: float) -> float:
-        """Total seconds of one step for each of `contexts`: read the weights, keys and values."""
+        """The fewest seconds for decoding steps on `batch` inputs, in total.
+
+        There is one step for each number of positions in `contexts`. The step reads all weights,
+        and the keys and values of that number of positions.
+        """
         rate = BUFFER / median_seconds(self.read, self.device, at_least)
         weights = weight_bytes(self.cfg, self.dtype)
         each = (weights + batch * cache_bytes(self.cfg, n, self.dtype) for n in contexts)
@@ -202,22 +215,22 @@ class Limit(Contestant):
 
     @cached_property
     def read(self) -> Callable[[], object]:
-        """The fastest function that reads the whole buffer."""
+        """The fastest function that reads the whole `buffer`."""
         return fastest([lambda call=call: call for call in readings(self.buffer)], self.device)
 
 
 def prepared(x: Tensor, way: Way, weight: Tensor) -> Callable[[], object]:
-    """A function that computes the product, with the weight in the layout that `way` uses."""
+    """A function that multiplies x by the weight, which is already in the layout for `way`."""
     return partial(way(weight, len(x)), x)
 
 
 def fastest(
     prepare: Iterable[Callable[[], Callable[[], object]]], device: str
 ) -> Callable[[], object]:
-    """The fastest of several functions. Each item of `prepare` makes one of them.
+    """Time several functions, and return the fastest. Each item of `prepare` makes one function.
 
-    A function that fails, because this build or processor does not support it, is skipped. The
-    first call of each function is a warm-up.
+    A function that raises an error is skipped, because this build of PyTorch or this processor does
+    not support it. The first call of each function is a warm-up.
     """
     best, least = None, math.inf
     for make in prepare:

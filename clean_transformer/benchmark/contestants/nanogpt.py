@@ -1,4 +1,4 @@
-"""A compact GPT-2 of `nn.Linear` modules, for measuring training and for the export to ONNX.
+"""A compact GPT-2 of `nn.Linear` modules, for timing a training step and for the export to ONNX.
 
 The model has the structure of Karpathy's nanoGPT: one projection to queries, keys and values, the
 fused attention kernel, one matrix for embedding and unembedding, and no hooks.
@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 
-# On axis `two`, index 0 holds the keys, and index 1 the values.
+# The keys and values of earlier positions. On the axis `two`, index 0 has the keys, and index 1 has
+# the values.
 Past = Float[Tensor, "layer two batch head past d_head"]
 
+# The keys and the values of one block.
 Present = tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head pos d_head"]]
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A transformer block: x = x + attention(norm(x)), then x = x + mlp(norm(x))."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -33,7 +35,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Present]:
         """The residual stream after the block, and the keys and values of all positions.
 
-        If `past` has the keys and values of earlier positions, x must hold one new position.
+        `past` may have the block's keys and values of earlier positions. Then x must have only one
+        new position.
         """
         batch, n_pos, d_model = x.shape
         qkv = self.c_attn(self.ln_1(x)).view(batch, n_pos, 3, self.n_heads, -1)
@@ -47,7 +50,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """GPT-2 in as few lines as possible."""
+    """GPT-2 in as few lines as possible. `wte` is also the unembedding matrix."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -59,7 +62,7 @@ class NanoGPT(nn.Module):
     def read(
         self, tokens: Int[Tensor, "batch pos"], past: Past | None = None
     ) -> tuple[Float[Tensor, "batch pos d_model"], list[Present]]:
-        """The normalized residual stream after the last block, and each block's keys and values."""
+        """The output of the last LayerNorm, and the keys and values of each block."""
         start = 0 if past is None else past.shape[4]
         positions = torch.arange(tokens.shape[1], device=tokens.device) + start
         x = self.wte(tokens) + self.wpe(positions)
@@ -70,7 +73,7 @@ class NanoGPT(nn.Module):
         return self.ln_f(x), presents
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        """The logits of every position."""
+        """The logits for every position."""
         return F.linear(self.read(tokens)[0], self.wte.weight)
 
     @classmethod

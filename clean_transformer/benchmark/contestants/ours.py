@@ -1,4 +1,4 @@
-"""Our own contestants, and a compact model in the style of nanoGPT."""
+"""Contestants that run our own model, and a compact model in the style of nanoGPT."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from clean_transformer.weights.formats.huggingface import read_folder
 
 
 class Ours(Contestant):
-    """`DemoTransformer` as it is."""
+    """`DemoTransformer` without `optimize` and without `torch.compile`."""
 
     imported = "clean_transformer.model"
     title = "clean_transformer"
@@ -22,20 +22,20 @@ class Ours(Contestant):
         self.model = DemoTransformer.from_pretrained(folder, device=device, dtype=DTYPES[dtype])
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits for all positions; with `last_only`, only for the last position."""
+        """Compute the logits for all positions; with `last_only`, only for the last position."""
         return self.model(tokens, last_only=last_only)
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens [batch new]."""
+        """Generate `new` tokens after each input, and return them [batch new]."""
         return self.model.generate(tokens, new)[:, tokens.shape[1] :]
 
     def capture(self, tokens: Tokens) -> Any:
-        """The logits, and a cache of all activations."""
+        """Run a forward pass, and return the logits and a cache of all activations."""
         return self.model.run_with_cache(tokens)
 
 
 class Optimized(Ours):
-    """`DemoTransformer` after `optimize()`."""
+    """`DemoTransformer` after `optimize()`; in int8, after `optimize("int8")`."""
 
     compile = False
 
@@ -46,15 +46,15 @@ class Optimized(Ours):
 
 
 class OptimizedCompiled(Optimized):
-    """`DemoTransformer` after `optimize(compile=True)`: its decoding step is one graph."""
+    """`DemoTransformer` after `optimize(compile=True)`. A decoding step is one compiled graph."""
 
     compile = True
 
 
 class Compiled(Ours):
-    """`DemoTransformer` with its forward pass under `torch.compile`."""
+    """`DemoTransformer` whose forward pass is compiled by `torch.compile`."""
 
-    generate = Contestant.generate  # not measured: it would compile again for each length
+    generate = Contestant.generate  # not measured: each length would compile again
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
@@ -62,10 +62,10 @@ class Compiled(Ours):
 
 
 class Watched(Ours):
-    """`DemoTransformer` with a hook on every pattern, so that attention is computed explicitly.
+    """`DemoTransformer` with a hook on every pattern, so that it computes attention explicitly.
 
-    The hooks store nothing. So the time of `capture` minus the time of this contestant is the cost
-    of storing the activations.
+    The hooks store nothing. So the time of `Ours.capture` minus the time of `Watched.forward` is
+    the time that storing the activations takes.
     """
 
     def __init__(self, folder: Path, device: str, dtype: str):
@@ -76,7 +76,7 @@ class Watched(Ours):
 
 
 class NanoGPTStyle(Contestant):
-    """A compact model of `nn.Linear` modules."""
+    """The compact model `NanoGPT`, a GPT-2 of `nn.Linear` modules without hooks."""
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
@@ -84,5 +84,5 @@ class NanoGPTStyle(Contestant):
         self.model = NanoGPT.from_huggingface(cfg, state).to(device, DTYPES[dtype])
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits for all positions, also with `last_only`."""
+        """Compute the logits for all positions, even with `last_only`."""
         return self.model(tokens)

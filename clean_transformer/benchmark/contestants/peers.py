@@ -1,4 +1,7 @@
-"""Contestants of other PyTorch libraries, each with its fastest settings."""
+"""Contestants that run other PyTorch libraries.
+
+Each library runs with its fastest settings. Transformers also runs with other settings.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from clean_transformer.weights.load import read_pretrained
 
 
 class Transformers(Contestant):
-    """`GPT2LMHeadModel`, with PyTorch's fused attention."""
+    """`GPT2LMHeadModel` of transformers, with PyTorch's fused attention."""
 
     package = "transformers"
     imported = "transformers.models.gpt2.modeling_gpt2"
@@ -23,11 +26,11 @@ class Transformers(Contestant):
         self.model = hugging_face_model(folder, device, DTYPES[dtype], self.attention)
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits for all positions; with `last_only`, only for the last position."""
+        """Compute the logits for all positions; with `last_only`, only for the last position."""
         return self.model(tokens, use_cache=False, logits_to_keep=int(last_only)).logits
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens [batch new]."""
+        """Generate `new` tokens after each input, and return them [batch new]."""
         both = self.model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
@@ -39,15 +42,15 @@ class Transformers(Contestant):
 
 
 class TransformersEager(Transformers):
-    """`GPT2LMHeadModel` with explicit attention."""
+    """`GPT2LMHeadModel` with explicit attention, which computes the attention pattern."""
 
     attention = "eager"
 
 
 class TransformersCompiled(Transformers):
-    """`GPT2LMHeadModel` with its forward pass under `torch.compile`."""
+    """`GPT2LMHeadModel` whose forward pass is compiled by `torch.compile`."""
 
-    generate = Contestant.generate
+    generate = Contestant.generate  # not measured: each length would compile again
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
@@ -66,13 +69,13 @@ class HookedTransformer(Contestant):
         self.model = hooked_model(*weights).to(device, print_details=False)
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Logits for all positions. Raises `NotImplementedError` with `last_only`."""
+        """Compute the logits for all positions. Raises `NotImplementedError` with `last_only`."""
         if last_only:
             raise NotImplementedError("it cannot compute the last logits alone")
         return self.model(tokens)
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """The new tokens [batch new]."""
+        """Generate `new` tokens after each input, and return them [batch new]."""
         both = self.model.generate(
             tokens,
             max_new_tokens=new,
@@ -85,12 +88,12 @@ class HookedTransformer(Contestant):
         return both[:, tokens.shape[1] :]
 
     def capture(self, tokens: Tokens) -> Any:
-        """The logits, and a cache of all activations."""
+        """Run a forward pass, and return the logits and a cache of all activations."""
         return self.model.run_with_cache(tokens)
 
 
 class TransformerBridge(HookedTransformer):
-    """`TransformerBridge` of TransformerLens 4, around Hugging Face's model."""
+    """`TransformerBridge` of TransformerLens 4, which wraps Hugging Face's model."""
 
     def __init__(self, folder: Path, device: str, dtype: str):
         Contestant.__init__(self, folder, device, dtype)
@@ -99,7 +102,10 @@ class TransformerBridge(HookedTransformer):
 
 
 def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention: str) -> Any:
-    """Load a `GPT2LMHeadModel` that generates past <|endoftext|> and trains without dropout."""
+    """Load a `GPT2LMHeadModel` without dropout, whose generation <|endoftext|> does not stop.
+
+    `attention` is "sdpa" (PyTorch's fused attention) or "eager" (explicit attention).
+    """
     from transformers import GPT2LMHeadModel
 
     no_dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)

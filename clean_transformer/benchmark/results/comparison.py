@@ -1,10 +1,12 @@
-"""Compare two runs: which of our parts became slower or faster by more than the noise?
+"""Compare two runs: which parts of our own contestants became slower or faster?
 
-Between two runs the whole machine may have become slower, because it is warmer, or shared with
-others. The contestants of other libraries (the peers) show this, because their code is the same in
-both runs. We divide our change by the median change of the peers in the same measurement. The noise
-is how far the peers' changes scatter around that median, or how far the part's own rounds scatter,
-whichever is larger. Bytes do not depend on the machine's speed, so we compare them directly.
+Between two runs, the whole machine may have become slower, because it is warmer, or because other
+programs run. The contestants that do not run our code (the peers) show this, because their code is
+the same in both runs. We divide the change of each of our parts by the median change of the peers
+in the same measurement. We then compare the result with the noise. The noise is estimated in two
+ways, and the larger estimate counts: from the differences between the peers' changes, and from the
+differences between the rounds of our part. Bytes do not depend on the machine's speed, so they are
+compared directly.
 """
 
 import math
@@ -16,19 +18,21 @@ from clean_transformer.benchmark.contestants import OURS
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.work import BYTES, Part
 
-LEAST = 0.05  # a smaller change, on a log scale, counts as "the same"
+# A change up to this size on a log scale (about 5 %) always counts as "the same".
+LEAST = 0.05
 
-# A change counts if it exceeds this many standard deviations of the noise. With two, three of a
-# hundred parts would exceed them by chance.
+# A change counts if it is larger than this many standard deviations of the noise. If the limit
+# were two, three in a hundred unchanged parts would count by chance.
 SIGMAS = 4
 
 
 @dataclass(frozen=True)
 class Change:
-    """How one part changed.
+    """How one part changed between two runs.
 
-    `factor` is its new time, or bytes, divided by its old one. For times, the machine's drift is
-    removed. `noise` is the largest change that may be noise, on a log scale: 0.05 is about 5 %.
+    `factor` is the new time divided by the old time, with the machine's drift removed. For memory,
+    `factor` is the new number of bytes divided by the old number. `noise` is the largest change
+    that may be noise, on a log scale: 0.05 is about 5 %.
     """
 
     measurement: str
@@ -45,9 +49,9 @@ class Change:
 
 
 def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
-    """Compare two runs, and return the machine's drift and the change of each part of ours.
+    """Compare two runs. Return the machine's drift, and the change of each part of our contestants.
 
-    The drift is the median factor by which the peers' times changed.
+    The drift is the median of the factors by which the peers' times changed.
 
     Raises `ValueError` if the runs have no measurement in common.
     """
@@ -89,7 +93,7 @@ def _noise(result: Result) -> float:
 
 
 def _from_the_others(changes: Sequence[float]) -> list[float]:
-    """How far each change is from the median of the other changes; empty for a single change."""
+    """Each change minus the median of the other changes; empty if there is only one change."""
     others = [[*changes[:i], *changes[i + 1 :]] for i in range(len(changes))]
     return [each - _median(rest) for each, rest in zip(changes, others, strict=True) if rest]
 
@@ -99,5 +103,8 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _deviation(distances: Sequence[float]) -> float:
-    """Estimate a standard deviation from the median distance, which outliers hardly affect."""
+    """Estimate a standard deviation from distances to the center; outliers hardly affect it.
+
+    For normal noise, the standard deviation is 1.4826 times the median of the absolute distances.
+    """
     return 1.4826 * _median([abs(each) for each in distances])

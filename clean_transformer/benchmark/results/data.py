@@ -15,8 +15,8 @@ class Result:
     - `title`: the contestant's package and version.
     - `values`: one value per round, in seconds or bytes; empty if the part was not measured.
     - `why`: why there are no values, or "".
-    - `kl_divergence`: how far the contestant's next-token distribution is from ours in float32, in
-      nats; None if the contestant gives no logits.
+    - `kl_divergence`: the mean KL divergence, in nats, between the next-token distribution of our
+      model in float32 and that of the contestant; None if no logits of the contestant were checked.
     """
 
     measurement: str
@@ -28,12 +28,12 @@ class Result:
 
     @property
     def spread(self) -> Spread:
-        """Median and quartiles over the rounds."""
+        """The median and the quartiles of `values`."""
         return Spread.of(self.values)
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second in the median round."""
+        """Tokens per second at the median time."""
         return self.part.work.tokens / self.spread.median
 
 
@@ -45,22 +45,31 @@ class Results:
     results: Sequence[Result]
 
     def by_measurement(self) -> Iterator[Mapping[Part, Result]]:
-        """Yield the results of each measurement, by part."""
+        """Yield one mapping per measurement, with the results of its parts."""
         for title in dict.fromkeys(result.measurement for result in self.results):
             yield {r.part: r for r in self.results if r.measurement == title}
 
     def together(self, parts: Collection[Part]) -> Mapping[Part, Result] | None:
-        """The results of the measurement in which all `parts` took turns; None if there is none."""
+        """The results of the first measurement that has all `parts`, by part.
+
+        None if no measurement has all of them.
+        """
         return next((one for one in self.by_measurement() if one.keys() >= {*parts}), None)
 
     def limit_of(self, result: Result) -> Result | None:
-        """The limit's result for the same work in the same measurement; None if not measured."""
+        """The limit's result for the same work, device, dtype and model, in the same measurement.
+
+        None if the limit was not measured.
+        """
         limit = result.part.by("limit")
         found = [r for r in self.results if r.part == limit and r.measurement == result.measurement]
         return found[0] if found and found[0].values else None
 
     def share_of_limit(self, result: Result) -> Spread | None:
-        """In each round, the limit's time divided by this result's time; None without a limit."""
+        """The limit's value divided by the value of `result`: median and quartiles over the rounds.
+
+        None if the limit was not measured, or if `result` itself is the limit's.
+        """
         limit = self.limit_of(result)
         if limit is None or result.part.setup.contestant == "limit":
             return None

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-# Imported before plotly: if plotly is missing, its error says which extra to install.
+# This import comes before plotly's. If plotly is missing, `analysis.plots` raises an error that
+# says which extra to install.
 from clean_transformer.analysis.plots import STYLE, save  # isort: split
 
 import plotly.graph_objects as go
@@ -15,8 +16,8 @@ from clean_transformer.benchmark.running.models import config, count_parameters
 
 Number = Callable[[Result], float]
 
-# For each axis of the growth figures: the title of its measurement, whether a result belongs to the
-# figure, and the position of a result on the axis.
+# The x-axes of the growth figures. For each axis: the title of the measurement, a function that
+# says whether a result is in the figure, and a function that returns the result's x-coordinate.
 GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
     "batch": (
         "growth",
@@ -38,7 +39,10 @@ GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
 
 
 def throughput(results: Results, name: str) -> go.Figure:
-    """A bar chart of tokens per second, with quartiles, for each contestant and device."""
+    """A bar chart of tokens per second, with quartiles. Each setup has one bar.
+
+    `name` is the title of the measurement, without the device.
+    """
     rows = [row for row in results.results if _name(row) == name and row.values]
     speeds = [row.tokens_per_second for row in rows]
     best = [row.part.work.tokens / row.spread.low for row in rows]
@@ -61,7 +65,11 @@ def throughput(results: Results, name: str) -> go.Figure:
 
 
 def roofline(results: Results) -> go.Figure:
-    """A plot of operations per second over operations per byte of weights, with the limit."""
+    """A roofline plot: operations per second against operations per byte of weights.
+
+    The points are the forward passes and decoding steps of GPT-2 small. The line of the limit is
+    dotted.
+    """
     small = config("small")
     rows = [
         row
@@ -79,7 +87,7 @@ def roofline(results: Results) -> go.Figure:
 
 
 def growth(results: Results, axis: str) -> go.Figure:
-    """A plot of tokens per second over one axis of `GROWTH`."""
+    """A plot of tokens per second against `axis`, a key of `GROWTH`."""
     measurement, belongs, size = GROWTH[axis]
     rows = [row for row in results.results if _name(row) == measurement and belongs(row)]
     title = f"Throughput over the {axis}"
@@ -110,14 +118,18 @@ def _name(row: Result) -> str:
 def _lines(
     rows: Iterable[Result], x: Number, y: Number, title: str, x_title: str, y_title: str
 ) -> go.Figure:
-    """A figure with one line for each contestant, device and dtype, on logarithmic axes."""
+    """A figure with one line for each contestant, device and dtype, on logarithmic axes.
+
+    `x` and `y` are functions that return the coordinates of a result.
+    """
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row.values:
             name = str(replace(row.part.setup, model="small"))
             lines.setdefault(f"{name}, {row.part.setup.device}", []).append((x(row), y(row)))
     figure = go.Figure()
-    for symbol, (name, points) in enumerate(lines.items()):  # symbols, because colors repeat
+    # Each line has its own marker symbol, because there are fewer colors than lines.
+    for symbol, (name, points) in enumerate(lines.items()):
         across, up = zip(*sorted(points), strict=True)
         dash = "dot" if name.startswith("limit") else "solid"
         figure.add_scatter(

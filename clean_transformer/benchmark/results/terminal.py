@@ -16,7 +16,12 @@ COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Print one table per measurement: each contestant's values and its share of the limit."""
+    """Print one table per measurement, with one row per part.
+
+    A row has the median, the quartiles, tokens per second, the share of the limit and, for dtypes
+    other than float32, the KL divergence. Below the table is a line for each part that was not
+    measured, with the reason.
+    """
     for rows in results.by_measurement():
         [title] = {row.measurement for row in rows.values()}
         table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")

@@ -1,7 +1,7 @@
 """Measure the peak memory of a contestant, in a fresh process.
 
 `python -m clean_transformer.benchmark.running.fresh CONTESTANT FOLDER DEVICE DTYPE` prints the
-peak in bytes.
+contestant's peak memory in bytes, without the memory in use before its model is loaded.
 """
 
 import re
@@ -16,10 +16,11 @@ from clean_transformer.benchmark.contestants import CONTESTANTS
 
 
 def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
-    """Peak memory, in bytes, of loading the model and reading one token in a fresh process.
+    """The contestant's peak memory in bytes, in a fresh process.
 
-    The memory of the libraries themselves is subtracted. If the process fails, raises
-    `RuntimeError` with the last line of its standard error.
+    The process loads the model from `folder` and runs it on one token. The memory in use before the
+    model is loaded, such as that of the libraries, is subtracted. Raises `RuntimeError` if the
+    process fails, with the last line of the process's standard error.
     """
     script = "clean_transformer.benchmark.running.fresh"
     command = [sys.executable, "-m", script, contestant, str(folder), device, dtype]
@@ -30,7 +31,10 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
 
 
 def in_use(device: str) -> int:
-    """The bytes in use now, on the GPU or else in this process. On a GPU, also resets its peak."""
+    """The bytes in use now: on CUDA those of the GPU, otherwise those of this process.
+
+    On CUDA, this function also makes the GPU's peak start again from the bytes in use now.
+    """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -38,14 +42,21 @@ def in_use(device: str) -> int:
 
 
 def peak(device: str) -> int:
-    """The most bytes in use at once: on the GPU since `in_use`, or in this process so far."""
+    """The peak memory in bytes.
+
+    On CUDA, this is the peak of the GPU since the last call of `in_use`. Otherwise it is the peak
+    of this process since its start.
+    """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     return of_process("VmHWM")
 
 
 def of_process(field: str) -> int:
-    """A memory field of Linux's /proc/self/status, in bytes; on other systems the peak memory."""
+    """The value of a memory field of Linux's /proc/self/status, in bytes.
+
+    Other systems do not have this file. There, the result is the peak memory of this process.
+    """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
@@ -55,7 +66,10 @@ def of_process(field: str) -> int:
 
 
 def main(contestant: str, folder: str, device: str, dtype: str) -> None:
-    """Print the peak in bytes. A tiny model runs first, so that all libraries are loaded."""
+    """Print the peak memory in bytes, without the memory in use before the model is loaded.
+
+    The contestant first runs a tiny model, so that all libraries are loaded before the measuring.
+    """
 
     def use(model: Path) -> None:
         made = CONTESTANTS[contestant](model, device, dtype)

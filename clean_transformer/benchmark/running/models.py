@@ -11,16 +11,16 @@ from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.synthetic import stress
 
-# A tiny model that runs before a measurement, so that all libraries are loaded by then.
+# A tiny model. `fresh` runs it before it measures memory, so that all libraries are loaded by then.
 TINY = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256)
 
-# The weights may be in memory three times at once: in the file cache, in a contestant, and while
-# they are converted.
+# How many copies of the weights may be in memory at once: one in the operating system's file cache,
+# one in a contestant, and one while the weights are converted.
 COPIES = 3
 
 
 def config(name: str) -> Config:
-    """The architecture of a published size, or of "tiny"."""
+    """The architecture of the model `name`, which is a published size or "tiny"."""
     return Config.gpt2(name) if name in PUBLISHED else TINY
 
 
@@ -30,10 +30,11 @@ def count_parameters(cfg: Config) -> int:
 
 
 def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Write 'stress' weights of each size to a subfolder of `folder`.
+    """Write weights of `synthetic.stress` for each model in `names`, to subfolders of `folder`.
 
-    Returns the subfolder of each size that was written, and the reason for each size that was not
-    written: this machine has too little memory.
+    A model is not written if this machine has too little memory for it. Returns two dictionaries
+    whose keys are model names: the subfolders of the written models, and the reasons why the other
+    models were not written.
     """
     folders, missing = {}, {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Run each contestant in a process of its own. Requests and answers are lines of JSON."""
+"""Run each setup in a process of its own. Requests and answers are lines of JSON."""
 
 import atexit
 import json
@@ -12,16 +12,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# TransformerLens 4 has no HookedTransformer. An environment with TransformerLens 3 runs it.
+# TransformerLens 4 has no HookedTransformer. So this contestant runs in another environment, which
+# has TransformerLens 3.
 HOOKED = "HookedTransformer"
 
 
 class Failed(RuntimeError):
-    """A contestant could not do its work. Reports print the message after NOT MEASURED."""
+    """A contestant could not do its work.
+
+    Reports print NOT MEASURED for this contestant, followed by the message of the error.
+    """
 
 
 class Worker:
-    """A process that runs one contestant. The process sleeps between requests."""
+    """A process that runs one contestant. Between requests, the process sleeps."""
 
     def __init__(self, command: list[str]):
         self.printed = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
@@ -41,7 +45,10 @@ class Worker:
             print(json.dumps(request), file=self.process.stdin, flush=True)
 
     def receive(self) -> Any:
-        """Wait for the answer; return its value. Raises `Failed` with the contestant's error."""
+        """Wait for the answer, and return the value in it.
+
+        Raises `Failed` if the answer is an error, or if the process has ended.
+        """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -56,7 +63,7 @@ class Worker:
         return answer["value"]
 
     def ask(self, do: str, **request: Any) -> Any:
-        """Send a request, wait for the answer, and return its value."""
+        """Send a request, wait for the answer, and return the value in it (see `receive`)."""
         self.send({"do": do, **request})
         return self.receive()
 
@@ -93,8 +100,8 @@ def environment() -> dict[str, str]:
 def folder_of_the_package() -> str:
     """A temporary folder that holds only a link to this package; deleted when Python exits.
 
-    The package itself may be in `site-packages`. With all of `site-packages` in PYTHONPATH, a
-    worker in another environment would import the wrong versions of other packages.
+    PYTHONPATH cannot be the folder that has this package, because that may be `site-packages`. A
+    worker in another environment would then import the wrong versions of other packages.
     """
     folder = tempfile.TemporaryDirectory(prefix="bench-")
     atexit.register(folder.cleanup)

@@ -1,4 +1,4 @@
-"""Run measurements. The contestants take turns, and each contestant has its own process."""
+"""Run measurements. The setups take turns, and each setup has its own process."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,29 +15,31 @@ from clean_transformer.benchmark.running.processes import Failed, Worker, comman
 from clean_transformer.benchmark.work import Measurement, Part, Setup
 from clean_transformer.model import DemoTransformer
 
-# A contestant's logits may differ from ours by this fraction of our logits' standard deviation. On
-# the 'stress' weights, correct bfloat16 logits differ by 0.015, and logits of a wrong model by 1.
+# How far a contestant's logits may be from the logits of our float32 model, for each dtype. The
+# unit is the standard deviation of our logits. On the weights of `synthetic.stress`, the distance
+# is 0.015 for correct bfloat16 logits, and 1 for the logits of a wrong model.
 AGREEMENT = {"float32": 1e-3, "tf32": 0.02, "float16": 0.02, "bfloat16": 0.1, "int8": 0.3}
 
+# The inputs on which each contestant is compared with our model.
 CHECKED_TOKENS = [[*range(first, first + 32)] for first in (1, 1001, 2001, 3001)]
 
-# How many tokens a contestant generates after the first checked input. The first new token tests
-# how the contestant reads the prompt, and the other new tokens test its KV cache.
+# How many tokens each contestant generates after the first of CHECKED_TOKENS. The first new token
+# tests how the contestant reads the prompt, and the other new tokens test its KV cache.
 CHECKED_NEW = 3
 
 # These contestants time several kernels while they load. They load while no other process works,
-# because other work would disturb those timings.
+# because other work would change the times.
 TUNED = ("optimized", "optimized compiled")
 
 OnTurn = Callable[[Part], object]
 
 
 class Expected(NamedTuple):
-    """What our model computes, to compare with what each contestant computes.
+    """What our model computes. Each contestant is compared with this.
 
-    - `logits` [input d_vocab]: the last logits for each input in `CHECKED_TOKENS`.
-    - `new_logits` [CHECKED_NEW d_vocab]: the logits from which each new token after the first
-      input is chosen.
+    - `logits` [input d_vocab]: the logits at the last position of each input in `CHECKED_TOKENS`.
+    - `new_logits` [CHECKED_NEW d_vocab]: our model generates `CHECKED_NEW` tokens after the first
+      input; row i has the logits from which our model chooses the new token i.
     """
 
     logits: Tensor
@@ -45,7 +47,7 @@ class Expected(NamedTuple):
 
     @classmethod
     def of(cls, folder: Path) -> "Expected":
-        """Run our model with the weights in `folder`, on the CPU."""
+        """Run our model with the weights in `folder`, in float32 on the CPU."""
         model = DemoTransformer.from_pretrained(folder, device="cpu")
         with torch.inference_mode():
             logits, tokens = model(torch.tensor(CHECKED_TOKENS))[:, -1], CHECKED_TOKENS[0]
@@ -56,14 +58,14 @@ class Expected(NamedTuple):
 
 
 class Race:
-    """Runs measurements, each setup in a process that lives from its first turn to its last.
+    """Runs measurements. Each setup has a process, which ends after the setup's last measurement.
 
     - `folders`: the folder with the weights of each model, by model name.
     - `threads`: the number of CPU threads of each process.
     - `hooked_python`: the Python of an environment that has `HookedTransformer`.
-    - `missing`: for each model without a folder, the reason.
-    - `at_least`: short work is repeated for this many seconds in each turn.
-    - `start`: the function that starts a process from its command.
+    - `missing`: for each model without a folder, the reason why its weights were not written.
+    - `at_least`: in each turn, work is repeated until this many seconds have passed.
+    - `start`: a function that takes a command, starts the process, and returns its `Worker`.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Race:
     ) -> list[Result]:
         """Run the measurements one after the other, and return their results.
 
-        Before each turn, `on_turn` is called with the part whose turn it is.
+        Before each turn, `on_turn` is called with the part that is measured next.
         """
         results = []
         try:
@@ -104,7 +106,10 @@ class Race:
         return results
 
     def prepare(self, wanted: Iterable[Setup]) -> None:
-        """Start the setups that are not running yet, and check them against our model."""
+        """Start a process for each setup that has none, load the contestant, and check its results.
+
+        Setups that failed earlier are not started again.
+        """
         new = [e for e in dict.fromkeys(wanted) if e not in self.workers and e not in self.failures]
         for setup in new:
             try:
@@ -117,7 +122,7 @@ class Race:
         together = [setup for setup in started if setup.contestant not in TUNED]
         for group in (together, *([s] for s in started if s.contestant in TUNED)):
             self.titles |= self.ask_all(group, self.load_request)
-        # All run this check at the same time, because some compile for most of a minute.
+        # All setups run the check at the same time, because some compile for most of a minute.
         checked = [s for s in started if s in self.workers and s.contestant != "limit"]
         request = {"do": "check", "tokens": CHECKED_TOKENS, "new": CHECKED_NEW}
         for setup, found in self.ask_all(checked, lambda _: request).items():
@@ -140,7 +145,10 @@ class Race:
     def ask_all(
         self, setups: Iterable[Setup], request: Callable[[Setup], dict[str, Any]]
     ) -> dict[Setup, Any]:
-        """Send a request to all setups, then collect the answers. Exclude setups that fail."""
+        """Send a request to all setups, then wait for the answers, and return them by setup.
+
+        `request` returns the request for a setup. A setup that fails is excluded.
+        """
         setups = [*setups]
         for setup in setups:
             self.workers[setup].send(request(setup))
@@ -153,14 +161,15 @@ class Race:
         return answers
 
     def exclude(self, setup: Setup, why: Failed) -> None:
-        """End the setup's process, and store the reason why the setup is not measured."""
+        """End the setup's process, and store in `failures` why the setup is not measured."""
         self.failures[setup] = str(why)
         self.workers.pop(setup).close()
 
     def require_agreement(self, setup: Setup, found: Mapping[str, Any]) -> None:
         """Raise `Failed` unless the setup computes what our model computes.
 
-        `found` is the answer of the setup's process to the request "check".
+        `found` is the answer of the setup's process to the request "check" (see `Server.check`).
+        The KL divergence from our model is stored in `divergences`.
         """
         if setup.model not in self.expected:
             self.expected[setup.model] = Expected.of(self.folders[setup.model])
@@ -181,11 +190,16 @@ class Race:
                         f"it generates a token whose logit is {lack:.2g} standard deviations "
                         "below the largest"
                     )
-                if new != logits.argmax():  # nearly a tie; from here on the texts differ
+                # Two tokens were almost equally likely, and the contestant chose the other one. Its
+                # later tokens continue another text, so they cannot be compared.
+                if new != logits.argmax():
                     break
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
-        """Run one measurement, and return its results. Each round starts with a different part."""
+        """Run one measurement, and return its results.
+
+        Each round starts one part later than the round before, so that no part always runs first.
+        """
         values: dict[Part, list[float]] = {part: [] for part in measurement.parts}
         failures: dict[Part, str] = {}
         for number in range(measurement.warm_ups + measurement.rounds):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-SHORT = 0.002  # seconds; if a call is shorter, several calls in a row are timed together
+# Seconds. If one call takes less time, `median_seconds` times several calls in a row together.
+SHORT = 0.002
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Summarize `values`. With fewer than four, `low` and `high` are minimum and maximum."""
+        """The median and the quartiles of `values`.
+
+        With fewer than four values, `low` is the minimum, and `high` is the maximum.
+        """
         if len(values) < 4:
             return cls(statistics.median(values), min(values), max(values))
         low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -39,7 +43,10 @@ def synchronize(device: str) -> None:
 
 
 def seconds(call: Callable[[], object], device: str, times: int = 1) -> float:
-    """Mean seconds of `times` calls in a row, until the device has finished all of them."""
+    """Make `times` calls in a row, and return the mean seconds per call.
+
+    The time includes the work of the device: it ends when the device has finished all calls.
+    """
     synchronize(device)
     began = time.perf_counter()
     for _ in range(times):
@@ -51,17 +58,17 @@ def seconds(call: Callable[[], object], device: str, times: int = 1) -> float:
 
 
 def import_seconds(module: str) -> float:
-    """Seconds that a fresh Python needs to start, import the module and exit."""
+    """Seconds that a fresh Python process needs to start, import `module` and exit."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True)
     return time.perf_counter() - began
 
 
 def median_seconds(call: Callable[[], object], device: str, at_least: float) -> float:
-    """The median seconds of a call, which is repeated until `at_least` seconds have passed.
+    """Repeat `call` until `at_least` seconds have passed, and return the median seconds per call.
 
-    The call is made at least once. If the call is short, several calls in a row are timed
-    together, because waiting for the device would take as long as one call.
+    There is at least one call. If a call takes less than `SHORT` seconds, several calls in a row
+    are timed together, because waiting for the device would take about as long as one call.
     """
     measured = [seconds(call, device)]
     times = math.ceil(SHORT / measured[0])
@@ -73,9 +80,10 @@ def median_seconds(call: Callable[[], object], device: str, at_least: float) -> 
 
 
 def wait_until_idle(most: float = 1.0) -> None:
-    """Return as soon as no thread of this process is busy, at the latest after `most` seconds.
+    """Wait until no thread of this process is busy, but at most `most` seconds.
 
-    OpenMP's threads wait for new work in a busy loop, and only sleep after a while.
+    When OpenMP's threads have finished their work, they first wait for new work in a busy loop, and
+    fall asleep later.
     """
     end = time.monotonic() + most
     while time.monotonic() < end:

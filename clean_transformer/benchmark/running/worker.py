@@ -1,13 +1,13 @@
 """The process that runs one contestant. Requests and answers are one line of JSON each.
 
-The requests, and the value of the answer to each request:
+There are three requests. After each arrow is the value in the answer:
 
-    {"do": "load", "contestant": …, "folder": …, "device": …, "dtype": …, "threads": …} → its title
-    {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id]}, or null
-    {"do": "measure", "work": {…}, "at_least": seconds} → seconds, or bytes
+    {"do": "load", "contestant": …, "folder": …, "device": …, "dtype": …, "threads": …} → title
+    {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id, …]}
+    {"do": "measure", "work": {…}, "at_least": seconds} → seconds; for memory, bytes
 
-An answer is {"value": …}, or {"error": "…"} if the request failed. What libraries print goes to
-standard error.
+The methods of `Server` with the same names describe them. An answer is {"value": …}, or
+{"error": "…"} if the request failed. If a library prints something, it goes to standard error.
 """
 
 import json
@@ -35,12 +35,12 @@ from clean_transformer.benchmark.work import Work
 
 
 class Server:
-    """Answers the requests. The contestant stays loaded from one request to the next."""
+    """Answers the requests: each method answers one. The contestant stays loaded in between."""
 
     contestant: Contestant
 
     def load(self, contestant: str, folder: str, device: str, dtype: str, threads: int) -> str:
-        """Load the contestant, and return its title: package and version."""
+        """Load the contestant, and return its title (the package and its version)."""
         torch.set_num_threads(threads)
         if dtype == "tf32":
             torch.set_float32_matmul_precision("high")
@@ -49,9 +49,11 @@ class Server:
         return self.contestant.title
 
     def check(self, tokens: list[list[int]], new: int) -> dict[str, Any]:
-        """The last logits for each input, and `new` tokens generated after the first input.
+        """Compute the results that are compared with those of our model.
 
-        If the contestant cannot compute one of the two, its value is None.
+        The result has two keys: "logits" has the logits at the last position of each input in
+        `tokens`, and "generated" has the `new` tokens that the contestant generates after the first
+        input. The value is None if the contestant has no `forward` or no `generate`.
         """
         given = torch.tensor(tokens, device=self.contestant.device)
         found: dict[str, Any] = {"logits": None, "generated": None}
@@ -64,7 +66,7 @@ class Server:
         return found
 
     def measure(self, work: dict[str, Any], at_least: float) -> float:
-        """The seconds that one call of `work` takes; for memory, the bytes."""
+        """The value of `work` for the contestant, as `measure` below returns it."""
         wanted = Work(**work)
         limit = self.contestant if isinstance(self.contestant, Limit) else None
         with torch.inference_mode(limit is not None or wanted.kind != "train"):
@@ -74,14 +76,15 @@ class Server:
 
 
 def has(contestant: Contestant, method: str) -> bool:
-    """Whether the contestant's class overrides that method of `Contestant`."""
+    """Whether the class of `contestant` overrides the method of `Contestant` named `method`."""
     return getattr(type(contestant), method, None) is not getattr(Contestant, method, None)
 
 
 def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> float:
-    """The seconds that one call of `work` takes; for memory, the bytes.
+    """The seconds that `work` takes; for the kind "memory", the bytes that it needs.
 
-    Timed calls are repeated for `at_least` seconds, and the median is returned.
+    `name` is the contestant's key in `CONTESTANTS`. Except for "import" and "memory", the work is
+    repeated until `at_least` seconds have passed, and the median is returned.
     """
     folder, device, dtype = contestant.folder, contestant.device, contestant.dtype
     tokens = some_tokens(work.batch, work.length, device)
@@ -121,12 +124,12 @@ def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> f
 
 
 def some_tokens(batch: int, length: int, device: str) -> Tensor:
-    """Token ids [batch length] below 997. Every contestant gets the same ids."""
+    """Token ids [batch length], all below 997. Every contestant gets the same ids."""
     return (torch.arange(batch * length, device=device) * 389 % 997).view(batch, length)
 
 
 def explain(error: Exception) -> str:
-    """Describe the error in one line. If a package is not installed, the line names it."""
+    """Describe the error in one line. If a package is not installed, the line names the package."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error.name.partition('.')[0]} is not installed"
     reason = str(error).strip().split("\n")[0]
@@ -136,7 +139,8 @@ def explain(error: Exception) -> str:
 def main() -> None:
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever libraries print to standard output goes to standard error
+    # If a library prints to standard output, the text goes to standard error instead.
+    os.dup2(2, 1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     server = Server()
