@@ -16,7 +16,7 @@ from clean_transformer.parity import invariants
 from clean_transformer.parity.activations.drift import threads
 from clean_transformer.parity.operations import probes
 from clean_transformer.parity.references.choose import REFERENCES, choose_reference
-from clean_transformer.parity.uses import judge
+from clean_transformer.parity.uses import every
 from clean_transformer.support.devices import is_available
 
 from .helpers import Watched, quietly, random_model, random_tokens
@@ -204,8 +204,8 @@ def model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     That is the fresh process, single operations, and all uses but the first.
     """
-    first = judge.uses
-    monkeypatch.setattr(judge, "uses", lambda cfg: first(cfg)[:1])
+    first = every.uses
+    monkeypatch.setattr(every, "uses", lambda cfg: first(cfg)[:1])
     here = [check for check in invariants.INVARIANTS if check.__name__ != "fresh_process"]
     monkeypatch.setattr(invariants, "INVARIANTS", here)
     monkeypatch.setattr(probes, "PROBES", ())

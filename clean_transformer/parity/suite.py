@@ -26,7 +26,8 @@ from clean_transformer.parity.references.base import ReferenceUnavailable
 from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport, compare
-from clean_transformer.parity.uses.judge import Judge, judge_uses
+from clean_transformer.parity.uses.every import judge_uses
+from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.oracle import check_oracle
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.reports.environment import device_settings, environment

@@ -14,7 +14,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.parity.activations.isolated import Isolated
@@ -34,8 +33,7 @@ from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.parts import ExactParts, Part, block, embed, run
-from clean_transformer.parity.uses.sampling import check_sampling
-from clean_transformer.parity.uses.table import Use, uses
+from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import Check, Verdict, worst
 
 # A block runs DRAWS times under random rounding. The first FIRST positions run FIRST_DRAWS times:
@@ -261,44 +259,3 @@ def first_position(wrong: Tensor) -> int:
     """The first position at which `wrong` [batch pos] is True for any text; 0 if there is none."""
     positions = wrong.any(dim=0).nonzero()
     return int(positions[0]) if len(positions) else 0
-
-
-def judge_uses(
-    judge: Judge,
-    *,
-    locates: bool = True,
-    with_cache: bool = True,
-    on_step: Callable[[str], None] = lambda step: None,
-) -> list[UseResult]:
-    """Judge every use of `uses(cfg)`, and sampling. Return their results.
-
-    If `with_cache` is False, uses with a KV cache are left out. If `locates`, each result has the
-    first wrong operation, if one is found. Before each use, `on_step` gets the use's `case`.
-    """
-    model, results = judge.model, []
-    for use in uses(model.cfg):
-        if with_cache or not use.is_cached:
-            on_step(use.case)
-            results.append(judge(use, locates=locates))
-    on_step("sampling")
-    tokens = uses(model.cfg)[0].calls(model.cfg)[0].to(model.device)
-    with torch.no_grad():
-        logits = model(tokens).flatten(0, 1)[-4:]
-    return [*results, judge_sampling(model.cfg, logits)]
-
-
-def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
-    """Judge all operations that choose the next token, on the device's logits [row d_vocab]."""
-    reports = check_sampling(cfg, logits)
-    rows = tuple(
-        Check(
-            f"sampling, {name}",
-            report.verdict,
-            max(report.largest.values(), default=0.0),
-            note=report.finding.diagnosis if report.finding else "",
-        )
-        for name, report in reports
-    )
-    found = (in_words(one.finding, f"sampling, {name}") for name, one in reports if one.finding)
-    use = Use("sampling", "choosing the next token", len(logits), (1,))
-    return UseResult(use, rows, located=next(found, None))

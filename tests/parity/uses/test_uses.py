@@ -5,7 +5,8 @@ import torch
 
 from clean_transformer.parity.faults.corruptions import DeviceFault
 from clean_transformer.parity.operations.call import Call
-from clean_transformer.parity.uses.judge import Judge, UseResult, judge_sampling, judge_uses
+from clean_transformer.parity.uses.every import judge_sampling, judge_uses
+from clean_transformer.parity.uses.judge import Judge, UseResult
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import steps, uses
 from clean_transformer.parity.verdict import Verdict

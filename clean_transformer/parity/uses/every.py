@@ -1,0 +1,54 @@
+"""Judges every use of a model, and the choice of the next token."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from clean_transformer.config import Config
+from clean_transformer.parity.locate import in_words
+from clean_transformer.parity.uses.judge import Judge, UseResult
+from clean_transformer.parity.uses.sampling import check_sampling
+from clean_transformer.parity.uses.table import Use, uses
+from clean_transformer.parity.verdict import Check
+
+
+def judge_uses(
+    judge: Judge,
+    *,
+    locates: bool = True,
+    with_cache: bool = True,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> list[UseResult]:
+    """Judge every use of `uses(cfg)`, and sampling. Return their results.
+
+    If `with_cache` is False, uses with a KV cache are left out. If `locates`, each result has the
+    first wrong operation, if one is found. Before each use, `on_step` gets the use's `case`.
+    """
+    model, results = judge.model, []
+    for use in uses(model.cfg):
+        if with_cache or not use.is_cached:
+            on_step(use.case)
+            results.append(judge(use, locates=locates))
+    on_step("sampling")
+    tokens = uses(model.cfg)[0].calls(model.cfg)[0].to(model.device)
+    with torch.no_grad():
+        logits = model(tokens).flatten(0, 1)[-4:]
+    return [*results, judge_sampling(model.cfg, logits)]
+
+
+def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
+    """Judge all operations that choose the next token, on the device's logits [row d_vocab]."""
+    reports = check_sampling(cfg, logits)
+    rows = tuple(
+        Check(
+            f"sampling, {name}",
+            report.verdict,
+            max(report.largest.values(), default=0.0),
+            note=report.finding.diagnosis if report.finding else "",
+        )
+        for name, report in reports
+    )
+    found = (in_words(one.finding, f"sampling, {name}") for name, one in reports if one.finding)
+    use = Use("sampling", "choosing the next token", len(logits), (1,))
+    return UseResult(use, rows, located=next(found, None))
