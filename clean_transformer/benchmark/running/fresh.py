@@ -33,7 +33,7 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
 def in_use(device: str) -> int:
     """The bytes in use now: on CUDA those of the GPU, otherwise those of this process.
 
-    On CUDA, this function also makes the GPU's peak start again from the bytes in use now.
+    On CUDA, this function also resets the GPU's peak memory (see `peak`) to the bytes in use.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)

@@ -58,7 +58,7 @@ class Use:
         """Return an empty KV cache with one layer, or None if the use has no cache.
 
         The cache is for the calls of this use. If `whole`, it is for one call that reads all
-        positions. This changes only the length of the cache's attention mask.
+        positions. `whole` changes only the length of the cache's attention mask.
         """
         if not self.is_cached:
             return None
