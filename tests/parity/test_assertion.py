@@ -133,6 +133,7 @@ def test_an_optimized_model_is_judged_as_it_runs(within: str, monkeypatch: pytes
         assert_parity(module, inputs, device="cpu")
 
 
+@pytest.mark.slow
 def test_the_fixture_takes_its_device_from_the_option(pytester: pytest.Pytester):
     pytester.makepyfile(
         """

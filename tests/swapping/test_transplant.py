@@ -81,7 +81,14 @@ class Theirs:
         return dict(self.model.run_with_cache(TOKENS)[1])
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        # Its other attention is a kernel of the same function.
+        pytest.param(kind, marks=pytest.mark.slow if kind == "huggingface-sdpa" else ())
+        for kind in MODELS
+    ],
+)
 def theirs(request: pytest.FixtureRequest, installed: str) -> Theirs:
     kind, _, attention = request.param.partition("-")
     needs(kind, installed)

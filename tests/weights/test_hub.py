@@ -136,9 +136,9 @@ WITHOUT_HUB = {
     ("how", "why"),
     [
         ("offline", "OfflineModeIsEnabled"),
-        ("unreachable", "Connection refused"),
-        ("failing", "503"),
-        ("silent", "Timeout"),
+        pytest.param("unreachable", "Connection refused", marks=pytest.mark.slow),
+        pytest.param("failing", "503", marks=pytest.mark.slow),
+        pytest.param("silent", "Timeout", marks=pytest.mark.slow),
     ],
 )
 def test_without_the_hub_and_a_cached_copy(hub, with_hub, how, why):

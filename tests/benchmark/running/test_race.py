@@ -230,6 +230,7 @@ def test_processes_end_with_the_run(race: Callable[..., Race]):
         race().run([Measurement("one", (part("ours"),), 1)], stop)
 
 
+@pytest.mark.slow
 def test_a_real_process(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Ours in a process of its own, with as little time for each measurement as possible."""
     monkeypatch.setattr(racing_module, "CHECKED_TOKENS", [[1, 2, 3]])

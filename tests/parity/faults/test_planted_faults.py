@@ -119,12 +119,14 @@ MEETS = {
     "layer-norm-half-statistics": {"dtype": F16},
 }
 KNOWN = {fault.name for fault in KNOWN_ISSUES}
-# These need 1,024 positions or a vocabulary of 33,000.
-LARGE = [
+# These need 1,024 positions or a vocabulary of 33,000; or they are products that take as long, and
+# that the same bound finds as `matmul-tf32` and `matmul-bf16-inputs`.
+SLOW = [
     name
     for name, changes in MEETS.items()
     if max(changes.get("n_ctx", 0), changes.get("d_vocab", 0)) > 1000
 ]
+SLOW += ["matmul-half-accumulator", "matmul-batch-dependent", "matmul-edge-tile"]
 IN_THE_MODEL = [
     fault for fault in DEVICE_FAULTS if fault.name not in PROBE_ONLY and not fault.first_call_only
 ]
@@ -155,7 +157,7 @@ def assert_located(fault, located, planted: Callable[[str], None]) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(fault, id=fault.name, marks=[pytest.mark.slow] if fault.name in LARGE else [])
+        pytest.param(fault, id=fault.name, marks=[pytest.mark.slow] if fault.name in SLOW else [])
         for fault in IN_THE_MODEL
     ],
 )
