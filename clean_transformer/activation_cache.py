@@ -25,9 +25,10 @@ class ActivationCache(Mapping[str, Tensor]):
 
     A key is a full name, such as `cache["blocks.0.attn.hook_pattern"]`, or TransformerLens's
     shorthand, such as `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]` or
-    `cache["normalized", "ln_final"]`. The shorthand is the name of the hook point, followed by
-    layers and module names in its path. `n_layers` is the number of layers of the model. Layer -1
-    is the last layer of the model, even if only earlier layers were captured.
+    `cache["normalized", "ln_final"]`. A shorthand starts with the name of the hook point without
+    "hook_", or with a word of `SHORTHAND`. Layers and module names from the path of the hook point
+    follow, in any order. `n_layers` is the number of layers of the model. Layer -1 is the last
+    layer of the model, even if only earlier layers were captured.
     """
 
     def __init__(self, activations: Mapping[str, Tensor], n_layers: int):
@@ -98,9 +99,9 @@ class ActivationCache(Mapping[str, Tensor]):
     ) -> tuple[Float[Tensor, "component *batch pos d_model"], list[str]]:
         """Return the residual stream before each block and after the last block, stacked.
 
-        The first axis of the result, `component`, has one entry for each of these places. With
-        `incl_mid`, the result also contains the residual stream between the attention and the MLP
-        of each block. The second return value is a list with one label per component, as in
+        The first axis of the result, `component`, has one entry for each of these residual streams.
+        With `incl_mid`, the result also contains the residual stream between the attention and the
+        MLP of each block. The second return value is a list with one label per component, as in
         TransformerLens: "0_pre", "0_mid", "1_pre", …, "final_post". Raises `KeyError` if a needed
         activation was not captured.
         """

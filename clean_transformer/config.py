@@ -89,7 +89,7 @@ class Config:
         return replace(published, **changes)
 
     def axes(self) -> dict[str, int]:
-        """Return the length of each axis of the weights. The keys are axis names, as in einops."""
+        """Return the length of each axis of the weights. The keys are names such as "d_head"."""
         return {
             "head": self.n_heads,
             "d_model": self.d_model,

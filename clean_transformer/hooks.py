@@ -1,4 +1,4 @@
-"""`HookPoint`, where hooks read or replace an activation, and `HookedModule`, which has them."""
+"""Hook points, where hooks read or replace activations, and the modules that have hook points."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,9 +52,9 @@ Names = str | Iterable[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
 
 # `PER_HEAD_INPUTS` are the block's hook points for the inputs of each attention head. `PER_HEAD`
-# also contains attention's hook point for the output of each head. These activations hold one
-# residual stream for each head, so they need n_heads times the memory of a residual stream.
-# Therefore `run_with_cache` captures them only if its argument `names` selects them.
+# also contains attention's hook point for the output of each head. Each of these activations is
+# [batch pos head d_model], and needs n_heads times the memory of a residual stream. Therefore
+# `run_with_cache` captures these activations only if its argument `names` selects them.
 PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
@@ -63,8 +63,8 @@ class HookedModule(nn.Module):
     """The base class of modules with hook points: whole models, and parts such as one block.
 
     `run_with_cache` returns the activations at the hook points, and `run_with_hooks` changes
-    activations. A hook can also be on the output of a `HookedModule`. `run_with_hooks` then sets
-    `name` of this module to the module's path.
+    activations. Both methods also accept the path of a submodule, such as "blocks.0.ln1", and
+    then read or change the module's output. `run_with_hooks` sets the module's `name` to this path.
     """
 
     name: str | None = None
@@ -88,7 +88,7 @@ class HookedModule(nn.Module):
         remove_batch_dim: bool = False,
         **arguments: Any,
     ) -> tuple[Any, ActivationCache]:
-        """Return the output of `self(*inputs, **arguments)`, and a cache of its activations.
+        """Return the output of `self(*inputs, **arguments)`, and an `ActivationCache` of the run.
 
         The activations in the cache are detached. `names` selects them: one name, several names, or
         a function that takes the name of a hook point and returns whether to capture its
@@ -112,7 +112,7 @@ class HookedModule(nn.Module):
     def run_with_hooks(
         self, *inputs: Any, hooks: Iterable[tuple[Names, HookFunction]], **arguments: Any
     ) -> Any:
-        """Return the output of `self(*inputs, **arguments)`, computed with hook functions.
+        """Return the output of `self(*inputs, **arguments)` while hook functions are in place.
 
         `hooks` is a list of pairs (names, function). In each pair, `names` selects activations as
         in `run_with_cache`. The forward pass calls `function(activation, hook=hook_point)` for each

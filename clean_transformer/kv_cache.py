@@ -13,14 +13,14 @@ Heads = Float[Tensor, "batch pos head d_head"]
 
 @runtime_checkable
 class LayerCache(Protocol):
-    """The stored keys and values of one layer. Attention takes one as its argument `kv_cache`."""
+    """The stored keys and values of one layer: the argument `kv_cache` of an attention module."""
 
     @property
     def length(self) -> int:
         """The number of positions in the cache, without the positions of this forward pass."""
 
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
-        """Store the keys `k` and values `v` of new positions; return those of all positions."""
+        """Store `k` and `v` of the new positions. Return the keys and values of all positions."""
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
         """Return a mask that is True where a query sees a key.
@@ -34,8 +34,8 @@ class KVCache:
     """The stored keys and values of every layer, for the first `length` positions.
 
     A forward pass with the cache stores the keys and values of its tokens, and increases `length`
-    by the number of positions. Each layer allocates memory for `n_ctx` positions once, with the
-    dtype and on the device of the first keys.
+    by the number of positions. In the first forward pass, each layer allocates memory for `n_ctx`
+    positions, with the dtype and on the device of the keys.
 
     Inputs of unequal length must be left-padded. `attention_mask` [batch pos] is 1 for tokens and 0
     for padding, as in transformers. The mask must be on the device of the tokens. All positions
@@ -75,13 +75,13 @@ class KVCache:
         return (slots - self.padding[:, None]).clamp(min=0)
 
     def advance(self, new: int) -> None:
-        """Increase `length` by `new`. The model calls this at the end of a forward pass."""
+        """Increase `length` by `new`. The model calls this method after a forward pass."""
         self.length += new
 
     def select(self, rows: Int[Tensor, "new_batch"]) -> None:
         """Keep only the inputs whose batch indices are in `rows`, in the order of `rows`.
 
-        `rows` can contain an index more than once. The input then occurs more than once.
+        `rows` can contain an index more than once. The cache then holds copies of the input.
         """
         if self.padding is not None:
             self.padding = self.padding[rows]
@@ -130,7 +130,7 @@ class StaticKVCache(KVCache):
     it for every later token. The tensor `slot` [1] holds the index at which the next position is
     stored. The memory of each layer has `room` slots, one for each position. Attention reads all
     slots, and a mask hides the empty slots. `room` is `n_ctx` rounded up to a multiple of 256, so
-    that many values of `n_ctx` share one graph.
+    that caches with slightly different `n_ctx` have the same shape, and can share one graph.
     """
 
     slot: Int[Tensor, "1"] | None = None
@@ -150,7 +150,7 @@ class StaticKVCache(KVCache):
         return self.slot + torch.arange(new, device=device)
 
     def advance(self, new: int) -> None:
-        """Increase `length` by `new`. The model calls this at the end of a forward pass."""
+        """Increase `length` by `new`. The model calls this method after a forward pass."""
         super().advance(new)
         if self.slot is not None:
             self.slot += new
@@ -175,7 +175,7 @@ class _StaticLayer(_Layer):
         return self.keys, self.values
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        assert self.cache.slot is not None  # `positions` calls `slots`, which sets it
+        assert self.cache.slot is not None  # `positions` calls `slots`, which sets `slot`
         key = torch.arange(self.cache.room, device=self.cache.slot.device)
         seen = (key <= self.cache.slots(n_queries, key.device)[:, None])[None, None]
         if self.cache.padding is None:
@@ -203,7 +203,8 @@ def padding_mask(
 def left_padding(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
     """Return the number of padding positions at the start of each input.
 
-    Raises `ValueError` if a row of the mask is not zeros (or none) followed by one or more ones.
+    Each row of the mask must be zero or more 0s, followed by one or more 1s. Raises `ValueError`
+    for any other row.
     """
     padding = (attention_mask == 0).sum(dim=1)
     slots = torch.arange(attention_mask.shape[1], device=attention_mask.device)

@@ -48,8 +48,8 @@ class DemoTransformer(GenerationMixin):
 
         With `kv_cache`, `tokens` are the tokens that follow the text in the cache. The model stores
         the keys and values of `tokens` in the cache. Raises the errors of `check_tokens`, and
-        `ValueError` if the cache has no room for the tokens. The model checks both before it
-        computes anything.
+        `ValueError` if the cache has no room for the tokens. The model checks the tokens and the
+        room before it computes anything.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
@@ -63,7 +63,7 @@ class DemoTransformer(GenerationMixin):
     def read(
         self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Compute the logits as `forward` does, but check nothing and keep the cache's `length`."""
+        """Return the logits, as `forward` does, but check nothing and keep the cache's `length`."""
         positions = kv_cache.positions(tokens) if kv_cache is not None else None
         layers = kv_cache.layers if kv_cache is not None else [None] * len(self.blocks)
         embed = self.hook_embed(self.embed(tokens))
@@ -82,7 +82,7 @@ class DemoTransformer(GenerationMixin):
     def optimize(
         self, weights: Literal["int8"] | None = None, *, compile: bool = False
     ) -> Optimized:
-        """Make inference with this model faster, until `undo()` of the result is called.
+        """Make inference with this model faster, until `undo()` of the returned object is called.
 
         `inference.optimize` describes the arguments.
         """

@@ -28,8 +28,8 @@ class Attention(HookedModule):
     [head d_head d_model], b_Q, b_K, b_V [head d_head], b_O [d_model].
 
     Three activations are computed only while their hook points have hooks. `hook_attn_scores` and
-    `hook_pattern` get [batch head query key]. `hook_result` gets [batch pos head d_model]: the term
-    of each head in the sum, without b_O.
+    `hook_pattern` get [batch head query key]. `hook_result` gets [batch pos head d_model]: each
+    head's term of the sum over the heads, without b_O.
     """
 
     # Whether `forward` takes `key_input` and `value_input`. `swap` sets this attribute on every new
@@ -142,7 +142,7 @@ def causal_mask(q: Queries, k: Keys) -> Bool[Tensor, "query key"]:
 
 
 def mix_fused(q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-    """Compute `Attention.mix` with one fused kernel, which does not return scores and pattern."""
+    """Compute `Attention.mix` with one fused kernel, which returns neither scores nor pattern."""
     # With `is_causal`, the kernel assumes that the first query and the first key have the same
     # position. This is true only if there are as many queries as keys. A single query at the last
     # position sees every key, so it needs no mask.

@@ -51,11 +51,11 @@ class TransformerBlock(HookedModule):
         return self.hook_resid_post(resid_mid + mlp_out)
 
     def attn_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Residual, ...]:
-        """Return the inputs of attention: usually one tensor, the normalized residual stream.
+        """Return the inputs of `self.attn`: usually one tensor, the normalized residual stream.
 
-        The hook points in `PER_HEAD_INPUTS` get a separate input for each head. If one of them has
-        a hook, and the attention module takes such inputs, the result is three tensors
-        [batch pos head d_model]: the inputs for queries, for keys and for values.
+        The hook points in `PER_HEAD_INPUTS` get a separate input for each head. If one of these
+        hook points has a hook, and the attention module takes per-head inputs, the result is three
+        tensors [batch pos head d_model]: the inputs for queries, for keys and for values.
         """
         split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
         if not (observed(self.hook_attn_in, *split) and self.attn.takes_per_head_inputs):

@@ -26,7 +26,7 @@ class LayerNormPre(HookedModule):
         self.hook_normalized = HookPoint()
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return the rows of `residual`, normalized to mean 0 and variance 1.
+        """Return `residual`, with each vector [d_model] normalized to mean 0 and variance 1.
 
         Because of eps, the variance is slightly less than 1.
         """
@@ -37,9 +37,9 @@ class LayerNormPre(HookedModule):
     def normalize(
         self, residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """Return the rows of `residual`, normalized to mean 0 and variance 1, step by step.
+        """Compute the same as `LayerNormPre.forward`, step by step.
 
-        √(var + eps) and the result pass through their hook points.
+        `hook_scale` gets √(var + eps), and `hook_normalized` gets the result.
         """
         exact = at_least_float32(residual)
         centered = exact - exact.mean(dim=-1, keepdim=True)
@@ -62,7 +62,7 @@ class LayerNorm(LayerNormPre):
         self.b = nn.Parameter(torch.zeros(cfg.d_model))
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return the rows of `residual`, normalized to mean 0 and variance 1, times w, plus b."""
+        """Return each vector [d_model], normalized to mean 0 and variance 1, times w, plus b."""
         if observed(self.hook_scale, self.hook_normalized):
             return self.normalize(residual) * self.w + self.b
         return F.layer_norm(residual, residual.shape[-1:], self.w, self.b, self.eps)

@@ -20,8 +20,8 @@ def affine(
 def normal(*shape: int, std: float) -> nn.Parameter:
     """Return a new parameter of the given shape, drawn from N(0, std²)."""
     weight = torch.empty(*shape)
-    # A tensor on the meta device has no numbers. `normal_` would only spend time there, because it
-    # imports PyTorch's reference implementations.
+    # A tensor on the meta device has no numbers to fill. There, a call of `normal_` would only take
+    # time, because the call imports PyTorch's reference implementations.
     return nn.Parameter(weight if weight.is_meta else weight.normal_(std=std))
 
 

@@ -11,7 +11,7 @@ from clean_transformer.modules.linear import affine, normal
 
 
 class Unembed(HookedModule):
-    """x W_U + b_U, with W_U [d_model d_vocab] and b_U [d_vocab] (zero in the published models)."""
+    """x W_U + b_U, with W_U [d_model d_vocab] and b_U [d_vocab]. Published models have b_U = 0."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -43,7 +43,7 @@ class TiedUnembed(HookedModule):
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """The embedding's W_E, transposed. This is a view, not a copy."""
+        """The embedding's W_E, transposed. The result is a view, not a copy."""
         return self._embed[0].W_E.T
 
     forward = Unembed.forward

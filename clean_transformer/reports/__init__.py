@@ -1,1 +1,1 @@
-"""Code for several kinds of reports: JSON, HTML pages, heat maps, a description of the machine."""
+"""Code that several reports share: JSON, HTML pages, heat maps, a description of the machine."""

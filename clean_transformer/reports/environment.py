@@ -8,7 +8,7 @@ import torch
 
 
 def environment() -> dict[str, str]:
-    """The versions of Python and packages, the operating system, processor and math libraries."""
+    """Return the versions of Python, packages and math libraries, the system and the processor."""
     build = torch.__config__.show()
     libraries = re.findall(
         r"(BLAS_INFO=\w+|Intel\(R\) oneAPI Math Kernel Library|MKL-DNN v[\d.]+)", build
@@ -25,7 +25,7 @@ def environment() -> dict[str, str]:
 
 
 def device_settings(device: torch.device) -> dict[str, str]:
-    """The settings that change how precisely the device computes.
+    """Return the settings that change how precisely `device` computes.
 
     On CUDA, the result also has the name of the GPU and the version of CUDA.
     """

@@ -14,8 +14,8 @@ class Square:
     - `facts`: what a page shows when the reader points at the square. The keys are headings, and
       the values are texts. The first text is the activation's name.
     - `label`: the square's value as text.
-    - `concern`: how bad the value is, for sorting. Reports print the `label` of the square with the
-      largest `concern` in a row.
+    - `concern`: how bad the value is, for sorting. For each activation, reports print the `label`
+      of the square that has the largest `concern` of all layers.
     - `shade`: the number of the color on a page, from 0 (the value is exactly zero) to 11.
     - `bar`: the character that a terminal prints for the square if `mark` is "".
     - `style`: the `rich` style of the character that a terminal prints.
@@ -32,12 +32,15 @@ class Square:
 
 
 def shade(value: float, limits: Sequence[float]) -> int:
-    """The index of the first limit that is at least `value`, of 12 ascending limits; 11 for NaN."""
+    """Return the index of the first limit that is at least `value`, or the last index for NaN.
+
+    `limits` holds 12 numbers in ascending order.
+    """
     return len(limits) - 1 if isnan(value) else bisect_left(limits, value)
 
 
 def rank(value: float) -> float:
-    """The number to sort `value` by: infinity for NaN, otherwise `value` itself."""
+    """Return the number to sort `value` by: infinity for NaN, otherwise `value` itself."""
     return inf if isnan(value) else value
 
 
@@ -46,10 +49,10 @@ class HeatMap:
     """The squares of a model's activations, in the order of the forward pass.
 
     - `layers`: the indices of the blocks that have squares.
-    - `before`: the squares of the activations before the first block, by name.
+    - `before`: the squares of the activations before the first block. The keys are names.
     - `points`: the squares of the activations inside the blocks. The first key is the name within
       the block, such as "attn.hook_pattern". The second key is the index of the block.
-    - `after`: the squares of the activations after the last block, by name.
+    - `after`: the squares of the activations after the last block. The keys are names.
     """
 
     layers: list[int]
@@ -69,7 +72,7 @@ class HeatMap:
         return rows | {name: {None: square} for name, square in self.after.items()}
 
     def worst(self, name: str) -> Square:
-        """The square with the largest `concern` in the row of the activation `name`."""
+        """Return the square of the activation `name` with the largest `concern` of all layers."""
         return max(self.rows[name].values(), key=lambda square: square.concern)
 
     @property
@@ -103,10 +106,11 @@ def heat_map(squares: Mapping[str, Square | None]) -> HeatMap:
 
 
 def block_of(name: str) -> tuple[int | None, str]:
-    """The index of the block that computes the activation, and the activation's name in the block.
+    """Return the index of the activation's block, and the activation's name in the block.
 
-    In the block, the name of the block's own output is "output". For an activation outside of the
-    blocks, the result is None and the unchanged `name`.
+    For "blocks.3.attn.hook_z", the result is 3 and "attn.hook_z". For "blocks.3", the output of the
+    block, the result is 3 and "output". For an activation outside of the blocks, the result is None
+    and the unchanged `name`.
     """
     if not name.startswith("blocks."):
         return None, name

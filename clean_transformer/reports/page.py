@@ -1,6 +1,6 @@
 """Make HTML pages from the templates in `templates/`.
 
-A page is one file. Browsers can show it without a network.
+A page is one file, which browsers can show without a network.
 """
 
 import math

@@ -18,7 +18,7 @@ def plain(value: Any) -> Any:
     """Convert a value to dictionaries, lists, strings and numbers, which JSON can store.
 
     A dataclass becomes a dictionary of its fields, and of the properties that `DERIVED` names.
-    JSON has no infinity and no NaN, so these become the strings "inf", "-inf" and "nan".
+    JSON has no infinity and no NaN, so these numbers become the strings "inf", "-inf" and "nan".
     """
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}

@@ -9,11 +9,11 @@ from clean_transformer.reports.heat_map import HeatMap
 
 
 def heat_map_table(maps: Mapping[str, HeatMap]) -> Table:
-    """A table with one row per activation.
+    """Return a table with one row per activation.
 
-    A row has one character per layer, from the first map in `maps`. After the characters, the row
-    has one column per map, with the activation's worst value in that map. The keys of `maps` are
-    the headings of these columns.
+    A row first has one character per layer, which shows the square of the first map in `maps`. Then
+    the row has one column per map, with the label of the activation's worst square in that map. The
+    keys of `maps` are the headings of these columns.
     """
     drawn = next(iter(maps.values()))
     ruler = "".join(str(layer % 10) for layer in drawn.layers)

@@ -10,12 +10,12 @@ from clean_transformer.support.stand_in import Method, StandIn
 
 
 def adapted(kind: str, module: nn.Module) -> list[StandIn]:
-    """Replace the module's `forward`, if needed, so that it takes the model's keyword argument.
+    """Replace the module's `forward`, if needed, so that the model can pass its keyword argument.
 
     Attentions and blocks must take `kv_cache`, and position embeddings must take `positions`.
-    `kind` is the kind of the module, a key of `CONTRACT`. Returns the `StandIn`s that were put in
-    place; the list is empty if the module needs none. Call `restore` of a `StandIn` to bring back
-    the old `forward`. Parameters, hook points and the module's path stay the same.
+    `kind` is the kind of the module, a key of `CONTRACT`. Returns the `StandIn`s, which replace
+    `forward`. The list is empty if the module needs none. Call `restore` of a `StandIn` to bring
+    back the old `forward`. Parameters, hook points and the module's path stay the same.
     """
     if kind in ("attn", "block") and not accepts(module, "kv_cache"):
         return [StandIn(module, "forward", WithCache)]
@@ -28,8 +28,8 @@ class WithCache:
     """Adds the argument `kv_cache` to the `forward` of an attention or a block.
 
     The cache stores the module's inputs instead of keys and values. In every forward pass, the
-    module runs again on the inputs of all positions so far. This is slower than a cache of keys and
-    values, but it is correct for any module.
+    module runs again on the inputs of all positions so far. Running again is slower than a cache of
+    keys and values, but gives the correct output for any module.
     """
 
     def __init__(self, forward: Method):
@@ -41,8 +41,9 @@ class WithCache:
         """Return the outputs for the new positions."""
         if kv_cache is None:
             return self.forward(*inputs)
-        # The cache stores tensors [batch pos head d_head]. Here, the head axis holds all inputs,
-        # and all heads if the inputs have a head axis. d_model replaces d_head.
+        # The cache stores tensors [batch pos head d_head]. Here, the inputs are stacked along the
+        # head axis, and the last axis is d_model. If each input has a head axis of its own, that
+        # axis is merged into the stack.
         new = torch.stack(inputs, dim=2)
         merged = new.flatten(2, -2)
         kept = kv_cache.append(merged, merged)[0]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 SCHEMA = Schema("clean-transformer/effect", version=1)
 to_json, write_json = SCHEMA.to_json, SCHEMA.write_json
 
-# The upper bound of each shade. The terminal shows a shade as a bar (BARS) in a color (COLORS).
+# The upper bound of each shade: a change of at most `SIZES[i]` has the shade i. The terminal shows
+# the shade i as the character `BARS[i]` in the color `COLORS[i]`.
 SIZES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, inf)
 BARS = "·▁▁▂▂▃▃▄▅▆▇█"
 COLORS = (
@@ -45,7 +46,7 @@ def total_map(report: Effect) -> HeatMap:
 
 
 def introduced_map(report: Effect) -> HeatMap:
-    """Return a heat map of the introduced change of each activation of the new modules."""
+    """Return a heat map of the introduced change of each activation that a new module computes."""
     return heat_map(
         {row.name: square(row, row.introduced) if row.module else None for row in report.rows}
     )
@@ -106,7 +107,7 @@ def notes(report: Effect) -> list[str]:
 
 
 def in_words(names: list[str]) -> str:
-    """Return up to three names as text; of more names, two, the last, and the number of names."""
+    """Return `names` as text: all if there are three or fewer, else two, the last and the count."""
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
@@ -155,7 +156,7 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
     console.print(
         heat_map_table({"changed": total_map(report), "introduced": introduced_map(report)})
     )
-    bars = dict(zip(BARS, SIZES, strict=True))  # equal bars: the last bound stays
+    bars = dict(zip(BARS, SIZES, strict=True))  # a repeated bar keeps its largest bound
     say(
         "  ".join(f"{bar} ≤ {number(size)}" for bar, size in bars.items()),
         f"in units of the original's root mean square; {NO_SIZE} only one model has it, or the "

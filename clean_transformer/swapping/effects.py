@@ -45,8 +45,8 @@ class Change:
     - `total`: the root mean square of (swapped − original), divided by `scale`.
     - `introduced`: the root mean square of (swapped − isolated), divided by `scale`.
     - `inherited`: the root mean square of (isolated − original), divided by `scale`.
-    - `note`: if `scale` and the three changes are None, the reason. Otherwise a remark, or "" for
-      no remark.
+    - `note`: the reason why `scale` and the three changes are None. If they are numbers, `note` is
+      a remark, or "" for no remark.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Effect:
     - `title`: the headline of the report.
     - `cfg`: the architecture of the model.
     - `device` and `dtype`: where and in which precision the model ran.
-    - `tokens`: the two lengths (batch, pos) of the tokens that the model read.
+    - `tokens`: the shape (batch, pos) of the tokens that the model read.
     - `environment`: the versions of Python, packages and libraries, and the name of the processor.
     - `swapped`: the path and the class names of each swapped module.
     - `impact`: how much the predictions changed.
@@ -162,7 +162,7 @@ def effect(
 def output_of(path: str) -> str:
     """Return the name of the activation that is the output of the part at `path`.
 
-    The output of a LayerNorm has no hook point of its own. Its name is the LayerNorm's path.
+    The output of a LayerNorm has no hook point. The name of this output is the LayerNorm's path.
     """
     owner, word = path.rpartition(".")[0], kind(path)
     match word:
@@ -178,7 +178,7 @@ def output_of(path: str) -> str:
 
 
 def maker(name: str, paths: Iterable[str]) -> str:
-    """Return the path in `paths` whose module computes the activation `name`, or "" for none."""
+    """Return the path in `paths` whose module computes the activation `name`. "" if none does."""
     made_by = (path for path in paths if name == output_of(path) or name.startswith(f"{path}."))
     return next(made_by, "")
 
@@ -217,7 +217,8 @@ def _merged(
 ) -> list[str]:
     """Return every activation name once, in the order of the original model.
 
-    A name that only the swapped model has is placed after the name that it follows in `now`.
+    A name that only the swapped model has is placed after the name that it follows in `now`. The
+    other names in `lost` come at the end.
     """
     names, at = [*original], 0
     for name in now:

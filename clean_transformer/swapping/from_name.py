@@ -1,4 +1,4 @@
-"""Finds the argument `make` of `swap` by name: one of our variants, or a definition in a file."""
+"""Finds the argument `make` of `swap` by name: one of our variants, or code in a file."""
 
 import difflib
 import inspect
@@ -22,8 +22,8 @@ def chosen_make(name: str) -> Iterator[Make]:
 
     `name` is, for example, "variants.ReluMLP" or "my_file.py:MyAttention". Raises `ValueError` if
     the file, the class or the function does not exist. If the file's code raises an error, during
-    the import or in the `with` block, a `ValueError` is raised instead. Its message names the line
-    in the file.
+    the import or in the `with` block, a `ValueError` is raised instead. The message of the
+    `ValueError` names the line in the file.
     """
     file, colon, attribute = name.rpartition(":")
     if not colon:
@@ -43,7 +43,7 @@ def chosen_make(name: str) -> Iterator[Make]:
 
 
 def variant(name: str) -> Make:
-    """Return the class in our `variants` for a name such as "variants.ReluMLP".
+    """Return the class in `clean_transformer.variants` for a name such as "variants.ReluMLP".
 
     Raises `ValueError` if there is no such class.
     """
@@ -72,7 +72,7 @@ def from_file(file: Path, name: str) -> Make:
         raise ValueError(f"there is no Python file {str(file)!r}; give FILE.py:NAME")
     spec = spec_from_file_location(str(file), file)
     module = module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[module.__name__] = module  # `dataclass` looks up its module in `sys.modules`
+    sys.modules[module.__name__] = module  # `dataclass` looks here for a class's module
     sys.path.insert(0, str(file.parent))
     module.__loader__.exec_module(module)  # type: ignore[union-attr]
     if not callable(getattr(module, name, None)):
@@ -83,7 +83,7 @@ def from_file(file: Path, name: str) -> Make:
 
 
 def line_in(file: Path, error: BaseException) -> int | None:
-    """Return the last line of `file` that is in the error's traceback, or None if there is none."""
+    """Return the number of the last line of `file` in the error's traceback, or None if none is."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

@@ -23,7 +23,7 @@ Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
 
 
 class HookPointsLost(UserWarning):
-    """Warns that the new modules lack some hook points. Caches will not hold these activations."""
+    """Warns that the new modules lack hook points. Caches lack the activations of these points."""
 
 
 class Swap(AbstractContextManager["Swap"]):
@@ -67,7 +67,7 @@ class Swap(AbstractContextManager["Swap"]):
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Put the old modules back for a `with` block. At its end, the new modules are put back.
+        """Put the old modules back. At the end of the `with` block, put the new modules back.
 
         Raises `RuntimeError`, and changes nothing, if a later swap replaced one of the new modules
         and was not restored yet.
@@ -101,7 +101,7 @@ class Swap(AbstractContextManager["Swap"]):
 def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     """Replace all modules of a `DemoTransformer` whose paths match `pattern`.
 
-    Returns a `Swap`. The new modules stay until its `with` block ends or its `restore` is called:
+    Returns a `Swap`. The new modules stay until `Swap.restore` is called or the `with` block ends:
 
         with swap(model, "blocks.*.mlp", variants.ReluMLP):
             logits = model(tokens)
@@ -215,8 +215,9 @@ def new_module(
     """Return the new module for the path `path`, made with `make`.
 
     `old` is the old module at the path. `like` is a tensor with the dtype and device of the model.
-    `alone` is True if the pattern matches only this path; `make` is then not copied if it is a
-    single module. Raises `SwapError` if `make` raises an error or does not return a module.
+    `alone` is True if the pattern matches only this path. If `make` is a single module, it is
+    copied unless `alone` is True. Raises `SwapError` if `make` raises an error or does not return a
+    module.
     """
     if isinstance(make, nn.Module):
         source = library_of(make)

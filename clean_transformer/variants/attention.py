@@ -1,4 +1,4 @@
-"""Attention with other scores, with a sliding window, or with keys and values shared by heads."""
+"""Attention with other scores, with a sliding window, or with keys and values that heads share."""
 
 import math
 from dataclasses import replace
@@ -99,7 +99,7 @@ class SlidingWindowAttention(Attention):
         self.window = window
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of `window` values for each query, weighted by the pattern."""
+        """Return the average of up to `window` values for each query, weighted by the pattern."""
         near = causal_mask(q, k).triu(k.shape[1] - q.shape[1] - self.window + 1)
         return super().mix(q, k, v, added_mask(q, k, mask).masked_fill(~near, -math.inf))
 
@@ -134,7 +134,7 @@ class GroupedQueryAttention(Attention):
 
     @torch.no_grad()
     def load_from(self, old: Attention) -> None:
-        """Copy the parameters of `old`. Those of keys and values are averaged over each group.
+        """Copy the parameters of `old`. Average W_K, W_V, b_K and b_V over the heads of each group.
 
         Source: Ainslie et al. 2023, section 2.1.
         """

@@ -12,7 +12,8 @@ from clean_transformer.support.numerics import at_least_float32
 class RMSNorm(LayerNormPre):
     """x / √(mean(x²) + eps) · w (Zhang and Sennrich 2019, equation 4): no centering, no bias.
 
-    The parameter w [d_model] is the gain. The hook points have the same names as in `LayerNorm`.
+    The parameter w [d_model] is the gain. `hook_scale` gets √(mean(x²) + eps), and
+    `hook_normalized` gets the output before it is multiplied by w.
     """
 
     def __init__(self, cfg: Config):
@@ -20,7 +21,7 @@ class RMSNorm(LayerNormPre):
         self.w = nn.Parameter(torch.ones(cfg.d_model))
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return the rows of `residual`, normalized to mean square 1, times w.
+        """Return each vector [d_model] of `residual`, normalized to mean square 1, times w.
 
         Because of eps, the mean square is slightly less than 1.
         """
@@ -29,7 +30,7 @@ class RMSNorm(LayerNormPre):
     def normalize(
         self, residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """Return each row x divided by √(mean(x²) + eps), computed in float32 or float64."""
+        """Return each vector x divided by √(mean(x²) + eps), computed in float32 or float64."""
         exact = at_least_float32(residual)
         scale = self.hook_scale((exact.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt())
         return self.hook_normalized(exact / scale).to(residual.dtype)

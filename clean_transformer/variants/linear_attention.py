@@ -50,7 +50,7 @@ class LinearAttention(Attention):
     def mix_explicitly(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
         """Compute `mix` in quadratic time. Scores and pattern pass through their hook points.
 
-        In other attention, a float mask is added to the scores before the softmax. Here, the scores
+        In `Attention`, a float mask is added to the scores before the softmax. Here, the scores
         are multiplied by exp(mask), which has the same effect, because there is no softmax.
         """
         weights = dot_products(elu_plus_one(q), elu_plus_one(k))

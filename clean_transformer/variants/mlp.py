@@ -38,8 +38,9 @@ class SwigluMLP(MLP):
     """(silu(x W_gate) ⊙ x W_in + b_in) W_out + b_out (Shazeer 2020, equation 6).
 
     W_gate is [d_model d_mlp]. The formula in the paper has no biases. This module adds biases at
-    the same places as TransformerLens. Its hook points are also the same: `hook_pre` gets x W_gate
-    and `hook_pre_linear` gets x W_in. Both activations are [batch pos d_mlp].
+    the same places as TransformerLens. The hook points also have TransformerLens's names:
+    `hook_pre` gets x W_gate, and `hook_pre_linear` gets x W_in. Both activations are
+    [batch pos d_mlp].
     """
 
     def __init__(self, cfg: Config):
@@ -59,7 +60,7 @@ class SwigluMLP(MLP):
         """Copy W_in, W_out and b_out of `old`.
 
         b_in is not copied, because an `MLP` adds its b_in before the activation function, and this
-        module adds its b_in after the product with the gate.
+        module adds its b_in after the multiplication by silu(x W_gate).
         """
         for name in ("W_in", "W_out", "b_out"):
             self.get_parameter(name).copy_(old.get_parameter(name))

@@ -1,4 +1,4 @@
-"""A replacement for position embeddings that adds nothing."""
+"""A replacement for `PosEmbed` that adds nothing to the token embeddings."""
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,7 @@ class NoPositions(HookedModule):
     def __init__(self, cfg: Config):
         super().__init__()
         # A buffer moves with the model to another dtype or device. The state dict contains only
-        # persistent buffers, so it does not contain this one.
+        # persistent buffers, so it does not contain this buffer.
         self.register_buffer("zero", torch.zeros(cfg.d_model), persistent=False)
 
     def forward(

@@ -1,1 +1,1 @@
-"""Support for models of other libraries and for ours: one `Library` in one file per library."""
+"""Support for models of other libraries and of this package: one `Library` class for each."""

@@ -1,4 +1,4 @@
-"""`Library`: the base class of what `swap` and `transplant` know about one library's models."""
+"""`Library`: finds and replaces parts of one library's models, for `swap` and `transplant`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,8 +17,8 @@ class Adapter(nn.Module):
     """Wraps a module to give it a different call signature.
 
     Subclasses convert the arguments and the output in `forward`. `Adapter` itself converts nothing.
-    If code reads an attribute that the adapter does not have, such as a weight, it gets the
-    attribute of the wrapped module.
+    If code reads an attribute that the adapter does not have, such as a weight, the adapter returns
+    the attribute of the wrapped module.
     """
 
     def __init__(self, module: nn.Module):
@@ -45,7 +45,7 @@ class Place:
     module: nn.Module
 
     def put(self) -> "Place":
-        """Assign `module` to the attribute. Returns a `Place` whose `put` undoes this assignment.
+        """Make the assignment. Return a `Place` whose `put` undoes the assignment.
 
         The order of the owner's submodules does not change.
         """
@@ -91,7 +91,7 @@ class Library(ABC):
 
     @abstractmethod
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """Return the full names of the hook points that do not run after `places` are put."""
+        """Return the full names of the hook points that do not run while `places` are in effect."""
 
 
 def class_names(module: nn.Module) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Finds the `Library` that supports a model. Each file in this folder can define one."""
+"""Finds the `Library` that supports a model. Each file here can define a `Library`."""
 
 import inspect
 import pkgutil
@@ -45,8 +45,8 @@ def library_of(model: nn.Module) -> Library | None:
 def as_ours(kind: str, module: nn.Module) -> nn.Module:
     """Return `module` with our call signature.
 
-    A module of another library is wrapped in the adapter for its class, if its class needs one. Any
-    other module is returned unchanged.
+    If `adapters()` has an adapter for `kind` and the module's class, the result is this adapter
+    around `module`. Otherwise the result is `module` itself.
     """
     for name in class_names(module):
         if adapter := adapters().get((kind, name)):

@@ -1,7 +1,7 @@
 """`Library` for TransformerLens before version 4.
 
-Each of its blocks and attentions takes a KV cache entry, which holds the keys and values of one
-layer, and a mask that is 1 for tokens and 0 for padding.
+The blocks and the attentions of a `HookedTransformer` take a KV cache entry and a mask. The entry
+holds the keys and values of one layer. The mask is 1 for tokens and 0 for padding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ class LayerOfTheirs:
     """A `LayerCache` for our modules that uses a cache entry and a mask of TransformerLens.
 
     `entry` holds the keys and values of one layer. `is_token` [batch key] is 1 for tokens and 0 for
-    padding. Each of them can be None.
+    padding. `entry` and `is_token` can be None.
     """
 
     def __init__(self, entry: Any, is_token: Tensor | None):
@@ -43,9 +43,9 @@ class LayerOfTheirs:
             return k, v
         if k.shape[2:] == self.entry.past_keys.shape[2:]:
             return self.entry.append(k, v)
-        # TransformerLens's entry takes only keys and values of one shape. Ours have another shape
-        # here, so an extra attribute of the entry stores them. The entry itself gets zeros instead,
-        # so that its length is right.
+        # TransformerLens's entry takes only keys and values of one shape. Our module's keys and
+        # values have another shape here, so an extra attribute of the entry stores them. The entry
+        # itself gets zeros, so that the entry's number of positions is right.
         past_k, past_v = getattr(self.entry, "of_other_shape", (k[:, :0], v[:, :0]))
         so_far = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
         if not self.entry.frozen:
@@ -141,11 +141,11 @@ class AsTheirEntry:
 
     def __init__(self, layer: LayerCache, like: Tensor):
         self.layer = layer
-        # TransformerLens reads only the length of `past_keys`.
+        # TransformerLens reads only the number of positions of `past_keys`.
         self.past_keys = like.new_empty(len(like), layer.length, 0)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `k` and `v` [batch pos head d_head]; return those of all positions."""
+        """Store `k` and `v` [batch pos head d_head]. Return the tensors for all positions."""
         return self.layer.append(k, v)
 
 
@@ -153,7 +153,7 @@ class FromBlock(Adapter):
     """Gives TransformerLens's `TransformerBlock` our call signature."""
 
     def forward(self, *inputs: Tensor, kv_cache: LayerCache | None = None) -> Residual:
-        """Return the output. With `kv_cache`, the inputs belong to the next positions."""
+        """Return the output. With `kv_cache`, the inputs belong to the new positions."""
         if kv_cache is None:
             return self.module(*inputs)
         seen = kv_cache.mask(inputs[0].shape[1])
@@ -235,7 +235,7 @@ class Lens(Library):
         return [name for name, point in self.points(model, path).items() if id(point) not in run]
 
     def points(self, model: Any, path: str) -> dict[str, nn.Module]:
-        """Return the hook points of a part that are not turned off. The keys are the full names."""
+        """Return the hook points of the part at `path` that are not turned off, by full name."""
 
         def runs(name: str) -> bool:
             flag = self.OPTIONAL.get(name.split(".")[-1])
@@ -252,8 +252,8 @@ class Lens(Library):
     ) -> Iterator[tuple[Place, str]]:
         """Yield the hook points that `module` and the old part at `path` both have.
 
-        For each, yields the assignment that puts the old hook point into `module`, and the hook
-        point's full name in `model`.
+        For each hook point, yields the assignment that puts the old hook point into `module`, and
+        the hook point's full name in `model`.
         """
         theirs = self.points(model, path)
         for below in hook_points(module):

@@ -1,6 +1,7 @@
 """`Library` for Hugging Face's GPT-2.
 
-Its blocks and attentions take one KV cache for all layers, and a mask that is already causal.
+The blocks and the attentions of `GPT2LMHeadModel` take one KV cache for all layers, and a mask that
+is already causal.
 """
 
 from collections.abc import Mapping
@@ -20,8 +21,8 @@ from clean_transformer.weights.formats.huggingface import config_from_json
 class LayerOfTheirs:
     """A `LayerCache` for one of our layers that uses Hugging Face's cache and mask.
 
-    `cache` holds all layers; `layer` is the index of this layer. `mask` [batch 1 query key] is
-    boolean or float. `cache` and `mask` can be None.
+    `cache` holds the keys and values of all layers; `layer` is the index of our layer.
+    `mask` [batch 1 query key] is boolean or float. `cache` and `mask` can be None.
     """
 
     def __init__(self, cache: Any, mask: Tensor | None, layer: int):
@@ -77,7 +78,7 @@ class AsAttention(AsBlock):
     def forward(  # type: ignore[override]
         self, *inputs: Any, **arguments: Any
     ) -> tuple[Residual, None]:
-        """Return the output, and None instead of the attention pattern (see `hook_pattern`)."""
+        """Return the output, and None in the place of the attention pattern."""
         return super().forward(*inputs, **arguments), None
 
 
@@ -86,7 +87,7 @@ class AsPositions(Adapter):
 
     def forward(self, position_ids: Int[Tensor, "batch pos"]) -> Residual:
         """Return the embeddings of the positions."""
-        # The first argument of our module is the tokens. A position embedding needs only the shape
+        # The first argument of our module is `tokens`. A position embedding needs only the shape
         # of the tokens, and `position_ids` has the same shape.
         return self.module(position_ids, positions=position_ids)
 
@@ -98,7 +99,7 @@ class AsTheirCache:
         self.layer = layer
 
     def update(self, k: Tensor, v: Tensor, *_: Any, **unused: Any) -> tuple[Tensor, Tensor]:
-        """Store `k` and `v` [batch head pos d_head]; return those of all positions."""
+        """Store `k` and `v` [batch head pos d_head]. Return the tensors for all positions."""
         k, v = self.layer.append(k.transpose(1, 2), v.transpose(1, 2))
         return k.transpose(1, 2), v.transpose(1, 2)
 
@@ -175,7 +176,7 @@ class HuggingFace(Library):
         return ".".join(self.NAMES.get(word, word) for word in path.split("."))
 
     def as_theirs(self, path: str, module: nn.Module) -> nn.Module:
-        """Return our module `module` with the call signature of Hugging Face's module there."""
+        """Return our `module` with the call signature of Hugging Face's module at `path`."""
         match kind(path):
             case "pos_embed":
                 return AsPositions(module)

@@ -21,13 +21,13 @@ from clean_transformer.swapping.libraries.huggingface import FromBlock, FromPosi
 
 
 class Bridged(Adapter):
-    """Our module in place of a shell.
+    """One of our modules, which takes the place of a shell.
 
     The input passes through the shell's hook points `before`, and the output through `after`.
     """
 
     # `TransformerBridge` sets this attribute on the position embedding. Hugging Face computes
-    # position embeddings with batch size 1, and the hook points get them with the real batch size.
+    # position embeddings with batch size 1. The hook points get them with the tokens' batch size.
     _current_batch_size: int | None = None
 
     def __init__(self, module: nn.Module, before: list[nn.Module], after: list[nn.Module]):
@@ -35,7 +35,7 @@ class Bridged(Adapter):
         self.before, self.after = nn.ModuleList(before), nn.ModuleList(after)
 
     def forward(self, x: Tensor, *rest: Any, **arguments: Any) -> Any:
-        """Return the module's output. Of a tuple, only the first element passes the hook points."""
+        """Return the module's output. If it is a tuple, `after` gets only the first element."""
         for point in self.before:
             x = point(x)
         output = self.module(x, *rest, **arguments)
@@ -78,7 +78,7 @@ class FromShell(FromBlock):
 
 
 class Bridge(Lens):
-    """Supports `TransformerBridge`. In a transplanted module, its hook points replace ours."""
+    """Supports `TransformerBridge`. The bridge's hook points replace a transplanted module's."""
 
     MODELS = ("transformer_lens.TransformerBridge",)
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
@@ -106,7 +106,7 @@ class Bridge(Lens):
         return Library.find(self, model.original_model, self.name(path))
 
     def name(self, path: str) -> str:
-        """Return the path of a part in Hugging Face's model, in which a shell wraps each block."""
+        """Return the part's path in the inner Hugging Face model. Shells wrap the blocks there."""
         return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", self.inside.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
@@ -133,6 +133,6 @@ class Bridge(Lens):
             [at[f"{path}.{name}"] for name in self.OUTPUT.get(kind(path), ("hook_out",))],
         )
         # The forward pass runs the modules of Hugging Face's model. The bridge has its own module
-        # tree, which users inspect. So the new module is put into both.
+        # tree, which users inspect. So the new module is put into both models.
         there = place_at(model.original_model, self.name(path), shelled)
         return [*points, there, place_at(model, path, shelled)]
