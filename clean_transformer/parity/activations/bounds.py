@@ -227,8 +227,8 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
 def formula_of(module: nn.Module) -> dict[str, Rule] | None:
     """The rules in RULES of the class whose `forward` the module runs.
 
-    The keys are names of hook points. None if no class in RULES has this `forward`. A subclass that
-    does not override `forward` keeps the rules of its parent.
+    The keys are names of hook points, or "output". None if no class in RULES has this `forward`. A
+    subclass that does not override `forward` keeps the rules of its parent.
     """
     kind = type(module)
     parents = (parent for parent in kind.__mro__ if parent in RULES)

@@ -274,6 +274,9 @@ def elementwise(
 
 
 def first_position(wrong: Tensor) -> int:
-    """The first position at which `wrong` [batch pos] is True for any text; 0 if it is never."""
+    """The first position at which `wrong` [batch pos] is True for at least one text.
+
+    The result is 0 if `wrong` is False everywhere.
+    """
     positions = wrong.any(dim=0).nonzero()
     return int(positions[0]) if len(positions) else 0
