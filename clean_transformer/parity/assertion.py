@@ -40,14 +40,17 @@ def assert_parity(
     the CPU. Their outputs must agree to 1e-12 of the output's scale.
 
     Then a copy of the module runs on `device` in `dtype`. The error of every activation at a hook
-    point must be within the rounding bound of the operation that computes this activation. A module
-    with another `forward` than ours is a black box: only its output is compared, row by row, with
-    its own float64 run and what rounding may do to it. Optimized modules are also black boxes; they
-    are compared with the unoptimized module, and run optimized only on their present device and in
-    their present dtype.
+    point must be within the rounding bound of the operation that computes this activation.
 
-    Raises `AssertionError` with the first bad activation, its error, and the operation that caused
-    the error. The module that you pass is not changed.
+    A module whose `forward` is not one of ours is a black box. Only its output is checked: for each
+    row, the difference from a float64 run of the same module is compared with the change that
+    random rounding causes in this row. Optimized modules are also black boxes. Their float64 run
+    uses the unoptimized module. An optimized module runs optimized only if it is already on
+    `device` in `dtype`; otherwise the unoptimized copy is checked.
+
+    Raises `AssertionError` if a check fails. If an activation is bad, the message names the first
+    bad activation, its error, and the operation that caused the error, if one is found. `module`
+    and `reference` are not changed.
     """
     if reference is not None:
         _assert_same_function(module, reference, *inputs)
@@ -86,7 +89,7 @@ def _isolated_errors(under_test: nn.Module, oracle: nn.Module, *given: Tensor) -
 
 
 def _has_formulas(module: nn.Module) -> bool:
-    """Whether every module with hook points computes a formula that has rules."""
+    """Whether `formula_of` finds error bounds for `module` and every submodule of our classes."""
     parts = (part for part in module.modules() if isinstance(part, HookedModule))
     return all(formula_of(part) is not None for part in parts)
 

@@ -1,4 +1,4 @@
-"""Chooses the weights and the input tokens of a parity run."""
+"""Chooses the weights and the input tokens with which the parity suite runs a model."""
 
 from dataclasses import dataclass, replace
 
@@ -86,8 +86,8 @@ def choose_tokens(
     """Return the token ids of the text, and a description of these ids for the report.
 
     The tokenizer is the one that is stored with the weights. For synthetic weights, it is GPT-2's.
-    If `text` is None, the ids are `suite_tokens`. If the tokenizer cannot be loaded, the ids are
-    `suite_tokens` too, and the description says why.
+    If `text` is None, the ids are those of `suite_tokens`. If the tokenizer cannot be loaded, the
+    ids are also those of `suite_tokens`, and the description says why.
     """
     spread = suite_tokens(cfg)
     if text is None:

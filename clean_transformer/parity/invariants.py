@@ -1,7 +1,7 @@
 """Invariants: two ways to run one model on a device that must give the same logits.
 
-The function of each invariant returns a pair: the logits of the first way, and the logits of the
-second way. No oracle is needed.
+The function of each invariant runs the model in both ways, and returns both logits as a pair. The
+two logits are compared with each other, so no float64 oracle is needed.
 """
 
 import subprocess
@@ -30,8 +30,9 @@ Logits = Float[Tensor, "... d_vocab"]
 def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
     """Changing a token does not change the logits of earlier positions.
 
-    One run has the last token changed, another run the last token and the middle token. Both runs
-    are compared with a run on `tokens`, at the positions before the first changed token.
+    The model runs on `tokens`, then with another last token, then with another last and another
+    middle token. Each changed run is compared with the run on `tokens`, at the positions before the
+    first token that was changed.
     """
     last, middle = tokens.clone(), tokens.shape[1] // 2
     last[:, -1] = (last[:, -1] + 1) % model.cfg.d_vocab
@@ -48,8 +49,9 @@ def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, 
     """The first n_ctx − 1 positions have the same logits with and without the last token.
 
     The ids come from `spread_ids`; `tokens` only chooses the device. Only the embeddings, the last
-    block, the last LayerNorm and the unembedding run. The other blocks call the same kernels with
-    the same shapes, and running all blocks would take minutes in a dtype without fast kernels.
+    block, the last LayerNorm and the unembedding run. The other blocks are left out, because they
+    call the same kernels with the same shapes. In a dtype without fast kernels, all blocks would
+    take minutes.
     """
     full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
 
@@ -66,7 +68,7 @@ def batch_permutation(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, L
 
 
 def batch_size(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
-    """Each input of a batch has the same logits as if the model runs on this input alone."""
+    """Each row of a batch has the same logits in the batch as when the model runs on it alone."""
     return model(tokens), torch.cat([model(row[None]) for row in tokens])
 
 
@@ -125,7 +127,10 @@ def small_logits(device: str, dtype: str) -> Logits:
 
 
 def write_small_logits(device: str, dtype: str, file: str) -> None:
-    """Save `small_logits` to a file; `fresh_process` runs this in a new process."""
+    """Save the result of `small_logits` to `file`.
+
+    `fresh_process` calls this function in a new process.
+    """
     torch.save(small_logits(device, dtype), file)
 
 
@@ -136,7 +141,8 @@ def check_invariants(
     """Check every invariant for the model on its device.
 
     `allowed` is the largest `row_difference` that two healthy runs may have. `first` holds the
-    logits of the first call of the model on the device. A later call must give the same logits.
+    logits of the model's first call on the device. A later call on the same tokens must give the
+    same logits, up to `allowed`.
     """
     checks = [_judge("first_call", first, model(tokens), allowed)]
     for invariant in INVARIANTS:

@@ -1,7 +1,7 @@
 """How large a rounding error may be: the limits and the scale G for each kind of operation.
 
-The check of activations and the check of ATen operations both use these limits. They judge an error
-by the dimensionless ratio |device − exact| / (u G + η):
+Activations (`activations/`) and ATen operations (`operations/`) are checked with these limits. An
+error is judged by the dimensionless ratio |device − exact| / (u G + η):
 
 - `exact` is the result computed in float64 from the device's own inputs.
 - u is the unit roundoff of the dtype: the largest relative error of one rounding.
@@ -34,17 +34,18 @@ class Kind:
     """A kind of operation and the limits of its error ratio.
 
     A ratio of at most `healthy` is PASS. A ratio above `wrong` is WRONG, because rounding cannot
-    explain the error. A ratio between these limits is DEGRADED. Sums have three more rules:
+    explain the error. A ratio between these limits is DEGRADED. For sums of k terms, three fields
+    have more rules:
 
-    If `wrong` is None, the limit is the number of terms k, but at least the healthy limit. A sum of
-    k terms has an error of at most γ_k Σ|xW|, with γ_k = k u / (1 − k u) (Higham, §3.1). In half
-    precision (bfloat16 or float16), the limit is then the field `healthy`.
+    `wrong` can be None. Then the limit above which a ratio is WRONG is k, but at least the healthy
+    limit, because a sum of k terms has an error of at most γ_k Σ|xW|, with γ_k = k u / (1 − k u)
+    (Higham, §3.1). In half precision (bfloat16 or float16), that limit is `healthy` instead of k.
 
     `healthy_per_root` is λ in the probabilistic bound λ √k u. In float32 and float64, the healthy
-    limit is the larger one of `healthy` and λ √k.
-    Kinds of sums have a λ if all terms may have the same sign, as in an average, because the errors
-    of such sums grow like √k. A healthy error exceeds the bound with probability 2 exp(−λ²/2)
-    (Higham and Mary 2019, theorem 2.4), which is 3e-14 for λ = 8.
+    limit is the maximum of `healthy` and λ √k. A kind of sum has a λ if all terms may have the same
+    sign, as in an average, because the errors of such sums grow like √k. A healthy error exceeds
+    the bound with probability 2 exp(−λ²/2) (Higham and Mary 2019, theorem 2.4), which is 3e-14 for
+    λ = 8.
 
     `healthy_in_half` is the healthy limit in half precision; None means `healthy`. Kernels
     accumulate half-precision sums in float32, so this limit does not depend on the number of terms.
@@ -72,7 +73,8 @@ HEALTHY_SUM = 30.0
 HEALTHY_SUM_OF_HALVES = 8.0
 # λ in the probabilistic bound λ √k u (see `Kind.healthy_per_root`).
 DEVIATIONS = 8.0
-# Where no upper bound on the rounding error is known, `wrong` is this factor times `healthy`.
+# For operations whose rounding error has no known upper bound, `wrong` is this factor times
+# `healthy`.
 WRONG_FACTOR = 10.0
 
 COPY = Kind("gather, copy, mask", 0.0, 0.0)
@@ -93,25 +95,24 @@ ATTEND = Kind("attention", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
 OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # A whole block (see `parity/uses/judge.py`). Its ratio is the root mean square error of one row
 # [d_model], divided by the error that random rounding causes in this row (`parity/rounding.py`).
-# Random rounding moves each element of each operation's result by about u G. In float32, healthy
-# devices can be off by several u G in single elements (`parity/README.md` lists the largest healthy
-# ratios), and one element can cause most of a row's error: GPT-2's residual stream has such
-# elements. The limit is lower in half precision, because kernels accumulate sums in float32. Only
-# their results are rounded to half precision, which moves an element by at most u G.
+# Random rounding changes each element of each operation's result by about u G. In float32, a single
+# element can have an error of several u G on a healthy device (`parity/README.md` lists the largest
+# healthy ratios). In GPT-2's residual stream, one large element can cause most of a row's error. In
+# half precision, the limit is lower: kernels accumulate sums in float32, and round only the results
+# to half precision. This rounding changes an element by at most u G.
 PART = Kind("part as a whole", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
 
-# The largest float32 error that a reproduction script accepts, in units of u G. The script computes
-# G with a simpler formula than the formulas below.
+# The largest float32 error that a reproduction script (`operations/script.py`) accepts, in units of
+# u G. The script computes G with a simpler formula than the functions in this file.
 SCRIPT_HEALTHY = 100
 
 # Independent rounding errors add up like the root of a sum of squares. Their total is seldom more
-# than this factor times the typical size (`typical_size`). If the error is larger, a lower
-# precision is not its cause.
+# than this factor times u × `typical_size`. `lower_precision` inserts the u of a lower precision:
+# an error above the product was not caused by this precision.
 SELDOM_EXCEEDED = 8.0
 
 # The largest healthy ρ, by dtype. ρ is the device's error divided by the CPU's error in the same
-# dtype. Drift and black boxes are judged by ρ. A black box with a ρ above WRONG_FACTOR times this
-# limit is WRONG.
+# dtype. Drift (`activations/drift.py`) is judged by ρ.
 HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
 # Two healthy runs differ by at most the sum of their two errors. So their difference may be this
 # factor times the largest healthy error of one run.
@@ -122,7 +123,7 @@ def rounding(dtype: torch.dtype) -> float:
     """The relative error that is always healthy in this dtype, even if the CPU has no error.
 
     The result is the unit roundoff, except in float64. In float64, the oracle rounds as much as the
-    device, so the result is larger: an error above SAME_FUNCTION is WRONG.
+    device, so the result is larger: WRONG_FACTOR × HEALTHY_RHO × the result is SAME_FUNCTION.
     """
     if dtype == torch.float64:
         return SAME_FUNCTION / (WRONG_FACTOR * HEALTHY_RHO[dtype])
@@ -158,9 +159,9 @@ def lower_precision(
 
 
 def typical_size(exact: Tensor, squares: Tensor) -> Tensor:
-    """Return |exact| + √Σ(xW)²; `squares` is Σ(xW)².
+    """Return |exact| + √Σ(xW)² for a sum of products Σ xW; `squares` is Σ(xW)².
 
-    If a sum and its terms are rounded independently, u times this is the typical size of the error.
+    If the sum and its terms are rounded independently, a typical error is u times the result.
     """
     return exact.abs() + squares.sqrt()
 
@@ -169,7 +170,8 @@ def error_ratios(error: Tensor, scale: Tensor, u: float, dtype: torch.dtype) -> 
     """Return error / (u G + η) for each element of a result of the given dtype.
 
     `error` is |device − exact|, and `scale` is G. The ratio is infinite where the error is NaN.
-    Where G is 0, the exact result is 0, so any error there has an infinite ratio.
+    Where G is 0, the exact result is 0. There η is left out, so that any error has an infinite
+    ratio.
     """
     allowed = u * scale + torch.where(scale == 0, scale, smallest_kept(dtype))
     return torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
@@ -189,9 +191,10 @@ def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tenso
     """G of a sum of products Σ xW. `terms(abs)` returns Σ|xW|, and `terms(square)` Σ(xW)².
 
     In float32 and float64, G is Σ|xW|. In half precision, G is
-    |result| + √Σ(xW)² + (2⁻²⁴ / u) Σ|xW|: kernels compute half-precision products exactly and sum
-    them in float32, and round only the result to half precision, once or a few times. With
-    G = Σ|xW| in half precision, a wrong sum of thousands of terms could pass.
+    |result| + √Σ(xW)² + (2⁻²⁴ / u) Σ|xW|. This G is smaller than Σ|xW| if there are many terms. It
+    suffices, because kernels compute half-precision products exactly and sum them in float32. They
+    round only the result to half precision, once or a few times. With G = Σ|xW|, a wrong sum of
+    thousands of terms could pass.
     """
     absolute = terms(abs)
     if u <= ACCUMULATOR:
@@ -213,7 +216,7 @@ def softmax_scale(pattern: Tensor, scores: Tensor, dim: int) -> Tensor:
 def layer_norm_scales(
     x: Tensor, eps: float, axes: tuple[int, ...] = (-1,)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return three G of LayerNorm: of the normalized x, of the mean, and of σ = √(var + eps).
+    """Return G for three results of LayerNorm: the normalized x, the mean, and σ = √(var + eps).
 
     The normalized x has G = (|x| + mean|x|) / σ, because rounding x − mean x causes an error of
     u (|x| + mean|x|), which is then divided by σ. The mean has G = mean|x|. Let c = x − mean x. An
@@ -227,7 +230,7 @@ def layer_norm_scales(
 
 
 def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
-    """G of GELU: ½|x| (1 + |tanh(…)|) for the tanh form, ½|x| (1 + |erf(…)|) for the exact form."""
+    """G of GELU: ½|x| (1 + |tanh(…)|) for the tanh form, ½|x| (1 + |erf(…)|) for the erf form."""
     if approximate == "tanh":
         inner = (math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))).tanh()
     else:
@@ -236,13 +239,15 @@ def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> Tensor:
-    """The argument `terms` of `sum_scale` for fused attention; `size` is `abs` or `square`.
+    """The sum that the argument `terms` of `sum_scale` must return for fused attention.
 
-    `scores` is S = |q||k| scale + |mask|, and `pattern` is p. For `abs`, the sum is
+    `size` is `abs` or `square`. `scores` is S = |q||k| scale + |mask|, which is not the signed
+    score s. `pattern` is p. For `abs`, the sum is
     Σⱼ pⱼ|vⱼ| (1 + Sⱼ + Σₗ pₗSₗ). The 1 stands for the rounding of pⱼ. The other terms come from the
     scores: a score has an error of u S, and to first order δp = p (δs − Σₗ pₗ δsₗ), so that
-    |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ). For `square`, the sum is Σ(pⱼvⱼ)², because a half-precision kernel
-    keeps the scores in float32, and rounds only p and the result.
+    |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ). For `square`, which only half precision needs, the sum is
+    Σ(pⱼvⱼ)², because a half-precision kernel keeps the scores in float32, and rounds only p and the
+    result.
     """
     if size is square:
         return square(pattern) @ square(v)
@@ -253,6 +258,7 @@ def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> T
 def attention_squares(pattern: Tensor, scores: Tensor, v: Tensor) -> Tensor:
     """Return Σ(pⱼvⱼ(1 + |sⱼ|))², the argument `squares` of `typical_size` for fused attention.
 
-    The factor 1 + |sⱼ| covers the scores: rounding sⱼ changes pⱼ by the relative error u |sⱼ|.
+    `pattern` is p and `scores` is s, with its signs. The factor 1 + |sⱼ| covers the rounding of
+    the scores: rounding sⱼ changes pⱼ by the relative error u |sⱼ|.
     """
     return square(pattern * (1 + scores.abs())) @ square(v)

@@ -24,8 +24,9 @@ class Located:
     operation's ATen name, and `operands` describes the dtype and the layout of each tensor
     argument. `ratio` is the largest error ratio (see `parity/limits.py`), and `bits` is the number
     of correct bits. `diagnosis` says under which condition the operation is wrong, for example if
-    an argument is not contiguous. `known` lists the known issues that the call matches. A match is
-    a lead, not a proof. `script` is a Python script that reproduces the error and needs only torch.
+    an argument is not contiguous. `known` lists the entries of `operations/known_issues.py` that
+    the call matches. A match suggests a cause, but does not prove it. `script` is a Python script
+    that reproduces the error and needs only torch.
     """
 
     where: str
@@ -44,8 +45,9 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
     The search has two steps. First, the submodule that computes this activation runs alone, on the
     inputs that it receives when `module` runs on `inputs`, and all its operations are checked. If
     no operation is wrong, the whole `module` runs on `inputs`, because the wrong operation may be
-    outside of the submodule. `path` says which hook points are watched (see `PATHS`). Returns None
-    if no operation is wrong in these runs.
+    outside of the submodule. `path` says which hook points are watched (see `PATHS` in
+    `activations/isolated.py`). Returns None if no operation is wrong in both runs, or if the
+    submodule is not a `HookedModule`.
     """
     owner = owner_of(name)[0]
     part = module.get_submodule(owner)

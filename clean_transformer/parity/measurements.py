@@ -79,9 +79,9 @@ class Subject:
 def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
     """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
 
-    The inputs have sizes and memory layouts at which devices are known to fail. The block is the
-    fourth, because GPT-2's residual stream has its largest entries from the fourth block on. If the
-    model has fewer blocks, it is the last block.
+    The inputs have lengths and memory layouts at which kernels are known to fail on some devices.
+    The block is the fourth one, because GPT-2's residual stream has its largest entries from there
+    on. If the model has fewer than four blocks, the block is the last one.
     """
     layer, n_ctx = min(3, model.cfg.n_layers - 1), model.cfg.n_ctx
     tokens = suite_tokens(model.cfg, 2, n_ctx).to(model.embed.W_E.device)
@@ -105,8 +105,9 @@ def isolated_errors(
     The isolated error is the error that the device itself introduces in this activation.
 
     The whole model runs on `subject.tokens` once with each path of `PATHS`. Then one block runs on
-    each of the `cliff_inputs`. If the model has black boxes, it runs once, and the rows judge the
-    outputs of its `leaves`. Before each step, `on_step` gets the step's name.
+    each of the `cliff_inputs`. If the model has black boxes (see `activations/black_box.py`), it
+    runs only once, and the rows judge the outputs of its `leaves`. Before each step, `on_step` gets
+    the step's name.
 
     If an activation does not pass, `locate` searches for the first wrong operation that contributes
     to the first such activation. The second result is None if every activation passes, if the
@@ -141,9 +142,10 @@ def isolated_errors(
 
 
 def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Located | None]:
-    """Return a check for every probe in every layout, and the first operation with an error.
+    """Run single operations on made-up tensors, called probes (see `operations/probes.py`).
 
-    The second result is None if no operation has more than a healthy error.
+    Returns a check for every probe in every memory layout, and a description of the first wrong
+    operation. The description is None if the error of every operation is healthy.
     """
     results = run_probes(device, dtype)
     checks = [
@@ -162,10 +164,10 @@ def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Loca
 def end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd], Impact, float]:
     """Return the drift of each activation, the impact on predictions, and the invariants' limit.
 
-    The impact says how much the device's errors change the predictions. The limit is the argument
-    `allowed` of `check_invariants`: the largest difference that the logits of two healthy runs may
-    have. If `reference` names a reference, the rows of drift also hold the reference's own error on
-    the CPU.
+    Drift is the error that an activation has accumulated since the first layer. The impact says how
+    much the device's errors change the predictions. The limit is the argument `allowed` of
+    `check_invariants`: the largest difference that the logits of two healthy runs may have. If
+    `reference` names a reference, the rows of drift also hold the reference's own error on the CPU.
     """
     tokens, on_cpu, healthy = subject.tokens, subject.on_cpu, HEALTHY_RHO[subject.dtype]
     names = [*leaves(subject.model)] if subject.has_black_boxes else None

@@ -9,7 +9,7 @@ from clean_transformer.support.dtypes import choose_names
 # compiled: `torch.compile` compiles each module by itself.
 # autocast: a float32 model runs under autocast to bfloat16.
 # optimized: the model runs after `model.optimize()`.
-# optimized-compiled: `model.optimize()` first, then `torch.compile` on each module.
+# optimized-compiled: `model.optimize()` runs first, then `torch.compile` compiles each module.
 MODES = ("eager", "compiled", "autocast", "optimized", "optimized-compiled")
 
 

@@ -1,6 +1,7 @@
 """GPT-2's forward pass in NumPy: an oracle that shares no kernel with PyTorch.
 
-`weights` maps our parameter names to float64 arrays. `x` is [pos d_model], without a batch axis.
+`weights` maps our parameter names to float64 arrays. In the function of a module, the names are
+relative to this module. `x` is [pos d_model], without a batch axis.
 The matrix products run in NumPy's BLAS. LayerNorm, softmax and GELU use only elementary functions
 of NumPy, such as add, multiply, exp and tanh.
 """
@@ -78,7 +79,7 @@ def linear(x: Array, W: Array, b: Array) -> Array:
 
 
 def within(weights: Weights, module: str) -> dict[str, Array]:
-    """Return the weights of the submodule `module`, by their names without the prefix `module.`."""
+    """Return the weights whose names start with `module` and a dot, without this prefix."""
     prefix = f"{module}."
     return {
         name.removeprefix(prefix): weight

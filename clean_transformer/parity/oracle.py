@@ -32,8 +32,8 @@ ACCUMULATOR = UNIT_ROUNDOFF[torch.float32]
 def smallest_kept(dtype: torch.dtype) -> float:
     """The underflow threshold η of a dtype: devices may flush smaller numbers to 0.
 
-    η is the smallest normal number. Only for float16, η is the smallest subnormal number, because
-    devices keep the subnormal numbers of float16.
+    η is the smallest normal number of the dtype. Float16 is an exception: η is the smallest
+    subnormal number, because devices keep the subnormal numbers of float16.
     """
     return 2.0**-24 if dtype == torch.float16 else float(torch.finfo(dtype).tiny)
 
@@ -41,7 +41,8 @@ def smallest_kept(dtype: torch.dtype) -> float:
 def trusted() -> AbstractContextManager[object]:
     """A context manager that turns off all of PyTorch's dispatch modes inside a `with` block.
 
-    Planted device faults are dispatch modes, so they do not affect operations in this block.
+    The faults that `inject` plants are dispatch modes, so they do not affect operations in this
+    block.
     """
     return _disable_current_modes()
 

@@ -17,17 +17,17 @@ Key = TypeVar("Key")
 Row = TypeVar("Row")
 
 
-# The paths (see `PATHS`) that run only if a user watches inner activations. Their `isolated` rows
-# are the verdict of the use "hooks".
+# The paths (see `PATHS` in `activations/isolated.py`) whose kernels run only if somebody watches
+# inner activations. The `isolated` rows of these paths give the use "hooks" its verdict.
 WATCHED = ("explicit", "per head")
 
 
 @dataclass(frozen=True)
 class UseSummary:
-    """The report's line on one use (see `Use`), with the use's worst verdict.
+    """The report's line on all uses (see `Use`) with the same name, with their worst verdict.
 
-    `means` says what a person does in this use, such as "generating text". `wrong_from` is that of
-    the `UseResult`.
+    `means` says what a person does in this use, such as "generating text". `wrong_from` is copied
+    from the `UseResult`: the first position with too large an error, or None.
     """
 
     name: str
@@ -70,8 +70,9 @@ class DeviceRun:
         """The first row or check that does not pass; None if everything passed.
 
         The order is: isolated errors, uses, drift, invariants, single operations. Isolated errors
-        come first because they say where an error begins; drift may begin in an earlier activation.
-        The rows of isolated errors, of each use and of drift follow the forward pass.
+        come first because they say where an error begins. Drift does not: an activation also drifts
+        because of errors in earlier activations. The rows of isolated errors, of each use and of
+        drift follow the forward pass.
         """
         in_uses = (use.first_failure for use in self.uses if use.first_failure)
         failures = (row for row in self._rest if row.verdict is not Verdict.PASS)
@@ -79,10 +80,12 @@ class DeviceRun:
 
     @property
     def by_use(self) -> list[UseSummary]:
-        """One summary for each name of a use: the size of this use with the worst verdict.
+        """One summary for each name of a use.
 
-        "hooks" has the verdict of the `isolated` rows with a path in WATCHED. The verdict of
-        "forward" includes all other `isolated` rows, the drift and the invariants.
+        Several uses can have the same name, with other texts. Then the summary is that of the use
+        with the worst verdict. The summary "hooks" has the worst verdict of the `isolated` rows
+        with a path in WATCHED. The verdict of "forward" includes all other `isolated` rows, the
+        drift and the invariants.
         """
         found: dict[str, list[UseSummary]] = {}
         for result in self.uses:
@@ -145,8 +148,9 @@ def first_bad_activation(rows: list[Isolated]) -> Isolated | None:
 def by_activation(rows: list[Isolated]) -> dict[str, list[Isolated]]:
     """Map each activation's name to its rows. The names are in the order of the forward pass.
 
-    One combination of case and path has rows for only some activations. The combination with the
-    most rows decides the order. Names that are missing there follow at the end.
+    The rows of one `case` and one `path` come from one run, in the order of the forward pass, but
+    no run watches every activation. The run with the most rows decides the order of the names.
+    Names that are missing in that run follow at the end.
     """
     watched = grouped(rows, lambda row: (row.case, row.path)).values()
     names = (row.name for same in sorted(watched, key=len, reverse=True) for row in same)

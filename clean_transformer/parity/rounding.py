@@ -1,10 +1,10 @@
-"""How much rounding alone changes the output of any module. No device is measured for this.
+"""Estimates how much rounding alone changes a module's output, without running a device.
 
 The module runs in float64 under `RandomRounding`. After each operation, `RandomRounding` adds to
 every element of the result a normal random number times the operation's u G (see
 `parity/limits.py`), as if a device had rounded the element (Monte Carlo arithmetic, Parker 1997).
-The output changes about as much as on a healthy device, in any order of summation. No kernel of the
-device's dtype runs here, so a wrong kernel cannot make the allowed error larger.
+The output then changes about as much as on a healthy device, in whatever order the device sums. No
+kernel in the device's dtype runs here, so a wrong kernel cannot make the allowed error larger.
 """
 
 from typing import Any
@@ -19,10 +19,10 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 
 class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that changes the results of float64 operations as rounding to `dtype` would.
+    """A dispatch mode that changes the results of float64 operations like rounding to `dtype`.
 
-    Matrix products are rounded to `products` instead. Under autocast, `products` is the autocast
-    dtype; by default, it is `dtype`. `seed` seeds the random numbers.
+    The results of matrix products change like rounding to `products` instead. Under autocast, pass
+    the autocast dtype as `products`; the default is `dtype`. `seed` seeds the random numbers.
     """
 
     def __init__(self, dtype: torch.dtype, products: torch.dtype | None = None, seed: int = 0):

@@ -20,9 +20,9 @@ class Comparison:
 
     `key` is the activation's name in the reference's cache. `name` is our name for the activation,
     or empty if our model has no such activation. Let "ours" and "theirs" be the values of our model
-    and of the reference. `scale` is the root mean square of theirs. `error` is the largest
+    and of the reference. `scale` is the root mean square of "theirs". `error` is the largest
     |ours − theirs| / (|theirs| + scale) of all elements. An error up to `tolerance` passes. `note`
-    says why the two activations could not be compared.
+    says why the two activations could not be compared, or is empty.
     """
 
     key: str

@@ -1,6 +1,6 @@
 """The parity suite: answers the three questions for the chosen devices, dtypes and modes.
 
-The docstring of `clean_transformer.parity` has the three questions.
+The docstring of `clean_transformer.parity` lists the three questions.
 """
 
 from collections.abc import Callable, Iterable
@@ -57,10 +57,10 @@ def check_device(
 ) -> DeviceRun:
     """Answer questions 2 and 3 for one device, dtype and mode.
 
-    If `reference` names a reference, the rows of drift also hold the reference's own error. Before
-    each step, `on_step` gets the step's name. If this machine does not have the device, or if the
-    device does not support the dtype or mode, nothing runs, and `not_checked` of the result is the
-    reason.
+    If `reference` names a reference, the rows of drift (`end_to_end`) also hold the reference's own
+    error on the CPU. Before each step, `on_step` gets the step's name. If this machine does not
+    have the device, or if the device does not support the dtype or mode, nothing runs, and
+    `not_checked` of the result is the reason.
     """
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
     reason = _cannot_check(device, dtype, mode)
@@ -125,8 +125,8 @@ def run_suite(
     """Answer question 1 once, then questions 2 and 3 for every device, dtype and mode.
 
     `reference` is the name of a reference, or None. Without a reference, question 1 is NOT CHECKED,
-    and the report gives `no_reference` as the reason. If the reference is not available, the report
-    says why. Before each step, `on_step` gets the step's name.
+    and the report gives `no_reference` as the reason. If the reference is not available, question 1
+    is also NOT CHECKED, and the report says why. Before each step, `on_step` gets the step's name.
     """
     tokens = suite_tokens(weights.cfg)
     same = None

@@ -8,8 +8,8 @@ from enum import Enum
 class Verdict(str, Enum):
     """The possible verdicts, from the best (PASS) to the worst (WRONG).
 
-    DEGRADED means less accurate than a healthy device. WRONG means that rounding cannot explain the
-    error. The verdict of a run is the worst verdict of its checks.
+    DEGRADED means that the device is less accurate than a healthy device. WRONG means that rounding
+    cannot explain the error. The verdict of a run is the worst verdict of its checks.
     """
 
     PASS = "PASS"

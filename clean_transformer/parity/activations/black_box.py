@@ -24,17 +24,20 @@ from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.support.numerics import upcast
 from clean_transformer.support.stand_in import Method, StandIn
 
-# Draws of random rounding for one output.
+# The number of runs under `RandomRounding` with which one output is judged.
 DRAWS = 6
 
 
 def is_black_box(part: nn.Module) -> bool:
-    """Whether the module instance has another `forward` than its class, so it calls no hooks."""
+    """Whether the module instance has a `forward` of its own instead of its class's.
+
+    The inner activations of such a module cannot be watched.
+    """
     return "forward" in vars(part)
 
 
 def has_black_boxes(module: nn.Module) -> bool:
-    """Whether the module or one of its submodules is a black box."""
+    """Whether `is_black_box` is true for this module or for a submodule."""
     return any(is_black_box(part) for part in module.modules())
 
 
@@ -47,9 +50,9 @@ def as_written(module: M) -> M:
 
 
 def leaves(model: nn.Module) -> dict[str, HookedModule]:
-    """The modules that do the arithmetic, by path: black boxes, and modules without submodules.
+    """The submodules that do the arithmetic, by path. Each is a `HookedModule`.
 
-    Only modules with our hook points are included.
+    A leaf is a black box, or a module that has no `HookedModule` inside.
     """
     found: dict[str, HookedModule] = {}
     for name, part in model.named_children():
@@ -76,7 +79,10 @@ def compiled_leaves(model: nn.Module) -> Iterator[None]:
 
 
 def compiled(below: Method) -> Method:
-    """Compile a module's method. Modules of the same class share the compiled graphs."""
+    """Return a compiled version of the method `below` of a module.
+
+    Modules of the same class share the compiled graphs.
+    """
     if not isinstance(below, MethodType):  # `optimize` replaces methods by callable objects
         below = MethodType(type(below).__call__, below)
     return torch.compile(below, dynamic=False)
@@ -88,7 +94,8 @@ def isolate_black_boxes(
 ) -> list[Isolated]:
     """Run the model and judge the output of each of its `leaves` with `judge_black_box`.
 
-    `oracle` computes each leaf from the input that it had on the device.
+    `oracle` is the same model in float64 on the CPU. It computes the output of each leaf from the
+    leaf's input on the device.
     """
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
 
@@ -119,12 +126,13 @@ def judge_black_box(
     oracle: Callable[..., Any],
     *inputs: Any,
 ) -> Isolated:
-    """Judge a module's output, row by row, by what rounding alone may do to it.
+    """Compare the error of each row of a module's output with the change that rounding causes.
 
     `oracle` is the same module in float64 on the CPU. `output` and `inputs` are on the CPU. The
-    error of a row is the root mean square of output − exact over the last axis. `ratio` is the
-    largest error of a row in units of what `RandomRounding` makes of that row in the oracle. So no
-    module in the device's dtype takes part.
+    error of a row is the root mean square of output − exact over the last axis. The oracle runs
+    again under `RandomRounding`, which changes each row. The ratio of a row is its error divided by
+    the root mean square of this change; `ratio` of the result is the largest ratio. Only the oracle
+    runs here, so a wrong kernel in the device's dtype cannot make the allowed error larger.
     """
     given = [upcast(x) if isinstance(x, Tensor) else x for x in inputs]
     exact = first_tensor(oracle(*given))
@@ -153,5 +161,5 @@ def judge_black_box(
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The module's output, or the first tensor of a module that returns several things."""
+    """The first tensor in a module's output, which can be a tensor, a tuple or a dict."""
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

@@ -46,8 +46,8 @@ from clean_transformer.parity.operations.attention import attention
 # for the module's inputs, and the names of its hook points.
 Seen = Mapping[str, Tensor]
 
-# The kinds that multiply matrices. TF32, autocast and half precision need other limits or scales
-# for them.
+# The kinds of operations that multiply matrices. In TF32, in half precision and under autocast, the
+# limits or scales of these kinds are different.
 PRODUCTS = (LINEAR, ATTEND)
 
 
@@ -55,9 +55,11 @@ PRODUCTS = (LINEAR, ATTEND)
 class Rule:
     """The kind of operation that computes an activation, and its scale G.
 
-    `terms(module, seen, abs)` returns G, or for sums of products Σ|xW|. For sums of products,
-    `terms(module, seen, square)` returns Σ(xW)², the `squares` of `typical_size`, unless the field
-    `squares` returns others. `summed(module, seen)` is the number of terms in a sum.
+    If `kind` is in PRODUCTS, `terms(module, seen, abs)` returns Σ|xW| and
+    `terms(module, seen, square)` returns Σ(xW)². For other kinds, `terms` returns G.
+    `squares(module, seen)` returns the argument `squares` of `typical_size`; if the field `squares`
+    is None, that argument is Σ(xW)² from `terms`. `summed(module, seen)` is the number of terms in
+    a sum. `seen` holds the activations of `module` (see `Seen`).
     """
 
     kind: Kind
@@ -202,7 +204,8 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
         "output": Rule(LINEAR, _matrix("hook_post", "W_out", "b_out"), _rows_of_weight("W_out")),
     },
     TransformerBlock: {
-        # In the first block, this is the sum of token and position embeddings, after rounding.
+        # In the first block, this activation is the rounded sum of the token embedding and the
+        # position embedding.
         "hook_resid_pre": Rule(ADD, _sum("hook_resid_pre")),
         "hook_attn_in": Rule(COPY, _exact),
         "hook_q_input": Rule(COPY, _exact),
@@ -221,18 +224,17 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
 }
 
 
-# The rule for all other hook points: those of DemoTransformer itself, which return the output of
-
-
 def formula_of(module: nn.Module) -> dict[str, Rule] | None:
-    """The rules of the class whose `forward` the module runs; None if it has another `forward`.
+    """The rules in RULES of the class whose `forward` the module runs.
 
-    A subclass that does not override `forward` keeps the rules of its parent.
+    The keys are names of hook points, or "output". None if no class in RULES has this `forward`. A
+    subclass that does not override `forward` keeps the rules of its parent.
     """
     kind = type(module)
     parents = (parent for parent in kind.__mro__ if parent in RULES)
     return next((RULES[each] for each in parents if each.forward is kind.forward), None)
 
 
-# its modules unchanged.
+# The rule for all other hook points: those of `DemoTransformer` itself, which return the output of
+# a submodule unchanged.
 PASSED_ON = Rule(COPY, _exact)

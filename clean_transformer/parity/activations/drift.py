@@ -1,4 +1,4 @@
-"""Measures drift: the error that an activation has accumulated since the start of the run.
+"""Measures drift: the error that an activation has accumulated since the first layer.
 
 The error is compared with the errors of healthy runs on the CPU.
 """
@@ -57,8 +57,8 @@ def healthy_envelope(
     """Return the largest root mean square error of each activation over five runs of `model`.
 
     `model` is on the CPU, in the dtype under test. `oracle` has the exact activations by name. The
-    runs differ only in rounding: one with all threads, one with a single thread, one with each
-    input alone instead of in a batch, and two with embeddings changed in the last place.
+    runs differ only in rounding: one uses all threads, one uses a single thread, one runs each text
+    alone instead of in a batch, and two change the embeddings by about one unit in the last place.
     """
     names = [name for name in oracle if name != LOGITS]
     envelope: dict[str, float] = {}

@@ -2,7 +2,8 @@
 
 The oracle is the same model in float64 on the CPU. During the oracle's forward pass, each
 activation is recorded, and then replaced by the device's activation. So the oracle computes every
-activation from the device's own inputs, and an error shows only where the device introduces it.
+activation from the inputs that the operation had on the device. An activation's isolated error is
+the error that the device introduces in this activation; errors of earlier activations do not count.
 """
 
 import math
@@ -62,9 +63,9 @@ class Isolated:
     `name` is the activation, `case` the input, `path` the watched hook points, and `operation` the
     kind of operation. `ratio` is the largest ratio of all elements, and `worst_index` its index.
     `healthy` and `wrong` are the limits of `ratio`. `rms_ratio` is the root mean square of the
-    ratios, and `per_head` has the largest ratio of each head. `bits` is the effective precision:
-    −log₂ of the root mean square of error / G. `lower_precision` names a lower precision that
-    explains all errors, or is empty.
+    ratios, and `per_head` has the largest ratio of each head (empty without heads). `bits` is the
+    effective precision: −log₂ of the root mean square of error / G. `lower_precision` names a lower
+    precision that explains all errors, or is empty.
     """
 
     name: str
@@ -124,7 +125,11 @@ def isolate(
 
 
 def watched_names(module: HookedModule, path: str) -> list[str]:
-    """The names of the path's hook points, and of all submodules whose output is watched."""
+    """The names of the activations to watch for `path`, a key of `PATHS`.
+
+    These are the hook points of the path, and the outputs of `module` (its name is "") and of every
+    `HookedModule` inside.
+    """
     return [
         name
         for name, part in module.named_modules()
@@ -164,9 +169,9 @@ def _isolate_calls(
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """The path of the module that computes the activation, and the name of its hook point.
+    """Split an activation's name into the path of its module and the name of its hook point.
 
-    The name is "output" if the activation is the module's output.
+    If the activation is a module's output, the second name is "output".
     """
     owner, point = name.rpartition(".")[::2]
     return (owner, point) if point.startswith("hook_") else (name, "output")

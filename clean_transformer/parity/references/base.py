@@ -47,7 +47,7 @@ class Implementation:
     `build(cfg, state)` returns a `Reference` on the CPU with the parameters of `state`, in the
     dtype of these parameters. `build` raises `ReferenceUnavailable` if the needed package is not
     installed or does not support the model. `is_installed()` says whether the needed package is
-    installed. Of the installed references, the choice "auto" takes the one with the lowest `rank`.
+    installed. The reference "auto" is the installed reference with the lowest `rank`.
     """
 
     name: str

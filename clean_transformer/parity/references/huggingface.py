@@ -23,8 +23,8 @@ from clean_transformer.parity.references.base import (
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
 from clean_transformer.weights.table import State, WeightsError
 
-# A function that gets a module's first input and the module's output. The function returns the
-# activations that these two tensors hold, by our names.
+# A function that gets a module's first input and the module's output. The function returns a dict
+# from our names of activations to the activations that it finds in the input and the output.
 Shows = Callable[[Any, Any], dict[str, Tensor]]
 
 
@@ -84,7 +84,7 @@ def huggingface(cfg: Config, state: State) -> Reference:
         finally:
             for handle in handles:
                 handle.remove()
-        # GPT2LMHeadModel computes [1 pos d_model] for the whole batch; our hook has the batch axis.
+        # GPT2LMHeadModel's position embeddings are [1 pos d_model]; ours are [batch pos d_model].
         seen["hook_pos_embed"] = seen["hook_pos_embed"].expand_as(seen["hook_embed"])
         return seen
 

@@ -22,8 +22,9 @@ def judge_uses(
 ) -> list[UseResult]:
     """Judge every use of `uses(cfg)`, and sampling. Return their results.
 
-    If `with_cache` is False, uses with a KV cache are left out. If `locates`, each result has the
-    first wrong operation, if one is found. Before each use, `on_step` gets the use's `case`.
+    If `with_cache` is False, uses with a KV cache are left out. If `locates`, the judge searches
+    each use that fails for its first wrong operation, which becomes `located` in the result. Before
+    each use, `on_step` gets the use's `case`; before sampling, it gets "sampling".
     """
     model, results = judge.model, []
     for use in uses(model.cfg):
@@ -38,7 +39,11 @@ def judge_uses(
 
 
 def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
-    """Judge all operations that choose the next token, on the device's logits [row d_vocab]."""
+    """Judge all operations that choose the next token.
+
+    `logits` [row d_vocab] are the model's logits, on the device under test. The result has one row
+    for each sampling setting (`SETTINGS`), and one row for beam search.
+    """
     reports = check_sampling(cfg, logits)
     rows = tuple(
         Check(

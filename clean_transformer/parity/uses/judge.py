@@ -1,8 +1,10 @@
 """Runs each use on the device, one part of the model at a time, and judges each part's error.
 
-The device runs a part once for each call of the use. The oracle computes the same part in float64
-from the device's inputs of all calls, in one call. So decoding steps have the limits of other
-positions, also in half precision. Only one part at a time is in memory in float64.
+The parts are the embeddings, each block, the last LayerNorm and the unembedding. The device runs a
+part once for each call of the use (see `Use.reads`). The oracle runs the same part in float64 only
+once, on the device's inputs of all calls together. So the positions of single decoding steps have
+the same limits as other positions, also in half precision. Only one part at a time is in memory in
+float64.
 """
 
 import math
@@ -36,13 +38,15 @@ from clean_transformer.parity.uses.parts import ExactParts, Part, block, embed, 
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import Check, Verdict, worst
 
-# A block runs DRAWS times under random rounding. The first FIRST positions run FIRST_DRAWS times:
-# GPT-2 has its largest activations there, so one element can cause most of a row's error, and an
-# average over few draws is unreliable. Uses longer than LONG have LONG_DRAWS, to save time.
+# The oracle runs a block DRAWS times under random rounding, or LONG_DRAWS times if the use has more
+# than LONG positions, to save time. It runs the first FIRST positions FIRST_DRAWS times: GPT-2 has
+# its largest activations there, so one element can cause most of a row's error, and an average over
+# few runs is unreliable.
 FIRST, FIRST_DRAWS, DRAWS, LONG, LONG_DRAWS = 8, 12, 3, 100, 1
-# All blocks run the same operations in the same shapes. So only short uses without a cache judge
-# all blocks; other uses judge up to BLOCKS blocks. Each use judges up to ROWS rows of logits. The
-# first and the last one are always judged. The others are chosen at random in each run.
+# All blocks run the same operations in the same shapes. So all blocks are judged only in short uses
+# without a cache; in other uses, at most BLOCKS blocks are judged. In each use, about ROWS rows of
+# logits are judged. The first and the last block, and the first and the last position of the
+# logits, are always judged. The other ones are chosen at random in each run.
 BLOCKS, ROWS = 4, 64
 
 
@@ -50,8 +54,9 @@ BLOCKS, ROWS = 4, 64
 class UseResult:
     """The result of one use: a row for each judged part, in the order of the forward pass.
 
-    For the first row that does not pass, `wrong_from` is the first position with an error above the
-    healthy limit, and `located` is the first wrong operation. None if there is none.
+    If a row does not pass, `wrong_from` and `located` describe the first such row: `wrong_from` is
+    the first position with an error above the healthy limit, and `located` is the first wrong
+    operation, or None if none was found. If all rows pass, both are None.
     """
 
     use: Use
@@ -72,7 +77,11 @@ class UseResult:
 
 @dataclass(frozen=True)
 class Judged:
-    """A judged part: its row, its first position that fails (or 0), and its inputs in each call."""
+    """A judged part of the model.
+
+    `row` is its result. `wrong_from` is the first position that fails, or the first judged position
+    if none fails. `inputs` has the part's input in each call of the use.
+    """
 
     row: Isolated
     wrong_from: int
@@ -84,7 +93,9 @@ class Judged:
 class Judge:
     """Judges the uses of one model, which is on the device under test.
 
-    `products` is the autocast dtype, which matrix products have. None means the model's dtype.
+    `exact` builds the model's parts in float64. `generator` chooses which blocks and which rows of
+    logits are judged. `products` is the dtype in which matrix products are computed: the autocast
+    dtype, or None for the model's own dtype.
     """
 
     model: DemoTransformer
@@ -157,7 +168,10 @@ class Judge:
     def _block(
         self, use: Use, layer: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        """Judge each row's RMS error by the RMS change that random rounding causes in this row."""
+        """Judge each row by its RMS error / the RMS change that random rounding causes in it.
+
+        A row [d_model] is the block's output at one position of one text.
+        """
         part = self.exact.block(layer)
         given, got = use.in_one(inputs).double(), use.in_one(outputs).double()
         exact = part(given, use.cache(whole=True))
@@ -234,7 +248,11 @@ def elementwise(
     terms: int = 1,
     u: float | None = None,
 ) -> tuple[Isolated, int]:
-    """Judge each element's error (`scale` is G). Return a row, and the first failing position."""
+    """Judge each element of |got − exact| by the limits of `kind` for a sum of `terms` terms.
+
+    `scale` is G. `u` is the unit roundoff; None means that of the dtype of `got`. Returns a row for
+    the report, and the first position that fails (0 if none fails).
+    """
     u = UNIT_ROUNDOFF[got.dtype] if u is None else u
     healthy, wrong = kind.limits(terms, u)
     error = torch.where(got == exact, 0.0, (got.double() - exact).abs())
@@ -256,6 +274,9 @@ def elementwise(
 
 
 def first_position(wrong: Tensor) -> int:
-    """The first position at which `wrong` [batch pos] is True for any text; 0 if there is none."""
+    """The first position at which `wrong` [batch pos] is True for at least one text.
+
+    The result is 0 if `wrong` is False everywhere.
+    """
     positions = wrong.any(dim=0).nonzero()
     return int(positions[0]) if len(positions) else 0

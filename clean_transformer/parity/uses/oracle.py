@@ -1,4 +1,4 @@
-"""Checks the float64 oracle against a block in NumPy, which shares no kernel with PyTorch."""
+"""Checks a block of the float64 oracle against NumPy, which shares no kernel with PyTorch."""
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ def check_oracle(exact: ExactParts, generator: torch.Generator) -> Check:
     """Compare the output of one block of the oracle with the same block in NumPy, in float64.
 
     `generator` chooses the block at random. The input is the residual stream before the first
-    block, for the first text of the first use. In the result, `measured` is the largest difference
-    of two elements, divided by the largest absolute value of NumPy's output.
+    block, for the first text of the first use. In the result, `measured` is the largest
+    |oracle − NumPy| of all elements, divided by the largest |NumPy|.
     """
     layer = int(torch.randint(exact.cfg.n_layers, (1,), generator=generator))
     tokens = uses(exact.cfg)[0].calls(exact.cfg)[0][:1]

@@ -1,6 +1,6 @@
 """The parts of a model: the embeddings, each block, the last LayerNorm and the unembedding.
 
-Each use runs the parts one by one, on the device and in float64 on the CPU.
+`uses/judge.py` runs each use (see `Use`) part by part, on the device and in float64 on the CPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,9 +75,9 @@ def block(module: nn.Module, residual: Tensor, cache: KVCache | None) -> Tensor:
 class ExactParts:
     """The parts of the model in float64 on the CPU.
 
-    Each method builds a part anew, so only one part at a time must be in memory. The weights are
-    those of `state`. They are rounded to `dtype` before they become float64, because the device has
-    the rounded weights.
+    Each method builds a part anew, so only one part at a time must be in memory. The weights come
+    from `state`. They are rounded to `dtype` and then converted to float64, because the model on
+    the device has weights in `dtype`.
     """
 
     def __init__(self, cfg: Config, state: State, dtype: torch.dtype):

@@ -1,6 +1,6 @@
 """Checks every operation that text generation calls outside the model, such as top-k and softmax.
 
-The logits have the size of the model's vocabulary.
+Generation runs on given logits of the model instead of on the model.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from clean_transformer.text.beam_search import search_beams
 from clean_transformer.text.decoding import Stop, decode_until
 from clean_transformer.text.settings import Sampling
 
-# Sampling settings that together call every function of `text/sampling.py`. The report names each
-# setting by its key.
+# Sampling settings that together call every function of `text/sampling.py`. The keys are the names
+# of the settings in the report.
 SETTINGS = {
     "the likeliest token": Sampling(),
     "drawn, filtered": Sampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, seed=0),
@@ -36,7 +36,8 @@ class GivenLogits:
     def __call__(self, tokens: Tensor, kv_cache: KVCache, last_only: bool = False) -> Tensor:
         """Return logits [batch 1 d_vocab], and add the tokens to the length of `kv_cache`.
 
-        The length of `kv_cache` before the call chooses the rows of `logits`.
+        The call returns one row of `logits` for each text. Text number i gets the row with index
+        i + the length of `kv_cache` before the call, modulo the number of rows.
         """
         rows = (torch.arange(len(tokens)) + kv_cache.length) % len(self.logits)
         kv_cache.advance(tokens.shape[1])

@@ -24,7 +24,7 @@ class Use:
     If `is_cached`, the calls share a KV cache, and only the logits at the last position of each
     call are checked. `padding` has the number of padding positions on the left of each text; it is
     empty if no text is padded. `selects` maps the number of a call, from 0 on, to the rows of the
-    batch with which the next call continues, as in beam search. A row can repeat.
+    batch with which the next call continues, as in beam search. A row can occur several times.
     """
 
     name: str
@@ -57,8 +57,9 @@ class Use:
     def cache(self, cache_class: type[KVCache] = KVCache, *, whole: bool = False) -> KVCache | None:
         """Return an empty KV cache with one layer, or None if the use has no cache.
 
-        The cache is for the calls of this use. If `whole`, it is for one call that reads all
-        positions. `whole` changes only the length of the cache's attention mask.
+        By default, the cache is for the calls of this use, one after the other. If `whole` is True,
+        the cache is for a single call that reads all positions. The two caches differ only in their
+        attention mask, which has the length of the first call.
         """
         if not self.is_cached:
             return None
@@ -70,8 +71,9 @@ class Use:
     def calls(self, cfg: Config) -> list[Tokens]:
         """Return the token ids [batch pos] that each call reads.
 
-        The ids are spread over the vocabulary. The first id and the middle id of all texts together
-        are the last id of the vocabulary (<|endoftext|> in GPT-2). The final id is 0.
+        The ids are spread over the vocabulary, with three exceptions. The first id of the first
+        text, and the id in the middle of all texts joined together, are the last id of the
+        vocabulary (<|endoftext|> in GPT-2). The final id of the last text is 0.
         """
         ids = torch.arange(self.batch * self.length) * 7919 % cfg.d_vocab
         ids[0] = ids[len(ids) // 2] = cfg.d_vocab - 1
@@ -85,10 +87,11 @@ class Use:
         return calls
 
     def in_one(self, calls: Sequence[Tensor]) -> Tensor:
-        """Concatenate a tensor of each call along the positions, on the CPU.
+        """Concatenate the tensors of all calls along the positions, on the CPU.
 
-        The result has the rows of the batch after the last call. If `selects` copies or reorders
-        rows, the tensors of earlier calls are copied or reordered in the same way.
+        `calls` has one tensor [batch pos …] for each call. The result has the rows of the batch
+        after the last call. If `selects` copies or reorders rows, the tensors of earlier calls are
+        copied or reordered in the same way.
         """
         so_far: list[Tensor] = []
         for number, call in enumerate(calls):
@@ -127,9 +130,10 @@ def uses(cfg: Config) -> list[Use]:
 def steps(length: int, positions: Sequence[int]) -> tuple[int, ...]:
     """Return the number of tokens that each call reads (`Use.reads`).
 
-    For each p in `positions`, one call reads a single token after exactly p earlier tokens. The
-    tokens before it that no other call reads are read in one call. Positions outside
-    1 … `length` − 1 are ignored. If none is left, one call reads all `length` tokens.
+    For each p in `positions`, one call reads the single token at position p. If there are unread
+    tokens before position p, one more call reads them first, all together. For example, positions
+    (1, 64) give (1, 1, 62, 1). Positions outside 1 … `length` − 1 are ignored. If no position is
+    left, one call reads all `length` tokens.
     """
     reads: list[int] = []
     for position in sorted({p for p in positions if 0 < p < length}):
