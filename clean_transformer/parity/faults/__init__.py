@@ -1,8 +1,8 @@
 """Faults that tests plant on purpose, to see whether the checks find them.
 
 A semantic fault changes the function that our model computes. A device fault makes an operation on
-the CPU return what a faulty device would return. Each fault has a name, and is an entry of
-SEMANTIC_FAULTS or DEVICE_FAULTS.
+the CPU return what a faulty device would return. The faults are in the tables SEMANTIC_FAULTS and
+DEVICE_FAULTS. Every fault has a name, by which `inject` plants it:
 
     with inject("linear-noncontiguous-weight"):
         logits = model(tokens)

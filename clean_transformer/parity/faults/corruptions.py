@@ -1,7 +1,7 @@
 """Emulates faulty devices on the CPU: a dispatch mode makes the results of an operation wrong.
 
-A fault affects only the calls that meet its condition. Calls with a float64 operand are never
-affected, because the oracle runs in float64 on the CPU.
+A fault affects only the calls that meet its condition. It never affects a call with a float64
+operand: the oracle, which must stay right, runs in float64 on the CPU.
 """
 
 import math
@@ -31,7 +31,7 @@ class DeviceFault:
 
     The fault affects the calls for which `condition(call)` is True. `corrupt` returns the wrong
     result of such a call. If `first_call_only` is True, the fault affects only the first such call
-    after it is planted.
+    inside the `with` block that plants the fault.
     """
 
     name: str
@@ -42,7 +42,7 @@ class DeviceFault:
     first_call_only: bool = False
 
     def touches(self, call: Call) -> bool:
-        """Whether the fault affects the call. (`first_call_only` is not considered here.)"""
+        """Whether the fault affects the call. This method ignores `first_call_only`."""
         exact = any(operand.dtype == torch.float64 for operand in call.operands)
         return not exact and call.name in self.operations and self.condition(call)
 
@@ -66,9 +66,9 @@ class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def with_arguments(edit: Edit, *positions: int) -> Corruption:
-    """Return a corruption that changes the arguments at `positions` with `edit`.
+    """Return a corruption that edits arguments, and then runs the operation on all arguments.
 
-    Then it runs the operation on them.
+    `edit` changes the arguments at `positions`. The other arguments stay unchanged.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -81,7 +81,7 @@ def with_arguments(edit: Edit, *positions: int) -> Corruption:
 def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
     """Return a corruption that edits the factors of a matrix product, and then multiplies them.
 
-    With `left=False`, `edit` changes only the second factor.
+    By default, `edit` changes both factors. With `left=False`, it changes only the second factor.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -94,7 +94,7 @@ def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
 def with_result(edit: Edit) -> Corruption:
     """Return a corruption that runs the operation and then changes its result with `edit`.
 
-    If the operation has several results, `edit` changes only the first.
+    If the operation returns several tensors, `edit` changes only the first tensor.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -108,8 +108,9 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
     """Return a corruption that computes attention with a wrong mask.
 
     A query does not see a key if `hides(query position, key position, number of keys)` is True.
-    Keys have the positions 0, 1, …. In a call with `is_causal`, queries have them too. In any other
-    call, the first query has the position after the last key, so that `key > query` hides no key.
+    The positions of the keys are 0, 1, …. In a call with `is_causal`, the positions of the queries
+    are also 0, 1, …. In any other call, the positions of the queries start after the position of
+    the last key, so that `key > query` hides no key.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -126,10 +127,10 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
 
 
 def as_if_contiguous(tensor: Tensor) -> Tensor:
-    """Read the tensor's memory in order, from its first element on, and ignore its strides.
+    """Return a tensor of the same shape, but with the elements in the order of the memory.
 
-    Returns a tensor of the same shape. If the memory ends too early, reading starts again at the
-    tensor's first element.
+    The elements are read from the tensor's first element on, and its strides are ignored. If the
+    memory has too few elements, reading starts again at the tensor's first element.
     """
     offset = tensor.storage_offset()
     n_left = tensor.untyped_storage().nbytes() // tensor.element_size() - offset
@@ -161,7 +162,7 @@ def unmasked(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
 
 
 def batch_dependent(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute the first 8 rows of a matrix product rightly, and its other rows in TF32."""
+    """Compute the first 8 rows of a matrix product correctly, and its other rows in TF32."""
     right = func(*args, **options)
     coarse = with_factors(rounded(10))(func, args, options)
     return torch.cat([right[:8], coarse[8:]])
@@ -177,7 +178,7 @@ def half_accumulator(func: Any, args: tuple[Any, ...], options: dict[str, Any]) 
 
 
 def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute LayerNorm with mean and variance in half precision, where large squares overflow."""
+    """Compute LayerNorm's mean and variance in half precision, in which large squares overflow."""
     x, _, weight, bias, eps = args
     centered = x - x.mean(-1, keepdim=True)
     normalized = centered * (centered.square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -186,21 +187,22 @@ def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -
 
 
 def half_imprecise(result: Tensor) -> Tensor:
-    """Make the second half of the result's elements wrong by 2,000 units in float32's last place.
+    """Multiply the second half of the result's elements by 1 + 2,000 · 2⁻²³.
 
-    The second half, in row-major order, stands for the elements that one thread computes.
+    This is an error of 2,000 to 4,000 units in float32's last place. The second half, in row-major
+    order, stands for the elements that one thread computes.
     """
     place = torch.arange(result.numel(), device=result.device).view(result.shape)
     return torch.where(place < result.numel() // 2, result, result * (1 + 2000 * 2**-23))
 
 
 def first_columns_repeated(product: Tensor) -> Tensor:
-    """Replace column j of the product by its column j mod 1,024, for every j from 1,024 on."""
+    """Replace column j of the product by column j mod 1,024, for every j from 1,024 on."""
     return product[..., torch.arange(product.shape[-1], device=product.device) % 1024]
 
 
 def edge_tile_zeroed(product: Tensor) -> Tensor:
-    """Set the columns of the product that come after the last whole tile of 16 columns to zero."""
+    """Set the columns after the last whole tile of 16 columns to zero, in the matrix `product`."""
     column = torch.arange(product.shape[-1], device=product.device)
     return product.masked_fill(column >= len(column) // 16 * 16, 0)
 
@@ -211,15 +213,15 @@ def from_storage_start(tensor: Tensor) -> Tensor:
 
 
 def past_the_end(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Draw indices and add the number of categories, so that every index is out of range."""
+    """Draw indices, and add the number of categories to each index, so that it is out of range."""
     return func(*args, **options) + args[0].shape[-1]
 
 
 def tanh_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute the exact GELU, although the caller asked for the tanh form."""
+    """Compute the exact form of GELU, although the caller asked for the tanh form."""
     return func(*args)
 
 
 def first_entry_filled(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Apply `masked_fill` to the first input of the batch, and leave the others unchanged."""
+    """Apply `masked_fill` only to the first input of the batch. Leave other inputs unchanged."""
     return torch.cat([func(*args, **options)[:1], args[0][1:]])

@@ -35,7 +35,7 @@ from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES,
 def known(name: str, corrupt: Corruption, first_call_only: bool = False) -> DeviceFault:
     """Return a fault that emulates the known issue called `name`.
 
-    `corrupt` computes the wrong result. `first_call_only` is as in `DeviceFault`.
+    `corrupt` computes the wrong result. `first_call_only` is explained in `DeviceFault`.
     """
     (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
     return DeviceFault(

@@ -46,7 +46,8 @@ def attention(
 def attention_source() -> str:
     """The source code of `attention` without its type annotations.
 
-    A reproduction script contains this code, and can import nothing but torch.
+    A reproduction script contains this code. The script imports only torch, so the names in the
+    annotations would be missing.
     """
     tree = ast.parse(inspect.getsource(attention))
     function = cast(ast.FunctionDef, tree.body[0])
@@ -59,10 +60,10 @@ def attention_source() -> str:
 def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """Return q, k, v, mask and scale, to call `attention` like an operation in ATTENTIONS.
 
-    `named` holds the operation's arguments by name. If several heads of queries share one head of
-    keys and values, k and v repeat this head for each of them. `is_causal` becomes a mask that
-    aligns the first query with the first key, as PyTorch documents. (Our `causal_mask` aligns the
-    last query with the last key.)
+    `named` holds the operation's arguments by name. If several query heads share one head of keys
+    and values, k and v contain this head once for each query head. If `is_causal` is True, the
+    returned mask aligns the first query with the first key, as PyTorch documents. (Our
+    `causal_mask` aligns the last query with the last key.)
     """
     q, k, v = (named[name] for name in ("query", "key", "value"))
     if k.shape[-3] != q.shape[-3]:

@@ -1,7 +1,7 @@
 """Computes the exact outputs, the error limits and the scale G of a call of any ATen operation.
 
-The exact outputs are computed in float64 from the inputs that the device had. The limits and the
-formulas for G are in `parity/limits.py`.
+The exact outputs are computed in float64 from the inputs that the device had. `parity/limits.py`
+has the limits and the formulas for G. A rule is a function that computes all three for a call.
 """
 
 import math
@@ -48,8 +48,8 @@ def expected_outputs(call: Call64) -> list[Expected | None] | None:
     """Return the exact value of each output of the call, with its limits and its scale G.
 
     The list has None for an output that is not compared. If the call cannot be checked at all,
-    return None instead of a list. This is so if the operation draws random numbers (except
-    `multinomial`), does not exist on the CPU, or depends on more than the values of its tensors.
+    return None instead of a list. A call cannot be checked if the operation draws random numbers
+    (except `multinomial`), does not exist on the CPU, or depends on more than its tensors' values.
     """
     if call.name in RULES:
         return RULES[call.name](call)
@@ -66,7 +66,7 @@ def _equal(call: Call64) -> list[Expected | None]:
 
 
 def _unknown(call: Call64) -> list[Expected | None]:
-    """A rule for each operation f that is not in RULES: G is |f(inputs)| + |f(|inputs|)|."""
+    """The rule for an operation f that is not in RULES: G is |f(inputs)| + |f(|inputs|)|."""
     pairs = zip(tree_leaves(call.run()), tree_leaves(call.run(abs)), strict=True)
     return [
         _within(OTHER, call, exact, exact.abs() + size.abs())
@@ -105,15 +105,15 @@ def _approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
 def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
     """Return a rule for an operation that sums terms or products.
 
-    `count(named arguments, exact output)` returns the number of terms. To get the sum of the terms'
-    absolute values, the rule runs the operation on the absolute values of its inputs.
+    `count(named arguments, exact output)` returns the number of terms in each sum. The rule also
+    runs the operation on the absolute values of its inputs: this gives Σ|term|, which G needs.
     """
 
     def rule(call: Call64) -> list[Expected | None]:
         exact = call.run()
         n_terms = count(call.named, exact)
-        # The terms of a mean are x / n, with the squares x² / n². The mean of x² divides by n only
-        # once, so `terms` divides by n again.
+        # The terms of a mean are x / n. Their squares are x² / n². But the mean of x² divides by n
+        # only once, so `terms` divides by n again.
         divided = n_terms if call.name == "mean" else 1
 
         def terms(size: Size) -> Tensor:
@@ -129,8 +129,8 @@ def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
 
 
 def _term(call: Call64, name: str) -> Tensor:
-    # |value| of an operand of a sum. A Python number counts twice, because the device first rounds
-    # it to the dtype.
+    # Returns |value| of the operand `name` of a sum. A Python number counts twice, because the
+    # device first rounds the number to the dtype.
     value = call.named.get(name, 1)
     return value.abs() if isinstance(value, Tensor) else torch.tensor(2.0 * abs(value)).double()
 
@@ -147,14 +147,14 @@ def _softmax(call: Call64) -> list[Expected | None]:
 
 
 def _log_softmax(call: Call64) -> list[Expected | None]:
-    """A rule for s − max s − log Σ exp(s − max s). All terms are positive, as in softmax's sum."""
+    """The rule for s − max s − log Σ exp(s − max s). As in softmax, all terms of Σ are positive."""
     exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
     scale = 1 + (scores - scores.amax(dim, keepdim=True)).abs() + exact.abs()
     return [_within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
 def _layer_norm(call: Call64) -> list[Expected | None]:
-    """A rule for the outputs of LayerNorm: the normalized x, the mean, and 1/σ.
+    """The rule for the outputs of LayerNorm: the output with gain and bias, the mean, and 1/σ.
 
     An error δσ of σ changes 1/σ by δσ/σ². So G of 1/σ is G of σ, divided by σ².
     """
@@ -175,7 +175,7 @@ def _variance(call: Call64, exact: Tensor) -> Tensor:
 
 
 def _attention(call: Call64) -> list[Expected | None]:
-    """A rule for all operations in ATTENTIONS: softmax(scale · q kᵀ + mask) v.
+    """The rule for all operations in ATTENTIONS: softmax(scale · q kᵀ + mask) v.
 
     Only the first output is compared, because the other outputs (logsumexp, seeds) are for the
     backward pass. With dropout, nothing is compared.
@@ -196,16 +196,16 @@ def _attention(call: Call64) -> list[Expected | None]:
 
 
 def _at_indices(values: Tensor, dim: int, indices: Tensor) -> Tensor:
-    # A faulty operation may return an index that is out of range. The result there is NaN.
+    # A faulty operation may return an index that is out of range. Return NaN for such an index.
     inside = (indices >= 0) & (indices < values.shape[dim])
     return torch.where(inside, values.gather(dim, indices.where(inside, 0)), math.nan)
 
 
 def _largest(call: Call64) -> list[Expected | None]:
-    """A rule for `topk` and `sort`: the returned values must equal the exact values.
+    """The rule for `topk` and `sort`: the returned values must equal the exact values.
 
-    The input's values at the returned indices must equal them too. The indices are not compared,
-    because equal values may come in any order.
+    The input's values at the returned indices must also equal the exact values. The indices
+    themselves are not compared, because the indices of equal values may come in any order.
     """
     values, _ = call.run()
     dim = call.named["dim"]
@@ -214,7 +214,7 @@ def _largest(call: Call64) -> list[Expected | None]:
 
 
 def _multinomial(call: Call64) -> list[Expected | None]:
-    """A rule for `multinomial`: a drawn index is right if its weight is above 0."""
+    """The rule for `multinomial`: a drawn index is right if its weight is above 0."""
     weights, wanted = call.named["self"], call.named["num_samples"]
     possible = torch.ones(*weights.shape[:-1], wanted, dtype=torch.bool)
     return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]
@@ -259,7 +259,7 @@ RULES: dict[str, Rule] = {
     **_rows("log", _approximate(ELEMENTWISE, lambda call, y: 1 + y.abs())),
     **_rows("mm matmul dot mv linear", _summed(LINEAR, _factor_length)),
     **_rows("addmm", _summed(LINEAR, _length("mat1"))),
-    # `bmm` may multiply an attention pattern by values. Then all terms can have the same sign.
+    # `bmm` may multiply an attention pattern by values. Then all terms of a sum can have one sign.
     **_rows("bmm", _summed(SUM, _factor_length)),
     **_rows("baddbmm", _summed(SUM, _length("batch1"))),
     **_rows("sum mean", _summed(SUM, _reduced)),
@@ -277,7 +277,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ATTENTIONS, _attention),
 }
 
-# The operations that multiply matrices. Autocast runs them in its own dtype.
+# The operations that multiply matrices. Autocast runs these operations in the autocast dtype.
 PRODUCTS = frozenset(
     ["mm", "matmul", "dot", "mv", "linear", "addmm", "bmm", "baddbmm", *ATTENTIONS]
 )

@@ -1,4 +1,4 @@
-"""Describes a call of an ATen operation by the layouts of its tensors and its other arguments."""
+"""Describes a call of an ATen operation: the layouts of its tensors, and its other arguments."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,8 +51,9 @@ class Call:
     """A description of a call of an ATen operation.
 
     `operation` is a name such as "aten.mm.default". `operands` describes all tensor arguments, in
-    order. `arguments` has the positional arguments that are not tensors. `options` has a pair
-    (name, value) for each keyword argument that is not a tensor.
+    the order of the arguments, including tensors inside lists. `arguments` has the positional
+    arguments that are not tensors. `options` has a pair (name, value) for each keyword argument
+    that is not a tensor.
     """
 
     operation: str
@@ -81,8 +82,8 @@ def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tens
     """Copy `values` to a new tensor on `device`, with the stride and storage offset of `layout`."""
     length = layout.storage_offset + 1
     length += sum((n - 1) * step for n, step in zip(layout.shape, layout.stride, strict=True))
-    # A faulty device may ignore the strides and read `numel` elements in a row. An expanded tensor
-    # needs fewer elements in memory, so allocate at least `numel`.
+    # A faulty device may ignore the strides and read `numel` neighboring elements. An expanded
+    # tensor has fewer elements than this in memory, so allocate at least `numel` elements.
     length = max(length, layout.storage_offset + values.numel())
     base = torch.zeros(length, dtype=values.dtype, device="cpu")
     places = torch.arange(base.numel(), device="cpu").as_strided(

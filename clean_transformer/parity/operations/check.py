@@ -1,7 +1,7 @@
 """Question 3: which operation goes wrong first?
 
-`check_operations` runs a function. It repeats every ATen call of the function in float64 on the
-CPU, and compares the two results.
+`check_operations` runs a function on the device. It repeats every ATen call of the function in
+float64 on the CPU, and compares the result of the device with the float64 result.
 """
 
 from collections import Counter
@@ -25,8 +25,9 @@ class OperationsReport:
 
     The keys of `seen`, `not_checked` and `largest` are operation names. `seen` counts the calls of
     each operation, except the operations in `WITHOUT_VALUES`. `not_checked` counts the calls that
-    could not be compared. `largest` holds the largest error ratio of each operation. `finding`
-    describes the first WRONG call; if no call is WRONG, the first DEGRADED call.
+    could not be compared. `largest` holds the largest error ratio of each operation (see
+    `Judgment.ratio`). `finding` describes the first WRONG call. If no call is WRONG, `finding`
+    describes the first DEGRADED call. If all calls that could be compared pass, `finding` is None.
     """
 
     seen: Counter[str] = field(default_factory=Counter)
@@ -43,7 +44,8 @@ class OperationsReport:
     def verdict(self) -> Verdict:
         """The verdict of `finding`, if `finding` is not None.
 
-        Otherwise PASS if there were calls and all of them were compared, else NOT CHECKED.
+        If `finding` is None: PASS if there were calls and all of them were compared. NOT CHECKED if
+        there were no calls, or if a call could not be compared.
         """
         if self.finding is not None:
             return self.finding.verdict
@@ -59,11 +61,11 @@ def check_operations(
 ) -> OperationsReport:
     """Run `function(*inputs, **arguments)` without gradients, and check each of its ATen calls.
 
-    The function is stopped at its first WRONG call.
+    The first WRONG call stops the function.
     """
     checker = _Checker()
-    # Turn inference mode off. In it, PyTorch does not split composite operations: the checker would
-    # get `linear` instead of the operations that `linear` calls.
+    # Turn inference mode off. In inference mode, PyTorch does not split composite operations: the
+    # checker would get `linear` instead of the operations that `linear` calls.
     with torch.inference_mode(False), torch.no_grad():
         try:
             with checker:
@@ -76,10 +78,10 @@ def check_operations(
 def first_wrong_operation(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> Finding | None:
-    """Run `check_operations` and return the first WRONG call.
+    """Run `check_operations` and return a description of the first WRONG call.
 
-    If no call is WRONG, return the first DEGRADED call. Return None if every call that could be
-    compared is right.
+    If no call is WRONG, return a description of the first DEGRADED call. Return None if every call
+    that could be compared passes.
     """
     return check_operations(function, *inputs, **arguments).finding
 
@@ -87,8 +89,8 @@ def first_wrong_operation(
 class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that runs and checks every ATen call.
 
-    A dispatch mode that was entered before this mode, such as a planted device fault, also gets
-    every call.
+    When the checker runs a call, the dispatch modes that were entered before the checker also get
+    this call. A planted device fault is such a mode, so the checker sees the fault's wrong result.
     """
 
     def __init__(self) -> None:

@@ -12,9 +12,10 @@ from clean_transformer.parity.operations.call import Call, Operand
 
 
 def factor_positions(operation: str) -> tuple[int, int]:
-    """The positions of the two factors among the arguments of a matrix product.
+    """The positions of a matrix product's two factors in the list of its arguments.
 
-    The first argument of `addmm` and `baddbmm` is the bias, so their factors are at 1 and 2.
+    The factors of `addmm` and `baddbmm` have the positions 1 and 2, because the argument at
+    position 0 is the bias. The factors of all other products have the positions 0 and 1.
     """
     return (1, 2) if operation in ("addmm", "baddbmm") else (0, 1)
 
@@ -28,7 +29,8 @@ def factors(call: Call) -> tuple[Operand, Operand]:
 def n_rows(call: Call) -> int:
     """The number of rows of the result of a matrix product.
 
-    For `linear`, this is the product of the lengths of all axes of the input except the last axis.
+    The result of `linear` has as many rows as the input has vectors: the product of the lengths of
+    all axes of the input except its last axis.
     """
     left = factors(call)[0].shape
     return prod(left[:-1]) if call.name == "linear" else left[-2]
@@ -37,7 +39,8 @@ def n_rows(call: Call) -> int:
 def n_columns(call: Call) -> int:
     """The number of columns of the result of a matrix product.
 
-    The weight of `linear` has the shape [out in], so that its axis -2 has the columns.
+    The weight of `linear` has the shape [out in], so the number of columns is the length of its
+    axis -2. The second factor of all other products has the shape [... in out].
     """
     return factors(call)[1].shape[-2 if call.name == "linear" else -1]
 
@@ -55,8 +58,9 @@ def is_dtype(call: Call, *dtypes: torch.dtype) -> bool:
 def is_causal(call: Call) -> bool:
     """Whether an attention call has `is_causal=True`.
 
-    A `Call` has no names for its positional arguments. Among these, `is_causal` comes directly
-    after the dropout rate, and is the only boolean that comes after a float.
+    A `Call` does not know the names of its positional arguments. But the positional argument
+    `is_causal` comes directly after the dropout rate, which is a float, and no other boolean comes
+    directly after a float.
     """
     placed = any(
         isinstance(before, float) and flag is True for before, flag in pairwise(call.arguments)

@@ -1,4 +1,4 @@
-"""Repeats a wrong call with other layouts and in small steps, to find out what makes it wrong."""
+"""Repeats a wrong call with other layouts and in small steps, to find the cause of the error."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +23,14 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Finding:
-    """A call whose error is above its healthy limit, and what makes the call wrong.
+    """A call whose error is above its healthy limit, and the cause of the error.
 
     `call` describes the call, and `func` is the operation. `arguments` and `keywords` are the
     call's positional and keyword arguments, with an `Operand` in place of each tensor. `ranges` has
     the smallest and the largest finite value of each tensor, in the order of `call.operands`.
-    `judgment` holds the verdict and the error. `Attempt.diagnose` repeated the call with the same
-    values: unchanged, with contiguous tensors, and in small steps. `diagnosis` says in words in
-    which of these ways the result was right.
+    `judgment` holds the verdict and the error. `diagnosis` says the cause in words.
+    `Attempt.diagnose` found the cause: it repeated the call with the same values unchanged, with
+    contiguous tensors, and in small steps, and looked which of these results were right.
     """
 
     call: Call
@@ -60,7 +60,8 @@ class Finding:
 class Attempt:
     """A call that can be repeated.
 
-    `__init__` copies the inputs to the CPU. So create the attempt before the call itself runs.
+    `__init__` copies the inputs to the CPU. Create the `Attempt` before you run the call, because
+    an in-place operation overwrites its inputs.
     """
 
     def __init__(self, func: Any, args: Any, kwargs: dict[str, Any]):
@@ -75,14 +76,15 @@ class Attempt:
         self.devices = {place: self.leaves[place].device for place in self.layouts}
         with trusted():
             for place in self.layouts:
-                # `copy=True`, because an in-place operation overwrites its inputs.
+                # `copy=True`, because an in-place operation on the CPU overwrites its inputs.
                 copy = self.leaves[place].detach().to("cpu", copy=True)
                 self.leaves[place] = copy.contiguous()
 
     def expect(self, output: Any) -> list[Expected | None] | None:
-        """Return what `expected_outputs` computes for the call: the exact value of each output.
+        """Return the exact value and the limits of each output, from `expected_outputs`.
 
-        `output` is what the device returned. Return None if no output can be checked.
+        `output` is what the device returned. The list has None for an output that is not compared.
+        Return None instead of a list if no output can be checked.
         """
         floats = [
             leaf.dtype
@@ -96,10 +98,11 @@ class Attempt:
         return expected if expected is not None and any(expected) else None
 
     def with_layouts(self, layouts: dict[int, Operand]) -> tuple[Any, dict[str, Any]]:
-        """Return the call's positional and keyword arguments, with the values before the call.
+        """Return the call's positional and keyword arguments, with its tensors in new layouts.
 
-        `layouts` has the layout of each tensor. Its keys are indices into `self.leaves`. Each
-        tensor is on the device on which it was in the original call.
+        `layouts` has the layout of each tensor. The keys of `layouts` are indices into
+        `self.leaves`. The tensors have the values from before the call, and are on the devices of
+        the original call.
         """
         leaves = [*self.leaves]
         for place, layout in layouts.items():
@@ -118,7 +121,7 @@ class Attempt:
     def diagnose(self, expected: list[Expected | None], judgment: Judgment) -> Finding:
         """Repeat the call with other layouts and in small steps, and return the finding.
 
-        `judgment` is the judgment of the original call.
+        `expected` is the result of `expect`. `judgment` is the judgment of the original call.
         """
         plain = {place: layout.contiguous() for place, layout in self.layouts.items()}
         repeated = self.retry(expected, self.layouts)
@@ -160,8 +163,9 @@ class Attempt:
     def guilty_layout(self, expected: list[Expected | None]) -> str:
         """Say in words which argument's layout makes the call wrong.
 
-        This is the first argument for which the call becomes right if only its layout is changed:
-        without its storage offset, or contiguous.
+        The call is repeated for each argument: first with this argument's storage offset set to 0,
+        and then with this argument contiguous. The other arguments keep their layouts. The layout
+        at fault is the first one whose change makes the call right.
         """
         names = [argument.name for argument in self.func._schema.arguments]
         keys = [*tree_unflatten([*range(len(self.leaves))], self.form)[0]]

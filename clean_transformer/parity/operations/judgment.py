@@ -22,12 +22,14 @@ from clean_transformer.parity.verdict import Verdict
 class Judgment:
     """The verdict on one call. The other fields describe the worst output of the call.
 
-    `output` is the index of this output among the call's outputs. `ratio` is its largest
-    |device − exact| / (u G + η), and `worst` the index of the element with this ratio. `ratio` is
-    infinite if an error is NaN or if the shape is wrong. `must_equal` means that the output had to
-    equal the exact output but does not; then `ratio` is infinite too. `bits` is the effective
-    precision, −log₂ RMS(|device − exact| / G). `precision` names a lower precision that explains
-    the error, or is empty.
+    `output` is the index of the worst output in the list of the call's outputs. `ratio` is the
+    largest error ratio |device − exact| / (u G + η) of this output's elements (see
+    `parity/limits.py`). `worst` is the index of the element with this ratio. `ratio` is infinite if
+    an error is NaN, or if the output has a wrong shape.
+
+    `must_equal` is True if the output had to equal the exact output but does not; then `ratio` is
+    infinite too. `bits` is the effective precision: −log₂ of the root mean square of
+    |device − exact| / G. `precision` names a lower precision that explains the error, or is empty.
     """
 
     verdict: Verdict
@@ -42,9 +44,10 @@ class Judgment:
 def judge(expected: list[Expected | None], output: Any) -> Judgment:
     """Judge each output of a call, and return the judgment of the output with the worst verdict.
 
-    `expected` has an entry for each output; an output whose entry is None is not judged. If several
-    outputs have the worst verdict, the first of them counts. But if all outputs pass, the output
-    with the largest ratio counts.
+    `output` is what the device returned. `expected` has an entry for each output of the call. An
+    output whose entry is None is not judged. If several outputs have the worst verdict, return the
+    judgment of the first of these outputs. But if all outputs pass, return the judgment of the
+    output with the largest ratio.
     """
     with trusted():
         judgments = [

@@ -1,4 +1,7 @@
-"""A table of device faults that people have reported. `match` looks up a call in the table."""
+"""A table of device faults that people have reported.
+
+`match` finds the faults in the table that affect a call.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,12 +35,12 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class KnownIssue:
-    """A reported fault of an operation.
+    """A fault that people have reported, in one or several operations.
 
     `operations` has the names of the ATen operations, without namespace and overload.
     `condition(call)` is True if a call of one of these operations is affected. `devices` has the
-    types of devices on which people saw the fault, such as "mps". `seen` cites the report, with
-    PyTorch versions if they are known. `workaround` says how to avoid the fault.
+    types of devices on which people saw the fault, such as "mps". `seen` cites the report, and
+    names the PyTorch version if it is known. `workaround` says how to avoid the fault.
     """
 
     name: str
@@ -56,9 +59,9 @@ class KnownIssue:
 def match(call: Call) -> list[KnownIssue]:
     """Return the known issues that match the call.
 
-    Issues that people saw on the call's type of device come first. Within this rule, the order is
-    that of `KNOWN_ISSUES`. A match does not prove that the issue is the cause of an error, because
-    the conditions do not look at the values of the tensors.
+    The list starts with the issues that people saw on the call's type of device. The other issues
+    come after them. Both groups are in the order of `KNOWN_ISSUES`. A match does not prove that the
+    issue causes an error, because the conditions do not look at the values of the tensors.
     """
     devices = {operand.device for operand in call.operands}
     found = [fault for fault in KNOWN_ISSUES if fault.matches(call)]

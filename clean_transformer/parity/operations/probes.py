@@ -1,4 +1,7 @@
-"""Probes run single operations, without a model, in sizes and layouts at which devices failed."""
+"""Probes: checks that run a single operation without a model.
+
+The sizes and layouts of the tensors are like those with which devices have failed before.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +19,8 @@ from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.operations.diagnosis import Finding
 from clean_transformer.parity.verdict import Verdict
 
-# What a tensor of a probe can contain: normally distributed numbers (NORMAL), sampling weights ≥ 0
-# (WEIGHTS), booleans (TRUTH), or token ids from 0 to 49 (IDS).
+# The possible contents of a probe's tensor: normally distributed numbers (NORMAL), sampling weights
+# ≥ 0 (WEIGHTS), booleans (TRUTH), or token ids from 0 to 49 (IDS).
 NORMAL, WEIGHTS, TRUTH, IDS = "normal", "weights", "truth", "ids"
 
 
@@ -25,9 +28,11 @@ NORMAL, WEIGHTS, TRUTH, IDS = "normal", "weights", "truth", "ids"
 class Probe:
     """A function to check, and a description of the tensors that are its arguments.
 
-    `shapes` has the shape of each tensor, and `contents` what each tensor contains. `transposed`
-    has the two axes that are swapped in memory in the transposed layouts. If `each` is True, the
-    function also runs with the layout of only one argument changed, for each argument in turn.
+    `shapes` has the shape of each tensor. `contents` says what each tensor contains: NORMAL,
+    WEIGHTS, TRUTH or IDS. `transposed` has the two axes that are swapped in memory when a tensor
+    is transposed (see `_transposed`). The function runs with all tensors contiguous, and with all
+    tensors transposed. If `each` is True, the function also runs with a single tensor transposed,
+    sliced (see `_sliced`) or offset (see `_offset`), for each tensor in turn.
     """
 
     name: str
@@ -40,11 +45,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The result of a probe in one layout.
+    """The result of one run of a probe.
 
-    `name` is the probe's name, and `layout` says in words which layout its tensors had. `ratio` is
-    the largest error ratio of all its ATen calls. `finding` describes the first WRONG call, or the
-    first DEGRADED call if no call is WRONG; otherwise it is None.
+    `name` is the probe's name. `layout` says in words which layouts the tensors had in this run,
+    such as "all transposed". `ratio` is the largest error ratio of all ATen calls in this run (see
+    `Judgment.ratio`). `verdict` is the verdict of `check_operations`. `finding` describes the first
+    WRONG call. If no call is WRONG, `finding` describes the first DEGRADED call. If no call is
+    DEGRADED either, `finding` is None.
     """
 
     name: str
@@ -141,9 +148,9 @@ def _layouts(probe: Probe, plain: list[Operand]) -> Iterator[tuple[str, list[Ope
 
 
 def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
-    """The layout of a tensor of the same shape, in which the two `axes` are swapped in memory.
+    """The layout of a tensor that has the same shape, but whose two `axes` are swapped in memory.
 
-    A tensor that does not have both axes keeps its layout.
+    If the tensor does not have both axes, return its layout unchanged.
     """
     if len(layout.shape) < -min(axes):
         return layout
@@ -169,7 +176,7 @@ def _values(
     normal = torch.randn(shape, generator=generator)
     if content == TRUTH:
         truth = normal > 0
-        truth[..., 0] = True  # if a mask hid all keys of a query, its softmax would be NaN
+        truth[..., 0] = True  # if a mask hid all keys of a query, the query's softmax would be NaN
         return truth
     if content == IDS:
         return torch.randint(50, shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Repeats a call of an ATen operation in float64 on the CPU, with the inputs of the device."""
+"""Repeats a call of an ATen operation in float64 on the CPU, with the inputs from the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 class Call64:
     """A call that can be repeated in float64.
 
-    `func` is the operation. `args` and `kwargs` are the call's arguments. All tensors in them are
-    contiguous copies on the CPU, in their original dtypes. `dtype` is the dtype of the device's
-    result.
+    `func` is the operation. `args` and `kwargs` are the call's arguments. The tensors in `args` and
+    `kwargs` are contiguous copies on the CPU, in their original dtypes. `dtype` is the dtype of the
+    first floating-point output of the device, or int64 if there is no such output.
     """
 
     func: Any
@@ -28,24 +28,28 @@ class Call64:
 
     @property
     def name(self) -> str:
-        """The operation's name, also without the "_" of in-place forms: "add" for "aten::add_"."""
+        """The operation's name as in `operation_name`: "add" for "aten::add_"."""
         return operation_name(self.func)
 
     @property
     def u(self) -> float:
-        """The unit roundoff of the device's result; 0 for integers and booleans."""
+        """The unit roundoff of `dtype`; 0 if `dtype` is an integer type or bool."""
         return UNIT_ROUNDOFF.get(self.dtype, 0.0)
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """The arguments by their names in the schema, with floating-point tensors in float64."""
+        """All arguments by their names in the operation's schema.
+
+        Floating-point tensors are converted to float64.
+        """
         return named_arguments(self.func, *tree_map(_double, (self.args, self.kwargs)))
 
     def run(self, change: Callable[[Any], Any] = lambda number: number) -> Any:
         """Run the operation in float64 on changed arguments, and return its result.
 
-        `change` is applied to every floating-point tensor, to every Python float, and to the
-        keyword arguments `alpha` and `beta`. By default, no argument is changed.
+        This method replaces every floating-point tensor x by `change(x)`. It does the same with
+        every Python float, and with the keyword arguments `alpha` and `beta`. By default, `change`
+        returns its argument, so that the operation runs on the original values.
         """
         args, kwargs = tree_map(_double, (self.args, self.kwargs))
         args = tree_map(lambda x: change(x) if _is_real(x) else x, args)
@@ -58,7 +62,7 @@ class Call64:
     def run_as_given(self) -> Any:
         """Run the operation in the original dtypes of its tensors, and return its result.
 
-        This is for operations whose result has no rounding error, such as a gather.
+        Use this method for operations whose result has no rounding error, such as a gather.
         """
         args, kwargs = tree_map(_copied, (self.args, self.kwargs))
         return self.func(*args, **kwargs)
@@ -68,12 +72,16 @@ class Call64:
 class Expected:
     """The exact value of one output of a call, and the largest errors that are allowed.
 
-    `scale` has G for each element (see `parity/limits.py`). If `scale` is None, the device's output
-    must equal `exact`. Otherwise the error ratio is |device − exact| / (u G + η): a ratio up to
-    `healthy` is PASS, and a ratio above `wrong` is WRONG. `typical()` returns the typical size of
-    independent rounding errors (see `limits.typical_size`), to tell a lower precision from a fault.
-    It is called only if the ratio is above `healthy`. `observe(output)` turns the device's output
-    into the tensor that is compared with `exact`.
+    `scale` has the scale G of each element (see `parity/limits.py`). If `scale` is None, the
+    device's output must equal `exact`. Otherwise the error ratio of each element is
+    |device − exact| / (u G + η). If the largest ratio is at most `healthy`, the verdict is PASS. If
+    it is above `wrong`, and no lower precision explains the error, the verdict is WRONG. Otherwise
+    the verdict is DEGRADED.
+
+    `typical()` returns the typical size of independent rounding errors (see `limits.typical_size`).
+    `judge` calls `typical` only if the largest ratio is above `healthy`, to find out whether a
+    lower precision explains the error. `observe(output)` turns the device's output into the tensor
+    that is compared with `exact`.
     """
 
     exact: Tensor
@@ -85,7 +93,10 @@ class Expected:
 
 
 def operation_name(func: Any) -> str:
-    """The operation's name without namespace, overload, and the last "_" of an in-place form."""
+    """The operation's name without namespace and overload: "mm" for "aten::mm.default".
+
+    The "_" at the end of the name of an in-place operation is removed: "add" for "aten::add_".
+    """
     name = str(func._schema.name).split("::")[1]
     return name.removesuffix("_") if func._schema.is_mutable else name
 

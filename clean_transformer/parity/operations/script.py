@@ -1,4 +1,4 @@
-"""Writes a Python script that reproduces a finding. People can attach it to a bug report."""
+"""Writes a Python script that reproduces a finding, for example to attach it to a bug report."""
 
 import math
 from collections.abc import Iterator
@@ -64,13 +64,14 @@ def reproduction_script(finding: Finding) -> str:
 
     The script needs only torch, and has fewer than 40 lines.
 
-    The script draws random numbers of size 1 for tensors with the layouts of the finding's tensors.
-    The first element of each tensor is the largest value of the finding's tensor. The script then
-    runs the operation on the device, and on the CPU in float64. An error may be at most
-    SCRIPT_HEALTHY · u · scale, or `LINEAR.healthy_in_half` · u · scale in half precision. For the
-    operations in SUMS, the scale is Σ|xW| in float32, and |expected| + √Σ(xW)² in half precision.
-    For all other operations, the scale is 1 + |expected|. If the operation must be exact, the
-    results must be equal. Indices from `multinomial` must have a weight above 0.
+    The script makes tensors with the layouts of the finding's tensors, and fills them with random
+    numbers of size 1. But the first element of each tensor is the largest value of the finding's
+    tensor. The script then runs the operation on the device, and on the CPU in float64. The largest
+    error that the script accepts is SCRIPT_HEALTHY · u · scale, or in half precision
+    `LINEAR.healthy_in_half` · u · scale, where u is the unit roundoff. For the operations in SUMS,
+    the scale is Σ|xW| in float32, and |expected| + √Σ(xW)² in half precision. For all other
+    operations, the scale is 1 + |expected|. If the result of the operation has no rounding error,
+    the two results must be equal. Every index that `multinomial` draws must have a weight above 0.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")
@@ -92,9 +93,10 @@ def reproduction_script(finding: Finding) -> str:
 
 
 def _arguments(finding: Finding, form: str) -> str:
-    """The source code of the call's arguments.
+    """The source code of the call's arguments, separated by commas.
 
-    `form` is a format string for the name of each tensor, such as "exact({})".
+    `form` is a format string. The name of each tensor is put in place of its "{}". For example,
+    "exact({})" turns the name "x0" into "exact(x0)".
     """
     numbers = iter(range(len(finding.call.operands)))
     positional = [_source(value, numbers, form) for value in finding.arguments]

@@ -1,7 +1,7 @@
 """Computes fused ATen operations in small steps, on the device under test.
 
-If the result of the small steps is right, then only the fused kernel is wrong. Each function gets
-one argument: `named` maps the names of the operation's arguments to their values.
+If the result of the small steps is right, then only the fused kernel is wrong. Every function in
+this file has one argument: `named` maps the names of the operation's arguments to their values.
 """
 
 import math
@@ -22,7 +22,7 @@ Named = Mapping[str, Any]
 
 
 def addmm(named: Named) -> Tensor:
-    """Return β · input + α · mat1 mat2. `named` has the input under the name "self"."""
+    """Return β · input + α · mat1 mat2. The name of the input in `named` is "self"."""
     return named["beta"] * named["self"] + named["alpha"] * torch.mm(named["mat1"], named["mat2"])
 
 
@@ -33,16 +33,16 @@ def linear(named: Named) -> Tensor:
 
 
 def softmax(named: Named) -> Tensor:
-    """Return exp(x - max x) / Σ exp(x - max x), with maximum and sum along the axis `dim`."""
+    """Return exp(x - max x) / Σ exp(x - max x), with max and Σ along the axis `dim`."""
     x, dim = named["self"], named["dim"]
     powers = (x - x.amax(dim, keepdim=True)).exp()
     return powers / powers.sum(dim, keepdim=True)
 
 
 def layer_norm(named: Named) -> Tensor:
-    """Return (x - mean) / √(var + eps) · w + b in the dtype of the input.
+    """Return (x - mean) / √(var + eps) · w + b in the dtype of the input x.
 
-    The steps for a half-precision input are computed in float32.
+    If the input is in half precision, the steps are computed in float32.
     """
     given, weight, bias = named["input"], named["weight"], named["bias"]
     x = at_least_float32(given)

@@ -11,8 +11,8 @@ from clean_transformer.parity.results import DeviceRun
 class Curve:
     """One line of the chart.
 
-    `label` is the text in the legend. `style` is the CSS class of the line. `values` has the error
-    of each activation, in the order of `Chart.names`.
+    `label` is the line's text in the legend. `style` is the line's CSS class. `values` has the
+    error of each activation, in the order of `Chart.names`.
     """
 
     label: str
@@ -24,10 +24,10 @@ class Curve:
 class Chart:
     """A chart of the root mean square errors of activations, on a logarithmic vertical axis.
 
-    `names` has the activations on the horizontal axis. `allowed` has the largest healthy error of
-    each activation. `decades` has the exponents of the powers of ten on the vertical axis. `width`
-    and `height` are the size of the chart, and `left`, `top` and `bottom` are its margins, all in
-    SVG units.
+    `names` has the names of the activations on the horizontal axis. `curves` has the lines of the
+    chart. `allowed` has the largest healthy error of each activation. `decades` has the exponents
+    of the powers of ten on the vertical axis. `width` and `height` are the size of the chart.
+    `left`, `top` and `bottom` are its margins. These five numbers are in SVG units.
     """
 
     names: list[str]
@@ -67,8 +67,8 @@ class Chart:
 def depth_chart(run: DeviceRun) -> Chart | None:
     """Return the chart of a run.
 
-    Return None if the run has no errors of the residual stream, or if none of the numbers to draw
-    is finite and above 0.
+    Return None if the run did not measure the residual stream's errors. Also return None if all
+    errors and limits are 0, infinite or NaN, because a logarithmic axis cannot show them.
     """
     residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
     curves = [

@@ -1,4 +1,4 @@
-"""Writes a parity report as one HTML page. The page needs no network and no other file."""
+"""Writes a parity report as one HTML file. A browser can show it without network or other files."""
 
 from pathlib import Path
 
@@ -67,10 +67,10 @@ def render(report: SuiteReport) -> str:
 
 
 def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
-    """Return why the verdict of the report is not PASS.
+    """Return the reasons why the verdict of the report is not PASS.
 
-    The list has a tuple (id of the section on the page, title, verdict, reason) for question 1, and
-    for each run, if its verdict is not PASS.
+    Each reason is a tuple (id of the section on the page, title, verdict, text). The list has a
+    reason for question 1 if its verdict is not PASS, and for each run whose verdict is not PASS.
     """
     found = []
     same = report.same_function

@@ -1,6 +1,6 @@
-"""Computes the heat maps of a run.
+"""Computes the heat maps of a run, with one square for each activation.
 
-The color of a square shows an error divided by its healthy limit.
+The color of a square shows the activation's error, divided by the largest healthy error.
 """
 
 import math
@@ -15,8 +15,8 @@ from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.heat_map import HeatMap, Square, heat_map, shade
 from clean_transformer.reports.page import number
 
-# The largest share of each of the 12 shades of a square. A share is an error divided by its healthy
-# limit. Healthy errors have shares up to 1, and so the shades 0 to 7.
+# A square has one of 12 shades. Shade i is for shares up to SHARES[i]. A share is an error divided
+# by its healthy limit. A healthy error has a share of at most 1, and so one of the shades 0 to 7.
 SHARES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 8.0, 64.0, 512.0, math.inf)
 
 STYLES = {
@@ -37,7 +37,7 @@ MARKS = {
 def isolated_map(run: DeviceRun) -> HeatMap:
     """Return a heat map of the error that the device introduces in each activation.
 
-    The square of an activation shows its worst row over all cases and paths (see `Isolated`).
+    An activation has an `Isolated` row for each case and path. Its square shows the worst row.
     """
     rows = by_activation(run.isolated)
     return heat_map({name or LOGITS: isolated_square(worst_of(rows[name])) for name in rows})

@@ -25,8 +25,8 @@ def share(value: float, healthy: float) -> float:
 def concern(verdict: Verdict, value: float, healthy: float) -> tuple[int, float, float]:
     """Return a sort key that is larger for a worse result.
 
-    It compares the verdicts first, then `share(value, healthy)`, then the values. NaN is the
-    largest value.
+    Sorting by this key compares the verdicts first. Equal verdicts are compared by
+    `share(value, healthy)`, and equal shares by `value`. NaN counts as infinity.
     """
     return verdict.severity, rank(share(value, healthy)), rank(value)
 
@@ -37,9 +37,10 @@ def worst_of(rows: Iterable[Isolated]) -> Isolated:
 
 
 def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """Group the rows of question 1 by block; the keys are those of `group_of`.
+    """Group the rows of question 1 by block. The keys are the results of `group_of`.
 
-    In each group, the row with the largest error comes first. Rows that are not checked come last.
+    The rows of each group are sorted by error, and the row with the largest error comes first.
+    Rows that are NOT CHECKED come after all other rows of their group.
     """
 
     def error(row: Comparison) -> tuple[bool, float]:
@@ -50,7 +51,10 @@ def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
 
 
 def kinds(rows: Iterable[Isolated]) -> dict[str, tuple[int, Isolated]]:
-    """Return a pair for each kind of operation: the number of its rows, and its worst row."""
+    """Return a pair (number of rows, worst row) for each kind of operation.
+
+    The keys are the kinds: the `operation` of the rows, such as "linear".
+    """
     groups = grouped(rows, lambda row: row.operation)
     return {kind: (len(same), worst_of(same)) for kind, same in groups.items()}
 
@@ -61,10 +65,11 @@ def failed(checks: Iterable[Check]) -> list[Check]:
 
 
 def worst_reference(run: DeviceRun) -> tuple[int, EndToEnd] | None:
-    """Find the activations whose `reference_error` is above the healthy limit.
+    """Find the activations whose `reference_error` is above the largest healthy error.
 
-    Returns the number of these activations, and the row of the worst. Returns None if there is no
-    such activation.
+    The largest healthy error of an activation is `healthy` · `envelope`. Returns the number of
+    activations found, and the row in which `reference_error` exceeds this limit by the largest
+    factor. Returns None if no activation is found.
     """
     shares = [
         (rank(share(row.reference_error, row.healthy * row.envelope)), row)

@@ -34,10 +34,11 @@ def styled(verdict: Verdict) -> Text:
 def print_report(
     report: SuiteReport, console: Console, *, worst_rows: int = 0, all_rows: bool = False
 ) -> None:
-    """Print the verdict and the answers to the three questions.
+    """Print the verdict and the answers to the three questions of the parity suite.
 
-    With `worst_rows`, also print the rows with the largest errors: this many for question 1, and
-    this many for each run. With `all_rows` and without `worst_rows`, print all rows.
+    If `worst_rows` is above 0, also print tables of the rows with the largest errors: `worst_rows`
+    rows for question 1, and `worst_rows` rows for each run. If `worst_rows` is 0 and `all_rows` is
+    True, these tables have all rows.
     """
     console.print(f"clean_transformer on {report.weights}")
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
@@ -57,8 +58,8 @@ def print_report(
 def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
     """Print the result of `clean-transformer doctor` for one device, in plain words.
 
-    `absent` has the types of devices that this machine does not have. `weights` says which weights
-    the model has.
+    `absent` has the types of devices that this machine does not have, such as "mps". `weights` is a
+    text that says which weights the model has.
     """
     build = environment()
     console.print(
@@ -98,7 +99,7 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
 
 
 def uses_table(run: DeviceRun) -> Table:
-    """Return a table with a row for each use of the model: the verdict, and `use_line`."""
+    """Return a table with a row for each use of the model: its verdict, and its `use_line`."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for use in run.by_use:
         table.add_row(styled(use.verdict), Text(use_line(use)))

@@ -7,8 +7,8 @@ from clean_transformer.parity.locate import Located
 from clean_transformer.parity.results import DeviceRun, UseSummary
 from clean_transformer.parity.verdict import Check, Verdict
 
-# For each lower precision that a device may use for float32 products: the end of a sentence that
-# says how to turn this precision off.
+# The keys are the lower precisions that a device may use for float32 products. `describe` adds the
+# text to its sentence about a row whose errors are those of this precision.
 PRECISION_SETTINGS = {
     "TF32": "; the errors are those of TF32: turn off torch.backends.cuda.matmul.allow_tf32, "
     "or call torch.set_float32_matmul_precision('highest')",
@@ -18,16 +18,17 @@ PRECISION_SETTINGS = {
 
 
 def group_of(name: str) -> str:
-    """The group of the activation `name`: its block, such as "block 3", or "outside".
+    """The group of the activation `name` in the report.
 
-    An activation that no block computes is "outside".
+    For an activation inside a block, the group is the block, such as "block 3". For all other
+    activations, the group is "outside".
     """
     parts = name.split(".")
     return f"block {parts[1]}" if parts[0] == "blocks" else "outside"
 
 
 def run_name(run: DeviceRun) -> str:
-    """The device, dtype and mode of a run, such as "cpu float32". The mode "eager" is left out."""
+    """The device, dtype and mode of a run, such as "cpu float32". "eager" is not mentioned."""
     mode = "" if run.mode == "eager" else f", {run.mode}"
     return f"{run.device} {run.dtype}{mode}"
 
@@ -49,7 +50,7 @@ def located_lines(located: Located) -> list[str]:
 
 
 def describe(row: Isolated | EndToEnd | Check) -> str:
-    """Describe, in one sentence, a row or a check that did not pass."""
+    """Describe a row or a check that did not pass, in one sentence without a period."""
     if isinstance(row, EndToEnd):
         return (
             f"{row.name} (end to end): error {row.rho:.3g} times that of healthy CPU runs, "
@@ -70,15 +71,18 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
 
 
 def use_line(use: UseSummary) -> str:
-    """Say in one line what the use is, and from which position on it is wrong, if it is wrong."""
+    """Return one line about a use of the model: its name and what a person does in it.
+
+    If `use.wrong_from` is set, the line also says from which position on the use is wrong.
+    """
     where = f", wrong from position {use.wrong_from} on" if use.wrong_from else ""
     return f"{use.name}: {use.means}{where}"
 
 
 def meaning(run: DeviceRun) -> str:
-    """Say which uses are wrong on the run's device, and which are right.
+    """Say which uses of the model are wrong on the run's device, and which uses are right.
 
-    Returns "" if no use is WRONG or DEGRADED.
+    DEGRADED uses are called wrong too. Returns "" if no use is WRONG or DEGRADED.
     """
     bad = [use for use in run.by_use if use.verdict in (Verdict.WRONG, Verdict.DEGRADED)]
     good = [use.means for use in run.by_use if use.verdict is Verdict.PASS]

@@ -18,10 +18,10 @@ def masked(
     hides: Callable[[Tensor, Tensor], Tensor] = lambda query, key: key > query,
     fill: float = -math.inf,
 ) -> Edit:
-    """Return an edit of attention scores [... query key].
+    """Return an edit that masks attention scores [... query key].
 
-    It sets scores to `fill` where `hides(query position, key position)` is True. The last query has
-    the position of the last key.
+    The edit sets a score to `fill` if `hides(query position, key position)` is True. The last query
+    has the same position as the last key.
     """
 
     def mask(scores: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ def mixing(
     """Return changes to the scale, the mask or the softmax of attention.
 
     `scale(n_heads, d_head)` returns the number by which the scores are divided. `mask` edits the
-    scores, and `normalize` turns the masked scores into the pattern. The changes affect the
-    explicit path and the fused path.
+    scores, and `normalize` turns the masked scores into the attention pattern. The changes affect
+    both ways in which `Attention` computes: `mix_explicitly` and `mix_fused`.
     """
 
     def mix(

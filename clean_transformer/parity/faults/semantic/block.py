@@ -1,4 +1,4 @@
-"""Faults in the way a block connects LayerNorm, attention and MLP with the residual stream."""
+"""Faults in how a block connects LayerNorm, attention and MLP with the residual stream."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +18,9 @@ def wired(
 ) -> Changes:
     """Return changes to what a block adds to the residual stream, or to what its MLP reads.
 
-    `mid(resid_pre, attn_out)` replaces the addition after attention, and `post(resid_mid, mlp_out)`
-    the addition after the MLP. `mlp_reads(resid_pre, resid_mid)` returns the input of `ln2`.
+    `mid(resid_pre, attn_out)` replaces the addition after attention. `post(resid_mid, mlp_out)`
+    replaces the addition after the MLP. `mlp_reads(resid_pre, resid_mid)` returns the input of
+    `ln2`, the LayerNorm before the MLP.
     """
 
     def forward(self: Any, resid_pre: Tensor, kv_cache: LayerCache | None = None) -> Tensor:

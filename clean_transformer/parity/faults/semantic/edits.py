@@ -1,9 +1,9 @@
 """`SemanticFault`, and functions that return the changes for a fault.
 
 A planted fault replaces methods of our classes, or functions in our files. So the fault affects all
-our models, also those that were made before it was planted. It affects the explicit path and the
-fused path. It does not change the stored weights, and it does not affect other implementations of
-GPT-2.
+our models, including the models that were made before the fault was planted. The fault affects all
+paths (see `PATHS` in `parity/activations/isolated.py`). It does not change the stored weights, and
+it does not affect other implementations of GPT-2.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,8 +18,8 @@ from torch.func import functional_call
 # A function that takes a tensor and returns a changed tensor.
 Edit = Callable[[Tensor], Tensor]
 # A change is a tuple (owner, attribute, function). The owner is a class or a Python module. The
-# attribute is the name of the owner's attribute to replace. The function takes the right value of
-# this attribute and returns the faulty value.
+# attribute is the name of the owner's attribute that is replaced. The function takes the correct
+# value of this attribute and returns the faulty value.
 Change = tuple[Any, str, Callable[[Any], Any]]
 Changes = tuple[Change, ...]
 
@@ -28,10 +28,10 @@ Changes = tuple[Change, ...]
 class SemanticFault:
     """A mistake in the model's code: with this mistake, the model computes another function.
 
-    `first` is an `fnmatch` pattern for the name of the first activation that differs from the right
-    model's: the name of a hook point, or the name of a LayerNorm, which stands for its output. An
-    activation that the faulty model does not compute also differs. `changes` has the replacements
-    that plant the fault.
+    `first` is an `fnmatch` pattern for the name of the first activation that differs from the same
+    activation of the correct model. This is the name of a hook point, or the name of a LayerNorm;
+    the name of a LayerNorm means its output. An activation that the faulty model does not compute
+    counts as different. `changes` has the changes that `planted` makes to plant the fault.
     """
 
     name: str
@@ -46,7 +46,7 @@ class SemanticFault:
 
 @contextmanager
 def planted(changes: Changes) -> Iterator[None]:
-    """Make the changes at the start of a `with` block, and undo them at the end of the block."""
+    """Make the changes at the start of a `with` block, and undo the changes at its end."""
     with ExitStack() as stack:
         for owner, attribute, change in changes:
             faulty = change(getattr(owner, attribute))
@@ -56,7 +56,7 @@ def planted(changes: Changes) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
-    """Set `owner.attribute` to `value` inside a `with` block, and restore it after the block."""
+    """Set the owner's attribute to `value` in a `with` block, and restore it after the block."""
     original = getattr(owner, attribute)
     setattr(owner, attribute, value)
     try:
@@ -68,8 +68,9 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
 class _Bound(nn.Module):
     """Wraps a module, so that `functional_call` runs the original `forward` of the module's class.
 
-    While the fault is planted, the class has the faulty `forward`. If `functional_call` got the
-    module itself, the faulty `forward` would call itself without end.
+    While the fault is planted, the class has the faulty `forward`, and this `forward` calls
+    `functional_call`. If `functional_call` got the module itself, it would run the faulty `forward`
+    again, without end.
     """
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]):
@@ -83,7 +84,7 @@ class _Bound(nn.Module):
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Return changes that make every module of the class `owner` run with other parameters.
+    """Return changes that make every module of the class `owner` run with changed parameters.
 
     `edit(module)` returns the new values of some parameters by name. The other parameters keep
     their values.
@@ -112,7 +113,7 @@ def edited(owner: type, edits: dict[str, Edit]) -> Changes:
 def mistaken(owner: type, others: dict[str, str]) -> Changes:
     """Return changes that make every module of the class `owner` mix up its parameters.
 
-    `others` maps the name of a parameter to the name of the parameter that replaces it.
+    `others` maps the name of a parameter to the name of the parameter that is used in its place.
     """
     return parameters(
         owner, lambda module: {name: module.get_parameter(n) for name, n in others.items()}
@@ -120,7 +121,7 @@ def mistaken(owner: type, others: dict[str, str]) -> Changes:
 
 
 def arguments(owner: type, edit: Edit) -> Changes:
-    """Return changes that edit the first argument of every module of the class `owner`."""
+    """Return changes that edit the first argument of `forward`, in modules of the class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda self, x, *args, **kwargs: forward(self, edit(x), *args, **kwargs)
@@ -154,7 +155,7 @@ def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Cha
 
 
 def unchanged(activation: Tensor) -> Tensor:
-    """Return the activation as it is: an edit that changes nothing."""
+    """Return the activation itself. This is an edit that changes nothing."""
     return activation
 
 
@@ -170,14 +171,14 @@ def element(edit: Edit, *index: int) -> Edit:
 
 
 def without(*names: str) -> dict[str, Edit]:
-    """Return edits that set the parameters called `names` to zero, for the function `edited`."""
+    """Return edits for `edited` that set the parameters called `names` to zero."""
     return dict.fromkeys(names, torch.zeros_like)
 
 
 def reread(weight: Tensor) -> Tensor:
-    """Read the elements of `weight.T`, in row-major order, as a matrix of the shape of `weight`.
+    """Return the elements of `weight.T`, in row-major order, in the shape of `weight`.
 
     People make this mistake when they convert between a Conv1D weight [in out] and a Linear weight
-    [out in]: they only change the shape, and do not transpose.
+    [out in]: they reshape the weight, but they should transpose it.
     """
     return weight.T.reshape(weight.shape)

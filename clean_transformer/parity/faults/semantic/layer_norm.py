@@ -27,7 +27,7 @@ def normalizing(
 
     `center(x)` returns the centered activations, and `spread(centered)` returns their variance.
     `root(variance, eps)` returns the number by which the centered activations are divided. The
-    changes affect LayerNorms with gain and bias, and also LayerNorms without them.
+    changes affect `LayerNorm`, and also `LayerNormPre`, which has no gain and no bias.
     """
 
     def normalize(self: Any, residual: Tensor) -> Tensor:

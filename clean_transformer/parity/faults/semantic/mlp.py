@@ -39,7 +39,7 @@ def tanh_gelu(cubic: float = 0.044715, root: float = math.sqrt(2 / math.pi)) -> 
 
 
 def next_float32(weight: Tensor) -> Tensor:
-    """Return `weight` plus one unit in the last place that float32 has at this value."""
+    """Return each element of `weight` plus one unit in the last place of its float32 value."""
     single = weight.float()
     return weight + (torch.nextafter(single, torch.full_like(single, math.inf)) - single)
 

@@ -31,17 +31,21 @@ def output_transposed(weight: Tensor) -> Tensor:
 
 
 def interleaved(module: Any) -> dict[str, Tensor]:
-    """Return the parameters that result if the joint QKV weights are split head by head.
+    """Return the wrong W_Q, W_K, W_V and biases that come from splitting QKV head by head.
 
-    Of the joint heads, the heads 0, 3, 6, … become queries, 1, 4, 7, … keys, and 2, 5, 8, … values.
-    But GPT-2 stores the queries of all heads first, then all keys, then all values.
+    GPT-2 stores queries, keys and values in one joint weight: first the queries of all heads, then
+    all keys, then all values. With this mistake, the heads 0, 3, 6, … of the joint weight become
+    queries, the heads 1, 4, 7, … become keys, and the heads 2, 5, 8, … become values.
     """
     fused = {kind: torch.cat([getattr(module, f"{kind}_{x}") for x in "QKV"]) for kind in "Wb"}
     return {f"{kind}_{x}": fused[kind][place::3] for kind in "Wb" for place, x in enumerate("QKV")}
 
 
 def value_bias_folded(module: Any) -> dict[str, Tensor]:
-    """Return b_O + b_V W_O as b_O, which counts b_V twice: the values already contain b_V."""
+    """Return b_O + b_V W_O as the new b_O.
+
+    The model then adds b_V twice, because the values also contain b_V.
+    """
     share = einsum(module.b_V, module.W_O, "head d_head, head d_head d_model -> d_model")
     return {"b_O": module.b_O + share}
 
