@@ -1,8 +1,9 @@
-"""Print where the time of one decoded token, or of one forward pass, goes on a CPU.
+"""Print how long each operation takes when a CPU decodes one token or runs one forward pass.
 
 The table has the time of each operation that PyTorch's profiler records. For each matrix product,
-the table also has a rate: when decoding a token, the bytes of the weight per second; in a forward
-pass, floating-point operations per second. Time that is not in the table is spent in Python itself.
+the table also has a rate. When a token is decoded, the rate is the bytes of the weight read per
+second; in a forward pass, the floating-point operations per second. The profiler does not record
+the time that Python itself takes.
 
     python -m benchmarks.breakdown --dtype bfloat16
     python -m benchmarks.breakdown --batch 4 --length 256
@@ -31,6 +32,7 @@ from clean_transformer.text.decoding import decode_one, prefill
 from clean_transformer.weights.synthetic import stress
 
 Shapes = Sequence[Sequence[int]]
+# The operations of PyTorch that are matrix products.
 PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "_int_mm", "_linear_pointwise")
 
 
@@ -51,9 +53,9 @@ class Row:
 
 
 def decoder(model: DemoTransformer, context: int, new: int) -> Any:
-    """Read a prompt of `context` tokens, and return a function that decodes one token.
+    """Read a prompt of `context` tokens, and return a function that decodes the next token.
 
-    Each call of the function decodes the next token. There can be at most `new` calls.
+    The function can be called at most `new` times.
     """
     prompt = [[token % model.cfg.d_vocab for token in range(context)]]
     logits, cache = prefill(model, prompt, new, getattr(model, "cache_class", KVCache))
@@ -82,12 +84,12 @@ def bytes_read(shapes: Shapes, itemsize: int) -> int:
 def flops(shapes: Shapes) -> float:
     """The additions and multiplications of a matrix product.
 
-    `shapes` has the shapes of the operation's arguments. If there are three matrices, the operation
-    adds the product of two of them to the third. The three can be in any order.
+    `shapes` has the shapes of the operation's arguments. If three arguments are matrices, the
+    operation adds the product of two matrices to the third. The order of the arguments can differ.
     """
     matrices = [shape for shape in shapes if len(shape) > 1]
-    # The shapes are [r o], [r i] and [i o]. Each size occurs twice, so the square root of the
-    # product of all sizes is r · i · o.
+    # A product of [r i] and [i o] is added to a matrix [r o]. Each of the sizes r, i and o occurs
+    # twice in these shapes, so the square root of the product of all six numbers is r · i · o.
     if len(matrices) == 3:
         return 2 * math.sqrt(math.prod(map(math.prod, matrices)))
     x, W = matrices  # for a batched product, both have a batch axis

@@ -1,9 +1,10 @@
-"""Measure how large error ratios are on a healthy machine. The parity suite must let them pass.
+"""Measure the largest error ratios on a healthy machine. The parity suite must accept these ratios.
 
-Each run draws a model (sizes and weights), a batch of tokens and a number of threads at random. The
-run judges every activation, on every path of `isolated.PATHS`, in one dtype. The script prints the
-largest error ratio for each kind of operation, and the number of activations that did not pass. On
-a healthy machine, this number is 0.
+`parity/limits.py` defines the error ratio of an activation. Each run draws a model (sizes and
+weights), a batch of tokens and a number of threads at random. The run judges every activation in
+one dtype, once for each path of `isolated.PATHS` (a path chooses which hook points are watched).
+The script prints the largest error ratio for each kind of operation, and the number of activations
+that did not pass. On a healthy machine, this number is 0.
 
     python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
 """
@@ -32,7 +33,7 @@ from clean_transformer.weights import synthetic
 
 
 def draw_config(draw: random.Random) -> Config:
-    """The configuration of a small GPT-2 with random sizes, drawn by `draw`."""
+    """Draw the random sizes of a small GPT-2 with `draw`, and return its configuration."""
     n_heads, d_head = draw.choice((1, 2, 3, 4)), draw.choice((8, 16, 32, 64))
     return Config(
         n_layers=draw.choice((1, 2, 3, 4)),
@@ -47,7 +48,10 @@ def draw_config(draw: random.Random) -> Config:
 
 
 def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
-    """Draw a model and inputs with `seed`, and yield each activation's error ratio and verdict."""
+    """Draw a model and inputs with `seed`, and yield the judgment of each activation.
+
+    An `Isolated` has the error ratio of one activation, and its verdict.
+    """
     draw = random.Random(seed)
     cfg = draw_config(draw)
     weights = draw.choice((synthetic.plain, synthetic.stress))(cfg, seed)

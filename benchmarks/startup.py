@@ -1,7 +1,8 @@
 """Measure how long the command line and the package take to start.
 
-The script prints the CPU seconds of fresh processes, also divided by those of `import torch`. CPU
-time depends less than wall-clock time on the other programs that the machine runs.
+The script runs each command in a fresh process. It prints the CPU seconds of the command, and their
+ratio to the CPU seconds of `import torch`. Other programs on the machine change CPU time less than
+wall-clock time.
 
     python -m benchmarks.startup --rounds 5
 """

@@ -10,12 +10,13 @@ from clean_transformer.benchmark.work import Part, Work
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A bound on factor · product(values of `over`) / product(values of `under`).
+    """A bound on a quotient of measured values: factor · product(`over`) / product(`under`).
 
-    The values are seconds or bytes, so "a is twice as fast as b" is
-    `Goal(over=(b,), under=(a,), at_least=2)`. Each round gives one quotient. The bound applies to
-    the median over the rounds. `what` describes the goal in words. With `percent`, reports print
-    the quotient in percent. An `optional` goal needs a package that users do not have to install.
+    `over` and `under` name the parts whose values are multiplied. The values are seconds or bytes,
+    so "a is twice as fast as b" is `Goal(over=(b,), under=(a,), at_least=2)`. Each round gives one
+    quotient. The bound applies to the median of these quotients. `what` describes the goal in
+    words. With `percent`, reports print the quotient in percent. An `optional` goal may stay
+    unmeasured, because it compares our model with a package that may not be installed.
     """
 
     what: str
@@ -46,13 +47,16 @@ class Goal:
 
 
 def goals(device: str, plan: Plan) -> list[Goal]:
-    """The goals for `device`. The sizes of work in them come from `plan`."""
+    """The goals for `device`. The goals compare contestants on the work that `plan` describes."""
     return [*_Goals(device, plan).all()]
 
 
 @dataclass(frozen=True)
 class _Goals:
-    """Makes the goals for `device`. Their bounds were chosen for two CPU cores and for one GPU.
+    """Makes the goals for `device`.
+
+    The bounds for "cpu" were chosen on a machine with two CPU cores, and those for "cuda" on a
+    machine with one GPU.
 
     A goal compares contestants in float32, unless its text names another dtype.
     """
@@ -95,7 +99,7 @@ class _Goals:
         yield self.faster(work, fastest("int8"), "transformers sdpa", 5.5, "int8")
 
     def engines(self) -> Iterator[Goal]:
-        """Optional goals: to be at least as fast as each inference engine, in float32."""
+        """Optional goals: our model must be at least as fast as each inference engine."""
         for engine in self.plan.engines:
             for work, ours in (
                 (self.plan.forward, "optimized"),
@@ -141,8 +145,9 @@ class _Goals:
     def growth(self) -> Iterator[Goal]:
         """Goals for how speed changes with the batch, the context and the size of the model.
 
-        The time per input may grow by 10 % with the batch. Our share of the limit may shrink by
-        10 % with the context, and with the size of the model (see `kept`).
+        From the smallest batch to the largest, the time per input may grow by 10 %. From the
+        shortest context to the longest, and from the smallest model to the largest, the share of
+        the limit that "optimized" reaches may shrink by 10 % (see `kept`).
         """
         if batches := self.plan.batches:
             one, many = batches[0], batches[-1]
@@ -197,11 +202,11 @@ class _Goals:
     def kept(
         self, what: str, small: Work, large: Work, model: str = "small", larger: str = "small"
     ) -> Goal:
-        """A goal for the share of the limit: the limit's time divided by the time of "optimized".
+        """A goal that compares two shares of the limit.
 
-        The share at the work `large` must be at least 0.9 times the share at the work `small`.
-        `model` is the size of the model that does the work `small`, and `larger` that of the model
-        that does the work `large`.
+        A share of the limit is the limit's time divided by the time of "optimized". The share for
+        the work `large` must be at least 0.9 times the share for the work `small`. `model` names
+        the model that does the work `small`. `larger` names the model that does the work `large`.
         """
         over = (self.part(large, "limit", model=larger), self.part(small, "optimized", model=model))
         under = (

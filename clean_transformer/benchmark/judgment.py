@@ -1,4 +1,4 @@
-"""Judge the goals: decide which goals are held, missed or not measured, and say why."""
+"""Judge each goal: decide whether it is held, missed or not measured, and say why."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -68,11 +68,11 @@ def quotient(
 def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
     """The note for a missed goal.
 
-    If the goal is a speed-up over another contestant, the note gives the speed-up that the limit
-    would have over that contestant. In another dtype than float32, the note also says how much
-    faster the limit is in this dtype than in float32. The note is "" if the limit was not measured,
-    or if the goal itself is a share of the limit. For other goals, the note gives the median values
-    of `over` and of `under`.
+    - If the goal is a speed-up over a peer, the note gives the speed-up that the contestant "limit"
+      has over the same peer. If our contestant ran in another dtype than float32, the note also
+      says how much faster "limit" is in this dtype than in float32.
+    - If the goal is a share of the limit, or if "limit" was not measured, the note is "".
+    - For every other goal, the note gives the median values of the parts in `over` and `under`.
     """
     if len(goal.under) != 1 or goal.at_least is None:
         return " over ".join(

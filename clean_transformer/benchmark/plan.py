@@ -1,4 +1,4 @@
-"""The plans of a run: which contestants do which work on each kind of device."""
+"""The plan of a run says which contestants do which work. Each kind of device has its own plan."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +32,8 @@ def generate(batch: int, length: int, new: int) -> Work:
 class Plan:
     """The contestants of a run, and the sizes of their work.
 
-    A field that is None or empty leaves out the measurements or contestants that it describes.
+    If a field is None or empty, the run leaves out the measurements or the contestants that this
+    field describes.
     """
 
     forward: Work
@@ -46,9 +47,9 @@ class Plan:
     # The dtypes in which "forward" and "generate" are measured in addition to float32. If "tf32" is
     # one of them, "training" is measured in tf32 too.
     narrow: tuple[str, ...] = ("bfloat16",)
-    # The contestants that are measured in these additional dtypes.
+    # The contestants that are measured in the dtypes of `narrow`.
     in_narrow: tuple[str, ...] = ("limit", "optimized")
-    # Further dtypes for "generate" alone. Only "limit" and "optimized" run in them.
+    # More dtypes for "generate". Only "limit" and "optimized" are measured in these dtypes.
     quantized: tuple[str, ...] = ("int8",)
     # The dtypes in which "optimized compiled" is measured; it takes part only in "generate".
     graphs: tuple[str, ...] = ("float32", "int8")
@@ -56,6 +57,7 @@ class Plan:
     in_memory: tuple[str, ...] = ("limit", "ours", "transformers sdpa")
     # The work of the measurement "first token".
     first: Work | None = None
+    # The work of the measurement "training".
     train: Work | None = None
     # The work of the measurement "generate a batch".
     batched: Work | None = None
@@ -68,7 +70,10 @@ class Plan:
 
     @property
     def batches(self) -> tuple[Work, ...]:
-        """The forward passes of `grid` with 256 tokens and all logits, the smallest batch first."""
+        """The forward passes of `grid` that differ only in the batch, the smallest batch first.
+
+        Each of their inputs has 256 tokens, and they compute the logits for all positions.
+        """
         same_length = [one for one in self.grid if not one.last_only and one.length == 256]
         return tuple(sorted(same_length, key=lambda one: one.batch))
 
@@ -112,7 +117,7 @@ QUICK = Plan(
     fewer_rounds=2,
 )
 
-# The forward pass and the batches are large enough to keep a GPU busy.
+# On a GPU, the forward pass and the batches are larger than in `FULL`, to keep the GPU busy.
 GPU = replace(
     FULL,
     forward=forward(32, 1024, last_only=True),
@@ -202,7 +207,7 @@ def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
     )
     yield measured("import", parts(device, Work(kind="import"), "limit", "ours"))
     memory = parts(device, Work(kind="memory"), *plan.in_memory)
-    yield replace(measured("memory", memory), rounds=1)  # memory does not vary
+    yield replace(measured("memory", memory), rounds=1)  # each round would measure the same
     for kind in ("load", "first_use"):
         yield measured(kind, parts(device, Work(kind=kind), "ours", "transformers sdpa"))
     for work, title in ((plan.first, "first token"), (plan.batched, "generate a batch")):

@@ -33,8 +33,9 @@ class Report:
     def exit_status(self) -> int:
         """0 all goals hold, 1 a goal is missed, 3 a goal was not measured.
 
-        Goals for devices that this machine lacks do not count. If the run was limited to some
-        contestants, no goals are judged: 0 everything was measured, 3 something was not measured.
+        Goals for devices that this machine lacks do not count, and an optional goal that was not
+        measured does not count. If the run was limited to some contestants, no goals are judged.
+        Then the status is 0 if everything was measured, and otherwise 3.
         """
         if self.judged is not None:
             return exit_status([one for one in self.judged if one.goal.device not in self.absent])
@@ -48,7 +49,7 @@ class Benchmark:
     With `quick`, a run does less work, and takes about two minutes on a CPU. `only` names the
     contestants to run. With `only`, no goals are judged, because goals compare contestants.
 
-    Raises `ValueError` if `only` has a name that is no contestant's.
+    Raises `ValueError` if a name in `only` is not a key of `contestants.CONTESTANTS`.
     """
 
     def __init__(

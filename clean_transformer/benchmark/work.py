@@ -21,7 +21,8 @@ class Work:
     - `capture`: run a forward pass that returns every activation
     - `train`: run a forward pass, a backward pass and one optimizer step
     - `import`: start Python, and import the contestant's package
-    - `load`: build the model from its folder; the file is already in the operating system's cache
+    - `load`: build the model, and load its weights from a file; the operating system already has
+      this file in its cache
     - `first_use`: build the model, and run it on one token, so that it reads every weight
     - `memory`: build the model, and run it on one token; the peak memory is measured
     """
@@ -34,9 +35,11 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens that count for tokens per second.
+        """The number of tokens from which tokens per second are computed.
 
-        It is 0 for work whose tokens per second are not reported.
+        For "generate" and "step", these are the new tokens; for "forward", "capture" and "train",
+        the tokens of all inputs. For other work, and for the time to the first token, the result is
+        0, and reports print no tokens per second.
         """
         per_input = {
             "forward": self.length,
@@ -102,13 +105,14 @@ class Part:
         """
         work = replace(self.work, new=min(self.work.new, 4))
         # The time of "step" is a difference of two times. With only four steps, noise could make
-        # the difference negative, and a negative time is an error.
+        # the difference negative, which `worker.measure` reports as an error. So the warm-up is
+        # "generate", which runs the same code.
         if work.kind == "step":
             work = replace(work, kind="generate")
         return replace(work, length=min(work.length, 64)) if self.setup.device == "cpu" else work
 
     def by(self, contestant: str, dtype: str | None = None) -> "Part":
-        """The same part with another contestant, and with another `dtype` unless that is None."""
+        """This part with another `contestant`. If `dtype` is given, it replaces the dtype too."""
         other = replace(self.setup, contestant=contestant, dtype=dtype or self.setup.dtype)
         return Part(other, self.work)
 

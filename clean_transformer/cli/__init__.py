@@ -1,4 +1,6 @@
-"""The command line. Each command is a function in the file with its name; `doctor` is in parity.py.
+"""The command line. Each command is a function in the file with the command's name.
+
+The command `doctor` is in parity.py.
 
 Importing this package does not import PyTorch, so that `--help` is fast.
 """

@@ -57,8 +57,8 @@ Command = TypeVar("Command", bound=Callable[..., None])
 def options_from(settings: type, panel: str) -> Callable[[Command], Command]:
     """A decorator that gives a command one option for each field of the dataclass `settings`.
 
-    The options replace the command's `**` parameter in the help. The command receives their values
-    through this parameter. Each field must be declared as
+    In the help, the options stand in the place of the command's `**` parameter. When the command is
+    called, this parameter receives the values of the options. Each field must be declared as
     `name: Annotated[type, "help text"] = default`. `panel` is the heading above these options in
     the command's help.
     """

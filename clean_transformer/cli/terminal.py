@@ -24,10 +24,10 @@ from rich.text import Text
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """In this `with` block, an error prints one line on standard error, and exits with status 2.
+    """A context manager that prints errors in one line on standard error, and exits with status 2.
 
-    Ctrl-C exits with status 130. `BrokenPipeError` is raised unchanged: this error means that the
-    program that reads our output, such as `head`, has ended.
+    After Ctrl-C, the exit status is 130. `BrokenPipeError` is raised unchanged. This error means
+    that the program that reads our output, such as `head`, has ended.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> 
 
 
 def format_cell(value: str | int | float | None) -> str:
-    """The text of a table's cell with this value (see `print_table`)."""
+    """Convert a value to the text of a table's cell (see `print_table`)."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -148,7 +148,7 @@ def read_tokens(files: list[Path], tokenizer: "Tokenizer | None") -> "Tokens":
 
 
 def architecture(size: str, **changes: int) -> Config:
-    """The architecture of the published `size`, with the fields in `changes` replaced.
+    """The architecture of the published `size`. `changes` has new values for some of its fields.
 
     As in every published GPT-2, d_head is d_model / n_heads, and d_mlp is 4 d_model. Raises
     `ValueError` if d_model is not a multiple of n_heads.

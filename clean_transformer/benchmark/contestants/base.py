@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # The keys are the dtypes in which contestants are measured, and the values are the dtypes in which
-# their weights are loaded. TF32 is a way to multiply float32 tensors. Weights in int8 are made from
-# float32 weights after loading.
+# their weights are loaded. With TF32, a GPU multiplies float32 tensors faster and less precisely.
+# So for "tf32", the weights are loaded in float32. For "int8", the weights are loaded in float32,
+# and then rounded.
 DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -28,9 +29,10 @@ Tokens = Int[Tensor, "batch pos"]
 class Contestant:
     """The base class of the models that are measured. `__init__` loads the weights from `folder`.
 
-    A subclass overrides `forward`, `generate` or `capture` if its model can do this work, and sets
-    `model` if `train_step` can train the model. `package` is the name of the installed package that
-    runs the model. `imported` is the module whose import is timed.
+    A subclass overrides `forward`, `generate` or `capture` if its model can do this work. If
+    `train_step` can train the model, the subclass sets `model`. `package` is the name of the
+    installed package that runs the model. `imported` is the module whose import is timed. `loss`
+    takes logits [n d_vocab] and token ids [n], and returns the mean loss.
     """
 
     package = "torch"
@@ -62,7 +64,7 @@ class Contestant:
         raise NotImplementedError(f"{type(self).__name__} keeps no activations")
 
     def last_logits(self, tokens: Tokens) -> Float[Tensor, "batch d_vocab"]:
-        """The logits at the last position of each input, in float32 on the CPU, for the check."""
+        """The logits at the last position of each input, in float32 on the CPU."""
         return self.forward(tokens)[:, -1].float().cpu()
 
     def train_step(self, tokens: Tokens) -> float:
@@ -82,16 +84,16 @@ class Contestant:
         The first access to `optimizer` puts `model` in training mode.
         """
         for name, parameter in self.model.train().named_parameters():
-            # Only our model has this bias, and our own `train` does not train it either.
+            # The other models do not have this bias, and the command `train` does not train it.
             parameter.requires_grad_(name != "unembed.b_U")
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
 
 def any_shape(device: str) -> bool | None:
-    """The value of the argument `dynamic` of `torch.compile`: True on a CPU, None elsewhere.
+    """The argument `dynamic` for `torch.compile`: True on a CPU, None on other devices.
 
-    On a CPU, one graph for all shapes compiles in half a minute, and is as fast as a graph for one
-    shape.
+    True means one graph for all shapes. On a CPU, this graph compiles in half a minute, and it is
+    as fast as a graph for a single shape.
     """
     return True if device == "cpu" else None

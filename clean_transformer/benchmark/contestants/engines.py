@@ -136,14 +136,14 @@ class OnnxRuntime(Engine):
 
     @cached_property
     def first(self) -> Any:
-        """The session that reads a prompt. It returns what `Reader.forward` returns."""
+        """The session that reads a prompt. Its outputs are those of `Reader.forward`."""
         return self.exported("first", Reader(self.model), (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def next(self) -> Any:
-        """The session that decodes: it reads one new token, and the earlier keys and values.
+        """The session that decodes. Its inputs are one new token, and the earlier keys and values.
 
-        It returns what `Reader.forward` returns.
+        Its outputs are those of `Reader.forward`.
         """
         past = torch.zeros(self.cfg.n_layers, 2, 2, self.cfg.n_heads, 8, self.cfg.d_head)
         tokens = torch.ones(2, 1, dtype=torch.long)
@@ -171,16 +171,17 @@ class OnnxRuntime(Engine):
 
 
 class Reader(nn.Module):
-    """`NanoGPT` for decoding: it also returns the keys and values, and takes them as an input."""
+    """`NanoGPT` for decoding. `forward` takes the earlier keys and values, and returns all."""
 
     def __init__(self, model: NanoGPT):
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The logits at the last position [batch d_vocab], and all keys and values.
+        """Return the logits at the last position [batch d_vocab], and all keys and values.
 
-        The keys and values of earlier and new positions are one tensor of the shape `nanogpt.Past`.
+        `past` has the keys and values of the earlier positions. The returned tensor has those of
+        the earlier and the new positions. Both tensors have the axes of `nanogpt.Past`.
         """
         x, presents = self.model.read(tokens, past)
         kept = torch.stack([torch.stack(present) for present in presents])
@@ -219,13 +220,13 @@ class LlamaCpp(Engine):
 
     @cached_property
     def with_all_logits(self) -> Any:
-        """The same model, opened again with the setting that keeps the logits of all positions."""
+        """A second `Llama` with the same file, which keeps the logits of all positions."""
         return self.open_all_logits()
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
-        """Compute the logits of each input; with `last_only`, only for its last position.
+        """Compute the logits for all positions; with `last_only`, only for the last position.
 
-        The model here holds one text at a time, so the inputs run one after the other.
+        `Llama` can hold only one text at a time, so the inputs run one after the other.
         """
         model = self.model if last_only else self.with_all_logits
         rows = []

@@ -1,4 +1,4 @@
-"""The limit: the shortest time that this machine needs for the matrix products, or to read weights.
+"""The limit: the shortest time in which this machine could do the work.
 
 The limit is a contestant, so that it is measured in the same rounds as the other contestants. It
 times matrix products of the model's shapes, and measures how fast the machine reads memory.
@@ -30,7 +30,8 @@ HOPELESS = 0.3  # seconds
 # Multiplies x [rows inputs] by a fixed weight.
 Product = Callable[[Tensor], Tensor]
 
-# Called with a weight [inputs outputs] and the number of rows of x. Returns the `Product` function.
+# Takes a weight [inputs outputs] and the number of rows of x, and returns a `Product` function that
+# multiplies such an x by this weight.
 Way = Callable[[Tensor, int], Product]
 
 
@@ -119,7 +120,7 @@ def by_onednn_packed(weight: Tensor, rows: int) -> Product:
 def in_float32(weight: Tensor, rows: int) -> Product:
     """A function that multiplies with oneDNN in float32, and rounds to the dtype of x.
 
-    This is for processors that have no instructions for half precision.
+    On a processor without instructions for half precision, this can be the fastest way.
     """
     multiply = by_onednn(weight.float(), rows)
     return lambda x: multiply(x.float()).to(x.dtype)
@@ -129,7 +130,7 @@ WAYS: tuple[Way, ...] = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, i
 
 
 def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
-    """Functions that each read the whole `buffer` [n]. The fastest differs between processors."""
+    """Functions that each read the whole `buffer` [n]. The processor decides which is fastest."""
     rows = buffer.view(-1, 1024)
     vector = buffer[:1024].clone()
     return (buffer.sum, rows.sum, lambda: rows @ vector)
@@ -140,8 +141,9 @@ class Limit(Contestant):
 
     A forward pass takes at least as long as its matrix products, each with the fastest kernel for
     its shape. It also takes at least as long as reading every weight once. Decoding a token takes
-    at least as long as reading the weights, keys and values. All products of one shape are timed
-    with the same weight. This weight may stay in the processor's cache.
+    at least as long as reading the weights, keys and values. A product is timed several times with
+    the same weight. This weight may stay in the processor's cache, so that the product is faster
+    than it is in a model.
     """
 
     title = "the machine"
@@ -220,7 +222,7 @@ class Limit(Contestant):
 
 
 def prepared(x: Tensor, way: Way, weight: Tensor) -> Callable[[], object]:
-    """A function that multiplies x by the weight, which is already in the layout for `way`."""
+    """Convert `weight` to the layout for `way`, and return a function that multiplies x by it."""
     return partial(way(weight, len(x)), x)
 
 
@@ -229,8 +231,8 @@ def fastest(
 ) -> Callable[[], object]:
     """Time several functions, and return the fastest. Each item of `prepare` makes one function.
 
-    A function that raises an error is skipped, because this build of PyTorch or this processor does
-    not support it. The first call of each function is a warm-up.
+    If a function raises an error, it is skipped: this build of PyTorch or this processor does not
+    support it. The first call of each function is a warm-up.
     """
     best, least = None, math.inf
     for make in prepare:

@@ -33,10 +33,11 @@ class Block(nn.Module):
         self.c_out = nn.Linear(cfg.d_mlp, cfg.d_model)
 
     def forward(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Present]:
-        """The residual stream after the block, and the keys and values of all positions.
+        """Return the residual stream after the block, and the keys and values of all positions.
 
-        `past` may have the block's keys and values of earlier positions. Then x must have only one
-        new position.
+        `x` [batch pos d_model] is the residual stream before the block. `past` [two batch head past
+        d_head] has the block's keys and values of earlier positions. With `past`, `x` must have
+        only one position.
         """
         batch, n_pos, d_model = x.shape
         qkv = self.c_attn(self.ln_1(x)).view(batch, n_pos, 3, self.n_heads, -1)
@@ -62,7 +63,7 @@ class NanoGPT(nn.Module):
     def read(
         self, tokens: Int[Tensor, "batch pos"], past: Past | None = None
     ) -> tuple[Float[Tensor, "batch pos d_model"], list[Present]]:
-        """The output of the last LayerNorm, and the keys and values of each block."""
+        """Return the output of the final LayerNorm, and the keys and values of each block."""
         start = 0 if past is None else past.shape[4]
         positions = torch.arange(tokens.shape[1], device=tokens.device) + start
         x = self.wte(tokens) + self.wpe(positions)

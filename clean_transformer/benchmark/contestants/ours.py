@@ -54,7 +54,7 @@ class OptimizedCompiled(Optimized):
 class Compiled(Ours):
     """`DemoTransformer` whose forward pass is compiled by `torch.compile`."""
 
-    generate = Contestant.generate  # not measured: each length would compile again
+    generate = Contestant.generate  # not measured, because each length would compile again
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
@@ -62,10 +62,11 @@ class Compiled(Ours):
 
 
 class Watched(Ours):
-    """`DemoTransformer` with a hook on every pattern, so that it computes attention explicitly.
+    """`DemoTransformer` with a hook on every attention pattern.
 
-    The hooks store nothing. So the time of `Ours.capture` minus the time of `Watched.forward` is
-    the time that storing the activations takes.
+    These hooks make the model compute attention explicitly, without a fused kernel, as it does when
+    all activations are stored. But the hooks store nothing. So the time of `Ours.capture` minus the
+    time of `Watched.forward` is the time that storing the activations takes.
     """
 
     def __init__(self, folder: Path, device: str, dtype: str):

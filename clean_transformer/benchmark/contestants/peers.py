@@ -50,7 +50,7 @@ class TransformersEager(Transformers):
 class TransformersCompiled(Transformers):
     """`GPT2LMHeadModel` whose forward pass is compiled by `torch.compile`."""
 
-    generate = Contestant.generate  # not measured: each length would compile again
+    generate = Contestant.generate  # not measured, because each length would compile again
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
@@ -102,7 +102,7 @@ class TransformerBridge(HookedTransformer):
 
 
 def hugging_face_model(folder: Path, device: str, dtype: torch.dtype, attention: str) -> Any:
-    """Load a `GPT2LMHeadModel` without dropout, whose generation <|endoftext|> does not stop.
+    """Load a `GPT2LMHeadModel` without dropout. <|endoftext|> does not stop its generation.
 
     `attention` is "sdpa" (PyTorch's fused attention) or "eager" (explicit attention).
     """

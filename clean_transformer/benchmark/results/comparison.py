@@ -1,12 +1,13 @@
 """Compare two runs: which parts of our own contestants became slower or faster?
 
-Between two runs, the whole machine may have become slower, because it is warmer, or because other
-programs run. The contestants that do not run our code (the peers) show this, because their code is
-the same in both runs. We divide the change of each of our parts by the median change of the peers
-in the same measurement. We then compare the result with the noise. The noise is estimated in two
-ways, and the larger estimate counts: from the differences between the peers' changes, and from the
-differences between the rounds of our part. Bytes do not depend on the machine's speed, so they are
-compared directly.
+Between two runs, the whole machine may have become slower (the machine's drift), because it is
+warmer, or because other programs run. The peers measure this drift. Peers are contestants that do
+not run our code, and whose package has the same version in both runs. The change of a part is its
+new time divided by its old time. We divide the change of each of our parts by the median change of
+the peers in the same measurement, and then compare the quotient with the noise. There are two
+estimates of the noise, and we use the larger one: the first is computed from the differences
+between the peers' changes, the second from the differences between the rounds of our part. Bytes do
+not depend on the machine's speed, so they are compared without this division.
 """
 
 import math
@@ -21,8 +22,8 @@ from clean_transformer.benchmark.work import BYTES, Part
 # A change up to this size on a log scale (about 5 %) always counts as "the same".
 LEAST = 0.05
 
-# A change counts if it is larger than this many standard deviations of the noise. If the limit
-# were two, three in a hundred unchanged parts would count by chance.
+# A change counts as "slower" or "faster" if it is larger than this many standard deviations of the
+# noise. With 2 instead of 4, about 3 in 100 unchanged parts would count as changed, by chance.
 SIGMAS = 4
 
 

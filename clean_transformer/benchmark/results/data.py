@@ -52,14 +52,15 @@ class Results:
     def together(self, parts: Collection[Part]) -> Mapping[Part, Result] | None:
         """The results of the first measurement that has all `parts`, by part.
 
-        None if no measurement has all of them.
+        None if no measurement has all `parts`.
         """
         return next((one for one in self.by_measurement() if one.keys() >= {*parts}), None)
 
     def limit_of(self, result: Result) -> Result | None:
-        """The limit's result for the same work, device, dtype and model, in the same measurement.
+        """The result of the contestant "limit" that `result` can be compared with.
 
-        None if the limit was not measured.
+        Both have the same measurement, work, device, dtype and model. None if "limit" was not
+        measured.
         """
         limit = result.part.by("limit")
         found = [r for r in self.results if r.part == limit and r.measurement == result.measurement]
@@ -68,7 +69,7 @@ class Results:
     def share_of_limit(self, result: Result) -> Spread | None:
         """The limit's value divided by the value of `result`: median and quartiles over the rounds.
 
-        None if the limit was not measured, or if `result` itself is the limit's.
+        None if the contestant "limit" was not measured, or if `result` belongs to "limit".
         """
         limit = self.limit_of(result)
         if limit is None or result.part.setup.contestant == "limit":

@@ -39,9 +39,9 @@ GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
 
 
 def throughput(results: Results, name: str) -> go.Figure:
-    """A bar chart of tokens per second, with quartiles. Each setup has one bar.
+    """A bar chart of the median tokens per second in one measurement. Each setup has one bar.
 
-    `name` is the title of the measurement, without the device.
+    The error bars show the quartiles. `name` is the title of the measurement, without the device.
     """
     rows = [row for row in results.results if _name(row) == name and row.values]
     speeds = [row.tokens_per_second for row in rows]
@@ -67,8 +67,8 @@ def throughput(results: Results, name: str) -> go.Figure:
 def roofline(results: Results) -> go.Figure:
     """A roofline plot: operations per second against operations per byte of weights.
 
-    The points are the forward passes and decoding steps of GPT-2 small. The line of the limit is
-    dotted.
+    The points are the forward passes and decoding steps of GPT-2 small. Each contestant has a line.
+    The line of the contestant "limit" is dotted.
     """
     small = config("small")
     rows = [
@@ -118,9 +118,9 @@ def _name(row: Result) -> str:
 def _lines(
     rows: Iterable[Result], x: Number, y: Number, title: str, x_title: str, y_title: str
 ) -> go.Figure:
-    """A figure with one line for each contestant, device and dtype, on logarithmic axes.
+    """A figure with logarithmic axes, and one line for each triple of contestant, dtype and device.
 
-    `x` and `y` are functions that return the coordinates of a result.
+    `rows` are the results. `x` and `y` are functions that return the coordinates of a result.
     """
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:

@@ -31,9 +31,11 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
 
 
 def in_use(device: str) -> int:
-    """The bytes in use now: on CUDA those of the GPU, otherwise those of this process.
+    """The bytes of memory in use now.
 
-    On CUDA, this function also resets the GPU's peak memory (see `peak`) to the bytes in use.
+    On CUDA, these are the bytes that PyTorch's tensors occupy on the GPU. This function then also
+    resets the GPU's peak memory (see `peak`) to this value. On other devices, the result is the
+    main memory that this process uses.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -44,8 +46,8 @@ def in_use(device: str) -> int:
 def peak(device: str) -> int:
     """The peak memory in bytes.
 
-    On CUDA, this is the peak of the GPU since the last call of `in_use`. Otherwise it is the peak
-    of this process since its start.
+    On CUDA, this is the peak on the GPU since the last call of `in_use`. On other devices, it is
+    the peak of the main memory that this process has used since its start.
     """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
@@ -68,7 +70,7 @@ def of_process(field: str) -> int:
 def main(contestant: str, folder: str, device: str, dtype: str) -> None:
     """Print the peak memory in bytes, without the memory in use before the model is loaded.
 
-    The contestant first runs a tiny model, so that all libraries are loaded before the measuring.
+    The contestant first runs a tiny model, so that all libraries are loaded by then.
     """
 
     def use(model: Path) -> None:

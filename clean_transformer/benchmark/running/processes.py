@@ -1,4 +1,7 @@
-"""Run each setup in a process of its own. Requests and answers are lines of JSON."""
+"""Start a process for each setup (see `work.Setup`), and exchange messages with it.
+
+The messages are lines of JSON, which worker.py describes.
+"""
 
 import atexit
 import json
@@ -12,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# TransformerLens 4 has no HookedTransformer. So this contestant runs in another environment, which
-# has TransformerLens 3.
+# TransformerLens 4 has no HookedTransformer. So this contestant runs with the Python of another
+# environment, in which TransformerLens 3 is installed.
 HOOKED = "HookedTransformer"
 
 
@@ -88,7 +91,7 @@ def command(contestant: str, hooked_python: str | None) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Environment variables with which a worker imports this package and uses no network."""
+    """Environment variables for a worker. They let it import this package and use no network."""
     return {
         "PYTHONPATH": folder_of_the_package(),
         "HF_HUB_OFFLINE": "1",
@@ -98,10 +101,11 @@ def environment() -> dict[str, str]:
 
 @cache
 def folder_of_the_package() -> str:
-    """A temporary folder that holds only a link to this package; deleted when Python exits.
+    """A temporary folder that contains only a link to this package. Python deletes it on exit.
 
-    PYTHONPATH cannot be the folder that has this package, because that may be `site-packages`. A
-    worker in another environment would then import the wrong versions of other packages.
+    A worker finds this package through this folder. The folder that really contains the package may
+    be `site-packages`. If PYTHONPATH named `site-packages`, a worker in another environment would
+    import the wrong versions of other packages.
     """
     folder = tempfile.TemporaryDirectory(prefix="bench-")
     atexit.register(folder.cleanup)

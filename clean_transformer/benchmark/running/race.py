@@ -15,9 +15,10 @@ from clean_transformer.benchmark.running.processes import Failed, Worker, comman
 from clean_transformer.benchmark.work import Measurement, Part, Setup
 from clean_transformer.model import DemoTransformer
 
-# How far a contestant's logits may be from the logits of our float32 model, for each dtype. The
-# unit is the standard deviation of our logits. On the weights of `synthetic.stress`, the distance
-# is 0.015 for correct bfloat16 logits, and 1 for the logits of a wrong model.
+# For each dtype: how far a contestant's logits may be from the logits of our model in float32. This
+# distance is the standard deviation of the difference, divided by that of our logits. With the
+# weights of `synthetic.stress`, correct bfloat16 logits have the distance 0.015, and the logits of
+# a wrong model have the distance 1.
 AGREEMENT = {"float32": 1e-3, "tf32": 0.02, "float16": 0.02, "bfloat16": 0.1, "int8": 0.3}
 
 # The inputs on which each contestant is compared with our model.
@@ -83,7 +84,7 @@ class Race:
         self.titles: dict[Setup, str] = {}
         self.failures: dict[Setup, str] = {}
         self.divergences: dict[Setup, float] = {}
-        self.expected: dict[str, Expected] = {}  # by model
+        self.expected: dict[str, Expected] = {}  # the keys are model names
 
     def run(
         self, measurements: Sequence[Measurement], on_turn: OnTurn = lambda part: None
@@ -122,7 +123,8 @@ class Race:
         together = [setup for setup in started if setup.contestant not in TUNED]
         for group in (together, *([s] for s in started if s.contestant in TUNED)):
             self.titles |= self.ask_all(group, self.load_request)
-        # All setups run the check at the same time, because some compile for most of a minute.
+        # All setups run the check at the same time, because some need most of a minute
+        # to compile.
         checked = [s for s in started if s in self.workers and s.contestant != "limit"]
         request = {"do": "check", "tokens": CHECKED_TOKENS, "new": CHECKED_NEW}
         for setup, found in self.ask_all(checked, lambda _: request).items():
@@ -190,15 +192,16 @@ class Race:
                         f"it generates a token whose logit is {lack:.2g} standard deviations "
                         "below the largest"
                     )
-                # Two tokens were almost equally likely, and the contestant chose the other one. Its
-                # later tokens continue another text, so they cannot be compared.
+                # Our model found two tokens almost equally likely, and the contestant chose the
+                # less likely one. From here on, the contestant continues another text than our
+                # model, so the later tokens cannot be compared.
                 if new != logits.argmax():
                     break
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
         """Run one measurement, and return its results.
 
-        Each round starts one part later than the round before, so that no part always runs first.
+        Each round starts with the next part of the measurement, so that no part always runs first.
         """
         values: dict[Part, list[float]] = {part: [] for part in measurement.parts}
         failures: dict[Part, str] = {}

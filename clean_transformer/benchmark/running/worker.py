@@ -6,8 +6,8 @@ There are three requests. After each arrow is the value in the answer:
     {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id, …]}
     {"do": "measure", "work": {…}, "at_least": seconds} → seconds; for memory, bytes
 
-The methods of `Server` with the same names describe them. An answer is {"value": …}, or
-{"error": "…"} if the request failed. If a library prints something, it goes to standard error.
+The method of `Server` with the name of the request answers it. An answer is {"value": …}, or
+{"error": "…"} if the request failed. If a library prints text, the text goes to standard error.
 """
 
 import json
@@ -35,7 +35,10 @@ from clean_transformer.benchmark.work import Work
 
 
 class Server:
-    """Answers the requests: each method answers one. The contestant stays loaded in between."""
+    """Answers the requests with the method of the same name.
+
+    `load` must be the first request. The contestant then stays loaded for all later requests.
+    """
 
     contestant: Contestant
 
@@ -53,7 +56,8 @@ class Server:
 
         The result has two keys: "logits" has the logits at the last position of each input in
         `tokens`, and "generated" has the `new` tokens that the contestant generates after the first
-        input. The value is None if the contestant has no `forward` or no `generate`.
+        input. "logits" is None if the contestant has no `forward`, and "generated" is None if it
+        has no `generate`.
         """
         given = torch.tensor(tokens, device=self.contestant.device)
         found: dict[str, Any] = {"logits": None, "generated": None}
@@ -66,7 +70,10 @@ class Server:
         return found
 
     def measure(self, work: dict[str, Any], at_least: float) -> float:
-        """The value of `work` for the contestant, as `measure` below returns it."""
+        """Measure `work` with the loaded contestant, and return seconds (for "memory", bytes).
+
+        See the function `measure`; for the contestant "limit", see `Limit.measure`.
+        """
         wanted = Work(**work)
         limit = self.contestant if isinstance(self.contestant, Limit) else None
         with torch.inference_mode(limit is not None or wanted.kind != "train"):
@@ -83,8 +90,10 @@ def has(contestant: Contestant, method: str) -> bool:
 def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> float:
     """The seconds that `work` takes; for the kind "memory", the bytes that it needs.
 
-    `name` is the contestant's key in `CONTESTANTS`. Except for "import" and "memory", the work is
-    repeated until `at_least` seconds have passed, and the median is returned.
+    `name` is the contestant's key in `CONTESTANTS`. The work is repeated until `at_least` seconds
+    have passed, and the result is the median. "import" and "memory" run only once. For "step", the
+    result is computed from two medians: (time for 1 + `new` tokens - time for 1 token) / `new`.
+    Raises `RuntimeError` if noise makes this difference 0 or negative.
     """
     folder, device, dtype = contestant.folder, contestant.device, contestant.dtype
     tokens = some_tokens(work.batch, work.length, device)
