@@ -38,9 +38,9 @@ class Model(Protocol):
 class Stop:
     """A continuation stops at a token in `tokens`, or when its text contains one of `strings`.
 
-    If there are stop strings, `tokenizer` must not be None, because it converts the token ids to
-    text. A stop string may begin and end in the middle of a token. Raises `ValueError` for an empty
-    stop string.
+    `tokenizer` converts token ids to text. It must not be None if there are stop strings, and for
+    the methods `text` and `settled_text`. A stop string may begin and end in the middle of a token.
+    Raises `ValueError` for an empty stop string.
     """
 
     tokens: Sequence[int] = ()
