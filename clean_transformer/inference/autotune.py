@@ -18,14 +18,15 @@ from clean_transformer.inference.matmuls import (
     Weight,
 )
 
-# Each kernel is measured with inputs x [row d_in] of these numbers of rows. A row is one token.
-# With one row, the speed depends on how fast the processor reads the weights from memory. With many
-# rows, the speed depends on how fast the processor computes.
+# We measure each kernel at each of these numbers of rows of the input x [row d_in]. A row is one
+# token. With one row, the speed depends on how fast the processor reads the weights from memory.
+# With many rows, the speed depends on how fast the processor computes.
 ROWS = (1, 8, 64, 512)
 
 
 # With this number of rows or more, computing takes longer than reading the weights from memory. The
-# measurement then uses one layer only, because reading its weights from the cache is not faster.
+# measurement then uses only one layer. Its weights may then stay in the processor's cache, but this
+# does not make the kernels faster.
 COMPUTE_BOUND_ROWS = 64
 
 
@@ -41,8 +42,8 @@ TOO_SLOW = 16.0
 SECONDS_EACH, FEWEST_RUNS = 0.1, 3
 
 
-# Weights become column-major only if that is at least 2% faster, because every weight has to be
-# copied into the new memory order.
+# Weights become column-major only if the kernels are then at least 2% faster, because every weight
+# has to be copied into the new memory order.
 WORTH_A_COPY = 1.02
 
 
@@ -56,8 +57,8 @@ BEYOND_CACHES = 128 * 2**20
 class Choice(NamedTuple):
     """The fastest kernel for each number of input rows.
 
-    `by_rows` maps each measured number of rows to the fastest kernel. `transposed` is True if these
-    kernels were measured with W column-major in memory, and False for row-major.
+    `by_rows` maps each measured number of rows to the fastest kernel. `transposed` is True if the
+    kernels were measured with W column-major in memory, and False if W was row-major.
     """
 
     by_rows: dict[int, Matmul]
@@ -69,7 +70,7 @@ class Choice(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A kernel to measure, with its weights column-major in memory if `transposed`."""
+    """A kernel to measure with weights column-major in memory if `transposed`, else row-major."""
 
     kernel: Matmul
     transposed: bool
@@ -141,8 +142,8 @@ def measure(
     """Return, for each number of rows, the shortest time of each candidate, in seconds per layer.
 
     `run(candidate, x)` runs the candidate's kernel on one or several layers, and returns the number
-    of layers. Candidates that are too slow (see `TOO_SLOW`) are not measured at larger numbers of
-    rows.
+    of layers on which the kernel ran. Candidates that are too slow (see `TOO_SLOW`) are not
+    measured at larger numbers of rows.
     """
     by_rows = {}
     for n_rows in ROWS:
@@ -170,7 +171,8 @@ def measure(
 def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
     """Return the candidates that must run again.
 
-    `runs` maps each candidate to the times of its runs so far, in seconds.
+    `runs` maps each candidate to the times of its runs so far, in seconds. The comment at
+    `SECONDS_EACH` explains when a candidate must run again.
     """
     best = min((min(taken) for taken in runs.values() if taken), default=math.inf)
     return [
@@ -186,9 +188,10 @@ def fastest_seconds(seconds: Seconds, transposed: bool) -> float:
 
 
 def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
-    """Return, for each number of rows, the fastest kernel of the candidates with `transposed`.
+    """Return the fastest kernel for each number of rows.
 
-    `by_rows` is what `measure` returns.
+    The function compares only the candidates with this value of `transposed`. `by_rows` is what
+    `measure` returns.
     """
     winners = {
         n_rows: min((c for c in seconds if c.transposed == transposed), key=seconds.__getitem__)

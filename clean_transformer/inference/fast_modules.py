@@ -1,7 +1,8 @@
 """Fast replacements for the methods of blocks, unembeddings and the decoding step.
 
-A replacement calls the module's own method whenever the replacement could behave differently: if a
-submodule has a hook, if gradients are enabled, under autocast, and if the module has changed.
+A replacement calls the module's own method in all cases in which the replacement could behave
+differently: if a submodule has a hook, if gradients are enabled, if autocast is on, and if the
+module has changed.
 """
 
 import warnings
@@ -45,10 +46,11 @@ class NotOptimized(UserWarning):
 class Fast:
     """A fast replacement for a module's method, used until the module or its weights change.
 
-    With `weights="int8"`, the replacement computes with copies of the parameters. It is therefore
-    no longer used after a parameter has changed in place. Otherwise the replacement reads the
-    parameters themselves, so a change in place takes effect, and the replacement stays in use.
-    `also_read` are modules outside of `module` whose parameters the replacement reads, too.
+    With `weights="int8"`, the replacement computes with copies of the parameters. If a parameter
+    changes in place, the replacement is therefore no longer used. Without `weights`, the
+    replacement reads the parameters themselves. A change in place then takes effect, and the
+    replacement stays in use. `also_read` are modules outside of `module` whose parameters the
+    replacement reads, too.
     """
 
     below: Method  # the replaced method, which is called when the replacement cannot be used
@@ -78,12 +80,15 @@ class Fast:
         self.state = self.state_of_parameters()
 
     def over(self, below: Method) -> "Fast":
-        """Store `below`, the method that this object replaces. `StandIn` calls this."""
+        """Store `below`, the method that this object replaces, and return this object.
+
+        `StandIn` calls this method.
+        """
         self.below = below
         return self
 
     def state_of_parameters(self) -> list[int]:
-        """Return each parameter's address. With 8-bit weights, add each version counter.
+        """Return all parameters' addresses and, with 8-bit weights, also their version counters.
 
         PyTorch increases a parameter's version counter at each change in place.
         """
@@ -96,14 +101,14 @@ class Fast:
         """Whether any submodule has a hook. A compiled graph keeps the answer from compile time."""
         return any(self.hooks)
 
-    # The decorator torch.compiler.assume_constant_result sets the same attribute, but it imports a
-    # part of PyTorch, which takes seconds.
+    # The decorator torch.compiler.assume_constant_result sets the same attribute. We do not use the
+    # decorator, because it imports a part of PyTorch, and this import takes seconds.
     has_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def must_step_aside(self) -> bool:
         """Whether to call the module's own method instead of this replacement.
 
-        If so, the warning `NotOptimized` says why, except inside `torch.compile`.
+        If the result is True, the warning `NotOptimized` says why, except inside `torch.compile`.
         """
         if torch.compiler.is_compiling():
             return torch.is_grad_enabled() or self.has_hooks()
@@ -202,7 +207,7 @@ class CompiledStep(Fast):
     """Runs `DemoTransformer.read_one`, the forward pass for one new token, as a compiled graph."""
 
     def over(self, below: Method) -> Fast:
-        """Store and compile `below`, the method that this object replaces. `StandIn` calls this."""
+        """Store `below`, the method that this object replaces, and wrap it in `torch.compile`."""
         options = COMPILE_OPTIONS.get(self.parameters[0].device.type)
         self.graph = torch.compile(below, dynamic=False, options=options)
         return super().over(below)

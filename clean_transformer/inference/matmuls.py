@@ -29,10 +29,10 @@ class Weight(NamedTuple):
 class Matmul:
     """PyTorch's default kernel: one `torch.addmm`. This is the base class of the other kernels."""
 
-    most_rows = math.inf  # `autotune` does not measure this kernel with more rows than this
+    most_rows = math.inf  # `autotune` measures this kernel only up to this number of rows
 
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Any:
-        """Return W and b in the form that this kernel reads. Only `Int8` returns copies."""
+        """Return W and b in the form that the other methods take. Only `Int8` returns copies."""
         return Weight(W, b)
 
     def __call__(self, x: Rows, weight: Any) -> Output:
@@ -49,9 +49,10 @@ class Matmul:
 
 
 class SeparateBias(Matmul):
-    """Computes the product without the bias, and then adds the bias.
+    """Computes the product x W without the bias, and then adds the bias.
 
-    Some BLAS libraries are faster for one row if they do not have to add to an existing output.
+    If x has one row, some BLAS libraries are faster when they write the product to a new output
+    than when they add the product to an existing output.
     """
 
     def __call__(self, x: Rows, weight: Any) -> Output:
@@ -119,8 +120,8 @@ class ThroughFloat32(Matmul):
 
     This is much faster on a processor without instructions for half precision. The kernel converts
     the weights of only `at_a_time` output features at a time, so that PyTorch reuses a small
-    buffer. For a large buffer, PyTorch would get new memory from the operating system each time.
-    Getting that memory takes as long as writing to it.
+    buffer. For a large buffer, PyTorch would get new memory from the operating system each time,
+    which takes as long as writing the converted weights.
     """
 
     def __init__(self, at_a_time: int = 4096):
@@ -135,7 +136,7 @@ class ThroughFloat32(Matmul):
         return output
 
     def add(self, residual: Output, x: Rows, weight: Any) -> Output:
-        """Return residual + (x W + b). x W + b is rounded to half precision, and so is the sum."""
+        """Return residual + (x W + b). x W + b is rounded to half precision before the add."""
         return residual + self(x, weight)
 
 
@@ -185,8 +186,8 @@ def to_int8(
 ) -> tuple[Int8Tensor[Tensor, "row column"], Float[Tensor, "row 1"]]:
     """Return integers from −127 to 127, and the scale (step) of each row of x.
 
-    The integers × step are approximately x. The step of a row is the row's largest absolute value
-    divided by 127.
+    The integers of a row × the step of the row are approximately the row of x. The step of a row is
+    the row's largest absolute value divided by 127.
     """
     step = x.abs().amax(dim=1, keepdim=True) / 127
     smallest = torch.finfo(x.dtype).tiny  # avoids 0 / 0 in a row of zeros

@@ -17,13 +17,14 @@ from clean_transformer.support.stand_in import StandIn, stand_ins
 
 
 class Speedup(StandIn):
-    """A stand-in that `optimize` made. This class lets the next call of `optimize` remove it."""
+    """A `StandIn` of `optimize`. The next call of `optimize` finds it by its class to remove it."""
 
 
 class Optimized(AbstractContextManager["Optimized"]):
-    """What `optimize` returns. Modules stay fast until `undo()` is called or the `with` block ends.
+    """Lets you undo `optimize`: call `undo()`, or use this object in a `with` statement.
 
-    `modules` holds the paths of the modules that run faster. The other modules run as before.
+    At the end of the `with` block, `undo()` is called. `modules` holds the paths of the modules
+    that `optimize` made faster. The other modules run as before.
     """
 
     def __init__(self, fast: dict[str, FastBlock | FastUnembed], step: list[Speedup]):
@@ -65,15 +66,17 @@ def optimize(
     `optimize` first undoes the earlier call.
 
     With `weights="int8"`, which works only on the CPU, the modules compute with 8-bit copies of the
-    weights. They then read fewer bytes, and are less accurate. With `compile`, `generate` runs the
-    model for each new token as one graph of `torch.compile`, which is a CUDA graph on CUDA. Each
-    batch size needs its own graph. So does each length of the KV cache, which is rounded up to a
-    multiple of 256. Compiling one graph takes up to a minute.
+    weights. The modules then read fewer bytes, and are less accurate.
+
+    With `compile`, `generate` runs the model for each new token as one graph of `torch.compile`,
+    which is a CUDA graph on CUDA. There is one graph for each combination of a batch size and a
+    length of the KV cache. This length is rounded up to a multiple of 256. Compiling one graph
+    takes up to a minute.
 
     Raises `ValueError` for 8-bit weights on a device other than the CPU. Raises `ValueError` for
     8-bit weights of a model that was made under `torch.inference_mode()`. The parameters of such a
-    model have no version counters, which show that a parameter has changed after it was copied.
-    Raises `TypeError` for `compile` with a model other than `DemoTransformer`.
+    model have no version counters, which would show later changes of the copied parameters. Raises
+    `TypeError` for `compile` with a model other than `DemoTransformer`.
     """
     if compile and not hasattr(model, "read_one"):
         raise TypeError(

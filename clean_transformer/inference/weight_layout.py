@@ -1,4 +1,4 @@
-"""Changes the memory order of weights for large matrix products, but no values and no shapes."""
+"""Changes the memory order of weights for large matrix products. Keeps values and shapes."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,11 @@ def merge_heads(
 
     The weight is W [d_model qkv] and the bias is b [qkv], where qkv is 3·head·d_head. W_Q, W_K and
     W_V of `attn` become views of W, and b_Q, b_K and b_V become views of b. W is column-major in
-    memory if `transposed`, and row-major otherwise. Weights that are already views of such a W are
-    not copied. This is so after an earlier call with the same `transposed`. For row-major, this is
-    also so after GPT-2's checkpoint was loaded.
+    memory if `transposed`, and row-major otherwise.
+
+    The weights are not copied if they are already views of a W in this memory order. They are such
+    views after an earlier call with the same `transposed`. After GPT-2's checkpoint was loaded,
+    they are views of a row-major W.
     """
     weights, biases = (attn.W_Q, attn.W_K, attn.W_V), (attn.b_Q, attn.b_K, attn.b_V)
     b = torch.stack([bias.data for bias in biases])
@@ -41,10 +43,10 @@ def merge_heads(
 def side_by_side(
     weights: Sequence[Float[Tensor, "head d_model d_head"]], transposed: bool
 ) -> Float[Tensor, "d_model qkv"] | None:
-    """Return one view of `weights` (W_Q, W_K and W_V), or None if they lie apart in memory.
+    """Return one view that contains `weights` (W_Q, W_K and W_V), or None if there is no such view.
 
-    The view is column-major if `transposed`, and row-major otherwise. Returns None, too, if the
-    weights have another memory order.
+    The view is column-major if `transposed`, and row-major otherwise. There is no such view if the
+    weights lie apart in memory, or have another memory order.
     """
     first = weights[0].data
     n_heads, d_model, d_head = first.shape

@@ -19,7 +19,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 def known_device(name: str | torch.device) -> torch.device:
     """Return the device called `name`. Raises `ValueError` if PyTorch does not know the name.
 
-    This machine may lack the device.
+    The function does not check whether this machine has the device.
     """
     try:
         return torch.device(name)
@@ -45,8 +45,8 @@ def choose_devices(names: str) -> list[str]:
     """Split `names`, a comma-separated text such as "cpu,cuda", into a list of device names.
 
     The name "auto" becomes the fastest device of this machine. `names` can also be "all", which
-    gives cpu, cuda and mps. Devices that this machine lacks stay in the list, and reports call them
-    NOT CHECKED. Raises `ValueError` for a device that PyTorch does not know.
+    gives cpu, cuda and mps. Devices that this machine lacks stay in the list. Reports show NOT
+    CHECKED for these devices. Raises `ValueError` for a device that PyTorch does not know.
     """
     if names == "all":
         return ["cpu", "cuda", "mps"]

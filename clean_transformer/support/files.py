@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def require_folder(*files: Path | None) -> None:
-    """Raise `FileNotFoundError` if the folder that should contain one of the files is missing.
+    """Raise `FileNotFoundError` if the folder of one of `files` does not exist.
 
     Files that are None are ignored. Call this before a long computation whose results are saved in
     these files.
@@ -35,7 +35,7 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete the temporary files of `atomic_file` in `folder` that killed processes left behind.
+    """Delete the temporary files that killed processes left in `folder`; see `atomic_file`.
 
     Call this only while no other process writes files to `folder`.
     """

@@ -19,7 +19,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list
             __getattr__, __dir__, __all__ = lazy_names(__name__)
 
     When Python runs the package, `TYPE_CHECKING` is False, so Python does not run these imports.
-    Instead, `lazy_names` reads them from the source of `__init__.py`. The first use of a name
+    Instead, `lazy_names` reads the names from the source of `__init__.py`. The first use of a name
     imports the module that defines it, and stores the value in the package for later uses.
     """
     module = sys.modules[package]

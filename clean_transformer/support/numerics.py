@@ -17,7 +17,7 @@ def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return `x` in float32 if `x` is bfloat16 or float16, and `x` itself otherwise.
 
     Sums over many terms need at least the precision of float32. Examples are a variance over
-    d_model, and a softmax over 50,257 tokens.
+    d_model activations, and a softmax over 50,257 logits.
     """
     return x.to(float32_or_more(x.dtype))
 

@@ -15,9 +15,10 @@ class StandIn(AbstractContextManager["StandIn"]):
     `make(below)` must return the replacement. `below` is the method that is replaced. The
     replacement may call `below`, or ignore it.
 
-    One method can have several stand-ins. Each stand-in is above the earlier ones, and its `below`
-    is the replacement of the stand-in directly below it. The stand-ins can be removed in any order.
-    When a stand-in is added or removed, `make` is called again for all stand-ins of the method.
+    One method can have several stand-ins. A later stand-in is above the earlier stand-ins. Its
+    `below` is the replacement that the stand-in directly below it made. The stand-ins can be
+    removed in any order. When a stand-in is added or removed, `make` is called again for all
+    stand-ins of the method.
 
     The replacement must still work after a deep copy of the module. So `make` must return a bound
     method, a `functools.partial` or a callable object, not a closure over the module: a deep copy
@@ -78,8 +79,8 @@ class Stack:
     """The stand-ins of one method of one module. `stand_ins` starts with the lowest stand-in.
 
     `bottom` is the method that was assigned to the module before the first stand-in. `bottom` is
-    None if the module used the method of its class. `top` is the replacement that `module.<name>`
-    is now.
+    None if the module used the method of its class. `top` is the replacement that was last assigned
+    to `module.<name>`.
     """
 
     def __init__(self, bottom: Method | None):

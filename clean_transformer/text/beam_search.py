@@ -17,7 +17,7 @@ class Beam:
     """One continuation of a prompt.
 
     `new` holds the token ids after the prompt. `total` is the sum of the log-probabilities of these
-    tokens, in nats. `mean` is `total` divided by the number of these tokens.
+    tokens, in nats. `mean` is `total` divided by the number of tokens in `new`.
     """
 
     new: list[int]
@@ -29,8 +29,9 @@ class Beam:
 class Search:
     """The state of the beam search for one prompt.
 
-    `prompt` holds token ids. `width` is the largest number of beams to keep. `running` holds the
-    beams that can still grow. `ended` holds the best beams that have stopped, the best one first.
+    `prompt` holds token ids. `running` holds the beams that can still grow. `ended` holds the best
+    beams that have stopped, sorted by `mean`, the highest first. `running` and `ended` each have at
+    most `width` beams. A beam stops as `stop` says, or when it has `max_new_tokens` new tokens.
     """
 
     prompt: Sequence[int]
@@ -44,14 +45,14 @@ class Search:
         """Replace the running beams by the best `width` beams that are one token longer.
 
         `log_probs` has one row for each running beam. Beams that stop at the new token move to
-        `ended`. Returns, for each new running beam, the index of the old running beam that the new
-        beam extends. The list is empty when the search is over.
+        `ended`, if they are among the best. Returns, for each new running beam, the index of the
+        old running beam that the new beam extends. The list is empty when the search is over.
         """
         length = len(self.running[0].new) + 1
         totals = torch.tensor([beam.total for beam in self.running], device=log_probs.device)
         totals = (totals[:, None] + log_probs).flatten()
-        # At least `width` of these candidates do not end in a stop token, even if all stop tokens
-        # are among the best candidates of every beam.
+        # Of the candidates that extend one beam, at most len(stop.tokens) end in a stop token. With
+        # this many candidates, at least `width` of them therefore end in another token.
         n_candidates = max(2, 1 + len(self.stop.tokens)) * self.width
         best, places = totals.topk(min(n_candidates, len(totals)))
 

@@ -36,10 +36,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Stop:
-    """When a continuation stops: at one of `tokens`, or when its text contains one of `strings`.
+    """A continuation stops at a token in `tokens`, or when its text contains one of `strings`.
 
-    Stop strings need a `tokenizer`, which converts the token ids to text. A stop string may begin
-    and end in the middle of a token. Raises `ValueError` for an empty stop string.
+    `tokenizer` converts token ids to text. It must not be None if there are stop strings, and for
+    the methods `text` and `settled_text`. A stop string may begin and end in the middle of a token.
+    Raises `ValueError` for an empty stop string.
     """
 
     tokens: Sequence[int] = ()
@@ -51,18 +52,20 @@ class Stop:
             raise ValueError("a stop string is empty, and would stop every text; leave it out")
 
     def ends(self, new: Sequence[int]) -> bool:
-        """Whether a continuation with the token ids `new` stops after the last of these tokens.
+        """Whether the continuation `new` stops after its last token. `new` holds token ids.
 
-        Call this after each new token, because only the last token is compared with `tokens`.
+        Call this method after each new token, because it compares only the last token with
+        `tokens`.
         """
         if new[-1] in self.tokens:
             return True
         return bool(self.strings) and any(string in self._decode(new) for string in self.strings)
 
     def text(self, new: Sequence[int]) -> str:
-        """Return the text of the token ids `new`, up to the first stop token or stop string.
+        """Return the text of the token ids `new`, up to the stop token or the first stop string.
 
-        The text excludes the stop token or the stop string. A stop token must be the last token.
+        The text excludes the stop token or the stop string. Only the last token of `new` is
+        compared with `tokens`.
         """
         text = self._decode(new[:-1] if new and new[-1] in self.tokens else new)
         return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
@@ -91,10 +94,11 @@ class Stop:
 def prefill(
     model: Model, prompts: Rows, max_new_tokens: int, cache_class: type[KVCache] = KVCache
 ) -> tuple[Logits, KVCache]:
-    """Run the model on `prompts`; return the logits for the next token of each, and the KV cache.
+    """Run the model on `prompts`, and return the logits for the next tokens, and the KV cache.
 
-    The logits are in float32, or in float64 for a float64 model. Shorter prompts are left-padded.
-    The cache has the class `cache_class`, and has room for `max_new_tokens` more tokens.
+    The logits have one row for each prompt. They are in float32, or in float64 for a float64 model.
+    Shorter prompts are left-padded. The cache has the class `cache_class`, and has room for
+    `max_new_tokens` more tokens.
 
     Raises `ValueError`, before the model runs, if the longest prompt and `max_new_tokens` together
     exceed n_ctx, if `max_new_tokens` is below 1, if a prompt is empty, and if there is no prompt.
@@ -122,10 +126,10 @@ def prefill(
 
 @torch.no_grad()
 def decode_one(model: Model, tokens: Int[Tensor, "batch"], kv_cache: KVCache) -> Logits:
-    """Run the model on one new token per row; return the logits for the token after it.
+    """Run the model on one new token per row, and return the logits for the next tokens.
 
-    `kv_cache` holds the keys and values of the earlier tokens, and the model adds those of the new
-    tokens. The logits are in float32, or in float64 for a float64 model.
+    `kv_cache` holds the keys and values of the earlier tokens. The model adds the keys and values
+    of the new tokens to `kv_cache`. The logits are in float32, or in float64 for a float64 model.
     """
     return at_least_float32(model(tokens[:, None], kv_cache=kv_cache)[:, -1])
 
@@ -135,7 +139,7 @@ def decode(
 ) -> Iterator[list[int]]:
     """Generate `max_new_tokens` tokens per prompt, and yield one list per step.
 
-    The list holds the new token of each prompt.
+    The list holds the id of the new token of each prompt, in the order of `prompts`.
     """
     generator = new_generator(sampling.seed)
     new: list[list[int]] = [[] for _ in prompts]
@@ -154,9 +158,10 @@ def decode(
 def decode_until(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling, stop: Stop
 ) -> list[list[int]]:
-    """Return the new tokens of each prompt, up to and including the token at which `stop` ends it.
+    """Return the ids of the new tokens of each prompt. The prompts stop independently.
 
-    A prompt that never stops gets `max_new_tokens` tokens.
+    The last token of each list is the token at which `stop` ends the continuation. A continuation
+    that `stop` does not end has `max_new_tokens` tokens.
     """
     new: list[list[int]] = [[] for _ in prompts]
     going = [*range(len(prompts))]

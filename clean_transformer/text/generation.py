@@ -22,17 +22,17 @@ from clean_transformer.text.settings import Sampling, SamplingSettings
 from clean_transformer.text.signature import names_settings
 from clean_transformer.text.tokenizer import Tokenizer, Tokens
 
-# One text, several texts, a tensor of token ids [batch pos], or one list of token ids per prompt.
-# These lists may differ in length.
+# A prompt is one text, a list of texts, a tensor of token ids [batch pos], or a list with one list
+# of token ids per prompt. The inner lists may differ in length.
 Prompt = TypeVar("Prompt", str, list[str], Tensor, list[list[int]])
 
 
 class GenerationMixin(HookedModule):
     """Adds a tokenizer, `generate` and `stream` to `DemoTransformer`.
 
-    `source` is the folder or the repository on the Hugging Face Hub from which the weights were
-    loaded. `source` is None if the model was made in another way. `cache_class` is the class of the
-    KV cache that `generate` and `stream` create.
+    `source` names the folder or the repository on the Hugging Face Hub from which the weights were
+    loaded. `source` is None if the weights were not loaded from either. `cache_class` is the class
+    of the KV cache that `generate` and `stream` create.
     """
 
     cfg: Config
@@ -97,11 +97,11 @@ class GenerationMixin(HookedModule):
 
         The continuation of each prompt stops independently of the other prompts: at one of
         `stop_tokens`, at the token that completes one of `stop_strings`, or after `max_new_tokens`
-        tokens. By default, a text stops at <|endoftext|>, and a prompt of token ids has no stop
-        token. A returned text excludes the stop token or the stop string. Returned token ids
-        include the stop token, or the tokens of the stop string. In a returned tensor, rows that
-        stopped early are padded on the right with the first of `stop_tokens`, or with the
-        vocabulary's last token if there are no stop tokens.
+        tokens. By default, the stop token is <|endoftext|> if the prompt is a text, and there is no
+        stop token if the prompt consists of token ids. A returned text excludes the stop token or
+        the stop string. Returned token ids include the stop token, or the tokens of the stop
+        string. In a returned tensor, rows that stopped early are padded on the right with the first
+        of `stop_tokens`, or with the vocabulary's last token if there are no stop tokens.
 
         Raises `TypeError` for an unknown setting. Raises `ValueError` for an invalid setting, and
         if a prompt and `max_new_tokens` together exceed n_ctx. All errors are raised before the
@@ -132,11 +132,12 @@ class GenerationMixin(HookedModule):
         stop_strings: str | Sequence[str] = (),
         **sampling: Unpack[SamplingSettings],
     ) -> Iterator[str]:
-        """Yield the continuation of `text` in pieces, which together are that of `generate`.
+        """Yield the continuation of `text` in pieces.
 
-        Each piece is yielded as soon as later tokens cannot change it. Raises the same errors as
-        `generate`. The call itself raises `TypeError` for an unknown setting. Other errors are
-        raised when the first piece is requested.
+        The pieces together are the continuation that `generate` returns for `text`. Each piece is
+        yielded as soon as later tokens can no longer change it. Raises the same errors as
+        `generate`. The call of `stream` raises `TypeError` for an unknown setting. The other errors
+        are raised when the caller requests the first piece.
         """
         stop = self._stop(text, stop_tokens, stop_strings)
         new: list[int] = []

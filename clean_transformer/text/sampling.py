@@ -19,9 +19,10 @@ Rows = Sequence[Sequence[int]]
 def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logits:
     """Return `logits` with a `penalty` for each token that occurs in `previous`.
 
-    The penalty is the same whether a token occurs once or several times in a row of `previous`.
-    Positive logits are divided by `penalty`, and negative logits are multiplied by `penalty`, as in
-    transformers. The idea is from Keskar et al. 2019, "CTRL", section 4.1.
+    `previous` has one sequence of token ids for each row of `logits`. A token that occurs several
+    times in the sequence gets the same penalty as a token that occurs once. Positive logits are
+    divided by `penalty`, and negative logits are multiplied by `penalty`, as in transformers. The
+    idea is from Keskar et al. 2019, "CTRL", section 4.1.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -33,8 +34,8 @@ def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logit
 def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits:
     """Subtract `penalty` × n from the logit of each token that occurs n times in `previous`.
 
-    This is the formula of OpenAI's API and of vLLM. In both, `previous` holds only the generated
-    tokens, without the prompt.
+    `previous` has one sequence of token ids for each row of `logits`. OpenAI's API and vLLM use the
+    same formula, and count only the generated tokens, not the tokens of the prompt.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -54,10 +55,10 @@ def keep_top_k(logits: Logits, k: int) -> Logits:
 
 
 def keep_top_p(logits: Logits, p: float) -> Logits:
-    """Keep the most likely tokens of each row, and set the other logits to −inf.
+    """Keep the fewest most likely tokens of each row whose probabilities sum to at least `p`.
 
-    The function keeps the fewest tokens whose probabilities sum to at least `p`. This is nucleus
-    sampling (Holtzman et al. 2020, section 3.1).
+    The logits of the other tokens become −inf. This is nucleus sampling (Holtzman et al. 2020,
+    section 3.1).
     """
     ascending, ids = logits.sort()
     removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
@@ -66,10 +67,9 @@ def keep_top_p(logits: Logits, p: float) -> Logits:
 
 
 def keep_min_p(logits: Logits, p: float) -> Logits:
-    """Keep the tokens that are likely enough in each row, and set the other logits to −inf.
+    """Keep the tokens of each row that are at least `p` × as likely as the most likely token.
 
-    A token is kept if its probability is at least `p` × the probability of the most likely token.
-    This is min-p sampling (Nguyen et al. 2024).
+    The logits of the other tokens become −inf. This is min-p sampling (Nguyen et al. 2024).
     """
     probabilities = logits.softmax(dim=-1)
     least = p * probabilities.amax(dim=-1, keepdim=True)
@@ -88,7 +88,7 @@ def sample(logits: Logits, generator: torch.Generator | None = None) -> Int[Tens
 def new_generator(seed: int | None) -> torch.Generator | None:
     """Return a CPU generator with this seed.
 
-    If `seed` is None, returns None, which means PyTorch's global generator.
+    If `seed` is None, returns None. `sample` then uses PyTorch's global generator.
     """
     return None if seed is None else torch.Generator().manual_seed(seed)
 
@@ -96,8 +96,8 @@ def new_generator(seed: int | None) -> torch.Generator | None:
 def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Logits:
     """Return `logits` with the repetition penalty and the frequency penalty of `sampling`.
 
-    `prompts` and `new` hold the prompt and the tokens generated so far, for each row. Unlike in
-    transformers, padding tokens do not count as repeated text.
+    For each row, `prompts` holds the prompt without padding, and `new` holds the tokens generated
+    so far. Unlike in transformers, padding tokens do not count as repeated text.
     """
     if sampling.repetition_penalty != 1:
         so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 
 
-# `visible` replaces each of these invisible characters, given by its code, by a visible symbol. For
+# The visible symbols that `visible` shows. The keys are the codes of the invisible characters. For
 # the control characters 0 to 31, Unicode has the symbols U+2400 to U+241F.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {127: "␡", ord(" "): "·", ord("\n"): "↵"}
 
@@ -68,7 +68,7 @@ class Tokenizer:
 
         `source` is a folder, an alias such as "gpt2", or the "owner/name" of a repository on the
         Hugging Face Hub. The method looks for tokenizer.json, then for vocab.json and merges.txt,
-        then for encoder.json and vocab.bpe, and loads the first that it finds.
+        then for encoder.json and vocab.bpe. It loads the first complete set that it finds.
 
         Raises `FileNotFoundError` for a folder without these files, `ValueError` for a malformed
         file or an unknown source, and `HubError` for a failed download.
@@ -94,7 +94,8 @@ class Tokenizer:
     def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
         """Load the tokenizer from GPT-2's two files, vocab.json and merges.txt.
 
-        vocab.json maps each token to its id. merges.txt lists the BPE merges, the first one first.
+        vocab.json maps each token to its id. merges.txt lists the BPE merges in the order in which
+        training found them.
 
         Raises `FileNotFoundError` for a missing file and `ValueError` for a malformed file.
         """
@@ -129,7 +130,7 @@ class Tokenizer:
         model's output for the tokens of the text, because attention is causal. Padding on the left
         changes this output, unless a `KVCache` with an `attention_mask` hides the padding.
 
-        Raises `TypeError` if `text` is neither a text nor a list of texts. Raises `ValueError` for
+        Raises `TypeError` if `text` is neither a `str` nor a list of `str`. Raises `ValueError` for
         an unknown `padding_side`, and for a text with a lone surrogate, which UTF-8 cannot encode.
         """
         texts = text if isinstance(text, list) else [text]
@@ -160,7 +161,7 @@ class Tokenizer:
         before a text, but not before token ids. A token that is only a part of a character is shown
         as "�".
 
-        Raises `TypeError` if `text` is neither a text nor token ids. Raises `ValueError` for a
+        Raises `TypeError` if `text` is neither a `str` nor token ids. Raises `ValueError` for a
         batch of several texts, and for ids outside the vocabulary.
         """
         ids = self.to_tokens(text, prepend_bos) if isinstance(text, str) else self._checked(text)
@@ -205,7 +206,7 @@ class Tokenizer:
 
 
 def visible(token: str) -> str:
-    """Return `token` with a visible symbol for each space ("·"), line break ("↵"), and so on."""
+    """Return `token` with symbols for spaces ("·"), line breaks ("↵") and control characters."""
     return token.translate(_PICTURES)
 
 

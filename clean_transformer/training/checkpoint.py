@@ -38,7 +38,7 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the dictionary that `save` wrote, or None if `folder` has no checkpoint.
 
     The tensors are memory-mapped. Raises `ValueError` for a file that is not a checkpoint, and for
-    a checkpoint whose `about` differs from this `about`. The message names the differing fields.
+    a checkpoint that was saved with another `about`. The message names the differing fields.
     """
     file = folder / CHECKPOINT
     if not file.is_file():
@@ -66,8 +66,8 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
 def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> int:
     """Load the checkpoint `saved` into the model and the optimizer.
 
-    Returns the number of steps that the run had done when the checkpoint was saved. The number of
-    processes may have changed since then.
+    Returns the number of steps that the run had done when the checkpoint was saved. The checkpoint
+    may come from a run with another number of processes.
     """
     set_state_dict(
         engine,
@@ -100,7 +100,8 @@ class Metrics:
     """Writes metrics.jsonl, with one line per step.
 
     `steps` is the number of steps that the run has done. Only the first `steps` lines of an
-    existing file are kept: later lines are from steps after the last checkpoint, which run again.
+    existing file are kept. Later lines are from steps after the last checkpoint, and the resumed
+    run does these steps again.
     """
 
     def __init__(self, folder: Path, steps: int):
@@ -113,8 +114,8 @@ class Metrics:
     def add(self, measured: Measured) -> None:
         """Append the measurements of a step.
 
-        Call this before you save a checkpoint after that step. The file then has a line for every
-        step of the checkpoint.
+        First call `add` for a step, and then `save` the checkpoint after this step. The file then
+        has a line for every step that the checkpoint contains.
         """
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measured)) + "\n")

@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 def joined(device: torch.device) -> Iterator[torch.device]:
     """Join the process group if `torchrun` started this process; leave the group at the end.
 
-    Yields the device that this process must use: on CUDA, its own GPU, and otherwise `device`. If
-    `torchrun` did not start this process, yields `device` and does nothing else.
+    Yields the device that this process must use. If `device` is a CUDA device, this is the
+    process's own GPU. Otherwise it is `device`. If `torchrun` did not start this process, yields
+    `device` and does nothing else.
     """
     if not dist.is_torchelastic_launched():
         yield device
@@ -29,7 +30,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # otherwise, the frames keep the model alive
+        traceback.clear_frames(error.__traceback__)  # the frames would keep the model alive
         raise
     finally:
         # DistributedDataParallel is part of a reference cycle, so we run the garbage collector now.
@@ -53,16 +54,17 @@ def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.M
     """Move `model` to `device`, and return the module to train: `model` or a wrapper around it.
 
     All processes start with the parameters of process 0. By default, each process holds the whole
-    model. With `sharded`, each process holds a part of every parameter. It gets the other parts
-    from the other processes, for one block at a time. Sharding needs PyTorch 2.6 or later.
+    model. With `sharded`, each process holds a part of every parameter. Before a process runs a
+    block, it gets the other parts of this block's parameters from the other processes. Sharding
+    needs PyTorch 2.6 or later.
     """
     if not dist.is_initialized():
         return model.to(device)
     if not sharded:
-        # `find_unused_parameters` has two effects. DistributedDataParallel finds parameters that a
-        # swapped module does not use. It also keeps its gradient buckets. Without the option, it
-        # changes the buckets after the first step, and a resumed run would sum the gradients in
-        # another order.
+        # We set `find_unused_parameters` for two reasons. First, a swapped module may have
+        # parameters that it does not use. Second, without this option, DistributedDataParallel
+        # changes its gradient buckets after the first step, and a resumed run would sum the
+        # gradients in another order.
         return DistributedDataParallel(model.to(device), find_unused_parameters=True)
 
     from torch.distributed.device_mesh import init_device_mesh
@@ -81,10 +83,10 @@ def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.M
 def accumulating(engine: nn.Module) -> AbstractContextManager[None]:
     """Return a context manager that delays the gradient reduction of DistributedDataParallel.
 
-    Inside, a backward pass adds to each process's gradients, and does not sum them over the
-    processes. Use the context manager for every micro-batch except the last. With `fully_shard`, it
-    does nothing: gradients are reduced after every micro-batch, so that no process holds full
-    gradients.
+    In the `with` block, a backward pass adds to the gradients of its own process, and does not sum
+    the gradients over the processes. Use the context manager for every micro-batch except the last.
+    With `fully_shard`, the context manager does nothing. The gradients are then reduced after every
+    micro-batch, so that no process holds full gradients.
     """
     return engine.no_sync() if isinstance(engine, DistributedDataParallel) else nullcontext()
 

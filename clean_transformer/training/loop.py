@@ -57,8 +57,8 @@ def train(
 
     If the run is killed at any moment, the same call resumes the run from the last checkpoint. The
     trained parameters are then, bit for bit, those of an uninterrupted run. The windows of a step
-    depend only on `training.seed` and the number of the step. The random numbers depend on these
-    two and on the rank of the process.
+    depend only on `training.seed` and the number of the step. The random generators are seeded
+    before each step with `training.seed`, the number of the step and the rank of the process.
 
     If `torch.distributed` is initialized (see `distributed.joined`), all processes train together,
     and only process 0 calls `on_step`. With `training.sharded`, the model is still sharded after
@@ -70,8 +70,8 @@ def train(
 
     Raises `ValueError`, before training starts, for tokens outside the vocabulary, for too few
     tokens, for a batch that cannot be divided equally among the processes, for a folder with a
-    different run, and if the unembedding is tied to an embedding that was swapped out. Raises
-    `RuntimeError` if the gradient norm is not finite. The last checkpoint is then kept.
+    checkpoint of a different run, and if the unembedding is tied to an embedding that was swapped
+    out. Raises `RuntimeError` if the gradient norm is not finite. The last checkpoint is then kept.
     """
     folder, device = Path(folder), resolve_device(device)
     windows_per_process(training)  # called only for its errors
@@ -215,8 +215,8 @@ def update(
 ) -> tuple[float, float]:
     """Take one optimizer step, and return the loss and the gradient norm.
 
-    `windows` are the windows of this process. The loss and the gradients are means over the windows
-    of all processes. The norm is measured before clipping. `step` counts from 0.
+    `windows` are the windows that this process must read. The loss and the gradients are means over
+    the windows of all processes. The norm is measured before clipping. `step` counts from 0.
     """
     engine.train()
     parts = windows.chunk(training.accumulation)
@@ -257,7 +257,7 @@ def evaluate(
 ) -> float:
     """Return the mean loss over `batches` and over all processes, in nats per token.
 
-    Each of `batches` holds the windows of this process.
+    Each element of `batches` holds the windows of one batch that this process must read.
     """
     engine.eval()
     losses = [

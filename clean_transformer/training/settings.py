@@ -74,6 +74,7 @@ class Training:
     def is_due(self, every: int, step: int) -> bool:
         """Whether to do a task, such as saving a checkpoint, after step number `step`.
 
-        `step` counts from 0. The task is done after each `every` steps, and after the last step.
+        `step` counts from 0. The task is done after each step whose number, counted from 1, is a
+        multiple of `every`, and after the last step of the run.
         """
         return (step + 1) % every == 0 or step + 1 == self.steps

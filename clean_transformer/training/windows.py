@@ -45,8 +45,8 @@ def tokenize(files: Sequence[Path], tokenizer: Tokenizer) -> Tokens:
 def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
     """Raise `ValueError` if a model with the architecture `cfg` cannot train on `tokens`.
 
-    `tokens` must be integers [pos], enough for one window, and all of them in the vocabulary.
-    `name` says in the message which tokens are wrong, for example "the held-out tokens".
+    `tokens` must be integers [pos] in the vocabulary, and must be enough for one window. The error
+    message begins with `name`, which describes the tokens, for example "the held-out tokens".
     """
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(
@@ -68,8 +68,8 @@ def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
 def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "pos"]:
     """Return window number `number` of a run, as `length` + 1 token ids.
 
-    The first `length` tokens are the input of the model. The last token is only predicted. `number`
-    counts from 0 and continues over all epochs. Each epoch has every window once, in a new random
+    The first `length` tokens are the input of the model. The last token is only a target. `number`
+    counts the windows of all epochs, from 0. Each epoch has every window once, in a new random
     order. The result depends only on the arguments. A resumed run therefore reads the same windows,
     even if the number of processes has changed.
     """
