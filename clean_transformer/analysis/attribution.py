@@ -40,8 +40,7 @@ def logit_attribution(
     function treats the scale by which ln_final divides as a constant, with the value that it has
     for this text. The logits are then an affine function of the sum, so each vector has a
     well-defined contribution (Elhage et al. 2021, "A Mathematical Framework for Transformer
-    Circuits"). Raises `ValueError` for ids outside the
-    vocabulary and for several texts.
+    Circuits"). Raises `ValueError` for ids outside the vocabulary and for several texts.
     """
     for id_ in (token, other):
         if not 0 <= id_ < model.cfg.d_vocab:

@@ -38,7 +38,7 @@ CFG = Config(
 # Training has four stages, in this order: SONGS, SIGHTED, BOTH and STORIES. SONGS and SIGHTED train
 # only on songbooks (see `stories.songbooks`). This forces the model to learn induction: to find an
 # earlier copy of the latest tokens, and to predict the token that followed this copy. In the stage
-# SONGS, layer 0 has the attention `Nearsighted`; in the later stages, it sees all earlier tokens.
+# SONGS, layer 0 has the attention `Nearsighted`. In the later stages, layer 0 has full attention.
 # BOTH trains on songbooks and stories. STORIES trains only on stories.
 SONGS = Training(
     steps=3000, batch=6, learning_rate=1.5e-3, final_share=1.0, weight_decay=0.01, save_every=200
@@ -66,8 +66,8 @@ STORIES = replace(BOTH, steps=6000, batch=16, learning_rate=1e-3)
 
 
 # The seeds of the training texts, of the texts for the held-out loss, and of the stories in the
-# stage STORIES. The songbooks in the stage BOTH also have HELD_OUT_SEED, because the held-out loss
-# uses only stories.
+# stage STORIES. The held-out loss uses only stories, so HELD_OUT_SEED is free for the songbooks of
+# the stage BOTH.
 SEED, HELD_OUT_SEED, LAST_SEED = 0, 1, 2
 
 

@@ -120,9 +120,9 @@ def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
 def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
     """Return float32 weights, by name, that are as hard to compute with as the published GPT-2's.
 
-    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small. If
-    `d_model` is not 768, as in GPT-2 small, this function scales the matrices in the blocks (see
-    `_scale`).
+    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small.
+    GPT-2 small has `d_model` 768. For any other `d_model`, this function scales the matrices in the
+    blocks (see `_scale`).
 
     As in GPT-2, a few activations are huge. If `d_model` is at least 32, the third block sets three
     coordinates of the residual stream at position 0 to about 3,000, and later blocks keep them at
@@ -229,7 +229,8 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array
     1 + p·e, and the kurtosis becomes BELL_KURTOSIS · (1 + r²), where
     r = √(p (1 − p)) · e / (1 + p·e). The code computes r from `spread.kurtosis`, and then e
     (`excess`) from r. Finally it scales and shifts all values to the standard deviation
-    `spread.std` and the mean `spread.mean`.
+    `spread.std` and the mean `spread.mean`. If `spread.largest` is not None, all outliers get this
+    value instead.
     """
     values = _bell(name, math.prod(shape), seed)
     p = 1 / STRIDE
