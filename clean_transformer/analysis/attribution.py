@@ -1,4 +1,4 @@
-"""Direct logit attribution: computes how much each part of a model adds to a logit difference."""
+"""Direct logit attribution: computes what each head, MLP and bias adds to a logit difference."""
 
 from dataclasses import dataclass
 
@@ -36,11 +36,11 @@ def logit_attribution(
     """Return how much each part of the model adds to logit[token] − logit[other].
 
     The logits are those at the last position of `text`. `token` and `other` are token ids. The
-    final residual stream is a sum: the embeddings, the heads, the MLPs and the biases each add a
-    vector. If ln_final's scale is fixed at its value for this text, the logits are an affine
-    function of this sum, so the contribution of each part is well-defined (Elhage et al. 2021, "A
-    Mathematical Framework for Transformer Circuits"). Raises `ValueError` for ids outside the
-    vocabulary and for several texts.
+    final residual stream is a sum: each embedding, head, MLP and bias adds one vector. This
+    function treats the scale by which ln_final divides as a constant, with the value that it has
+    for this text. The logits are then an affine function of the sum, so each vector has a
+    well-defined contribution (Elhage et al. 2021, "A Mathematical Framework for Transformer
+    Circuits"). Raises `ValueError` for ids outside the vocabulary and for several texts.
     """
     for id_ in (token, other):
         if not 0 <= id_ < model.cfg.d_vocab:
@@ -58,7 +58,8 @@ def logit_attribution(
     if isinstance(ln_final, LayerNorm):
         direction = at_least_float32(ln_final.w) * reads
         rest["ln_final.b"] = at_least_float32(ln_final.b) @ reads
-    # ln_final centers the residual stream. Here we center `direction` instead, to the same effect.
+    # ln_final centers the residual stream. We center `direction` instead, because the dot product
+    # of the two vectors is then the same.
     direction = (direction - direction.mean()) / last["ln_final.hook_scale"]
 
     def contribution(part: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part"]:

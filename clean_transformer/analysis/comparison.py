@@ -1,4 +1,7 @@
-"""Measures how much the activations and the predictions of a run differ from an exact run."""
+"""Measures how far the activations and predictions of a run are from those of an exact run.
+
+An exact run computes in float64.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +22,10 @@ LOGITS = "logits"
 class Impact:
     """How much the next-token predictions of a given run differ from those of an exact run.
 
-    Each run makes one prediction at each position of each text: `positions` predictions in all.
-    `top1_flips` is the number of predictions whose most likely token differs. `kl_divergence` is
-    the mean KL(exact ‖ given), in nats. `loss_change` is the mean loss of the given run minus the
-    mean loss of the exact run, in nats.
+    Each run makes one prediction at each position of each text. `positions` is the number of these
+    predictions. `top1_flips` is the number of predictions in which the two runs have different most
+    likely tokens. `kl_divergence` is the mean KL(exact ‖ given), in nats. `loss_change` is the mean
+    loss of the given run minus the mean loss of the exact run, in nats.
     """
 
     positions: int
@@ -36,8 +39,8 @@ def run(
 ) -> dict[str, Tensor]:
     """Run the model without gradients. Return its activations and its logits, by name, on the CPU.
 
-    `names` are the names of the activations to return. By default, these are the model's
-    `default_points`.
+    The key of the logits is `LOGITS`. `names` are the names of the activations to return. The
+    default is all names in the model's `default_points`.
     """
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens, names=names)
@@ -45,7 +48,10 @@ def run(
 
 
 def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the root mean square error of each activation that is in both mappings, by name."""
+    """Return the root mean square error of each activation that is in both mappings, by name.
+
+    `oracle` has the exact activations.
+    """
     return {
         name: rms_difference(activations[name], exact)
         for name, exact in oracle.items()
@@ -66,9 +72,10 @@ def impact(
     exact: Float[Tensor, "batch pos d_vocab"],
     tokens: Int[Tensor, "batch pos"],
 ) -> Impact:
-    """Return how much the predictions of `logits` differ from those of `exact`.
+    """Return how much the predictions of `logits` differ from the predictions of `exact`.
 
-    `exact` must be in float64.
+    `exact` has the logits of the exact run, and must be in float64. `tokens` are the token ids that
+    both runs read.
     """
     given, wanted = upcast(logits).log_softmax(-1), exact.log_softmax(-1)
     kl = (wanted.exp() * (wanted - given)).sum(-1).mean()

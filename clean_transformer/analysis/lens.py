@@ -15,12 +15,12 @@ def logit_lens(
 ) -> tuple[Float[Tensor, "component pos d_vocab"], list[str]]:
     """Return the next token's log-probabilities at each depth, and a label for each depth.
 
-    A depth is the place before a block, or after the last block. The log-probabilities at a depth
-    are those that the model would compute if it ended there: this function applies ln_final and the
-    unembedding to the residual stream at that depth (nostalgebraist 2020, "interpreting GPT: the
-    logit lens"). The axis "component" has one entry per depth. The labels are those of
-    `ActivationCache.accumulated_resid`: "0_pre", "1_pre", …, "final_post". The last depth is the
-    model's own prediction. Raises `ValueError` for several texts.
+    There is one depth before each block, and one depth after the last block. To get the
+    log-probabilities at a depth, this function applies ln_final and the unembedding to the residual
+    stream at that depth, as if the model ended there (nostalgebraist 2020, "interpreting GPT: the
+    logit lens"). The axis "component" of the log-probabilities has one entry per depth. The labels
+    are those of `ActivationCache.accumulated_resid`: "0_pre", "1_pre", …, "final_post". The entry
+    for the last depth is the model's own prediction. Raises `ValueError` for several texts.
     """
     tokens = single(model, text)
     _, cache = model.run_with_cache(

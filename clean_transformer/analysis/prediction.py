@@ -40,10 +40,10 @@ class Prediction:
 
 @torch.no_grad()
 def predict(model: DemoTransformer, text: Text, top: int = 5) -> Prediction:
-    """Predict the next token after one text, and score every token of the text.
+    """Return what the model predicts after one text, and the probability of each token of the text.
 
-    `Prediction.top` and `Prediction.bottom` have `top` tokens each. Raises `ValueError` for several
-    texts, or if `top` is not from 1 to d_vocab.
+    `Prediction.top` and `Prediction.bottom` each have `top` entries. Raises `ValueError` for
+    several texts, or if `top` is not from 1 to d_vocab.
     """
     if not 1 <= top <= model.cfg.d_vocab:
         raise ValueError(f"top is {top}; it must be from 1 to {model.cfg.d_vocab}, the vocabulary")

@@ -16,7 +16,7 @@ from clean_transformer.reports.page import render_page
 from clean_transformer.support.files import write_atomically
 from clean_transformer.text.tokenizer import visible
 
-# The page shows this many of the most likely next tokens, at each depth and position.
+# At each depth and position, the page shows this number of the most likely next tokens.
 TOP = 5
 
 # The largest number of attention weights on a page. A weight takes about three characters, so this
@@ -32,16 +32,17 @@ class Explanation:
 
     `model` is the model's name, and `cfg` is its architecture. `tokens` and `ids` are the tokens of
     the text, as strings and as ids. `labels` maps every token id on the page to its readable form.
-    `probabilities` has the probability that the model gave to each token of the text, and `ranks`
-    has the rank of this probability among all tokens of the vocabulary (1 is the most likely). The
-    first entry of both lists is None, because no token precedes the first token.
+    `probabilities` has the probability that the model gave to each token of the text. `ranks` has
+    the rank of this probability among the probabilities of all tokens in the vocabulary: the most
+    likely token has rank 1. The first entry of both lists is None, because no token precedes the
+    first token.
 
     `lens[depth][position]` has the ids of the most likely next tokens and their probabilities, as
-    if the model ended at that depth. The first depth is the embedding, and the last depth is the
-    model's own prediction.
+    if the model ended at that depth (see `logit_lens`). The first depth is before the first block,
+    and the last depth is the model's own prediction.
 
-    `patterns[layer][head]` has the attention weights in thousandths, as one list: first the one
-    weight of token 0 as a query, then the two weights of token 1 as a query, and so on.
+    `patterns[layer][head]` has the attention weights, multiplied by 1000 and rounded, as one list.
+    The list has the one weight of query 0, then the two weights of query 1, and so on.
     """
 
     model: str
@@ -57,7 +58,7 @@ class Explanation:
 
 @torch.no_grad()
 def explain(model: DemoTransformer, text: str) -> Explanation:
-    """Return what the model predicts in this text at each layer, and what its heads attend to.
+    """Return what the model predicts in `text` at each depth, and what its heads attend to.
 
     Probabilities are rounded to four significant digits. Raises `ValueError` before the model runs
     if the page would be too large. Raises `ValueError` for a model that computes NaN.

@@ -36,9 +36,10 @@ CFG = Config(
 
 
 # Training has four stages, in this order: SONGS, SIGHTED, BOTH and STORIES. SONGS and SIGHTED train
-# only on songbooks, which forces the model to learn induction: to find an earlier copy of the
-# latest tokens, and to predict what followed there. BOTH trains on songbooks and stories. STORIES
-# trains only on stories.
+# only on songbooks (see `stories.songbooks`). This forces the model to learn induction: to find an
+# earlier copy of the latest tokens, and to predict the token that followed this copy. In the stage
+# SONGS, layer 0 has the attention `Nearsighted`. In the later stages, layer 0 has full attention.
+# BOTH trains on songbooks and stories. STORIES trains only on stories.
 SONGS = Training(
     steps=3000, batch=6, learning_rate=1.5e-3, final_share=1.0, weight_decay=0.01, save_every=200
 )
@@ -64,9 +65,13 @@ SONGBOOKS = 3  # the average number of songbooks in a batch of the stage BOTH
 STORIES = replace(BOTH, steps=6000, batch=16, learning_rate=1e-3)
 
 
+# The seeds of the training texts, of the texts for the held-out loss, and of the stories in the
+# stage STORIES. The held-out loss uses only stories, so HELD_OUT_SEED is free for the songbooks of
+# the stage BOTH.
 SEED, HELD_OUT_SEED, LAST_SEED = 0, 1, 2
 
 
+# The number of stories on which the tokenizer is trained.
 TOKENIZER_STORIES = 4000
 
 
@@ -78,12 +83,13 @@ class Nearsighted(SlidingWindowAttention):
 
 
 def main(run: Path = Path("build/demo-model")) -> None:
-    """Train the tokenizer and the model, and write both into the package.
+    """Train the tokenizer and the model, and write both into the package (the folder `hub.DEMO`).
 
-    An interrupted run continues from its last checkpoint in the folder `run`.
+    The checkpoints are in the folder `run`. If a previous run was interrupted, training continues
+    from its last checkpoint.
     """
-    # With one thread, every run adds numbers in the same order. It is no slower for matrices as
-    # small as these.
+    # With one thread, every run adds floats in the same order, so all runs give the same model. For
+    # the small matrices of this model, one thread is not slower than several threads.
     torch.set_num_threads(1)
     tokenizer = train_tokenizer(stories.generate(SEED, TOKENIZER_STORIES))
     songs, some_songs, told, last_told, held_out = (
@@ -110,10 +116,10 @@ def main(run: Path = Path("build/demo-model")) -> None:
                 bar.print(f"step {measured.step}: held-out loss {measured.held_out_loss:.4f}")
 
         for name, attention, tokens, training in (
-            # At first, the attention of layer 0 sees only the current token and the previous one.
-            # So layer 0 learns which token came before, and induction in layer 1 needs exactly
-            # this. If layer 0 sees all tokens from the start, it mixes many of them, and layer 1
-            # learns to use this mixture instead.
+            # At first, the attention of layer 0 sees only the current token and the previous token.
+            # So layer 0 learns to copy the previous token, and induction in layer 1 needs exactly
+            # this information. If layer 0 sees all earlier tokens from the start, it mixes many of
+            # them, and layer 1 learns to use the mixture instead.
             ("nearsighted", Nearsighted, songs, SONGS),
             ("songs", Attention, songs, SIGHTED),
             ("both", Attention, both, BOTH),
@@ -141,8 +147,9 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     )
     starts = stories.RULES["hero_start"] + stories.RULES["friend_start"]
     parts = [f" {start}" for start in starts] + stories.RULES["hero_end"]
-    # A name has two parts, such as " Ba" and "bo". We add each part very often to the texts, so
-    # that BPE makes each part one token before it merges letters of two neighboring parts.
+    # A name has two parts, such as " Ba" and "bo". We add each part to the texts many times. BPE
+    # merges the most frequent pairs first, so it makes one token of each part before it merges
+    # letters across the two parts of a name.
     backend.train_from_iterator([*texts, *parts * 5 * len(texts)], trainer)
     return Tokenizer(backend)
 
@@ -150,11 +157,11 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
     """Return the windows of all texts, one after another, as a flat array of token ids.
 
-    Each text gets one window of n_ctx tokens. The window begins with <|endoftext|>, and the text
-    follows, truncated or padded with <|endoftext|>. A window never contains a second text: the
-    model has to find names in its window, and the names of another text would mislead it. After the
-    last window, the array has one more <|endoftext|>, which is the token to predict at that
-    window's last position.
+    Each text gets one window of n_ctx tokens. The window begins with <|endoftext|>, and then has
+    the tokens of the text. A long text is truncated, and a short text is padded with <|endoftext|>.
+    No window contains two texts, because the model has to find names in the window, and the names
+    of a second text would mislead the model. At the end, the array has one more <|endoftext|>: the
+    token to predict at the last position of the last window.
     """
     rows = np.full((len(texts), CFG.n_ctx), tokenizer.eos_token_id, dtype=np.uint16)
     for row, text in zip(rows, texts, strict=True):
@@ -167,12 +174,12 @@ def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
 def initialize_embeddings(model: DemoTransformer) -> None:
     """Double the token embeddings, and set the position embeddings to sines and cosines.
 
-    The position embeddings are those of Vaswani et al. 2017, section 3.5, but their frequencies are
-    evenly spaced, so that neighboring positions have clearly different embeddings. A rotation maps
-    the embedding of each position to the embedding of the previous position, so a head can easily
-    learn to attend to the previous token. Both embeddings are larger than at GPT-2's
-    initialization, because they would otherwise be too small in comparison with the outputs of the
-    heads.
+    The position embeddings are similar to those of Vaswani et al. 2017, section 3.5. Here, the
+    frequencies are evenly spaced, so that neighboring positions have clearly different embeddings.
+    One rotation maps the embedding of every position to the embedding of the previous position, so
+    a head can easily learn to attend to the previous token. The token embeddings and the position
+    embeddings are both larger than in GPT-2's initialization, because they would otherwise be too
+    small in comparison with the outputs of the heads.
     """
     W_E, W_pos = model.embed.W_E, model.pos_embed.W_pos
     W_E *= 2

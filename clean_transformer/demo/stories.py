@@ -1,9 +1,9 @@
 """A grammar that generates short stories for a small model, and parses these stories.
 
-Each story draws facts at random: the names of two friends (two syllables each), their song, what
-they lose or find, and where. A story states each fact, and repeats many facts later. To predict a
-repeated fact, the model has to find this fact earlier in the same story. Statistics of the training
-text do not help.
+The facts of each story are drawn at random: for example, the names of two friends (two syllables
+each), their song, the thing that they lose or find, and the place. A story states each fact, and
+repeats many facts later. To predict a repeated fact, the model has to find this fact earlier in the
+same story. Statistics of the training text do not help, because the facts are random.
 """
 
 import random
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 ENDS = "ba bo da do fi go ka ki la lo mi mo na ni ra ro ta vo"
 
 
-# The possible words for each fact. The keys are symbols of the grammar (see `RULES`). A story draws
-# one word for each symbol, and then has this word wherever the symbol occurs.
+# The possible words for each fact. The keys are symbols of the grammar (see `RULES`). In each
+# story, every occurrence of such a symbol becomes the same word, which is drawn at random.
 FACT_WORDS = {
     "hero_start": "Ba Do Fi Ka Li Lo Ma Ni Pe Ro Sa Ti Vo Zu",
     "hero_end": ENDS,
@@ -30,6 +30,8 @@ FACT_WORDS = {
 }
 
 
+# The possible words for each symbol that is not a fact on its own. Each occurrence of such a symbol
+# gets a new random word. The four notes together form the fact "song" (see `FACTS`).
 OTHER_WORDS = {
     "temper": "brave clever gentle happy kind lazy little poor proud quiet shy young",
     "house": "castle cottage farm house mill",
@@ -41,7 +43,8 @@ OTHER_WORDS = {
 }
 
 
-# The songs of a songbook consist of these words and names: all those of FACT_WORDS and OTHER_WORDS.
+# The songs of a songbook consist of all words in FACT_WORDS and OTHER_WORDS, and of names. A name
+# is one entry of "start", followed by one entry of "end".
 ANYTHING = {
     "word": " ".join(
         words
@@ -133,6 +136,7 @@ RULES = {
 }
 
 
+# The symbols that have only one text in each story.
 FACTS = {*FACT_WORDS, "song"}
 
 
@@ -146,7 +150,7 @@ def generate(seed: int, count: int) -> list[str]:
 
 
 def songbooks(seed: int, count: int) -> list[str]:
-    """Return `count` texts. Each text has three songs of its own and repeats them in random order.
+    """Return `count` texts. Each text has three random songs, and repeats them in random order.
 
     The only way to predict the next word of a song is to find an earlier copy of the song in the
     same text. The same seed gives the same texts.
@@ -157,14 +161,18 @@ def songbooks(seed: int, count: int) -> list[str]:
 
 
 def parse(text: str) -> dict[str, str] | None:
-    """Return the facts of a story, by symbol, or None if the grammar cannot generate the text."""
+    """Return the facts of the story `text`, by symbol (see `FACTS`).
+
+    If the grammar cannot generate `text`, the result is None.
+    """
     return next((facts for rest, facts in _read("{story}", text, {}) if not rest), None)
 
 
 def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
-    """Return a random text for `symbol`, and add the new facts in this text to `facts`.
+    """Return a random text for `symbol`. `facts` maps symbols to the texts drawn so far.
 
-    If `facts` already has a text for the symbol, return that text.
+    If `facts` already has a text for `symbol`, this function returns that text. Otherwise it draws
+    a text, and adds the new facts in this text to `facts`.
     """
     if symbol in facts:
         return facts[symbol]
@@ -176,10 +184,10 @@ def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
 
 
 def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield a result for every way in which the symbols in `line` can match the start of `text`.
+    """Yield one pair for every way in which `line` can generate the start of `text`.
 
-    Each result has the rest of `text` after the matched start, and all facts known so far: those in
-    `facts` and those in the matched start.
+    `facts` has the facts before `text`, and a match must agree with them. Each pair has the rest of
+    `text` after the match, and a dictionary of the facts in `facts` and in the match.
     """
     found = SYMBOL.search(line)
     literal = line[: found.start()] if found else line

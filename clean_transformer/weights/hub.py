@@ -47,9 +47,10 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
 
     `source` is a local folder, a hub id ("owner/name"), an alias from `HUB_IDS`, or "demo", the
     model in this package. `wanted` lists alternative sets of files. From the hub, this function
-    downloads only one set: the first set of which the repository has all files. `huggingface_hub`
-    keeps the files in its cache, and its environment variables (HF_HOME, HF_ENDPOINT,
-    HF_HUB_OFFLINE, …) apply. If the request to the hub fails, the function uses the cached files.
+    downloads only one set: the first set of which the repository has all files. The package
+    `huggingface_hub` keeps the files in its cache. Its environment variables (HF_HOME, HF_ENDPOINT,
+    HF_HUB_OFFLINE, …) apply. If the request to the hub fails, the function returns the folder in
+    the cache that has all files of a set.
 
     Raises `ValueError` if `source` has none of these forms. Raises `HubError` if the repository or
     the files do not exist, if a download is interrupted, or if the hub does not answer and the
@@ -65,7 +66,7 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import HfHubHTTPError
 
-    # This is one request without retries, so that we notice a missing network connection at once.
+    # We send one request without retries, so that we notice a missing network connection at once.
     # We catch every exception: its type depends on the HTTP library, and different versions of
     # huggingface_hub use different HTTP libraries.
     try:
@@ -95,10 +96,10 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
 
 
 def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
-    """Return the names that belong to the first complete set in `wanted`, in the set's order.
+    """Return those of `names` that match a pattern in the first complete set of `wanted`.
 
-    A set is complete if each of its patterns matches at least one of `names`. If no set is
-    complete, the result is [].
+    A set is complete if each of its patterns matches at least one of `names`. The result has the
+    order of the set's patterns. If no set is complete, the result is [].
     """
     names = sorted(names)
     for patterns in wanted:
@@ -109,7 +110,7 @@ def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
 
 
 def describe(wanted: FileSets) -> str:
-    """Return the sets as text for errors: "tokenizer.json, or vocab.json + merges.txt"."""
+    """Return the sets as text for errors, such as "tokenizer.json, or vocab.json + merges.txt"."""
     return ", or ".join(" + ".join(patterns) for patterns in wanted)
 
 

@@ -11,10 +11,11 @@ from clean_transformer.weights.table import Format, State, WeightsError
 def infer_config(known: Format, state: State) -> Config:
     """Return the architecture of `state`, a state dict in the format `known`.
 
-    A state dict does not contain eps, so the result has GPT-2's eps of 1e-5. Raises `WeightsError`
-    if the shapes do not determine the architecture. Most formats merge the axes `head` and `d_head`
-    into one axis. With such a format, this function can infer the number of heads only if a
-    published GPT-2 has the same d_model.
+    A state dict does not contain eps (the small number in the LayerNorms), so the result has
+    GPT-2's eps of 1e-5. Most formats merge the axes `head` and `d_head` into one axis, so the
+    shapes do not show the number of heads. With such a format, this function takes the number of
+    heads of the published GPT-2 that has the same d_model. Raises `WeightsError` if no published
+    GPT-2 has this d_model, or if the state dict lacks tensors whose shapes are necessary.
     """
     n_layers = _count_layers(known, state)
     rows = [row for row in known.all_rows(n_layers) if row.theirs in state]
@@ -45,7 +46,7 @@ def _count_layers(known: Format, state: State) -> int:
 
 
 def _axis_lengths(rows: list[Row], n_layers: int, state: State) -> dict[str, int]:
-    """Return the length of each axis, by name, except of axes that the format merges into one."""
+    """Return the length of each axis, by name. Axes that the format merges are left out."""
     axes = parameter_axes(Config.gpt2("small", n_layers=n_layers, tied_unembed=False))
     lengths: dict[str, int] = {}
     for row in rows:

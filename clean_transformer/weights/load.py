@@ -27,10 +27,12 @@ def discover() -> Iterator[Format]:
         yield from (value for value in contents.values() if isinstance(value, Format))
 
 
-# `discover` yields a format twice if a second module imports it. The dictionary keeps one of them.
+# If one module defines a format and another module imports it, `discover` yields the format twice.
+# The dictionary has one entry per name, so FORMATS has each format once.
 FORMATS = tuple({known.name: known for known in discover()}.values())
 
 
+# Maps the suffix of each format that is stored in a single file to the format's `File`.
 FILES = {known.file.suffix: known.file for known in FORMATS if known.file}
 
 
@@ -52,12 +54,12 @@ def read_pretrained(
     """Return the architecture of a model, and its parameters under this package's names.
 
     `source` is a hub id, an alias, "demo", a folder or a file. The parameters are on `device` and
-    have the dtype `dtype`. A parameter that needs no conversion is a view of the memory-mapped
-    file.
+    have the dtype `dtype`. If the checkpoint's tensor already has this device and dtype, the
+    parameter is a view of the memory-mapped file.
 
     Raises `WeightsError` for a damaged file or for weights that do not fit the architecture, and
-    `FileNotFoundError` for missing files. Raises `ValueError` or `HubError` if `hub.fetch` raises
-    it.
+    `FileNotFoundError` for missing files. Raises `ValueError` if `source` has none of these forms,
+    and `HubError` if the download fails (see `hub.fetch`).
     """
     path = Path(source)
     if path.is_file() or (path.suffix in FILES and not path.is_dir()):
@@ -77,12 +79,13 @@ def read_pretrained(
 
 
 def _choose_folder(path: Path) -> tuple[Folder, Format]:
-    """Return the format to read from the folder `path`: its `Folder` and its `Format`.
+    """Choose the format to read from the folder `path`. Return its `Folder` and its `Format`.
 
-    This is the format with the highest priority among those that have all their files in the
-    folder. If no format has all its files, this function chooses a format whose first file exists.
-    The format's `read` then says which file is missing. Raises `FileNotFoundError` if the folder
-    has the first file of no format.
+    A format is complete if the folder has all files of one of the format's file sets. This function
+    chooses the complete format with the highest priority. If no format is complete, the function
+    chooses a format whose first file exists. Its `Folder.read` then raises an error that names the
+    missing file. Raises `FileNotFoundError` if the folder does not have the first file of any
+    format.
     """
     names = os.listdir(path)
     complete = [pair for pair in FOLDERS if complete_set(pair[0].file_sets, names)]

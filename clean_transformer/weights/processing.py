@@ -7,10 +7,10 @@ the tensors that did not change.
 The new weights equal the weights that TransformerLens computes, bit for bit. To get equal bits, the
 code multiplies elementwise and then sums, as TransformerLens does, because a matrix product would
 round differently. The rounding of a sum also depends on the memory layout, so equal bits need equal
-strides. `untie` therefore gives W_U the strides that W_U has in TransformerLens after the published
-GPT-2 is loaded. There is one exception to the equality: if d_model equals d_mlp or d_vocab,
-TransformerLens (3.9.0 and 4.3.0) takes the wrong axis for d_model, and its `fold_ln` changes the
-function that the model computes.
+strides. TransformerLens gives W_U certain strides when it loads the published GPT-2, and `untie`
+gives W_U the same strides. In one case, the weights differ from TransformerLens's: if d_model
+equals d_mlp or d_vocab, TransformerLens (3.9.0 and 4.3.0) takes the wrong axis for d_model, and its
+`fold_ln` changes the function that the model computes.
 
 Sources: TransformerLens's `further_comments.md`, and Elhage et al. 2021, "A Mathematical Framework
 for Transformer Circuits".
@@ -28,10 +28,11 @@ from clean_transformer.weights.table import State
 
 
 def untie(cfg: Config, state: State) -> tuple[Config, State]:
-    """Return the untied model: W_U [d_model d_vocab] is a parameter, and equals W_Eᵀ.
+    """Return the architecture and the state dict of the untied model.
 
-    A tied model computes its logits with W_Eᵀ, so the logits are unchanged. If the model is not
-    tied, this function returns `cfg` and `state` unchanged.
+    They have `tied_unembed=False` and the parameter W_U [d_model d_vocab], a copy of W_Eᵀ. A tied
+    model computes its logits with W_Eᵀ, so the logits are unchanged. If the model is not tied, this
+    function returns `cfg` and `state` unchanged.
     """
     if not cfg.tied_unembed:
         return cfg, state
@@ -46,9 +47,9 @@ def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
 
         LN(x) W + c = x̂ (w[:, None] · W) + (b W + c).
 
-    x̂ has mean zero over d_model. Therefore a number that is added to a whole column of the new W
-    has no effect, and this function also subtracts from each column its mean over d_model. The
-    logits are unchanged.
+    x̂ has mean zero over d_model. Therefore x̂ W does not change if we add the same number to all
+    entries of a column of W. This function subtracts from each column of the new W the column's
+    mean over d_model. The logits are unchanged.
 
     W is W_Q, W_K, W_V [head d_model d_head], W_in [d_model d_mlp] or W_U [d_model d_vocab]. If the
     model is tied, the function first unties it (see `untie`). The result has
@@ -115,9 +116,9 @@ def fold_value_biases(cfg: Config, state: State) -> tuple[Config, State]:
     return cfg, folded
 
 
-# The processing functions, in the order in which TransformerLens applies them. Inside
-# `process_weights`, each flag hides the function with the same name, so `process_weights` takes the
-# functions from this tuple.
+# The processing functions, in the order in which TransformerLens applies them. `process_weights`
+# takes the functions from this tuple, because its arguments have the same names as the functions
+# and hide them.
 _STEPS = (fold_ln, center_writing_weights, center_unembed, fold_value_biases)
 
 
@@ -146,8 +147,9 @@ def process_weights(
     for step in compress(_STEPS, flags):
         cfg, processed = step(cfg, processed)
     if center_writing_weights and fold_value_biases:
-        # W_O was centered, so the new b_O has mean zero except for rounding. TransformerLens
-        # centers b_O again here. We do the same, to get equal bits.
+        # Both b_O and W_O were centered before the value biases were added to b_O. So the new b_O
+        # has mean zero except for rounding. TransformerLens centers b_O again here, and we do the
+        # same, to get equal bits.
         names = [f"blocks.{layer}.attn.b_O" for layer in range(cfg.n_layers)]
         processed = _with_centered(processed, names)
     return cfg, {name: tensor.to(original[name].dtype) for name, tensor in processed.items()}

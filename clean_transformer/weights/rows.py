@@ -20,16 +20,17 @@ AXIS = r"[a-z]\w*"  # matches the name of an axis in an einops pattern, but not 
 
 @dataclass(frozen=True)
 class Row:
-    """Describes where and how a format stores one of our parameters.
+    """Describes in which tensor, and with which axes, a format stores one of our parameters.
 
     `ours` is our name of the parameter. `theirs` is the name of their tensor that holds the
     parameter. If the format does not store the parameter, `theirs` is None, and we read the
     parameter as zeros.
 
-    `pattern` is the einops pattern that turns their tensor into our parameter. If it is None, their
-    tensor has the same axes as our parameter. If their tensor holds several of our parameters, such
-    as W_Q, W_K and W_V, the pattern gives all of them, stacked along a new axis 0. In this case,
-    `part` is the index of our parameter on axis 0; otherwise it is None.
+    `pattern` is the einops pattern that turns their tensor into our parameter. If `pattern` is
+    None, their tensor has the same axes as our parameter. Their tensor may also hold several of our
+    parameters, such as W_Q, W_K and W_V. Then `pattern` turns their tensor into a stack of our
+    parameters along a new axis 0, and `part` is the index of this row's parameter on axis 0. If
+    their tensor holds only one parameter, `part` is None.
     """
 
     ours: str
@@ -61,10 +62,10 @@ class Row:
         return ours if self.part is None else ours[self.part]
 
     def write(self, tensor: Tensor, cfg: Config) -> Tensor:
-        """Return their tensor. `tensor` is our parameter.
+        """Return their tensor, computed from `tensor`, which is our parameter.
 
-        If their tensor holds several of our parameters, `tensor` has all of them, stacked along a
-        new axis 0 in the order of `part`.
+        If their tensor holds several of our parameters, `tensor` must be a stack of all these
+        parameters along a new axis 0, in the order of `part`.
         """
         if self.pattern is None:
             return tensor
@@ -78,10 +79,10 @@ class Row:
 
 
 def write_rows(rows: Iterable[tuple[Row, Tensor]], cfg: Config) -> Tensor:
-    """Return one of their tensors, contiguous.
+    """Return one of their tensors, computed from our parameters. The result is contiguous.
 
-    `rows` has a pair for each of our parameters that this tensor holds: the parameter's row and the
-    parameter itself.
+    `rows` has one pair for each of our parameters that this tensor holds: the parameter's `Row`,
+    and the parameter itself.
     """
     (row, tensor), *others = sorted(rows, key=lambda pair: pair[0].part or 0)
     if row.part is not None:

@@ -1,4 +1,4 @@
-"""Lists the name, the axes and the shape of every parameter in a complete state dict."""
+"""Lists the name, the axes and the shape of every parameter in a state dict of this package."""
 
 from clean_transformer.config import Config
 

@@ -2,11 +2,12 @@
 
 Tests, parity checks and benchmarks use these weights instead of the published weights, so they need
 no download. `torch.randn` gives different bits on different processors, because the processors
-compute logarithms and cosines differently. In this module, each value starts as a sum of integers
-from a bit generator. NumPy guarantees that this generator always gives the same integers for the
-same seed. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`, which IEEE 754
-rounds exactly. Floats are never summed over an axis, because the order of such a sum would
-change its bits.
+compute logarithms and cosines differently. In this module, each value starts as a sum of random
+integers (see `_bell`). NumPy guarantees that its bit generator `SFC64` always gives the same
+integers for the same seed. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`.
+IEEE 754 prescribes the rounding of these operations, so every machine gets the same bits. The code
+never sums floats over an axis, because different machines may add them in different orders, and
+the order changes the bits of the sum.
 """
 
 import math
@@ -27,17 +28,22 @@ from clean_transformer.weights.shapes import READERS, WRITERS, parameter_shapes
 Array = NDArray[np.float32]
 
 
-CHUNK = 2**16  # the number of values drawn at a time, small enough for the processor's cache
+# `_bell` draws this many values at a time. They fit into the processor's cache.
+CHUNK = 2**16
 
 
-STRIDE = 257  # every 257th entry is an outlier; 257 is prime, so all columns get outliers
+# Every 257th entry of a tensor (in its flattened form) is an outlier: `_draw` makes it larger. 257
+# is prime. Unless the number of columns is a multiple of 257, all columns of a large matrix get
+# outliers.
+STRIDE = 257
 
 
-BELL_KURTOSIS = 2.9  # the kurtosis of a sum of twelve uniform values: 3 − 1.2 / 12
+# The kurtosis of a sum of twelve independent uniform values, such as `_bell` draws: 3 − 1.2 / 12.
+BELL_KURTOSIS = 2.9
 
 
 class Spread(NamedTuple):
-    """The standard deviation, the kurtosis and the mean of a tensor's entries.
+    """The standard deviation, the kurtosis and the mean that the entries of a tensor shall have.
 
     If `largest` is not None, all outliers (see `STRIDE`) have this value.
     """
@@ -48,8 +54,8 @@ class Spread(NamedTuple):
     largest: float | None = None
 
 
-# The numbers in OUTSIDE_BLOCKS and IN_BLOCKS were measured in GPT-2 small, whose d_model is
-# MEASURED_WIDTH. Only the numbers for W_E, W_in and W_out are guesses.
+# We measured the numbers in OUTSIDE_BLOCKS and IN_BLOCKS in GPT-2 small, whose d_model is
+# MEASURED_WIDTH. The numbers for W_E, W_in and W_out are guesses.
 MEASURED_WIDTH = 768
 
 
@@ -63,9 +69,9 @@ OUTSIDE_BLOCKS = {
 }
 
 
-# Each parameter of a block has three spreads: for the first block, for the middle blocks, and for
-# the last block. If the model has fewer than four blocks, all blocks after the first block have the
-# middle spread.
+# Each parameter has three entries of type `Spread`: for the first block, for the middle blocks, and
+# for the last block. If the model has fewer than four blocks, all blocks after the first block use
+# the entry for the middle blocks.
 IN_BLOCKS = {
     "ln1.w": (
         Spread(0.041, mean=0.18, largest=0.25),
@@ -97,9 +103,10 @@ IN_BLOCKS = {
 def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
     """Return float32 weights, by name, that resemble those of an untrained model.
 
-    They have a bell-shaped distribution with the standard deviation `cfg.initializer_range`. Its
-    mean is 1 for the gains of the LayerNorms, and 0 for all other parameters. `unembed.b_U` is
-    exactly 0, because most checkpoint formats cannot store it.
+    The weights have a bell-shaped distribution with the standard deviation
+    `cfg.initializer_range`. Gains of LayerNorms have the mean 1, and all other parameters have the
+    mean 0. All entries of `unembed.b_U` are 0, because most checkpoint formats cannot store this
+    parameter.
     """
 
     def spread(name: str) -> Spread:
@@ -113,17 +120,21 @@ def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
 def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
     """Return float32 weights, by name, that are as hard to compute with as the published GPT-2's.
 
-    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small. For
-    other values of `d_model`, the matrices in the blocks are scaled (see `_scale`). Three
-    coordinates of the residual stream at position 0 are near 3,000, if `d_model` is at least 32.
-    They are so large after the third block and all later blocks, or after the last block if there
-    are fewer than three. The median magnitude of the other coordinates is 0.9 after the first
-    block, and 6 after the last of twelve blocks. From the fourth block on, many heads attend to
-    position 0 if no other position matches their query. An untied unembedding is drawn
-    independently of the embedding.
+    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small.
+    GPT-2 small has `d_model` 768. For any other `d_model`, this function scales the matrices in the
+    blocks (see `_scale`).
 
-    For `normalization_type="LNPre"`, this function first draws the weights for "LN". Then it folds
-    the LayerNorm gains into the next weights, and leaves the LayerNorm biases out.
+    As in GPT-2, a few activations are huge. If `d_model` is at least 32, the third block sets three
+    coordinates of the residual stream at position 0 to about 3,000, and later blocks keep them at
+    this size. In a model with fewer than three blocks, the last block sets them. In a model with
+    twelve blocks, the median magnitude of the other coordinates is 0.9 after the first block, and 6
+    after the last block. From the fourth block on, many heads attend to position 0 if no other
+    position matches their query. If the model is not tied, its unembedding is independent of its
+    embedding.
+
+    For `normalization_type="LNPre"`, this function first draws the weights for "LN". Then it
+    multiplies the weights that read the output of a LayerNorm by the gain of this LayerNorm, and
+    removes the gains and the biases of all LayerNorms.
     """
     with_norms = replace(cfg, normalization_type="LN")
     state = _draw_all(with_norms, seed, lambda name: _published_spread(name, cfg))
@@ -143,9 +154,9 @@ def _published_spread(name: str, cfg: Config) -> Spread:
 
 
 def _scale(cfg: Config) -> float:
-    """Return √(768 / d_model), by which the standard deviation of each block matrix is multiplied.
+    """Return √(768 / d_model), the factor for the standard deviation of each matrix in a block.
 
-    A sum of d_model products with such a matrix is then about as large as in GPT-2 small.
+    With this factor, a matrix product over d_model is about as large as in GPT-2 small.
     """
     return math.sqrt(MEASURED_WIDTH / cfg.d_model)
 
@@ -177,8 +188,9 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     state[f"{mlp}.W_out"][0] = 0
     state[f"{mlp}.W_out"][0, coordinates] = 140
 
-    # At position 0, the key of each head now has about the direction of b_Q. Every query of the
-    # head contains b_Q, so the head attends to position 0. The value at position 0 is nearly 0.
+    # With these weights, the key of each head at position 0 has about the direction of the head's
+    # b_Q. Every query of the head is a sum that contains b_Q, so the head attends to position 0.
+    # The value vector of the head at position 0 is nearly 0.
     for later in range(layer + 1, cfg.n_layers):
         attn = f"blocks.{later}.attn"
         state[f"{attn}.W_K"][:, coordinates] = state[f"{attn}.b_Q"][:, None] * _scale(cfg)
@@ -186,9 +198,9 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
-    """Multiply each weight [..., d_model, out] after a LayerNorm by that LayerNorm's gain.
+    """Multiply each weight [..., d_model, out] that reads a LayerNorm by the LayerNorm's gain.
 
-    This changes the arrays in `state` in place.
+    This function changes the arrays in `state` in place.
     """
     for layer in range(cfg.n_layers):
         for ln, readers in READERS.items():
@@ -198,10 +210,10 @@ def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[str, Array]:
-    """Return all tensors of the model, by name. `spread` gives the `Spread` of each tensor's name.
+    """Return all tensors of the model, by name.
 
-    Several threads draw the tensors at the same time. This is faster, because NumPy releases the
-    GIL.
+    `spread` takes the name of a tensor and returns the `Spread` of its entries. Several threads
+    draw the tensors at the same time. They run in parallel, because NumPy releases the GIL.
     """
     shapes = parameter_shapes(cfg)
     with ThreadPoolExecutor() as pool:
@@ -210,12 +222,15 @@ def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[s
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
-    """Return the tensor `name`, with entries that are distributed as `spread` says.
+    """Return the tensor `name` with the given shape. Its entries have the distribution `spread`.
 
-    The entries are bell-shaped values, and the outliers (see `STRIDE`) are multiplied by a factor.
-    If a share p of the values is multiplied by √(1 + e), the variance becomes 1 + p·e and the
-    kurtosis becomes BELL_KURTOSIS · (1 + r²), where r = √(p (1 − p)) · e / (1 + p·e). The code
-    computes r from `spread.kurtosis`, and then e (`excess`) from r.
+    The function draws bell-shaped values (see `_bell`), and multiplies the outliers (see `STRIDE`)
+    by a factor √(1 + e). The outliers are a share p of all values. Therefore the variance becomes
+    1 + p·e, and the kurtosis becomes BELL_KURTOSIS · (1 + r²), where
+    r = √(p (1 − p)) · e / (1 + p·e). The code computes r from `spread.kurtosis`, and then e
+    (`excess`) from r. Finally it scales and shifts all values to the standard deviation
+    `spread.std` and the mean `spread.mean`. If `spread.largest` is not None, all outliers get this
+    value instead.
     """
     values = _bell(name, math.prod(shape), seed)
     p = 1 / STRIDE

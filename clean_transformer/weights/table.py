@@ -1,4 +1,8 @@
-"""Defines `Format`: a table of rows that reads and writes the state dicts of one kind."""
+"""Defines `Format`, which reads and writes the state dicts of one checkpoint format.
+
+A `Format` has a table with one `Row` for each parameter. In this module, "our" parameters have this
+package's names and axes, and "their" tensors have the names and axes of the checkpoint format.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +44,7 @@ class File:
     """Describes how a format is stored in a single file with the given `suffix`.
 
     `read` takes the path of the file. It returns the architecture, or None if the file does not
-    describe the architecture, and the tensors. The tensors may have the names of any format.
+    describe the architecture. It also returns the tensors. They may have the names of any format.
     """
 
     suffix: str
@@ -52,16 +56,18 @@ class Format:
     """Describes how a family of checkpoints names and lays out GPT-2's parameters.
 
     `outer` has one row (see `Row`) for each parameter outside of the blocks. `block` has one row
-    for each parameter of a block. The names in `block` leave out the prefix that says which block
-    it is: our names have the prefix `blocks.{layer}.`, and their names have `block_prefix`.
+    for each parameter of a block. The names in `block` do not contain the number of the block. The
+    method `all_rows` adds it as a prefix: `blocks.{layer}.` to our names, and `block_prefix` to
+    their names.
 
     Every checkpoint of the format has the key `marker`. If several formats have the same marker,
-    `layout` takes a state dict and returns whether its tensors have this format's layout. Their
-    names may begin with `optional_prefix`, which some checkpoints leave out. Keys that match the
-    regular expression `buffers` are not parameters, and we ignore them.
+    `layout` distinguishes them: it takes a state dict and returns whether the tensors have this
+    format's layout. `optional_prefix` is a prefix of their names that some checkpoints leave out.
+    Keys that match the regular expression `buffers` are not parameters, and we ignore them.
 
-    `folder` describes how the format is stored in a folder, and `file` how it is stored in a single
-    file. Each is None if the format is never stored that way.
+    `folder` describes how the format is stored in a folder, and is None if the format is never
+    stored in a folder. `file` describes how the format is stored in a single file, and is None if
+    the format is never stored in a single file.
     """
 
     name: str
@@ -76,7 +82,7 @@ class Format:
     file: File | None = None
 
     def full_names(self, state: State) -> dict[str, Tensor]:
-        """Return the state dict. If its names lack `optional_prefix`, the result has the prefix."""
+        """Return a copy of `state`. If its keys lack `optional_prefix`, this function adds it."""
         short_marker = self.marker.removeprefix(self.optional_prefix)
         if self.marker in state or short_marker not in state:
             return dict(state)
@@ -95,7 +101,7 @@ class Format:
         return self.marker in named and self.layout(named)
 
     def rows(self, cfg: Config) -> list[Row]:
-        """Return one row for each parameter of the architecture.
+        """Return one row for each parameter of the architecture `cfg`.
 
         Raises `WeightsError` if the format has no place for a parameter.
         """
@@ -106,10 +112,10 @@ class Format:
         return [row for name, row in rows.items() if name in names]
 
     def all_rows(self, n_layers: int) -> list[Row]:
-        """Return the rows of a model with `n_layers` blocks, with full names.
+        """Return the rows of a model with `n_layers` blocks. Their names have the block's prefix.
 
-        This includes rows of parameters that some models do not have, such as `unembed.W_U`, which
-        a tied model lacks.
+        The result has a row for every parameter that a model can have. Some models lack some of
+        these parameters: for example, a tied model has no `unembed.W_U`.
         """
         blocks = [
             replace(
@@ -125,8 +131,9 @@ class Format:
     def read(self, cfg: Config, state: State) -> dict[str, Tensor]:
         """Return our parameters, by our names, as views of the tensors in the state dict.
 
-        A parameter that the format does not store is zero. Raises `WeightsError` if tensors are
-        missing, unused, or of the wrong shape. The error lists all these tensors.
+        A parameter that the format does not store is a tensor of zeros. Raises `WeightsError` if
+        tensors are missing, unused, or of the wrong shape. The error lists all these tensors. Also
+        raises `WeightsError` if `cfg.tied_unembed` is True, but the state dict is not tied.
         """
         rows, axes = self.rows(cfg), parameter_axes(cfg)
         wanted = {row.theirs: row.their_shape(axes[row.ours], cfg) for row in rows if row.theirs}
@@ -157,9 +164,10 @@ class Format:
         }
 
     def write(self, cfg: Config, state: State) -> dict[str, Tensor]:
-        """Return the format's tensors, contiguous, by their names. `state` has our parameters.
+        """Return the format's tensors by their names. `state` has our parameters.
 
-        Raises `WeightsError` if the format has no place for a parameter that is not zero.
+        The tensors are contiguous. Raises `WeightsError` if the format has no place for a parameter
+        that is not zero.
         """
         rows_of: dict[str, list[tuple[Row, Tensor]]] = {}
         for row in self.rows(cfg):
@@ -172,22 +180,25 @@ class Format:
         return {theirs: write_rows(rows, cfg) for theirs, rows in rows_of.items()}
 
     def is_tied(self, state: State) -> bool:
-        """Whether a state dict with their names uses the embedding as the unembedding."""
+        """Whether `state` has no unembedding of its own. `state` has their names.
+
+        A tied model uses the embedding as the unembedding.
+        """
         rows = {row.ours: row for row in self.outer}
         embed, unembed = rows["embed.W_E"], rows.get("unembed.W_U")
         if unembed is None or unembed.theirs not in state:
             return True
-        # In HookedTransformer's format, W_U is always a separate parameter. This is the only format
-        # whose row for W_U has no pattern, because its W_U has our axes. In the other formats, an
-        # unembedding that equals the embedding is tied.
+        # In HookedTransformer's format, W_U is always a separate parameter, so the result is False.
+        # We recognize this format by its row for W_U: no other format has a row for W_U without a
+        # pattern. In the other formats, an unembedding that equals the embedding is tied.
         repeats = torch.equal(state[str(embed.theirs)], state[str(unembed.theirs)])
         return unembed.pattern is not None and repeats
 
 
 def detect(formats: Iterable[Format], state: State) -> Format:
-    """Return the format that fits a state dict.
+    """Return the one format in `formats` that fits `state` (see `Format.fits`).
 
-    Raises `WeightsError` if no format or several formats fit (see `Format.fits`).
+    Raises `WeightsError` if no format fits, or if several formats fit.
     """
     fitting = [known for known in formats if known.fits(state)]
     if len(fitting) == 1:
@@ -226,7 +237,9 @@ def refuse_differences(
 def refuse_architecture(name: str, cfg: Config) -> None:
     """Raise `WeightsError` for an architecture that the files of a plain GPT-2 cannot describe.
 
-    `name` is the name of the format, for the error.
+    These are architectures with folded LayerNorms (`normalization_type` is not "LN"), and
+    architectures in which n_heads × d_head is not d_model. The error contains `name`, the name of
+    the format.
     """
     if cfg.normalization_type != "LN":
         raise WeightsError(f"the {name} format has no place for folded LayerNorms")

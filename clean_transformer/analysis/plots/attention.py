@@ -25,9 +25,10 @@ def attention_pattern(
 ) -> go.Figure:
     """Plot how much each token of a text attends to itself and to earlier tokens.
 
-    There is one panel per head. In a panel, the vertical axis shows the attending tokens, and the
-    horizontal axis shows the tokens that they attend to. Without `head`, the figure shows every
-    head. Without `layer`, it shows every layer. Without both, each row of panels is one layer.
+    There is one panel per head. In a panel, the vertical axis shows the query tokens, and the
+    horizontal axis shows the key tokens, to which the queries attend. If `head` is None, the figure
+    shows every head. If `layer` is None, it shows every layer. If both are None, each row of panels
+    is one layer.
     Raises `IndexError` for a layer or head that the model does not have.
     """
     layers = range(cache.n_layers) if layer is None else [index_of("layer", layer, cache.n_layers)]

@@ -28,8 +28,8 @@ def token_probabilities(
     """Plot the probability of each token of a text, given the tokens before it.
 
     `probabilities` is the tensor `Prediction.token_probabilities`. `tokens` has all tokens of the
-    text, also the first token, which has no probability. Raises `ValueError` if `tokens` does not
-    have exactly one more entry than `probabilities`.
+    text, including the first token, which has no probability. Raises `ValueError` if `tokens` does
+    not have exactly one more entry than `probabilities`.
     """
     values = numbers(probabilities)
     require_as_many(len(values) + 1, tokens)
@@ -48,7 +48,7 @@ def token_probabilities(
 def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:
     """Plot the most likely next token at each depth, as if the model ended at that depth.
 
-    The plot has one row per depth and one column per token of the text (see `analysis.logit_lens`).
+    The plot has one row per depth (see `analysis.logit_lens`) and one column per token of the text.
     The color shows the probability of the most likely token. Raises `ValueError` for several texts.
     """
     tokens = single(model, text)

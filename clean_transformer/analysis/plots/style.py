@@ -1,4 +1,4 @@
-"""The code that several plots need: colors, axes with tokens, checks, and saving."""
+"""Code that several plots share: colors, axes with tokens, checks, and `save`."""
 
 import html
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ def save(figure: go.Figure, path: str | Path) -> None:
 
     The HTML file can be viewed without a network connection. To write a PNG file, Chrome or
     Chromium must be installed. If an error occurs, an existing file at `path` is unchanged. Raises
-    `ValueError` for another suffix and `FileNotFoundError` for a missing folder, before the
-    function draws anything.
+    `ValueError` for any other suffix, and `FileNotFoundError` if the folder does not exist. This
+    function checks both before it draws the figure.
     """
     file = Path(path)
     if file.suffix not in SUFFIXES:
@@ -89,8 +89,8 @@ def require_as_many(positions: int, tokens: Sequence[str]) -> None:
 def index_of(what: str, index: int, count: int) -> int:
     """Return `index` as an index from 0 to count − 1. A negative `index` counts from the end.
 
-    Raises `IndexError` if `index` is out of range. `what` is the word for the indexed thing in the
-    error, such as "layer".
+    Raises `IndexError` if `index` is out of range. The error uses the word `what`, such as "layer",
+    for the things that `index` counts.
     """
     if not -count <= index < count:
         raise IndexError(f"there is no {what} {index}; this model has {what}s 0 to {count - 1}")
@@ -98,9 +98,9 @@ def index_of(what: str, index: int, count: int) -> int:
 
 
 def label(token: str) -> str:
-    """Return the token with visible spaces (see `visible`).
+    """Return the token as text for a plot, with visible spaces (see `visible`).
 
-    The result is escaped, so that plotly does not interpret it as HTML or TeX.
+    Special characters are escaped, so that plotly does not interpret the text as HTML or TeX.
     """
     return html.escape(visible(token), quote=False).replace("$", "&#36;")
 

@@ -26,7 +26,7 @@ from clean_transformer.analysis.plots.style import (
 def embedding_similarity(
     vectors: Float[Tensor, "*batch pos d_model"], tokens: Sequence[str]
 ) -> go.Figure:
-    """Plot the cosine similarity of the vectors of every two tokens.
+    """Plot the cosine similarity of the vectors of every pair of tokens.
 
     `vectors` has one vector for each token of one text, for example `cache["embed"]`. Raises
     `ValueError` for several texts, and if `tokens` does not have one token per vector.
@@ -51,10 +51,11 @@ def embedding_similarity(
 def position_similarity(
     W_pos: Float[Tensor, "n_ctx d_model"], positions: Sequence[int]
 ) -> go.Figure:
-    """Plot how similar the embeddings of the given `positions` are to those of all positions.
+    """Plot how similar the embeddings of `positions` are to the embeddings of all positions.
 
-    For each given position, a line shows the cosine similarity of its embedding with the embedding
-    of every position. Raises `IndexError` for a position that the model does not have.
+    Each position in `positions` has one line in the plot. The line shows the cosine similarity of
+    the position's embedding with the embedding of every position. Raises `IndexError` for a
+    position that the model does not have.
     """
     rows = torch.from_numpy(numbers(W_pos))
     figure = go.Figure()
@@ -74,8 +75,9 @@ def position_similarity(
 def residual_norms(cache: ActivationCache, tokens: Sequence[str]) -> go.Figure:
     """Plot the norm of the residual stream at each depth, with one line per token of the text.
 
-    The axis of the norm is logarithmic. Raises `ValueError` for several texts, and if `tokens` does
-    not have one token per position.
+    The depths are before each block, between the attention and the MLP of each block, and after the
+    last block. The axis of the norm is logarithmic. Raises `ValueError` for several texts, and if
+    `tokens` does not have one token per position.
     """
     states, labels = cache.accumulated_resid(incl_mid=True)
     depth = np.stack([of_one_text(state, 2, tokens) for state in states])

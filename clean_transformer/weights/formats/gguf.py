@@ -1,8 +1,8 @@
 """Reads and writes GGUF, the file format of llama.cpp, for the `gpt2` architecture.
 
-The tensors have the names that the gguf package lists in `MODEL_TENSORS`. They have the layout that
-llama.cpp's converter writes: it transposes the weights of Hugging Face's linear layers (`Conv1D`)
-from [in, out] to [out, in], as in `nn.Linear`.
+The tensors have the names that the gguf package lists in `MODEL_TENSORS`. The weight of every
+linear layer is [out, in], as in `nn.Linear`: llama.cpp's converter transposes the weights of
+Hugging Face's linear layers (`Conv1D`), which are [in, out].
 """
 
 from contextlib import closing
@@ -61,6 +61,7 @@ BLOCK = (
 )
 
 
+# Maps each field of `Config` to the key of GGUF's metadata with the same meaning.
 SIZES = {
     "n_layers": "gpt2.block_count",
     "n_heads": "gpt2.attention.head_count",
@@ -81,11 +82,11 @@ def read_gguf(file: Path) -> tuple[Config, State]:
     """Return the architecture, and the memory-mapped tensors under llama.cpp's names.
 
     Raises `WeightsError` for a damaged file, for an architecture other than gpt2, and for tensors
-    whose type is not in `DTYPES`, such as quantized tensors. The error names these tensors.
+    whose type is not in `DTYPES`, such as quantized tensors. The error lists these tensors.
     """
     package = _package()
     try:
-        # "c" means copy on write: if training changes the tensors, the file stays the same.
+        # "c" is the mode "copy on write": if training changes the tensors, the file is unchanged.
         reader = package.GGUFReader(file, "c")
     except (ValueError, IndexError, KeyError) as error:
         raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
@@ -173,8 +174,8 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
 def _shortest_decimal(value: float) -> float:
     """Return the shortest decimal number that rounds to the same float32 as `value`.
 
-    A GGUF file stores eps in float32, and the float32 nearest to 1e-5 is not exactly 1e-5. This
-    function gives 1e-5 back.
+    A GGUF file stores eps in float32, and the float32 nearest to 1e-5 is not exactly 1e-5. For this
+    float32, the function returns exactly the float 1e-5.
     """
     return float(str(np.float32(value)))
 

@@ -21,8 +21,8 @@ from clean_transformer.weights.table import (
     refuse_architecture,
 )
 
-# The weight of Hugging Face's `Conv1D` is [in, out]. The weight `attn.c_attn.weight` holds W_Q, W_K
-# and W_V side by side on its output axis.
+# Hugging Face's linear layer is `Conv1D`, whose weight is [in, out]. The weight
+# `attn.c_attn.weight` is the concatenation of W_Q, W_K and W_V along its output axis.
 QKV_WEIGHT = "d_model (qkv head d_head) -> qkv head d_model d_head"
 
 
@@ -59,8 +59,9 @@ BLOCK = (
 )
 
 
-# The fields of config.json that change what the model computes, each with the values that we
-# support. If config.json lacks a field, the field has the first of these values.
+# Some fields of config.json change the function that the model computes. SUPPORTED maps each such
+# field to the values that we support. If config.json lacks a field, we assume the field's first
+# value in SUPPORTED.
 SUPPORTED = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -74,8 +75,8 @@ def has_linear_layout(state: State) -> bool:
     """Whether the weights are [out, in], as in `nn.Linear`, and not [in, out], as in `Conv1D`.
 
     nanoGPT has Hugging Face's names, but its weights are [out, in]. This function looks at the
-    weight that computes queries, keys and values. Its output axis is three times as long as its
-    input axis, so the shape shows which axis comes first.
+    shape of the weight that computes queries, keys and values. The output axis of this weight is
+    three times as long as its input axis, so the longer axis is the output axis.
     """
     weight = state.get("transformer.h.0.attn.c_attn.weight")
     return weight is not None and weight.ndim == 2 and weight.shape[0] > weight.shape[1]
@@ -134,10 +135,9 @@ def config_to_json(cfg: Config) -> dict[str, Any]:
 def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture, and the memory-mapped tensors under Hugging Face's names.
 
-    There are three places for the tensors: model.safetensors, the shards that
-    model.safetensors.index.json lists, and pytorch_model.bin. This function reads the first place
-    that exists. Raises `WeightsError` for a damaged file and `FileNotFoundError` for a missing
-    file.
+    The tensors may be in model.safetensors, in the shards that model.safetensors.index.json lists,
+    or in pytorch_model.bin. This function reads the first of the three that exists. Raises
+    `WeightsError` for a damaged file and `FileNotFoundError` for a missing file.
     """
     cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}
@@ -176,8 +176,9 @@ def _weight_files(folder: Path) -> list[Path]:
 def read_tensors(file: Path) -> dict[str, Any]:
     """Return the dictionary in a .safetensors file, or in a file that `torch.save` wrote.
 
-    Its tensors are memory-mapped. Raises `WeightsError` for a damaged file, for a file that does
-    not contain a dictionary, and for a pickled object that could run code.
+    The tensors in the dictionary are memory-mapped. Raises `WeightsError` for a damaged file, for a
+    file that does not contain a dictionary, and for a file with pickled objects that could run
+    code.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -1,13 +1,13 @@
 """Reads the checkpoints of nanoGPT and minGPT.
 
-They have Hugging Face's names, but the weight of every linear layer is [out, in], as in
+Their tensors have Hugging Face's names, but the weight of every linear layer is [out, in], as in
 `nn.Linear`.
 
-minGPT (since 2022) computes the same GELU as GPT-2, `gelu_new`. nanoGPT computed it, too, until
-June 2023, when nanoGPT's pull request 274 changed to the exact GELU. The two functions differ by up
-to 5e-4. This module reads the weights of both kinds of nanoGPT models unchanged, and the loaded
-model computes `gelu_new`. If the model was trained with the exact GELU, replace the `mlp` of each
-block by `variants.ExactGeluMLP`.
+GPT-2 computes GELU with a formula that contains tanh, `gelu_new`. minGPT (since 2022) does the
+same. nanoGPT also computed `gelu_new` until June 2023, when its pull request 274 replaced
+`gelu_new` by the exact GELU. The two functions differ by up to 5e-4. A loaded model always computes
+`gelu_new`, because a checkpoint does not say which function the model was trained with. If the
+model was trained with the exact GELU, replace the `mlp` of each block by `variants.ExactGeluMLP`.
 """
 
 import warnings
@@ -27,6 +27,7 @@ from clean_transformer.weights.formats.huggingface import (
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import File, State, WeightsError, head_width
 
+# The einops patterns for the weights of the linear layers, which are [out, in] (see `Row.pattern`).
 LINEAR = {
     "attn.c_attn.weight": "(qkv head d_head) d_model -> qkv head d_model d_head",
     "attn.c_proj.weight": "d_model (head d_head) -> head d_head d_model",
@@ -43,10 +44,10 @@ def read_checkpoint(file: Path) -> tuple[Config | None, State]:
     """Return the architecture (or None) and the tensors in a file that `torch.save` wrote.
 
     nanoGPT saves {"model": …, "model_args": …}, where `model_args` describes the architecture.
-    minGPT saves only a state dict, which does not describe the architecture; the result then has
-    None as the architecture. For a nanoGPT file, this function warns that the model may have been
-    trained with the exact GELU. Raises `WeightsError` for a damaged file, and for a file without a
-    state dict.
+    minGPT saves only a state dict, which does not describe the architecture. For a minGPT file, the
+    architecture in the result is None. For a nanoGPT file, this function warns that the model may
+    have been trained with the exact GELU. Raises `WeightsError` for a damaged file, and for a file
+    without a state dict.
     """
     saved = read_tensors(file)
     state = saved["model"] if "model_args" in saved else saved

@@ -11,7 +11,7 @@ from clean_transformer.weights.formats.tensorflow import read_bundle
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import Folder, Format, State, WeightsError, head_width
 
-# OpenAI's code has convolutions of width 1 as its linear layers, so their weights are [1, in, out].
+# In OpenAI's code, each linear layer is a convolution of width 1, so its weight is [1, in, out].
 # There is no row for `unembed.W_U`, because the unembedding is always tied to the embedding.
 OUTER = (
     Row("embed.W_E", "model/wte"),
@@ -55,8 +55,8 @@ HPARAMS = {
 def config_from_hparams(hparams: Mapping[str, Any]) -> Config:
     """Return the architecture that the fields of hparams.json describe.
 
-    d_mlp is 4 d_model, and d_head is d_model / n_heads. The fields of `Config` that are optional
-    and not in hparams.json keep their defaults. Raises `WeightsError` for missing or unknown
+    d_mlp is 4 × d_model, and d_head is d_model / n_heads. All other fields of `Config` that are not
+    in hparams.json, such as eps, have their defaults. Raises `WeightsError` for missing or unknown
     fields, and for values that are not positive integers.
     """
     if hparams.keys() != HPARAMS.keys():
@@ -73,8 +73,8 @@ def read_openai(folder: Path) -> tuple[Config, State]:
 
     The text file `checkpoint` in the folder contains the name of the TensorFlow checkpoint to read.
     In OpenAI's releases, this name is model.ckpt. Raises `FileNotFoundError` for a missing file and
-    `WeightsError` for a damaged file. If the data of a tensor is damaged, the error names the
-    tensor.
+    `WeightsError` for a damaged file. If the data of a tensor is damaged, the error contains the
+    name of the tensor.
     """
     cfg = config_from_hparams(read_json(folder / "hparams.json"))
     checkpoint = folder / "checkpoint"

@@ -2,8 +2,8 @@
 
 A bundle has an index, `PREFIX.index`, and one or more data files, `PREFIX.data-SHARD-of-SHARDS`.
 The index is a LevelDB table: it maps the name of each tensor to a protobuf message with the
-tensor's dtype, shape, place in a data file, and checksum. It maps the empty name to a message about
-the whole bundle.
+tensor's dtype, shape, place in a data file, and checksum. The index also maps the empty name to a
+message about the whole bundle.
 
 Sources: TensorFlow's tensor_bundle.proto (the messages), protobuf.dev (the encoding of messages),
 LevelDB's doc/table_format.md (the table).
@@ -56,7 +56,7 @@ LENGTH = 8 * 1 + Wire.VARINT
 
 
 # The last 48 bytes of a LevelDB table are its footer. The first 40 bytes of the footer hold the
-# places of two blocks, padded with zeros. The other 8 bytes are the magic number.
+# places (see `_read_place`) of two blocks, and zeros as padding. The other 8 bytes are MAGIC.
 FOOTER_SIZE = 48
 
 
@@ -65,7 +65,7 @@ MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 
 @dataclass(frozen=True)
 class Entry:
-    """The content of the index for one tensor. `dtype` is TensorFlow's number for the dtype.
+    """What the index says about one tensor. `dtype` is TensorFlow's number for the dtype.
 
     `shard` is the number of the data file that contains the tensor. In this file, the tensor begins
     at byte `offset` and has `size` bytes. `checksum` is `masked_crc32c` of these bytes. `in_slices`
@@ -84,8 +84,8 @@ class Entry:
 def read_bundle(prefix: Path) -> dict[str, Tensor]:
     """Return every tensor of the bundle at `prefix`, by name.
 
-    The tensors are memory-mapped. Only a tensor whose offset is not a multiple of its item size is
-    copied.
+    The tensors are memory-mapped. Only if a tensor's offset in the data file is not a multiple of
+    its item size, this function copies the tensor.
 
     Raises `FileNotFoundError` for a missing file. Raises `WeightsError` for a damaged tensor or
     index, for a tensor that was saved in slices, for a dtype that is not in `DTYPES`, and if the
@@ -172,10 +172,10 @@ def _entry(message: Mapping[int, list[Any]]) -> Entry:
 
 
 def _decode(message: bytes) -> dict[int, list[Any]]:
-    """Return a dictionary from the tag of each field in a protobuf message to the field's values.
+    """Return the values of each field in a protobuf message, as a list, by the field's tag.
 
-    A field may occur several times, so the values are a list. Raises `ValueError` if the bytes are
-    not a protobuf message.
+    The list has several values if the field occurs several times in the message. Raises
+    `ValueError` if the bytes are not a protobuf message.
     """
     stream = BytesIO(message)
     fields: dict[int, list[Any]] = {}
@@ -261,9 +261,9 @@ def _read_block(table: bytes, place: tuple[int, int]) -> bytes:
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield each key of a block with its value.
 
-    A block stores each key without the prefix that this key shares with the previous key. The block
-    ends with a list of the offsets at which whole keys are stored, and with the length of this
-    list. This function does not need the list.
+    If a key begins like the previous key, the block stores the length of the common beginning and
+    only the rest of the key. At the end of the block there is a list of the offsets of complete
+    keys, and then the length of this list. This function does not need the list.
     """
     n_restarts = int.from_bytes(block[-4:], "little")
     entries, key = BytesIO(block[: -4 * (n_restarts + 1)]), b""
