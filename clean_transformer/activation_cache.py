@@ -26,8 +26,8 @@ class ActivationCache(Mapping[str, Tensor]):
     A key is a full name, such as `cache["blocks.0.attn.hook_pattern"]`, or TransformerLens's
     shorthand, such as `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]` or
     `cache["normalized", "ln_final"]`. A shorthand starts with the name of the hook point without
-    "hook_", or with a word of `SHORTHAND`. Layers and module names from the path of the hook point
-    follow, in any order. `n_layers` is the number of layers of the model. Layer -1 is the last
+    "hook_", or with a word of `SHORTHAND`. After that, it can have the layer's number and names of
+    modules in the hook point's path, in any order. `n_layers` is the number of layers of the model. Layer -1 is the last
     layer of the model, even if only earlier layers were captured.
     """
 

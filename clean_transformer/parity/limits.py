@@ -204,7 +204,7 @@ def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tenso
 
 
 def softmax_scale(pattern: Tensor, scores: Tensor, dim: int) -> Tensor:
-    """G of softmax: p (1 + |s − max s|), for the scores s and the pattern p.
+    """Return G (see the top of this file) of softmax: p (1 + |s − max s|), for scores s, pattern p.
 
     Rounding s − max s changes exp(s − max s) by the relative error u |s − max s|. The same factor
     bounds the error of the sum along `dim`. G is 0 where the pattern must be 0.

@@ -48,7 +48,7 @@ def rank(value: float) -> float:
 class HeatMap:
     """The squares of a model's activations, in the order of the forward pass.
 
-    - `layers`: the indices of the blocks that have squares.
+    - `layers`: the indices of the blocks that the heat map shows.
     - `before`: the squares of the activations before the first block. The keys are names.
     - `points`: the squares of the activations inside the blocks. The first key is the name within
       the block, such as "attn.hook_pattern". The second key is the index of the block.

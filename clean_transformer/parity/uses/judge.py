@@ -1,4 +1,6 @@
-"""Runs each use on the device, one part of the model at a time, and judges each part's error.
+"""Runs the model in each way that people call it, and judges the error of each part.
+
+A use is one way to call the model, such as generating text (see `Use`).
 
 The parts are the embeddings, each block, the last LayerNorm and the unembedding. The device runs a
 part once for each call of the use (see `Use.reads`). The oracle runs the same part in float64 only
@@ -80,7 +82,7 @@ class Judged:
     """A judged part of the model.
 
     `row` is its result. `wrong_from` is the first position that fails, or the first judged position
-    if none fails. `inputs` has the part's input in each call of the use.
+    if none fails. `inputs` has the part's input in each call of the model.
     """
 
     row: Isolated
