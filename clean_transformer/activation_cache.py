@@ -27,8 +27,8 @@ class ActivationCache(Mapping[str, Tensor]):
     shorthand, such as `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]` or
     `cache["normalized", "ln_final"]`. A shorthand starts with the name of the hook point without
     "hook_", or with a word of `SHORTHAND`. After that, it can have the layer's number and names of
-    modules in the hook point's path, in any order. `n_layers` is the number of layers of the model. Layer -1 is the last
-    layer of the model, even if only earlier layers were captured.
+    modules in the hook point's path, in any order. `n_layers` is the number of layers of the model.
+    Layer -1 is the last layer of the model, even if only earlier layers were captured.
     """
 
     def __init__(self, activations: Mapping[str, Tensor], n_layers: int):
