@@ -99,7 +99,8 @@ OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # element can have an error of several u G on a healthy device (`parity/README.md` lists the largest
 # healthy ratios). In GPT-2's residual stream, one large element can cause most of a row's error. In
 # half precision, the limit is lower: kernels accumulate sums in float32, and round only the results
-# to half precision. This rounding changes an element by at most u G.
+# to half precision. This rounding changes an element by at most u G. The unit is derived, but these
+# two limits are not: they are chosen with a margin above the ratios of healthy blocks.
 PART = Kind("part as a whole", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
 
 # The largest float32 error that a reproduction script (`operations/script.py`) accepts, in units of

@@ -145,7 +145,9 @@ def judge_black_box(
     envelope = (total.mean(dim=-1) / DRAWS).sqrt()
     ratios = torch.where(error == 0, 0.0, error / envelope).nan_to_num(math.inf, math.inf)
     healthy, wrong = PART.limits(1, UNIT_ROUNDOFF[output.dtype])
-    relative = float(error.square().mean().sqrt() / exact.square().mean().sqrt())
+    relative = float(
+        (error.square().mean() / exact.square().mean()).sqrt().nan_to_num(math.inf, math.inf)
+    )
     return Isolated(
         name=name,
         case=case,
@@ -155,7 +157,7 @@ def judge_black_box(
         healthy=healthy,
         wrong=wrong,
         rms_ratio=float(ratios.square().mean().sqrt()) if ratios.numel() else 0.0,
-        bits=-math.log2(relative) if relative > 0 else math.inf,
+        bits=-math.log2(relative) if error.any() else math.inf,
         worst_index=index_of_largest(ratios) if ratios.numel() else (),
     )
 

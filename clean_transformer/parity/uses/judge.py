@@ -187,8 +187,9 @@ class Judge:
         ratios = torch.where(error == 0, 0.0, error / envelope.sqrt())
         ratios = ratios.nan_to_num(math.inf, math.inf).where(use.is_token, 0.0)
         healthy, wrong = PART.limits(1, UNIT_ROUNDOFF[self.products or self.exact.dtype])
-        relative = error / exact.square().mean(dim=-1).sqrt()
-        largest = float(relative.where(use.is_token, 0.0).nan_to_num(math.inf).max())
+        size = exact.square().mean(dim=-1).sqrt()
+        relative = torch.where(error == 0, 0.0, error / size)
+        largest = float(relative.where(use.is_token, 0.0).nan_to_num(math.inf, math.inf).max())
         row = Isolated(
             name=f"blocks.{layer}",
             case=use.case,

@@ -92,6 +92,7 @@ def test_what_is_not_a_number_is_wrong(value: float) -> None:
     with torch.no_grad():
         row = judge_black_box("mine", "", output, float64_oracle(linear), x)
     assert (row.verdict, row.ratio, row.worst_index) == (Verdict.WRONG, torch.inf, (1,))
+    assert row.bits == -torch.inf
 
 
 COMPILED = """
