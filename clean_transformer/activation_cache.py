@@ -84,15 +84,15 @@ class ActivationCache(Mapping[str, Tensor]):
         return ActivationCache(moved, self.n_layers)
 
     def remove_batch_dim(self) -> "ActivationCache":
-        """Return a new cache with the same activations, without their batch axis.
+        """Remove the batch axis from the activations of this cache, and return the cache.
 
         Raises `ValueError` if the batch holds more than one input.
         """
         longest = max((value.shape[0] for value in self.values()), default=1)
         if longest != 1:
             raise ValueError(f"cannot remove the batch dimension: the batch holds {longest} inputs")
-        single = {name: value[0] for name, value in self.items()}
-        return ActivationCache(single, self.n_layers)
+        self._activations = {name: value[0] for name, value in self.items()}
+        return self
 
     def accumulated_resid(
         self, *, incl_mid: bool = False

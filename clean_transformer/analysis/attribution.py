@@ -47,7 +47,7 @@ def logit_attribution(
             raise ValueError(f"there is no token {id_}; ids run from 0 to {model.cfg.d_vocab - 1}")
     parts = ("hook_embed", "hook_pos_embed", "hook_z", "hook_mlp_out", "ln_final.hook_scale")
     logits, cache = model.run_with_cache(
-        single(model, text), names=lambda name: name.endswith(parts)
+        single(model, text), names_filter=lambda name: name.endswith(parts)
     )
     last = {name: value[0, -1] for name, value in cache.items()}
 

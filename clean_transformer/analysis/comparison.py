@@ -43,7 +43,7 @@ def run(
     default is all names in the model's `default_points`.
     """
     with torch.no_grad():
-        logits, cache = model.run_with_cache(tokens, names=names)
+        logits, cache = model.run_with_cache(tokens, names_filter=names)
     return {**cache.to("cpu"), LOGITS: logits.cpu()}
 
 

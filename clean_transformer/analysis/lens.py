@@ -25,7 +25,7 @@ def logit_lens(
     tokens = single(model, text)
     _, cache = model.run_with_cache(
         tokens,
-        names=lambda name: name.endswith(("resid_pre", "resid_post")),
+        names_filter=lambda name: name.endswith(("resid_pre", "resid_post")),
         remove_batch_dim=True,
     )
     streams, labels = cache.accumulated_resid()

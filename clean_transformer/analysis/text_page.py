@@ -120,7 +120,7 @@ def _require_fit(cfg: Config, length: int) -> None:
 
 
 def _patterns(model: DemoTransformer, tokens: Int[Tensor, "1 pos"]) -> list[list[list[int]]]:
-    _, cache = model.run_with_cache(tokens, names=lambda name: name.endswith("hook_pattern"))
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
     query, key = torch.tril_indices(tokens.shape[1], tokens.shape[1])
     return [
         (1000 * pattern[0].cpu()[:, query, key].float()).round().int().tolist()

@@ -71,7 +71,7 @@ class Watched(Ours):
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
-        for name, point in self.model.hook_points().items():
+        for name, point in self.model.hook_dict.items():
             if name.endswith("hook_pattern"):
                 point.register_forward_hook(lambda *_: None)
 
