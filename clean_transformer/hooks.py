@@ -1,4 +1,7 @@
-"""Hook points, where hooks read or replace activations, and the modules that have hook points."""
+"""`HookPoint`, where a hook reads or replaces an activation, and `HookedModule`.
+
+`HookedModule` is the base class of all modules that have hook points.
+"""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,9 +36,8 @@ def hook_points(module: nn.Module) -> dict[str, HookPoint]:
 def observed(*points: nn.Module) -> bool:
     """Return whether any of the hook points `points` has a forward hook or a backward hook.
 
-    A module calls this function in its `forward`. If the result is True, the module computes step
-    by step and passes each activation through its hook point. If the result is False, the module
-    uses a fused kernel.
+    Modules such as `Attention` compute step by step if the result is True, because each activation
+    must then pass through its hook point. If the result is False, they use a fused kernel.
     """
     return any(
         point._forward_hooks
@@ -63,8 +65,8 @@ class HookedModule(nn.Module):
     """The base class of modules with hook points: whole models, and parts such as one block.
 
     `run_with_cache` returns the activations at the hook points, and `run_with_hooks` changes
-    activations. Both methods also accept the path of a submodule, such as "blocks.0.ln1", and
-    then read or change the module's output. `run_with_hooks` sets the module's `name` to this path.
+    activations. In both methods, the path of a submodule, such as "blocks.0.ln1", selects the
+    output of this submodule. `run_with_hooks` sets `name` of the submodule to this path.
     """
 
     name: str | None = None
@@ -74,7 +76,7 @@ class HookedModule(nn.Module):
         return hook_points(self)
 
     def default_points(self) -> dict[str, HookPoint]:
-        """Return the hook points that `run_with_cache` captures by default: all but `PER_HEAD`."""
+        """Return all hook points except `PER_HEAD`. `run_with_cache` captures these by default."""
         return {
             name: point
             for name, point in self.hook_points().items()
@@ -90,12 +92,12 @@ class HookedModule(nn.Module):
     ) -> tuple[Any, ActivationCache]:
         """Return the output of `self(*inputs, **arguments)`, and an `ActivationCache` of the run.
 
-        The activations in the cache are detached. `names` selects them: one name, several names, or
-        a function that takes the name of a hook point and returns whether to capture its
-        activation. By default, the cache holds the activations of `default_points`. The name of a
-        submodule, such as "blocks.0.ln1", selects the submodule's output. If `remove_batch_dim` is
-        True, the activations have no batch axis; the batch must hold one input. Raises `KeyError`
-        for an unknown name, before the module runs.
+        The cached activations are detached from the autograd graph. `names` selects them: one name,
+        several names, or a function that takes the name of a hook point and returns whether to
+        capture its activation. By default, the cache holds the activations of `default_points`. The
+        path of a submodule, such as "blocks.0.ln1", selects the submodule's output. If
+        `remove_batch_dim` is True, the cached activations have no batch axis; the batch must hold
+        one input. Raises `KeyError` for an unknown name, before the module runs.
         """
         captured: dict[str, Tensor] = {}
 
@@ -112,7 +114,7 @@ class HookedModule(nn.Module):
     def run_with_hooks(
         self, *inputs: Any, hooks: Iterable[tuple[Names, HookFunction]], **arguments: Any
     ) -> Any:
-        """Return the output of `self(*inputs, **arguments)` while hook functions are in place.
+        """Run `self(*inputs, **arguments)` with temporary hook functions, and return the output.
 
         `hooks` is a list of pairs (names, function). In each pair, `names` selects activations as
         in `run_with_cache`. The forward pass calls `function(activation, hook=hook_point)` for each

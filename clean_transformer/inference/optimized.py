@@ -17,14 +17,14 @@ from clean_transformer.support.stand_in import StandIn, stand_ins
 
 
 class Speedup(StandIn):
-    """A `StandIn` of `optimize`. The next call of `optimize` finds it by its class to remove it."""
+    """A `StandIn` that `optimize` made. The next call of `optimize` for this model removes it."""
 
 
 class Optimized(AbstractContextManager["Optimized"]):
     """Lets you undo `optimize`: call `undo()`, or use this object in a `with` statement.
 
     At the end of the `with` block, `undo()` is called. `modules` holds the paths of the modules
-    that `optimize` made faster. The other modules run as before.
+    that `optimize` made faster. All other modules of the model run as before.
     """
 
     def __init__(self, fast: dict[str, FastBlock | FastUnembed], step: list[Speedup]):
@@ -66,17 +66,17 @@ def optimize(
     `optimize` first undoes the earlier call.
 
     With `weights="int8"`, which works only on the CPU, the modules compute with 8-bit copies of the
-    weights. The modules then read fewer bytes, and are less accurate.
+    weights. The modules then read fewer bytes from memory, and their outputs are less accurate.
 
-    With `compile`, `generate` runs the model for each new token as one graph of `torch.compile`,
-    which is a CUDA graph on CUDA. There is one graph for each combination of a batch size and a
-    length of the KV cache. This length is rounded up to a multiple of 256. Compiling one graph
-    takes up to a minute.
+    With `compile`, `generate` runs the forward pass for each new token as one graph of
+    `torch.compile`. On CUDA, this is a CUDA graph. Each combination of a batch size and a length of
+    the KV cache (rounded up to a multiple of 256) has its own graph. Compiling one graph takes up
+    to a minute.
 
     Raises `ValueError` for 8-bit weights on a device other than the CPU. Raises `ValueError` for
     8-bit weights of a model that was made under `torch.inference_mode()`. The parameters of such a
-    model have no version counters, which would show later changes of the copied parameters. Raises
-    `TypeError` for `compile` with a model other than `DemoTransformer`.
+    model have no version counters, so `optimize` could not notice later changes of the parameters.
+    Raises `TypeError` for `compile` with a model other than `DemoTransformer`.
     """
     if compile and not hasattr(model, "read_one"):
         raise TypeError(
@@ -115,5 +115,5 @@ def optimize(
 
 
 def use_static_cache(below: type[KVCache]) -> type[KVCache]:
-    """Return `StaticKVCache`, which a compiled step needs instead of the cache class `below`."""
+    """Return `StaticKVCache`, the cache class for compiled graphs, to use instead of `below`."""
     return StaticKVCache

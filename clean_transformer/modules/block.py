@@ -15,7 +15,8 @@ from clean_transformer.modules.mlp import MLP
 class TransformerBlock(HookedModule):
     """y + mlp(ln2(y)), where y = x + attn(ln1(x)).
 
-    The LayerNorms are before attention and MLP (pre-norm; Radford et al. 2019, section 2.3).
+    There is a LayerNorm before the attention, and another before the MLP (pre-norm; Radford et al.
+    2019, section 2.3).
     """
 
     def __init__(self, cfg: Config):

@@ -1,4 +1,4 @@
-"""Modules that return the same as `Attention`. Each module uses one function of PyTorch."""
+"""Modules that compute the same output as `Attention`, each with one function of PyTorch."""
 
 import math
 
@@ -33,12 +33,12 @@ class SdpaAttention(Attention):
 class FlexAttention(SdpaAttention):
     """`Attention` that uses PyTorch's `flex_attention` (Dong et al. 2024).
 
-    To try other scores, change the function that `mix` passes to `flex_attention`. The function
-    gets each score `qk`, and returns the new score. This module has no hook points for scores and
-    pattern. In a compiled model, `flex_attention` is one fused kernel. In a model that is not
-    compiled, PyTorch runs an unfused version and warns. On a CPU (PyTorch 2.13), `flex_attention`
-    has no gradients, and its compiled kernel does not support padding. Raises `ImportError` if
-    PyTorch is older than 2.5 and has no `flex_attention`.
+    To try other scores, change the lambda that `mix` passes to `flex_attention`: it gets a score
+    `qk` and returns the new score. This module has no hook points for scores and pattern. In a
+    compiled model, `flex_attention` is one fused kernel. In a model that is not compiled, PyTorch
+    runs an unfused version and warns. On a CPU (PyTorch 2.13), `flex_attention` has no gradients,
+    and its compiled kernel does not support padding. Raises `ImportError` if PyTorch is older than
+    2.5 and has no `flex_attention`.
     """
 
     def __init__(self, cfg: Config):
