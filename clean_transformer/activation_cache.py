@@ -1,4 +1,4 @@
-"""`ActivationCache`: a mapping from names to the activations of one forward pass."""
+"""`ActivationCache`: the activations of one forward pass, by name."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -86,7 +86,7 @@ class ActivationCache(Mapping[str, Tensor]):
         return ActivationCache(moved, self.n_layers)
 
     def remove_batch_dim(self) -> "ActivationCache":
-        """Return a new cache with the same activations, without their batch axis.
+        """Return a new cache with the same activations, each without its first axis, the batch.
 
         Raises `ValueError` if the batch holds more than one input.
         """

@@ -1,4 +1,4 @@
-"""`Config`: the hyper-parameters of a GPT-2. TransformerLens has the same names for them."""
+"""`Config`: the hyper-parameters of a GPT-2. The fields have TransformerLens's names."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -89,7 +89,7 @@ class Config:
         return replace(published, **changes)
 
     def axes(self) -> dict[str, int]:
-        """Return a dictionary from the name of each axis of the weights to its length."""
+        """Return a dictionary from the name of each axis of the weights to the axis's length."""
         return {
             "head": self.n_heads,
             "d_model": self.d_model,
@@ -100,7 +100,7 @@ class Config:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values of all fields, with the field names as keys."""
+        """Return a dictionary from the name of each field to its value."""
         return asdict(self)
 
 

@@ -17,8 +17,8 @@ from clean_transformer.activation_cache import ActivationCache
 class HookPoint(nn.Module):
     """An identity module. A hook on this module receives the activation and can replace it.
 
-    `run_with_hooks` sets `name` to the path of the hook point in the model. A hook function gets
-    the hook point as its argument `hook`, and can read `hook.name`, as in TransformerLens.
+    A hook function gets the hook point as its argument `hook`, and can read `hook.name`, as in
+    TransformerLens. `run_with_hooks` sets this `name` to the path of the hook point in the model.
     """
 
     name: str | None = None
@@ -29,12 +29,12 @@ class HookPoint(nn.Module):
 
 
 def hook_points(module: nn.Module) -> dict[str, HookPoint]:
-    """Return every hook point inside `module`. The keys are the paths of the hook points."""
+    """Return a dictionary from the path of each hook point inside `module` to the hook point."""
     return {name: part for name, part in module.named_modules() if isinstance(part, HookPoint)}
 
 
 def observed(*points: nn.Module) -> bool:
-    """Return whether any of the hook points `points` has a forward hook or a backward hook.
+    """Return whether at least one of the hook points `points` has a forward or backward hook.
 
     Modules such as `Attention` compute step by step if the result is True, because each activation
     must then pass through its hook point. If the result is False, they use a fused kernel.
@@ -62,7 +62,7 @@ PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
 
 class HookedModule(nn.Module):
-    """The base class of modules with hook points: whole models, and parts such as one block.
+    """The base class of all modules with hook points, from a whole model to one LayerNorm.
 
     `run_with_cache` returns the activations at the hook points, and `run_with_hooks` changes
     activations. In both methods, the path of a submodule, such as "blocks.0.ln1", selects the
@@ -72,11 +72,14 @@ class HookedModule(nn.Module):
     name: str | None = None
 
     def hook_points(self) -> dict[str, HookPoint]:
-        """Return every hook point inside this module. The keys are the paths of the hook points."""
+        """Return a dictionary from the path of each hook point in this module to the hook point."""
         return hook_points(self)
 
     def default_points(self) -> dict[str, HookPoint]:
-        """Return all hook points except `PER_HEAD`. `run_with_cache` captures these by default."""
+        """Return the hook points that `run_with_cache` captures by default.
+
+        These are all hook points except the hook points in `PER_HEAD`.
+        """
         return {
             name: point
             for name, point in self.hook_points().items()

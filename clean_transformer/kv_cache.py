@@ -1,4 +1,4 @@
-"""KV caches: stored keys and values, so that a forward pass computes only the new positions."""
+"""KV caches: they store keys and values, so that a forward pass computes only new positions."""
 
 import math
 from typing import Protocol, runtime_checkable
@@ -20,7 +20,7 @@ class LayerCache(Protocol):
         """The number of cached positions, without the new positions of this forward pass."""
 
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
-        """Store `k` and `v` of the new positions. Return the keys and values of all positions."""
+        """Store `k` and `v` of the new positions. Return all stored keys and all stored values."""
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
         """Return a mask that is True where a query sees a key.
@@ -34,9 +34,9 @@ class LayerCache(Protocol):
 class KVCache:
     """The stored keys and values of every layer, for the first `length` positions.
 
-    A forward pass with the cache stores the keys and values of its tokens, and increases `length`
-    by the number of new positions. In the first forward pass, each layer allocates memory for
-    `n_ctx` positions, with the dtype and on the device of the keys.
+    A model's forward pass stores the keys and values of its tokens in the cache, and increases
+    `length` by the number of new positions. In the first forward pass, each layer allocates memory
+    for `n_ctx` positions, with the dtype and on the device of the keys.
 
     Inputs of unequal length must be left-padded. `attention_mask` [batch pos] is 1 for tokens and 0
     for padding, as in transformers. The mask must be on the device of the tokens. Positions after

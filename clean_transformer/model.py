@@ -63,9 +63,9 @@ class DemoTransformer(GenerationMixin):
     def read(
         self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Return the same logits as `forward`, without its checks.
+        """Return the same logits as `forward`, without checking `tokens`.
 
-        `read` stores the new keys and values in `kv_cache`, but does not increase its `length`.
+        The new keys and values are stored in `kv_cache`, but `kv_cache.length` does not increase.
         """
         positions = kv_cache.positions(tokens) if kv_cache is not None else None
         layers = kv_cache.layers if kv_cache is not None else [None] * len(self.blocks)
@@ -141,7 +141,7 @@ class DemoTransformer(GenerationMixin):
           that `from_state_dict` accepts.
 
         Raises `WeightsError` for a damaged file, and for weights that do not fit the architecture
-        exactly. The message names every weight that is missing, unused, or of the wrong shape.
+        exactly. The message names every weight that is missing, unused, or has the wrong shape.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
         with torch.device("meta"):  # allocates no memory for weights that are replaced below

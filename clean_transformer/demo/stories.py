@@ -185,9 +185,9 @@ def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
 def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield one pair for every way in which `line` can generate the beginning of `text`.
 
-    The first element of a pair is the rest of `text`, which `line` does not generate. The second
-    element is `facts` with the facts that were found in the generated beginning. `facts` holds the
-    facts that are already known; the generated beginning must agree with these facts.
+    `facts` holds the facts that are already known; the generated beginning must agree with these
+    facts. The first element of a pair is the rest of `text`, after the generated beginning. The
+    second element is a dictionary of the known facts and the facts in the generated beginning.
     """
     found = SYMBOL.search(line)
     literal = line[: found.start()] if found else line

@@ -57,8 +57,8 @@ BEYOND_CACHES = 128 * 2**20
 class Choice(NamedTuple):
     """The fastest kernel for each number of input rows.
 
-    `by_rows` maps each measured number of rows to the fastest kernel. `transposed` is True if the
-    kernels were measured with W column-major in memory, and False if W was row-major.
+    `by_rows` maps each measured number of rows (see `ROWS`) to the fastest kernel. `transposed` is
+    True if the kernels were measured with W column-major in memory, and False if W was row-major.
     """
 
     by_rows: dict[int, Matmul]
@@ -83,7 +83,7 @@ Seconds = dict[Candidate, float]
 def fastest_for_blocks(
     d_model: int, d_mlp: int, n_layers: int, dtype: torch.dtype, n_threads: int
 ) -> Choice:
-    """Return the fastest kernels for blocks of these sizes. Measuring takes a few seconds.
+    """Return the fastest kernels for the blocks of a model. Measuring takes a few seconds.
 
     `n_threads` must be PyTorch's current number of threads. It is an argument so that `lru_cache`
     stores one choice for each number of threads. If two kernels are about equally fast, two
@@ -182,14 +182,15 @@ def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
 
 
 def fastest_seconds(seconds: Seconds, transposed: bool) -> float:
-    """Return the shortest time among the candidates with this value of `transposed`."""
+    """Return the shortest time of all candidates that have the given value of `transposed`."""
     return min(taken for each, taken in seconds.items() if each.transposed == transposed)
 
 
 def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
-    """Return the fastest kernel for each number of rows, of the candidates with this `transposed`.
+    """Return the fastest kernel for each number of rows.
 
-    `by_rows` is what `measure` returns.
+    Only candidates with the given value of `transposed` are compared. `by_rows` is the result of
+    `measure`.
     """
     winners = {
         n_rows: min((c for c in seconds if c.transposed == transposed), key=seconds.__getitem__)
@@ -199,7 +200,7 @@ def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
 
 
 def kernels(dtype: torch.dtype) -> list[Matmul]:
-    """Return the kernels for this dtype that are worth measuring on this processor."""
+    """Return the kernels to measure on this processor for weights with this dtype."""
     if dtype == torch.float64:
         return [Matmul()]
     onednn = [OneDNN()] if has_onednn(dtype) else []

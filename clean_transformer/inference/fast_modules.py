@@ -39,7 +39,7 @@ COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class NotOptimized(UserWarning):
-    """The warning that an optimized module runs its original, slower `forward`, and why."""
+    """Warns that an optimized module runs its original, slower method. The message says why."""
 
 
 class Fast:

@@ -32,7 +32,7 @@ class Matmul:
     most_rows = math.inf  # `autotune` measures this kernel only up to this number of rows
 
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Any:
-        """Return W and b in the form that the other methods take. Only `Int8` returns copies."""
+        """Return the argument `weight` for the other methods. Only `Int8` makes a copy of W."""
         return Weight(W, b)
 
     def __call__(self, x: Rows, weight: Any) -> Output:
@@ -89,8 +89,8 @@ class SplitInputs(SeparateBias):
 class OneDNN(Matmul):
     """oneDNN's kernels, which fuse the GELU or the residual add into the product.
 
-    These kernels do not support gradients, and some builds of PyTorch do not have these kernels.
-    `torch.compile` cannot trace these kernels, so a compiled graph uses `Matmul` instead.
+    The kernels do not support gradients, and are missing in some builds of PyTorch. `torch.compile`
+    cannot trace the kernels, so a compiled graph uses `Matmul` instead.
     """
 
     def __init__(self) -> None:

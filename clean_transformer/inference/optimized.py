@@ -57,10 +57,10 @@ class Optimized(AbstractContextManager["Optimized"]):
 def optimize(
     model: nn.Module, weights: Literal["int8"] | None = None, *, compile: bool = False
 ) -> Optimized:
-    """Make this package's blocks and unembeddings in a model faster, for its device and dtype.
+    """Make those blocks and unembeddings of `model` faster that are modules of this package.
 
-    The names, shapes and values of all parameters stay the same. A block or an unembedding runs its
-    own `forward` while a submodule has a hook, while gradients are enabled, under autocast, and
+    The names, shapes and values of all parameters stay the same. An optimized module runs its own,
+    slower `forward` while a submodule has a hook, while gradients are enabled, under autocast, and
     after one of its submodules or weights was replaced. The warning `NotOptimized` then says why.
     On the CPU, `optimize` measures for some seconds which kernels are the fastest. A second call of
     `optimize` first undoes the earlier call.

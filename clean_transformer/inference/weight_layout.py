@@ -20,8 +20,8 @@ def merge_heads(
     memory if `transposed`, and row-major otherwise.
 
     The weights are not copied if W_Q, W_K and W_V are already views of one tensor in this memory
-    order. This is true after an earlier call with the same `transposed`. Without `transposed`, it
-    is also true after GPT-2's checkpoint was loaded.
+    order. This is true after an earlier call with the same `transposed`. If `transposed` is False,
+    it is also true after GPT-2's checkpoint was loaded.
     """
     weights, biases = (attn.W_Q, attn.W_K, attn.W_V), (attn.b_Q, attn.b_K, attn.b_V)
     b = torch.stack([bias.data for bias in biases])

@@ -28,8 +28,8 @@ class Attention(HookedModule):
     [head d_head d_model], b_Q, b_K, b_V [head d_head], b_O [d_model].
 
     Three activations are computed only while their hook points have hooks. `hook_attn_scores` and
-    `hook_pattern` get [batch head query key]. `hook_result` gets [batch pos head d_model]: each
-    head's term of the sum over the heads, without b_O.
+    `hook_pattern` get the scores before and after the softmax [batch head query key]. `hook_result`
+    gets each head's term of the sum over the heads, without b_O [batch pos head d_model].
     """
 
     # Whether `forward` takes `key_input` and `value_input`. `swap` sets this attribute on every new
@@ -91,7 +91,7 @@ class Attention(HookedModule):
         return affine(z.flatten(start_dim=2), self.W_O.flatten(end_dim=1), self.b_O)
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query, weighted by the attention pattern.
+        """Return, for each query, the average of the values weighted by the attention pattern.
 
         If there are fewer queries than keys, the queries belong to the last positions of the keys.
         """
@@ -115,7 +115,7 @@ def dot_products(q: Queries, k: Keys) -> Float[Tensor, "batch head query key"]:
 
 
 def average_values(pattern: Float[Tensor, "batch head query key"], v: Keys) -> Queries:
-    """Return the sum of the values for each query, weighted by the attention pattern."""
+    """Return, for each query, the sum of the values weighted by the attention pattern."""
     return einsum(
         pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
     )
@@ -142,7 +142,7 @@ def causal_mask(q: Queries, k: Keys) -> Bool[Tensor, "query key"]:
 
 
 def mix_fused(q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-    """Compute `Attention.mix` with one fused kernel, which returns neither scores nor pattern."""
+    """Compute the same as `Attention.mix` with one fused kernel, without scores and pattern."""
     # With `is_causal`, the kernel assumes that the first query and the first key have the same
     # position. This is true only if there are as many queries as keys. A single query at the last
     # position sees every key, so it needs no mask.

@@ -28,8 +28,8 @@ def normal(*shape: int, std: float) -> nn.Parameter:
 def output_std(cfg: Config) -> float:
     """Return the initial standard deviation of W_O and W_out: initializer_range / √(2 n_layers).
 
-    The residual stream is a sum over 2 n_layers modules: one attention and one MLP per block. The
-    division by √(2 n_layers) keeps this sum from growing with n_layers (Radford et al. 2019,
-    section 2.3).
+    The attention and the MLP of each block add their outputs to the residual stream: 2 n_layers
+    outputs in total. The division keeps the sum of these outputs from growing with n_layers
+    (Radford et al. 2019, section 2.3).
     """
     return cfg.initializer_range / math.sqrt(2 * cfg.n_layers)

@@ -49,10 +49,10 @@ class HeatMap:
     """The squares of a model's activations, in the order of the forward pass.
 
     - `layers`: the indices of the blocks that the heat map shows.
-    - `before`: the squares of the activations before the first block. The keys are names.
+    - `before`: the squares of the activations before the first block, by the activation's name.
     - `points`: the squares of the activations inside the blocks. The first key is the name within
       the block, such as "attn.hook_pattern". The second key is the index of the block.
-    - `after`: the squares of the activations after the last block. The keys are names.
+    - `after`: the squares of the activations after the last block, by the activation's name.
     """
 
     layers: list[int]
@@ -85,9 +85,9 @@ def heat_map(squares: Mapping[str, Square | None]) -> HeatMap:
     """Arrange squares by layer.
 
     The keys of `squares` are the full names of the activations, in the order of the forward pass.
-    If the value is None, the activation gets no square, but its name still counts in the next rule:
-    an activation outside of the blocks is in `HeatMap.before` if its key comes before the first key
-    of a block, and in `HeatMap.after` otherwise.
+    An activation outside of the blocks is placed in `HeatMap.before` if its key comes before all
+    keys of blocks, and in `HeatMap.after` otherwise. A key whose value is None gets no square; it
+    only shows where the blocks begin.
     """
     layers: set[int] = set()
     before: dict[str, Square] = {}

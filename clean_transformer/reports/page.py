@@ -1,4 +1,4 @@
-"""Make HTML pages from the templates in `templates/`.
+"""Makes HTML pages from the templates in `templates/`.
 
 A page is one file, which browsers can show without a network.
 """

@@ -1,4 +1,4 @@
-"""Convert reports to JSON, and write them to files."""
+"""Converts reports to JSON, and writes the JSON to files."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Show heat maps in a terminal."""
+"""Shows heat maps in a terminal."""
 
 from collections.abc import Mapping
 

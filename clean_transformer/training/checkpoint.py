@@ -68,8 +68,8 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
 def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> int:
     """Load the checkpoint `saved` into the model and the optimizer.
 
-    Returns the number of steps that the run had done when the checkpoint was saved. The run may
-    have had another number of processes than now.
+    Returns the number of steps that the run had done when the checkpoint was saved. The number of
+    processes may have changed since then.
     """
     set_state_dict(
         engine,
@@ -116,8 +116,8 @@ class Metrics:
     def add(self, measured: Measured) -> None:
         """Append the measurements of a step.
 
-        Call `add` before you `save` the checkpoint after this step. So the file has a line for
-        every step that the checkpoint contains, even if the run is killed.
+        Call `add` before `save`. Even if the run is then killed, the file has a line for every step
+        that the checkpoint contains.
         """
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measured)) + "\n")

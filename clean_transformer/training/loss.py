@@ -21,7 +21,7 @@ def cross_entropy(
 
     The result is in float32, or in float64 for float64 logits. The logits are by far the largest
     tensor of a training step. PyTorch's own cross-entropy allocates three more tensors of this size
-    for the backward pass. This function allocates only one, for the gradient
+    for the backward pass. This function allocates only one: the gradient of the loss, which is
     (softmax(z) − onehot(target)) / (number of rows). It does not support second derivatives.
     """
     loss: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]

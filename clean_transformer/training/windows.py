@@ -67,13 +67,13 @@ def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
 
 
 def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "pos"]:
-    """Return window number `number` of a run, as `length` + 1 token ids.
+    """Return the `length` + 1 token ids of window number `number` of a training run.
 
     The first `length` tokens are the input of the model. The last token is only a target. `number`
-    counts the windows of the whole run, from 0. In each epoch, the tokens are cut into windows in a
-    new way, and every window occurs once, in random order. The result depends only on the
-    arguments. A resumed run therefore reads the same windows, even with another number of
-    processes.
+    counts the windows of the whole run, from 0. Each epoch has every window once, in random order,
+    and may cut the tokens at other places than the epoch before (see `_epoch`). The result depends
+    only on the arguments. A resumed run therefore reads the same windows, even with another number
+    of processes.
     """
     per_epoch, left = divmod(len(tokens) - 1, length)
     epoch, place = divmod(number, per_epoch)

@@ -34,7 +34,7 @@ class AlibiAttention(Attention):
     """
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the weighted average of the values for each query. Distant keys weigh less."""
+        """Return, for each query, the weighted average of the values. Distant keys weigh less."""
         n_heads, exact = q.shape[2], float32_or_more(q.dtype)
         head = torch.arange(1, n_heads + 1, dtype=exact, device=q.device)
         slope = 2 ** (-8 * head / n_heads)
@@ -66,7 +66,7 @@ class RotaryAttention(Attention):
         self.hook_rot_k = HookPoint()
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query, weighted by the attention pattern."""
+        """Return, for each query, the average of the values weighted by the attention pattern."""
         position = torch.arange(k.shape[1], device=k.device)
         rot_q = self.hook_rot_q(rotate(q, position[-q.shape[1] :], self.base))
         rot_k = self.hook_rot_k(rotate(k, position, self.base))
@@ -88,9 +88,9 @@ def rotate(
 class SlidingWindowAttention(Attention):
     """Attention in which each query sees only `window` keys.
 
-    They are the key at the query's own position and the `window` − 1 keys before it.
-    Sources: Beltagy et al. 2020, section 3.1; Jiang et al. 2023. Raises `ValueError` for a
-    `window` below 1.
+    These are the key at the query's own position and the `window` − 1 keys before it.
+    Sources: Beltagy et al. 2020, section 3.1; Jiang et al. 2023. Raises `ValueError` for a `window`
+    below 1.
     """
 
     def __init__(self, cfg: Config, window: int = 256):
@@ -100,7 +100,7 @@ class SlidingWindowAttention(Attention):
         self.window = window
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of up to `window` values per query, weighted by the pattern."""
+        """Return, for each query, the average of up to `window` values weighted by the pattern."""
         near = causal_mask(q, k).triu(k.shape[1] - q.shape[1] - self.window + 1)
         return super().mix(q, k, v, added_mask(q, k, mask).masked_fill(~near, -math.inf))
 
@@ -127,7 +127,7 @@ class GroupedQueryAttention(Attention):
         self.b_V = nn.Parameter(torch.zeros(n_kv_heads, cfg.d_head))
 
     def mix(self, q: Queries, k: SharedKeys, v: SharedKeys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query, weighted by the attention pattern."""
+        """Return, for each query, the average of the values weighted by the attention pattern."""
         group = q.shape[2] // self.n_kv_heads
         per_head = "batch key kv_head d_head -> batch key (kv_head group) d_head"
         return super().mix(
@@ -136,11 +136,10 @@ class GroupedQueryAttention(Attention):
 
     @torch.no_grad()
     def load_from(self, old: Attention) -> None:
-        """Copy the parameters of `old`, averaging keys and values over the heads of each group.
+        """Copy the parameters of `old`.
 
-        W_K, W_V, b_K and b_V of a group are the means over the heads of the group.
-
-        Source: Ainslie et al. 2023, section 2.1.
+        W_K, W_V, b_K and b_V of each group are the means of the old parameters over the heads of
+        the group (Ainslie et al. 2023, section 2.1).
         """
         for name, parameter in self.named_parameters():
             groups = "(kept group) ... -> kept ..."

@@ -32,7 +32,7 @@ class LinearAttention(Attention):
     """
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query, weighted by φ(q)·φ(k)."""
+        """Return, for each query, the average of the values weighted by φ(q)·φ(k)."""
         if mask is not None or observed(self.hook_attn_scores, self.hook_pattern):
             return self.mix_explicitly(q, k, v, mask)
         q, k = elu_plus_one(q), elu_plus_one(k)
@@ -51,8 +51,9 @@ class LinearAttention(Attention):
     def mix_explicitly(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
         """Compute `mix` in quadratic time. Scores and pattern pass through their hook points.
 
-        In `Attention`, a float mask is added to the scores before the softmax. Here, the scores
-        are multiplied by exp(mask), which has the same effect, because there is no softmax.
+        In `Attention`, a float mask is added to the scores, and the softmax then computes
+        exp(score + mask) = exp(score) · exp(mask). Here, there is no softmax, so the scores are
+        multiplied by exp(mask).
         """
         weights = dot_products(elu_plus_one(q), elu_plus_one(k))
         scores = self.hook_attn_scores(weights * added_mask(q, k, mask).exp())
