@@ -1,4 +1,7 @@
-"""Hook points, where hooks read or replace activations, and the modules that have hook points."""
+"""`HookPoint`, where a hook reads or replaces an activation, and `HookedModule`.
+
+`HookedModule` is the base class of all modules that have hook points.
+"""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
@@ -46,16 +49,15 @@ class HookPoint(nn.Module):
 
 
 def hook_points(module: nn.Module) -> dict[str, HookPoint]:
-    """Return every hook point inside `module`. The keys are the paths of the hook points."""
+    """Return a dictionary from the path of each hook point inside `module` to the hook point."""
     return {name: part for name, part in module.named_modules() if isinstance(part, HookPoint)}
 
 
 def observed(*points: nn.Module) -> bool:
-    """Return whether any of the hook points `points` has a forward hook or a backward hook.
+    """Return whether at least one of the hook points `points` has a forward or backward hook.
 
-    A module calls this function in its `forward`. If the result is True, the module computes step
-    by step and passes each activation through its hook point. If the result is False, the module
-    uses a fused kernel.
+    Modules such as `Attention` compute step by step if the result is True, because each activation
+    must then pass through its hook point. If the result is False, they use a fused kernel.
     """
     return any(
         point._forward_hooks
@@ -81,7 +83,7 @@ PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
 
 class HookedModule(nn.Module):
-    """The base class of modules with hook points: whole models, and parts such as one block.
+    """The base class of all modules with hook points, from a whole model to one LayerNorm.
 
     `run_with_cache` returns the activations at the hook points. `run_with_hooks` and `hooks` change
     activations and gradients. All three also accept the path of a submodule, such as
@@ -97,7 +99,7 @@ class HookedModule(nn.Module):
 
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
-        """Every hook point inside this module. The keys are the paths of the hook points."""
+        """A dictionary from the path of each hook point inside this module to the hook point."""
         return hook_points(self)
 
     def default_points(self) -> dict[str, nn.Module]:
@@ -124,9 +126,9 @@ class HookedModule(nn.Module):
         the cache holds the activations of `default_points`. The name of a submodule, such as
         "blocks.0.ln1", selects the submodule's output. If the names include attention scores or
         patterns, attention runs without its fused kernel, so the output can differ by rounding from
-        that of a run without a cache. If `remove_batch_dim` is True, the
-        activations have no batch axis; the batch must hold one input. The activations are moved to
-        `device`; None leaves them on the model's device.
+        that of a run without a cache. If `remove_batch_dim` is True, the activations have no batch
+        axis; the batch must hold one input. The activations are moved to `device`; None leaves them
+        on the model's device.
 
         Raises `KeyError` for an unknown name, and for a function that selects nothing, before the
         module runs. Raises `RuntimeError` if a module that `names_filter` names does not run.
@@ -155,7 +157,7 @@ class HookedModule(nn.Module):
     def run_with_hooks(
         self, *inputs: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **arguments: Any
     ) -> Any:
-        """Return the output of `self(*inputs, **arguments)` while hook functions are in place.
+        """Run `self(*inputs, **arguments)` with temporary hook functions, and return the output.
 
         `hooks` describes `fwd_hooks` and `bwd_hooks`, and the errors.
         """
