@@ -102,7 +102,7 @@ class EditingGradient(Editing):
                 "run without torch.no_grad(), with parameters that require gradients"
             )
         view = output.view_as(output)
-        view.register_hook(lambda gradient: self.edited(module, gradient, "gradient"))
+        view.register_hook(lambda gradient: self.edited(module, gradient, "gradient"))  # type: ignore[no-untyped-call]
         return view
 
 
