@@ -59,9 +59,8 @@ BLOCK = (
 )
 
 
-# Some fields of config.json change the function that the model computes. SUPPORTED maps each such
-# field to the values that we support. If config.json lacks a field, we assume the field's first
-# value in SUPPORTED.
+# The fields of config.json that change the function that the model computes, and for each field the
+# values that we support. If config.json lacks a field, we assume the first of these values.
 SUPPORTED = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -72,11 +71,11 @@ SUPPORTED = {
 
 
 def has_linear_layout(state: State) -> bool:
-    """Whether the weights are [out, in], as in `nn.Linear`, and not [in, out], as in `Conv1D`.
+    """Return whether the weights are [out, in], as in `nn.Linear`, not [in, out], as in `Conv1D`.
 
     nanoGPT has Hugging Face's names, but its weights are [out, in]. This function looks at the
-    shape of the weight that computes queries, keys and values. The output axis of this weight is
-    three times as long as its input axis, so the longer axis is the output axis.
+    weight that computes queries, keys and values. The output axis of this weight is three times as
+    long as its input axis, so the longer axis is the output axis.
     """
     weight = state.get("transformer.h.0.attn.c_attn.weight")
     return weight is not None and weight.ndim == 2 and weight.shape[0] > weight.shape[1]
@@ -111,7 +110,7 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
 
 
 def config_to_json(cfg: Config) -> dict[str, Any]:
-    """Return the fields of the config.json that describes the architecture `cfg`.
+    """Return the fields of a config.json that describes the architecture `cfg`.
 
     Raises `WeightsError` for an architecture that Hugging Face's GPT-2 cannot have.
     """
@@ -199,8 +198,7 @@ def write_folder(folder: Path, cfg: Config, state: State) -> None:
     """Write config.json and model.safetensors into `folder`.
 
     `state` has the parameters under this package's names. If an error occurs, no incomplete file
-    remains. Raises `WeightsError` for a model that the format cannot store, before this function
-    writes anything.
+    remains. Raises `WeightsError`, and writes nothing, for a model that the format cannot store.
     """
     from safetensors.torch import save_file
 
