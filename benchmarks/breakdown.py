@@ -1,9 +1,9 @@
 """Prints how long each operation takes when a CPU decodes one token or runs one forward pass.
 
 The table has the time of each operation that PyTorch's profiler records. For each matrix product,
-the table also has a rate: in the decoding of a token, the bytes of the weight that are read per
-second; in a forward pass, the floating-point operations per second. The profiler does not record
-the time that Python itself takes.
+the table also has a rate. When a token is decoded, the rate is the number of bytes of the weight
+that are read per second; in a forward pass, the number of floating-point operations per second. The
+profiler does not record the time that Python itself takes.
 
     python -m benchmarks.breakdown --dtype bfloat16
     python -m benchmarks.breakdown --batch 4 --length 256

@@ -1,4 +1,4 @@
-"""Measures the speed of clean_transformer, of other libraries, and of the machine's limit."""
+"""Compares the speed of clean_transformer with other libraries and with the machine's limit."""
 
 from clean_transformer.benchmark.results.comparison import compare as compare
 from clean_transformer.benchmark.results.data import Result as Result

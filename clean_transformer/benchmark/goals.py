@@ -48,7 +48,7 @@ class Goal:
 
 
 def goals(device: str, plan: Plan) -> list[Goal]:
-    """Return the goals for `device`. They compare contestants on the work that `plan` describes."""
+    """Return the goals for `device`, which compare the contestants and the work in `plan`."""
     return [*_Goals(device, plan).all()]
 
 

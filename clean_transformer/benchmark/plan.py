@@ -1,4 +1,4 @@
-"""Defines the plan of a run: which contestants do which work. Each kind of device has its plan."""
+"""Defines the plan of a run, which says which contestants do which work, for each device."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace

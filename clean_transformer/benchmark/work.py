@@ -75,7 +75,7 @@ def format_value(value: float, work: Work) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A contestant with a model, on a device, in a dtype. Each setup runs in a process of its own.
+    """A contestant, its model, device and dtype. Each setup runs in a process of its own.
 
     `contestant` is a key of `contestants.CONTESTANTS`. `model` is a published size, such as
     "small", or "tiny".
@@ -113,7 +113,7 @@ class Part:
         return replace(work, length=min(work.length, 64)) if self.setup.device == "cpu" else work
 
     def by(self, contestant: str, dtype: str | None = None) -> "Part":
-        """Return a copy of this part with another contestant and, if `dtype` is given, dtype."""
+        """Return a copy of this part with `contestant`, and with `dtype` if `dtype` is not None."""
         other = replace(self.setup, contestant=contestant, dtype=dtype or self.setup.dtype)
         return Part(other, self.work)
 

@@ -43,7 +43,7 @@ for command in COMMANDS:
 
 
 def print_version(wanted: bool) -> bool:
-    """If `wanted` is True, print the version and exit. The option `--version` calls this."""
+    """If `wanted` is True, print the version and exit. `--version` calls this function."""
     if wanted:
         from clean_transformer.support.version import __version__
 

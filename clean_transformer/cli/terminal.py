@@ -76,8 +76,8 @@ def read_text(text: str | None, file: Path | None) -> str:
     Standard input is read if `text` is "-", or if neither `text` nor `file` is given. One line
     break at the end of the file or of standard input is removed.
 
-    Raises `ValueError` in three cases: `text` and `file` are both given; neither is given, and
-    standard input is a terminal; the file or standard input is not UTF-8.
+    Raises `ValueError` if `text` and `file` are both given, if neither is given and standard input
+    is a terminal, or if the file or standard input is not UTF-8.
     """
     if text is not None and file is not None:
         raise ValueError("there are two texts, an argument and a --file; give one")

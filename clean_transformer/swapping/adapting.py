@@ -1,4 +1,4 @@
-"""Adapts new modules whose `forward` does not take `kv_cache` or `positions`."""
+"""Adds the arguments `kv_cache` and `positions` to swapped modules whose `forward` lacks them."""
 
 import torch
 from jaxtyping import Float, Int

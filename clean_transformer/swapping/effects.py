@@ -88,7 +88,7 @@ class Effect:
 
     @property
     def most_introduced(self) -> list[Change]:
-        """The activations whose `introduced` is not 0 or None, the largest `introduced` first."""
+        """The activations whose `introduced` is a number above 0 or NaN, the largest first."""
         sizes = {row: row.introduced for row in self.rows if row.introduced}
         return sorted(sizes, key=lambda row: (not isnan(sizes[row]), -sizes[row]))
 
@@ -178,7 +178,7 @@ def output_of(path: str) -> str:
 
 
 def maker(name: str, paths: Iterable[str]) -> str:
-    """Return the path in `paths` of the module that computes the activation `name`, or ""."""
+    """Return the path in `paths` whose module computes the activation `name`; if none does, ""."""
     made_by = (path for path in paths if name == output_of(path) or name.startswith(f"{path}."))
     return next(made_by, "")
 

@@ -1,4 +1,4 @@
-"""Finds the argument `make` of `swap` by name: one of our variants, or code in a file."""
+"""Finds, by name, a variant or a class or function in a file, to pass to `swap` as `make`."""
 
 import difflib
 import inspect
@@ -83,7 +83,7 @@ def from_file(file: Path, name: str) -> Make:
 
 
 def line_in(file: Path, error: BaseException) -> int | None:
-    """Return the last line number of `file` in the error's traceback, or None if there is none."""
+    """Return the last line of `file` that the error's traceback names, or None if it names none."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

@@ -27,7 +27,7 @@ class HookPointsLost(UserWarning):
 
 
 class Swap(AbstractContextManager["Swap"]):
-    """The new modules of a call of `swap` or `transplant`, and the old modules that they replaced.
+    """The result of `swap` and `transplant`: the new modules, and the modules that they replaced.
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
 
@@ -81,7 +81,7 @@ class Swap(AbstractContextManager["Swap"]):
                 place.put()
 
     def is_in(self, model: nn.Module) -> bool:
-        """Return whether this swap was made in `model` and was not restored yet."""
+        """Return whether this swap was made in `model`, and `restore` was not called yet."""
         inside = set(model.modules())
         return bool(self._now) and all(place.owner in inside for place in self._now)
 
@@ -111,11 +111,11 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     A pattern is a path ("embed", "blocks.3", "blocks.3.attn", "ln_final", …) in which `*` stands
     for any layer and `[3-7]` for a range of layers. `make` is one of
 
-    - a class. `swap` calls the class with the model's `Config`. Then `swap` calls the method
-      `load_from` of the new module with the old module. If the class has no `load_from`, `swap`
+    - a class. `swap` makes the new module with `new = make(cfg)`, where `cfg` is the model's
+      `Config`. Then `swap` calls `new.load_from(old)`. If the class has no `load_from`, `swap`
       copies every parameter of the old module that has the same name and shape in the new module;
-    - a function. `swap` calls the function with the old module and its path. The function returns
-      the new module;
+    - a function. `swap` makes the new module with `make(old, path)`. `path` is the old module's
+      path;
     - a module. If the pattern matches several paths, each path gets a copy of the module;
     - a whole model of this package or of another library. The new module at each path is the module
       at the same path in this model, not a copy.

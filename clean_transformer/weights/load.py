@@ -1,7 +1,7 @@
 """Reads the architecture and the parameters from a checkpoint in any known format.
 
-The result has this package's parameter names. The known formats are all `Format` objects that the
-modules in `formats/` define, so a new module there adds a format.
+The parameters get this package's names. A format is known if a module in the folder `formats/`
+defines a `Format` object for it.
 """
 
 import os

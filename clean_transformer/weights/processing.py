@@ -41,7 +41,7 @@ def untie(cfg: Config, state: State) -> tuple[Config, State]:
 
 
 def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
-    """Fold each LayerNorm's gain w and bias b into the weights W and biases c that read its output.
+    """Fold the gain w and the bias b of each LayerNorm into the weights W and biases c after it.
 
     LN(x) = w·x̂ + b, where x̂ is x after centering and scaling. Therefore
 
@@ -52,7 +52,7 @@ def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
     mean over d_model. The logits are unchanged.
 
     W is W_Q, W_K, W_V [head d_model d_head], W_in [d_model d_mlp] or W_U [d_model d_vocab]. If the
-    model is tied, the function first unties it (see `untie`). The result has
+    model is tied, the function first unties the model (see `untie`). The result has
     `normalization_type="LNPre"` and no LayerNorm parameters. If the LayerNorms are already folded,
     the function returns `cfg` and `state` unchanged, as TransformerLens does. Raises `KeyError` for
     a missing parameter.
@@ -157,7 +157,7 @@ def process_weights(
 
 
 def _readers(cfg: Config) -> dict[str, list[str]]:
-    """Return the names of the weights that multiply the output of each LayerNorm, by LayerNorm."""
+    """Map each LayerNorm's name to the names of the weights that multiply its output."""
     blocks = {
         f"blocks.{layer}.{ln}": [f"blocks.{layer}.{weight}" for weight in weights]
         for layer in range(cfg.n_layers)
@@ -173,7 +173,7 @@ def _writers(cfg: Config) -> list[str]:
 
 
 def _with_centered(state: State, names: list[str]) -> State:
-    """Return a state dict in which the tensors `names` have mean zero over their last axis."""
+    """Return a new state dict: the mean over the last axis is subtracted from the given tensors."""
     return {**state, **{name: _centered(state[name], axis=-1) for name in names}}
 
 

@@ -65,7 +65,8 @@ class Row:
         """Return their tensor, computed from `tensor`, which is our parameter.
 
         If their tensor holds several of our parameters, `tensor` must be the stack of these
-        parameters along a new axis 0. The index of each parameter on this axis is its `part`.
+        parameters along a new axis 0. Each parameter's index on this axis is the `part` of its
+        `Row`.
         """
         if self.pattern is None:
             return tensor

@@ -211,7 +211,7 @@ def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[str, Array]:
-    """Return all tensors of the model, by name.
+    """Draw all tensors of a model with the architecture `cfg`, and return them by name.
 
     `spread` takes the name of a tensor and returns the `Spread` of its entries. Several threads
     draw tensors in parallel, which is possible because NumPy releases the GIL.

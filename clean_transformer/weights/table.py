@@ -58,8 +58,8 @@ class Format:
 
     `outer` has one row (see `Row`) for each parameter outside of the blocks. `block` has one row
     for each parameter of a block. The names in `block` do not contain the number of the block. The
-    method `all_rows` adds it as a prefix: `blocks.{layer}.` to our names, and `block_prefix` to
-    their names.
+    method `all_rows` adds a prefix with this number: `blocks.{layer}.` to our names, and
+    `block_prefix` to their names.
 
     Every checkpoint of the format has the key `marker`. If several formats have the same marker,
     the function `layout` distinguishes the formats: it takes a state dict, and returns whether the
@@ -84,7 +84,7 @@ class Format:
     file: File | None = None
 
     def full_names(self, state: State) -> dict[str, Tensor]:
-        """Return a copy of `state` whose keys have `optional_prefix`, added where it is missing."""
+        """Return a copy of `state`. If the keys lack `optional_prefix`, they get it in the copy."""
         short_marker = self.marker.removeprefix(self.optional_prefix)
         if self.marker in state or short_marker not in state:
             return dict(state)
@@ -184,7 +184,7 @@ class Format:
         return {theirs: write_rows(rows, cfg) for theirs, rows in rows_of.items()}
 
     def is_tied(self, state: State) -> bool:
-        """Return whether the model is tied: whether it uses the embedding as the unembedding.
+        """Return whether the model is tied: whether the embedding is also the unembedding.
 
         `state` has their tensors under their full names. A model is tied if `state` has no
         unembedding. Except in HookedTransformer's format, a model is also tied if its unembedding

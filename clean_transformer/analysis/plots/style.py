@@ -106,7 +106,7 @@ def label(token: str) -> str:
 
 
 def token_axis(tokens: Sequence[str]) -> dict[str, Any]:
-    """Return plotly's settings for an axis of positions, each labeled with its token.
+    """Return plotly's settings for an axis on which each position has its token as label.
 
     The coordinates on this axis are positions and not tokens, because a text may contain the same
     token twice.

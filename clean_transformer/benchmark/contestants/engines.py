@@ -25,7 +25,7 @@ from clean_transformer.weights.load import read_pretrained
 
 
 class Engine(Contestant):
-    """The base class of the engines. They are only measured on the CPU.
+    """The base class of the engines, which are only measured on the CPU.
 
     `files` is a temporary folder for the converted model.
     """

@@ -66,7 +66,7 @@ def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
 
 
 def attention_flops(cfg: Config, batch: int, length: int) -> int:
-    """Return how many multiplications and additions q · k and pattern · v need.
+    """Return how many multiplications and additions q · k and pattern · v need in all layers.
 
     Only pairs of a query and a key that the causal mask allows are counted.
     """
@@ -92,7 +92,7 @@ def flops(cfg: Config, work: Work) -> int:
 
 
 def weight_bytes(cfg: Config, dtype: str) -> int:
-    """Return the number of bytes of all weight matrices that a decoding step reads."""
+    """Return the number of bytes of all weight matrices that one decoding step reads."""
     size = 1 if dtype == "int8" else DTYPES[dtype].itemsize
     every = products(cfg, 1, 1).items()
     return sum(count * shape.inputs * shape.outputs for shape, count in every) * size
@@ -126,7 +126,7 @@ def by_onednn(weight: Tensor, rows: int) -> Product:
 def by_onednn_packed(weight: Tensor, rows: int) -> Product:
     """Return a function that does the same as `by_onednn`, with another layout of the weight.
 
-    This is the layout that oneDNN prefers if x has `rows` rows.
+    oneDNN chooses the layout that is best for an x with `rows` rows.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")

@@ -87,7 +87,7 @@ def _factor(before: Result, after: Result) -> float:
 
 
 def _noise(result: Result) -> float:
-    """Return the standard error of the median of a part's values, on a log scale."""
+    """Return the standard error of the median of the result's values, on a log scale."""
     logs = [math.log(value) for value in result.values]
     # The standard error of a median is √(π/2) ≈ 1.25 times the standard error of a mean.
     return 1.25 * statistics.pstdev(logs) / math.sqrt(max(1, len(logs) - 1))

@@ -16,8 +16,8 @@ class Result:
     - `title`: the contestant's package and version.
     - `values`: one value per round, in seconds or bytes; empty if the part was not measured.
     - `why`: why there are no values, or "".
-    - `kl_divergence`: the mean KL(ours ‖ contestant), in nats. Both predict the next token, our
-      model in float32. None if no logits of the contestant were checked.
+    - `kl_divergence`: the mean KL(ours ‖ contestant), in nats, of the predictions of the next
+      token. Our model predicts in float32. None if no logits of the contestant were checked.
     """
 
     measurement: str
@@ -40,7 +40,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a run, and a description of the machine and software (`environment`)."""
+    """All results of a run. `environment` describes the machine and the software."""
 
     environment: Mapping[str, str]
     results: Sequence[Result]

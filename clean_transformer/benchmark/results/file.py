@@ -41,7 +41,10 @@ def write_results(results: Results, judged: Sequence[Judged], file: Path) -> Non
 
 
 def read_results(file: Path) -> Results:
-    """Return the results in a file that `write_results` wrote. Raises `ValueError` otherwise."""
+    """Return the results in a file that `write_results` wrote.
+
+    Raises `ValueError` for any other file, and for a file of another version of the schema.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         found = (values["schema"], values["version"])

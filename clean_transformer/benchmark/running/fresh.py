@@ -36,7 +36,7 @@ def in_use(device: str) -> int:
     """Return how many bytes of memory this process uses now.
 
     On CUDA, the result is the GPU memory that PyTorch's tensors occupy. In addition, this function
-    then starts a new measurement of the peak on the GPU (see `peak`). On other devices, the result
+    starts a new measurement of the peak on the GPU (see `peak`). On other devices, the result
     is the main memory that this process uses.
     """
     if device.startswith("cuda"):

@@ -1,4 +1,4 @@
-"""Runs measurements. The setups (see `work.Setup`) take turns, and each has its own process."""
+"""Runs measurements. The setups (see `work.Setup`) take turns. Each setup has its own process."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -109,8 +109,9 @@ class Race:
     def prepare(self, wanted: Iterable[Setup]) -> None:
         """Start a process for each setup that has no process yet.
 
-        The process loads the setup's contestant. Then its results are compared with our model's
-        (see `require_agreement`). Setups that failed earlier are not started again.
+        The process loads the setup's contestant. Then this method compares the contestant's results
+        with our model's results (see `require_agreement`). No process is started for a setup that
+        failed earlier.
         """
         new = [e for e in dict.fromkeys(wanted) if e not in self.workers and e not in self.failures]
         for setup in new:

@@ -1,8 +1,8 @@
 """The program of the process that runs one contestant.
 
 The process reads requests from standard input, and writes an answer to each request to standard
-output. Each request and each answer is one line of JSON. There are three requests. Below, the value
-in the answer is after the arrow:
+output. Each request and each answer is one line of JSON. There are three requests; the value in the
+answer is after the arrow:
 
     {"do": "load", "contestant": …, "folder": …, "device": …, "dtype": …, "threads": …} → title
     {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id, …]}
@@ -54,7 +54,7 @@ class Server:
         return self.contestant.title
 
     def check(self, tokens: list[list[int]], new: int) -> dict[str, Any]:
-        """Return logits and generated tokens, which `Race` compares with our model's.
+        """Return logits and generated tokens, which `Race` compares with our model's results.
 
         The result has two keys: "logits" has the logits at the last position of each input in
         `tokens`, and "generated" has the `new` tokens that the contestant generates after the first
@@ -74,7 +74,8 @@ class Server:
     def measure(self, work: dict[str, Any], at_least: float) -> float:
         """Measure `work` with the loaded contestant, and return seconds (for "memory", bytes).
 
-        The function `measure` does this; for the contestant "limit", the method `Limit.measure`.
+        This method calls `Limit.measure` for the contestant "limit", and the function `measure` for
+        all others.
         """
         wanted = Work(**work)
         limit = self.contestant if isinstance(self.contestant, Limit) else None
@@ -141,7 +142,7 @@ def some_tokens(batch: int, length: int, device: str) -> Tensor:
 
 
 def explain(error: Exception) -> str:
-    """Return one line that describes the error. If a package is missing, the line names it."""
+    """Return one line that describes the error, or says which package is not installed."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error.name.partition('.')[0]} is not installed"
     reason = str(error).strip().split("\n")[0]

@@ -96,7 +96,7 @@ class Library(ABC):
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
         """Return the full names of the hook points that do not run after `places` are put.
 
-        `places` are the assignments that `places` returned for `path`.
+        `places` is what the method `places` returned for `path`.
         """
 
 

@@ -37,7 +37,7 @@ def adapters() -> Mapping[tuple[str, str], type[Adapter]]:
 
 
 def library_of(model: nn.Module) -> Library | None:
-    """Return the `Library` that supports the model, or None if `model` is no supported model."""
+    """Return the `Library` that supports `model`, or None if no library supports `model`."""
     known = {name: each for each in known_libraries() for name in each.MODELS}
     return next((known[name] for name in class_names(model) if name in known), None)
 
@@ -45,8 +45,8 @@ def library_of(model: nn.Module) -> Library | None:
 def as_ours(kind: str, module: nn.Module) -> nn.Module:
     """Return `module` with our call signature.
 
-    If `adapters()` has an adapter for `kind` and the module's class, the result is this adapter
-    around `module`. Otherwise the result is `module` itself.
+    If `adapters()` has an adapter for `kind` and the module's class, the adapter wraps `module`.
+    Otherwise the result is `module` itself.
     """
     for name in class_names(module):
         if adapter := adapters().get((kind, name)):

@@ -1,4 +1,4 @@
-"""`Library` for TransformerLens before version 4.
+"""The `Library` for TransformerLens before version 4.
 
 The blocks and the attentions of a `HookedTransformer` take a KV cache entry and a mask. The entry
 holds the keys and values of one layer. The mask is 1 for tokens and 0 for padding.
@@ -71,8 +71,8 @@ class AsBlock(Adapter):
     ) -> Residual:
         """Return the output of our block.
 
-        `attention_mask` is 1 for tokens and 0 for padding. It covers the cached positions and the
-        new positions.
+        `attention_mask` is 1 for tokens and 0 for padding, at the cached positions and at the new
+        positions.
         """
         return self.module(resid_pre, kv_cache=as_layer(past_kv_cache_entry, attention_mask))
 
@@ -92,8 +92,8 @@ class AsAttention(Adapter):
     ) -> Residual:
         """Return the output of our attention.
 
-        `attention_mask` is 1 for tokens and 0 for padding. It covers the cached positions and the
-        new positions.
+        `attention_mask` is 1 for tokens and 0 for padding, at the cached positions and at the new
+        positions.
         """
         inputs: tuple[Tensor, ...] = (query_input, key_input, value_input)
         if not accepts(self.module, "key_input"):
@@ -146,12 +146,12 @@ class AsTheirEntry:
         self.past_keys = like.new_empty(len(like), layer.length, 0)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `k` and `v` [batch pos head d_head]. Return the tensors for all positions."""
+        """Store `k` and `v` [batch pos head d_head]. Return keys and values of all positions."""
         return self.layer.append(k, v)
 
 
 class FromBlock(Adapter):
-    """Gives TransformerLens's `TransformerBlock` our call signature."""
+    """Gives our call signature to TransformerLens's `TransformerBlock`."""
 
     def forward(self, *inputs: Tensor, kv_cache: LayerCache | None = None) -> Residual:
         """Return the output of TransformerLens's module, for the positions in `inputs`."""
@@ -166,7 +166,7 @@ class FromBlock(Adapter):
 
 
 class FromAttention(FromBlock):
-    """Gives TransformerLens's `Attention` our call signature."""
+    """Gives our call signature to TransformerLens's `Attention`."""
 
     def forward(  # type: ignore[override]
         self,
@@ -227,7 +227,10 @@ class Lens(Library):
         )
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the assignments that put `module` and the old hook points in it into `model`."""
+        """Return the assignments that put `module` at our path `path` in `model`.
+
+        Before that, they put the old hook points into `module`.
+        """
         adapter = self.AS_THEIRS.get(kind(path))
         points = [place for place, _ in self.shared_points(model, path, module)]
         return [*points, place_at(model, path, adapter(module) if adapter else module)]

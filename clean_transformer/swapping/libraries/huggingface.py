@@ -1,7 +1,7 @@
-"""`Library` for Hugging Face's GPT-2.
+"""The `Library` for Hugging Face's GPT-2.
 
 The blocks and the attentions of `GPT2LMHeadModel` take one KV cache for all layers, and a mask that
-is already causal.
+hides later positions and padding.
 """
 
 from collections.abc import Mapping
@@ -84,7 +84,7 @@ class AsAttention(AsBlock):
 
 
 class AsPositions(Adapter):
-    """Gives our position embedding the call signature of Hugging Face's `wpe` (`nn.Embedding`)."""
+    """Gives our position embedding the call signature of Hugging Face's, an `nn.Embedding`."""
 
     def forward(self, position_ids: Int[Tensor, "batch pos"]) -> Residual:
         """Return the embeddings of the positions `position_ids`."""
@@ -100,16 +100,16 @@ class AsTheirCache:
         self.layer = layer
 
     def update(self, k: Tensor, v: Tensor, *_: Any, **unused: Any) -> tuple[Tensor, Tensor]:
-        """Store `k` and `v` [batch head pos d_head]. Return the tensors for all positions."""
+        """Store `k` and `v` [batch head pos d_head]. Return keys and values of all positions."""
         k, v = self.layer.append(k.transpose(1, 2), v.transpose(1, 2))
         return k.transpose(1, 2), v.transpose(1, 2)
 
 
 class FromBlock(Adapter):
-    """Gives Hugging Face's `GPT2Block` or `GPT2Attention` our call signature."""
+    """Gives our call signature to Hugging Face's `GPT2Block` or `GPT2Attention`."""
 
     def forward(self, residual: Residual, kv_cache: LayerCache | None = None) -> Residual:
-        """Return the output of Hugging Face's module, or its first element if it is a tuple."""
+        """Return the output of Hugging Face's module; if the output is a tuple, its first item."""
         n_queries, length = residual.shape[1], 0 if kv_cache is None else kv_cache.length
         seen = None if kv_cache is None else kv_cache.mask(n_queries)
         if seen is None:
@@ -121,12 +121,12 @@ class FromBlock(Adapter):
         return output[0] if isinstance(output, tuple) else output
 
     def cache_name(self) -> str:
-        """Return the name of the module's cache argument, which transformers 5.24 changed."""
+        """Return the name of the module's cache argument in this version of transformers."""
         return "cache" if accepts(self.module, "cache") else "past_key_values"
 
 
 class FromPositions(Adapter):
-    """Gives Hugging Face's `wpe`, an `nn.Embedding`, our call signature."""
+    """Gives our call signature to Hugging Face's position embedding `wpe`, an `nn.Embedding`."""
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
@@ -165,7 +165,7 @@ class HuggingFace(Library):
         return super().find(model, self.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return one assignment, which puts `module` into `model` at Hugging Face's path."""
+        """Return one assignment, which puts `module` at our path `path` in `model`."""
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`Library` for the models of this package."""
+"""The `Library` for the models of this package."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class Ours(Library):
         return model.cfg
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return one assignment, which puts `module` at `path` in `model`."""
+        """Return one assignment, which puts `module` at the path `path` in `model`."""
         return [place_at(model, path, module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:

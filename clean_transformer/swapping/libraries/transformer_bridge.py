@@ -1,4 +1,4 @@
-"""`Library` for TransformerLens 4 and later.
+"""The `Library` for TransformerLens 4 and later.
 
 A `TransformerBridge` contains a model of Hugging Face. Each module of the bridge is a shell around
 a module of Hugging Face: the shell calls the inner module, and adds hook points for the inner
@@ -37,7 +37,7 @@ class Bridged(Adapter):
         self.before, self.after = nn.ModuleList(before), nn.ModuleList(after)
 
     def forward(self, x: Tensor, *rest: Any, **arguments: Any) -> Any:
-        """Return the module's output. If it is a tuple, `after` gets only the first element."""
+        """Return the module's output. If it is a tuple, `after` gets only the first item."""
         for point in self.before:
             x = point(x)
         output = self.module(x, *rest, **arguments)
@@ -50,10 +50,10 @@ class Bridged(Adapter):
 
 
 class MergedHeads(nn.Module):
-    """Takes the place of our hook point, and passes the activation through TransformerLens's.
+    """Replaces our hook point by TransformerLens's hook point `point`.
 
-    Our hook point gets [batch pos head d_head]. TransformerLens's hook point, `point`, gets
-    [batch pos (head d_head)].
+    The activation is [batch pos head d_head] at our hook point, and [batch pos (head d_head)] at
+    `point`.
     """
 
     def __init__(self, point: nn.Module):
@@ -63,7 +63,7 @@ class MergedHeads(nn.Module):
     def forward(
         self, activation: Float[Tensor, "batch pos head d_head"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """Return the output of `point`, with the head axis restored."""
+        """Return the output of `point` in the shape of `activation`."""
         merged = self.point(
             rearrange(activation, "batch pos head d_head -> batch pos (head d_head)")
         )
@@ -119,9 +119,10 @@ class Bridge(Lens):
         return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", self.inside.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the assignments that put `module` and the old hook points in it into `model`.
+        """Return the assignments that put `module` at our path `path` in `model`.
 
-        `module` is put into the Hugging Face model inside the bridge, and into the bridge itself.
+        They put the old hook points into `module`, and `module` into the bridge and into the
+        Hugging Face model inside the bridge.
         """
         inner = self.inside.as_theirs(path, module)
         points = [

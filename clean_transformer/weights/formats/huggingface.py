@@ -84,8 +84,8 @@ def has_linear_layout(state: State) -> bool:
 def config_from_json(fields: Mapping[str, Any]) -> Config:
     """Return the architecture that the `fields` of a config.json describe.
 
-    Raises `WeightsError` if a field is missing, or if its value does not describe a plain GPT-2.
-    The error names the field.
+    Raises `WeightsError` if a field is missing, or if the value of a field does not describe a
+    plain GPT-2. The error names the field.
     """
     for field, values in SUPPORTED.items():
         value = fields.get(field, values[0])
@@ -135,8 +135,8 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture, and the memory-mapped tensors under Hugging Face's names.
 
     The tensors may be in model.safetensors, in the shards that model.safetensors.index.json lists,
-    or in pytorch_model.bin. This function reads the first of the three that exists. Raises
-    `WeightsError` for a damaged file and `FileNotFoundError` for a missing file.
+    or in pytorch_model.bin. If several of these files exist, this function reads only the first in
+    this order. Raises `WeightsError` for a damaged file and `FileNotFoundError` for a missing file.
     """
     cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}

@@ -1,6 +1,6 @@
 """Reads the checkpoints of nanoGPT and minGPT.
 
-Their tensors have Hugging Face's names, but the weight of every linear layer is [out, in], as in
+The tensors have Hugging Face's names, but the weight of every linear layer is [out, in], as in
 `nn.Linear`.
 
 GPT-2 computes GELU with a formula that contains tanh, `gelu_new`. minGPT has computed `gelu_new`

@@ -1,4 +1,4 @@
-"""Reads GPT-2 in the format in which OpenAI published it. TensorFlow need not be installed."""
+"""Reads GPT-2 in OpenAI's own format, TensorFlow checkpoints. TensorFlow is not necessary."""
 
 import re
 from collections.abc import Mapping
