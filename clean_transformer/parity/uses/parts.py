@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +84,9 @@ class ExactParts:
     def __init__(self, cfg: Config, state: State, dtype: torch.dtype):
         self.cfg, self.state, self.dtype = cfg, state, dtype
 
-    def weight(self, name: str, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Return the parameter `name` of `state`, or only its rows `rows`, in float64."""
-        return self.state[name][rows].to(self.dtype).double()
+    def weight(self, name: str, index: Any = slice(None)) -> Tensor:
+        """Return the parameter `name` of `state`, or only its part at `index`, in float64."""
+        return self.state[name][index].to(self.dtype).double()
 
     def embeddings(self, tokens: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Return the token embeddings and the position embeddings, both [batch pos d_model].
@@ -99,17 +100,27 @@ class ExactParts:
 
     def block(self, layer: int) -> Part:
         """Return the block with the index `layer`."""
-        return partial(block, self._filled(TransformerBlock, f"blocks.{layer}."))
+        return partial(block, self.block_module(layer))
+
+    def block_module(self, layer: int) -> nn.Module:
+        """Return the block with the index `layer` as a module."""
+        return self._filled(TransformerBlock, f"blocks.{layer}.")
 
     def ln_final(self) -> nn.Module:
         """Return the model's last LayerNorm, before the unembedding."""
         return self._filled(NORMALIZATIONS[self.cfg.normalization_type], "ln_final.")
 
-    def unembedding(self) -> tuple[Tensor, Tensor]:
-        """Return W_U [d_model d_vocab] and b_U [d_vocab]."""
-        if "unembed.W_U" in self.state:
-            return self.weight("unembed.W_U"), self.weight("unembed.b_U")
-        return self.weight("embed.W_E").T, self.weight("unembed.b_U")
+    @property
+    def is_tied(self) -> bool:
+        """Whether the unembedding has no weights of its own, and uses the token embeddings."""
+        return "unembed.W_U" not in self.state
+
+    def unembedding(self, tokens: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return W_U [d_model d_vocab] and b_U [d_vocab], or only their columns `tokens`."""
+        b_U = self.weight("unembed.b_U", tokens)
+        if self.is_tied:
+            return self.weight("embed.W_E", tokens).T, b_U
+        return self.weight("unembed.W_U", (slice(None), tokens)), b_U
 
     def _filled(self, kind: Callable[[Config], nn.Module], prefix: str) -> nn.Module:
         with torch.device("meta"):

@@ -1,0 +1,270 @@
+"""Judges training: the loss, the gradients of the parameters, and a step of AdamW.
+
+The device runs one backward pass of the whole model. The oracle computes the gradients of each
+judged part in float64, from the device's own input of the part, and from the device's own gradient
+with respect to the part's output. So an error shows only in the part that introduces it.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clean_transformer.inference.fast_modules import NotOptimized
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.limits import (
+    LINEAR,
+    SOFTMAX,
+    SUM,
+    Size,
+    softmax_scale,
+    sum_scale,
+)
+from clean_transformer.parity.locate import in_words
+from clean_transformer.parity.operations.check import check_operations
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
+from clean_transformer.parity.rounding import RandomRounding
+from clean_transformer.parity.uses.adamw import judge_adamw
+from clean_transformer.parity.uses.backward import Backward, Flow, gradients_of, run_backward
+from clean_transformer.parity.uses.judge import Judge, UseResult
+from clean_transformer.parity.uses.rows import by_rows, elementwise
+from clean_transformer.parity.uses.table import Use, uses
+from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.training.loss import cross_entropy
+
+# The gradients of the first and the last block are judged. The oracle computes them DRAWS times
+# under random rounding.
+DRAWS = 2
+# Gradients of W_U are judged for the tokens of the texts, and for OTHERS more tokens, which are
+# chosen at random in each run.
+OTHERS = 32
+# W_U is large in float64. So the oracle's unembedding reads this many tokens at a time.
+AT_ONCE = 8192
+
+Rows = list[Isolated | Check]
+# The rows of a part, and a function that computes its gradients on the device once more.
+Judged = tuple[Rows, Callable[[], Any]]
+
+
+def judge_training(judge: Judge, *, locates: bool) -> UseResult:
+    """Judge a backward pass and a step of AdamW; if `locates`, search for a wrong operation.
+
+    The rows of the result are in the order of the backward pass. `optimize()` has no effect here,
+    because optimized modules run their own `forward` when gradients are enabled.
+    """
+    model = judge.model
+    use = replace(uses(model.cfg)[0], name="training", means="training")
+    tokens = use.calls(model.cfg)[0].to(model.device)
+    targets = tokens.roll(-1, dims=1)
+    layers = sorted({0, len(model.blocks) - 1}, reverse=True)
+    judged = [f"blocks.{layer}." for layer in layers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotOptimized)
+        backward = run_backward(
+            model,
+            tokens,
+            targets,
+            lambda name: not name.startswith("blocks.") or name.startswith(tuple(judged)),
+        )
+        parts = [*TrainingJudge(judge, use, tokens, targets, backward).parts(layers)]
+        finding = None
+        for rows, again in parts if locates else ():
+            if finding is None and any(row.verdict is not Verdict.PASS for row in rows):
+                finding = check_operations(again).finding
+    located = in_words(finding, use.case) if finding else None
+    return UseResult(use, tuple(row for rows, _ in parts for row in rows), located=located)
+
+
+@dataclass(frozen=True)
+class TrainingJudge:
+    """Judges the parts of one backward pass.
+
+    `tokens` [batch pos] are the texts, on the device. `targets` [batch pos] has the token that the
+    model must predict at each position.
+    """
+
+    judge: Judge
+    use: Use
+    tokens: Tensor
+    targets: Tensor
+    backward: Backward
+
+    @property
+    def u(self) -> float:
+        """The unit roundoff of the dtype in which matrix products are computed."""
+        return UNIT_ROUNDOFF[self.judge.products or self.judge.exact.dtype]
+
+    def parts(self, layers: list[int]) -> Iterator[Judged]:
+        """Judge each part at which a gradient arrived, in the order of the backward pass."""
+        model, exact, backward = self.judge.model, self.judge.exact, self.backward
+        connected: Rows = [
+            _none("parameters without a gradient", backward.missing),
+            _none("gradients lost or changed between parts", backward.cut),
+        ]
+        yield connected, lambda: None
+        blocks = [(f"blocks.{layer}", partial(exact.block_module, layer)) for layer in layers]
+        if "unembed" in backward.flows:
+            yield self._rows(self._unembedding, backward.flows["unembed"]), self._unembedding_again
+        for name, build in (("ln_final", exact.ln_final), *blocks):
+            if name in backward.flows:
+                flow, part = backward.flows[name], model.get_submodule(name)
+                again = partial(gradients_of, part, flow.given, flow.of_output)
+                yield self._rows(self._module, flow, name, build), again
+        if "blocks.0" in backward.flows:
+            g = backward.flows["blocks.0"].of_given
+            yield self._rows(self._embeddings, g), partial(self._embeddings_again, g)
+        yield from judge_adamw(
+            self.use,
+            [
+                (model.get_parameter(name), gradient)
+                for name, gradient in backward.gradients.items()
+                if name.startswith("blocks.0.")
+            ],
+        )
+
+    def _rows(self, judged: Callable[..., Rows], *given: Any) -> Rows:
+        with trusted(), torch.no_grad():
+            return judged(*given)
+
+    def _element(
+        self, name: str, got: Tensor, exact: Tensor, scale: Tensor, *limits: Any
+    ) -> Isolated:
+        return elementwise(name, self.use, got.cpu(), exact, scale, *limits)[0]
+
+    def _unembedding(self, flow: Flow) -> Rows:
+        """Judge the loss, and the gradients of the logits, of the unembedding and of its input."""
+        exact = self.judge.exact
+        g, z = (each.flatten(0, 1).cpu().double() for each in (flow.of_output, flow.output))
+
+        def of_input(size: Size) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64)
+            for first in range(0, g.shape[-1], AT_ONCE):
+                W_U, _ = exact.unembedding(slice(first, first + AT_ONCE))
+                total = total + size(g[:, first : first + AT_ONCE]) @ size(W_U).T
+            return total
+
+        wanted = of_input(lambda each: each)
+        scale = sum_scale(wanted, of_input, self.u)
+        got, name = flow.of_given.flatten(0, 1), "gradient of the input of unembed"
+        rows = self._loss(z, flow.of_output.flatten(0, 1))
+        rows.append(self._element(name, got, wanted, scale, LINEAR, g.shape[-1], self.u))
+        wanted = g.sum(dim=0)
+        scale = sum_scale(wanted, lambda size: size(g).sum(dim=0), self.u)
+        rows += self._parameter("unembed.b_U", slice(None), wanted, scale)
+        if not exact.is_tied:
+            ids = self._some_tokens()
+            rows += self._parameter("unembed.W_U", (slice(None), ids), *self._of_W_U(flow, ids))
+        return rows
+
+    def _loss(self, z: Tensor, gradient: Tensor) -> Rows:
+        """Judge the loss mean(log Σ exp z − z[target]), and its gradient softmax(z) − onehot.
+
+        `z` [row d_vocab] are the logits in float64, and `gradient` is their gradient on the device.
+        """
+        targets = self.targets.flatten().cpu()
+        n_tokens, rows = z.shape[-1], torch.arange(len(z))
+        log_sums, chosen = z.logsumexp(dim=-1), z[rows, targets]
+        loss, scale = (log_sums - chosen).mean(), (1 + log_sums.abs() + chosen.abs()).mean()
+        found = self._element("loss", self.backward.loss, loss, scale, SOFTMAX, n_tokens)
+        exact = z.softmax(dim=-1)
+        # The device subtracts log Σ exp z, which it has rounded.
+        scale = softmax_scale(exact, z, -1) + exact * log_sums[:, None].abs()
+        exact[rows, targets] -= 1
+        scale[rows, targets] += 1
+        name = "gradient of the logits"
+        return [found, self._element(name, gradient, exact, scale, SOFTMAX, n_tokens)]
+
+    def _unembedding_again(self) -> None:
+        flow, targets = self.backward.flows["unembed"], self.targets.flatten()
+        gradients_of(lambda z: cross_entropy(z.flatten(0, 1), targets), flow.output)
+        gradients_of(self.judge.model.unembed, flow.given, flow.of_output)
+
+    def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the columns `ids` of W_U, and its scale G."""
+        x, g = (each.flatten(0, 1).cpu().double() for each in (flow.given, flow.of_output))
+        exact = x.T @ g[:, ids]
+        return exact, sum_scale(exact, lambda size: size(x).T @ size(g[:, ids]), self.u)
+
+    def _some_tokens(self) -> Tensor:
+        n_tokens, generator = self.judge.exact.cfg.d_vocab, self.judge.generator
+        drawn = torch.randint(n_tokens, (OTHERS,), generator=generator)
+        return torch.unique(torch.cat([self.tokens.flatten().cpu(), drawn]))
+
+    def _embeddings(self, of_residual: Tensor) -> Rows:
+        """Judge the gradients of W_pos, and of W_E for some tokens.
+
+        `of_residual` is the gradient of the residual stream before the first block.
+        """
+        g = of_residual.cpu().double()
+        W_pos = self.judge.exact.weight("pos_embed.W_pos")
+
+        def of_position(size: Size) -> Tensor:
+            summed = torch.zeros_like(W_pos)
+            summed[: g.shape[1]] = size(g).sum(dim=0)
+            return summed
+
+        exact = of_position(lambda each: each)
+        scale = sum_scale(exact, of_position, self.u)
+        rows = self._parameter("pos_embed.W_pos", slice(None), exact, scale)
+        ids, texts = self._some_tokens(), self.tokens.flatten().cpu()
+
+        def of_token(size: Size) -> Tensor:
+            is_token = (texts == ids[:, None]).double()
+            return is_token @ size(g.flatten(0, 1))
+
+        exact = of_token(lambda each: each)
+        scale = sum_scale(exact, of_token, self.u)
+        if self.judge.exact.is_tied:
+            of_W_U, size = self._of_W_U(self.backward.flows["unembed"], ids)
+            exact, scale = exact + of_W_U.T, scale + size.T
+        return rows + self._parameter("embed.W_E", ids, exact, scale)
+
+    def _embeddings_again(self, of_residual: Tensor) -> None:
+        model = self.judge.model
+        with torch.enable_grad():
+            embedded = model.embed(self.tokens) + model.pos_embed(self.tokens)
+            torch.autograd.grad(embedded, [model.embed.W_E, model.pos_embed.W_pos], of_residual)
+
+    def _parameter(self, name: str, index: Any, exact: Tensor, scale: Tensor) -> Rows:
+        """Judge the elements at `index` of a parameter's gradient, which is a sum over tokens."""
+        if name not in self.backward.gradients:
+            return []
+        got = self.backward.gradients[name].cpu()[index]
+        n_terms = 2 * self.tokens.numel()
+        return [self._element(f"gradient of {name}", got, exact, scale, SUM, n_terms, self.u)]
+
+    def _module(self, flow: Flow, name: str, build: Callable[[], nn.Module]) -> Rows:
+        """Judge the rows of all gradients of a module by random rounding (see `by_rows`)."""
+        module = build()
+        given, of_output = flow.given.cpu().double(), flow.of_output.cpu().double()
+        exact = gradients_of(module, given, of_output)
+        envelopes = [torch.zeros_like(gradient[..., 0]) for gradient in exact]
+        for seed in range(DRAWS):
+            with RandomRounding(self.judge.exact.dtype, self.judge.products, seed):
+                drawn = gradients_of(module, given, of_output)
+            for envelope, moved, gradient in zip(envelopes, drawn, exact, strict=True):
+                envelope += (moved - gradient).square().mean(dim=-1) / DRAWS
+        # With few draws, the envelope of a row can be small by chance. So each row gets at least the
+        # median of the relative envelopes of all rows.
+        sizes = [gradient.square().mean(dim=-1) for gradient in exact]
+        relative = torch.cat([(e / s).flatten() for e, s in zip(envelopes, sizes, strict=True)])
+        envelopes = [
+            e.maximum(relative.nanmedian() * s) for e, s in zip(envelopes, sizes, strict=True)
+        ]
+        names = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+        titles = [f"the input of {name}", *names]
+        got = [flow.of_given, *(self.backward.gradients.get(each) for each in names)]
+        return [
+            by_rows(f"gradient of {title}", self.use, ours.cpu(), wanted, envelope, self.u)[0]
+            for title, ours, wanted, envelope in zip(titles, got, exact, envelopes, strict=True)
+            if ours is not None
+        ]
+
+
+def _none(name: str, bad: list[str]) -> Check:
+    verdict = Verdict.WRONG if bad else Verdict.PASS
+    return Check(name, verdict, len(bad), 0, ", ".join(bad[:3]) + ", …" * bool(bad[3:]))
