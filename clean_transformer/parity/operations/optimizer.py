@@ -1,6 +1,6 @@
 """Rules for the ATen operations of an optimizer step, such as AdamW and gradient clipping."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,29 +48,22 @@ def _fused_adamw(call: Call64) -> list[Expected | None]:
     if named["amsgrad"] or named["grad_scale"] is not None or named["found_inf"] is not None:
         return [None]
     groups = [named[key] for key in ("self", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")]
-    parameters, means, squares = zip(
-        *(
-            [within(ELEMENTWISE, call, *result) for result in adamw_step(*tensors, named)]
-            for tensors in zip(*groups, strict=True)
-        ),
-        strict=True,
-    )
-    return [*parameters, *(None for _ in parameters), *means, *squares]
+    steps = [
+        [within(ELEMENTWISE, call, *result) for result in adamw_step([*tensors], named)]
+        for tensors in zip(*groups, strict=True)
+    ]
+    parameters, means, squares = ([step[i] for step in steps] for i in range(3))
+    return [*parameters, *(None for _ in steps), *means, *squares]
 
 
-def adamw_step(
-    parameter: Tensor,
-    gradient: Tensor,
-    mean: Tensor,
-    squares: Tensor,
-    step: Tensor,
-    options: Mapping[str, Any],
-) -> list[tuple[Tensor, Tensor]]:
+def adamw_step(state: Sequence[Tensor], options: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """Return the results of a step of AdamW, each with its scale G.
 
-    The results are the parameter, and the running means of the gradient and of its square. `step`
-    is 1 at the first step. `options` has "lr", "beta1", "beta2", "weight_decay", "eps", "maximize".
+    The results are the parameter, and the running means of the gradient and of its square. `state`
+    has the parameter, its gradient, both running means, and the number of the step, from 1 on.
+    `options` has "lr", "beta1", "beta2", "weight_decay", "eps" and "maximize".
     """
+    parameter, gradient, mean, squares, step = state
     beta1, beta2, lr = options["beta1"], options["beta2"], options["lr"]
     gradient = -gradient if options["maximize"] else gradient
     new_mean = beta1 * mean + (1 - beta1) * gradient

@@ -117,7 +117,9 @@ def _unusual() -> Iterator[Probe]:
     gelu = partial(F.gelu, approximate="tanh")
     for content in (LARGE, EQUAL, SMALL, SUBNORMAL):
         yield Probe(f"gelu, {content} numbers", gelu, ((9, 64),), (content,), each=False)
-        yield Probe(f"layer_norm, {content} numbers", layer_norm, ((9, 64),), (content,), each=False)
+        yield Probe(
+            f"layer_norm, {content} numbers", layer_norm, ((9, 64),), (content,), each=False
+        )
         both = (content, content)
         yield Probe(f"add, {content} numbers", torch.add, ((9, 64), (9, 64)), both, each=False)
         yield Probe(f"linear, {content} numbers", F.linear, ((9, 64), (32, 64)), both, each=False)
@@ -265,5 +267,5 @@ CONTENTS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
     EQUAL: _equal,
     MASKED: _masked,
     SMALL: lambda x, dtype: x * 1e-13,
-    SUBNORMAL: lambda x, dtype: (x.double() * torch.finfo(dtype).tiny / 8),
+    SUBNORMAL: lambda x, dtype: x.double() * torch.finfo(dtype).tiny / 8,
 }

@@ -1,6 +1,6 @@
 """Judges a step of AdamW against its formula in float64."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.limits import ELEMENTWISE
 from clean_transformer.parity.operations.optimizer import adamw_step
 from clean_transformer.parity.oracle import trusted
@@ -24,42 +25,53 @@ FORMS: dict[str, dict[str, bool]] = {"AdamW": {}, "fused AdamW": {"fused": True}
 
 
 def judge_adamw(
-    use: Use, parameters: list[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[list[Any], Callable[[], Any]]]:
+    use: Use, parameters: Sequence[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[list[Isolated | Check], Callable[[], Any]]]:
     """Judge a step of each form of AdamW. `parameters` has pairs (parameter, gradient).
 
-    Yields for each form the rows, and a function that takes a step again.
+    Yields for each form the rows, and a function that takes the step again. In float16, the squares
+    of gradients and ε = 1e-8 are too small. So float16 parameters are converted to float32, as
+    mixed-precision training does.
     """
     small = [pair for pair in parameters if pair[0].numel() <= LARGEST]
+    if parameters and parameters[0][0].dtype == torch.float16:
+        small = [(parameter.float(), gradient.float()) for parameter, gradient in small]
     for name, form in FORMS.items() if small else ():
         try:
-            step = partial(_two_steps, small, form)
-            before, after = step()
+            before, after = _second_step(small, form)
         except RuntimeError as error:  # for example, the device has no fused kernel
             note = str(error).partition("\n")[0]
             yield [Check(name, Verdict.NOT_CHECKED, 0.0, note=note)], lambda: None
             continue
         with trusted():
-            yield _judge(name, use, before, after), step
+            yield _judge(name, use, before, after), partial(_second_step, small, form)
 
 
-def _two_steps(
-    parameters: list[tuple[Tensor, Tensor]], form: dict[str, bool]
+def _second_step(
+    parameters: Sequence[tuple[Tensor, Tensor]], form: dict[str, bool]
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Take two steps, so that the running means are not 0 before the second step.
+    """Take two steps. After the first step, the running means are not 0.
 
-    Returns, for each parameter, the parameter, its gradient and its running means [mean, squares]
-    before and after the second step.
+    Returns [parameter, gradient, mean, mean of squares] for each parameter, before and after the
+    second step.
     """
-    given = [parameter.detach().clone().requires_grad_() for parameter, _ in parameters]
+    # `optimize` changes the memory order of parameters, and the fused kernel on the CPU is wrong if
+    # a parameter and its gradient have different orders.
+    given, gradients = (
+        [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
+        for tensors in zip(*parameters, strict=True)
+    )
+    for each in given:
+        each.requires_grad_()
+    for each, gradient in zip(given, gradients, strict=True):
+        each.grad = gradient
     optimizer = AdamW(given, betas=(BETAS["beta1"], BETAS["beta2"]), **OPTIONS, **form)
-    for each, (_, gradient) in zip(given, parameters, strict=True):
-        each.grad = gradient.clone()
 
     def state() -> list[list[Tensor]]:
+        kept = [optimizer.state[each] for each in given]
         return [
-            [x.detach().cpu().clone() for x in (each, each.grad, s["exp_avg"], s["exp_avg_sq"])]
-            for each, s in optimizer.state.items()
+            [x.detach().cpu().clone() for x in (each, gradient, s["exp_avg"], s["exp_avg_sq"])]
+            for each, gradient, s in zip(given, gradients, kept, strict=True)
         ]
 
     optimizer.step()
@@ -68,18 +80,17 @@ def _two_steps(
     return before, state()
 
 
-def _judge(name: str, use: Use, before: list[list[Tensor]], after: list[list[Tensor]]) -> list[Any]:
+def _judge(
+    name: str, use: Use, before: list[list[Tensor]], after: list[list[Tensor]]
+) -> list[Isolated | Check]:
+    """Return a row for each output of AdamW: that of the parameter with the largest ratio."""
     second = torch.tensor(2.0, dtype=torch.float64)
-    rows = []
+    largest: dict[str, Isolated] = {}
     for old, (parameter, _, mean, squares) in zip(before, after, strict=True):
-        exact = adamw_step(*(x.double() for x in old), second, OPTIONS | BETAS)
-        for what, got, wanted in zip(
-            ("parameter", "running mean", "running mean of squares"),
-            (parameter, mean, squares),
-            exact,
-            strict=True,
-        ):
-            rows.append(elementwise(f"{name}, {what}", use, got, *wanted, ELEMENTWISE)[0])
-    # One row for each output is enough for the report: the row with the largest ratio.
-    worst = {row.name: row for row in sorted(rows, key=lambda row: row.ratio)}
-    return [*worst.values()]
+        exact = adamw_step([*(x.double() for x in old), second], OPTIONS | BETAS)
+        outputs = (("parameter", parameter), ("mean", mean), ("mean of squares", squares))
+        for (output, got), wanted in zip(outputs, exact, strict=True):
+            row, _ = elementwise(f"{name}, {output}", use, got, *wanted, ELEMENTWISE)
+            if row.name not in largest or row.ratio > largest[row.name].ratio:
+                largest[row.name] = row
+    return [*largest.values()]

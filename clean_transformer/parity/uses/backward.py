@@ -69,7 +69,7 @@ def run_backward(
     def after(name: str, _: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
         output[name] = result.detach()
         if result.requires_grad:
-            result.register_hook(partial(of_output.__setitem__, name))
+            result.register_hook(partial(of_output.__setitem__, name))  # type: ignore[no-untyped-call]
 
     def accumulated(name: str, parameter: Tensor) -> None:
         arrived.add(name)
@@ -85,7 +85,7 @@ def run_backward(
             hooks.callback(part.register_forward_hook(partial(after, name)).remove)
         for name, parameter in model.named_parameters():
             parameter.grad = None
-            hook = parameter.register_post_accumulate_grad_hook(partial(accumulated, name))
+            hook = parameter.register_post_accumulate_grad_hook(partial(accumulated, name))  # type: ignore[no-untyped-call]
             hooks.callback(hook.remove)
         logits = model(tokens)
         # As in training, autocast is only for the logits.

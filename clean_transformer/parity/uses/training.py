@@ -16,29 +16,26 @@ from torch import Tensor, nn
 
 from clean_transformer.inference.fast_modules import NotOptimized
 from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.limits import (
-    LINEAR,
     SOFTMAX,
     SUM,
     Size,
     softmax_scale,
     sum_scale,
 )
-from clean_transformer.parity.locate import in_words
+from clean_transformer.parity.locate import Located, in_words
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
-from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.adamw import judge_adamw
 from clean_transformer.parity.uses.backward import Backward, Flow, gradients_of, run_backward
 from clean_transformer.parity.uses.judge import Judge, UseResult
-from clean_transformer.parity.uses.rows import by_rows, elementwise
+from clean_transformer.parity.uses.module_gradients import judge_module
+from clean_transformer.parity.uses.rows import elementwise
 from clean_transformer.parity.uses.table import Use, uses
-from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.parity.verdict import Check, Verdict, worst
 from clean_transformer.training.loss import cross_entropy
 
-# The gradients of the first and the last block are judged. The oracle computes them DRAWS times
-# under random rounding.
-DRAWS = 2
 # Gradients of W_U are judged for the tokens of the texts, and for OTHERS more tokens, which are
 # chosen at random in each run.
 OTHERS = 32
@@ -53,30 +50,47 @@ Judged = tuple[Rows, Callable[[], Any]]
 def judge_training(judge: Judge, *, locates: bool) -> UseResult:
     """Judge a backward pass and a step of AdamW; if `locates`, search for a wrong operation.
 
-    The rows of the result are in the order of the backward pass. `optimize()` has no effect here,
-    because optimized modules run their own `forward` when gradients are enabled.
+    The rows of the result are in the order of the backward pass. If a part or the search raises an
+    exception, the last row describes it (`failed_check`). `optimize()` has no effect here, because
+    optimized modules run their own `forward` when gradients are enabled.
     """
-    model = judge.model
-    use = replace(uses(model.cfg)[0], name="training", means="training")
-    tokens = use.calls(model.cfg)[0].to(model.device)
-    targets = tokens.roll(-1, dims=1)
-    layers = sorted({0, len(model.blocks) - 1}, reverse=True)
-    judged = [f"blocks.{layer}." for layer in layers]
+    use = replace(uses(judge.model.cfg)[0], name="training", means="training")
+    parts: list[Judged] = []
+    attempts = Attempts()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotOptimized)
-        backward = run_backward(
-            model,
-            tokens,
-            targets,
-            lambda name: not name.startswith("blocks.") or name.startswith(tuple(judged)),
-        )
-        parts = [*TrainingJudge(judge, use, tokens, targets, backward).parts(layers)]
-        finding = None
-        for rows, again in parts if locates else ():
-            if finding is None and any(row.verdict is not Verdict.PASS for row in rows):
-                finding = check_operations(again).finding
-    located = in_words(finding, use.case) if finding else None
-    return UseResult(use, tuple(row for rows, _ in parts for row in rows), located=located)
+        attempts.run(use.case, lambda: parts.extend(_judged_parts(judge, use)), None)
+        rows = [row for some, _ in parts for row in some]
+        bad = [again for some, again in parts if _is_bad(some)]
+        located = None
+        if bad and locates:
+            name = f"the search for the first wrong operation, {use.case}"
+            located = attempts.run(name, lambda: _locate(bad, use.case), None)
+    return UseResult(use, (*rows, *attempts.failed), located=located)
+
+
+def _judged_parts(judge: Judge, use: Use) -> Iterator[Judged]:
+    model = judge.model
+    tokens = use.calls(model.cfg)[0].to(model.device)
+    targets = tokens.roll(-1, dims=1)
+    # Only these two blocks are judged, to save time.
+    layers = sorted({0, len(model.blocks) - 1}, reverse=True)
+    judged = tuple(f"blocks.{layer}." for layer in layers)
+    backward = run_backward(
+        model,
+        tokens,
+        targets,
+        lambda name: not name.startswith("blocks.") or name.startswith(judged),
+    )
+    yield from TrainingJudge(judge, use, tokens, targets, backward).parts(layers)
+
+
+def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
+    """Compute the gradients of the bad parts again until a wrong operation is found."""
+    with torch.enable_grad():
+        findings = (check_operations(again).finding for again in bad)
+        finding = next((each for each in findings if each is not None), None)
+    return in_words(finding, case) if finding else None
 
 
 @dataclass(frozen=True)
@@ -106,9 +120,13 @@ class TrainingJudge:
             _none("gradients lost or changed between parts", backward.cut),
         ]
         yield connected, lambda: None
-        blocks = [(f"blocks.{layer}", partial(exact.block_module, layer)) for layer in layers]
         if "unembed" in backward.flows:
-            yield self._rows(self._unembedding, backward.flows["unembed"]), self._unembedding_again
+            flow = backward.flows["unembed"]
+            theirs = self._torch_loss(flow)
+            yield self._rows(self._losses, flow, *theirs), partial(self._losses_again, flow)
+            again = partial(gradients_of, model.unembed, flow.given, flow.of_output)
+            yield self._rows(self._unembedding, flow), again
+        blocks = [(f"blocks.{layer}", partial(exact.block_module, layer)) for layer in layers]
         for name, build in (("ln_final", exact.ln_final), *blocks):
             if name in backward.flows:
                 flow, part = backward.flows[name], model.get_submodule(name)
@@ -136,9 +154,8 @@ class TrainingJudge:
         return elementwise(name, self.use, got.cpu(), exact, scale, *limits)[0]
 
     def _unembedding(self, flow: Flow) -> Rows:
-        """Judge the loss, and the gradients of the logits, of the unembedding and of its input."""
-        exact = self.judge.exact
-        g, z = (each.flatten(0, 1).cpu().double() for each in (flow.of_output, flow.output))
+        """Judge the gradients of the unembedding's parameters and of its input."""
+        exact, g = self.judge.exact, flow.of_output.flatten(0, 1).cpu().double()
 
         def of_input(size: Size) -> Tensor:
             total = torch.zeros((), dtype=torch.float64)
@@ -150,8 +167,7 @@ class TrainingJudge:
         wanted = of_input(lambda each: each)
         scale = sum_scale(wanted, of_input, self.u)
         got, name = flow.of_given.flatten(0, 1), "gradient of the input of unembed"
-        rows = self._loss(z, flow.of_output.flatten(0, 1))
-        rows.append(self._element(name, got, wanted, scale, LINEAR, g.shape[-1], self.u))
+        rows: Rows = [self._element(name, got, wanted, scale, SUM, g.shape[-1], self.u)]
         wanted = g.sum(dim=0)
         scale = sum_scale(wanted, lambda size: size(g).sum(dim=0), self.u)
         rows += self._parameter("unembed.b_U", slice(None), wanted, scale)
@@ -160,28 +176,45 @@ class TrainingJudge:
             rows += self._parameter("unembed.W_U", (slice(None), ids), *self._of_W_U(flow, ids))
         return rows
 
-    def _loss(self, z: Tensor, gradient: Tensor) -> Rows:
-        """Judge the loss mean(log Σ exp z − z[target]), and its gradient softmax(z) − onehot.
+    def _losses(self, flow: Flow, theirs: Tensor, of_theirs: Tensor) -> Rows:
+        """Judge our cross entropy and PyTorch's, and their gradients softmax(z) − onehot.
 
-        `z` [row d_vocab] are the logits in float64, and `gradient` is their gradient on the device.
+        `theirs` is PyTorch's loss, and `of_theirs` its gradient with respect to the logits z.
         """
-        targets = self.targets.flatten().cpu()
-        n_tokens, rows = z.shape[-1], torch.arange(len(z))
-        log_sums, chosen = z.logsumexp(dim=-1), z[rows, targets]
-        loss, scale = (log_sums - chosen).mean(), (1 + log_sums.abs() + chosen.abs()).mean()
-        found = self._element("loss", self.backward.loss, loss, scale, SOFTMAX, n_tokens)
+        z, targets = flow.output.flatten(0, 1).cpu().double(), self.targets.flatten().cpu()
+        n_tokens, texts = z.shape[-1], torch.arange(len(z))
+        log_sums, chosen = z.logsumexp(dim=-1), z[texts, targets]
+        loss, loss_scale = (log_sums - chosen).mean(), (1 + log_sums.abs() + chosen.abs()).mean()
         exact = z.softmax(dim=-1)
         # The device subtracts log Σ exp z, which it has rounded.
         scale = softmax_scale(exact, z, -1) + exact * log_sums[:, None].abs()
-        exact[rows, targets] -= 1
-        scale[rows, targets] += 1
-        name = "gradient of the logits"
-        return [found, self._element(name, gradient, exact, scale, SOFTMAX, n_tokens)]
+        exact[texts, targets] -= 1
+        scale[texts, targets] += 1
+        rows: Rows = []
+        for name, value, gradient in (
+            ("cross entropy", self.backward.loss, flow.of_output),
+            ("PyTorch's cross entropy", theirs, of_theirs),
+        ):
+            rows.append(self._element(name, value, loss, loss_scale, SOFTMAX, n_tokens))
+            got, title = gradient.flatten(0, 1), f"gradient of {name}"
+            rows.append(self._element(title, got, exact, scale, SOFTMAX, n_tokens))
+        return rows
 
-    def _unembedding_again(self) -> None:
-        flow, targets = self.backward.flows["unembed"], self.targets.flatten()
+    def _torch_loss(self, flow: Flow) -> tuple[Tensor, Tensor]:
+        """PyTorch's mean cross entropy of the logits, and the gradient of n times this mean.
+
+        n is the number of positions.
+        """
+        with torch.enable_grad(), torch.autocast(self.tokens.device.type, enabled=False):
+            z = flow.output.detach().requires_grad_()
+            loss = nn.functional.cross_entropy(z.flatten(0, 1), self.targets.flatten())
+            (gradient,) = torch.autograd.grad(loss, z, torch.full_like(loss, self.targets.numel()))
+        return loss.detach(), gradient
+
+    def _losses_again(self, flow: Flow) -> None:
+        targets = self.targets.flatten()
         gradients_of(lambda z: cross_entropy(z.flatten(0, 1), targets), flow.output)
-        gradients_of(self.judge.model.unembed, flow.given, flow.of_output)
+        self._torch_loss(flow)
 
     def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of the columns `ids` of W_U, and its scale G."""
@@ -238,33 +271,15 @@ class TrainingJudge:
         return [self._element(f"gradient of {name}", got, exact, scale, SUM, n_terms, self.u)]
 
     def _module(self, flow: Flow, name: str, build: Callable[[], nn.Module]) -> Rows:
-        """Judge the rows of all gradients of a module by random rounding (see `by_rows`)."""
-        module = build()
-        given, of_output = flow.given.cpu().double(), flow.of_output.cpu().double()
-        exact = gradients_of(module, given, of_output)
-        envelopes = [torch.zeros_like(gradient[..., 0]) for gradient in exact]
-        for seed in range(DRAWS):
-            with RandomRounding(self.judge.exact.dtype, self.judge.products, seed):
-                drawn = gradients_of(module, given, of_output)
-            for envelope, moved, gradient in zip(envelopes, drawn, exact, strict=True):
-                envelope += (moved - gradient).square().mean(dim=-1) / DRAWS
-        # With few draws, the envelope of a row can be small by chance. So each row gets at least the
-        # median of the relative envelopes of all rows.
-        sizes = [gradient.square().mean(dim=-1) for gradient in exact]
-        relative = torch.cat([(e / s).flatten() for e, s in zip(envelopes, sizes, strict=True)])
-        envelopes = [
-            e.maximum(relative.nanmedian() * s) for e, s in zip(envelopes, sizes, strict=True)
-        ]
-        names = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
-        titles = [f"the input of {name}", *names]
-        got = [flow.of_given, *(self.backward.gradients.get(each) for each in names)]
-        return [
-            by_rows(f"gradient of {title}", self.use, ours.cpu(), wanted, envelope, self.u)[0]
-            for title, ours, wanted, envelope in zip(titles, got, exact, envelopes, strict=True)
-            if ours is not None
-        ]
+        gradients, products = self.backward.gradients, self.judge.products
+        dtype = self.judge.exact.dtype
+        return judge_module(name, self.use, flow, gradients, build(), dtype, products)
+
+
+def _is_bad(rows: Rows) -> bool:
+    return worst(row.verdict for row in rows) in (Verdict.DEGRADED, Verdict.WRONG)
 
 
 def _none(name: str, bad: list[str]) -> Check:
     verdict = Verdict.WRONG if bad else Verdict.PASS
-    return Check(name, verdict, len(bad), 0, ", ".join(bad[:3]) + ", …" * bool(bad[3:]))
+    return Check(name, verdict, float(len(bad)), 0.0, ", ".join(bad[:3]) + ", …" * bool(bad[3:]))
