@@ -45,11 +45,15 @@ def judge_module(
             drawn = gradients_of(module, given, of_output)
         for envelope, moved, gradient in zip(envelopes, drawn, exact, strict=True):
             envelope += (moved - gradient).square().mean(dim=-1) / DRAWS
-    # With few draws, the envelope of a row can be small by chance. So each row gets at least the
-    # median of the relative envelopes of all rows.
+    # With few draws, the envelope of a row can be small by chance. So the relative envelope of each
+    # row is at least the median of its tensor, and at least the median of all rows.
     sizes = [gradient.square().mean(dim=-1) for gradient in exact]
-    relative = torch.cat([(e / s).flatten() for e, s in zip(envelopes, sizes, strict=True)])
-    envelopes = [e.maximum(relative.nanmedian() * s) for e, s in zip(envelopes, sizes, strict=True)]
+    relative = [(e / s).nan_to_num(0.0, 0.0) for e, s in zip(envelopes, sizes, strict=True)]
+    of_all = torch.cat([each.flatten() for each in relative]).median()
+    envelopes = [
+        e.maximum(each.median().maximum(of_all) * s)
+        for e, each, s in zip(envelopes, relative, sizes, strict=True)
+    ]
     names = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
     titles = [f"the input of {name}", *names]
     got = [flow.of_given, *(gradients.get(each) for each in names)]

@@ -73,16 +73,14 @@ def _judged_parts(judge: Judge, use: Use) -> Iterator[Judged]:
     model = judge.model
     tokens = use.calls(model.cfg)[0].to(model.device)
     targets = tokens.roll(-1, dims=1)
-    # Only these two blocks are judged, to save time.
-    layers = sorted({0, len(model.blocks) - 1}, reverse=True)
-    judged = tuple(f"blocks.{layer}." for layer in layers)
-    backward = run_backward(
-        model,
-        tokens,
-        targets,
-        lambda name: not name.startswith("blocks.") or name.startswith(judged),
-    )
-    yield from TrainingJudge(judge, use, tokens, targets, backward).parts(layers)
+    # All blocks run the same operations in the same shapes, so one block is judged, to save time.
+    layer = int(torch.randint(len(model.blocks), (1,), generator=judge.generator))
+
+    def is_judged(name: str) -> bool:
+        return not name.startswith("blocks.") or name.startswith(f"blocks.{layer}.")
+
+    backward = run_backward(model, tokens, targets, is_judged)
+    yield from TrainingJudge(judge, use, tokens, targets, backward).parts(layer)
 
 
 def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
@@ -112,8 +110,11 @@ class TrainingJudge:
         """The unit roundoff of the dtype in which matrix products are computed."""
         return UNIT_ROUNDOFF[self.judge.products or self.judge.exact.dtype]
 
-    def parts(self, layers: list[int]) -> Iterator[Judged]:
-        """Judge each part at which a gradient arrived, in the order of the backward pass."""
+    def parts(self, layer: int) -> Iterator[Judged]:
+        """Judge the parts at which a gradient arrived, in the order of the backward pass.
+
+        `layer` is the index of the judged block.
+        """
         model, exact, backward = self.judge.model, self.judge.exact, self.backward
         connected: Rows = [
             _none("parameters without a gradient", backward.missing),
@@ -126,8 +127,8 @@ class TrainingJudge:
             yield self._rows(self._losses, flow, *theirs), partial(self._losses_again, flow)
             again = partial(gradients_of, model.unembed, flow.given, flow.of_output)
             yield self._rows(self._unembedding, flow), again
-        blocks = [(f"blocks.{layer}", partial(exact.block_module, layer)) for layer in layers]
-        for name, build in (("ln_final", exact.ln_final), *blocks):
+        block = (f"blocks.{layer}", partial(exact.block_module, layer))
+        for name, build in (("ln_final", exact.ln_final), block):
             if name in backward.flows:
                 flow, part = backward.flows[name], model.get_submodule(name)
                 again = partial(gradients_of, part, flow.given, flow.of_output)
@@ -140,7 +141,7 @@ class TrainingJudge:
             [
                 (model.get_parameter(name), gradient)
                 for name, gradient in backward.gradients.items()
-                if name.startswith("blocks.0.")
+                if name.startswith("blocks.")
             ],
         )
 

@@ -48,7 +48,7 @@ def test_a_healthy_backward_pass_passes(dtype: torch.dtype, changes: dict[str, i
     assert result.verdict is Verdict.PASS, result.first_failure
     names = {row.name for row in result.rows}
     assert {"cross entropy", "gradient of embed.W_E", "fused AdamW, parameter"} <= names
-    assert "gradient of blocks.0.attn.b_K" in names
+    assert any(name.endswith(".attn.b_K") for name in names)
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")
@@ -163,4 +163,4 @@ def test_a_gradient_path_that_our_code_cuts_is_found(monkeypatch: pytest.MonkeyP
         return centered / scale.detach() * self.w + self.b
 
     monkeypatch.setattr(LayerNorm, "forward", constant_scale)
-    assert "gradients of blocks.0 beside differences" in failures(judged())
+    assert any(name.endswith("beside differences") for name in failures(judged()))
