@@ -20,8 +20,9 @@ from clean_transformer.parity.measurements import (
     end_to_end,
     isolated_errors,
     probe_operations,
+    record_run,
 )
-from clean_transformer.parity.oracle import float64_oracle, trusted
+from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.references.base import ReferenceUnavailable
 from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.parity.results import DeviceRun, SuiteReport
@@ -69,24 +70,23 @@ def check_device(
 
     on_step("first call")
     cfg, tokens = weights.cfg, suite_tokens(weights.cfg)
-    on_cpu = DemoTransformer.from_state_dict(
-        {name: value.to(dtype) for name, value in weights.state.items()}, cfg
-    )
-    model = DemoTransformer.from_state_dict(on_cpu.state_dict(), cfg).to(device)
-    oracle = float64_oracle(on_cpu)
+    with torch.device("meta"):
+        model = DemoTransformer(cfg)
+    # In float32 on the CPU, the model shares its weights with `weights`, to save memory.
+    model.load_state_dict({n: w.to(device, dtype) for n, w in weights.state.items()}, assign=True)
     if mode.startswith("optimized"):
         model.optimize()
     compiled = compiled_leaves(model) if mode.endswith("compiled") else nullcontext()
     autocast = torch.bfloat16 if mode == "autocast" else None
-    under_test = Subject(model, on_cpu, oracle, tokens, autocast)
+    exact, generator = ExactParts(cfg, weights.state, dtype), torch.Generator()
+    generator.seed()
+    under_test = Subject(model, exact, tokens, autocast)
     with under_test.context(), compiled:
-        first = model(under_test.given)
+        record = record_run(under_test)
 
         on_step("end to end")
-        rows, felt, allowed = end_to_end(under_test, reference)
-        isolated, located = isolated_errors(under_test, on_step)
-        exact, generator = ExactParts(cfg, weights.state, dtype), torch.Generator()
-        generator.seed()
+        rows, felt, allowed = end_to_end(under_test, record, reference)
+        isolated, located = isolated_errors(under_test, record, on_step)
         uses = judge_uses(
             Judge(model, exact, generator, autocast),
             locates=mode == "eager",
@@ -95,8 +95,8 @@ def check_device(
             on_step=on_step,
         )
         on_step("invariants")
-        invariants = check_invariants(model, under_test.given, allowed, first)
-        invariants.append(check_oracle(exact, generator))
+        invariants = check_oracle(exact, generator)
+        invariants += check_invariants(model, under_test.given, allowed, record.logits)
     on_step("single operations")
     probes, faulty_probe = probe_operations(device, dtype) if mode == "eager" else ([], None)
     return replace(
