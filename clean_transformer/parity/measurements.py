@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from clean_transformer.analysis.comparison import LOGITS, Impact, impact, rms_difference, rms_errors
 from clean_transformer.hooks import HookedModule
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.activations.black_box import has_black_boxes, isolate_black_boxes
+from clean_transformer.parity.activations.black_box import (
+    BLACK_BOX,
+    has_black_boxes,
+    isolate_black_boxes,
+)
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
+from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.inputs import LENGTH, suite_tokens
 from clean_transformer.parity.invariants import row_difference
 from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, largest_drift, rounding
@@ -123,7 +128,7 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
 
 
 def isolated_errors(
-    subject: Subject, record: DeviceRecord, on_step: Callable[[str], None]
+    subject: Subject, record: DeviceRecord, attempts: Attempts, on_step: Callable[[str], None]
 ) -> tuple[list[Isolated], Located | None]:
     """Return the isolated error of each activation, and the first wrong operation or None.
 
@@ -133,7 +138,8 @@ def isolated_errors(
     One block also runs on each of the `cliff_inputs`. If the model has black boxes (see
     `activations/black_box.py`), each part runs only once, and the rows judge its output, or the
     outputs of its `leaves`. Before each part, `on_step` gets its path. Only one part at a time is
-    in memory in float64. The use `forward` judges embeddings and logits (see `uses/judge.py`).
+    in memory in float64. The use `forward` judges embeddings and logits (see `uses/judge.py`). If a
+    run raises an exception, `attempts` keeps it, and the next run follows.
 
     If an activation does not pass, `locate` searches for the first wrong operation that contributes
     to the first such activation. The second result is None if every activation passes, if the
@@ -141,9 +147,11 @@ def isolated_errors(
     """
     model, (batch, length) = subject.model, subject.tokens.shape
     case, is_watched = f"{batch} × {length} tokens", not has_black_boxes(subject.model)
-    runs = [(name, case, path, x) for name, x in record.inputs.items() for path in PATHS]
+    paths = PATHS if is_watched else (BLACK_BOX,)
+    runs = [(name, case, path, x) for name, x in record.inputs.items() for path in paths]
     if is_watched:
-        layer, cliffs = cliff_inputs(model)
+        nothing: tuple[int, dict[str, Tensor]] = (0, {})
+        layer, cliffs = attempts.run("isolated, inputs", partial(cliff_inputs, model), nothing)
         runs += [
             (f"blocks.{layer}", cliff, path, x)
             for cliff, x in cliffs.items()
@@ -153,19 +161,14 @@ def isolated_errors(
     for name in record.inputs:
         on_step(f"isolated, {name}")
         module, exact = cast(HookedModule, model.get_submodule(name)), subject.exact.module(name)
-        of_part = [run[1:] for run in runs if run[0] == name]
-        rows = (
-            [
-                row
-                for case, path, x in of_part
-                for row in isolate(
-                    module, exact, x, path=path, case=case, autocast=subject.autocast
-                )
-            ]
-            if is_watched
-            else isolate_black_boxes(module, exact, record.inputs[name], case=case)
-        )
-        isolated += [replace(row, name=f"{name}.{row.name}".strip(".")) for row in rows]
+        for _, case, path, x in (run for run in runs if run[0] == name):
+            if path == BLACK_BOX:
+                judge = partial(isolate_black_boxes, module, exact, x, case=case)
+            else:
+                judge = partial(isolate, module, exact, x, path=path, case=case)
+                judge = partial(judge, autocast=subject.autocast)
+            rows = attempts.run(f"isolated, {name}, {case}, {path}", judge, [])
+            isolated += [replace(row, name=f"{name}.{row.name}".strip(".")) for row in rows]
     bad = first_bad_activation(isolated)
     if bad is None or not is_watched:
         return isolated, None
@@ -175,7 +178,9 @@ def isolated_errors(
         if run[1:3] == (bad.case, bad.path) and f"{bad.name}.".startswith(f"{run[0]}.")
     )
     module = cast(HookedModule, model.get_submodule(name))
-    located = locate(module, bad.name.removeprefix(name).lstrip("."), path, x)
+    inside = bad.name.removeprefix(name).lstrip(".")
+    search = partial(locate, module, inside, path, x)
+    located = attempts.run("the search for the first wrong operation", search, None)
     return isolated, located and replace(located, where=bad.name)
 
 
@@ -191,7 +196,7 @@ def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Loca
             f"{result.name}, {result.layout}",
             result.verdict,
             result.ratio,
-            note=result.finding.diagnosis if result.finding else "",
+            note=result.finding.diagnosis if result.finding else result.note,
         )
         for result in results
     ]
@@ -215,7 +220,7 @@ def end_to_end(
     with trusted():
         ceiling = largest_drift(cfg, subject.dtype)
         for device, (name, value, moved) in zip(outputs, _float64_run(subject), strict=True):
-            exact[name], copies = value, value.repeat(DRAWS, 1, 1)
+            exact[name], copies = value, value.repeat(len(moved) // len(value), 1, 1)
             envelope = min(
                 rms_difference(moved, copies), ceiling * float(value.square().mean().sqrt())
             )
@@ -235,7 +240,8 @@ def _float64_run(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
 
     Yields the name of each activation of the residual stream, of the last LayerNorm's output, and
     of the logits, with its exact value and with the values of the runs under random rounding, which
-    are concatenated along the batch.
+    are concatenated along the batch. Of the logits, only those of one run are computed: they are
+    the largest activation.
     """
     exact, inexactly = subject.exact, RandomRounding(subject.exact.dtype, subject.autocast)
     token, position = exact.embeddings(subject.tokens, None)
@@ -252,7 +258,7 @@ def _float64_run(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield f"{path}.{point}".strip("."), x, moved
     x = exact.logits(x)
     with inexactly:
-        moved = exact.logits(moved)
+        moved = exact.logits(moved[: len(x)])
     yield LOGITS, x, moved
 
 

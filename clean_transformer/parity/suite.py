@@ -4,8 +4,9 @@ The docstring of `clean_transformer.parity` lists the three questions.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.black_box import compiled_leaves
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.inputs import Weights, suite_tokens
 from clean_transformer.parity.invariants import check_invariants
 from clean_transformer.parity.measurements import (
@@ -31,9 +34,13 @@ from clean_transformer.parity.uses.every import judge_uses
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.oracle import check_oracle
 from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
 from clean_transformer.support.dtypes import choose_dtype
+
+# Why the invariants are NOT CHECKED if the measurement of drift raises an exception.
+NO_ALLOWANCE = "the allowed difference comes from the drift, which could not be measured"
 
 
 def same_function(
@@ -61,55 +68,87 @@ def check_device(
     If `reference` names a reference, the rows of drift (`end_to_end`) also hold the reference's own
     error on the CPU. Before each step, `on_step` gets the step's name. If this machine does not
     have the device, or if the device does not support the dtype or mode, nothing runs, and
-    `not_checked` of the result is the reason.
+    `not_checked` of the result is the reason. If a measurement raises an exception, the other
+    measurements still run, and the result describes the exception (see `failed_check`).
     """
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
     reason = _cannot_check(device, dtype, mode)
     if reason:
         return replace(started, not_checked=reason)
 
-    on_step("first call")
-    cfg, tokens = weights.cfg, suite_tokens(weights.cfg)
-    with torch.device("meta"):
-        model = DemoTransformer(cfg)
-    # In float32 on the CPU, the model shares its weights with `weights`, to save memory.
-    model.load_state_dict({n: w.to(device, dtype) for n, w in weights.state.items()}, assign=True)
-    if mode.startswith("optimized"):
-        model.optimize()
-    compiled = compiled_leaves(model) if mode.endswith("compiled") else nullcontext()
-    autocast = torch.bfloat16 if mode == "autocast" else None
-    exact, generator = ExactParts(cfg, weights.state, dtype), torch.Generator()
-    generator.seed()
-    under_test = Subject(model, exact, tokens, autocast)
-    with under_test.context(), compiled:
-        record = record_run(under_test)
-
-        on_step("end to end")
-        rows, felt, allowed = end_to_end(under_test, record, reference)
-        isolated, located = isolated_errors(under_test, record, on_step)
+    attempts = Attempts()
+    with ExitStack() as entered:
+        on_step("first call")
+        start = partial(_start, weights, device, dtype, mode, entered)
+        under_test = attempts.run("the model on the device", start, None)
+        if under_test is None:
+            return replace(started, errors=attempts.failed)
+        model, exact = under_test.model, under_test.exact
+        generator = torch.Generator()
+        generator.seed()
+        record = attempts.run("first call", partial(record_run, under_test), None)
+        isolated: list[Isolated] = []
+        rows, felt, allowed, located = [], None, None, None
+        if record is not None:
+            on_step("end to end")
+            drift = partial(end_to_end, under_test, record, reference)
+            rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
+            isolated, located = isolated_errors(under_test, record, attempts, on_step)
         uses = judge_uses(
-            Judge(model, exact, generator, autocast),
+            Judge(model, exact, generator, under_test.autocast),
             locates=mode == "eager",
             # `torch.compile` would compile the modules again for each length of the cache.
             with_cache="compiled" not in mode,
             on_step=on_step,
         )
         on_step("invariants")
-        invariants = check_oracle(exact, generator)
-        invariants += check_invariants(model, under_test.given, allowed, record.logits)
+        beside = partial(check_oracle, exact, generator)
+        invariants = attempts.run("oracle beside NumPy", beside, [])
+        if record is None or allowed is None:
+            invariants.append(Check("invariants", Verdict.NOT_CHECKED, note=NO_ALLOWANCE))
+        else:
+            given = (model, under_test.given, allowed, record.logits)
+            invariants += attempts.run("invariants", partial(check_invariants, *given), [])
     on_step("single operations")
-    probes, faulty_probe = probe_operations(device, dtype) if mode == "eager" else ([], None)
+    probes: list[Check] = []
+    faulty_probe = None
+    if mode == "eager":
+        probe = partial(probe_operations, device, dtype)
+        probes, faulty_probe = attempts.run("single operations", probe, ([], None))
     return replace(
         started,
-        settings=device_settings(torch.device(device)),
+        settings=attempts.run("settings", partial(device_settings, torch.device(device)), {}),
         uses=uses,
         isolated=isolated,
         end_to_end=rows,
         invariants=invariants,
         probes=probes,
+        errors=attempts.failed,
         impact=felt,
         located=located or next((use.located for use in uses if use.located), faulty_probe),
     )
+
+
+def _start(
+    weights: Weights, device: str, dtype: torch.dtype, mode: str, entered: ExitStack
+) -> Subject:
+    """Build the model under test on its device, and its float64 oracle.
+
+    The contexts in which the model runs stay entered until `entered` is closed.
+    """
+    with torch.device("meta"):
+        model = DemoTransformer(weights.cfg)
+    # In float32 on the CPU, the model shares its weights with `weights`, to save memory.
+    model.load_state_dict({n: w.to(device, dtype) for n, w in weights.state.items()}, assign=True)
+    autocast = torch.bfloat16 if mode == "autocast" else None
+    exact = ExactParts(weights.cfg, weights.state, dtype)
+    under_test = Subject(model, exact, suite_tokens(weights.cfg), autocast)
+    if mode.startswith("optimized"):
+        model.optimize()
+    entered.enter_context(under_test.context())
+    if mode.endswith("compiled"):
+        entered.enter_context(compiled_leaves(model))
+    return under_test
 
 
 def run_suite(

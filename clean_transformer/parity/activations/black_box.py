@@ -26,6 +26,8 @@ from clean_transformer.support.stand_in import Method, StandIn
 
 # The number of runs under `RandomRounding` with which one output is judged.
 DRAWS = 6
+# The `path` of the rows for black boxes.
+BLACK_BOX = "black box"
 
 
 def is_black_box(part: nn.Module) -> bool:
@@ -153,7 +155,7 @@ def judge_black_box(
     return Isolated(
         name=name,
         case=case,
-        path="black box",
+        path=BLACK_BOX,
         operation="black box",
         ratio=float(ratios.max()) if ratios.numel() else 0.0,
         healthy=healthy,

@@ -3,6 +3,7 @@
 The error is compared with the error that rounding alone causes (see `parity/rounding.py`).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,18 +31,25 @@ class EndToEnd:
 
     @property
     def rho(self) -> float:
-        """ρ = error / envelope. If the envelope is 0: 0 if the error is 0 too, else infinity."""
+        """ρ = error / envelope. If the envelope is 0: 0 if the error is 0 too, else infinity.
+
+        ρ is also infinite if the error is infinite or NaN.
+        """
+        if not math.isfinite(self.error):
+            return math.inf
         if self.envelope:
             return self.error / self.envelope
-        return 0.0 if self.error == 0 else torch.inf
+        return 0.0 if self.error == 0 else math.inf
 
     @property
     def verdict(self) -> Verdict:
-        """PASS or DEGRADED.
+        """PASS or DEGRADED; WRONG only for an infinite or NaN `error`.
 
-        Drift is never WRONG. The isolated errors (see `Isolated`) show in which activation an error
-        begins, and whether this error is WRONG.
+        A finite drift is never WRONG. The isolated errors (see `Isolated`) show in which activation
+        an error begins, and whether this error is WRONG.
         """
+        if not math.isfinite(self.error):
+            return Verdict.WRONG
         return Verdict.PASS if self.rho <= self.healthy else Verdict.DEGRADED
 
 
