@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.black_box import compiled_leaves
 from clean_transformer.parity.activations.isolated import Isolated
@@ -34,6 +35,7 @@ from clean_transformer.parity.uses.every import judge_uses
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.oracle import check_oracle
 from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
@@ -94,11 +96,10 @@ def check_device(
             drift = partial(end_to_end, under_test, record, reference)
             rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
             isolated, located = isolated_errors(under_test, record, attempts, on_step)
-        uses = judge_uses(
+        judged = judge_uses(
             Judge(model, exact, generator, under_test.autocast),
             locates=mode == "eager",
-            # `torch.compile` would compile the modules again for each length of the cache.
-            with_cache="compiled" not in mode,
+            with_cache=_runs_with_cache(mode),
             on_step=on_step,
         )
         on_step("invariants")
@@ -118,15 +119,28 @@ def check_device(
     return replace(
         started,
         settings=attempts.run("settings", partial(device_settings, torch.device(device)), {}),
-        uses=uses,
+        uses=judged,
         isolated=isolated,
         end_to_end=rows,
         invariants=invariants,
         probes=probes,
         errors=attempts.failed,
         impact=felt,
-        located=located or next((use.located for use in uses if use.located), faulty_probe),
+        located=located or next((use.located for use in judged if use.located), faulty_probe),
     )
+
+
+def number_of_steps(cfg: Config, mode: str) -> int:
+    """How many times `check_device` calls `on_step` for a model with this configuration."""
+    judged = [use for use in uses(cfg) if _runs_with_cache(mode) or not use.is_cached]
+    # Each block and the last LayerNorm are a step. The five other steps are the first call, end to
+    # end, sampling, invariants and single operations.
+    return cfg.n_layers + 1 + len(judged) + 5
+
+
+def _runs_with_cache(mode: str) -> bool:
+    # `torch.compile` would compile the modules again for each length of the cache.
+    return "compiled" not in mode
 
 
 def _start(
