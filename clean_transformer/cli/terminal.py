@@ -48,8 +48,9 @@ def progress(total: int | None = None, *, stays: bool = True) -> Iterator[Callab
 
     `on_step` changes the bar: `what` is the text beside the bar, and `done` is the number of
     finished steps. If `total`, the number of all steps, is given, the bar shows the remaining time,
-    and stays on the screen at the end unless `stays` is False. Without `total`, `done` is not needed; the bar shows the
-    elapsed time, and disappears at the end. If standard error is not a terminal, nothing is shown.
+    and stays on the screen at the end unless `stays` is False. Without `total`, `done` is not
+    needed; the bar shows the elapsed time, and disappears at the end. If standard error is not a
+    terminal, nothing is shown.
     """
     what, time = TextColumn("{task.description}"), TimeElapsedColumn()
     columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, time]
