@@ -1,5 +1,7 @@
 """The commands `clean-transformer parity` and `clean-transformer doctor`."""
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +64,7 @@ def parity(
     from clean_transformer.parity.report.json import write_json
     from clean_transformer.parity.report.page import write_html
     from clean_transformer.parity.report.terminal import print_report
-    from clean_transformer.parity.suite import run_suite
+    from clean_transformer.parity.suite import number_of_steps, run_suite
     from clean_transformer.support.devices import choose_devices
     from clean_transformer.support.files import require_folder
 
@@ -72,14 +74,18 @@ def parity(
     chosen_reference, no_reference = choose_reference(reference)
     with progress() as on_step:
         on_step("reading the weights")
+        chosen_weights = choose_weights(weights)
+    of_modes = sum(number_of_steps(chosen_weights.cfg, mode) for mode in chosen_modes)
+    total = 1 + len(chosen_devices) * len(chosen_dtypes) * of_modes
+    with progress(total, stays=False) as on_step:
         report = run_suite(
-            choose_weights(weights),
+            chosen_weights,
             chosen_devices,
             chosen_dtypes,
             chosen_modes,
             reference=chosen_reference,
             no_reference=no_reference,
-            on_step=on_step,
+            on_step=counted(on_step),
         )
     print_report(report, Console(), worst_rows=worst, all_rows=rows)
     if json is not None:
@@ -106,7 +112,7 @@ def doctor(
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.report.terminal import print_diagnosis
-    from clean_transformer.parity.suite import check_device
+    from clean_transformer.parity.suite import check_device, number_of_steps
     from clean_transformer.support.devices import choose_devices, is_available
 
     chosen_devices, chosen_dtype = choose_devices(device), choose_dtype(dtype)
@@ -118,11 +124,20 @@ def doctor(
     with progress() as on_step:
         on_step("reading the weights")
         chosen_weights = choose_weights(weights)
-        run = check_device(chosen_weights, chosen_devices[0], chosen_dtype, on_step=on_step)
+    with progress(number_of_steps(chosen_weights.cfg, "eager"), stays=False) as on_step:
+        run = check_device(
+            chosen_weights, chosen_devices[0], chosen_dtype, on_step=counted(on_step)
+        )
     absent = [kind for kind in ("cuda", "mps") if not is_available(kind)]
     print_diagnosis(run, absent, chosen_weights.title, Console())
     write_script(run)
     raise typer.Exit(run.verdict.exit_status)
+
+
+def counted(on_step: Callable[[str, int], None]) -> Callable[[str], None]:
+    """Return a function that calls `on_step` with the number of the calls before."""
+    done = count()
+    return lambda step: on_step(step, next(done))
 
 
 def write_script(run: "DeviceRun") -> None:

@@ -20,6 +20,9 @@ class Elementary(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Calls in other dtypes or on other devices stay unchanged.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.black_box import compiled_leaves
+from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.inputs import Weights, suite_tokens
 from clean_transformer.parity.invariants import check_invariants
@@ -22,8 +24,9 @@ from clean_transformer.parity.measurements import (
     end_to_end,
     isolated_errors,
     probe_operations,
+    record_run,
 )
-from clean_transformer.parity.oracle import float64_oracle, trusted
+from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.references.base import ReferenceUnavailable
 from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.parity.results import DeviceRun, SuiteReport
@@ -32,6 +35,7 @@ from clean_transformer.parity.uses.every import judge_uses
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.oracle import check_oracle
 from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
@@ -81,28 +85,31 @@ def check_device(
         under_test = attempts.run("the model on the device", start, None)
         if under_test is None:
             return replace(started, errors=attempts.failed)
-        model, exact = under_test.model, ExactParts(weights.cfg, weights.state, dtype)
+        model, exact = under_test.model, under_test.exact
         generator = torch.Generator()
         generator.seed()
-        first = attempts.run("first call", lambda: model(under_test.given), None)
-
-        on_step("end to end")
-        drift = partial(end_to_end, under_test, reference)
-        rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
-        isolated, located = isolated_errors(under_test, attempts, on_step)
-        uses = judge_uses(
+        record = attempts.run("first call", partial(record_run, under_test), None)
+        isolated: list[Isolated] = []
+        rows, felt, allowed, located = [], None, None, None
+        if record is not None:
+            on_step("end to end")
+            drift = partial(end_to_end, under_test, record, reference)
+            rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
+            isolated, located = isolated_errors(under_test, record, attempts, on_step)
+        judged = judge_uses(
             Judge(model, exact, generator, under_test.autocast),
             locates=mode == "eager",
-            # `torch.compile` would compile the modules again for each length of the cache.
-            with_cache="compiled" not in mode,
+            with_cache=_runs_with_cache(mode),
             on_step=on_step,
         )
         on_step("invariants")
-        invariants = [Check("invariants", Verdict.NOT_CHECKED, note=NO_ALLOWANCE)]
-        if allowed is not None:
-            invariants = check_invariants(model, under_test.given, allowed, first)
         beside = partial(check_oracle, exact, generator)
-        invariants += attempts.run("oracle beside NumPy", lambda: [beside()], [])
+        invariants = attempts.run("oracle beside NumPy", beside, [])
+        if record is None or allowed is None:
+            invariants.append(Check("invariants", Verdict.NOT_CHECKED, note=NO_ALLOWANCE))
+        else:
+            given = (model, under_test.given, allowed, record.logits)
+            invariants += attempts.run("invariants", partial(check_invariants, *given), [])
     on_step("single operations")
     probes: list[Check] = []
     faulty_probe = None
@@ -112,31 +119,44 @@ def check_device(
     return replace(
         started,
         settings=attempts.run("settings", partial(device_settings, torch.device(device)), {}),
-        uses=uses,
+        uses=judged,
         isolated=isolated,
         end_to_end=rows,
         invariants=invariants,
         probes=probes,
         errors=attempts.failed,
         impact=felt,
-        located=located or next((use.located for use in uses if use.located), faulty_probe),
+        located=located or next((use.located for use in judged if use.located), faulty_probe),
     )
+
+
+def number_of_steps(cfg: Config, mode: str) -> int:
+    """How many times `check_device` calls `on_step` for a model with this configuration."""
+    judged = [use for use in uses(cfg) if _runs_with_cache(mode) or not use.is_cached]
+    # Each block and the last LayerNorm are a step. The five other steps are the first call, end to
+    # end, sampling, invariants and single operations.
+    return cfg.n_layers + 1 + len(judged) + 5
+
+
+def _runs_with_cache(mode: str) -> bool:
+    # `torch.compile` would compile the modules again for each length of the cache.
+    return "compiled" not in mode
 
 
 def _start(
     weights: Weights, device: str, dtype: torch.dtype, mode: str, entered: ExitStack
 ) -> Subject:
-    """Build the model under test on its device, with the models that it is compared with.
+    """Build the model under test on its device, and its float64 oracle.
 
     The contexts in which the model runs stay entered until `entered` is closed.
     """
-    on_cpu = DemoTransformer.from_state_dict(
-        {name: value.to(dtype) for name, value in weights.state.items()}, weights.cfg
-    )
-    model = DemoTransformer.from_state_dict(on_cpu.state_dict(), weights.cfg).to(device)
+    with torch.device("meta"):
+        model = DemoTransformer(weights.cfg)
+    # In float32 on the CPU, the model shares its weights with `weights`, to save memory.
+    model.load_state_dict({n: w.to(device, dtype) for n, w in weights.state.items()}, assign=True)
     autocast = torch.bfloat16 if mode == "autocast" else None
-    oracle, tokens = float64_oracle(on_cpu), suite_tokens(weights.cfg)
-    under_test = Subject(model, on_cpu, oracle, tokens, autocast)
+    exact = ExactParts(weights.cfg, weights.state, dtype)
+    under_test = Subject(model, exact, suite_tokens(weights.cfg), autocast)
     if mode.startswith("optimized"):
         model.optimize()
     entered.enter_context(under_test.context())

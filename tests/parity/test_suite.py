@@ -12,7 +12,8 @@ from clean_transformer.parity.inputs import choose_weights, suite_tokens
 from clean_transformer.parity.measurements import cliff_inputs
 from clean_transformer.parity.modes import choose_modes
 from clean_transformer.parity.results import DeviceRun
-from clean_transformer.parity.suite import check_device, run_suite
+from clean_transformer.parity.suite import check_device, number_of_steps, run_suite
+from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.devices import choose_devices
 from clean_transformer.support.dtypes import choose_dtypes
@@ -117,6 +118,8 @@ def test_a_healthy_device_passes_and_meets_no_float64(dtype: torch.dtype) -> Non
     assert len({row.case for row in run.isolated}) == 1 + 5 + 3
     assert run.impact is not None
     assert (steps[0], steps[-1]) == ("first call", "single operations")
+    left_out = len(uses(WEIGHTS.cfg)) - 1
+    assert len(steps) == number_of_steps(WEIGHTS.cfg, "eager") - left_out
 
 
 @pytest.mark.usefixtures("model_alone")

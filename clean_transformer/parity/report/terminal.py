@@ -176,7 +176,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
     if drift:
         parts.append(
             Text(
-                f"   end to end: up to {drift.rho:.2f} times the error of healthy CPU runs, at "
+                f"   end to end: up to {drift.rho:.2f} times the error of random rounding, at "
                 f"{drift.name}; healthy up to {drift.healthy:g}"
             )
         )

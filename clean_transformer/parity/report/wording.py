@@ -53,7 +53,7 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
     """Describe a row or a check that did not pass, in one sentence without a period."""
     if isinstance(row, EndToEnd):
         return (
-            f"{row.name} (end to end): error {row.rho:.3g} times that of healthy CPU runs, "
+            f"{row.name} (end to end): error {row.rho:.3g} times that of random rounding, "
             f"healthy up to {row.healthy:g}"
         )
     if isinstance(row, Check) and row.measured is None:
@@ -94,7 +94,7 @@ INTRODUCED = {
 # What `meaning` adds if `only_drifts`.
 DRIFT_ONLY = (
     "Each activation alone is accurate, but the whole run is not: small errors add up, and exceed "
-    "those of healthy runs on the CPU."
+    "the errors that random rounding causes."
 )
 # The uses in which a person knows the length of the text. In other uses, padding counts too.
 BY_LENGTH = ("forward", "long text", "generate")

@@ -113,7 +113,7 @@ class TrainingJudge:
 
         `layer` is the index of the judged block.
         """
-        model, exact, backward = self.judge.model, self.judge.exact, self.backward
+        model, backward = self.judge.model, self.backward
         connected: Rows = [
             _none("parameters without a gradient", backward.missing),
             _none("gradients lost or changed between parts", backward.cut),

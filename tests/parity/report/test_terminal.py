@@ -94,7 +94,7 @@ def test_the_terminal_says_the_verdict_first_and_then_where_and_why() -> None:
         "·W",
         "causality",
         "gelu, offset",
-        "up to 30.00 times the error of healthy CPU runs",
+        "up to 30.00 times the error of random rounding",
         "4 of 66 top-1 predictions flipped",
         "3. Where does it first go wrong?  blocks.1.mlp.hook_pre",
         "aten.mm.default, in blocks.1.mlp.hook_pre",
@@ -212,7 +212,7 @@ def test_script_names_differ_by_device_and_dtype() -> None:
     [
         (
             EndToEnd("logits", 3e-4, 1e-5, 2.0),
-            "logits (end to end): error 30 times that of healthy CPU runs, healthy up to 2",
+            "logits (end to end): error 30 times that of random rounding, healthy up to 2",
         ),
         (Check("causality", Verdict.WRONG, 0.5, 0.25, "why"), "causality: 0.5, allowed 0.25; why"),
         (Check("gelu, offset", Verdict.WRONG, 99.0), "gelu, offset: 99"),
