@@ -78,18 +78,25 @@ class Subject:
         return torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
 
 
-def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
+@torch.no_grad()
+def cliff_inputs(oracle: DemoTransformer, like: Tensor) -> tuple[int, dict[str, Tensor]]:
     """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
 
     The inputs have lengths and memory layouts at which kernels are known to fail on some devices.
     The block is the fourth one, because GPT-2's residual stream has its largest entries from there
     on. If the model has fewer than four blocks, the block is the last one.
+
+    `oracle` computes the inputs, because wrong values from the device could hide a fault. They are
+    then moved to the device and the dtype of `like`.
     """
-    layer, n_ctx = min(3, model.cfg.n_layers - 1), model.cfg.n_ctx
-    tokens = suite_tokens(model.cfg, 2, n_ctx).to(model.embed.W_E.device)
-    residual = model.embed(tokens) + model.pos_embed(tokens)
-    for block in list(model.blocks)[:layer]:
-        residual = block(residual)
+    layer, n_ctx = min(3, oracle.cfg.n_layers - 1), oracle.cfg.n_ctx
+    with trusted():
+        tokens = suite_tokens(oracle.cfg, 2, n_ctx)
+        residual = oracle.embed(tokens) + oracle.pos_embed(tokens)
+        for block in list(oracle.blocks)[:layer]:
+            residual = block(residual)
+        residual = residual.to(like.dtype)
+    residual = residual.to(like.device)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
     cases = {f"1 × {length} tokens": residual[:1, :length].clone() for length in lengths}
     both = residual[:, :LENGTH]
@@ -124,7 +131,9 @@ def isolated_errors(
         return attempts.run(step, judge, []), None
 
     nothing: tuple[int, dict[str, Tensor]] = (0, {})
-    layer, cliffs = attempts.run("isolated, inputs", partial(cliff_inputs, model), nothing)
+    layer, cliffs = attempts.run(
+        "isolated, inputs", partial(cliff_inputs, oracle, model.embed.W_E), nothing
+    )
     runs = [("", case, path, given) for path in PATHS]
     runs += [
         (f"blocks.{layer}", cliff, path, x)
