@@ -107,11 +107,17 @@ def compare(
     most `tolerance`. Only activations with a name of ours for which `keep(name)` is true are
     compared.
     """
-    cached = reference.run(tokens, lambda key: keep(reference.name(key)))
-    theirs = {key: value for key, value in cached.items() if keep(reference.name(key))}
+    some = () if keep is everything else (lambda key: keep(reference.name(key)),)
+    theirs = {
+        key: value
+        for key, value in reference.run(tokens, *some).items()
+        if keep(reference.name(key))
+    }
     names = {key: reference.name(key) for key in theirs}
     modules = {name for name, _ in model.named_modules()}
-    logits, cache = model.run_with_cache(tokens, names_filter=sorted(modules & set(names.values())))
+    wanted = modules & set(names.values())
+    # A function, because a list must not name a module that does not run.
+    logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name in wanted)
     positions = torch.arange(tokens.shape[1]).expand(1, -1)
     ours = {**cache, LOGITS: logits, TOKENS: tokens, POSITIONS: positions}
     rows = []

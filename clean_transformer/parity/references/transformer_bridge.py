@@ -3,6 +3,7 @@
 `TransformerBridge` wraps Hugging Face's GPT-2.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -100,7 +101,10 @@ def watched_bridge(hf_model: Any) -> Reference:
     def run(
         tokens: Int[Tensor, "batch pos"], keep: Callable[[str], bool] = everything
     ) -> Mapping[str, Tensor]:
-        logits, cache = bridge.run_with_cache(tokens, names_filter=keep)
+        with warnings.catch_warnings():
+            # The bridge warns about optional activations that it does not compute by default.
+            warnings.filterwarnings("ignore", "run_with_cache: skipped", UserWarning)
+            logits, cache = bridge.run_with_cache(tokens, names_filter=keep)
         return {
             key: masked_with_infinity(value) if key.endswith("hook_attn_scores") else value
             for key, value in {**cache, LOGITS: logits}.items()
