@@ -117,18 +117,21 @@ def _unusual() -> Iterator[Probe]:
     gelu = partial(F.gelu, approximate="tanh")
     for content in (LARGE, EQUAL, SMALL, SUBNORMAL):
         yield Probe(f"gelu, {content} numbers", gelu, ((9, 64),), (content,), each=False)
-        yield Probe(f"layer_norm, {content} numbers", layer_norm, ((9, 64),), (content,), each=False)
+        yield Probe(
+            f"layer_norm, {content} numbers", layer_norm, ((9, 64),), (content,), each=False
+        )
         both = (content, content)
         yield Probe(f"add, {content} numbers", torch.add, ((9, 64), (9, 64)), both, each=False)
         yield Probe(f"linear, {content} numbers", F.linear, ((9, 64), (32, 64)), both, each=False)
     for content in (SCORES, EQUAL, MASKED, SUBNORMAL):
-        for name, function in {
+        functions: dict[str, Callable[..., Any]] = {
             "softmax": partial(torch.softmax, dim=-1),
             "log_softmax": partial(torch.log_softmax, dim=-1),
             "argmax": partial(torch.argmax, dim=-1),
             "topk": lambda x: x.topk(5),
             "sort": partial(torch.sort, descending=True),
-        }.items():
+        }
+        for name, function in functions.items():
             yield Probe(f"{name}, {content} numbers", function, ((9, 65),), (content,), each=False)
     million = (1024, 1025)
     yield Probe("add 4 MiB", torch.add, (million, million), each=False)
@@ -265,5 +268,5 @@ CONTENTS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
     EQUAL: _equal,
     MASKED: _masked,
     SMALL: lambda x, dtype: x * 1e-13,
-    SUBNORMAL: lambda x, dtype: (x.double() * torch.finfo(dtype).tiny / 8),
+    SUBNORMAL: lambda x, dtype: x.double() * torch.finfo(dtype).tiny / 8,
 }

@@ -28,6 +28,7 @@ from clean_transformer.parity.limits import (
     LINEAR,
     PART,
     Kind,
+    Size,
     error_ratios,
     index_of_largest,
     layer_norm_scales,
@@ -227,7 +228,7 @@ class Judge:
     def _layer_norm(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        residual, module = use.in_one(inputs).double(), self.exact.ln_final()
+        residual, module = use.in_one(inputs).double(), self.exact.module("ln_final")
         scale = layer_norm_scales(residual, self.exact.cfg.eps)[0]
         if isinstance(module, LayerNorm):
             scale = scale * module.w.abs() + module.b.abs()
@@ -244,10 +245,14 @@ class Judge:
         drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()
         positions = sorted({0, x.shape[1] - 1, *drawn})
         x, logits = x[:, positions].double(), logits[:, positions]
-        W_U, b_U = self.exact.unembedding()
-        exact, u = x @ W_U + b_U, UNIT_ROUNDOFF[self.products or logits.dtype]
-        scale = sum_scale(exact, lambda size: size(x) @ size(W_U) + size(b_U), u)
-        row, first = elementwise("unembed", use, logits, exact, scale, LINEAR, len(W_U), u)
+        exact, u = self.exact.logits(x), UNIT_ROUNDOFF[self.products or logits.dtype]
+
+        def terms(size: Size) -> Tensor:
+            pairs = self.exact.unembedding()
+            return torch.cat([size(x) @ size(W_U) + size(b_U) for W_U, b_U in pairs], dim=-1)
+
+        scale = sum_scale(exact, terms, u)
+        row, first = elementwise("unembed", use, logits, exact, scale, LINEAR, x.shape[-1], u)
         return row, positions[first]
 
 
