@@ -56,7 +56,7 @@ def parity(
 
     Writes scripts in the current folder that reproduce the first faults.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run,
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
     3 something was NOT CHECKED, 130 interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
@@ -107,7 +107,7 @@ def doctor(
     Compares the device with the CPU in float64; needs no other implementation.
     Writes a script in the current folder that reproduces the first fault.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run,
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
     3 something was NOT CHECKED, 130 interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights

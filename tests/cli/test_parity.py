@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from clean_transformer.parity import inputs
 from clean_transformer.parity.faults import inject
@@ -12,6 +13,7 @@ from clean_transformer.parity.references.choose import REFERENCES, choose_refere
 from clean_transformer.support.devices import is_available
 from clean_transformer.support.dtypes import DTYPES
 
+from ..helpers import random_model, tiny
 from ..parity.small import small_weights
 from .running import assert_one_line, call
 
@@ -33,7 +35,9 @@ def test_0_where_everything_passes(small: Path) -> None:
         "parity", "--devices", "cpu", "--reference", REFERENCE or "none", "--json", "r.json"
     )
     assert result.exit_code == (0 if REFERENCE else 3), result.output
-    assert result.stdout.splitlines()[0] == "clean_transformer on small stress weights"
+    first, second, *_ = result.stdout.splitlines()
+    assert first.startswith(f"PyTorch {torch.__version__}, ")
+    assert second == "clean_transformer on small stress weights"
     read = json.loads((small / "r.json").read_text())
     assert read["verdict"] == ("PASS" if REFERENCE else "NOT CHECKED")
     assert [*small.iterdir()] == [small / "r.json"]
@@ -120,6 +124,31 @@ def test_the_doctor(small: Path) -> None:
     assert result.exit_code == 1
     assert "First failure: blocks.0.mlp.hook_post" in result.stdout
     assert [path.name for path in small.iterdir()] == ["reproduce-gelu-cpu-float32.py"]
+
+
+def test_2_where_the_weights_are_not_finite(tmp_path: Path) -> None:
+    model = random_model(tiny(), dtype=torch.float32)
+    with torch.no_grad():
+        model.blocks[1].mlp.b_in[3] = torch.nan
+    model.save_pretrained(tmp_path)
+    result = call("doctor", "--device", "cpu", "--weights", str(tmp_path))
+    assert_one_line(result, "cannot be checked: blocks.1.mlp.b_in has 1 of 20 numbers")
+
+
+@pytest.mark.parametrize("command", ["parity", "doctor"])
+def test_3_where_the_weights_do_not_fit(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights = small_weights(n_layers=1, d_vocab=100, n_ctx=16)
+    weights.state["unembed.b_U"][7] = 1e5
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: weights)
+    monkeypatch.chdir(tmp_path)
+    none = ["--reference", "none"] * (command == "parity")
+    result = call(command, "--device", "cpu", "--dtype", "float16", *none)
+    assert result.exit_code == 3, result.output
+    told = " ".join(result.stdout.split())
+    assert "does not fit into float16: the weight unembed.b_U reaches 100000" in told
+    assert "WRONG" not in told
 
 
 def test_the_help_names_every_choice() -> None:

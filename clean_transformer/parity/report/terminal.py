@@ -12,6 +12,7 @@ from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.report.squares import STYLES, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places
 from clean_transformer.parity.report.wording import (
+    ANOTHER_FUNCTION,
     describe,
     located_lines,
     meaning,
@@ -45,8 +46,11 @@ def print_report(
     rows for question 1, and `worst_rows` rows for each run. If `worst_rows` is 0 and `all_rows` is
     True, these tables have all rows.
     """
-    console.print(f"clean_transformer on {report.weights}")
+    console.print(f"{build_line(report.environment)}", markup=False)
+    console.print(f"clean_transformer on {report.weights}", markup=False)
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
+    if report.same_verdict.is_bad:
+        console.print(ANOTHER_FUNCTION)
     for run in report.runs:
         if meaning(run):
             console.print(f"{run_name(run)}: {meaning(run)}", markup=False)
@@ -69,11 +73,8 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     `absent` has the types of devices that this machine does not have, such as "mps". `weights` is a
     text that says which weights the model has.
     """
-    build = environment()
-    console.print(
-        f"{run.device} in {run.dtype}: PyTorch {build['torch']}, {build['cpu']}, {build['system']}"
-    )
-    console.print(f"GPT-2 with {weights}")
+    console.print(f"{run.device} in {run.dtype}: {build_line(environment())}", markup=False)
+    console.print(f"GPT-2 with {weights}", markup=False)
     if run.not_checked:
         console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
         return
@@ -111,6 +112,12 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
         console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has no {device}")
 
 
+def build_line(environment: dict[str, str]) -> str:
+    """Return the versions of PyTorch and of the system, and the processor, in one line."""
+    known = {"cpu": "unknown processor", "system": "unknown system"} | environment
+    return f"PyTorch {known['torch']}, {known['cpu']}, {known['system']}"
+
+
 def uses_table(run: DeviceRun) -> Table:
     """Return a table with a row for each use of the model: its verdict, and its `use_line`."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -123,7 +130,7 @@ def _same_function(report: SuiteReport) -> RenderableType:
     heading = Text("1. Is it the same function?  ", style="bold")
     same = report.same_function
     if same is None:
-        heading.append_text(styled(Verdict.NOT_CHECKED))
+        heading.append_text(styled(report.same_verdict))
         return Group(heading, Text(f"   {report.no_reference}"))
     compared, cached = same.coverage
     heading.append_text(styled(same.verdict))
@@ -143,8 +150,12 @@ def _same_function(report: SuiteReport) -> RenderableType:
         if not row.name
     ]
     first = same.first_failure
-    where = [Text(f"   First failure: {first.key}", style="bold")] if first else []
-    return Group(heading, Text(summary), table, *where, *skipped)
+    where = []
+    if first:
+        at = f"{first.key}, {first.case}" if first.case else first.key
+        where.append(Text(f"   First failure: {at}", style="bold"))
+    read_by = [Text(f"   {same.weights}")] if same.weights else []
+    return Group(heading, Text(summary), *read_by, table, *where, *skipped)
 
 
 def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:

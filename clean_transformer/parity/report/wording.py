@@ -91,6 +91,10 @@ INTRODUCED = {
     Verdict.NOT_CHECKED: "Not checked",
     Verdict.PASS: "Right",
 }
+# What a WRONG answer to question 1 means for a person.
+ANOTHER_FUNCTION = (
+    "This code does not compute GPT-2: on every device, its results differ from the reference's."
+)
 # What `meaning` adds if `only_drifts`.
 DRIFT_ONLY = (
     "Each activation alone is accurate, but the whole run is not: small errors add up, and exceed "

@@ -84,7 +84,8 @@ def printed(show, *args, width: int = 160, **options) -> str:
 def test_the_terminal_says_the_verdict_first_and_then_where_and_why() -> None:
     text = printed(print_report, REPORT)
     lines = text.splitlines()
-    assert lines[:2] == ["clean_transformer on small weights", "verdict: WRONG"]
+    assert lines[0].startswith(f"PyTorch {torch.__version__}, ")
+    assert lines[1:3] == ["clean_transformer on small weights", "verdict: WRONG"]
     assert lines[-1] == "verdict: WRONG"
     parts = [
         "1 of its 2 cached activations (50%)",
