@@ -21,7 +21,7 @@ from clean_transformer.parity.report.wording import (
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
-from clean_transformer.reports.environment import environment
+from clean_transformer.reports.environment import build_lines, environment
 from clean_transformer.reports.heat_map import rank
 from clean_transformer.reports.terminal import heat_map_table
 
@@ -41,6 +41,7 @@ def print_report(
     True, these tables have all rows.
     """
     console.print(f"clean_transformer on {report.weights}")
+    console.print("\n".join(build_lines(report.environment)), markup=False, highlight=False)
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
     console.print()
     console.print(_same_function(report))
@@ -61,10 +62,8 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     `absent` has the types of devices that this machine does not have, such as "mps". `weights` is a
     text that says which weights the model has.
     """
-    build = environment()
-    console.print(
-        f"{run.device} in {run.dtype}: PyTorch {build['torch']}, {build['cpu']}, {build['system']}"
-    )
+    build = "\n".join(build_lines(environment()))
+    console.print(f"{run.device} in {run.dtype}: {build}", markup=False, highlight=False)
     console.print(f"GPT-2 with {weights}")
     if run.not_checked:
         console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
