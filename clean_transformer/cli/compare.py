@@ -1,4 +1,4 @@
-"""`clean-transformer compare`."""
+"""The command `clean-transformer compare`."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Describe the software, the processor and the settings with which a report was made."""
+"""Describes the software, the processor and the settings with which a report was made."""
 
 import os
 import platform

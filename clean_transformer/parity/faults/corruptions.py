@@ -21,6 +21,8 @@ from clean_transformer.parity.operations.known_issues import Condition
 
 # `corrupt(operation, positional arguments, keyword arguments)` returns the call's wrong result.
 Corruption = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+# The `use` of a fault that no use of GPT-2 meets, so that only probes of single operations find it.
+SINGLE = "single operations"
 # A function that takes a tensor and returns a changed tensor.
 Edit = Callable[[Tensor], Tensor]
 
@@ -32,6 +34,9 @@ class DeviceFault:
     The fault affects the calls for which `condition(call)` is True. `corrupt` returns the wrong
     result of such a call. If `first_call_only` is True, the fault affects only the first such call
     inside the `with` block that plants the fault.
+
+    `use` is the name of a use (see `Use`) that the fault spoils, or SINGLE if GPT-2 never meets the
+    condition. The fault may spoil other uses, too.
     """
 
     name: str
@@ -40,6 +45,7 @@ class DeviceFault:
     condition: Condition
     corrupt: Corruption
     first_call_only: bool = False
+    use: str = "forward"
 
     def touches(self, call: Call) -> bool:
         """Whether the fault affects the call. This method ignores `first_call_only`."""
@@ -49,6 +55,29 @@ class DeviceFault:
     def plant(self) -> AbstractContextManager[Any]:
         """Return a context manager that plants the fault inside a `with` block."""
         return _FaultyDevice(self)
+
+
+def own(
+    name: str,
+    description: str,
+    operations: str,
+    condition: Condition,
+    corrupt: Corruption,
+    use: str = "forward",
+) -> DeviceFault:
+    """Return a fault that nobody has reported, but that a device could have.
+
+    `operations` has names of ATen operations, separated by spaces. `use` is explained in
+    `DeviceFault`.
+    """
+    return DeviceFault(
+        name, description, frozenset(operations.split()), condition, corrupt, use=use
+    )
+
+
+def always(call: Call) -> bool:
+    """The condition of a fault that affects every call."""
+    return True
 
 
 class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -124,6 +153,11 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
         return with_result(lambda z: mixed.to(z.dtype))(func, args, options)
 
     return corrupt
+
+
+def shifted(result: Tensor) -> Tensor:
+    """Move every element along the last axis to the next place, and the last one to the first."""
+    return result.roll(1, -1)
 
 
 def as_if_contiguous(tensor: Tensor) -> Tensor:
