@@ -105,7 +105,7 @@ def device_settings(device: torch.device) -> dict[str, str]:
         settings |= {
             "name": torch.cuda.get_device_name(device),
             "cuda": str(torch.version.cuda),
-            "cudnn": str(torch.backends.cudnn.version()),
+            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
         }
     return settings
 

@@ -20,7 +20,7 @@ from clean_transformer.reports.environment import differences
 # less than one rounding, and do not count. Between healthy runs with other numbers of threads,
 # instruction sets and drawn blocks, we measured at most 1.7 bits and a factor of 3.6 = 2^1.9.
 BITS = 3.0
-CHECKED = (Verdict.PASS, Verdict.DEGRADED, Verdict.WRONG)
+NOT_RUN = (Verdict.NOT_CHECKED, Verdict.ERROR)
 
 Json = Mapping[str, Any]
 
@@ -68,7 +68,7 @@ class Change:
         The verdicts decide. If they are equal, the errors decide: see BITS. A result that is no
         longer checked is worse, even if it was WRONG before.
         """
-        lost = self.before.verdict in CHECKED and self.after.verdict not in CHECKED
+        lost = self.before.verdict not in NOT_RUN and self.after.verdict in NOT_RUN
         step = 1 if lost else self.after.verdict.severity - self.before.verdict.severity
         if step == 0:
             step += self.growth > 2**BITS or self.lost_bits > BITS
@@ -139,9 +139,7 @@ def compare_reports(before: Json, after: Json) -> Comparison:
             f"{run}: {n} results that only the {which} report has" for run, n in count.items()
         ]
     changes = [Change(place, old[place], new[place]) for place in old if place in new]
-    changes = [
-        one for one in changes if one.before.verdict in CHECKED or one.after.verdict in CHECKED
-    ]
+    changes = [one for one in changes if {one.before.verdict, one.after.verdict} - {*NOT_RUN}]
     if not changes:
         raise ValueError(f"the reports have no result in common; {'; '.join(not_compared)}")
     return Comparison(_build_differences(before, after), not_compared, changes)
@@ -153,11 +151,12 @@ def _results(report: Json, with_errors: bool) -> dict[Place, Measured]:
     def add(place: Place, verdict: str, ratio: Any = math.nan, bits: Any = math.nan) -> None:
         # Results with the same place, such as the blocks that a use draws anew in each run, become
         # one: the worst.
-        worse = found.get(place, Measured(Verdict.PASS, float(ratio), float(bits)))
+        new = Measured(Verdict(verdict), _number(ratio), _number(bits))
+        old = found.get(place, new)
         found[place] = Measured(
-            worst((worse.verdict, Verdict(verdict))),
-            max(worse.ratio, float(ratio)),
-            min(worse.bits, float(bits)),
+            worst((old.verdict, new.verdict)),
+            max(old.ratio, new.ratio),
+            min(old.bits, new.bits),
         )
 
     same = report["same_function"]
@@ -177,14 +176,16 @@ def _results(report: Json, with_errors: bool) -> dict[Place, Measured]:
             add(place, row["verdict"], row["ratio"], row["bits"])
         for row in (row for use in run["uses"] for row in use["rows"]):
             place = Place(name, "use", row.get("case", row["name"]), row.get("operation", ""))
-            add(
-                place, row["verdict"], row.get("ratio", row.get("measured")), row.get("bits", "nan")
-            )
+            add(place, row["verdict"], row.get("ratio", row.get("measured")), row.get("bits"))
         for row in run["end_to_end"]:
             add(Place(name, "drift", row["name"]), row["verdict"], row["rho"])
         for check in run["probes"]:
             add(Place(name, "single operation", check["name"]), check["verdict"], check["measured"])
     return found
+
+
+def _number(value: float | str | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _name(run: Json) -> str:
