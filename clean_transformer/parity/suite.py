@@ -182,6 +182,14 @@ def run_suite(
         for dtype in dtypes
         for mode in modes
     ]
+    return report_on(weights, same, no_reference, runs)
+
+
+def report_on(
+    weights: Weights, same: ParityReport | None, no_reference: str, runs: list[DeviceRun]
+) -> SuiteReport:
+    """Return a report with the answer to question 1, or the reason for none, and with the runs."""
+    tokens = suite_tokens(weights.cfg)
     return SuiteReport(
         weights=weights.title,
         cfg=weights.cfg,

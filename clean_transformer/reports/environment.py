@@ -121,6 +121,17 @@ def float32_precision(device_type: str) -> dict[str, str]:
     return settings | {key: os.environ[key] for key in variables if key in os.environ}
 
 
+def lowered_precision() -> dict[str, str]:
+    """Return the settings of this process that lower the precision of float32 products.
+
+    Settings of CUDA are left out if this machine has no CUDA.
+    """
+    types = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    settings = {key: value for kind in types for key, value in float32_precision(kind).items()}
+    full = ("none", "ieee", "False", "0", "STRICT")
+    return {key: value for key, value in settings.items() if value not in full}
+
+
 @contextmanager
 def full_float32_precision(device_type: str) -> Iterator[None]:
     """Multiply float32 numbers in float32 inside a `with` block, as far as PyTorch decides it.

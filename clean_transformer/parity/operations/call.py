@@ -83,28 +83,29 @@ class Call:
 class Numbers:
     """The range and the distribution of a tensor's finite values, with six digits.
 
-    If the tensor has integers, `low` and `high` are exact integers. If it has −∞, as a mask has,
-    `low` is −∞.
+    If the tensor has integers, `low` and `high` are exact integers. `masked` is the share of −∞, as
+    in an attention mask.
     """
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     mean: float
     deviation: float
+    masked: float = 0.0
 
     @classmethod
     def of(cls, values: Tensor) -> "Numbers":
         """Return the numbers that describe `values`; zeros if no value is finite."""
         finite = values[values.isfinite()]
         if not finite.numel():
-            return cls(0, 0, 0, 0)
+            return cls(0, 0, 0.0, 0.0)
         low, high = finite.min().item(), finite.max().item()
         exact = finite.double()
         mean, deviation = _rounded(exact.mean()), _rounded(exact.std(correction=0))
         if values.is_floating_point():
-            masked = bool((values == -math.inf).any())
-            low, high = -math.inf if masked else _rounded(low), _rounded(high)
-        return cls(low, high, mean, deviation)
+            masked = _rounded((values == -math.inf).double().mean())
+            return cls(_rounded(low), _rounded(high), mean, deviation, masked)
+        return cls(int(low), int(high), mean, deviation)
 
 
 def _rounded(value: float | Tensor) -> float:
@@ -132,16 +133,18 @@ def sample(
     shape: tuple[int, ...],
     stride: tuple[int, ...],
     offset: int,
-    low: float,
-    high: float,
+    low: int | float,
+    high: int | float,
     mean: float,
     deviation: float,
+    masked: float,
 ) -> Tensor:
-    """Random numbers from low to high, with this stride and storage offset in memory."""
+    """Random numbers from low to high, some −∞, with this stride and storage offset in memory."""
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     length = max(last + 1, offset + torch.Size(shape).numel())
     if dtype.is_floating_point:
         base = (torch.randn(length) * deviation + mean).clamp(low, high)
+        base[torch.rand(length) < masked] = -torch.inf
     else:
         base = torch.randint(int(low), int(high) + 1, (length,))
     base[offset], base[last] = low, high

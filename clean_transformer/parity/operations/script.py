@@ -20,18 +20,14 @@ HEAD = '''\
 
 import torch
 
-
 {sample}
-
 
 def exact(x):
     """The same numbers on the CPU, contiguous, in float64."""
     x = x.cpu().clone(memory_format=torch.contiguous_format)
     return x.double() if x.is_floating_point() else x
 
-
-torch.manual_seed(0)
-'''
+torch.manual_seed(0)'''
 
 
 CLOSE = """\

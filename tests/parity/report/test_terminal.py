@@ -17,7 +17,6 @@ from clean_transformer.parity.locate import Located
 from clean_transformer.parity.report.json import SCHEMA, to_json, write_json
 from clean_transformer.parity.report.terminal import print_diagnosis, print_report
 from clean_transformer.parity.report.wording import (
-    PRECISION_SETTINGS,
     describe,
     group_of,
     script_name,
@@ -150,7 +149,7 @@ ABSENT = DeviceRun("mps", "float32", not_checked="this machine has no mps")
 )
 def test_the_doctor_speaks_plainly(run: DeviceRun, says: str) -> None:
     text = printed(print_diagnosis, run, ["mps"], "small weights")
-    first, second, third, *_ = text.splitlines()
+    first, second, third, *_ = (line for line in text.splitlines() if not line.startswith("Set: "))
     assert first.startswith(f"{run.device} in {run.dtype}: PyTorch {torch.__version__} (")
     assert (second, third) == ("GPT-2 with small weights", says)
     assert ("reproduction: reproduce-mm-cuda1-float32.py" in text) is bool(run.located)
@@ -163,8 +162,13 @@ def test_a_bad_row_in_a_sentence() -> None:
         "logits (linear; 2 × 33 tokens, fused): error 40 roundings, healthy up to 30; "
         "24.0 correct bits; worst at [1, 2], head 1"
     )
-    assert sentence.endswith(PRECISION_SETTINGS["TF32"])
-    assert "allow_tf32" in sentence
+    assert sentence.endswith("; the errors are those of TF32 (no setting asks for it)")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        sentence = describe(row("", 40.0, lower_precision="bfloat16"))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert "of bfloat16 (torch.backends.mkldnn.matmul.fp32_precision = bf16)" in sentence
 
 
 def test_groups() -> None:
