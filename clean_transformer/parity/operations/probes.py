@@ -132,13 +132,14 @@ def _unusual() -> Iterator[Probe]:
         yield Probe(f"add, {content} numbers", torch.add, ((9, 64), (9, 64)), both, each=False)
         yield Probe(f"linear, {content} numbers", F.linear, ((9, 64), (32, 64)), both, each=False)
     for content in (SCORES, EQUAL, MASKED, SUBNORMAL):
-        for name, function in {
+        functions: dict[str, Callable[..., Any]] = {
             "softmax": partial(torch.softmax, dim=-1),
             "log_softmax": partial(torch.log_softmax, dim=-1),
             "argmax": partial(torch.argmax, dim=-1),
             "topk": lambda x: x.topk(5),
             "sort": partial(torch.sort, descending=True),
-        }.items():
+        }
+        for name, function in functions.items():
             yield Probe(f"{name}, {content} numbers", function, ((9, 65),), (content,), each=False)
     million = (1024, 1025)
     yield Probe("add 4 MiB", torch.add, (million, million), each=False)
