@@ -209,8 +209,7 @@ def run_suite(
     is also NOT CHECKED, and the report says why. If question 1 raises an exception, the other
     questions are still answered. Before each step, `on_step` gets the step's name.
     """
-    tokens = suite_tokens(weights.cfg)
-    same, failed = None, None
+    same, without_reference = None, Verdict.NOT_CHECKED
     if reference is not None:
         on_step(f"float64 beside {reference}")
         try:
@@ -219,7 +218,7 @@ def run_suite(
             no_reference, reference = str(error), None
         except Exception as error:
             failed = failed_check(f"float64 beside {reference}", error)
-            no_reference, reference = failed.note, None
+            no_reference, reference, without_reference = failed.note, None, failed.verdict
     runs = [
         check_device(
             weights,
@@ -233,6 +232,16 @@ def run_suite(
         for dtype in dtypes
         for mode in modes
     ]
+    return replace(
+        report_on(weights, same, no_reference, runs), without_reference=without_reference
+    )
+
+
+def report_on(
+    weights: Weights, same: ParityReport | None, no_reference: str, runs: list[DeviceRun]
+) -> SuiteReport:
+    """Return a report with the answer to question 1, or the reason for none, and with the runs."""
+    tokens = suite_tokens(weights.cfg)
     return SuiteReport(
         weights=weights.title,
         cfg=weights.cfg,
@@ -241,7 +250,6 @@ def run_suite(
         same_function=same,
         no_reference=no_reference,
         runs=runs,
-        without_reference=failed.verdict if failed else Verdict.NOT_CHECKED,
     )
 
 

@@ -107,23 +107,29 @@ def test_the_doctor_checks_one_device(devices: str) -> None:
     )
 
 
-@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize(
+    ("command", "option"), [("parity", "--json"), ("parity", "--html"), ("doctor", "--json")]
+)
 def test_2_before_any_work_where_the_report_cannot_be_written(
-    option: str, monkeypatch: pytest.MonkeyPatch
+    command: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "choose_weights", lambda source: pytest.fail("too late"))
-    assert_one_line(call("parity", option, "no/report"), "no folder 'no' for 'report'")
+    assert_one_line(call(command, option, "no/report"), "no folder 'no' for 'report'")
 
 
 def test_the_doctor(small: Path) -> None:
-    result = call("doctor", "--device", "cpu")
+    result = call("doctor", "--device", "cpu", "--json", "doctor.json")
     assert result.exit_code == 0, result.output
+    (small / "doctor.json").rename(small.parent / "before.json")
     assert "PASS cpu computes GPT-2 correctly in float32." in result.stdout
     with inject("gelu-tanh-ignored"):
-        result = call("doctor", "--device", "cpu")
+        result = call("doctor", "--device", "cpu", "--json", small.parent / "after.json")
     assert result.exit_code == 1
     assert "First failure: blocks.0.mlp.hook_post" in result.stdout
     assert [path.name for path in small.iterdir()] == ["reproduce-gelu-cpu-float32.py"]
+    result = call("compare", small.parent / "before.json", small.parent / "after.json")
+    assert result.exit_code == 1
+    assert "cpu float32 run" in result.stdout
 
 
 def test_2_where_the_weights_are_not_finite(tmp_path: Path) -> None:

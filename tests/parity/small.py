@@ -32,6 +32,10 @@ SMALL = {
 # GPT-2's forward pass never meets the conditions of these; only single operations find them.
 PROBE_ONLY = {
     "sdpa-bf16-mask",
+    "sdpa-bf16-arm",
+    "half-product-alpha-ignored",
+    "embedding-sliced-ids",
+    "multinomial-token-zero",
     "gelu-noncontiguous-input",
     "layer-norm-storage-offset",
     "where-noncontiguous-condition",

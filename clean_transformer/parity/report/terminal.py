@@ -23,7 +23,7 @@ from clean_transformer.parity.report.wording import (
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
-from clean_transformer.reports.environment import environment
+from clean_transformer.reports.environment import build_lines, environment
 from clean_transformer.reports.heat_map import rank
 from clean_transformer.reports.terminal import heat_map_table
 
@@ -46,7 +46,7 @@ def print_report(
     rows for question 1, and `worst_rows` rows for each run. If `worst_rows` is 0 and `all_rows` is
     True, these tables have all rows.
     """
-    console.print(f"{build_line(report.environment)}", markup=False)
+    console.print("\n".join(build_lines(report.environment)), markup=False, highlight=False)
     console.print(f"clean_transformer on {report.weights}", markup=False)
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
     if report.same_verdict.is_bad:
@@ -73,7 +73,8 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     `absent` has the types of devices that this machine does not have, such as "mps". `weights` is a
     text that says which weights the model has.
     """
-    console.print(f"{run.device} in {run.dtype}: {build_line(environment())}", markup=False)
+    build = "\n".join(build_lines(environment()))
+    console.print(f"{run.device} in {run.dtype}: {build}", markup=False, highlight=False)
     console.print(f"GPT-2 with {weights}", markup=False)
     if run.not_checked:
         console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
@@ -110,12 +111,6 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
         console.print(f"   reproduction: {script_name(run)}")
     for device in absent:
         console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has no {device}")
-
-
-def build_line(environment: dict[str, str]) -> str:
-    """Return the versions of PyTorch and of the system, and the processor, in one line."""
-    known = {"cpu": "unknown processor", "system": "unknown system"} | environment
-    return f"PyTorch {known['torch']}, {known['cpu']}, {known['system']}"
 
 
 def uses_table(run: DeviceRun) -> Table:
