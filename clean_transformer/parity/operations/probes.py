@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.operations.call import Operand, lay_out
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.operations.diagnosis import Finding
@@ -59,14 +60,16 @@ class ProbeResult:
     such as "all transposed". `ratio` is the largest error ratio of all ATen calls in this run (see
     `Judgment.ratio`). `verdict` is the verdict of `check_operations`. `finding` describes the first
     WRONG call. If no call is WRONG, `finding` describes the first DEGRADED call. If no call is
-    DEGRADED either, `finding` is None.
+    DEGRADED either, `finding` is None. If the run raised an exception, `ratio` is None, and `note`
+    describes the exception.
     """
 
     name: str
     layout: str
-    ratio: float
+    ratio: float | None
     verdict: Verdict
     finding: Finding | None
+    note: str = ""
 
 
 def _attentions() -> Iterator[Probe]:
@@ -114,18 +117,21 @@ def _unusual() -> Iterator[Probe]:
     gelu = partial(F.gelu, approximate="tanh")
     for content in (LARGE, EQUAL, SMALL, SUBNORMAL):
         yield Probe(f"gelu, {content} numbers", gelu, ((9, 64),), (content,), each=False)
-        yield Probe(f"layer_norm, {content} numbers", layer_norm, ((9, 64),), (content,), each=False)
+        yield Probe(
+            f"layer_norm, {content} numbers", layer_norm, ((9, 64),), (content,), each=False
+        )
         both = (content, content)
         yield Probe(f"add, {content} numbers", torch.add, ((9, 64), (9, 64)), both, each=False)
         yield Probe(f"linear, {content} numbers", F.linear, ((9, 64), (32, 64)), both, each=False)
     for content in (SCORES, EQUAL, MASKED, SUBNORMAL):
-        for name, function in {
+        functions: dict[str, Callable[..., Any]] = {
             "softmax": partial(torch.softmax, dim=-1),
             "log_softmax": partial(torch.log_softmax, dim=-1),
             "argmax": partial(torch.argmax, dim=-1),
             "topk": lambda x: x.topk(5),
             "sort": partial(torch.sort, descending=True),
-        }.items():
+        }
+        for name, function in functions.items():
             yield Probe(f"{name}, {content} numbers", function, ((9, 65),), (content,), each=False)
     million = (1024, 1025)
     yield Probe("add 4 MiB", torch.add, (million, million), each=False)
@@ -172,10 +178,16 @@ def _run(probe: Probe, device: torch.device, dtype: torch.dtype) -> Iterator[Pro
         for shape, content in zip(probe.shapes, probe.contents, strict=False)
     ]
     for name, layouts in _layouts(probe, [Operand.of(value) for value in values]):
-        tensors = [
-            lay_out(value, layout, device) for value, layout in zip(values, layouts, strict=True)
-        ]
-        report = check_operations(probe.function, *tensors)
+        try:
+            tensors = [
+                lay_out(value, layout, device)
+                for value, layout in zip(values, layouts, strict=True)
+            ]
+            report = check_operations(probe.function, *tensors)
+        except Exception as error:
+            failed = failed_check(probe.name, error)
+            yield ProbeResult(probe.name, name, None, failed.verdict, None, failed.note)
+            continue
         ratio = max(report.largest.values(), default=0.0)
         yield ProbeResult(probe.name, name, ratio, report.verdict, report.finding)
 
@@ -256,5 +268,5 @@ CONTENTS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
     EQUAL: _equal,
     MASKED: _masked,
     SMALL: lambda x, dtype: x * 1e-13,
-    SUBNORMAL: lambda x, dtype: (x.double() * torch.finfo(dtype).tiny / 8),
+    SUBNORMAL: lambda x, dtype: x.double() * torch.finfo(dtype).tiny / 8,
 }

@@ -98,7 +98,7 @@ class Use:
             so_far.append(call.cpu())
             if number in self.selects:
                 so_far = [each[list(self.selects[number])] for each in so_far]
-        return torch.cat(so_far, dim=1)
+        return torch.cat(so_far, dim=1) if len(so_far) > 1 else so_far[0]
 
 
 def uses(cfg: Config) -> list[Use]:
