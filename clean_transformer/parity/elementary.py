@@ -20,6 +20,8 @@ class Elementary(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Calls in other dtypes or on other devices stay unchanged.
     """
 
+    supports_higher_order_operators = True  # such as `flex_attention`, which stays unchanged
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -315,7 +315,9 @@ def cached(start: int, dtype: torch.dtype = F32) -> Tensor:
     return memory
 
 
-def gradient(compute: Callable[..., Tensor], *shapes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def gradient(
+    compute: Callable[..., Tensor], *shapes: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
     """The gradients of the sum of the squared result, joined."""
     given = [normal(*shape, dtype=dtype).requires_grad_() for shape in shapes]
     gradients = torch.autograd.grad(compute(*given).square().sum(), given)
@@ -374,9 +376,7 @@ SITUATIONS |= {
     "sdpa-1-query-many-keys": Situation(
         lambda t: heads(1, 1, 34, t), lambda: heads(1, 1, 33) + heads(1, 2, 34).sum()
     ),
-    "sdpa-40-to-1000-queries": Situation(
-        lambda t: heads(1, 40, 40, t), lambda: heads(1, 39, 40)
-    ),
+    "sdpa-40-to-1000-queries": Situation(lambda t: heads(1, 40, 40, t), lambda: heads(1, 39, 40)),
     "sdpa-batch-past-2": Situation(lambda t: heads(3, 4, 4, t), lambda: heads(2, 4, 4)),
     "sdpa-padding-mask": Situation(
         lambda t: heads(2, 4, 4, t, attn_mask=lower(4).expand(2, 1, 4, 4)),
@@ -500,9 +500,7 @@ def test_every_device_fault_has_a_situation() -> None:
 
 
 # A model, tokens and a dtype whose forward pass meets each of these faults.
-@pytest.mark.parametrize(
-    "fault", IN_A_SHORT_TEXT, ids=lambda fault: fault.name
-)
+@pytest.mark.parametrize("fault", IN_A_SHORT_TEXT, ids=lambda fault: fault.name)
 @torch.no_grad()
 def test_our_modules_meet_the_condition(fault) -> None:
     changes = {
