@@ -1,7 +1,7 @@
 """`assert_parity`: checks a module in your own tests the way the parity suite checks GPT-2."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ def assert_parity(
     located = None
     if has_formulas:
         if bad is not None and bad.path in PATHS:
-            located = locate(under_test, bad.name, bad.path, *given)
+            located = locate(cast(HookedModule, under_test), bad.name, bad.path, *given)
     elif not has_black_boxes(under_test):
         found = check_operations(under_test, *given).finding
         located = in_words(found, "this module") if found else None
