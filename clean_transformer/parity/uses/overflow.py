@@ -1,10 +1,9 @@
 """Finds weights and activations that are too large for a dtype, on any device."""
 
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clean_transformer.hooks import HookPoint
 from clean_transformer.parity.inputs import Tokens
@@ -48,20 +47,18 @@ def overflowing_activation(exact: ExactParts, tokens: Tokens) -> str:
     with trusted():
         residual = sum(exact.embeddings(tokens, None), torch.zeros(()))
         look("hook_embed + hook_pos_embed", residual)
-        for layer in range(exact.cfg.n_layers):
-            part: Any = exact.block(layer)
-            module: nn.Module = part.args[0]
+        for path in (f"blocks.{layer}" for layer in range(exact.cfg.n_layers)):
+            module = exact.module(path)
             for name, point in module.named_modules():
                 if isinstance(point, HookPoint) and not name.endswith(IN_FLOAT32):
-                    point.register_forward_hook(partial(watch, f"blocks.{layer}.{name}"))
-            residual = part(residual, None)
+                    point.register_forward_hook(partial(watch, f"{path}.{name}"))
+            residual = module(residual)
             if found:
                 return found[0]
-        normalized = exact.ln_final()(residual)
+        normalized = exact.module("ln_final")(residual)
         look("ln_final", normalized)
-        W_U, b_U = exact.unembedding()
-        for rows in normalized.flatten(0, 1).split(64):
-            look("logits", rows @ W_U + b_U)
+        for W_U, b_U in exact.unembedding():
+            look("logits", normalized @ W_U + b_U)
     return found[0] if found else ""
 
 
