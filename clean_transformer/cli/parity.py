@@ -56,7 +56,7 @@ def parity(
 
     Writes scripts in the current folder that reproduce the first faults.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run,
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
     3 something was NOT CHECKED, 130 interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
@@ -101,20 +101,24 @@ def doctor(
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     weights: options.WeightsOrSynthetic = None,
+    json: options.JsonFile = None,
 ) -> None:
     """Say in plain words whether this device computes GPT-2 correctly. Takes about a minute.
 
     Compares the device with the CPU in float64; needs no other implementation.
     Writes a script in the current folder that reproduces the first fault.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run,
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
     3 something was NOT CHECKED, 130 interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
+    from clean_transformer.parity.report.json import write_json
     from clean_transformer.parity.report.terminal import print_diagnosis
-    from clean_transformer.parity.suite import check_device, number_of_steps
+    from clean_transformer.parity.suite import check_device, number_of_steps, report_on
     from clean_transformer.support.devices import choose_devices, is_available
+    from clean_transformer.support.files import require_folder
 
+    require_folder(json)
     chosen_devices, chosen_dtype = choose_devices(device), choose_dtype(dtype)
     if len(chosen_devices) > 1:
         raise ValueError(
@@ -130,6 +134,8 @@ def doctor(
         )
     absent = [kind for kind in ("cuda", "mps") if not is_available(kind)]
     print_diagnosis(run, absent, chosen_weights.title, Console())
+    if json is not None:
+        write_json(report_on(chosen_weights, None, "doctor compares with none", [run]), json)
     write_script(run)
     raise typer.Exit(run.verdict.exit_status)
 

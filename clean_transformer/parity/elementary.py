@@ -20,6 +20,8 @@ class Elementary(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Calls in other dtypes or on other devices stay unchanged.
     """
 
+    supports_higher_order_operators = True  # such as `flex_attention`, which stays unchanged
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 

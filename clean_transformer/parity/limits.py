@@ -109,10 +109,6 @@ OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # two limits are not: they are chosen with a margin above the ratios of healthy blocks.
 PART = Kind("part as a whole", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
 
-# The largest float32 error that a reproduction script (`operations/script.py`) accepts, in units of
-# u G. The script computes G with a simpler formula than the functions in this file.
-SCRIPT_HEALTHY = 100
-
 # Independent rounding errors add up like the root of a sum of squares. Their total is seldom more
 # than this factor times u × `typical_size`. `lower_precision` inserts the u of a lower precision:
 # an error above the product was not caused by this precision.

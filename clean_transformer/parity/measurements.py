@@ -106,18 +106,24 @@ def record_run(subject: Subject) -> DeviceRecord:
     return DeviceRecord(inputs, calls["ln_final"][1], logits)
 
 
-def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
+@torch.no_grad()
+def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor]]:
     """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
 
     The inputs have lengths and memory layouts at which kernels are known to fail on some devices.
     The block is the fourth one, because GPT-2's residual stream has its largest entries from there
     on. If the model has fewer than four blocks, the block is the last one.
+
+    The oracle computes the inputs, because wrong values from the device could hide a fault. They
+    are then moved to the device and the dtype of `like`.
     """
-    layer, n_ctx = min(3, model.cfg.n_layers - 1), model.cfg.n_ctx
-    tokens = suite_tokens(model.cfg, 2, n_ctx).to(model.embed.W_E.device)
-    residual = model.embed(tokens) + model.pos_embed(tokens)
-    for block in list(model.blocks)[:layer]:
-        residual = block(residual)
+    layer, n_ctx = min(3, exact.cfg.n_layers - 1), exact.cfg.n_ctx
+    with trusted():
+        residual = sum(exact.embeddings(suite_tokens(exact.cfg, 2, n_ctx), None), torch.zeros(()))
+        for before in range(layer):
+            residual = exact.block(before)(residual, None)
+        residual = residual.to(like.dtype)
+    residual = residual.to(like.device)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
     cases = {f"1 × {length} tokens": residual[:1, :length].clone() for length in lengths}
     both = residual[:, :LENGTH].clone()
@@ -151,7 +157,9 @@ def isolated_errors(
     runs = [(name, case, path, x) for name, x in record.inputs.items() for path in paths]
     if is_watched:
         nothing: tuple[int, dict[str, Tensor]] = (0, {})
-        layer, cliffs = attempts.run("isolated, inputs", partial(cliff_inputs, model), nothing)
+        layer, cliffs = attempts.run(
+            "isolated, inputs", partial(cliff_inputs, subject.exact, model.embed.W_E), nothing
+        )
         runs += [
             (f"blocks.{layer}", cliff, path, x)
             for cliff, x in cliffs.items()

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.faults.corruptions import Corruption, DeviceFault
+from clean_transformer.parity.faults import DEVICE_FAULTS
+from clean_transformer.parity.faults.corruptions import SINGLE, Corruption, DeviceFault
 from clean_transformer.parity.faults.semantic.edits import edited, element, planted
 from clean_transformer.parity.inputs import Weights
 from clean_transformer.weights.synthetic import plain, stress
@@ -29,16 +30,10 @@ SMALL = {
     "n_ctx": 64,
 }
 
-# GPT-2's forward pass never meets the conditions of these; only single operations find them.
-PROBE_ONLY = {
-    "sdpa-bf16-mask",
-    "gelu-noncontiguous-input",
-    "layer-norm-storage-offset",
-    "where-noncontiguous-condition",
-    "multinomial-out-of-range",
-    "multinomial-int64-min",
-    "argmax-int64-min",
-}
+# No use of GPT-2 meets the conditions of these; only single operations find them.
+PROBE_ONLY = {fault.name for fault in DEVICE_FAULTS if fault.use == SINGLE}
+# A short text meets the conditions of these.
+IN_A_SHORT_TEXT = [fault for fault in DEVICE_FAULTS if fault.use in ("forward", "hooks")]
 
 
 def small_weights(kind: str = "stress", seed: int = 0, **changes) -> Weights:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from clean_transformer.parity.faults.corruptions import (
-    always,
     own,
     shifted,
     with_arguments,
@@ -175,9 +174,9 @@ GENERATION_FAULTS = (
     ),
     own(
         "index-put-last-dropped",
-        "index_put leaves out the last index",
+        "index_put into a vector leaves out the last index",
         "index_put_",
-        always,
+        lambda call: all(len(operand.shape) == 1 for operand in call.operands[:2]),
         last_index_dropped,
         "sampling",
     ),

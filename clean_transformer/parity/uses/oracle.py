@@ -11,17 +11,16 @@ from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import Use, uses
 from clean_transformer.parity.verdict import SAME_FUNCTION, Check, Verdict
 
-# How many positions of a text are compared, for each use.
-ROWS = 16
+# How many positions of a text and how many columns of W_U are compared, for each use.
+ROWS, COLUMNS = 16, 512
 
 
 def check_oracle(exact: ExactParts, generator: torch.Generator) -> list[Check]:
     """Compare the oracle of each use with NumPy, in float64. Return a check for each use.
 
     The oracle runs one block, the last LayerNorm and the unembedding, in the shapes of the use. For
-    each use, `generator` draws the block, one text and ROWS positions. Logits are compared for the
-    first columns of W_U only (see `ExactParts.unembedding`). The block's input is the residual
-    stream before the first block.
+    each use, `generator` draws the block, one text, ROWS positions, and COLUMNS columns of W_U. The
+    block's input is the residual stream before the first block.
     """
     with trusted(), torch.no_grad():
         return [_check(use, exact, generator) for use in uses(exact.cfg)]
@@ -34,13 +33,13 @@ def _check(use: Use, exact: ExactParts, generator: torch.Generator) -> Check:
     layer, text = int(drawn(exact.cfg.n_layers)), int(drawn(use.batch))
     start = use.padding[text] if use.padding else 0
     rows = drawn(use.length - start, ROWS)
+    W_U, b_U = exact.unembedding(drawn(exact.cfg.d_vocab, COLUMNS))
     tokens = use.in_one(use.calls(exact.cfg))
     x = sum(exact.embeddings(tokens, use.cache(whole=True)), torch.zeros(()))
 
     def ours() -> tuple[Tensor, Tensor]:
         residual = exact.block(layer)(x, use.cache(whole=True))[text, start:][rows]
         normalized = exact.module("ln_final")(residual)
-        W_U, b_U = next(exact.unembedding())
         return residual, normalized @ W_U + b_U
 
     weights = {
@@ -48,13 +47,12 @@ def _check(use: Use, exact: ExactParts, generator: torch.Generator) -> Check:
         for name in exact.state
         if name.startswith((f"blocks.{layer}.", "ln_final."))
     }
-    W_U, b_U = (each.numpy() for each in next(exact.unembedding()))
     inner = numpy_gpt2.within(weights, f"blocks.{layer}")
     residual = numpy_gpt2.block(x[text, start:].numpy(), inner, exact.cfg.eps)[rows.numpy()]
     normalized = numpy_gpt2.layer_norm(
         residual, numpy_gpt2.within(weights, "ln_final"), exact.cfg.eps
     )
-    theirs = residual, numpy_gpt2.linear(normalized, W_U, b_U)
+    theirs = residual, numpy_gpt2.linear(normalized, W_U.numpy(), b_U.numpy())
     errors = [
         np.abs(one.numpy() - other).max() / np.abs(other).max()
         for one, other in zip(ours(), theirs, strict=True)

@@ -108,7 +108,7 @@ def uses(cfg: Config) -> list[Use]:
     return [
         Use("forward", "reading short texts", 2, (min(33, n_ctx),), is_cached=False),
         Use("long text", f"reading texts of {n_ctx} tokens", 1, (n_ctx,), is_cached=False),
-        Use("generate", "generating text", 1, steps(n_ctx, (1, 64, 700, n_ctx - 1))),
+        Use("generate", "generating text", 1, steps(n_ctx, (1, 20, 64, 700, n_ctx - 1))),
         Use("generate", "generating several texts at once", 4, steps(min(n_ctx, 66), (1, 64))),
         Use(
             "unequal batch",
