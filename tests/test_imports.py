@@ -45,7 +45,7 @@ SUB_LAYERS = {
         ("verdict", "attempts", "elementary", "oracle", "inputs", "modes", "limits"),
         ("references/*", "operations/*", "activations/*", "rounding"),
         ("same_function", "invariants", "faults/*"),
-        ("locate", "numpy_gpt2"),
+        ("locate", "numpy_gpt2", "kernels"),
         ("uses/*",),
         ("results", "measurements"),
         ("suite",),

@@ -49,7 +49,7 @@ def trusted() -> Iterator[None]:
     block. `Elementary` computes LayerNorm, softmax and GELU in float64 without the CPU's fused
     kernels, so a fault of these kernels does not affect the oracle.
     """
-    with _disable_current_modes(), Elementary():  # type: ignore[no-untyped-call]
+    with _disable_current_modes(), Elementary():
         yield
 
 

@@ -14,8 +14,14 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clean_transformer.parity.operations.bounds import PRODUCTS, WITHOUT_VALUES, expected_outputs
+from clean_transformer.parity.operations.bounds import (
+    PRODUCTS,
+    RULES,
+    WITHOUT_VALUES,
+    expected_outputs,
+)
 from clean_transformer.parity.operations.replay import Call64, computed, operation_name
+from clean_transformer.parity.operations.rules import equal
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 
@@ -41,7 +47,7 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(func, HigherOrderOperator):
             return func(*args, **keywords)
         name = operation_name(func)
-        if name in WITHOUT_VALUES:
+        if name in WITHOUT_VALUES or RULES.get(name) is equal:  # these operations do not round
             return func(*args, **keywords)
         dtype = self.products if name in PRODUCTS else self.dtype
         # An operation without expected outputs draws random numbers or moves memory. It does not

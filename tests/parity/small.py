@@ -1,6 +1,7 @@
 """Small models with the weights of the parity suite, and how to spoil what they compute."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -64,6 +65,15 @@ def corrupted(model: torch.nn.Module, name: str, edit) -> Iterator[None]:
 def broken(operation: str, corrupt: Corruption) -> AbstractContextManager[object]:
     """Within it, every call of that operation goes wrong like that, except in float64."""
     return DeviceFault("", "", frozenset({operation}), lambda call: True, corrupt).plant()
+
+
+@contextmanager
+def everywhere(operation: str, kernel: Callable[..., Any]) -> Iterator[None]:
+    """Within it, PyTorch's CPU runs that kernel for the operation, in every dtype."""
+    with warnings.catch_warnings(), torch.library._scoped_library("aten", "IMPL") as library:
+        warnings.simplefilter("ignore")
+        library.impl(operation, kernel, "CPU")
+        yield
 
 
 class _NoFloat64(TorchDispatchMode):

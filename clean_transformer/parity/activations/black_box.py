@@ -26,6 +26,8 @@ from clean_transformer.support.stand_in import Method, StandIn
 
 # The number of runs under `RandomRounding` with which one output is judged.
 DRAWS = 6
+# The `path` of the rows for black boxes.
+BLACK_BOX = "black box"
 
 
 def is_black_box(part: nn.Module) -> bool:
@@ -103,16 +105,18 @@ def isolate_black_boxes(
 ) -> list[Isolated]:
     """Run the model and judge the output of each of its `leaves` with `judge_black_box`.
 
-    `oracle` is the same model in float64 on the CPU. It computes the output of each leaf from the
-    leaf's input on the device.
+    If the model itself is a leaf, its output is judged, and its name is "". `oracle` is the same
+    model in float64 on the CPU. It computes the output of each leaf from the leaf's input on the
+    device.
     """
+    parts = {} if is_black_box(model) else leaves(model)
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
 
     def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         calls[name] = (args, output)
 
     with ExitStack() as placed:
-        for name, part in leaves(model).items():
+        for name, part in (parts or {"": model}).items():
             placed.callback(part.register_forward_hook(partial(keep, name)).remove)
         model(*inputs)
     with trusted():
@@ -160,7 +164,7 @@ def judge_black_box(
     return Isolated(
         name=name,
         case=case,
-        path="black box",
+        path=BLACK_BOX,
         operation="black box",
         ratio=float(ratios.max()) if ratios.numel() else 0.0,
         healthy=healthy,

@@ -10,6 +10,7 @@ from clean_transformer.parity.faults.corruptions import (
     SINGLE,
     Corruption,
     DeviceFault,
+    alpha_ignored,
     as_if_contiguous,
     attending,
     batch_dependent,
@@ -23,6 +24,7 @@ from clean_transformer.parity.faults.corruptions import (
     own,
     past_the_end,
     rounded,
+    rounded_scores,
     tanh_ignored,
     unmasked,
     with_arguments,
@@ -47,7 +49,14 @@ def known(
     """
     (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
     return DeviceFault(
-        name, row.description, row.operations, row.condition, corrupt, first_call_only, use
+        name,
+        row.description,
+        row.operations,
+        row.condition,
+        corrupt,
+        first_call_only,
+        use,
+        row.devices,
     )
 
 
@@ -68,17 +77,21 @@ DEVICE_FAULTS = (
     known("sdpa-short-transposed-query", with_arguments(as_if_contiguous, 0)),
     known("sdpa-many-keys-half", attending(lambda q, k, n: (k > q) | ((k >= n - 32) & (k > 0)))),
     known("sdpa-bf16-mask", unmasked, use=SINGLE),
+    known("sdpa-bf16-arm", rounded_scores, use=SINGLE),
     known("sdpa-causal-leak", attending(lambda q, k, n: k > q + 3)),
     known("sdpa-permuted-inputs", with_arguments(as_if_contiguous, 0, 1, 2)),
     known("matmul-columns-past-1024", with_result(first_columns_repeated)),
     known("matmul-1024-rows", with_result(lambda product: product.roll(1, -2))),
+    known("half-product-alpha-ignored", alpha_ignored, use=SINGLE),
     known("bmm-permuted-key", with_factors(as_if_contiguous, left=False)),
     known("linear-noncontiguous-weight", with_factors(as_if_contiguous, left=False)),
     known("gelu-noncontiguous-input", with_arguments(as_if_contiguous, 0), use=SINGLE),
     known("layer-norm-storage-offset", with_arguments(from_storage_start, 0), use=SINGLE),
+    known("embedding-sliced-ids", with_arguments(from_storage_start, 1), use="generate"),
     known("where-noncontiguous-condition", with_arguments(as_if_contiguous, 0), use=SINGLE),
     known("multinomial-out-of-range", past_the_end, use=SINGLE),
     known("multinomial-int64-min", with_result(_least_integer), use="sampling"),
+    known("multinomial-token-zero", with_result(torch.zeros_like), use="sampling"),
     known("argmax-int64-min", with_result(_least_integer), use="sampling"),
     known("first-call-imprecise", with_result(half_imprecise), first_call_only=True),
     known("matmul-tf32", with_factors(rounded(10))),

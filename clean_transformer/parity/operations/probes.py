@@ -97,6 +97,14 @@ def _attentions() -> Iterator[Probe]:
             q, k = (1, 2, queries, d_head), (1, 2, keys, d_head)
             size = f"scaled_dot_product_attention {queries}x{keys}, d_head {d_head}"
             yield Probe(size, attend, (q, k, k), transposed=(-2, -3), each=False)
+    heads = (2, 2, 33, 64)
+    yield Probe(
+        "scaled_dot_product_attention, scores of about 100",
+        lambda q, k, v: attend(128 * q, k, v),
+        (heads, heads, heads),
+        transposed=(-2, -3),
+        each=False,
+    )
     for content in (LARGE, EQUAL, SMALL):
         q, contents = (2, 2, 9, 64), (content, NORMAL, NORMAL)
         name = f"scaled_dot_product_attention, {content} queries"
@@ -138,6 +146,7 @@ def _unusual() -> Iterator[Probe]:
     yield Probe("gelu 4 MiB", gelu, (million,), each=False)
 
 
+BADDBMM = ((2, 9, 33), (2, 9, 64), (2, 64, 33))
 PROBES = (
     *(Probe(f"linear {n}", F.linear, ((9, n), (64, n), (64,))) for n in (768, 1023, 1024, 1025)),
     *(Probe(f"matmul {n}", torch.matmul, ((9, 64), (64, n))) for n in (768, 1023, 1024, 1025)),
@@ -146,6 +155,7 @@ PROBES = (
     *(Probe(f"linear {n} rows, 1025", F.linear, ((n, 16), (1025, 16)), each=False) for n in ROWS),
     Probe("bmm", torch.bmm, ((2, 9, 64), (2, 64, 1025))),
     Probe("addmm", torch.addmm, ((64,), (9, 768), (768, 64))),
+    Probe("baddbmm, alpha", partial(torch.baddbmm, beta=0.5, alpha=0.5), BADDBMM, each=False),
     Probe("layer_norm", lambda x, w, b: F.layer_norm(x, (768,), w, b), ((9, 768), (768,), (768,))),
     Probe("gelu", partial(F.gelu, approximate="tanh"), ((9, 3072),)),
     Probe("softmax", partial(torch.softmax, dim=-1), ((9, 1025),)),

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,9 +87,9 @@ class ExactParts:
     def __init__(self, cfg: Config, state: State, dtype: torch.dtype):
         self.cfg, self.state, self.dtype = cfg, state, dtype
 
-    def weight(self, name: str, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Return the parameter `name` of `state`, or only its rows `rows`, in float64."""
-        return self.state[name][rows].to(self.dtype).double()
+    def weight(self, name: str, index: Any = slice(None)) -> Tensor:
+        """Return the parameter `name` of `state`, or only its part at `index`, in float64."""
+        return self.state[name][index].to(self.dtype).double()
 
     def embeddings(self, tokens: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Return the token embeddings and the position embeddings, both [batch pos d_model].
@@ -115,16 +116,24 @@ class ExactParts:
         module.load_state_dict(weights, assign=True)
         return module
 
-    def unembedding(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield W_U [d_model columns] and b_U [columns], for at most COLUMNS columns at a time."""
+    @property
+    def is_tied(self) -> bool:
+        """Whether the unembedding has no weights of its own, and uses the token embeddings."""
+        return "unembed.W_U" not in self.state
+
+    def unembedding(self, tokens: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return W_U [d_model d_vocab] and b_U [d_vocab], or only their columns `tokens`."""
+        b_U = self.weight("unembed.b_U", tokens)
+        if self.is_tied:
+            return self.weight("embed.W_E", tokens).T, b_U
+        return self.weight("unembed.W_U", (slice(None), tokens)), b_U
+
+    def vocabulary(self) -> Iterator[slice]:
+        """Yield slices of at most COLUMNS token ids each. Together they are the vocabulary."""
         for start in range(0, self.cfg.d_vocab, COLUMNS):
-            columns = slice(start, start + COLUMNS)
-            if "unembed.W_U" in self.state:
-                W_U = self.state["unembed.W_U"][:, columns].to(self.dtype).double()
-            else:
-                W_U = self.weight("embed.W_E", columns).T
-            yield W_U, self.weight("unembed.b_U", columns)
+            yield slice(start, start + COLUMNS)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return x W_U + b_U [... d_vocab] for x [... d_model]."""
-        return torch.cat([x @ W_U + b_U for W_U, b_U in self.unembedding()], dim=-1)
+        pairs = map(self.unembedding, self.vocabulary())
+        return torch.cat([x @ W_U + b_U for W_U, b_U in pairs], dim=-1)

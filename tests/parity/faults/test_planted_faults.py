@@ -127,6 +127,8 @@ def test_the_smallest_change_of_one_weight_that_is_seen(beside: Beside) -> None:
 MEETS = {
     "sdpa-many-keys-half": {"dtype": BF16, "n_ctx": 1024},
     "sdpa-bf16-mask": {"dtype": BF16},
+    "sdpa-bf16-arm": {"dtype": BF16},
+    "half-product-alpha-ignored": {"dtype": BF16},
     "sdpa-causal-leak": {"dtype": BF16},
     "matmul-columns-past-1024": {"d_vocab": 33000},
     "matmul-1024-rows": {"n_ctx": 1024},
