@@ -197,7 +197,9 @@ def test_an_output_of_another_shape_is_named_without_numbers_too(x: Tensor):
 @pytest.mark.parametrize("n_ctx", [1, 2])
 def test_models_of_few_positions(n_ctx: int):
     cfg = Config(n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=8, d_vocab=20, n_ctx=n_ctx)
-    assert_parity(random_model(cfg, dtype=torch.float32), random_tokens(cfg, length=n_ctx), device="cpu")
+    assert_parity(
+        random_model(cfg, dtype=torch.float32), random_tokens(cfg, length=n_ctx), device="cpu"
+    )
 
 
 def test_active_dropout_is_named(x: Tensor):
