@@ -43,6 +43,7 @@ from clean_transformer.parity.uses.every import judge_sampling
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import uses
+from clean_transformer.parity.uses.training import judge_training
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.environment import environment
 from clean_transformer.reports.plain import plain, write_plain
@@ -157,6 +158,9 @@ def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
         for use in draw.sample(uses(weights.cfg), 3):
             bad = judge(use, locates=False).first_failure
             yield use.name, f"{where}: {bad}" if bad else ""
+    if dtype == F32 and mode == "eager":
+        bad = judge_training(judge, locates=False).first_failure
+        yield "training", f"{where}: {bad}" if bad else ""
     if mode == "eager":
         oracle, tokens = float64_oracle(model), uses(weights.cfg)[0].calls(weights.cfg)[0]
         rows = [row for path in PATHS for row in isolate(model, oracle, tokens, path=path)]
@@ -218,7 +222,10 @@ def planted(fault: DeviceFault) -> tuple[bool, bool]:
                 model_of(weights, dtype), ExactParts(cfg, weights.state, dtype), generator
             )
             named = [use for use in uses(cfg) if use.name == fault.use]
-            results = [judge(use, locates=True) for use in named]
+            if fault.use == "training":
+                results = [judge_training(judge, locates=True)]
+            else:
+                results = [judge(use, locates=True) for use in named]
             bad = [each for each in results if each.verdict is not Verdict.PASS]
             found, wrong = (bad[0].located, True) if bad else (None, False)
         if not wrong:  # single operations, which the suite runs after the uses
