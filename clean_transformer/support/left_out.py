@@ -49,6 +49,7 @@ LEFT_OUT = {
     **dict.fromkeys(("expand_neurons", "get_neuron_results", "stack_neuron_results"), _NEURONS),
     **dict.fromkeys(("run_with_saes", "run_with_cache_with_saes", "saes", "add_sae"), _SAES),
     **dict.fromkeys(("load_sample_training_dataset", "sample_datapoint"), _EVALS),
+    "add_hook": "use model.add_hook(name, function), with the name of the hook point",
     "past_kv_cache": _KV_CACHE,
     "attention_mask": "pass kv_cache=KVCache(n_layers, n_ctx, attention_mask=...)",
     "start_at_layer": "call the modules: `for block in model.blocks[start:]: x = block(x)`",

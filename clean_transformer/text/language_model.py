@@ -152,6 +152,10 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         losses = losses.masked_fill(~counts, 0)
         return losses if per_token else losses.sum() / counts.sum()
 
+    def tl_parameters(self) -> dict[str, Tensor]:
+        """Return the weights by name, for tools of TransformerLens, which need an "unembed.W_U"."""
+        return {**dict(self.named_parameters()), "unembed.W_U": self.W_U}
+
     def to_tokens(
         self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
     ) -> Int[Tensor, "batch pos"]:

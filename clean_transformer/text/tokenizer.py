@@ -35,6 +35,7 @@ Tokens = (
     | Int[Tensor, ""]
     | Sequence[Sequence[int]]
     | Sequence[int]
+    | int
 )
 
 
