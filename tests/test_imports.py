@@ -23,7 +23,8 @@ Layers = tuple[tuple[str, ...], ...]
 # A room imports from the lines above its own. Within a room anything but a circle is allowed.
 LAYERS = (
     ("support/*",),
-    ("config", "activation_cache"),
+    ("config", "residual_stacks"),
+    ("activation_cache",),
     ("hooks", "kv_cache", "reports/*"),
     ("weights/*",),
     ("text/*",),
