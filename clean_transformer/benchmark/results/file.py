@@ -1,6 +1,5 @@
-"""Write and read the JSON file of a run. `benchmark/README.md` lists the keys."""
+"""Writes and reads the results of a run as JSON. `benchmark/README.md` lists the keys."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,16 +8,19 @@ from typing import Any
 from clean_transformer.benchmark.judgment import Judged
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.work import Part, Setup, Work
-from clean_transformer.reports.plain import write_plain
+from clean_transformer.reports.plain import Schema, write_plain
 
-SCHEMA, VERSION = "clean-transformer/bench", 2
+SCHEMA = Schema("clean-transformer/bench", version=2)
 
 
 def write_results(results: Results, judged: Sequence[Judged], file: Path) -> None:
-    """Write results and judged goals as JSON. If writing fails, `file` keeps its old content."""
+    """Write results and judged goals to `file` as JSON.
+
+    If an error occurs, `file` keeps its old content.
+    """
     values = {
-        "schema": SCHEMA,
-        "version": VERSION,
+        "schema": SCHEMA.name,
+        "version": SCHEMA.version,
         "environment": dict(results.environment),
         "results": [asdict(result) | _derived(results, result) for result in results.results],
         "goals": [
@@ -38,17 +40,11 @@ def write_results(results: Results, judged: Sequence[Judged], file: Path) -> Non
 
 
 def read_results(file: Path) -> Results:
-    """Read a file that `write_results` wrote. Raises `ValueError` for other files."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        found = (values["schema"], values["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} holds no benchmark results ({error})") from None
-    if found != (SCHEMA, VERSION):
-        raise ValueError(
-            f"{file} is {found[0]} version {found[1]}, and this is {SCHEMA} version {VERSION}; "
-            "run the benchmark again"
-        )
+    """Return the results in a file that `write_results` wrote.
+
+    Raises `ValueError` for any other file, and for a file of another version of the schema.
+    """
+    values = SCHEMA.read(file)
     results = [
         Result(
             row["measurement"],
