@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clean_transformer.reports.page import in_words
+from clean_transformer.reports.tensors import size_of, tensors_html
+
 # The keys are TransformerLens's short words for hook points. The values are the names of these hook
 # points, without the prefix "hook_".
 SHORTHAND = {
@@ -54,7 +57,10 @@ class ActivationCache(Mapping[str, Tensor]):
         return True
 
     def __repr__(self) -> str:
-        return f"ActivationCache({len(self)} activations: {', '.join(self)})"
+        return f"ActivationCache({in_words([*self])}; {size_of(self.values())})"
+
+    def _repr_html_(self) -> str:
+        return tensors_html(f"{len(self)} activations, {size_of(self.values())}", self)
 
     def full_name(self, key: str | tuple[str | int, ...]) -> str:
         """Return the full name of the activation that `key` selects.

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.modules.contract import accepts, kind, parts
+from clean_transformer.reports.page import in_words, render_page
 from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
 from clean_transformer.swapping.libraries.ours import Ours
+from clean_transformer.swapping.swapped import Swapped, by_classes, class_name, in_one_line
 from clean_transformer.swapping.trial import SwapError, probe
 
 Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
@@ -31,11 +33,22 @@ class Swap(AbstractContextManager["Swap"]):
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
 
+    - `swapped`: the path and the class names of each swapped module.
     - `paths`: the paths of the swapped modules.
     - `lost`: the full names of the hook points that do not run while the new modules are in place.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], places: list[Place], lost: list[str]):
+    def __init__(
+        self,
+        old: dict[str, nn.Module],
+        modules: dict[str, nn.Module],
+        places: list[Place],
+        lost: list[str],
+    ):
+        self.swapped = [
+            Swapped(path, class_name(old[path]), class_name(module))
+            for path, module in modules.items()
+        ]
         self.paths, self.lost = tuple(modules), tuple(lost)
         self._now = places
         self._before = [place.put() for place in places]
@@ -52,6 +65,17 @@ class Swap(AbstractContextManager["Swap"]):
         ]
         for module in self._told:
             vars(module)["takes_per_head_inputs"] = accepts(module, "key_input")
+
+    def __repr__(self) -> str:
+        return f"Swap({in_one_line(self.swapped)}{'' if self._now else '; restored'})"
+
+    def _repr_html_(self) -> str:
+        changes = by_classes(self.swapped)
+        facts = {f"{old} → {new}": in_words(paths) for (old, new), paths in changes.items()}
+        facts["state"] = "in place" if self._now else "restored"
+        if self.lost:
+            facts["hook points that do not run"] = in_words([*self.lost])
+        return render_page("facts.html.jinja", title="Swap", facts=facts)
 
     def restore(self) -> None:
         """Put the old modules (the same objects) back into the model. A second call does nothing.
@@ -183,7 +207,7 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
             HookPointsLost,
             stacklevel=3,
         )
-    return Swap(modules, places, lost)
+    return Swap(found, modules, places, lost)
 
 
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:

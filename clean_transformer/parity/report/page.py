@@ -8,7 +8,7 @@ from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.report.chart import depth_chart
 from clean_transformer.parity.report.squares import SHARES, end_to_end_map, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places, worst_reference
-from clean_transformer.parity.report.wording import describe, meaning, run_name, use_line
+from clean_transformer.parity.report.wording import describe, meaning, use_line
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.verdict import Check, Verdict, worst
 from clean_transformer.reports.page import render_page
@@ -56,7 +56,6 @@ def render(report: SuiteReport) -> str:
         describe=describe,
         use_line=use_line,
         sentence=meaning,
-        run_name=run_name,
         worst=lambda rows: worst(row.verdict for row in rows),
         failed=failed,
         worst_reference=worst_reference,
@@ -83,7 +82,7 @@ def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
         found.append(("same-function", "the same function", same.verdict, why))
     for index, run in enumerate(report.runs, 1):
         if run.verdict is not Verdict.PASS:
-            found.append((f"run-{index}", run_name(run), run.verdict, _reason(run)))
+            found.append((f"run-{index}", run.title, run.verdict, _reason(run)))
     return found
 
 
