@@ -37,6 +37,7 @@ LAYERS = (
     ("parity/*",),
     ("benchmark/*",),
     ("demo/*",),
+    ("notebooks/*",),
     ("cli/*",),
     ("__init__", "__main__"),
 )
@@ -67,6 +68,8 @@ HEAVY = OTHER_IMPLEMENTATIONS | {
     "gguf",
     "huggingface_hub",
     "jinja2",
+    "nbclient",
+    "nbformat",
     "plotly",
     "rich",
     "tokenizers",

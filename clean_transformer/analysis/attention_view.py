@@ -39,7 +39,7 @@ class AttentionView:
         return render_page("attention.html.jinja", ids=ids, labels=labels, **vars(self))
 
     def save(self, file: str | Path) -> None:
-        """Write the view to `file` as an HTML page. If this fails, an existing file is unchanged."""
+        """Write the view to `file` as an HTML page. If an error occurs, `file` is unchanged."""
         write_atomically(Path(file), self.render())
 
 

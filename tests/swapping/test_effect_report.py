@@ -19,6 +19,8 @@ from clean_transformer.swapping.effect_report import (
     COLORS,
     SCHEMA,
     SIZES,
+    Change,
+    Effect,
     introduced_map,
     notes,
     print_effect,
@@ -29,7 +31,6 @@ from clean_transformer.swapping.effect_report import (
     write_html,
     write_json,
 )
-from clean_transformer.swapping.effect_report import Change, Effect
 from clean_transformer.swapping.effects import effect
 from clean_transformer.swapping.swapped import Swapped
 from clean_transformer.swapping.swaps import HookPointsLost, swap
