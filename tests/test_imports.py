@@ -44,10 +44,10 @@ LAYERS = (
 # These two rooms also have an order inside.
 SUB_LAYERS = {
     "parity": (
-        ("verdict", "oracle", "inputs", "modes", "limits"),
+        ("verdict", "attempts", "elementary", "oracle", "inputs", "modes", "limits"),
         ("references/*", "operations/*", "activations/*", "rounding"),
         ("same_function", "invariants", "faults/*"),
-        ("locate", "numpy_gpt2"),
+        ("locate", "numpy_gpt2", "kernels"),
         ("uses/*",),
         ("results", "measurements"),
         ("suite",),

@@ -43,9 +43,11 @@ def execute(made: "NotebookNode", folder: Path) -> None:
     """
     from nbclient import NotebookClient
 
-    NotebookClient(
+    client = NotebookClient(
         made, timeout=300, record_timing=False, resources={"metadata": {"path": str(folder)}}
-    ).execute()
+    )
+    # tqdm, which huggingface_hub imports, warns in a kernel without the package ipywidgets.
+    client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
 
 
 def main() -> None:

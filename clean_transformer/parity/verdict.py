@@ -1,4 +1,4 @@
-"""The four verdicts, the result of a check, and the tolerance for "the same function"."""
+"""The verdicts, the result of a check, and the tolerance for "the same function"."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,27 +8,34 @@ from enum import Enum
 class Verdict(str, Enum):
     """The possible verdicts, from the best (PASS) to the worst (WRONG).
 
-    DEGRADED means that the device is less accurate than a healthy device. WRONG means that rounding
-    cannot explain the error. The verdict of a run is the worst verdict of its checks.
+    ERROR means that a check raised an exception. DEGRADED means that the device is less accurate
+    than a healthy device. WRONG means that rounding cannot explain the error. The verdict of a run
+    is the worst verdict of its checks.
     """
 
     PASS = "PASS"
     NOT_CHECKED = "NOT CHECKED"
+    ERROR = "ERROR"
     DEGRADED = "DEGRADED"
     WRONG = "WRONG"
 
     @property
     def severity(self) -> int:
-        """The verdict as a number to sort by, from 0 for PASS to 3 for WRONG."""
+        """The verdict as a number to sort by, from 0 for PASS to 4 for WRONG."""
         return [*Verdict].index(self)
 
     @property
     def exit_status(self) -> int:
-        """The exit status of the command: 0 for PASS, 3 for NOT CHECKED, 1 for the others.
+        """The exit status of the command: 0 PASS, 3 NOT CHECKED, 2 ERROR, 1 DEGRADED or WRONG.
 
-        Exit status 2 is not a verdict: it means that the command could not run.
+        The command also exits with status 2 if it could not run at all.
         """
-        return {Verdict.PASS: 0, Verdict.NOT_CHECKED: 3}.get(self, 1)
+        return {Verdict.PASS: 0, Verdict.NOT_CHECKED: 3, Verdict.ERROR: 2}.get(self, 1)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the check found a fault: DEGRADED or WRONG."""
+        return self in (Verdict.DEGRADED, Verdict.WRONG)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -40,13 +47,14 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 class Check:
     """The result of one check.
 
-    `measured` is the measured number, and `allowed` the largest number that passes; `allowed` is
-    None if the limit is not a single number. `note` explains the result.
+    `measured` is the measured number, or None if nothing could be measured. `allowed` is the
+    largest number that passes, or None if the limit is not a single number. `note` explains the
+    result.
     """
 
     name: str
     verdict: Verdict
-    measured: float
+    measured: float | None = None
     allowed: float | None = None
     note: str = ""
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clean_transformer.parity.operations.bounds import WITHOUT_VALUES
 from clean_transformer.parity.operations.diagnosis import Attempt, Finding
 from clean_transformer.parity.operations.judgment import judge
-from clean_transformer.parity.operations.replay import operation_name
+from clean_transformer.parity.operations.replay import computed, operation_name
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.page import render_page
 
@@ -79,14 +79,16 @@ class _FirstWrong(Exception):
 def check_operations(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> OperationsReport:
-    """Run `function(*inputs, **arguments)` without gradients, and check each of its ATen calls.
+    """Run `function(*inputs, **arguments)`, and check each of its ATen calls.
 
-    The first WRONG call stops the function.
+    The first WRONG call stops the function. If gradients are enabled, as they are by default,
+    `function` can run a backward pass and a step of an optimizer, and their calls are checked too.
     """
     checker = _Checker()
+    with_gradients = torch.is_grad_enabled()
     # Turn inference mode off. In inference mode, PyTorch does not split composite operations: the
     # checker would get `linear` instead of the operations that `linear` calls.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.set_grad_enabled(with_gradients):
         try:
             with checker:
                 function(*inputs, **arguments)
@@ -127,11 +129,12 @@ class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         attempt = Attempt(func, *given)
         output = func(*args, **given[1])
         self.report.seen[name] += 1
-        expected = attempt.expect(output)
+        results = computed(func, *given, output)
+        expected = attempt.expect(results)
         if expected is None:
             self.report.not_checked[name] += 1
             return output
-        judgment = judge(expected, output)
+        judgment = judge(expected, results)
         self.report.largest[name] = max(self.report.largest.get(name, 0.0), judgment.ratio)
         if judgment.verdict is Verdict.WRONG or (
             judgment.verdict is Verdict.DEGRADED and self.report.finding is None

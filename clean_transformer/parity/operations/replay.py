@@ -42,7 +42,7 @@ class Call64:
 
         Floating-point tensors are converted to float64.
         """
-        return named_arguments(self.func, *tree_map(_double, (self.args, self.kwargs)))
+        return named_arguments(self.func, *tree_map(self._double, (self.args, self.kwargs)))
 
     def run(self, change: Callable[[Any], Any] = lambda number: number) -> Any:
         """Run the operation in float64 on changed arguments, and return its result.
@@ -51,13 +51,13 @@ class Call64:
         every Python float, and with the keyword arguments `alpha` and `beta`. By default, `change`
         returns its argument, so that the operation runs on the original values.
         """
-        args, kwargs = tree_map(_double, (self.args, self.kwargs))
+        args, kwargs = tree_map(self._double, (self.args, self.kwargs))
         args = tree_map(lambda x: change(x) if _is_real(x) else x, args)
         kwargs = {
             key: change(x) if _is_real(x) or key in ("alpha", "beta") else x
             for key, x in kwargs.items()
         }
-        return self.func(*args, **kwargs)
+        return run_call(self.func, args, kwargs)
 
     def run_as_given(self) -> Any:
         """Run the operation in the original dtypes of its tensors, and return its result.
@@ -65,7 +65,16 @@ class Call64:
         Use this method for operations whose result has no rounding error, such as a gather.
         """
         args, kwargs = tree_map(_copied, (self.args, self.kwargs))
-        return self.func(*args, **kwargs)
+        return run_call(self.func, args, kwargs)
+
+    def _double(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            dtype = torch.float64 if value.is_floating_point() else value.dtype
+            # Only an in-place operation needs a copy of a tensor that has this dtype already.
+            return value.to(dtype, copy=self.func._schema.is_mutable)
+        if isinstance(value, torch.dtype) and value.is_floating_point:
+            return torch.float64
+        return _on_cpu(value)
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,22 @@ def operation_name(func: Any) -> str:
     return name.removesuffix("_") if func._schema.is_mutable else name
 
 
+def run_call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an operation and return what it computed; see `computed`."""
+    return computed(func, args, kwargs, func(*args, **kwargs))
+
+
+def computed(func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """Return `output`, or the arguments that the operation overwrites if it returns nothing.
+
+    `_foreach_add_` and `_fused_adamw_` are operations that return nothing.
+    """
+    if func._schema.returns:
+        return output
+    named = named_arguments(func, args, kwargs)
+    return [named[arg.name] for arg in func._schema.arguments if arg.is_write]
+
+
 def named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return all arguments of the operation by their names in its schema.
 
@@ -113,14 +138,6 @@ def named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, A
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
-
-
-def _double(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(torch.float64, copy=True) if value.is_floating_point() else value.clone()
-    if isinstance(value, torch.dtype) and value.is_floating_point:
-        return torch.float64
-    return _on_cpu(value)
 
 
 def _copied(value: Any) -> Any:

@@ -8,7 +8,12 @@ from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.report.chart import depth_chart
 from clean_transformer.parity.report.squares import SHARES, end_to_end_map, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places, worst_reference
-from clean_transformer.parity.report.wording import describe, meaning, use_line
+from clean_transformer.parity.report.wording import (
+    ANOTHER_FUNCTION,
+    describe,
+    meaning,
+    use_line,
+)
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.verdict import Check, Verdict, worst
 from clean_transformer.reports.page import render_page
@@ -23,6 +28,10 @@ MEANING = {
     Verdict.NOT_CHECKED: (
         "Nothing wrong was found, but not everything was checked.",
         "Everything that was checked passed. What is listed here may be right or wrong.",
+    ),
+    Verdict.ERROR: (
+        "Nothing wrong was found, but some checks could not run.",
+        "They raised an exception. What is listed here may be right or wrong.",
     ),
     Verdict.DEGRADED: (
         "GPT-2 is computed less accurately than it should be.",
@@ -70,30 +79,36 @@ def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
 
     Each reason is a tuple (id of the section on the page, title, verdict, text). The list has a
     reason for question 1 if its verdict is not PASS, and for each run whose verdict is not PASS.
+    The text for a run says first what the verdict means for a person (see `meaning`).
     """
     found = []
     same = report.same_function
     if same is None:
         why = report.no_reference
-        found.append(("same-function", "the same function", Verdict.NOT_CHECKED, why))
+        found.append(("same-function", "the same function", report.same_verdict, why))
     elif same.first_failure:
         n_bad = sum(row.verdict is same.verdict for row in same.rows)
         why = f"{n_bad} of {len(same.rows)} activations, first {same.first_failure.key}"
+        if same.verdict.is_bad:
+            why = f"{ANOTHER_FUNCTION} {why}"
         found.append(("same-function", "the same function", same.verdict, why))
     for index, run in enumerate(report.runs, 1):
         if run.verdict is not Verdict.PASS:
-            found.append((f"run-{index}", run.title, run.verdict, _reason(run)))
+            why = f"{meaning(run)} {_reason(run)}".strip()
+            found.append((f"run-{index}", run.title, run.verdict, why))
     return found
 
 
 def _reason(run: DeviceRun) -> str:
     match run.first_failure:
         case Isolated(name=name):
-            return f"first at {name or LOGITS}"
+            return f"First at {name or LOGITS}."
         case EndToEnd(name=name):
-            return f"drifts end to end, first at {name}"
+            return f"Drifts end to end, first at {name}."
+        case Check(measured=None) as check:
+            return f"First: {describe(check)}."
         case Check(name=name) as check:
             operation = check in run.probes
-            return f"wrong in single operations, first {name}" if operation else f"breaks {name}"
+            return f"Wrong in single operations, first {name}." if operation else f"Breaks {name}."
         case None:
-            return run.not_checked
+            return ""

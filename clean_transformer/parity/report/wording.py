@@ -4,17 +4,20 @@ from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.locate import Located
-from clean_transformer.parity.results import DeviceRun, UseSummary
-from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.parity.results import DeviceRun, UseSummary, verdicts
+from clean_transformer.parity.verdict import Check, Verdict, worst
+from clean_transformer.reports.environment import lowered_precision
 
-# The keys are the lower precisions that a device may use for float32 products. `describe` adds the
-# text to its sentence about a row whose errors are those of this precision.
-PRECISION_SETTINGS = {
-    "TF32": "; the errors are those of TF32: turn off torch.backends.cuda.matmul.allow_tf32, "
-    "or call torch.set_float32_matmul_precision('highest')",
-    "bfloat16": "; the errors are those of bfloat16: turn off autocast, or call "
-    "torch.set_float32_matmul_precision('highest')",
-}
+
+def lower_precision(precision: str) -> str:
+    """Say that errors are those of a lower precision, and which settings lower the precision.
+
+    `precision` is `Isolated.lower_precision`. If it is empty, the result is empty.
+    """
+    if not precision:
+        return ""
+    settings = ", ".join(f"{name} = {value}" for name, value in lowered_precision().items())
+    return f"; the errors are those of {precision} ({settings or 'no setting asks for it'})"
 
 
 def group_of(name: str) -> str:
@@ -47,9 +50,11 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
     """Describe a row or a check that did not pass, in one sentence without a period."""
     if isinstance(row, EndToEnd):
         return (
-            f"{row.name} (end to end): error {row.rho:.3g} times that of healthy CPU runs, "
+            f"{row.name} (end to end): error {row.rho:.3g} times that of random rounding, "
             f"healthy up to {row.healthy:g}"
         )
+    if isinstance(row, Check) and row.measured is None:
+        return f"{row.name}: {row.note}"
     if isinstance(row, Check):
         allowed = "" if row.allowed is None else f", allowed {row.allowed:.3g}"
         return f"{row.name}: {row.measured:.3g}{allowed}; {row.note}".removesuffix("; ")
@@ -60,33 +65,86 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
     return (
         f"{row.name or LOGITS} ({where}{path}): error {row.ratio:.3g} roundings, healthy up to "
         f"{row.healthy:.3g}; {row.bits:.1f} correct bits; worst at {[*row.worst_index]}"
-        f"{head and f', head {head}'}{PRECISION_SETTINGS.get(row.lower_precision, '')}"
+        f"{head and f', head {head}'}{lower_precision(row.lower_precision)}"
     )
 
 
 def use_line(use: UseSummary) -> str:
     """Return one line about a use of the model: its name and what a person does in it.
 
-    If `use.wrong_from` is set, the line also says from which position on the use is wrong.
+    If `use.wrong_from` is set, the line also says from which position on the use is wrong. If the
+    use could not be checked, the line says why.
     """
     where = f", wrong from position {use.wrong_from} on" if use.wrong_from else ""
-    return f"{use.name}: {use.means}{where}"
+    why = f"; {use.reason}" if use.reason else ""
+    return f"{use.name}: {use.means}{where}{why}"
+
+
+# The word with which `meaning` introduces the uses of each verdict, in the order of the sentences.
+INTRODUCED = {
+    Verdict.WRONG: "Wrong",
+    Verdict.DEGRADED: "Less accurate than it should be",
+    Verdict.ERROR: "Failed with an exception",
+    Verdict.NOT_CHECKED: "Not checked",
+    Verdict.PASS: "Right",
+}
+# What a WRONG answer to question 1 means for a person.
+ANOTHER_FUNCTION = (
+    "This code does not compute GPT-2: on every device, its results differ from the reference's."
+)
+# What `meaning` adds if `only_drifts`.
+DRIFT_ONLY = (
+    "Each activation alone is accurate, but the whole run is not: small errors add up, and exceed "
+    "the errors that random rounding causes."
+)
+# The uses in which a person knows the length of the text. In other uses, padding counts too.
+BY_LENGTH = ("forward", "long text", "generate")
 
 
 def meaning(run: DeviceRun) -> str:
-    """Say which uses of the model are wrong on the run's device, and which uses are right.
+    """Say what the verdict of a run means for a person: which uses are wrong, and which are right.
 
-    DEGRADED uses are called wrong too. Returns "" if no use is WRONG or DEGRADED.
+    If no use is wrong, the text names the wrong single operations. Returns "" if everything passed.
     """
-    bad = [use for use in run.by_use if use.verdict in (Verdict.WRONG, Verdict.DEGRADED)]
-    good = [use.means for use in run.by_use if use.verdict is Verdict.PASS]
-    if not bad:
+    if run.not_checked:
+        return f"Nothing was checked: {run.not_checked}."
+    if run.verdict is Verdict.PASS:
         return ""
-    said = (
-        use.means + (f" (from position {use.wrong_from} on)" if use.wrong_from else "")
-        for use in bad
-    )
-    return f"Wrong: {', '.join(said)}. Right: {', '.join(good) or 'nothing'}."
+    groups = [
+        (words, [_in_use(use) for use in run.by_use if use.verdict is verdict])
+        for verdict, words in INTRODUCED.items()
+    ]
+    measured = verdicts(run.isolated, run.uses, run.end_to_end, run.invariants)
+    if not worst(measured).is_bad:
+        groups[0][1].extend(_single_operations(run))
+    said = [f"{words}: {', '.join(uses)}." for words, uses in groups if uses]
+    return " ".join([*said, DRIFT_ONLY] if only_drifts(run) else said)
+
+
+def _in_use(use: UseSummary) -> str:
+    """What a person does in a use, and from which text length or position on it is wrong."""
+    if not use.wrong_from:
+        return use.means
+    if use.name in BY_LENGTH:
+        return (
+            f"{use.means} (texts longer than {use.wrong_from} tokens are wrong, shorter ones are "
+            "right)"
+        )
+    return f"{use.means} (from position {use.wrong_from} on)"
+
+
+def _single_operations(run: DeviceRun) -> list[str]:
+    """The wrong single operations of a run, in words, as a list with at most one text."""
+    bad = dict.fromkeys(probe.name.split(",")[0] for probe in run.probes if probe.verdict.is_bad)
+    if not bad:
+        return []
+    return [f"single operations in other sizes or layouts than GPT-2's ({', '.join(bad)})"]
+
+
+def only_drifts(run: DeviceRun) -> bool:
+    """Whether the drift is the only measurement of the run that found a fault."""
+    drifts = worst(verdicts(run.end_to_end)).is_bad
+    return drifts and not worst(verdicts(run.isolated, run.uses, run.invariants, run.probes)).is_bad
 
 
 def worst_head(row: Isolated) -> str:

@@ -9,7 +9,6 @@ the same limits as other positions, also in half precision. Only one part at a t
 float64.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,14 +20,12 @@ from torch import Tensor
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.limits import (
     ADD,
     LAYER_NORM,
     LINEAR,
-    PART,
-    Kind,
-    error_ratios,
-    index_of_largest,
+    Size,
     layer_norm_scales,
     sum_scale,
 )
@@ -37,6 +34,7 @@ from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.parts import ExactParts, Part, block, embed, run
+from clean_transformer.parity.uses.rows import by_rows, elementwise, first_position
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import Check, Verdict, worst
 
@@ -56,7 +54,8 @@ BLOCKS, ROWS = 4, 64
 class UseResult:
     """The result of one use: a row for each judged part, in the order of the forward pass.
 
-    If a row does not pass, `wrong_from` and `located` describe the first such row: `wrong_from` is
+    If a part raised an exception, the last row describes it. If a part does not pass, `wrong_from`
+    and `located` describe the first such row: `wrong_from` is
     the first position with an error above the healthy limit, and `located` is the first wrong
     operation, or None if none was found. If all rows pass, both are None.
     """
@@ -107,17 +106,25 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, use: Use, *, locates: bool) -> UseResult:
-        """Judge a use; if `locates`, search the first failing part for a wrong operation."""
-        parts = [*self._parts(use)]
-        rows = tuple(each.row for each in parts)
+        """Judge a use; if `locates`, search the first failing part for a wrong operation.
+
+        If the use or the search raises an exception, the last row describes it (`failed_check`).
+        """
+        parts: list[Judged] = []
+        attempts = Attempts()
+        attempts.run(use.case, lambda: parts.extend(self._parts(use)), None)
         bad = next((each for each in parts if each.row.verdict is not Verdict.PASS), None)
-        if bad is None:
-            return UseResult(use, rows)
-        found = None
-        if locates:
-            found = check_operations(run, use, bad.part, bad.inputs, self.model.cache_class).finding
-        located = in_words(found, f"{bad.row.name}, {use.case}") if found else None
-        return UseResult(use, rows, bad.wrong_from, located)
+        located = None
+        if bad is not None and locates:
+            name = f"the search for the first wrong operation, {use.case}"
+            located = attempts.run(name, partial(self._locate, use, bad), None)
+        rows = [each.row for each in parts]
+        return UseResult(use, (*rows, *attempts.failed), bad.wrong_from if bad else None, located)
+
+    def _locate(self, use: Use, bad: Judged) -> Located | None:
+        """The first wrong operation in a part that fails, or None if none was found."""
+        found = check_operations(run, use, bad.part, bad.inputs, self.model.cache_class).finding
+        return in_words(found, f"{bad.row.name}, {use.case}") if found else None
 
     def _parts(self, use: Use) -> Iterator[Judged]:
         model, cache_class = self.model, self.model.cache_class
@@ -165,7 +172,8 @@ class Judge:
             each.where(use.is_token[..., None], torch.zeros((), dtype=each.dtype))
             for each in (use.in_one(outputs), token + position, token.abs() + position.abs())
         )
-        return elementwise("embed + pos_embed", use, got, exact, scale, ADD)
+        row, wrong = elementwise("embed + pos_embed", use, got, exact, scale, ADD)
+        return row, first_position(wrong)
 
     def _block(
         self, use: Use, layer: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
@@ -183,26 +191,9 @@ class Judge:
         if not use.padding:
             first = (given[:, :FIRST], exact[:, :FIRST], FIRST_DRAWS)
             envelope[:, :FIRST] = self._envelope(part, use, *first)
-        error = (got - exact).square().mean(dim=-1).sqrt()
-        ratios = torch.where(error == 0, 0.0, error / envelope.sqrt())
-        ratios = ratios.nan_to_num(math.inf, math.inf).where(use.is_token, 0.0)
-        healthy, wrong = PART.limits(1, UNIT_ROUNDOFF[self.products or self.exact.dtype])
-        size = exact.square().mean(dim=-1).sqrt()
-        relative = torch.where(error == 0, 0.0, error / size)
-        largest = float(relative.where(use.is_token, 0.0).nan_to_num(math.inf, math.inf).max())
-        row = Isolated(
-            name=f"blocks.{layer}",
-            case=use.case,
-            path="use",
-            operation=PART.name,
-            ratio=float(ratios.max()),
-            healthy=healthy,
-            wrong=wrong,
-            rms_ratio=float(ratios.square().mean().sqrt()),
-            bits=-math.log2(largest) if largest else math.inf,
-            worst_index=index_of_largest(ratios),
-        )
-        return row, first_position(ratios > healthy)
+        u = UNIT_ROUNDOFF[self.products or self.exact.dtype]
+        row, wrong = by_rows(f"blocks.{layer}", use, got, exact, envelope, u, use.is_token)
+        return row, first_position(wrong)
 
     def _envelope(self, part: Part, use: Use, given: Tensor, exact: Tensor, draws: int) -> Tensor:
         """The mean square change [batch pos] that random rounding causes in each row."""
@@ -217,13 +208,13 @@ class Judge:
     def _layer_norm(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        residual, module = use.in_one(inputs).double(), self.exact.ln_final()
+        residual, module = use.in_one(inputs).double(), self.exact.module("ln_final")
         scale = layer_norm_scales(residual, self.exact.cfg.eps)[0]
         if isinstance(module, LayerNorm):
             scale = scale * module.w.abs() + module.b.abs()
-        return elementwise(
-            "ln_final", use, use.in_one(outputs), module(residual), scale, LAYER_NORM
-        )
+        got, exact = use.in_one(outputs), module(residual)
+        row, wrong = elementwise("ln_final", use, got, exact, scale, LAYER_NORM)
+        return row, first_position(wrong)
 
     def _logits(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
@@ -234,52 +225,12 @@ class Judge:
         drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()
         positions = sorted({0, x.shape[1] - 1, *drawn})
         x, logits = x[:, positions].double(), logits[:, positions]
-        W_U, b_U = self.exact.unembedding()
-        exact, u = x @ W_U + b_U, UNIT_ROUNDOFF[self.products or logits.dtype]
-        scale = sum_scale(exact, lambda size: size(x) @ size(W_U) + size(b_U), u)
-        row, first = elementwise("unembed", use, logits, exact, scale, LINEAR, len(W_U), u)
-        return row, positions[first]
+        exact, u = self.exact.logits(x), UNIT_ROUNDOFF[self.products or logits.dtype]
 
+        def terms(size: Size) -> Tensor:
+            pairs = map(self.exact.unembedding, self.exact.vocabulary())
+            return torch.cat([size(x) @ size(W_U) + size(b_U) for W_U, b_U in pairs], dim=-1)
 
-def elementwise(
-    name: str,
-    use: Use,
-    got: Tensor,
-    exact: Tensor,
-    scale: Tensor,
-    kind: Kind,
-    terms: int = 1,
-    u: float | None = None,
-) -> tuple[Isolated, int]:
-    """Judge each element of |got − exact| by the limits of `kind` for a sum of `terms` terms.
-
-    `scale` is G. `u` is the unit roundoff; None means that of the dtype of `got`. Returns a row for
-    the report, and the first position that fails (0 if none fails).
-    """
-    u = UNIT_ROUNDOFF[got.dtype] if u is None else u
-    healthy, wrong = kind.limits(terms, u)
-    error = torch.where(got == exact, 0.0, (got.double() - exact).abs())
-    ratios = error_ratios(error, scale, u, got.dtype)
-    rms = float(ratios.square().mean().sqrt())
-    row = Isolated(
-        name=name,
-        case=use.case,
-        path="use",
-        operation=kind.name,
-        ratio=float(ratios.max()),
-        healthy=healthy,
-        wrong=wrong,
-        rms_ratio=rms,
-        bits=-math.log2(rms * u) if rms else math.inf,
-        worst_index=index_of_largest(ratios),
-    )
-    return row, first_position((ratios > healthy).any(dim=-1))
-
-
-def first_position(wrong: Tensor) -> int:
-    """The first position at which `wrong` [batch pos] is True for at least one text.
-
-    The result is 0 if `wrong` is False everywhere.
-    """
-    positions = wrong.any(dim=0).nonzero()
-    return int(positions[0]) if len(positions) else 0
+        scale = sum_scale(exact, terms, u)
+        row, wrong = elementwise("unembed", use, logits, exact, scale, LINEAR, x.shape[-1], u)
+        return row, positions[first_position(wrong)]
