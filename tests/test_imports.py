@@ -24,7 +24,8 @@ Layers = tuple[tuple[str, ...], ...]
 LAYERS = (
     ("support/*",),
     ("reports/*",),
-    ("config", "activation_cache"),
+    ("config", "residual_stacks"),
+    ("activation_cache",),
     ("hooks", "kv_cache"),
     ("weights/*",),
     ("text/*",),
