@@ -175,7 +175,7 @@ def test_pictures_of_a_batch_and_of_many_heads(monkeypatch):
     monkeypatch.setattr(tensors, "MOST_PICTURES", 5)
     assert cache._repr_html_().count("data:image/png") == 3
     assert "data:image/png" not in cache.to("meta")._repr_html_()
-    assert ActivationCache({}, 2)._repr_html_()
+    assert ActivationCache({}, model)._repr_html_()
 
 
 # --- predictions ---
