@@ -40,7 +40,7 @@ def notebook(
         raise ValueError(
             f"{copy} exists; move it away, or copy to another folder with --to"
         ) from None
-    print(f"wrote {copy}; open it with `jupyter lab {copy}`")
+    print(f"wrote {copy}; open it with `jupyter lab {copy}`, and run its cells")
 
 
 def title(file: Path) -> str:
