@@ -69,7 +69,6 @@ def test_it_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PLOTLY_RENDERER", "json")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(make.FOLDER.parents[1]))
     made = make.notebook(source(name))
     make.execute(made, tmp_path)
     outputs = [output for cell in made.cells for output in cell.get("outputs", [])]
