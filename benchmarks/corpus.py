@@ -33,8 +33,8 @@ from clean_transformer.modules.mlp import MLP
 from clean_transformer.parity.activations.drift import threads
 from clean_transformer.parity.activations.isolated import PATHS, isolate
 from clean_transformer.parity.assertion import assert_parity
-from clean_transformer.parity.faults import DEVICE_FAULTS
 from clean_transformer.parity.faults.corruptions import DeviceFault, always, own, with_result
+from clean_transformer.parity.faults.device import DEVICE_FAULTS
 from clean_transformer.parity.inputs import Weights
 from clean_transformer.parity.limits import verdict_of
 from clean_transformer.parity.measurements import probe_operations
@@ -303,7 +303,7 @@ def main(
     for _, alarm in alarms:
         console.print(alarm)
     if json_file is not None:
-        figures = {
+        measured = {
             "healthy_runs": each * len(SETTINGS),
             "judged": dict(judged),
             "alarms": alarms,
@@ -312,7 +312,7 @@ def main(
             "thresholds": thresholds,
             "environment": environment(),
         }
-        write_plain(plain(figures), json_file)
+        write_plain(plain(measured), json_file)
     raise typer.Exit(1 if alarms else 0)
 
 

@@ -16,7 +16,7 @@ from clean_transformer.support.left_out import refuse
 
 Stack = Float[Tensor, "component *batch_pos d_model"]
 Labeled = Stack | tuple[Stack, list[str]]
-Tokens = str | int | Int[Tensor, "*batch"]
+Tokens = str | int | Int[Tensor, "..."]
 # Some positions: one position, a range (start, end) or (start, end, step), a list of positions, or
 # None for all positions. One position removes the position axis.
 Positions = int | tuple[int, ...] | list[int] | slice | Tensor | np.ndarray | None

@@ -12,6 +12,7 @@ from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -100,8 +101,7 @@ ROWS: dict[tuple[int, str], list[str]] = {
     ],
     (16, "hook.name"): ["seen(lambda hook: hook.name)"],
     (15, "state"): [
-        "model.eval() is model",
-        "model.train() is model",
+        "model.train().eval() is model",
         "'embed.W_E' in dict(model.named_parameters())",
         "len(model.load_state_dict(model.state_dict()).missing_keys)",
     ],
@@ -235,9 +235,15 @@ ROWS: dict[tuple[int, str], list[str]] = {
     ],
 }
 
-# TransformerBridge has no such call, or gives it another name or result.
+# Calls that TransformerBridge does not have, or whose result has other names there.
 ONLY_HOOKED = {
     "model(UNEQUAL, return_type='loss', padding_side='left')",
+    "model(tokens, return_type='both').loss",
+    "model.hook_dict['blocks.0.attn.hook_z'].name",
+    "seen(lambda hook: hook.name)",
+    "'embed.W_E' in dict(model.named_parameters())",
+    "only(names_filter='blocks.0.hook_resid_pre')",
+    "only(names_filter=['blocks.0.hook_resid_pre', 'blocks.1.attn.hook_z'])",
 }
 
 # (uses, row): calls that raise an error here, and a part of its message.
@@ -302,8 +308,7 @@ def exact() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ours() -> DemoTransformer:
-    model = reading_model(b_U=False).double().requires_grad_(False)
-    return model
+    return reading_model(b_U=False).double().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -313,10 +318,10 @@ def theirs(ours: DemoTransformer, installed: str) -> Any:
     if installed == "hooked":
         model = quietly(hooked_model, ours.cfg, state)
         model.set_tokenizer(with_their_tokenizer())
-        return model.requires_grad_(False)
+        return model.eval().requires_grad_(False)
     bridge = quietly(bridge_around, gpt2_lm_head_model(ours.cfg, state), "cpu", torch.float64)
     bridge.tokenizer = with_their_tokenizer()
-    return bridge.requires_grad_(False)
+    return bridge.eval().requires_grad_(False)
 
 
 def without_head(activation: Tensor, hook: Any) -> Tensor:
@@ -340,6 +345,8 @@ def is_pattern(name: str) -> bool:
 def names(model: Any) -> dict[str, Any]:
     """What the calls name: the model, its caches, and small functions that use them."""
     import transformer_lens
+    from transformer_lens import patching, utilities
+    from transformer_lens.head_detector import detect_head
 
     tokens = torch.tensor([[256, 3, 90, 17, 5], [0, 8, 200, 4, 4]])
 
@@ -383,13 +390,15 @@ def names(model: Any) -> dict[str, Any]:
         return cache
 
     return {
-        **globals(),
-        **locals(),
+        **{"TEXT": TEXT, "TEXTS": TEXTS, "UNEQUAL": UNEQUAL, "torch": torch, "np": np},
+        **{"without_head": without_head, "in_place": in_place, "is_pattern": is_pattern},
+        **{"seen": seen, "only": only, "added": added, "within": within, "printed": printed},
+        **{"model": model, "tokens": tokens, "removed": removed, "other_tokens": tokens.flip(0)},
         "cache": model.run_with_cache(tokens)[1],
         "single": model.run_with_cache(tokens[:1], remove_batch_dim=True)[1],
         "other": model.run_with_cache(tokens.flip(0))[1],
-        "other_tokens": tokens.flip(0),
         "half": deepcopy(model).float(),  # SVDInterpreter computes in float32
+        **{"patching": patching, "utils": utilities, "detect_head": detect_head},
         "FactoredMatrix": transformer_lens.FactoredMatrix,
         "SVDInterpreter": transformer_lens.SVDInterpreter,
         "Theirs": transformer_lens.ActivationCache,

@@ -14,7 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from clean_transformer.parity.report.comparison import Change
 
-# How many changes are printed without --rows.
+# How many changed errors are printed without --rows. Changed verdicts of uses are always printed.
 SHOWN = 10
 COLORS = {"slower": "red", "worse": "red", "faster": "green", "better": "green"}
 
@@ -63,11 +63,13 @@ def _compare_parity(before: Path, after: Path, rows: bool, console: Console) -> 
     for verdict in ("worse", "better"):
         changes = found.those(verdict)
         if changes:
-            shown = changes if rows else changes[:SHOWN]
+            with_errors = [change for change in changes if not math.isnan(change.after.ratio)]
+            left_out = [] if rows else with_errors[SHOWN:]
+            shown = [change for change in changes if change not in left_out]
             console.print(Text(f"{len(changes)} {verdict}", style=COLORS[verdict]))
             console.print(_changes_table(shown))
-            if len(shown) < len(changes):
-                console.print(f"… and {len(changes) - len(shown)} more; --rows prints all")
+            if left_out:
+                console.print(f"… and {len(left_out)} more; --rows prints all")
     worse, better = (len(found.those(verdict)) for verdict in ("worse", "better"))
     said = f"{worse} got worse, {better} got better" if worse or better else "nothing changed"
     console.print(f"{len(found.changes):,} results compared: {said}.")
@@ -114,7 +116,7 @@ def _changes_table(changes: "list[Change]") -> Table:
         table.add_column(title)
     for change in changes:
         place, old, new = change.place, change.before, change.after
-        what = " ".join(filter(None, (place.run, place.what, place.where)))
+        what = f"{place.run} {place.what}" + (f": {place.where}" if place.where else "")
         operation = f" ({place.operation})" if place.operation else ""
         same = old.verdict is new.verdict
         verdicts = new.verdict.value if same else f"{old.verdict.value} → {new.verdict.value}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,10 @@ def load(new: nn.Module, old: nn.Module, weights: Mapping[str, Tensor], path: st
     `load_from` raises an error, or if none of the parameters can be copied.
     """
     names = f"{type(new).__name__} from {type(old).__name__}"
-    if hasattr(new, "load_from"):
+    load_from: Any = getattr(new, "load_from", None)
+    if load_from is not None:
         try:
-            new.load_from(old)
+            load_from(old)
         except Exception as error:
             raise SwapError(
                 f"{path}: load_from, which loads {names}, raised {type(error).__name__}: {error}"

@@ -116,7 +116,11 @@ def read_part(known: Format, cfg: Config, state: State, path: str) -> dict[str, 
     are left out. Weights that the format does not store are zeros.
     """
     rows = [row for row in known.all_rows(cfg.n_layers) if row.ours.startswith(f"{path}.")]
-    weights = {row.ours: row.read(state[row.theirs], cfg) for row in rows if row.theirs in state}
+    weights = {
+        row.ours: row.read(state[row.theirs], cfg)
+        for row in rows
+        if row.theirs is not None and row.theirs in state
+    }
     if weights:  # then the part is still a module of the library, and not one of ours
         like, shapes = next(iter(weights.values())), parameter_shapes(cfg)
         weights |= {row.ours: like.new_zeros(shapes[row.ours]) for row in rows if not row.theirs}
