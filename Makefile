@@ -10,8 +10,8 @@ ARGS ?=
 
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: setup parity test test-all test-hooked coverage bench startup sensitivity demo-model \
-	format check
+.PHONY: setup parity test test-all test-hooked coverage bench startup sensitivity corpus demo-model \
+	notebooks format check
 
 setup: $(VENV)/.installed
 
@@ -64,9 +64,17 @@ startup: setup
 sensitivity: setup
 	$(VENV)/bin/python -m benchmarks.sensitivity $(ARGS)
 
+# The planted faults that are caught, and the false alarms on a healthy machine, by use.
+corpus: setup
+	$(VENV)/bin/python -m benchmarks.corpus $(ARGS)
+
 # Writes the stories, and trains the tokenizer and the model that the package ships.
 demo-model: setup
 	$(VENV)/bin/python -m clean_transformer.demo.make
+
+# Runs the walkthroughs and writes them with their outputs. The figures need Chrome or Chromium.
+notebooks: setup
+	$(VENV)/bin/python -m clean_transformer.notebooks.make $(ARGS)
 
 format: setup
 	$(VENV)/bin/ruff format .

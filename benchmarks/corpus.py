@@ -33,8 +33,8 @@ from clean_transformer.modules.mlp import MLP
 from clean_transformer.parity.activations.drift import threads
 from clean_transformer.parity.activations.isolated import PATHS, isolate
 from clean_transformer.parity.assertion import assert_parity
-from clean_transformer.parity.faults import DEVICE_FAULTS
 from clean_transformer.parity.faults.corruptions import DeviceFault, always, own, with_result
+from clean_transformer.parity.faults.device import DEVICE_FAULTS
 from clean_transformer.parity.inputs import Weights
 from clean_transformer.parity.limits import verdict_of
 from clean_transformer.parity.measurements import probe_operations
@@ -43,6 +43,7 @@ from clean_transformer.parity.uses.every import judge_sampling
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import uses
+from clean_transformer.parity.uses.training import judge_training
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.environment import environment
 from clean_transformer.reports.plain import plain, write_plain
@@ -157,6 +158,9 @@ def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
         for use in draw.sample(uses(weights.cfg), 3):
             bad = judge(use, locates=False).first_failure
             yield use.name, f"{where}: {bad}" if bad else ""
+    if dtype == F32 and mode == "eager":
+        bad = judge_training(judge, locates=False).first_failure
+        yield "training", f"{where}: {bad}" if bad else ""
     if mode == "eager":
         oracle, tokens = float64_oracle(model), uses(weights.cfg)[0].calls(weights.cfg)[0]
         rows = [row for path in PATHS for row in isolate(model, oracle, tokens, path=path)]
@@ -218,7 +222,10 @@ def planted(fault: DeviceFault) -> tuple[bool, bool]:
                 model_of(weights, dtype), ExactParts(cfg, weights.state, dtype), generator
             )
             named = [use for use in uses(cfg) if use.name == fault.use]
-            results = [judge(use, locates=True) for use in named]
+            if fault.use == "training":
+                results = [judge_training(judge, locates=True)]
+            else:
+                results = [judge(use, locates=True) for use in named]
             bad = [each for each in results if each.verdict is not Verdict.PASS]
             found, wrong = (bad[0].located, True) if bad else (None, False)
         if not wrong:  # single operations, which the suite runs after the uses
@@ -296,7 +303,7 @@ def main(
     for _, alarm in alarms:
         console.print(alarm)
     if json_file is not None:
-        figures = {
+        measured = {
             "healthy_runs": each * len(SETTINGS),
             "judged": dict(judged),
             "alarms": alarms,
@@ -305,7 +312,7 @@ def main(
             "thresholds": thresholds,
             "environment": environment(),
         }
-        write_plain(plain(figures), json_file)
+        write_plain(plain(measured), json_file)
     raise typer.Exit(1 if alarms else 0)
 
 

@@ -5,7 +5,9 @@ Compares every activation of the two models in float64.
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -115,9 +117,7 @@ def compare(
     }
     names = {key: reference.name(key) for key in theirs}
     modules = {name for name, _ in model.named_modules()}
-    wanted = modules & set(names.values())
-    # A function, because a list must not name a module that does not run.
-    logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name in wanted)
+    logits, cache = _watched(model, tokens, modules & set(names.values()))
     positions = torch.arange(tokens.shape[1]).expand(1, -1)
     ours = {**cache, LOGITS: logits, TOKENS: tokens, POSITIONS: positions}
     rows = []
@@ -132,6 +132,25 @@ def compare(
             rows.append(Comparison(key, "", 0.0, 1.0, tolerance, note))
     case = f"{tokens.shape[0]} × {tokens.shape[1]} tokens"
     return ParityReport(reference.title, [replace(row, case=case) for row in rows])
+
+
+def _watched(
+    model: DemoTransformer, tokens: Int[Tensor, "batch pos"], names: set[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run the model. Return the logits and the named activations, except those of idle modules.
+
+    `run_with_cache` would raise an error for a module that does not run.
+    """
+    cache: dict[str, Tensor] = {}
+
+    def keep(name: str, _: object, args: object, output: Tensor) -> None:
+        cache[name] = output
+
+    with ExitStack() as placed:
+        for name in names - {""}:
+            hook = partial(keep, name)
+            placed.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+        return model(tokens), cache
 
 
 def is_in_long(name: str) -> bool:

@@ -6,17 +6,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.modules.contract import accepts, kind, parts
+from clean_transformer.reports.page import in_words, render_page
 from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
 from clean_transformer.swapping.libraries.ours import Ours
+from clean_transformer.swapping.loading import WeightsNotCopied, load
+from clean_transformer.swapping.swapped import Swapped, by_classes, class_name, in_one_line
 from clean_transformer.swapping.trial import SwapError, probe
 
 Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
@@ -31,11 +32,22 @@ class Swap(AbstractContextManager["Swap"]):
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
 
+    - `swapped`: the path and the class names of each swapped module.
     - `paths`: the paths of the swapped modules.
     - `lost`: the full names of the hook points that do not run while the new modules are in place.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], places: list[Place], lost: list[str]):
+    def __init__(
+        self,
+        old: dict[str, nn.Module],
+        modules: dict[str, nn.Module],
+        places: list[Place],
+        lost: list[str],
+    ):
+        self.swapped = [
+            Swapped(path, class_name(old[path]), class_name(module))
+            for path, module in modules.items()
+        ]
         self.paths, self.lost = tuple(modules), tuple(lost)
         self._now = places
         self._before = [place.put() for place in places]
@@ -52,6 +64,17 @@ class Swap(AbstractContextManager["Swap"]):
         ]
         for module in self._told:
             vars(module)["takes_per_head_inputs"] = accepts(module, "key_input")
+
+    def __repr__(self) -> str:
+        return f"Swap({in_one_line(self.swapped)}{'' if self._now else '; restored'})"
+
+    def _repr_html_(self) -> str:
+        changes = by_classes(self.swapped)
+        facts = {f"{old} → {new}": in_words(paths) for (old, new), paths in changes.items()}
+        facts["state"] = "in place" if self._now else "restored"
+        if self.lost:
+            facts["hook points that do not run"] = in_words([*self.lost])
+        return render_page("facts.html.jinja", title="Swap", facts=facts)
 
     def restore(self) -> None:
         """Put the old modules (the same objects) back into the model. A second call does nothing.
@@ -113,7 +136,8 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
 
     - a class. `swap` makes the new module with `new = make(cfg)`, where `cfg` is the model's
       `Config`. Then `swap` calls `new.load_from(old)`. If the class has no `load_from`, `swap`
-      copies every parameter of the old module that has the same name and shape in the new module;
+      copies every weight of the old module that has the same name and shape in the new module, and
+      warns with `WeightsNotCopied` about the other parameters of the new module;
     - a function. `swap` makes the new module with `make(old, path)`. `path` is the old module's
       path;
     - a module. If the pattern matches several paths, each path gets a copy of the module;
@@ -126,9 +150,9 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     swapped and the unembedding is tied, the unembedding still uses the old embedding.
 
     Before the swap, every new module runs on a tiny batch. Raises `SwapError`, and swaps nothing,
-    if the pattern matches no path, or if a new module raises an error or returns the wrong shape,
-    dtype or device. Warns with `HookPointsLost` if the new modules lack hook points of the old
-    modules.
+    if the pattern matches no path, if a new module raises an error or returns the wrong shape,
+    dtype or device, or if no weight can be copied to the parameters of a class. Warns with
+    `HookPointsLost` if the new modules lack hook points of the old modules.
     """
     home = library_of(model)
     if not isinstance(home, Ours):
@@ -140,11 +164,12 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
     """Put our modules into a `HookedTransformer`, `TransformerBridge` or `GPT2LMHeadModel`.
 
     `pattern`, `make`, the returned `Swap`, errors and warnings are the same as for `swap`. Patterns
-    are written with the paths of our models, such as "blocks.3.attn", for every library. An adapter
-    gives each new module the call signature of the other library. The adapter also converts the
-    other library's KV caches and padding masks, so that the library's `generate` works. In models
-    of TransformerLens, the old hook points replace the new module's hook points with the same
-    names, so that `run_with_cache` and hooks work too. Hugging Face's `output_attentions` and
+    are written with the paths of our models, such as "blocks.3.attn", for every library. The
+    weights that a class gets are converted to our names and layouts. An adapter gives each new
+    module the call signature of the other library. The adapter also converts the other library's KV
+    caches and padding masks, so that the library's `generate` works. In models of TransformerLens,
+    the old hook points replace the new module's hook points with the same names, so that
+    `run_with_cache` and hooks work too. Hugging Face's `output_attentions` and
     `output_hidden_states` do not contain activations of transplanted modules.
     """
     home = library_of(their_model)
@@ -170,8 +195,12 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
     modules: dict[str, nn.Module] = {}
     places: list[Place] = []
     lost: list[str] = []
+    kept: list[str] = []
     for path, old in found.items():
         new = new_module(make, old, path, cfg, like, alone=len(found) == 1)
+        if isinstance(make, type):
+            new = new.to(like.device, like.dtype).train(old.training)
+            kept += [f"{path}.{name}" for name in load(new, old, home.weights(model, path), path)]
         modules[path] = as_ours(kind(path), new)
         probe(modules[path], type(new).__name__, path, cfg, like)
         here = home.places(model, path, modules[path])
@@ -183,7 +212,14 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
             HookPointsLost,
             stacklevel=3,
         )
-    return Swap(modules, places, lost)
+    if kept:
+        warnings.warn(
+            f"the old modules have no weights for {', '.join(kept)}, so these keep the values that "
+            "the class gave them",
+            WeightsNotCopied,
+            stacklevel=3,
+        )
+    return Swap(found, modules, places, lost)
 
 
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:
@@ -237,17 +273,4 @@ def new_module(
         ) from error
     if not isinstance(new, nn.Module):
         raise SwapError(f"{path}: wanted a torch.nn.Module, but make gave {type(new).__name__}")
-    if is_class:
-        new = new.to(like.device, like.dtype).train(old.training)
-        load_from = getattr(new, "load_from", partial(copy_parameters, new))
-        load_from(old)
     return new
-
-
-@torch.no_grad()
-def copy_parameters(new: nn.Module, old: nn.Module) -> None:
-    """Copy to `new` every parameter of `old` that has the same name and shape in `new`."""
-    given = dict(old.named_parameters())
-    for name, parameter in new.named_parameters():
-        if name in given and given[name].shape == parameter.shape:
-            parameter.copy_(given[name])

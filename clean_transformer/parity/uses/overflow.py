@@ -47,11 +47,11 @@ def overflowing_activation(exact: ExactParts, tokens: Tokens) -> str:
     with trusted():
         residual = sum(exact.embeddings(tokens, None), torch.zeros(()))
         look("hook_embed + hook_pos_embed", residual)
-        for layer in range(exact.cfg.n_layers):
-            module = exact.module(f"blocks.{layer}")
+        for path in (f"blocks.{layer}" for layer in range(exact.cfg.n_layers)):
+            module = exact.module(path)
             for name, point in module.named_modules():
                 if isinstance(point, HookPoint) and not name.endswith(IN_FLOAT32):
-                    point.register_forward_hook(partial(watch, f"blocks.{layer}.{name}"))
+                    point.register_forward_hook(partial(watch, f"{path}.{name}"))
             residual = module(residual)
             if found:
                 return found[0]

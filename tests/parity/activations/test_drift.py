@@ -13,7 +13,7 @@ from clean_transformer.analysis.comparison import LOGITS, Impact, impact, rms_er
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.faults.semantic.edits import replaced
-from clean_transformer.parity.inputs import suite_tokens
+from clean_transformer.parity.inputs import Weights, choose_weights, suite_tokens
 from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, largest_drift
 from clean_transformer.parity.measurements import Subject, end_to_end, record_run
 from clean_transformer.parity.uses.parts import ExactParts
@@ -24,9 +24,11 @@ from ..small import BF16, F16, F32, broken, everywhere, small_model, small_weigh
 WEIGHTS = small_weights(d_vocab=300)
 
 
-def measured(dtype: torch.dtype) -> tuple[dict[str, EndToEnd], Impact, float]:
-    model = small_model(WEIGHTS, dtype)
-    exact = ExactParts(WEIGHTS.cfg, WEIGHTS.state, dtype)
+def measured(
+    dtype: torch.dtype, weights: Weights = WEIGHTS
+) -> tuple[dict[str, EndToEnd], Impact, float]:
+    model = small_model(weights, dtype)
+    exact = ExactParts(weights.cfg, weights.state, dtype)
     subject = Subject(model, exact, suite_tokens(model.cfg, 2, 9), None)
     with torch.no_grad():
         rows, felt, allowed = end_to_end(subject, record_run(subject), None)
@@ -39,7 +41,7 @@ def test_a_healthy_run_stays_within_its_rounding_and_a_drift_does_not(dtype: tor
     residual = ["blocks.0.hook_resid_pre", *(f"blocks.{n}.hook_resid_post" for n in (0, 1))]
     assert [*healthy] == [*residual, "ln_final", LOGITS]
     assert all(0 < row.rho < row.healthy / 2 for row in healthy.values()), healthy
-    assert allowed < largest_drift(WEIGHTS.cfg, dtype)
+    assert allowed <= HEALTHY_RUNS * HEALTHY_RHO[dtype] * largest_drift(WEIGHTS.cfg, dtype)
 
     with scaled_block_output(1 + 64 * torch.finfo(dtype).eps):
         drifted, _, same = measured(dtype)
@@ -57,7 +59,7 @@ def test_the_impact_is_of_the_fused_path() -> None:
 
     fault = broken("_scaled_dot_product_flash_attention_for_cpu", backwards)
     with fault:
-        rows, felt, _ = measured(F32)
+        rows, felt, _ = measured(F32, choose_weights("demo"))
     assert felt.top1_flips > felt.positions / 4
     assert felt.kl_divergence > 0.01
     assert rows["blocks.0.hook_resid_post"].verdict is Verdict.DEGRADED

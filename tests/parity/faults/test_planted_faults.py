@@ -25,6 +25,7 @@ from clean_transformer.parity.uses.every import judge_sampling
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import uses
+from clean_transformer.parity.uses.training import judge_training
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
 
 from ...helpers import quietly, random_model, random_tokens
@@ -148,7 +149,7 @@ SLOW += ["matmul-half-accumulator", "matmul-batch-dependent", "matmul-edge-tile"
 IN_THE_MODEL = [fault for fault in IN_A_SHORT_TEXT if not fault.first_call_only]
 # The uses whose parts the device computes one by one.
 USES = ("long text", "generate", "unequal batch", "beams")
-# The faults that a wrong verdict was blind to: each spoils a use that people have.
+# These faults leave the forward pass of a short text right, but together hardly any use works.
 ELEVEN = (
     "unembedding-1-row",
     "unembedding-past-100-rows",
@@ -268,6 +269,18 @@ def test_device_fault_of_sampling(fault, planted: Callable[[str], None]) -> None
     assert_attributed(fault, result.located, planted)
 
 
+@pytest.mark.parametrize(
+    "fault", [fault for fault in DEVICE_FAULTS if fault.use == "training"], ids=lambda f: f.name
+)
+def test_device_fault_of_training(fault, judge: Judge, planted: Callable[[str], None]) -> None:
+    planted("device")
+    with inject(fault.name):
+        result = judge_training(judge, locates=True)
+    assert result.verdict is Verdict.WRONG
+    planted("device caught")
+    assert_attributed(fault, result.located, planted)
+
+
 def test_all_of_them_at_once_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "PROBES", ())
     monkeypatch.setattr(invariants, "INVARIANTS", ())
@@ -277,7 +290,7 @@ def test_all_of_them_at_once_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         run = check_device(small_weights(n_ctx=104), "cpu", F32)
     assert run.verdict is Verdict.WRONG
     wrong = {use.name for use in run.by_use if use.verdict is Verdict.WRONG}
-    assert {"long text", "generate", "unequal batch", "beams", "sampling"} <= wrong
+    assert {*USES, "sampling", "training"} <= wrong
 
 
 @pytest.mark.usefixtures("model_alone")

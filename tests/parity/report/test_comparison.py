@@ -139,7 +139,7 @@ def test_runs_of_one_report_alone_are_named(before: dict[str, Any]) -> None:
     found = compare_reports(before, after)
     assert found.not_compared == [
         "cpu bfloat16, compiled: only the second report has it",
-        "cpu float32: 1 results that only the second report has",
+        "cpu float32: 1 result that only the second report has",
     ]
     assert not found.those("worse")
     after["runs"] = after["runs"][1:]
