@@ -193,7 +193,7 @@ class Attempt:
         drawn = self.with_random_numbers()
         args, kwargs = drawn.with_layouts(drawn.layouts)
         try:
-            output = self.func(*args, **kwargs)
+            output = run_call(self.func, args, kwargs)
             expected = drawn.expect(output)
         except RuntimeError:  # such as that all weights to sample from are 0
             return None
