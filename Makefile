@@ -11,7 +11,7 @@ ARGS ?=
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
 
 .PHONY: setup parity test test-all test-hooked coverage bench startup sensitivity corpus demo-model \
-	format check
+	notebooks format check
 
 setup: $(VENV)/.installed
 
@@ -71,6 +71,10 @@ corpus: setup
 # Writes the stories, and trains the tokenizer and the model that the package ships.
 demo-model: setup
 	$(VENV)/bin/python -m clean_transformer.demo.make
+
+# Runs the walkthroughs and writes them with their outputs. The figures need Chrome or Chromium.
+notebooks: setup
+	$(VENV)/bin/python -m clean_transformer.notebooks.make $(ARGS)
 
 format: setup
 	$(VENV)/bin/ruff format .

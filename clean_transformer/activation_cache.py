@@ -8,6 +8,8 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from clean_transformer.reports.page import in_words
+from clean_transformer.reports.tensors import size_of, tensors_html
 from clean_transformer.residual_stacks import ResidualStacks
 from clean_transformer.support.left_out import has_no
 
@@ -67,7 +69,10 @@ class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
         return True
 
     def __repr__(self) -> str:
-        return f"ActivationCache({len(self)} activations: {', '.join(self)})"
+        return f"ActivationCache({in_words([*self])}; {size_of(self.values())})"
+
+    def _repr_html_(self) -> str:
+        return tensors_html(f"{len(self)} activations, {size_of(self.values())}", self)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(has_no(self, name))

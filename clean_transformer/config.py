@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
+from clean_transformer.reports.page import render_page
 from clean_transformer.support.validation import require
 
 NormalizationType = Literal["LN", "LNPre"]
@@ -121,6 +122,9 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary from the name of each field to its value."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        return render_page("facts.html.jinja", title="Config", facts=self.to_dict())
 
 
 def _is_count(value: object) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "input"}
 
 
 @dataclass

@@ -200,8 +200,10 @@ def test_to_another_device(cache):
     assert all(value.is_meta for value in moved.values())
 
 
-def test_repr_lists_the_names(cache):
-    assert repr(cache) == f"ActivationCache({len(POINTS)} activations: {', '.join(POINTS)})"
+def test_repr_is_short(cache):
+    names = f"{POINTS[0]}, {POINTS[1]}, … {POINTS[-1]} ({len(POINTS)})"
+    n_bytes = sum(value.nbytes for value in cache.values())
+    assert repr(cache) == f"ActivationCache({names}; {n_bytes / 1024:.1f} KiB)"
 
 
 def test_the_residual_stream_is_what_was_added_to_it(cache):

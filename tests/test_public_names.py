@@ -18,7 +18,8 @@ CLASSES = {
     *("Attention", "Embed", "LayerNorm", "LayerNormPre", "MLP", "PosEmbed"),
     *("TransformerBlock", "Unembed"),
 }
-# Every room that somebody imports from; `cli` and `support` serve the others.
+# Every room that somebody imports from. Nobody imports from `notebooks`; `cli` and `support` serve
+# the others.
 ROOMS = {
     *("analysis", "benchmark", "demo", "inference", "modules", "parity", "reports"),
     *("swapping", "text", "training", "variants", "weights"),
@@ -36,7 +37,7 @@ def test_the_package_offers_exactly_these_names():
     shown = {name for name in dir(clean_transformer) if not name.startswith("__")}
     assert shown == NAMES - {"__version__"}
     folders = Path(clean_transformer.__file__).parent.glob("*/__init__.py")
-    assert {file.parent.name for file in folders} == ROOMS | {"cli", "support"}
+    assert {file.parent.name for file in folders} == ROOMS | {"cli", "notebooks", "support"}
     for name in CLASSES:
         assert inspect.isclass(getattr(clean_transformer, name))
     assert inspect.isfunction(clean_transformer.swap)

@@ -1,5 +1,7 @@
 """Computes what a model predicts, and why. `clean_transformer.analysis.plots` draws figures."""
 
+from clean_transformer.analysis.attention_view import AttentionView as AttentionView
+from clean_transformer.analysis.attention_view import attention_view as attention_view
 from clean_transformer.analysis.attribution import LogitAttribution as LogitAttribution
 from clean_transformer.analysis.attribution import logit_attribution as logit_attribution
 from clean_transformer.analysis.lens import logit_lens as logit_lens

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clean_transformer.analysis.attention_view import triangle
 from clean_transformer.analysis.lens import logit_lens
 from clean_transformer.analysis.prediction import predict, single
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
-from clean_transformer.reports.page import render_page
+from clean_transformer.reports.page import framed, render_page
 from clean_transformer.support.files import write_atomically
 from clean_transformer.text.tokenizer import visible
 
@@ -42,8 +43,9 @@ class Explanation:
     if the model ended at that depth (see `logit_lens`). The first depth is before the first block,
     and the last depth is the model's own prediction.
 
-    `patterns[layer][head]` is a list of the head's attention weights, multiplied by 1000 and
-    rounded. The list has the one weight of query 0, then the two weights of query 1, and so on.
+    `patterns[layer][head]` has the attention weights of the head, as `triangle` lists them.
+
+    A notebook shows the page itself.
     """
 
     model: str
@@ -55,6 +57,12 @@ class Explanation:
     ranks: list[int | None]
     lens: list[list[Scores]]
     patterns: list[list[list[int]]]
+
+    def __repr__(self) -> str:
+        return f"Explanation({len(self.tokens)} tokens, read by {self.model})"
+
+    def _repr_html_(self) -> str:
+        return framed(render(self))
 
 
 @torch.no_grad()
@@ -103,12 +111,12 @@ def render(explanation: Explanation) -> str:
     return render_page("explain.html.jinja", **vars(explanation))
 
 
-def write_html(explanation: Explanation, file: Path) -> None:
+def write_html(explanation: Explanation, file: str | Path) -> None:
     """Write the HTML page about `explanation` to `file`.
 
     If an error occurs, an existing `file` is unchanged.
     """
-    write_atomically(file, render(explanation))
+    write_atomically(Path(file), render(explanation))
 
 
 def _require_fit(cfg: Config, length: int) -> None:
@@ -125,11 +133,7 @@ def _require_fit(cfg: Config, length: int) -> None:
 
 def _patterns(model: DemoTransformer, tokens: Int[Tensor, "1 pos"]) -> list[list[list[int]]]:
     _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
-    query, key = torch.tril_indices(tokens.shape[1], tokens.shape[1])
-    return [
-        (1000 * pattern[0].cpu()[:, query, key].float()).round().int().tolist()
-        for pattern in cache.values()
-    ]
+    return [triangle(pattern[0]) for pattern in cache.values()]
 
 
 def _rounded(probability: float) -> float:

@@ -1,6 +1,7 @@
 """The command `clean-transformer compare`."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +15,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from clean_transformer.parity.report.comparison import Change
 
-# How many changed errors are printed without --rows. Changed verdicts of uses are always printed.
-SHOWN = 10
+# How many changed errors of a run are printed without --rows.
+SHOWN = 8
 COLORS = {"slower": "red", "worse": "red", "faster": "green", "better": "green"}
 
 
@@ -62,14 +63,10 @@ def _compare_parity(before: Path, after: Path, rows: bool, console: Console) -> 
         console.print(f"Not compared: {sentence}", style="yellow", markup=False)
     for verdict in ("worse", "better"):
         changes = found.those(verdict)
-        if changes:
-            with_errors = [change for change in changes if not math.isnan(change.after.ratio)]
-            left_out = [] if rows else with_errors[SHOWN:]
-            shown = [change for change in changes if change not in left_out]
-            console.print(Text(f"{len(changes)} {verdict}", style=COLORS[verdict]))
-            console.print(_changes_table(shown))
-            if left_out:
-                console.print(f"… and {len(left_out)} more; --rows prints all")
+        for run in dict.fromkeys(change.place.run for change in changes):
+            in_run = [change for change in changes if change.place.run == run]
+            console.print(Text(f"{run}: {len(in_run)} {verdict}", style=COLORS[verdict]))
+            _print_changes(in_run, rows, console)
     worse, better = (len(found.those(verdict)) for verdict in ("worse", "better"))
     said = f"{worse} got worse, {better} got better" if worse or better else "nothing changed"
     console.print(f"{len(found.changes):,} results compared: {said}.")
@@ -109,28 +106,35 @@ def _print_build(changed: list[tuple[str, str, str]], console: Console) -> None:
     console.print(table)
 
 
-def _changes_table(changes: "list[Change]") -> Table:
-    table = Table(box=box.SIMPLE)
-    table.add_column("where", overflow="fold")
-    for title in ("verdict", "error, in roundings", "correct bits"):
-        table.add_column(title)
+def _print_changes(changes: "list[Change]", all_rows: bool, console: Console) -> None:
+    with_errors = []
     for change in changes:
+        if math.isnan(change.after.ratio):
+            where = f"{change.place.what} {change.place.where}".strip()
+            console.print(f"  {where}: {_verdicts(change)}", markup=False, highlight=False)
+        else:
+            with_errors.append(change)
+    if not with_errors:
+        return
+    kinds = Counter(change.place.operation or change.place.what for change in with_errors)
+    counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    console.print(f"  errors, by operation: {counts}", markup=False, highlight=False)
+    shown = with_errors if all_rows else with_errors[:SHOWN]
+    for change in shown:
         place, old, new = change.place, change.before, change.after
-        what = f"{place.run} {place.what}" + (f": {place.where}" if place.where else "")
         operation = f" ({place.operation})" if place.operation else ""
-        same = old.verdict is new.verdict
-        verdicts = new.verdict.value if same else f"{old.verdict.value} → {new.verdict.value}"
-        table.add_row(
-            Text(what + operation),
-            Text(verdicts, style=COLORS[change.verdict]),
-            _step(old.ratio, new.ratio, ".3g"),
-            _step(old.bits, new.bits, ".1f"),
-        )
-    return table
+        where = f"  {place.what} {place.where}{operation}"
+        said = f"error {old.ratio:.3g} → {new.ratio:.3g} roundings"
+        if math.isfinite(old.bits - new.bits):
+            said += f", {old.bits:.1f} → {new.bits:.1f} correct bits"
+        console.print(f"{where}\n    {_verdicts(change)}: {said}", markup=False, highlight=False)
+    if len(shown) < len(with_errors):
+        console.print(f"  … and {len(with_errors) - len(shown)} more; --rows prints all")
 
 
-def _step(old: float, new: float, form: str) -> str:
-    return "" if math.isnan(new) else f"{old:{form}} → {new:{form}}"
+def _verdicts(change: "Change") -> str:
+    old, new = change.before.verdict, change.after.verdict
+    return new.value if old is new else f"{old.value} → {new.value}"
 
 
 def _colored(verdict: str) -> Text:

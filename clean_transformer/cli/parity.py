@@ -75,8 +75,8 @@ def parity(
     with progress() as on_step:
         on_step("reading the weights")
         chosen_weights = choose_weights(weights)
-    of_modes = sum(number_of_steps(chosen_weights.cfg, mode) for mode in chosen_modes)
-    total = 1 + len(chosen_devices) * len(chosen_dtypes) * of_modes
+    n_runs = len(chosen_devices) * len(chosen_dtypes) * len(chosen_modes)
+    total = 1 + n_runs * number_of_steps(chosen_weights.cfg)
     with progress(total, stays=False) as on_step:
         report = run_suite(
             chosen_weights,
@@ -128,7 +128,7 @@ def doctor(
     with progress() as on_step:
         on_step("reading the weights")
         chosen_weights = choose_weights(weights)
-    with progress(number_of_steps(chosen_weights.cfg, "eager"), stays=False) as on_step:
+    with progress(number_of_steps(chosen_weights.cfg), stays=False) as on_step:
         run = check_device(
             chosen_weights, chosen_devices[0], chosen_dtype, on_step=counted(on_step)
         )

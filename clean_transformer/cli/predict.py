@@ -1,6 +1,6 @@
 """The command `clean-transformer predict`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,7 +25,6 @@ def predict(
     """
     read = read_text(text, file)
 
-    from clean_transformer.analysis.prediction import TokenScore
     from clean_transformer.analysis.prediction import predict as predict_text
     from clean_transformer.cli.loading import read_model
     from clean_transformer.text.tokenizer import visible
@@ -36,33 +35,28 @@ def predict(
         on_step("running the model")
         prediction = predict_text(model, read, top)
     ids = model.to_tokens(read)[0].tolist()
-    words = model.to_str_tokens(ids)
     probabilities = [None, *prediction.token_probabilities.tolist()]
     losses = [None, *prediction.losses.tolist()]
 
-    def named(scores: list[TokenScore]) -> list[dict[str, Any]]:
-        return [vars(score) | {"token": model.to_string([score.id])} for score in scores]
-
     if as_json:
         print_json(
-            top=named(prediction.top),
-            bottom=named(prediction.bottom),
+            top=[vars(score) for score in prediction.top],
+            bottom=[vars(score) for score in prediction.bottom],
             tokens=[
                 {"id": id_, "token": word, "probability": probability, "loss": loss}
                 for id_, word, probability, loss in zip(
-                    ids, words, probabilities, losses, strict=True
+                    ids, prediction.tokens, probabilities, losses, strict=True
                 )
             ],
         )
         return
     for which, scores in (("most", prediction.top), ("least", prediction.bottom)):
         rows = [
-            (visible(score["token"]), score["id"], score["logit"], score["probability"])
-            for score in named(scores)
+            (visible(score.token), score.id, score.logit, score.probability) for score in scores
         ]
         columns = ["token", "id", "logit", "probability"]
         print_table(f"the {which} likely next tokens", columns, rows)
-    rows = [*zip(map(visible, words), ids, probabilities, losses, strict=True)]
+    rows = [*zip(map(visible, prediction.tokens), ids, probabilities, losses, strict=True)]
     print_table("the text", ["token", "id", "probability", "loss"], rows)
     if len(prediction.losses):
         mean = prediction.losses.mean()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from clean_transformer.analysis.comparison import Impact
+from clean_transformer.analysis.comparison import LOGITS, Impact
 from clean_transformer.config import Config
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import Isolated
@@ -12,6 +12,7 @@ from clean_transformer.parity.locate import Located
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.uses.judge import UseResult
 from clean_transformer.parity.verdict import Check, Verdict, worst
+from clean_transformer.reports.page import render_page
 
 Key = TypeVar("Key")
 Row = TypeVar("Row")
@@ -120,6 +121,33 @@ class DeviceRun:
         return [max(same, key=lambda each: each.verdict.severity) for same in found.values()]
 
     @property
+    def title(self) -> str:
+        """The device, dtype and mode, such as "cpu float32". "eager" is not mentioned."""
+        return f"{self.device} {self.dtype}{'' if self.mode == 'eager' else f', {self.mode}'}"
+
+    @property
+    def _said(self) -> str:
+        if self.not_checked:
+            return self.not_checked
+        n_checks = len([*verdicts(self.isolated, self.uses, self._rest)])
+        failure = self.first_failure
+        where = f"; the first failure is at {failure.name or LOGITS}" if failure else ""
+        operation = f", in {self.located.operation}" if self.located else ""
+        return f"{n_checks} checks{where}{operation}"
+
+    def __repr__(self) -> str:
+        return f"DeviceRun({self.title}: {self.verdict.value}; {self._said})"
+
+    def _repr_html_(self) -> str:
+        return render_page(
+            "verdict.html.jinja",
+            title=self.title,
+            verdict=self.verdict,
+            said=self._said,
+            rows=[(f"{use.name}: {use.means}", use.verdict) for use in self.by_use],
+        )
+
+    @property
     def _rest(self) -> list[EndToEnd | Check]:
         return [*self.end_to_end, *self.invariants, *self.probes, *self.errors]
 
@@ -151,7 +179,27 @@ class SuiteReport:
     @property
     def verdict(self) -> Verdict:
         """PASS only if the function is the same and every device computes it accurately."""
-        return worst([self.same_verdict, *(run.verdict for run in self.runs)])
+        return worst(verdict for _, verdict in self._parts)
+
+    @property
+    def _parts(self) -> list[tuple[str, Verdict]]:
+        same = self.same_function
+        beside = same.reference if same else self.no_reference or "no reference"
+        first = (f"the same function: {beside}", self.same_verdict)
+        return [first, *((run.title, run.verdict) for run in self.runs)]
+
+    def __repr__(self) -> str:
+        parts = "; ".join(f"{what}: {verdict.value}" for what, verdict in self._parts)
+        return f"SuiteReport({self.verdict.value}; {parts})"
+
+    def _repr_html_(self) -> str:
+        return render_page(
+            "verdict.html.jinja",
+            title="Parity",
+            verdict=self.verdict,
+            said=f"GPT-2 with {self.weights}, {self.tokens[0]} × {self.tokens[1]} tokens",
+            rows=self._parts,
+        )
 
 
 def reason(rows: Sequence[Isolated | EndToEnd | Check]) -> str:

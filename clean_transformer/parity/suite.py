@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from clean_transformer.config import Config
+from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.black_box import compiled_leaves
 from clean_transformer.parity.activations.isolated import Isolated
@@ -122,9 +123,13 @@ def check_device(
             rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
             isolated, located = isolated_errors(under_test, record, attempts, on_step)
         judged = judge_uses(
-            Judge(model, exact, generator, under_test.autocast),
-            locates=mode == "eager",
-            with_cache=_runs_with_cache(mode),
+            Judge(
+                model,
+                exact,
+                generator,
+                under_test.autocast,
+                StaticKVCache if mode.endswith("compiled") else KVCache,
+            ),
             on_step=on_step,
         )
         on_step("invariants")
@@ -155,17 +160,11 @@ def check_device(
     )
 
 
-def number_of_steps(cfg: Config, mode: str) -> int:
+def number_of_steps(cfg: Config) -> int:
     """How many times `check_device` calls `on_step` for a model with this configuration."""
-    judged = [use for use in uses(cfg) if _runs_with_cache(mode) or not use.is_cached]
     # Each block and the last LayerNorm are a step. The six other steps are the first call, end to
     # end, training, sampling, invariants and single operations.
-    return cfg.n_layers + 1 + len(judged) + 6
-
-
-def _runs_with_cache(mode: str) -> bool:
-    # `torch.compile` would compile the modules again for each length of the cache.
-    return "compiled" not in mode
+    return cfg.n_layers + 1 + len(uses(cfg)) + 6
 
 
 def _start(

@@ -1,8 +1,9 @@
-"""Makes HTML pages from the templates in `templates/`.
+"""Makes HTML from the templates in `templates/`: pages, and cells of notebooks.
 
 A page is one file, which browsers can show without a network.
 """
 
+import html
 import math
 from typing import Any
 
@@ -23,6 +24,15 @@ def render_page(template: str, **context: Any) -> str:
     return environment.get_template(template).render(context)
 
 
+def framed(page: str) -> str:
+    """Return HTML that shows a whole page in a cell of a notebook, inside a frame.
+
+    The frame separates the page's styles and scripts from those of the notebook and other cells.
+    """
+    style = "width: 100%; height: 480px; border: 0"
+    return f'<iframe srcdoc="{html.escape(page)}" style="{style}"></iframe>'
+
+
 def number(value: int | float, digits: int = 3) -> str:
     """Format a number for people, including NaN and infinity.
 
@@ -31,3 +41,10 @@ def number(value: int | float, digits: int = 3) -> str:
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else f"{'−' if value < 0 else ''}∞"
     return f"{float(f'{value:.{digits}g}'):g}"
+
+
+def in_words(names: list[str]) -> str:
+    """Return a text that lists `names`; of more than three names, only three and the count."""
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"

@@ -1,9 +1,9 @@
 """Replaces modules in our models or in other libraries' models, and measures what changes."""
 
+from clean_transformer.swapping.effect_report import Effect as Effect
 from clean_transformer.swapping.effect_report import print_effect as print_effect
 from clean_transformer.swapping.effect_report import write_html as write_html
 from clean_transformer.swapping.effect_report import write_json as write_json
-from clean_transformer.swapping.effects import Effect as Effect
 from clean_transformer.swapping.effects import effect as effect
 from clean_transformer.swapping.loading import WeightsNotCopied as WeightsNotCopied
 from clean_transformer.swapping.swaps import HookPointsLost as HookPointsLost

@@ -1,14 +1,17 @@
-"""Writes an `Effect` to the terminal, to a JSON file, or to an HTML page."""
+"""`Effect`: shows what a swap changes, in a terminal or notebook, as JSON or as an HTML page."""
 
-from math import inf
+from dataclasses import dataclass
+from math import inf, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clean_transformer.analysis.comparison import Impact
+from clean_transformer.config import Config
 from clean_transformer.reports.heat_map import HeatMap, Square, block_of, heat_map, rank, shade
-from clean_transformer.reports.page import number, render_page
+from clean_transformer.reports.page import framed, in_words, number, render_page
 from clean_transformer.reports.plain import Schema
 from clean_transformer.support.files import write_atomically
-from clean_transformer.swapping.effects import Change, Effect
+from clean_transformer.swapping.swapped import Swapped, by_classes, in_one_line
 
 if TYPE_CHECKING:
     import rich.console
@@ -39,6 +42,75 @@ NO_SIZE = "×"
 
 # A report lists this many activations with the largest introduced changes (see `Change`).
 LISTED = 10
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much one activation of the swapped model differs from the original model's activation.
+
+    There are three versions of the activation. The swapped activation is from the model with the
+    new modules. The original activation is from the model with the old modules. The isolated
+    activation is what the old module computes from the inputs of the new module.
+
+    - `name`: the full name of the activation.
+    - `module`: the path of the swapped module that computes the activation. "" means that no
+      swapped module computes the activation; then `introduced` is 0, and `inherited` is `total`.
+    - `scale`: the root mean square of the original activation.
+    - `total`: the root mean square of (swapped − original), divided by `scale`.
+    - `introduced`: the root mean square of (swapped − isolated), divided by `scale`.
+    - `inherited`: the root mean square of (isolated − original), divided by `scale`.
+    - `note`: if the four numbers are None, the reason. Otherwise a remark, or "" for no remark.
+    """
+
+    name: str
+    module: str
+    scale: float | None = None
+    total: float | None = None
+    introduced: float | None = None
+    inherited: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The result of `effect`: how a swap changed the predictions and each activation.
+
+    - `title`: the headline of the report.
+    - `cfg`: the architecture of the model.
+    - `device` and `dtype`: where and in which precision the model ran.
+    - `tokens`: the shape (batch, pos) of the tokens that the model read.
+    - `environment`: the versions of Python, packages and libraries, and the name of the processor.
+    - `swapped`: the path and the class names of each swapped module.
+    - `impact`: how much the predictions changed.
+    - `rows`: the change of each activation, in the order of the forward pass.
+    """
+
+    title: str
+    cfg: Config
+    device: str
+    dtype: str
+    tokens: tuple[int, int]
+    environment: dict[str, str]
+    swapped: list[Swapped]
+    impact: Impact
+    rows: list[Change]
+
+    @property
+    def first_change(self) -> Change | None:
+        """The first activation in the forward pass that changed, or None if none changed."""
+        return next((row for row in self.rows if row.total), None)
+
+    @property
+    def most_introduced(self) -> list[Change]:
+        """The activations whose `introduced` is a number above 0 or NaN, the largest first."""
+        sizes = {row: row.introduced for row in self.rows if row.introduced}
+        return sorted(sizes, key=lambda row: (not isnan(sizes[row]), -sizes[row]))
+
+    def __repr__(self) -> str:
+        return f"Effect({'; '.join((in_one_line(self.swapped), *said(self)))})"
+
+    def _repr_html_(self) -> str:
+        return framed(render(self))
 
 
 def total_map(report: Effect) -> HeatMap:
@@ -79,14 +151,6 @@ def square(change: Change, size: float | None) -> Square:
     )
 
 
-def places(report: Effect) -> dict[tuple[str, str], list[str]]:
-    """Return the paths of the swapped modules. The keys are (old class name, new class name)."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for swapped in report.swapped:
-        groups.setdefault((swapped.old, swapped.new), []).append(swapped.path)
-    return groups
-
-
 def notes(report: Effect) -> list[str]:
     """Return the notes of the report's rows, as texts for people.
 
@@ -107,20 +171,13 @@ def notes(report: Effect) -> list[str]:
     ]
 
 
-def in_words(names: list[str]) -> str:
-    """Return a text that lists `names`; of more than three names, only three and the count."""
-    if len(names) <= 3:
-        return ", ".join(names)
-    return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
-
-
 def render(report: Effect) -> str:
     """Return the report as an HTML page that works offline and needs no other file."""
     return render_page(
         "effect.html.jinja",
         report=report,
         sizes=SIZES,
-        places=places(report),
+        places=by_classes(report.swapped),
         total=total_map(report),
         introduced=introduced_map(report),
         listed=report.most_introduced[:LISTED],
@@ -142,18 +199,9 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
 
     batch, length = report.tokens
     say(report.title, f"{batch} × {length} tokens, {report.dtype} on {report.device}")
-    for (old, new), paths in places(report).items():
+    for (old, new), paths in by_classes(report.swapped).items():
         say(f"swapped: {old} → {new} at {in_words(paths)}")
-    felt, first = report.impact, report.first_change
-    say(
-        "",
-        f"output: {felt.top1_flips} of {felt.positions} top-1 predictions flipped, "
-        f"KL divergence {felt.kl_divergence:.2g} nats, loss {felt.loss_change:+.2g} nats",
-        f"first changed: {first.name}, by {number(first.total or 0, 2)} of its size"
-        if first
-        else "no activation changed",
-        "",
-    )
+    say("", *said(report), "")
     console.print(
         heat_map_table({"changed": total_map(report), "introduced": introduced_map(report)})
     )
@@ -167,6 +215,18 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
         console.print("", _most_introduced(report))
     if notes(report):
         say("", *notes(report))
+
+
+def said(report: Effect) -> tuple[str, str]:
+    """Return a line on the changed predictions, and a line on the first changed activation."""
+    felt, first = report.impact, report.first_change
+    return (
+        f"output: {felt.top1_flips} of {felt.positions} top-1 predictions flipped, "
+        f"KL divergence {felt.kl_divergence:.2g} nats, loss {felt.loss_change:+.2g} nats",
+        f"first changed: {first.name}, by {number(first.total or 0, 2)} of its size"
+        if first
+        else "no activation changed",
+    )
 
 
 def _most_introduced(report: Effect) -> "rich.table.Table":

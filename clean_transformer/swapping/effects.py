@@ -2,95 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from math import isnan
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from clean_transformer.analysis.comparison import LOGITS, Impact, impact, rms_difference, run
-from clean_transformer.config import Config
+from clean_transformer.analysis.comparison import LOGITS, impact, rms_difference, run
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.contract import kind, parts
 from clean_transformer.reports.environment import environment
 from clean_transformer.support.numerics import upcast
-from clean_transformer.swapping.libraries.base import Adapter
+from clean_transformer.swapping.effect_report import Change, Effect
 from clean_transformer.swapping.swaps import Swap
-
-
-@dataclass(frozen=True)
-class Swapped:
-    """One swapped module: its path, and the class names of the old and the new module."""
-
-    path: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
-class Change:
-    """How much one activation of the swapped model differs from the original model's activation.
-
-    There are three versions of the activation. The swapped activation is from the model with the
-    new modules. The original activation is from the model with the old modules. The isolated
-    activation is what the old module computes from the inputs of the new module.
-
-    - `name`: the full name of the activation.
-    - `module`: the path of the swapped module that computes the activation. "" means that no
-      swapped module computes the activation; then `introduced` is 0, and `inherited` is `total`.
-    - `scale`: the root mean square of the original activation.
-    - `total`: the root mean square of (swapped − original), divided by `scale`.
-    - `introduced`: the root mean square of (swapped − isolated), divided by `scale`.
-    - `inherited`: the root mean square of (isolated − original), divided by `scale`.
-    - `note`: if the four numbers are None, the reason. Otherwise a remark, or "" for no remark.
-    """
-
-    name: str
-    module: str
-    scale: float | None = None
-    total: float | None = None
-    introduced: float | None = None
-    inherited: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The result of `effect`: how a swap changed the predictions and each activation.
-
-    - `title`: the headline of the report.
-    - `cfg`: the architecture of the model.
-    - `device` and `dtype`: where and in which precision the model ran.
-    - `tokens`: the shape (batch, pos) of the tokens that the model read.
-    - `environment`: the versions of Python, packages and libraries, and the name of the processor.
-    - `swapped`: the path and the class names of each swapped module.
-    - `impact`: how much the predictions changed.
-    - `rows`: the change of each activation, in the order of the forward pass.
-    """
-
-    title: str
-    cfg: Config
-    device: str
-    dtype: str
-    tokens: tuple[int, int]
-    environment: dict[str, str]
-    swapped: list[Swapped]
-    impact: Impact
-    rows: list[Change]
-
-    @property
-    def first_change(self) -> Change | None:
-        """The first activation in the forward pass that changed, or None if none changed."""
-        return next((row for row in self.rows if row.total), None)
-
-    @property
-    def most_introduced(self) -> list[Change]:
-        """The activations whose `introduced` is a number above 0 or NaN, the largest first."""
-        sizes = {row: row.introduced for row in self.rows if row.introduced}
-        return sorted(sizes, key=lambda row: (not isnan(sizes[row]), -sizes[row]))
 
 
 @torch.no_grad()
@@ -129,11 +54,9 @@ def effect(
     def give(path: str, _: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
         return received[path]
 
-    new = _class_names(model, paths)
     with _before_each(model, paths, keep):
         now = _activations(model, tokens, _watched(model, paths))
     with swapped.undone():
-        old = _class_names(model, paths)
         names = _watched(model, paths)
         original = _activations(model, tokens, names)
         with _before_each(model, paths, give):
@@ -152,7 +75,7 @@ def effect(
         dtype=str(logits.dtype).removeprefix("torch."),
         tokens=(tokens.shape[0], tokens.shape[1]),
         environment=environment(),
-        swapped=[Swapped(path, old[path], new[path]) for path in paths],
+        swapped=swapped.swapped,
         impact=impact(logits, upcast(original[LOGITS]), tokens.cpu()),
         rows=rows,
     )
@@ -202,14 +125,6 @@ def _before_each(
             handle = model.get_submodule(path).register_forward_pre_hook(partial(hook, path))
             placed.callback(handle.remove)
         yield
-
-
-def _class_names(model: nn.Module, paths: tuple[str, ...]) -> dict[str, str]:
-    modules = {path: model.get_submodule(path) for path in paths}
-    return {
-        path: type(module.module if isinstance(module, Adapter) else module).__name__
-        for path, module in modules.items()
-    }
 
 
 def _merged(

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.modules.contract import accepts, kind, parts
+from clean_transformer.reports.page import in_words, render_page
 from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
 from clean_transformer.swapping.libraries.ours import Ours
 from clean_transformer.swapping.loading import WeightsNotCopied, load
+from clean_transformer.swapping.swapped import Swapped, by_classes, class_name, in_one_line
 from clean_transformer.swapping.trial import SwapError, probe
 
 Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
@@ -30,11 +32,22 @@ class Swap(AbstractContextManager["Swap"]):
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
 
+    - `swapped`: the path and the class names of each swapped module.
     - `paths`: the paths of the swapped modules.
     - `lost`: the full names of the hook points that do not run while the new modules are in place.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], places: list[Place], lost: list[str]):
+    def __init__(
+        self,
+        old: dict[str, nn.Module],
+        modules: dict[str, nn.Module],
+        places: list[Place],
+        lost: list[str],
+    ):
+        self.swapped = [
+            Swapped(path, class_name(old[path]), class_name(module))
+            for path, module in modules.items()
+        ]
         self.paths, self.lost = tuple(modules), tuple(lost)
         self._now = places
         self._before = [place.put() for place in places]
@@ -51,6 +64,17 @@ class Swap(AbstractContextManager["Swap"]):
         ]
         for module in self._told:
             vars(module)["takes_per_head_inputs"] = accepts(module, "key_input")
+
+    def __repr__(self) -> str:
+        return f"Swap({in_one_line(self.swapped)}{'' if self._now else '; restored'})"
+
+    def _repr_html_(self) -> str:
+        changes = by_classes(self.swapped)
+        facts = {f"{old} → {new}": in_words(paths) for (old, new), paths in changes.items()}
+        facts["state"] = "in place" if self._now else "restored"
+        if self.lost:
+            facts["hook points that do not run"] = in_words([*self.lost])
+        return render_page("facts.html.jinja", title="Swap", facts=facts)
 
     def restore(self) -> None:
         """Put the old modules (the same objects) back into the model. A second call does nothing.
@@ -140,13 +164,13 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
     """Put our modules into a `HookedTransformer`, `TransformerBridge` or `GPT2LMHeadModel`.
 
     `pattern`, `make`, the returned `Swap`, errors and warnings are the same as for `swap`. Patterns
-    are written with the paths of our models, such as "blocks.3.attn", for every library. An adapter
-    gives each new module the call signature of the other library. The adapter also converts the
-    other library's KV caches and padding masks, so that the library's `generate` works. In models
-    of TransformerLens, the old hook points replace the new module's hook points with the same
-    names, so that `run_with_cache` and hooks work too. Hugging Face's `output_attentions` and
+    are written with the paths of our models, such as "blocks.3.attn", for every library. The
+    weights that a class gets are converted to our names and layouts. An adapter gives each new
+    module the call signature of the other library. The adapter also converts the other library's KV
+    caches and padding masks, so that the library's `generate` works. In models of TransformerLens,
+    the old hook points replace the new module's hook points with the same names, so that
+    `run_with_cache` and hooks work too. Hugging Face's `output_attentions` and
     `output_hidden_states` do not contain activations of transplanted modules.
-    The weights of a class are converted from the other library's names and layouts.
     """
     home = library_of(their_model)
     if home is None or isinstance(home, Ours):
@@ -195,7 +219,7 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
             WeightsNotCopied,
             stacklevel=3,
         )
-    return Swap(modules, places, lost)
+    return Swap(found, modules, places, lost)
 
 
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:

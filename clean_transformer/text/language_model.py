@@ -205,9 +205,10 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         if mode not in ("first", "last"):
             raise ValueError(f"mode is {mode!r}; it must be 'first' or 'last'")
         tokens = self.to_tokens(input, prepend_bos) if isinstance(input, str) else input
-        if isinstance(single_token, str):
-            single_token = self.to_single_token(single_token)
-        found = (tokens.flatten() == single_token).nonzero().flatten().tolist()
+        token = single_token
+        if isinstance(token, str):
+            token = self.to_single_token(token)
+        found = (tokens.flatten() == token).nonzero().flatten().tolist()
         if not found:
             raise ValueError(f"{single_token!r} is not in the text")
         return found[0] if mode == "first" else found[-1]

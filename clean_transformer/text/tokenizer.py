@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clean_transformer.reports.page import render_page
 from clean_transformer.weights import hub
 
 if TYPE_CHECKING:
@@ -225,6 +226,18 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The number of tokens, `d_vocab`."""
         return self.d_vocab
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.d_vocab} tokens; {END_OF_TEXT} is {self.eos_token_id})"
+
+    def _repr_html_(self) -> str:
+        example = self.to_str_tokens("Hello world, 1234!", prepend_bos=False)
+        facts = {
+            "tokens": self.d_vocab,
+            END_OF_TEXT: self.eos_token_id,
+            "“Hello world, 1234!”": " | ".join(map(visible, example)),
+        }
+        return render_page("facts.html.jinja", title="Tokenizer", facts=facts)
 
     def _checked(self, tokens: object) -> Int[Tensor, "..."]:
         try:

@@ -174,8 +174,6 @@ def json_of(page: Element, name: str) -> Any:
 
 def test_the_data_in_the_page(explanation, page):
     inline = json_of(Page(page).root, "data")
-    cfg = inline.pop("cfg")
-    assert cfg == {"n_layers": 3, "n_heads": 5}
     told = json.loads(json.dumps(vars(explanation) | {"cfg": None}))  # whose keys are strings
     assert inline == {name: told[name] for name in inline}
     assert inline.keys() == told.keys() - {"model", "cfg", "tokens"}

@@ -129,7 +129,7 @@ def test_the_doctor(small: Path) -> None:
     assert [path.name for path in small.iterdir()] == ["reproduce-gelu-cpu-float32.py"]
     result = call("compare", small.parent / "before.json", small.parent / "after.json")
     assert result.exit_code == 1
-    assert "cpu float32 run" in result.stdout
+    assert "run: PASS → WRONG" in result.stdout
 
 
 def test_2_where_the_weights_are_not_finite(tmp_path: Path) -> None:

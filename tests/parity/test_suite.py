@@ -125,7 +125,7 @@ def test_a_healthy_device_passes_and_meets_no_float64(dtype: torch.dtype) -> Non
     assert run.impact is not None
     assert (steps[0], steps[-1]) == ("first call", "single operations")
     left_out = len(uses(WEIGHTS.cfg)) - 1
-    assert len(steps) == number_of_steps(WEIGHTS.cfg, "eager") - left_out
+    assert len(steps) == number_of_steps(WEIGHTS.cfg) - left_out
 
 
 @pytest.mark.usefixtures("model_alone")

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from clean_transformer.analysis.comparison import Impact
 from clean_transformer.parity.activations.drift import threads
+from clean_transformer.reports.page import in_words
 from clean_transformer.swapping.effect_report import (
     BARS,
     COLORS,
     SCHEMA,
     SIZES,
-    in_words,
+    Change,
+    Effect,
     introduced_map,
     notes,
     print_effect,
@@ -28,7 +31,8 @@ from clean_transformer.swapping.effect_report import (
     write_html,
     write_json,
 )
-from clean_transformer.swapping.effects import Change, Effect, Swapped, effect
+from clean_transformer.swapping.effects import effect
+from clean_transformer.swapping.swapped import Swapped
 from clean_transformer.swapping.swaps import HookPointsLost, swap
 
 from ..helpers import random_model, random_tokens, tiny
@@ -292,8 +296,12 @@ def test_everything_is_escaped(measured: Effect) -> None:
 
 def test_it_follows_the_readers_colors(measured: Effect) -> None:
     text = render(measured)
-    dark = text.index("@media (prefers-color-scheme: dark)")
-    assert text.index("--s0:") < dark < text.index("--s0:", dark)
+    assert "color-scheme: light dark;" in text
+    # Every color is given for light and for dark, and every color that is used is given.
+    given = dict(re.findall(r"(--[\w-]+): ([^;]*);", text))
+    used = {*re.findall(r"var\((--[\w-]+)\)", text)} - {"--layers"}
+    assert used <= given.keys()
+    assert all(given[name].startswith(("light-dark(", "var(")) for name in used)
 
 
 @pytest.mark.slow

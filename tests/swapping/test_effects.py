@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clean_transformer import MLP, Attention, DemoTransformer, HookPoint
-from clean_transformer.swapping.effects import Change, Effect, effect
+from clean_transformer.swapping.effect_report import Change, Effect
+from clean_transformer.swapping.effects import effect
 from clean_transformer.swapping.swaps import Swap, swap
 
 from ..helpers import configs, random_model, random_tokens, tiny, unchecked_types

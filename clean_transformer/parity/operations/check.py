@@ -17,6 +17,7 @@ from clean_transformer.parity.operations.diagnosis import Attempt, Finding
 from clean_transformer.parity.operations.judgment import judge
 from clean_transformer.parity.operations.replay import computed, operation_name
 from clean_transformer.parity.verdict import Verdict
+from clean_transformer.reports.page import render_page
 
 
 @dataclass
@@ -50,6 +51,25 @@ class OperationsReport:
         if self.finding is not None:
             return self.finding.verdict
         return Verdict.NOT_CHECKED if self.not_checked or not self.seen else Verdict.PASS
+
+    @property
+    def _said(self) -> str:
+        counts = f"{self.compared.total()} of {self.seen.total()} calls compared"
+        if self.finding is None:
+            return counts
+        return f"{counts}; {self.finding.call.name}: {self.finding.diagnosis}"
+
+    def __repr__(self) -> str:
+        return f"OperationsReport({self.verdict.value}; {self._said})"
+
+    def _repr_html_(self) -> str:
+        return render_page(
+            "verdict.html.jinja",
+            title="ATen calls",
+            verdict=self.verdict,
+            said=self._said,
+            rows=[],
+        )
 
 
 class _FirstWrong(Exception):

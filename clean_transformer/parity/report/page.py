@@ -12,7 +12,6 @@ from clean_transformer.parity.report.wording import (
     ANOTHER_FUNCTION,
     describe,
     meaning,
-    run_name,
     use_line,
 )
 from clean_transformer.parity.results import DeviceRun, SuiteReport
@@ -66,7 +65,6 @@ def render(report: SuiteReport) -> str:
         describe=describe,
         use_line=use_line,
         sentence=meaning,
-        run_name=run_name,
         worst=lambda rows: worst(row.verdict for row in rows),
         failed=failed,
         worst_reference=worst_reference,
@@ -97,7 +95,7 @@ def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
     for index, run in enumerate(report.runs, 1):
         if run.verdict is not Verdict.PASS:
             why = f"{meaning(run)} {_reason(run)}".strip()
-            found.append((f"run-{index}", run_name(run), run.verdict, why))
+            found.append((f"run-{index}", run.title, run.verdict, why))
     return found
 
 

@@ -16,7 +16,6 @@ from clean_transformer.parity.report.wording import (
     describe,
     located_lines,
     meaning,
-    run_name,
     script_name,
     use_line,
 )
@@ -53,7 +52,7 @@ def print_report(
         console.print(ANOTHER_FUNCTION)
     for run in report.runs:
         if meaning(run):
-            console.print(f"{run_name(run)}: {meaning(run)}", markup=False)
+            console.print(f"{run.title}: {meaning(run)}", markup=False)
     console.print()
     console.print(_same_function(report))
     if report.same_function and (worst_rows or all_rows):

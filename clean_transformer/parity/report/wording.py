@@ -30,12 +30,6 @@ def group_of(name: str) -> str:
     return f"block {parts[1]}" if parts[0] == "blocks" else "outside"
 
 
-def run_name(run: DeviceRun) -> str:
-    """The device, dtype and mode of a run, such as "cpu float32". "eager" is not mentioned."""
-    mode = "" if run.mode == "eager" else f", {run.mode}"
-    return f"{run.device} {run.dtype}{mode}"
-
-
 def script_name(run: DeviceRun) -> str:
     """The file name of the script that reproduces the first wrong operation of a run."""
     operation = run.located.operation.split(".")[1] if run.located else "nothing"

@@ -22,20 +22,18 @@ def judge_uses(
     judge: Judge,
     *,
     locates: bool = True,
-    with_cache: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[UseResult]:
     """Judge every use of `uses(cfg)`, training and sampling. Return their results.
 
-    If `with_cache` is False, uses with a KV cache are left out. If `locates`, the judge searches
+    If `locates`, the judge searches
     each use that fails for its first wrong operation, which becomes `located` in the result. Before
     each use, `on_step` gets the use's `case`; before sampling, it gets "sampling".
     """
     model, results = judge.model, []
     for use in uses(model.cfg):
-        if with_cache or not use.is_cached:
-            on_step(use.case)
-            results.append(judge(use, locates=locates))
+        on_step(use.case)
+        results.append(judge(use, locates=locates))
     on_step("training")
     results.append(judge_training(judge, locates=locates))
     on_step("sampling")

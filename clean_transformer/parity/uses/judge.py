@@ -17,6 +17,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.parity.activations.isolated import Isolated
@@ -96,13 +97,15 @@ class Judge:
 
     `exact` builds the model's parts in float64. `generator` chooses which blocks and which rows of
     logits are judged. `products` is the dtype in which matrix products are computed: the autocast
-    dtype, or None for the model's own dtype.
+    dtype, or None for the model's own dtype. `cache_class` is the class of the KV caches. Compiled
+    models need `StaticKVCache`: with `KVCache`, they would be compiled again for each length.
     """
 
     model: DemoTransformer
     exact: ExactParts
     generator: torch.Generator
     products: torch.dtype | None = None
+    cache_class: type[KVCache] = KVCache
 
     @torch.no_grad()
     def __call__(self, use: Use, *, locates: bool) -> UseResult:
@@ -123,11 +126,11 @@ class Judge:
 
     def _locate(self, use: Use, bad: Judged) -> Located | None:
         """The first wrong operation in a part that fails, or None if none was found."""
-        found = check_operations(run, use, bad.part, bad.inputs, self.model.cache_class).finding
+        found = check_operations(run, use, bad.part, bad.inputs, self.cache_class).finding
         return in_words(found, f"{bad.row.name}, {use.case}") if found else None
 
     def _parts(self, use: Use) -> Iterator[Judged]:
-        model, cache_class = self.model, self.model.cache_class
+        model, cache_class = self.model, self.cache_class
 
         def judged(judge: Callable[..., tuple[Isolated, int]], *place: int) -> Judged:
             with trusted():

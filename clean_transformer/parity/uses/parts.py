@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule
-from clean_transformer.kv_cache import KVCache
+from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
@@ -33,11 +33,16 @@ def run(
 
     If the use has a KV cache, all calls share one cache, on the device of the inputs. After a call
     in `use.selects`, the cache keeps only the selected rows of the batch.
+
+    With a `StaticKVCache`, compiled modules run compiled only for single tokens, as after
+    `optimize(compile=True)`. Calls that read more tokens run as written.
     """
     cache = on_device(use.cache(cache_class), inputs[0].device)
     outputs = []
     for number, given in enumerate(inputs):
-        outputs.append(part(given, cache))
+        is_prefill = isinstance(cache, StaticKVCache) and given.shape[1] > 1
+        with torch.compiler.set_stance("force_eager" if is_prefill else "default"):
+            outputs.append(part(given, cache))
         if cache is not None:
             cache.advance(given.shape[1])
             if number in use.selects:
@@ -71,8 +76,12 @@ def block(module: nn.Module, residual: Tensor, cache: KVCache | None) -> Tensor:
     """
     if cache is None:
         return module(residual)
-    # A static cache creates its tensor `slot` here; its layers need `slot`.
-    cache.slots(residual.shape[1], residual.device)
+    if isinstance(cache, StaticKVCache) and cache.slot is None:
+        # Allocate the memory of the cache here, because a compiled block cannot do it.
+        cache.slots(0, residual.device)
+        n_heads, _, d_head = module.get_parameter("attn.W_Q").shape
+        nothing = residual.new_zeros(len(residual), 0, n_heads, d_head)
+        cache.layers[0].append(nothing, nothing)
     return module(residual, kv_cache=cache.layers[0])
 
 

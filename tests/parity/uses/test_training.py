@@ -7,7 +7,6 @@ from torch import Tensor
 from clean_transformer.modules import mlp
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.modules.mlp import MLP
-from clean_transformer.parity.activations.black_box import compiled_leaves
 from clean_transformer.parity.faults.corruptions import with_result
 from clean_transformer.parity.faults.gradients import GRADIENT_FAULTS
 from clean_transformer.parity.uses.judge import Judge, UseResult
@@ -63,14 +62,6 @@ def test_an_optimized_model_trains_with_its_own_forward():
     judge = judge_of()
     judge.model.optimize()
     assert judge_training(judge, locates=True).verdict is Verdict.PASS
-
-
-@pytest.mark.slow
-def test_compiled_modules_pass():
-    judge = judge_of()
-    with compiled_leaves(judge.model):
-        result = judge_training(judge, locates=True)
-    assert result.verdict is Verdict.PASS, result.first_failure
 
 
 def test_weights_without_a_tie_pass():

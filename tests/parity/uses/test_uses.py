@@ -1,13 +1,18 @@
 """Each use of the model is judged for itself, in the shapes that it alone has."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from clean_transformer.kv_cache import StaticKVCache
+from clean_transformer.parity.faults import DEVICE_FAULTS
 from clean_transformer.parity.faults.corruptions import DeviceFault
 from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.uses.every import judge_sampling, judge_uses
 from clean_transformer.parity.uses.judge import Judge, UseResult
 from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.uses.sampling import check_sampling
 from clean_transformer.parity.uses.table import steps, uses
 from clean_transformer.parity.verdict import Verdict
 
@@ -209,6 +214,29 @@ def test_one_token_is_read_after_each_of_the_positions(length, positions, reads)
     assert steps(length, positions) == reads
 
 
-def test_a_run_without_caches_leaves_out_the_uses_that_need_them():
-    results = judge_uses(judge_of(F32), with_cache=False)
-    assert [each.use.name for each in results] == ["forward", "long text", "sampling"]
+def test_a_static_cache_is_judged_like_another():
+    judge = replace(judge_of(F32), cache_class=StaticKVCache)
+    for use in uses(WEIGHTS.cfg):
+        if use.is_cached:
+            result = judge(use, locates=True)
+            assert result.verdict is Verdict.PASS, result.first_failure
+
+
+def test_sampling_runs_every_operation_that_chooses_tokens():
+    logits = torch.randn(4, WEIGHTS.cfg.d_vocab, generator=torch.Generator().manual_seed(0))
+    reports = check_sampling(WEIGHTS.cfg, logits)
+    seen = {name for _, report in reports for name in report.compared}
+    wanted = "argmax topk sort cumsum _softmax _log_softmax multinomial scatter index"
+    assert {*wanted.split()} <= seen
+
+
+SAMPLING_FAULTS = [fault for fault in DEVICE_FAULTS if fault.use == "sampling"]
+
+
+@pytest.mark.parametrize("fault", SAMPLING_FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_of_sampling_is_found_and_located(fault: DeviceFault):
+    with fault.plant():
+        result = judged("sampling")
+    assert result.verdict is Verdict.WRONG
+    assert result.located is not None
+    assert result.located.operation.split(".")[1] in fault.operations

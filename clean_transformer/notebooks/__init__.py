@@ -1,0 +1,1 @@
+"""Seven walkthroughs as Jupyter notebooks. `clean-transformer notebook` lists and copies them."""
