@@ -13,15 +13,15 @@ from clean_transformer.parity.measurements import cliff_inputs
 from clean_transformer.parity.modes import choose_modes
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.suite import check_device, number_of_steps, run_suite
-from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.devices import choose_devices
 from clean_transformer.support.dtypes import choose_dtypes
 from clean_transformer.weights.hub import HubError
 
 from ..helpers import tiny
-from .small import BF16, F16, F32, F64, no_float64, small_model, small_weights
+from .small import BF16, F16, F32, F64, no_float64, small_weights
 
 WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
 
