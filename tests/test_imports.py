@@ -50,7 +50,7 @@ SUB_LAYERS = {
         ("results", "measurements"),
         ("suite",),
         ("report/*",),
-        ("assertion",),
+        ("assertion", "any_model/*"),
         ("pytest_plugin", "__init__"),
     ),
     "weights": (

@@ -11,6 +11,7 @@ import typer
 
 from clean_transformer.cli import (
     bench,
+    check,
     compare,
     explain,
     generate,
@@ -32,6 +33,7 @@ COMMANDS = (
     swap.swap,
     parity.parity,
     parity.doctor,
+    check.check,
     bench.bench,
     compare.compare,
     train.train,

@@ -9,26 +9,28 @@ class Verdict(str, Enum):
     """The possible verdicts, from the best (PASS) to the worst (WRONG).
 
     DEGRADED means that the device is less accurate than a healthy device. WRONG means that rounding
-    cannot explain the error. The verdict of a run is the worst verdict of its checks.
+    cannot explain the error. ERROR means that the check ended with an exception. The verdict of a
+    run is the worst verdict of its checks.
     """
 
     PASS = "PASS"
     NOT_CHECKED = "NOT CHECKED"
+    ERROR = "ERROR"
     DEGRADED = "DEGRADED"
     WRONG = "WRONG"
 
     @property
     def severity(self) -> int:
-        """The verdict as a number to sort by, from 0 for PASS to 3 for WRONG."""
+        """The verdict as a number to sort by, from 0 for PASS to 4 for WRONG."""
         return [*Verdict].index(self)
 
     @property
     def exit_status(self) -> int:
-        """The exit status of the command: 0 for PASS, 3 for NOT CHECKED, 1 for the others.
+        """The exit status of the command: 0 for PASS, 3 for NOT CHECKED, 2 for ERROR, 1 for others.
 
-        Exit status 2 is not a verdict: it means that the command could not run.
+        Exit status 2 also means that the command could not run at all.
         """
-        return {Verdict.PASS: 0, Verdict.NOT_CHECKED: 3}.get(self, 1)
+        return {Verdict.PASS: 0, Verdict.NOT_CHECKED: 3, Verdict.ERROR: 2}.get(self, 1)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

@@ -10,8 +10,9 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from clean_transformer.analysis.comparison import LOGITS as LOGITS
 from clean_transformer.config import Config
@@ -48,10 +49,14 @@ class Implementation:
     dtype of these parameters. `build` raises `ReferenceUnavailable` if the needed package is not
     installed or does not support the model. `is_installed()` says whether the needed package is
     installed. The reference "auto" is the installed reference with the lowest `rank`.
+
+    `model(cfg, state, device)` returns the implementation's model itself on `device`, with its
+    default settings. It raises `ReferenceUnavailable` like `build`.
     """
 
     name: str
     build: Callable[[Config, State], Reference]
+    model: Callable[[Config, State, torch.device], nn.Module]
     is_installed: Callable[[], bool]
     rank: int
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -29,12 +30,7 @@ def is_installed() -> bool:
 
 def hooked_transformer(cfg: Config, state: State) -> Reference:
     """Build the reference around a `HookedTransformer` that caches all optional activations."""
-    import_package("transformer_lens", "hooked")
-    if not is_installed():
-        raise ReferenceUnavailable(
-            f"transformer_lens {version('transformer_lens')} has no HookedTransformer; "
-            "install the extra 'hooked' (transformer_lens 3.9.0) in an environment of its own"
-        )
+    require_installed()
     model = hooked_model(
         cfg,
         state,
@@ -49,6 +45,22 @@ def hooked_transformer(cfg: Config, state: State) -> Reference:
         return {**cache, LOGITS: logits}
 
     return Reference(f"HookedTransformer {version('transformer_lens')}", run)
+
+
+def require_installed() -> None:
+    """Raise `ReferenceUnavailable` if no version with `HookedTransformer` is installed."""
+    import_package("transformer_lens", "hooked")
+    if not is_installed():
+        raise ReferenceUnavailable(
+            f"transformer_lens {version('transformer_lens')} has no HookedTransformer; "
+            "install the extra 'hooked' (transformer_lens 3.9.0) in an environment of its own"
+        )
+
+
+def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
+    """Return a `HookedTransformer` on `device` with the default settings."""
+    require_installed()
+    return hooked_model(cfg, state).to(device, print_details=False)
 
 
 def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
@@ -87,4 +99,4 @@ def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
     return model
 
 
-IMPLEMENTATION = Implementation("hooked", hooked_transformer, is_installed, rank=1)
+IMPLEMENTATION = Implementation("hooked", hooked_transformer, plain_model, is_installed, rank=1)

@@ -39,7 +39,7 @@ def huggingface(cfg: Config, state: State) -> Reference:
     Forward hooks on the model's modules collect the activations.
     """
     import_package("transformers", "bridge")
-    model = gpt2_lm_head_model(cfg, state)
+    model = gpt2_lm_head_model(cfg, state, attention="eager")
 
     def heads(merged: Tensor) -> Tensor:
         return rearrange(merged, "... (head d_head) -> ... head d_head", head=cfg.n_heads)
@@ -91,9 +91,16 @@ def huggingface(cfg: Config, state: State) -> Reference:
     return Reference(f"GPT2LMHeadModel {version('transformers')}", run)
 
 
-def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
+def plain_model(cfg: Config, state: State, device: torch.device) -> nn.Module:
+    """Return a `GPT2LMHeadModel` on `device`, with fused attention, as transformers loads it."""
+    import_package("transformers", "bridge")
+    return gpt2_lm_head_model(cfg, state, attention="sdpa").to(device)
+
+
+def gpt2_lm_head_model(cfg: Config, state: State, *, attention: str) -> Any:
     """Return a `GPT2LMHeadModel` on the CPU with the parameters and the dtype of `state`.
 
+    `attention` is "eager", which computes attention in small steps, or "sdpa", the fused attention.
     Raises `ReferenceUnavailable` if `GPT2LMHeadModel` does not support this configuration.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -108,7 +115,7 @@ def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
         model = GPT2LMHeadModel(
             GPT2Config(
                 **fields,
-                attn_implementation="eager",
+                attn_implementation=attention,
                 bos_token_id=end_of_text,
                 eos_token_id=end_of_text,
             )
@@ -121,4 +128,4 @@ def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
     return model
 
 
-IMPLEMENTATION = Implementation("huggingface", huggingface, is_installed, rank=2)
+IMPLEMENTATION = Implementation("huggingface", huggingface, plain_model, is_installed, rank=2)

@@ -68,13 +68,7 @@ def is_installed() -> bool:
 
 def transformer_bridge(cfg: Config, state: State) -> Reference:
     """Build the reference around a `TransformerBridge`, which wraps a `GPT2LMHeadModel`."""
-    import_package("transformer_lens", "bridge")
-    if not is_installed():
-        raise ReferenceUnavailable(
-            f"transformer_lens {version('transformer_lens')} is not the TransformerBridge of 4.x; "
-            "install the extra 'bridge'"
-        )
-    bridge = bridge_around(gpt2_lm_head_model(cfg, state), "cpu", state["embed.W_E"].dtype)
+    bridge = plain_model(cfg, state, torch.device("cpu"))
 
     def run(tokens: Int[Tensor, "batch pos"]) -> Mapping[str, Tensor]:
         logits, cache = bridge.run_with_cache(tokens)
@@ -89,6 +83,18 @@ def transformer_bridge(cfg: Config, state: State) -> Reference:
         for block in (f"blocks.{layer}" for layer in range(cfg.n_layers))
     }
     return Reference(f"TransformerBridge {version('transformer_lens')}", run, aliases)
+
+
+def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
+    """Return a `TransformerBridge` on `device` that wraps a `GPT2LMHeadModel`."""
+    import_package("transformer_lens", "bridge")
+    if not is_installed():
+        raise ReferenceUnavailable(
+            f"transformer_lens {version('transformer_lens')} is not the TransformerBridge of 4.x; "
+            "install the extra 'bridge'"
+        )
+    hf_model = gpt2_lm_head_model(cfg, state, attention="eager").to(device)
+    return bridge_around(hf_model, str(device), state["embed.W_E"].dtype)
 
 
 def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
@@ -118,4 +124,4 @@ def masked_with_infinity(scores: Tensor) -> Tensor:
     return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
 
 
-IMPLEMENTATION = Implementation("bridge", transformer_bridge, is_installed, rank=1)
+IMPLEMENTATION = Implementation("bridge", transformer_bridge, plain_model, is_installed, rank=1)

@@ -12,6 +12,7 @@ from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.report.squares import STYLES, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places
 from clean_transformer.parity.report.wording import (
+    HasUses,
     describe,
     located_lines,
     meaning,
@@ -98,7 +99,7 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
         console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has no {device}")
 
 
-def uses_table(run: DeviceRun) -> Table:
+def uses_table(run: HasUses) -> Table:
     """Return a table with a row for each use of the model: its verdict, and its `use_line`."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for use in run.by_use:

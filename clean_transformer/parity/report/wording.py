@@ -1,5 +1,7 @@
 """Sentences for the report in the terminal, the report on the HTML page, and `assert_parity`."""
 
+from typing import Protocol
+
 from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
@@ -36,7 +38,12 @@ def run_name(run: DeviceRun) -> str:
 def script_name(run: DeviceRun) -> str:
     """The file name of the script that reproduces the first wrong operation of a run."""
     operation = run.located.operation.split(".")[1] if run.located else "nothing"
-    return f"reproduce-{operation}-{run.device.replace(':', '')}-{run.dtype}.py"
+    return script_file(operation, run.device, run.dtype)
+
+
+def script_file(operation: str, device: str, dtype: str) -> str:
+    """The file name of a script that reproduces an error of `operation`, such as "mm"."""
+    return f"reproduce-{operation}-{device.replace(':', '')}-{dtype}.py"
 
 
 def located_lines(located: Located) -> list[str]:
@@ -79,7 +86,15 @@ def use_line(use: UseSummary) -> str:
     return f"{use.name}: {use.means}{where}"
 
 
-def meaning(run: DeviceRun) -> str:
+class HasUses(Protocol):
+    """A result with a summary for each use of the model, such as `DeviceRun`."""
+
+    @property
+    def by_use(self) -> list[UseSummary]:
+        """One summary for each use."""
+
+
+def meaning(run: HasUses) -> str:
     """Say which uses of the model are wrong on the run's device, and which uses are right.
 
     DEGRADED uses are called wrong too. Returns "" if no use is WRONG or DEGRADED.

@@ -1,0 +1,92 @@
+"""Prints the result of `check_model` in a terminal."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clean_transformer.parity.any_model.paths import MODEL, OUTSIDE
+from clean_transformer.parity.any_model.results import ModelReport, Row, alike, summed
+from clean_transformer.parity.report.terminal import styled, uses_table
+from clean_transformer.parity.report.wording import located_lines, meaning
+from clean_transformer.parity.verdict import Verdict
+
+HEADLINES = {
+    Verdict.PASS: "{device} computes {model} correctly.",
+    Verdict.NOT_CHECKED: "no error was found, but not everything could be checked.",
+    Verdict.ERROR: "{model} raised an exception.",
+    Verdict.DEGRADED: "{device} computes {model} less accurately than it should.",
+    Verdict.WRONG: "{device} computes {model} wrongly. Do not trust its results.",
+}
+
+
+def print_model_report(report: ModelReport, title: str, console: Console) -> None:
+    """Print the verdict, the uses, the first wrong call, and a row per operation and per module.
+
+    `title` says where the model comes from.
+    """
+    build, dtypes = report.environment, ", ".join(report.dtypes)
+    console.print(
+        f"{report.device} in {dtypes or 'no floating-point dtype'}: PyTorch {build['torch']}, "
+        f"{build['cpu']}, {build['system']}",
+        markup=False,
+    )
+    console.print(f"{report.model} of {title}; inputs: {report.inputs}", markup=False)
+    headline = HEADLINES[report.verdict].format(device=report.device, model=report.model)
+    console.print(styled(report.verdict), Text(headline))
+    if meaning(report):
+        console.print(meaning(report), markup=False)
+    console.print(uses_table(report))
+    for use in report.uses:
+        if use.failure:
+            failure = f"{use.failed_as.value} {use.name}: {use.failure}"
+            console.print(failure, markup=False, highlight=False)
+    for name, reason in report.absent.items():
+        console.print(f"no {name}: {reason}", markup=False)
+    _print_not_checked(report, console)
+    if report.first_wrong:
+        console.print("First wrong call:", style="bold")
+        console.print("\n".join(located_lines(report.first_wrong)), markup=False, highlight=False)
+    console.print()
+    _print_rows(report, console)
+
+
+def _print_not_checked(report: ModelReport, console: Console) -> None:
+    counts: Counter[str] = Counter()
+    for row in report.rows:
+        counts[row.operation] += row.not_checked
+    for operation, count in (+counts).items():
+        console.print(styled(Verdict.NOT_CHECKED), f"{operation}: {count:,} calls")
+
+
+def _print_rows(report: ModelReport, console: Console) -> None:
+    rounding = [row for row in report.rows if row.ratio or row.verdict is not Verdict.PASS]
+    by_operation = summed(rounding, lambda row: f"{row.operation} {row.dtype}".rstrip())
+    console.print(_table("operation", by_operation, "worst in", lambda row: row.module))
+    seen = {row.operation for row in report.rows} - {row.operation for row in rounding}
+    console.print(f"{len(seen)} other operations, whose results have no rounding error, are right.")
+    console.print()
+    by_module = summed(rounding, lambda row: alike(row.module))
+    console.print(_table("module", by_module, "worst operation", lambda row: row.operation))
+    calls = sum(row.calls for row in report.rows)
+    console.print(
+        f"{calls:,} calls were checked. A ratio counts roundings; bits are the correct bits. "
+        f"{MODEL}: calls in the forward method of the model itself. {OUTSIDE}: calls outside of "
+        "the model, such as the loss.",
+        markup=False,
+    )
+
+
+def _table(
+    heading: str, sums: dict[str, tuple[Row, Row]], place: str, where: Callable[[Row], str]
+) -> Table:
+    table = Table(heading, "calls", "worst ratio", "bits", "", box=None, padding=(0, 2, 0, 0))
+    table.columns[0].overflow = "fold"
+    table.add_column(place, overflow="fold")
+    for name, (total, worst_row) in sums.items():
+        bits = f"{total.bits:.1f}" if abs(total.bits) < float("inf") else ""
+        numbers = (f"{total.calls:,}", f"{total.ratio:.3g}", bits)
+        table.add_row(name, *numbers, styled(total.verdict), where(worst_row))
+    return table
