@@ -54,8 +54,7 @@ def check_model(
     Beside the model and its activations, it needs memory for the float64 replay of one call.
 
     If the model raises an exception in a use, the verdict of the use is ERROR. Raises `ValueError`
-    if a part of the model is compiled, because `check_model` does not see the operations inside of
-    compiled code.
+    if a module is compiled, because PyTorch would run it uncompiled during the check.
     """
     _refuse_compiled(model)
     args, kwargs = _arguments(inputs)
@@ -114,8 +113,8 @@ def _refuse_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             raise ValueError(
-                f"{name or 'the model'} is compiled, so its operations cannot be seen; check the "
-                "model before torch.compile"
+                f"{name or 'the model'} is compiled, but the check would run it uncompiled, to see "
+                "its operations; check the model before torch.compile"
             )
 
 
@@ -133,6 +132,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         if parameter.requires_grad and parameter.is_leaf:
             handles.append(parameter.register_post_accumulate_grad_hook(_forget))  # type: ignore[no-untyped-call]
     devices = {each.device for each in model.parameters() if each.device.type == "cuda"}
+    model.eval()
     try:
         with torch.random.fork_rng(devices):
             yield

@@ -46,6 +46,8 @@ def print_model_report(report: ModelReport, title: str, console: Console) -> Non
     for name, reason in report.absent.items():
         console.print(f"no {name}: {reason}", markup=False)
     _print_not_checked(report, console)
+    if not report.rows:
+        return
     if report.first_wrong:
         console.print("First wrong call:", style="bold")
         console.print("\n".join(located_lines(report.first_wrong)), markup=False, highlight=False)
@@ -63,26 +65,32 @@ def _print_not_checked(report: ModelReport, console: Console) -> None:
 
 def _print_rows(report: ModelReport, console: Console) -> None:
     rounding = [row for row in report.rows if row.ratio or row.verdict is not Verdict.PASS]
-    by_operation = summed(rounding, lambda row: f"{row.operation} {row.dtype}".rstrip())
+    # The model may choose another dtype for some of its operations.
+    several = len({row.dtype for row in rounding}) > 1
+
+    def operation(row: Row) -> str:
+        return f"{row.operation} {row.dtype}".rstrip() if several else row.operation
+
+    by_operation = summed(rounding, operation)
     console.print(_table("operation", by_operation, "worst in", lambda row: row.module))
     seen = {row.operation for row in report.rows} - {row.operation for row in rounding}
     console.print(f"{len(seen)} other operations, whose results have no rounding error, are right.")
     console.print()
     by_module = summed(rounding, lambda row: alike(row.module))
     console.print(_table("module", by_module, "worst operation", lambda row: row.operation))
-    calls = sum(row.calls for row in report.rows)
+    calls = sum(row.calls - row.not_checked for row in report.rows)
     console.print(
-        f"{calls:,} calls were checked. A ratio counts roundings; bits are the correct bits. "
-        f"{MODEL}: calls in the forward method of the model itself. {OUTSIDE}: calls outside of "
-        "the model, such as the loss.",
+        f"{calls:,} calls were checked. The ratio is the error in roundings; bits are correct "
+        f"bits. {MODEL} is the model's own forward; {OUTSIDE} is outside of it, such as the loss.",
         markup=False,
+        highlight=False,
     )
 
 
 def _table(
     heading: str, sums: dict[str, tuple[Row, Row]], place: str, where: Callable[[Row], str]
 ) -> Table:
-    table = Table(heading, "calls", "worst ratio", "bits", "", box=None, padding=(0, 2, 0, 0))
+    table = Table(heading, "calls", "ratio", "bits", "", box=None, padding=(0, 2, 0, 0))
     table.columns[0].overflow = "fold"
     table.add_column(place, overflow="fold")
     for name, (total, worst_row) in sums.items():
