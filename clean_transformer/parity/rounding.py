@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.operations.bounds import PRODUCTS, WITHOUT_VALUES, expected_outputs
-from clean_transformer.parity.operations.replay import Call64, operation_name
+from clean_transformer.parity.operations.replay import Call64, computed, operation_name
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 
@@ -41,7 +41,8 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # round, so its result stays unchanged.
         expected = expected_outputs(Call64(func, args, keywords, dtype)) or []
         output = func(*args, **keywords)
-        for value, wanted in zip(tree_leaves(output), expected, strict=False):
+        results = tree_leaves(computed(func, args, keywords, output))
+        for value, wanted in zip(results, expected, strict=False):
             if wanted is None or wanted.scale is None or not value.is_floating_point():
                 continue
             moved = torch.randn(value.shape, generator=self.generator, dtype=value.dtype)

@@ -36,9 +36,9 @@ def print_model_report(report: ModelReport, title: str, console: Console) -> Non
     console.print(f"{report.model} of {title}; inputs: {report.inputs}", markup=False)
     headline = HEADLINES[report.verdict].format(device=report.device, model=report.model)
     console.print(styled(report.verdict), Text(headline))
-    if meaning(report):
-        console.print(meaning(report), markup=False)
-    console.print(uses_table(report))
+    if meaning(report.by_use):
+        console.print(meaning(report.by_use), markup=False)
+    console.print(uses_table(report.by_use))
     for use in report.uses:
         if use.failure:
             failure = f"{use.failed_as.value} {use.name}: {use.failure}"

@@ -1,13 +1,13 @@
 """Computes the exact outputs, the error limits and the scale G of a call of any ATen operation.
 
 The exact outputs are computed in float64 from the inputs that the device had. `parity/limits.py`
-has the limits and the formulas for G. A rule is a function that computes all three for a call.
+has the limits and the formulas for G. A rule is a function that computes all three for a call. The
+rules for gradients are in `operations/backward.py`, and those for optimizers in
+`operations/optimizer.py`.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +23,11 @@ from clean_transformer.parity.limits import (
     OTHER,
     SOFTMAX,
     SUM,
-    Kind,
-    Size,
     attention_squares,
     attention_terms,
     gelu_scale,
     layer_norm_scales,
     softmax_scale,
-    square,
     sum_scale,
     typical_size,
 )
@@ -39,9 +36,22 @@ from clean_transformer.parity.operations.attention import (
     attention,
     attention_arguments,
 )
+from clean_transformer.parity.operations.backward import BACKWARD
+from clean_transformer.parity.operations.optimizer import OPTIMIZER
 from clean_transformer.parity.operations.replay import Call64, Expected
-
-Rule = Callable[[Call64], list[Expected | None]]
+from clean_transformer.parity.operations.rules import (
+    Rule,
+    approximate,
+    equal,
+    factor_length,
+    length,
+    reduced,
+    rows,
+    summed,
+    unknown,
+    unless_integer,
+    within,
+)
 
 
 def expected_outputs(call: Call64) -> list[Expected | None] | None:
@@ -53,79 +63,34 @@ def expected_outputs(call: Call64) -> list[Expected | None] | None:
     """
     if call.name in RULES:
         return RULES[call.name](call)
+    if call.name.startswith("_foreach_"):
+        return _for_each(call)
     if torch.Tag.nondeterministic_seeded in call.func.tags or call.name in UNCHECKED:
         return None
     try:
-        return _unknown(call) if call.u else _equal(call)
+        return unknown(call) if call.u else equal(call)
     except (RuntimeError, TypeError, NotImplementedError):
         return None
 
 
-def _equal(call: Call64) -> list[Expected | None]:
-    return [Expected(torch.as_tensor(output)) for output in tree_leaves(call.run_as_given())]
-
-
-def _unknown(call: Call64) -> list[Expected | None]:
-    """The rule for an operation f that is not in RULES: G is |f(inputs)| + |f(|inputs|)|."""
-    pairs = zip(tree_leaves(call.run()), tree_leaves(call.run(abs)), strict=True)
-    return [
-        _within(OTHER, call, exact, exact.abs() + size.abs())
-        if isinstance(exact, Tensor) and exact.is_floating_point()
-        else Expected(torch.as_tensor(exact))
-        for exact, size in pairs
-    ]
-
-
-def _within(
-    kind: Kind,
-    call: Call64,
-    exact: Tensor,
-    scale: Tensor,
-    terms: int = 1,
-    typical: Callable[[], Tensor] | None = None,
-) -> Expected:
-    healthy, wrong = kind.limits(terms, call.u)
-    return Expected(exact, scale, typical, healthy, wrong)
-
-
-def _unless_integer(rule: Rule) -> Rule:
-    return lambda call: rule(call) if call.u else _equal(call)
-
-
-def _approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
-    """Return a rule for an operation with one output. `scale(call, exact output)` returns G."""
-
-    def rule(call: Call64) -> list[Expected | None]:
-        exact = call.run()
-        return [_within(kind, call, exact, scale(call, exact))]
-
-    return _unless_integer(rule)
-
-
-def _summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
-    """Return a rule for an operation that sums terms or products.
-
-    `count(named arguments, exact output)` returns the number of terms in each sum. The rule also
-    runs the operation on the absolute values of its inputs: this gives Σ|term|, which G needs.
-    """
-
-    def rule(call: Call64) -> list[Expected | None]:
-        exact = call.run()
-        n_terms = count(call.named, exact)
-        # The terms of a mean are x / n. Their squares are x² / n². But the mean of x² divides by n
-        # only once, so `terms` divides by n again.
-        divided = n_terms if call.name == "mean" else 1
-
-        def terms(size: Size) -> Tensor:
-            return call.run(size) / (divided if size is square else 1)
-
-        def typical() -> Tensor:
-            return typical_size(exact, terms(square))
-
-        scale = sum_scale(exact, terms, call.u)
-        return [_within(kind, call, exact, scale, n_terms, typical)]
-
-    return _unless_integer(rule)
+def _for_each(call: Call64) -> list[Expected | None] | None:
+    """Apply the rule of the operation for one tensor to each tensor of a `_foreach_` operation."""
+    name = call.name.removeprefix("_foreach_")
+    name = {"norm": "linalg_vector_norm"}.get(name, name)
+    operation, outputs = getattr(torch.ops.aten, name), []
+    for number in range(max(len(arg) for arg in call.args if isinstance(arg, (list, tuple)))):
+        args = [arg[number] if isinstance(arg, (list, tuple)) else arg for arg in call.args]
+        options = call.kwargs
+        if name in ("addcmul", "addcdiv") and len(args) > 3:
+            options = {**options, "value": float(args.pop())}
+        overload = torch._C._jit_resolve_packet(f"aten::{name}", *args, **options)
+        dtype = next(arg.dtype for arg in args if isinstance(arg, Tensor))
+        func = getattr(operation, overload)
+        expected = expected_outputs(Call64(func, tuple(args), options, dtype))
+        if expected is None:
+            return None
+        outputs += expected
+    return outputs
 
 
 def _term(call: Call64, name: str) -> Tensor:
@@ -143,14 +108,14 @@ def _sum_of_two(call: Call64, exact: Tensor) -> Tensor:
 def _softmax(call: Call64) -> list[Expected | None]:
     exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
     scale = softmax_scale(exact, scores, dim)
-    return [_within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
+    return [within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
 def _log_softmax(call: Call64) -> list[Expected | None]:
     """The rule for s − max s − log Σ exp(s − max s). As in softmax, all terms of Σ are positive."""
     exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
     scale = 1 + (scores - scores.amax(dim, keepdim=True)).abs() + exact.abs()
-    return [_within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
+    return [within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
 def _layer_norm(call: Call64) -> list[Expected | None]:
@@ -166,7 +131,7 @@ def _layer_norm(call: Call64) -> list[Expected | None]:
     outputs = tree_leaves(call.run())
     scales = (output, mean, *(sigma * reciprocal.square() for reciprocal in outputs[2:]))
     pairs = zip(outputs, scales, strict=False)
-    return [_within(LAYER_NORM, call, exact, scale) for exact, scale in pairs]
+    return [within(LAYER_NORM, call, exact, scale) for exact, scale in pairs]
 
 
 def _variance(call: Call64, exact: Tensor) -> Tensor:
@@ -192,7 +157,7 @@ def _attention(call: Call64) -> list[Expected | None]:
     def typical() -> Tensor:
         return typical_size(exact, attention_squares(pattern, q @ k.mT * factor, v))
 
-    return [_within(ATTEND, call, exact, scale, k.shape[-2], typical)]
+    return [within(ATTEND, call, exact, scale, k.shape[-2], typical)]
 
 
 def _at_indices(values: Tensor, dim: int, indices: Tensor) -> Tensor:
@@ -220,61 +185,47 @@ def _multinomial(call: Call64) -> list[Expected | None]:
     return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]
 
 
-def _length(name: str) -> Callable[[dict[str, Any], Tensor], int]:
-    return lambda named, exact: named[name].shape[-1]
-
-
-def _factor_length(named: dict[str, Any], exact: Tensor) -> int:
-    return named["input" if "input" in named else "self"].shape[-1]
-
-
-def _reduced(named: dict[str, Any], exact: Tensor) -> int:
-    return named["self"].numel() // max(exact.numel(), 1)
-
-
-def _rows(names: str, rule: Rule) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), rule)
-
-
 RULES: dict[str, Rule] = {
-    **_rows(
+    **rows(
         "view _unsafe_view _reshape_alias _reshape_copy reshape expand permute transpose t slice "
         "select unsqueeze squeeze unbind split split_with_sizes chunk narrow diagonal movedim "
         "flatten unflatten detach alias clone contiguous copy lift_fresh lift_fresh_copy _to_copy "
         "to cat stack repeat repeat_interleave flip roll embedding index index_select gather "
-        "scatter index_put index_copy index_fill masked_fill masked_select where tril triu "
+        "scatter index_copy index_fill masked_fill masked_select where tril triu "
         "ones zeros full ones_like zeros_like full_like new_ones new_zeros new_full "
         "arange scalar_tensor fill zero eq ne lt le gt ge argmax argmin max min amax amin aminmax "
         "maximum minimum neg abs relu sign clamp isnan isinf isfinite _local_scalar_dense",
-        _equal,
+        equal,
     ),
-    **_rows("topk sort", _largest),
-    **_rows("multinomial", _multinomial),
-    **_rows("add sub rsub", _approximate(ADD, _sum_of_two)),
-    **_rows(
+    **rows("topk sort", _largest),
+    **rows("multinomial", _multinomial),
+    **rows("add sub rsub", approximate(ADD, _sum_of_two)),
+    **rows(
         "mul div sqrt square reciprocal rsqrt tanh erf sigmoid pow",
-        _approximate(ELEMENTWISE, lambda call, y: y.abs()),
+        approximate(ELEMENTWISE, lambda call, y: y.abs()),
     ),
-    **_rows("exp", _approximate(ELEMENTWISE, lambda call, y: y * (1 + call.named["self"].abs()))),
-    **_rows("log", _approximate(ELEMENTWISE, lambda call, y: 1 + y.abs())),
-    **_rows("mm matmul dot mv linear", _summed(LINEAR, _factor_length)),
-    **_rows("addmm", _summed(LINEAR, _length("mat1"))),
+    **rows("exp", approximate(ELEMENTWISE, lambda call, y: y * (1 + call.named["self"].abs()))),
+    **rows("log", approximate(ELEMENTWISE, lambda call, y: 1 + y.abs())),
+    **rows("mm matmul dot mv linear", summed(LINEAR, factor_length)),
+    **rows("addmm", summed(LINEAR, length("mat1"))),
     # `bmm` may multiply an attention pattern by values. Then all terms of a sum can have one sign.
-    **_rows("bmm", _summed(SUM, _factor_length)),
-    **_rows("baddbmm", _summed(SUM, _length("batch1"))),
-    **_rows("sum mean", _summed(SUM, _reduced)),
-    **_rows("cumsum", _summed(SUM, lambda named, exact: named["self"].shape[named["dim"]])),
-    **_rows("_softmax softmax", _unless_integer(_softmax)),
-    **_rows("_log_softmax log_softmax", _unless_integer(_log_softmax)),
-    **_rows("native_layer_norm layer_norm", _layer_norm),
-    **_rows(
+    **rows("bmm", summed(SUM, factor_length)),
+    **rows("baddbmm", summed(SUM, length("batch1"))),
+    **rows("sum mean", summed(SUM, reduced)),
+    **rows("cumsum", summed(SUM, lambda named, exact: named["self"].shape[named["dim"]])),
+    **rows("_softmax softmax _safe_softmax", unless_integer(_softmax)),
+    **rows("_log_softmax log_softmax", unless_integer(_log_softmax)),
+    **rows("native_layer_norm layer_norm", _layer_norm),
+    **rows(
         "gelu",
-        _approximate(
+        approximate(
             GELU, lambda call, _: gelu_scale(call.named["self"], call.named["approximate"])
         ),
     ),
-    **_rows("var", _approximate(OTHER, _variance)),
+    **rows("var", approximate(OTHER, _variance)),
     **dict.fromkeys(ATTENTIONS, _attention),
+    **BACKWARD,
+    **OPTIMIZER,
 }
 
 # The operations that multiply matrices. Autocast runs these operations in the autocast dtype.
@@ -282,9 +233,13 @@ PRODUCTS = frozenset(
     ["mm", "matmul", "dot", "mv", "linear", "addmm", "bmm", "baddbmm", *ATTENTIONS]
 )
 
-# Operations whose result is not compared: they return uninitialized memory, or a kernel's id.
+# Operations whose result is not compared: they return uninitialized memory, the id of a kernel, or
+# a handle of the profiler.
 WITHOUT_VALUES = frozenset(
-    ["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_fused_sdp_choice"]
+    [
+        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+        *("_fused_sdp_choice", "_record_function_enter_new", "_record_function_exit"),
+    ]
 )
 
 # Operations whose result depends on a tensor's storage. The replay has only a copy of the values.

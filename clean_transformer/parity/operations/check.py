@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clean_transformer.parity.operations.bounds import RULES, WITHOUT_VALUES
 from clean_transformer.parity.operations.diagnosis import Attempt, Finding, first_float
 from clean_transformer.parity.operations.judgment import Judgment, judge
-from clean_transformer.parity.operations.replay import Expected, operation_name
+from clean_transformer.parity.operations.replay import Expected, computed, operation_name
 from clean_transformer.parity.verdict import Verdict
 
 
@@ -59,9 +59,10 @@ class _FirstWrong(Exception):
 def check_operations(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> OperationsReport:
-    """Run `function(*inputs, **arguments)` without gradients, and check each of its ATen calls.
+    """Run `function(*inputs, **arguments)`, and check each of its ATen calls.
 
-    The first WRONG call stops the function.
+    The first WRONG call stops the function. If gradients are enabled, as they are by default,
+    `function` can run a backward pass and a step of an optimizer, and their calls are checked too.
     """
     report = OperationsReport()
 
@@ -78,9 +79,10 @@ def check_operations(
         if verdict is Verdict.WRONG:
             raise _FirstWrong
 
+    with_gradients = torch.is_grad_enabled()
     # Turn inference mode off. In inference mode, PyTorch does not split composite operations: the
     # checker would get `linear` instead of the operations that `linear` calls.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.set_grad_enabled(with_gradients):
         try:
             with CallChecker(record):
                 function(*inputs, **arguments)
@@ -153,7 +155,8 @@ class CallChecker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return output
         attempt = Attempt(func, *given)
         output = func(*args, **given[1])
-        expected = attempt.expect(output)
-        judgment = None if expected is None else judge(expected, output)
-        self.on_call(CheckedCall(name, first_float(output), attempt, expected, judgment))
+        results = computed(func, *given, output)
+        expected = attempt.expect(results)
+        judgment = None if expected is None else judge(expected, results)
+        self.on_call(CheckedCall(name, first_float(results), attempt, expected, judgment))
         return output

@@ -15,6 +15,7 @@ from clean_transformer.parity.operations.replay import (
     Expected,
     named_arguments,
     operation_name,
+    run_call,
 )
 from clean_transformer.parity.operations.unfused import UNFUSED
 from clean_transformer.parity.oracle import trusted
@@ -114,7 +115,7 @@ class Attempt:
         `layouts` has the layout of each tensor, as in `with_layouts`.
         """
         args, kwargs = self.with_layouts(layouts)
-        return judge(expected, self.func(*args, **kwargs))
+        return judge(expected, run_call(self.func, args, kwargs))
 
     def diagnose(self, expected: list[Expected | None], judgment: Judgment) -> Finding:
         """Repeat the call with other layouts and in small steps, and return the finding.

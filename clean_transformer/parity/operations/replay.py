@@ -57,7 +57,7 @@ class Call64:
             key: change(x) if _is_real(x) or key in ("alpha", "beta") else x
             for key, x in kwargs.items()
         }
-        return self.func(*args, **kwargs)
+        return run_call(self.func, args, kwargs)
 
     def run_as_given(self) -> Any:
         """Run the operation in the original dtypes of its tensors, and return its result.
@@ -65,7 +65,7 @@ class Call64:
         Use this method for operations whose result has no rounding error, such as a gather.
         """
         args, kwargs = tree_map(_copied, (self.args, self.kwargs))
-        return self.func(*args, **kwargs)
+        return run_call(self.func, args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,22 @@ def operation_name(func: Any) -> str:
     """
     name = str(func._schema.name).split("::")[1]
     return name.removesuffix("_") if func._schema.is_mutable else name
+
+
+def run_call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an operation and return what it computed; see `computed`."""
+    return computed(func, args, kwargs, func(*args, **kwargs))
+
+
+def computed(func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """Return `output`, or the arguments that the operation overwrites if it returns nothing.
+
+    `_foreach_add_` and `_fused_adamw_` are operations that return nothing.
+    """
+    if func._schema.returns:
+        return output
+    named = named_arguments(func, args, kwargs)
+    return [named[arg.name] for arg in func._schema.arguments if arg.is_write]
 
 
 def named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,13 @@ from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.report.squares import STYLES, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places
 from clean_transformer.parity.report.wording import (
-    HasUses,
     describe,
     located_lines,
     meaning,
     script_name,
     use_line,
 )
-from clean_transformer.parity.results import DeviceRun, SuiteReport
+from clean_transformer.parity.results import DeviceRun, SuiteReport, UseSummary
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
 from clean_transformer.reports.environment import environment
@@ -78,10 +77,10 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
         Verdict.WRONG: f"{run.device} computes GPT-2 wrongly. Do not trust its results.",
     }
     console.print(styled(run.verdict), words[run.verdict])
-    if meaning(run):
-        console.print(meaning(run), markup=False)
+    if meaning(run.by_use):
+        console.print(meaning(run.by_use), markup=False)
     if run.by_use:
-        console.print(uses_table(run))
+        console.print(uses_table(run.by_use))
     console.print(
         f"{checked:,} checks: the error of each activation and of each part in every use, the "
         "drift of the whole run, invariants, single operations"
@@ -99,10 +98,10 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
         console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has no {device}")
 
 
-def uses_table(run: HasUses) -> Table:
+def uses_table(uses: list[UseSummary]) -> Table:
     """Return a table with a row for each use of the model: its verdict, and its `use_line`."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for use in run.by_use:
+    for use in uses:
         table.add_row(styled(use.verdict), Text(use_line(use)))
     return table
 
@@ -155,7 +154,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
     heat_map = heat_map_table({"worst ratio": isolated_map(run)})
-    parts.append(Padding(uses_table(run), (0, 0, 0, 2)))
+    parts.append(Padding(uses_table(run.by_use), (0, 0, 0, 2)))
     parts += [Padding(heat_map, (0, 0, 0, 2)), _kinds(run.isolated), _checks(run)]
     drift = max(run.end_to_end, key=lambda row: rank(row.rho))
     parts.append(

@@ -1,7 +1,5 @@
 """Sentences for the report in the terminal, the report on the HTML page, and `assert_parity`."""
 
-from typing import Protocol
-
 from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
@@ -86,21 +84,13 @@ def use_line(use: UseSummary) -> str:
     return f"{use.name}: {use.means}{where}"
 
 
-class HasUses(Protocol):
-    """A result with a summary for each use of the model, such as `DeviceRun`."""
-
-    @property
-    def by_use(self) -> list[UseSummary]:
-        """One summary for each use."""
-
-
-def meaning(run: HasUses) -> str:
-    """Say which uses of the model are wrong on the run's device, and which uses are right.
+def meaning(uses: list[UseSummary]) -> str:
+    """Say which uses of the model are wrong on the device, and which uses are right.
 
     DEGRADED uses are called wrong too. Returns "" if no use is WRONG or DEGRADED.
     """
-    bad = [use for use in run.by_use if use.verdict in (Verdict.WRONG, Verdict.DEGRADED)]
-    good = [use.means for use in run.by_use if use.verdict is Verdict.PASS]
+    bad = [use for use in uses if use.verdict in (Verdict.WRONG, Verdict.DEGRADED)]
+    good = [use.means for use in uses if use.verdict is Verdict.PASS]
     if not bad:
         return ""
     said = (

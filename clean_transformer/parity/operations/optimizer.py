@@ -1,0 +1,85 @@
+"""Rules for the ATen operations of an optimizer step, such as AdamW and gradient clipping."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clean_transformer.parity.limits import ELEMENTWISE, SUM
+from clean_transformer.parity.operations.replay import Call64, Expected
+from clean_transformer.parity.operations.rules import (
+    Rule,
+    approximate,
+    reduced,
+    rows,
+    within,
+)
+
+
+def _lerp(call: Call64, exact: Tensor) -> Tensor:
+    start, end, weight = (call.named[name] for name in ("self", "end", "weight"))
+    return start.abs() + abs(weight) * (start.abs() + end.abs())
+
+
+def _add_product(call: Call64, exact: Tensor) -> Tensor:
+    product = call.named["tensor1"] * call.named["tensor2"] * call.named["value"]
+    return call.named["self"].abs() + product.abs()
+
+
+def _add_quotient(call: Call64, exact: Tensor) -> Tensor:
+    quotient = call.named["tensor1"] / call.named["tensor2"] * call.named["value"]
+    return call.named["self"].abs() + quotient.abs()
+
+
+def _norm(call: Call64) -> list[Expected | None]:
+    exact = call.run()
+    return [within(SUM, call, exact, exact, reduced(call.named, exact))]
+
+
+def _fused_adamw(call: Call64) -> list[Expected | None]:
+    """The rule for the fused step of AdamW (Loshchilov and Hutter 2019).
+
+    The compared outputs are the parameters and both running means, but not the gradients, which
+    the kernel may scale in place. Kernels may round 1 − β in the dtype. So the new terms of the
+    running means enter G as if 1 − β were 1.
+    """
+    named = call.named
+    if named["amsgrad"] or named["grad_scale"] is not None or named["found_inf"] is not None:
+        return [None]
+    groups = [named[key] for key in ("self", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")]
+    steps = [_adamw(call, *tensors) for tensors in zip(*groups, strict=True)]
+    parameters, means, squares = ([step[i] for step in steps] for i in range(3))
+    return [*parameters, *(None for _ in steps), *means, *squares]
+
+
+def _adamw(
+    call: Call64, parameter: Tensor, gradient: Tensor, mean: Tensor, squares: Tensor, step: Tensor
+) -> tuple[Expected, Expected, Expected]:
+    named: dict[str, Any] = call.named
+    beta1, beta2, lr = named["beta1"], named["beta2"], named["lr"]
+    gradient = -gradient if named["maximize"] else gradient
+    new_mean = beta1 * mean + (1 - beta1) * gradient
+    new_squares = beta2 * squares + (1 - beta2) * gradient.square()
+    mean_size = beta1 * mean.abs() + gradient.abs()
+    squares_size = beta2 * squares + gradient.square()
+    rate = lr / (1 - beta1**step)
+    denominator = (new_squares / (1 - beta2**step)).sqrt() + named["eps"]
+    update = rate * new_mean / denominator
+    # A relative error of the squares changes their root by half of it.
+    relative = squares_size / (2 * new_squares.clamp(min=torch.finfo(torch.float64).tiny))
+    update_size = rate * mean_size / denominator + update.abs() * (1 + relative)
+    kept = parameter * (1 - lr * named["weight_decay"])
+    return (
+        within(ELEMENTWISE, call, kept - update, parameter.abs() + update_size),
+        within(ELEMENTWISE, call, new_mean, mean_size),
+        within(ELEMENTWISE, call, new_squares, squares_size),
+    )
+
+
+OPTIMIZER: dict[str, Rule] = {
+    **rows("lerp", approximate(ELEMENTWISE, _lerp)),
+    **rows("addcmul", approximate(ELEMENTWISE, _add_product)),
+    **rows("addcdiv", approximate(ELEMENTWISE, _add_quotient)),
+    **rows("linalg_vector_norm norm", _norm),
+    **rows("_fused_adamw", _fused_adamw),
+}
