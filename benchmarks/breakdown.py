@@ -1,9 +1,9 @@
-"""Print how long each operation takes when a CPU decodes one token or runs one forward pass.
+"""Prints how long each operation takes when a CPU decodes one token or runs one forward pass.
 
 The table has the time of each operation that PyTorch's profiler records. For each matrix product,
-the table also has a rate. When a token is decoded, the rate is the bytes of the weight read per
-second; in a forward pass, the floating-point operations per second. The profiler does not record
-the time that Python itself takes.
+the table also has a rate. When a token is decoded, the rate is the number of bytes of the weight
+that are read per second; in a forward pass, the number of floating-point operations per second. The
+profiler does not record the time that Python itself takes.
 
     python -m benchmarks.breakdown --dtype bfloat16
     python -m benchmarks.breakdown --batch 4 --length 256
@@ -38,12 +38,12 @@ PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "_int_mm", "_linear_pointwise")
 
 @dataclass(frozen=True)
 class Row:
-    """One operation of the table.
+    """One row of the table: an operation and its time.
 
     In each call of the model, the operation runs `times` times, and takes `seconds` in total.
-    `amount` is 0 if the operation is not a matrix product. For a product, `amount` is the bytes of
-    weights that it reads per call (decoding), or its additions and multiplications per call
-    (forward pass).
+    `amount` is 0 if the operation is not a matrix product. For a matrix product, `amount` is the
+    number of bytes of weights that the operation reads per call (when decoding), or the number of
+    its additions and multiplications per call (in a forward pass).
     """
 
     operation: str
@@ -68,13 +68,13 @@ def decoder(model: DemoTransformer, context: int, new: int) -> Any:
 
 
 def reader(model: DemoTransformer, batch: int, length: int) -> Callable[[], object]:
-    """A function that computes all logits for `batch` inputs of `length` tokens."""
+    """Return a function that computes all logits for `batch` inputs of `length` tokens."""
     tokens = torch.arange(batch * length).view(batch, length) % model.cfg.d_vocab
     return lambda: model(tokens)
 
 
 def bytes_read(shapes: Shapes, itemsize: int) -> int:
-    """The bytes of the weight in a matrix product whose input is one row.
+    """Return the number of bytes of the weight in a matrix product for one token.
 
     `shapes` has the shapes of the product's arguments. The weight is the largest argument.
     """
@@ -82,10 +82,11 @@ def bytes_read(shapes: Shapes, itemsize: int) -> int:
 
 
 def flops(shapes: Shapes) -> float:
-    """The additions and multiplications of a matrix product.
+    """Return the number of additions and multiplications of a matrix product.
 
     `shapes` has the shapes of the operation's arguments. If three arguments are matrices, the
-    operation adds the product of two matrices to the third. The order of the arguments can differ.
+    operation adds the product of two matrices to the third matrix. The three matrices can be in any
+    order.
     """
     matrices = [shape for shape in shapes if len(shape) > 1]
     # A product of [r i] and [i o] is added to a matrix [r o]. Each of the sizes r, i and o occurs
@@ -99,8 +100,8 @@ def flops(shapes: Shapes) -> float:
 def operations(events: Any, calls: int, amount: Callable[[Shapes], float]) -> list[Row]:
     """Summarize the profiler's `events` as one row per operation, the slowest operation first.
 
-    The events come from `calls` calls of the model. The function `amount` computes the amount of
-    one product (see `Row`) from the shapes of the product's arguments.
+    The profiler recorded `events` during `calls` calls of the model. The function `amount` computes
+    the amount of one matrix product (see `Row`) from the shapes of the product's arguments.
     """
     rows: dict[str, Row] = {}
     for event in events:
@@ -174,14 +175,14 @@ def main(
 
 
 def read_rate() -> float:
-    """The bytes per second at which this machine reads memory."""
+    """Return how many bytes of memory this machine reads per second."""
     buffer = torch.ones(BUFFER // 4)
     read = fastest([lambda call=call: call for call in readings(buffer)], "cpu")
     return BUFFER / median_seconds(read, "cpu", at_least=0.5)
 
 
 def table(rows: list[Row], taken: float, rate: str) -> Table:
-    """A table of the twelve slowest operations, with one more row for all other operations.
+    """Return a table of the twelve slowest operations, with one more row for all other operations.
 
     `taken` is the seconds of one call of the model. `rate` is the heading of the last column.
     """

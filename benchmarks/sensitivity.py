@@ -1,10 +1,10 @@
-"""Measure the largest error ratios on a healthy machine. The parity suite must accept these ratios.
+"""Measures the largest error ratios on a healthy machine, which the parity suite must accept.
 
 `parity/limits.py` defines the error ratio of an activation. Each run draws a model (sizes and
 weights), a batch of tokens and a number of threads at random. The run judges every activation in
-one dtype, once for each path of `isolated.PATHS` (a path chooses which hook points are watched).
-The script prints the largest error ratio for each kind of operation, and the number of activations
-that did not pass. On a healthy machine, this number is 0.
+one dtype, once for each path in `isolated.PATHS` (a path says which hook points have hooks). The
+script prints the largest error ratio for each kind of operation, and the number of activations that
+did not pass. On a healthy machine, this number is 0.
 
     python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
 """
@@ -33,7 +33,7 @@ from clean_transformer.weights import synthetic
 
 
 def draw_config(draw: random.Random) -> Config:
-    """Draw the random sizes of a small GPT-2 with `draw`, and return its configuration."""
+    """Return the architecture of a small GPT-2 whose sizes are drawn with `draw`."""
     n_heads, d_head = draw.choice((1, 2, 3, 4)), draw.choice((8, 16, 32, 64))
     return Config(
         n_layers=draw.choice((1, 2, 3, 4)),
@@ -50,7 +50,7 @@ def draw_config(draw: random.Random) -> Config:
 def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
     """Draw a model and inputs with `seed`, and yield the judgment of each activation.
 
-    An `Isolated` has the error ratio of one activation, and its verdict.
+    An `Isolated` has the error ratio and the verdict of one activation.
     """
     draw = random.Random(seed)
     cfg = draw_config(draw)

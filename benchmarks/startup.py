@@ -1,8 +1,8 @@
-"""Measure how long the command line and the package take to start.
+"""Measures how long the command line and the package take to start.
 
-The script runs each command in a fresh process. It prints the CPU seconds of the command, and their
-ratio to the CPU seconds of `import torch`. Other programs on the machine change CPU time less than
-wall-clock time.
+The script runs each command in a fresh process. It prints the CPU seconds of the command, and the
+ratio of these seconds to the CPU seconds of `import torch`. The script measures CPU time, because
+other programs on the machine change CPU time less than wall-clock time.
 
     python -m benchmarks.startup --rounds 5
 """

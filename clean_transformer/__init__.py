@@ -1,4 +1,4 @@
-"""A readable GPT-2 whose every activation is proven equal to TransformerLens's."""
+"""A readable GPT-2 in PyTorch. `parity` checks that its activations equal TransformerLens's."""
 
 from typing import TYPE_CHECKING
 

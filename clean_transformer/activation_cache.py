@@ -1,4 +1,4 @@
-"""`ActivationCache`: a mapping from names to the activations of one forward pass."""
+"""`ActivationCache`: the activations of one forward pass, by name."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -23,12 +23,14 @@ SHORTHAND = {
 class ActivationCache(Mapping[str, Tensor]):
     """A mapping from names to activations, in the order of the forward pass.
 
-    A key is a full name, such as `cache["blocks.0.attn.hook_pattern"]`, or TransformerLens's
-    shorthand, such as `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]` or
-    `cache["normalized", "ln_final"]`. A shorthand starts with the name of the hook point without
-    "hook_", or with a word of `SHORTHAND`. After that, it can have the layer's number and names of
-    modules in the hook point's path, in any order. `n_layers` is the number of layers of the model.
-    Layer -1 is the last layer of the model, even if only earlier layers were captured.
+    A key is a full name, such as `cache["blocks.0.attn.hook_pattern"]`, or a shorthand, as in
+    TransformerLens, such as `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]` or
+    `cache["normalized", "ln_final"]`. The first word of a shorthand is the name of the hook point
+    without "hook_", or a key of `SHORTHAND`. The layer's number and the names of modules in the
+    hook point's path can follow, in any order.
+
+    `n_layers` is the number of layers (blocks) of the model. Layer -1 is the last layer of the
+    model, even if only earlier layers were captured.
     """
 
     def __init__(self, activations: Mapping[str, Tensor], n_layers: int):
@@ -84,26 +86,26 @@ class ActivationCache(Mapping[str, Tensor]):
         return ActivationCache(moved, self.n_layers)
 
     def remove_batch_dim(self) -> "ActivationCache":
-        """Return a new cache with the same activations, without their batch axis.
+        """Remove the batch axis from the activations of this cache, and return the cache.
 
         Raises `ValueError` if the batch holds more than one input.
         """
         longest = max((value.shape[0] for value in self.values()), default=1)
         if longest != 1:
             raise ValueError(f"cannot remove the batch dimension: the batch holds {longest} inputs")
-        single = {name: value[0] for name, value in self.items()}
-        return ActivationCache(single, self.n_layers)
+        self._activations = {name: value[0] for name, value in self.items()}
+        return self
 
     def accumulated_resid(
         self, *, incl_mid: bool = False
     ) -> tuple[Float[Tensor, "component *batch pos d_model"], list[str]]:
-        """Return the residual stream before each block and after the last block, stacked.
+        """Return the residual stream before each block and after the last block, with labels.
 
-        The first axis of the result, `component`, has one entry for each of these residual streams.
-        With `incl_mid`, the result also contains the residual stream between the attention and the
-        MLP of each block. The second return value is a list with one label per component, as in
-        TransformerLens: "0_pre", "0_mid", "1_pre", …, "final_post". Raises `KeyError` if a needed
-        activation was not captured.
+        The residual streams are stacked along a new first axis, `component`. With `incl_mid`, they
+        include the residual stream between the attention and the MLP of each block. The second
+        return value is a list with one label per component, as in TransformerLens: "0_pre",
+        "0_mid", "1_pre", …, "final_post". Raises `KeyError` if one of these activations was not
+        captured.
         """
         points = ("resid_pre", "resid_mid") if incl_mid else ("resid_pre",)
         states = {

@@ -1,4 +1,4 @@
-"""The hyper-parameters of a GPT-2, with TransformerLens's names."""
+"""`Config`: the hyper-parameters of a GPT-2. The fields have TransformerLens's names."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -32,8 +32,8 @@ class Config:
     - `eps`: the number that LayerNorm adds to the variance.
     - `initializer_range`: standard deviation of randomly initialized weights.
     - `normalization_type`: "LN" for LayerNorm with gain and bias, or "LNPre" for LayerNorm without
-      them. Use "LNPre" for weights in which the gain and the bias of each LayerNorm are folded into
-      the layer that follows the LayerNorm.
+      gain and bias. "LNPre" is for folded weights, in which the weights after each LayerNorm
+      already include its gain and bias.
     - `tied_unembed`: whether the unembedding matrix is the transposed embedding matrix, as in every
       published GPT-2.
 
@@ -89,7 +89,7 @@ class Config:
         return replace(published, **changes)
 
     def axes(self) -> dict[str, int]:
-        """Return the length of each axis of the weights. The keys are names such as "d_head"."""
+        """Return a dictionary from the name of each axis of the weights to the axis's length."""
         return {
             "head": self.n_heads,
             "d_model": self.d_model,
@@ -100,7 +100,7 @@ class Config:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values of all fields, with the field names as keys."""
+        """Return a dictionary from the name of each field to its value."""
         return asdict(self)
 
 

@@ -1,21 +1,33 @@
-"""Hook points, where hooks read or replace activations, and the modules that have hook points."""
+"""`HookPoint`, where a hook reads or replaces an activation, and `HookedModule`.
+
+`HookedModule` is the base class of all modules that have hook points.
+"""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.support.module_hooks import (
+    Editing,
+    EditingGradient,
+    Placement,
+    Reading,
+    placed,
+    register,
+    remove,
+)
 
 
 class HookPoint(nn.Module):
     """An identity module. A hook on this module receives the activation and can replace it.
 
-    `run_with_hooks` sets `name` to the path of the hook point in the model. A hook function gets
-    the hook point as its argument `hook`, and can read `hook.name`, as in TransformerLens.
+    A hook function gets the hook point as its argument `hook`. `hook.name` is the path of the hook
+    point in the model, as in TransformerLens.
     """
 
     name: str | None = None
@@ -24,18 +36,28 @@ class HookPoint(nn.Module):
         """Return `activation` itself, not a copy."""
         return activation
 
+    def layer(self) -> int:
+        """Return the index of the block that `name` names, such as 3 for "blocks.3.hook_mlp_out".
+
+        Raises `ValueError` for a hook point outside of the blocks.
+        """
+        before, _, rest = (self.name or "").partition("blocks.")
+        index = rest.split(".")[0]
+        if before or not index.isdigit():
+            raise ValueError(f"the hook point {self.name!r} is in no block")
+        return int(index)
+
 
 def hook_points(module: nn.Module) -> dict[str, HookPoint]:
-    """Return every hook point inside `module`. The keys are the paths of the hook points."""
+    """Return a dictionary from the path of each hook point inside `module` to the hook point."""
     return {name: part for name, part in module.named_modules() if isinstance(part, HookPoint)}
 
 
 def observed(*points: nn.Module) -> bool:
-    """Return whether any of the hook points `points` has a forward hook or a backward hook.
+    """Return whether at least one of the hook points `points` has a forward or backward hook.
 
-    A module calls this function in its `forward`. If the result is True, the module computes step
-    by step and passes each activation through its hook point. If the result is False, the module
-    uses a fused kernel.
+    Modules such as `Attention` compute step by step if the result is True, because each activation
+    must then pass through its hook point. If the result is False, they use a fused kernel.
     """
     return any(
         point._forward_hooks
@@ -50,109 +72,175 @@ def observed(*points: nn.Module) -> bool:
 # point and returns whether the activation is selected.
 Names = str | Iterable[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
+Hooks = Iterable[tuple[Names, HookFunction]]
 
 # `PER_HEAD_INPUTS` are the block's hook points for the inputs of each attention head. `PER_HEAD`
 # also contains attention's hook point for the output of each head. Each of these activations is
 # [batch pos head d_model], and needs n_heads times the memory of a residual stream. Therefore
-# `run_with_cache` captures these activations only if its argument `names` selects them.
+# `run_with_cache` captures these activations only if its argument `names_filter` selects them.
 PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
 
 class HookedModule(nn.Module):
-    """The base class of modules with hook points: whole models, and parts such as one block.
+    """The base class of all modules with hook points, from a whole model to one LayerNorm.
 
-    `run_with_cache` returns the activations at the hook points, and `run_with_hooks` changes
-    activations. Both methods also accept the path of a submodule, such as "blocks.0.ln1", and
-    then read or change the module's output. `run_with_hooks` sets the module's `name` to this path.
+    `run_with_cache` returns the activations at the hook points. `run_with_hooks` and `hooks` change
+    activations and gradients. All three also accept the path of a submodule, such as
+    "blocks.0.ln1", and then read or change the submodule's output. The names of methods and
+    arguments are those of TransformerLens.
+
+    Hooks belong to the thread that placed them: a run in another thread does not call them. Hooks
+    do not see the runs that a hook function starts. While hooks are in place, a module that was
+    compiled with `compile()` runs uncompiled, because a compiled graph does not call hooks.
     """
 
     name: str | None = None
 
-    def hook_points(self) -> dict[str, HookPoint]:
-        """Return every hook point inside this module. The keys are the paths of the hook points."""
+    @property
+    def hook_dict(self) -> dict[str, HookPoint]:
+        """A dictionary from the path of each hook point inside this module to the hook point."""
         return hook_points(self)
 
-    def default_points(self) -> dict[str, HookPoint]:
+    def default_points(self) -> dict[str, nn.Module]:
         """Return the hook points that `run_with_cache` captures by default: all but `PER_HEAD`."""
         return {
             name: point
-            for name, point in self.hook_points().items()
+            for name, point in self.hook_dict.items()
             if name.split(".")[-1] not in PER_HEAD
         }
 
     def run_with_cache(
         self,
         *inputs: Any,
-        names: Names | None = None,
+        names_filter: Names | None = None,
         remove_batch_dim: bool = False,
+        device: str | torch.device | None = None,
         **arguments: Any,
     ) -> tuple[Any, ActivationCache]:
         """Return the output of `self(*inputs, **arguments)`, and an `ActivationCache` of the run.
 
-        The activations in the cache are detached. `names` selects them: one name, several names, or
-        a function that takes the name of a hook point and returns whether to capture its
-        activation. By default, the cache holds the activations of `default_points`. The name of a
-        submodule, such as "blocks.0.ln1", selects the submodule's output. If `remove_batch_dim` is
-        True, the activations have no batch axis; the batch must hold one input. Raises `KeyError`
-        for an unknown name, before the module runs.
+        The activations in the cache are detached. Writing into them does not change the model's
+        weights. `names_filter` selects the activations: one name, several names, or a function that
+        takes the name of a hook point and returns whether to capture its activation. By default,
+        the cache holds the activations of `default_points`. The name of a submodule, such as
+        "blocks.0.ln1", selects the submodule's output. If the names include attention scores or
+        patterns, attention runs without its fused kernel, so the output can differ by rounding from
+        that of a run without a cache. If `remove_batch_dim` is True, the activations have no batch
+        axis; the batch must hold one input. The activations are moved to `device`; None leaves them
+        on the model's device.
+
+        Raises `KeyError` for an unknown name, and for a function that selects nothing, before the
+        module runs. Raises `RuntimeError` if a module that `names_filter` names does not run.
         """
         captured: dict[str, Tensor] = {}
+        weights = {each.untyped_storage().data_ptr() for each in self.parameters()}
 
-        def capture(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
-            captured[name] = output.detach()
+        def capture(activation: Tensor, hook: nn.Module) -> None:
+            value = activation.detach()
+            # W_pos, for example, is itself the output of the position embedding.
+            is_weight = value.untyped_storage().data_ptr() in weights
+            captured[str(hook.name)] = (value.clone() if is_weight else value).to(device)
 
-        wanted = self._named(names) if names is not None else self.default_points()
-        with _forward_hooks((module, partial(capture, name)) for name, module in wanted.items()):
+        wanted = self.default_points() if names_filter is None else self._named(names_filter)
+        hooks = [(module, Reading(name, capture)) for name, module in wanted.items()]
+        with placed(self, hooks):
             output = self(*inputs, **arguments)
-        layers = {name.split(".")[1] for name in self.hook_points() if name.startswith("blocks.")}
+        if names_filter is not None:
+            _require_runs(names_filter, hooks)
+        layers = {name.split(".")[1] for name in self.hook_dict if name.startswith("blocks.")}
         cache = ActivationCache(captured, len(layers))
-        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+        if remove_batch_dim:
+            cache.remove_batch_dim()
+        return output, cache
 
     def run_with_hooks(
-        self, *inputs: Any, hooks: Iterable[tuple[Names, HookFunction]], **arguments: Any
+        self, *inputs: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **arguments: Any
     ) -> Any:
-        """Return the output of `self(*inputs, **arguments)` while hook functions are in place.
+        """Run `self(*inputs, **arguments)` with temporary hook functions, and return the output.
 
-        `hooks` is a list of pairs (names, function). In each pair, `names` selects activations as
-        in `run_with_cache`. The forward pass calls `function(activation, hook=hook_point)` for each
-        selected activation; `hook_point.name` is the activation's name. The function returns the
-        replacement of the activation, or `None` to leave the activation as it is. Raises `KeyError`
-        for an unknown name, before the module runs.
+        `hooks` describes `fwd_hooks` and `bwd_hooks`, and the errors.
         """
-
-        def call(function: HookFunction, point: nn.Module, args: Any, output: Tensor) -> Any:
-            return function(output, hook=point)
-
-        placed = []
-        for names, function in hooks:
-            for name, point in self._named(names).items():
-                point.name = name  # type: ignore[assignment, unused-ignore]
-                placed.append((point, partial(call, function)))
-        with _forward_hooks(placed):
+        with self.hooks(fwd_hooks, bwd_hooks):
             return self(*inputs, **arguments)
 
-    def _named(self, names: Names) -> Mapping[str, nn.Module]:
-        if callable(names):
-            return {name: point for name, point in self.hook_points().items() if names(name)}
+    @contextmanager
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator["HookedModule"]:
+        """Put hook functions in place for all runs inside a `with` block.
+
+        Each of `fwd_hooks` and `bwd_hooks` is a list of pairs (names, function). In each pair,
+        `names` selects activations as in `run_with_cache`. The forward pass calls
+        `function(activation, hook=hook_point)` for each selected activation of `fwd_hooks`. The
+        function may change the activation in place, or return a replacement of the same shape,
+        dtype and device. The backward pass of a run inside the block calls the functions of
+        `bwd_hooks` with the gradient of the selected activation in the same way, even if the
+        backward pass comes after the block.
+
+        Raises `KeyError` for an unknown name, and for a function that selects nothing. Raises
+        `ValueError` for a replacement that does not fit, and `RuntimeError` if a selected module
+        does not run inside the block.
+        """
+        groups = [(names, self._hooks(names, each)) for names, each in fwd_hooks]
+        groups += [(names, self._hooks(names, each, EditingGradient)) for names, each in bwd_hooks]
+        with placed(self, (hook for _, group in groups for hook in group)):
+            yield self
+        for names, group in groups:
+            _require_runs(names, group)
+
+    def add_hook(self, name: Names, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd") -> None:
+        """Put a hook function in place until `reset_hooks()` is called.
+
+        `hooks` describes the function and the errors. Prefer `run_with_hooks` or `hooks`, which
+        leave nothing behind. Unlike their functions, this function is called in every thread.
+        Raises `KeyError` if `dir` is neither "fwd" nor "bwd".
+        """
+        kind = {"fwd": Editing, "bwd": EditingGradient}[dir]
+        for module, editing in self._hooks(name, hook, kind):
+            editing.thread = None
+            register(module, editing)
+
+    def reset_hooks(self) -> None:
+        """Remove the hooks of `add_hook`. `run_with_hooks` and `hooks` remove their own hooks."""
+        for module in self.modules():
+            for each in [*module._forward_hooks.values()]:
+                if isinstance(each, Editing):
+                    remove(module, each)
+
+    def _hooks(
+        self, names: Names, function: HookFunction, kind: type[Editing] = Editing
+    ) -> list[Placement]:
+        return [(module, kind(name, function)) for name, module in self._named(names).items()]
+
+    def _named(self, names: Names) -> dict[str, nn.Module]:
         modules = dict(self.named_modules())
-        wanted = [names] if isinstance(names, str) else [*names]
+        if callable(names):
+            wanted = [name for name in self.hook_dict if names(name)]
+            if not wanted:
+                raise KeyError(
+                    f"the function selects no hook point of {type(self).__name__}; they are "
+                    f"{', '.join([*self.hook_dict][:3])}, …"
+                )
+        else:
+            wanted = [names] if isinstance(names, str) else [*names]
         for name in wanted:
-            if name not in modules:
+            if name not in modules or not name:
                 near = difflib.get_close_matches(name, modules, n=3)
                 raise KeyError(f"{type(self).__name__} has no {name!r}; did you mean {near}?")
         return {name: modules[name] for name in wanted}
 
 
-@contextmanager
-def _forward_hooks(
-    placed: Iterable[tuple[nn.Module, Callable[..., Any]]],
-) -> Iterator[None]:
-    handles = []
-    try:
-        for module, function in placed:
-            handles.append(module.register_forward_hook(function))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _require_runs(names: Names, hooks: Iterable[Placement]) -> None:
+    """Raise `RuntimeError` for a named module that did not run.
+
+    If a function selected the names, only one of them must have run: with `stop_at_layer`, later
+    blocks do not run.
+    """
+    idle = {hook.name: module for module, hook in hooks if not hook.has_run}
+    if not idle or (callable(names) and any(hook.has_run for _, hook in hooks)):
+        return
+    name, module = next(iter(idle.items()))
+    inside = [f"{name}.{each}" for each, _ in module.named_modules() if each][:3]
+    raise RuntimeError(
+        f"{name} did not run, so its hook was not called"
+        + (f"; did you mean {' or '.join(inside)}?" if inside else "")
+    )

@@ -1,4 +1,4 @@
-"""KV caches: stored keys and values, so that a forward pass computes only the new positions."""
+"""KV caches: they store keys and values, so that a forward pass computes only new positions."""
 
 import math
 from typing import Protocol, runtime_checkable
@@ -17,30 +17,31 @@ class LayerCache(Protocol):
 
     @property
     def length(self) -> int:
-        """The number of positions in the cache, without the positions of this forward pass."""
+        """The number of cached positions, without the new positions of this forward pass."""
 
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
-        """Store `k` and `v` of the new positions. Return the keys and values of all positions."""
+        """Store `k` and `v` of the new positions. Return all stored keys and all stored values."""
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
         """Return a mask that is True where a query sees a key.
 
-        The queries belong to the `n_queries` new positions, and the keys to the cached and the new
-        positions. None means that each query sees all keys up to its own position.
+        The queries belong to the `n_queries` new positions. The keys belong to the cached positions
+        and the new positions. If the result is None, each query sees all keys up to its own
+        position.
         """
 
 
 class KVCache:
     """The stored keys and values of every layer, for the first `length` positions.
 
-    A forward pass with the cache stores the keys and values of its tokens, and increases `length`
-    by the number of positions. In the first forward pass, each layer allocates memory for `n_ctx`
-    positions, with the dtype and on the device of the keys.
+    A model's forward pass stores the keys and values of its tokens in the cache, and increases
+    `length` by the number of new positions. In the first forward pass, each layer allocates memory
+    for `n_ctx` positions, with the dtype and on the device of the keys.
 
     Inputs of unequal length must be left-padded. `attention_mask` [batch pos] is 1 for tokens and 0
-    for padding, as in transformers. The mask must be on the device of the tokens. All positions
-    after the end of the mask are tokens. Raises `ValueError` if the mask has padding that is not on
-    the left.
+    for padding, as in transformers. The mask must be on the device of the tokens. Positions after
+    the last column of the mask count as tokens. Raises `ValueError` if the mask has padding that is
+    not on the left.
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class KVCache:
             )
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """Return the indices [new] at which the cache stores the next `new` positions."""
+        """Return the cache indices [new] for the keys and values of the next `new` positions."""
         return torch.arange(self.length, self.length + new, device=device)
 
     def positions(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-        """Return the positions of `tokens`, which follow the tokens in the cache.
+        """Return the position of each token in `tokens`. These tokens follow the cached tokens.
 
         In each input, the first token after the padding has position 0. Padding also has position
         0.
@@ -75,13 +76,13 @@ class KVCache:
         return (slots - self.padding[:, None]).clamp(min=0)
 
     def advance(self, new: int) -> None:
-        """Increase `length` by `new`. The model calls this method after a forward pass."""
+        """Increase `length` by `new`."""
         self.length += new
 
     def select(self, rows: Int[Tensor, "new_batch"]) -> None:
         """Keep only the inputs whose batch indices are in `rows`, in the order of `rows`.
 
-        `rows` can contain an index more than once. The cache then holds copies of the input.
+        `rows` can contain an index more than once. The cache then holds this input more than once.
         """
         if self.padding is not None:
             self.padding = self.padding[rows]
@@ -127,10 +128,11 @@ class StaticKVCache(KVCache):
     """A `KVCache` whose tensors keep their shape and memory address in every forward pass.
 
     Therefore `torch.compile` and CUDA graphs can capture the forward pass of one token, and replay
-    it for every later token. The tensor `slot` [1] holds the index at which the next position is
-    stored. The memory of each layer has `room` slots, one for each position. Attention reads all
-    slots, and a mask hides the empty slots. `room` is `n_ctx` rounded up to a multiple of 256, so
-    that caches with slightly different `n_ctx` have the same shape, and can share one graph.
+    it for every later token. The memory of each layer has `room` slots. A slot holds the keys and
+    values of one position. The tensor `slot` [1] holds the index of the next empty slot. Attention
+    reads all slots, and a mask hides the empty slots. `room` is `n_ctx` rounded up to a multiple of
+    256, so that caches with slightly different `n_ctx` have the same shape, and can share one
+    compiled graph.
     """
 
     slot: Int[Tensor, "1"] | None = None
@@ -143,14 +145,14 @@ class StaticKVCache(KVCache):
         self.layers = [_StaticLayer(self) for _ in range(n_layers)]
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """Return the indices [new] at which the cache stores the next `new` positions."""
+        """Return the cache indices [new] for the keys and values of the next `new` positions."""
         if self.slot is None:
             self.slot = torch.zeros(1, dtype=torch.int64, device=device)
             torch._dynamo.mark_static_address(self.slot)
         return self.slot + torch.arange(new, device=device)
 
     def advance(self, new: int) -> None:
-        """Increase `length` by `new`. The model calls this method after a forward pass."""
+        """Increase `length` by `new`."""
         super().advance(new)
         if self.slot is not None:
             self.slot += new

@@ -25,7 +25,7 @@ from clean_transformer.weights.table import WeightsError
 
 
 class DemoTransformer(GenerationMixin):
-    """GPT-2: tokens → embed → blocks → unembed → logits (Radford et al. 2019)."""
+    """GPT-2 (Radford et al. 2019): embed + pos_embed → blocks → ln_final → unembed → logits."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -44,7 +44,7 @@ class DemoTransformer(GenerationMixin):
         kv_cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Return the logits of all positions; with `last_only`, only of the last position.
+        """Return the logits of all positions or, with `last_only`, of the last position only.
 
         With `kv_cache`, `tokens` are the tokens that follow the text in the cache. The model stores
         the keys and values of `tokens` in the cache. Raises the errors of `check_tokens`, and
@@ -63,7 +63,10 @@ class DemoTransformer(GenerationMixin):
     def read(
         self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
     ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Return the logits, as `forward` does, but check nothing and keep the cache's `length`."""
+        """Return the same logits as `forward`, without checking `tokens`.
+
+        The new keys and values are stored in `kv_cache`, but `kv_cache.length` does not increase.
+        """
         positions = kv_cache.positions(tokens) if kv_cache is not None else None
         layers = kv_cache.layers if kv_cache is not None else [None] * len(self.blocks)
         embed = self.hook_embed(self.embed(tokens))
@@ -138,7 +141,7 @@ class DemoTransformer(GenerationMixin):
           that `from_state_dict` accepts.
 
         Raises `WeightsError` for a damaged file, and for weights that do not fit the architecture
-        exactly. The message names every weight that is missing, unused, or of the wrong shape.
+        exactly. The message names every weight that is missing, unused, or has the wrong shape.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
         with torch.device("meta"):  # allocates no memory for weights that are replaced below

@@ -178,7 +178,7 @@ class Rounding:
 
 def watch_everything(module: nn.Module) -> None:
     """Put a hook on every hook point, so that the module computes every activation explicitly."""
-    for point in module.hook_points().values():
+    for point in module.hook_dict.values():
         point.register_forward_hook(lambda *_: None)
 
 

@@ -78,16 +78,18 @@ def test_activations_are_detached(cache):
 @pytest.mark.parametrize("point", PER_HEAD)
 def test_per_head_points_are_captured_only_when_asked_for(model, cache, point: str):
     assert not any(name.endswith(point) for name in cache)
-    name = next(name for name in model.hook_points() if name.endswith(point))
-    _, asked = model.run_with_cache(TOKENS, names=name)
+    name = next(name for name in model.hook_dict if name.endswith(point))
+    _, asked = model.run_with_cache(TOKENS, names_filter=name)
     assert [*asked] == [name]
     assert asked[name].shape == (*TOKENS.shape, TINY.n_heads, TINY.d_model)
 
 
 def test_names_may_be_one_or_several_or_a_predicate(model, cache):
-    one = model.run_with_cache(TOKENS, names="hook_embed")[1]
-    several = model.run_with_cache(TOKENS, names=["hook_embed", "blocks.1.hook_resid_mid"])[1]
-    chosen = model.run_with_cache(TOKENS, names=lambda name: name.endswith("hook_z"))[1]
+    one = model.run_with_cache(TOKENS, names_filter="hook_embed")[1]
+    several = model.run_with_cache(TOKENS, names_filter=["hook_embed", "blocks.1.hook_resid_mid"])[
+        1
+    ]
+    chosen = model.run_with_cache(TOKENS, names_filter=lambda name: name.endswith("hook_z"))[1]
     assert [*one] == ["hook_embed"]
     assert [*several] == ["hook_embed", "blocks.1.hook_resid_mid"]
     assert [*chosen] == ["blocks.0.attn.hook_z", "blocks.1.attn.hook_z"]
@@ -95,7 +97,7 @@ def test_names_may_be_one_or_several_or_a_predicate(model, cache):
 
 
 def test_the_name_of_a_submodule_captures_its_output(model, cache):
-    _, outputs = model.run_with_cache(TOKENS, names="blocks.0.mlp")
+    _, outputs = model.run_with_cache(TOKENS, names_filter="blocks.0.mlp")
     torch.testing.assert_close(outputs["blocks.0.mlp"], cache["mlp_out", 0], rtol=0, atol=1e-12)
 
 
@@ -111,7 +113,7 @@ def test_unknown_name_is_refused_before_running(model, monkeypatch, run: str):
 
     monkeypatch.setattr(DemoTransformer, "forward", fail)
     name = "blocks.0.attn.hook_patern"
-    asked = {"names": name} if run == "run_with_cache" else {"hooks": [(name, print)]}
+    asked = {"names_filter": name} if run == "run_with_cache" else {"fwd_hooks": [(name, print)]}
     with pytest.raises(KeyError, match=f"DemoTransformer has no '{name}'.*attn.hook_pattern"):
         getattr(model, run)(TOKENS, **asked)
     assert hook_counts(model) == 0
@@ -168,7 +170,7 @@ def test_a_key_that_is_not_exactly_one_activation(cache, key, problem: str):
 def test_layers_count_from_the_models_ends_however_few_were_captured():
     model = random_model(tiny(n_layers=12))
     names = [f"blocks.{layer}.hook_resid_pre" for layer in (0, 3, 10)]
-    _, cache = model.run_with_cache(TOKENS, names=names)
+    _, cache = model.run_with_cache(TOKENS, names_filter=names)
     for kept in (cache, cache.to("cpu")):
         assert kept.full_name(("resid_pre", 3)) == "blocks.3.hook_resid_pre"
         assert kept.full_name(("resid_pre", -2)) == "blocks.10.hook_resid_pre"
@@ -226,7 +228,7 @@ def test_a_patched_activation_goes_on(model):
     def ablate(z: torch.Tensor, hook) -> torch.Tensor:
         return torch.zeros_like(z)
 
-    patched = model.run_with_hooks(TOKENS, hooks=[("blocks.0.attn.hook_z", ablate)])
+    patched = model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.0.attn.hook_z", ablate)])
     with torch.no_grad():
         model.blocks[0].attn.W_O.zero_()
     assert torch.equal(patched, model(TOKENS))
@@ -236,7 +238,7 @@ def test_a_predicate_patches_at_every_point_it_accepts(model):
     seen = []
     model.run_with_hooks(
         TOKENS,
-        hooks=[
+        fwd_hooks=[
             (lambda name: name.endswith("hook_pattern"), lambda _, hook: seen.append(hook.name))
         ],
     )
@@ -244,7 +246,9 @@ def test_a_predicate_patches_at_every_point_it_accepts(model):
 
 
 def test_returning_none_changes_nothing(model):
-    unchanged = model.run_with_hooks(TOKENS, hooks=[("hook_embed", lambda activation, hook: None)])
+    unchanged = model.run_with_hooks(
+        TOKENS, fwd_hooks=[("hook_embed", lambda activation, hook: None)]
+    )
     assert torch.equal(unchanged, model(TOKENS))
 
 
@@ -257,7 +261,7 @@ def test_changing_in_place_and_two_functions_in_order(model):
 
     seen = []
     hooks = [(["hook_embed"], f) for f in (double, add_one, lambda e, hook: seen.append(e))]
-    model.run_with_hooks(TOKENS, hooks=hooks)
+    model.run_with_hooks(TOKENS, fwd_hooks=hooks)
     assert torch.equal(seen[0], model.embed(TOKENS) * 2 + 1)
 
 
@@ -276,7 +280,7 @@ def test_patching_one_heads_input_changes_that_heads_queries_only(model, point: 
 
     hooks = [(f"blocks.0.{point}", silence_head_1)]
     hooks += [(f"blocks.0.attn.hook_{x}", keep) for x in "qkv"]
-    model.run_with_hooks(TOKENS, hooks=hooks)
+    model.run_with_hooks(TOKENS, fwd_hooks=hooks)
     clean = model.run_with_cache(TOKENS)[1]
     for x in "qkv":
         changed = (kept[f"blocks.0.attn.hook_{x}"] - clean[x, 0]).abs().amax(dim=(0, 1, 3)) > 1e-6
@@ -285,20 +289,20 @@ def test_patching_one_heads_input_changes_that_heads_queries_only(model, point: 
 
 def test_gradients_flow_through_a_patch(model):
     patch = random_tensor(*TOKENS.shape, TINY.d_model).requires_grad_()
-    model.run_with_hooks(TOKENS, hooks=[("hook_embed", lambda _, hook: patch)]).sum().backward()
+    model.run_with_hooks(TOKENS, fwd_hooks=[("hook_embed", lambda _, hook: patch)]).sum().backward()
     assert patch.grad.abs().min() > 0
 
 
 def test_hooks_are_gone_afterwards(model):
     model.run_with_cache(TOKENS)
-    model.run_with_hooks(TOKENS, hooks=[("hook_embed", lambda activation, hook: None)])
+    model.run_with_hooks(TOKENS, fwd_hooks=[("hook_embed", lambda activation, hook: None)])
     assert hook_counts(model) == 0
 
 
 @pytest.mark.parametrize("run", ["run_with_cache", "run_with_hooks"])
 def test_hooks_are_gone_after_an_exception(model, run: str):
     too_long = torch.zeros(1, TINY.n_ctx + 1, dtype=torch.long)
-    asked = {} if run == "run_with_cache" else {"hooks": [(lambda _: True, print)]}
+    asked = {} if run == "run_with_cache" else {"fwd_hooks": [(lambda _: True, print)]}
     with pytest.raises(ValueError, match="more than the n_ctx=10"):
         getattr(model, run)(too_long, **asked)
     assert hook_counts(model) == 0
@@ -336,7 +340,7 @@ def fused_calls(monkeypatch) -> list[None]:
     ],
 )
 def test_attention_is_fused_where_nobody_watches_it(model, fused_calls, watched, fused: int):
-    model.run_with_cache(TOKENS, names=watched)
+    model.run_with_cache(TOKENS, names_filter=watched)
     assert len(fused_calls) == fused
     model(TOKENS)
     assert len(fused_calls) == fused + TINY.n_layers

@@ -175,7 +175,7 @@ def test_folder_of_hugging_face_gives_its_logits_in_float32(gpt2_lm_head_model, 
     unit = torch.finfo(torch.float32).eps / 2
     for name in exact.default_points():
         moved = exact.run_with_hooks(
-            TOKENS, hooks=[(name, lambda a, hook: a * (1 + unit * torch.randn_like(a).sign()))]
+            TOKENS, fwd_hooks=[(name, lambda a, hook: a * (1 + unit * torch.randn_like(a).sign()))]
         )
         carried += (moved - logits).abs().max()
     bound = (TINY.d_mlp + 1) * carried

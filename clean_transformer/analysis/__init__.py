@@ -1,4 +1,4 @@
-"""Shows what a model predicts and why. `clean_transformer.analysis.plots` draws figures."""
+"""Computes what a model predicts, and why. `clean_transformer.analysis.plots` draws figures."""
 
 from clean_transformer.analysis.attribution import LogitAttribution as LogitAttribution
 from clean_transformer.analysis.attribution import logit_attribution as logit_attribution

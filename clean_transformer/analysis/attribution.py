@@ -15,12 +15,12 @@ from clean_transformer.support.numerics import at_least_float32
 
 @dataclass(frozen=True)
 class LogitAttribution:
-    """How much each part of a model adds to logit[token] − logit[other].
+    """How much each head, MLP, embedding and bias of a model adds to logit[token] − logit[other].
 
-    `difference` is logit[token] − logit[other]. `heads` has what each head adds to `difference`,
-    and `mlps` has what each MLP (with its biases) adds. `rest` has what the embeddings and the
-    other biases add, by parameter name. All entries of `heads`, `mlps` and `rest` sum to
-    `difference`, up to rounding.
+    `difference` is logit[token] − logit[other]. `heads` has the contribution of each head to
+    `difference`, and `mlps` has the contribution of each MLP with its biases. `rest` has the
+    contributions of the embeddings and of all other biases, by parameter name. All entries of
+    `heads`, `mlps` and `rest` sum to `difference`, up to rounding.
     """
 
     difference: float
@@ -33,21 +33,22 @@ class LogitAttribution:
 def logit_attribution(
     model: DemoTransformer, text: Text, token: int, other: int
 ) -> LogitAttribution:
-    """Return how much each part of the model adds to logit[token] − logit[other].
+    """Return how much each head, MLP, embedding and bias adds to logit[token] − logit[other].
 
-    The logits are those at the last position of `text`. `token` and `other` are token ids. The
+    `token` and `other` are token ids. The logits are the logits at the last position of `text`. The
     final residual stream is a sum: each embedding, head, MLP and bias adds one vector. This
-    function treats the scale by which ln_final divides as a constant, with the value that it has
-    for this text. The logits are then an affine function of the sum, so each vector has a
-    well-defined contribution (Elhage et al. 2021, "A Mathematical Framework for Transformer
-    Circuits"). Raises `ValueError` for ids outside the vocabulary and for several texts.
+    function treats the number by which ln_final divides the residual stream as a constant, with the
+    value that the number has for this text. The logits are then an affine function of the sum, so
+    each vector has a well-defined contribution (Elhage et al. 2021, "A Mathematical Framework for
+    Transformer Circuits"). Raises `ValueError` for ids outside the vocabulary and for several
+    texts.
     """
     for id_ in (token, other):
         if not 0 <= id_ < model.cfg.d_vocab:
             raise ValueError(f"there is no token {id_}; ids run from 0 to {model.cfg.d_vocab - 1}")
     parts = ("hook_embed", "hook_pos_embed", "hook_z", "hook_mlp_out", "ln_final.hook_scale")
     logits, cache = model.run_with_cache(
-        single(model, text), names=lambda name: name.endswith(parts)
+        single(model, text), names_filter=lambda name: name.endswith(parts)
     )
     last = {name: value[0, -1] for name, value in cache.items()}
 
@@ -58,8 +59,8 @@ def logit_attribution(
     if isinstance(ln_final, LayerNorm):
         direction = at_least_float32(ln_final.w) * reads
         rest["ln_final.b"] = at_least_float32(ln_final.b) @ reads
-    # ln_final centers the residual stream. We center `direction` instead, because the dot product
-    # of the two vectors is then the same.
+    # ln_final centers the residual stream. We center `direction` instead of the residual stream,
+    # because the dot product of the two vectors is the same.
     direction = (direction - direction.mean()) / last["ln_final.hook_scale"]
 
     def contribution(part: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part"]:

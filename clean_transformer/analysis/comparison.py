@@ -1,7 +1,4 @@
-"""Measures how far the activations and predictions of a run are from those of an exact run.
-
-An exact run computes in float64.
-"""
+"""Measures the errors of a run: compares it with an exact run, which computes in float64."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +17,12 @@ LOGITS = "logits"
 
 @dataclass(frozen=True)
 class Impact:
-    """How much the next-token predictions of a given run differ from those of an exact run.
+    """How much the predictions of the next token differ between a given run and an exact run.
 
-    Each run makes one prediction at each position of each text. `positions` is the number of these
-    predictions. `top1_flips` is the number of predictions in which the two runs have different most
-    likely tokens. `kl_divergence` is the mean KL(exact ‖ given), in nats. `loss_change` is the mean
-    loss of the given run minus the mean loss of the exact run, in nats.
+    A run makes one prediction at each position of each text. `positions` is the number of
+    predictions in one run. `top1_flips` is the number of positions at which the two runs have
+    different most likely tokens. `kl_divergence` is the mean KL(exact ‖ given), in nats.
+    `loss_change` is the mean loss of the given run minus the mean loss of the exact run, in nats.
     """
 
     positions: int
@@ -39,18 +36,18 @@ def run(
 ) -> dict[str, Tensor]:
     """Run the model without gradients. Return its activations and its logits, by name, on the CPU.
 
-    The key of the logits is `LOGITS`. `names` are the names of the activations to return. The
-    default is all names in the model's `default_points`.
+    The key of the logits is `LOGITS`. `names` are the names of the activations to return. If
+    `names` is None, these are the names that the model's method `default_points` returns.
     """
     with torch.no_grad():
-        logits, cache = model.run_with_cache(tokens, names=names)
+        logits, cache = model.run_with_cache(tokens, names_filter=names)
     return {**cache.to("cpu"), LOGITS: logits.cpu()}
 
 
 def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the root mean square error of each activation that is in both mappings, by name.
 
-    `oracle` has the exact activations.
+    `activations` has the activations of the given run, and `oracle` has the exact activations.
     """
     return {
         name: rms_difference(activations[name], exact)
@@ -74,8 +71,8 @@ def impact(
 ) -> Impact:
     """Return how much the predictions of `logits` differ from the predictions of `exact`.
 
-    `exact` has the logits of the exact run, and must be in float64. `tokens` are the token ids that
-    both runs read.
+    `exact` has the logits of the exact run, and must be in float64. Both runs read the token ids
+    `tokens`.
     """
     given, wanted = upcast(logits).log_softmax(-1), exact.log_softmax(-1)
     kl = (wanted.exp() * (wanted - given)).sum(-1).mean()

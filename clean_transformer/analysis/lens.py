@@ -1,4 +1,4 @@
-"""The logit lens: what a model would predict if it ended after an earlier layer."""
+"""Computes the logit lens: what a model would predict if it ended after an earlier layer."""
 
 import torch
 from jaxtyping import Float
@@ -17,15 +17,15 @@ def logit_lens(
 
     There is one depth before each block, and one depth after the last block. To get the
     log-probabilities at a depth, this function applies ln_final and the unembedding to the residual
-    stream at that depth, as if the model ended there (nostalgebraist 2020, "interpreting GPT: the
-    logit lens"). The axis "component" of the log-probabilities has one entry per depth. The labels
-    are those of `ActivationCache.accumulated_resid`: "0_pre", "1_pre", …, "final_post". The entry
-    for the last depth is the model's own prediction. Raises `ValueError` for several texts.
+    stream at this depth, as if the model ended there (nostalgebraist 2020, "interpreting GPT: the
+    logit lens"). The axis "component" of the log-probabilities has one entry per depth. Its last
+    entry is the model's own prediction. The labels are "0_pre", "1_pre", …, "final_post", as in
+    `ActivationCache.accumulated_resid`. Raises `ValueError` for several texts.
     """
     tokens = single(model, text)
     _, cache = model.run_with_cache(
         tokens,
-        names=lambda name: name.endswith(("resid_pre", "resid_post")),
+        names_filter=lambda name: name.endswith(("resid_pre", "resid_post")),
         remove_batch_dim=True,
     )
     streams, labels = cache.accumulated_resid()

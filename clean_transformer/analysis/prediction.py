@@ -14,7 +14,7 @@ Text = str | Int[Tensor, "pos"] | Int[Tensor, "1 pos"]
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A candidate for the next token, with its logit and its probability."""
+    """A possible next token: its id, its logit and its probability."""
 
     id: int
     logit: float
@@ -27,9 +27,9 @@ class Prediction:
 
     `top` has the most likely next tokens, in descending order of their probabilities. `bottom` has
     the least likely next tokens, in ascending order. `token_probabilities` has the probability of
-    each token of the text, given the tokens before it. `losses` has −log of these probabilities, in
-    nats. Both tensors are on the CPU. They have no entry for the first token of the text, because
-    no token precedes it.
+    each token of the text, given the tokens before this token. `losses` has −log of these
+    probabilities, in nats. Both tensors are on the CPU. They have no entry for the first token of
+    the text, because no token precedes the first token.
     """
 
     top: list[TokenScore]

@@ -16,11 +16,12 @@ from clean_transformer.reports.page import render_page
 from clean_transformer.support.files import write_atomically
 from clean_transformer.text.tokenizer import visible
 
-# At each depth and position, the page shows this number of the most likely next tokens.
+# At each depth (see `logit_lens`) and position, the page shows this many of the most likely next
+# tokens.
 TOP = 5
 
-# The largest number of attention weights on a page. A weight takes about three characters, so this
-# many weights take about 4 MB.
+# The largest number of attention weights on a page. In the file, a weight takes about three
+# characters, so all weights take at most about 4 MB.
 MOST_WEIGHTS = 1_500_000
 
 Scores = list[tuple[int, float]]
@@ -31,18 +32,18 @@ class Explanation:
     """The data that the page shows for one text.
 
     `model` is the model's name, and `cfg` is its architecture. `tokens` and `ids` are the tokens of
-    the text, as strings and as ids. `labels` maps every token id on the page to its readable form.
-    `probabilities` has the probability that the model gave to each token of the text. `ranks` has
-    the rank of this probability among the probabilities of all tokens in the vocabulary: the most
-    likely token has rank 1. The first entry of both lists is None, because no token precedes the
-    first token.
+    the text, as strings and as ids. `labels` maps every token id on the page to the token's
+    readable form (see `visible`). `probabilities` has the probability that the model gave to each
+    token of the text. `ranks` has the rank of each token of the text among all tokens in the
+    vocabulary: the most likely token has rank 1. The first entry of `probabilities` and of `ranks`
+    is None, because no token precedes the first token.
 
     `lens[depth][position]` has the ids of the most likely next tokens and their probabilities, as
     if the model ended at that depth (see `logit_lens`). The first depth is before the first block,
     and the last depth is the model's own prediction.
 
-    `patterns[layer][head]` has the attention weights, multiplied by 1000 and rounded, as one list.
-    The list has the one weight of query 0, then the two weights of query 1, and so on.
+    `patterns[layer][head]` is a list of the head's attention weights, multiplied by 1000 and
+    rounded. The list has the one weight of query 0, then the two weights of query 1, and so on.
     """
 
     model: str
@@ -60,8 +61,8 @@ class Explanation:
 def explain(model: DemoTransformer, text: str) -> Explanation:
     """Return what the model predicts in `text` at each depth, and what its heads attend to.
 
-    Probabilities are rounded to four significant digits. Raises `ValueError` before the model runs
-    if the page would be too large. Raises `ValueError` for a model that computes NaN.
+    Probabilities are rounded to four significant digits. Raises `ValueError`, before the model
+    runs, if the page would be too large. Raises `ValueError` if the model computes NaN.
     """
     tokens = single(model, text)
     _require_fit(model.cfg, tokens.shape[1])
@@ -98,12 +99,15 @@ def explain(model: DemoTransformer, text: str) -> Explanation:
 
 
 def render(explanation: Explanation) -> str:
-    """Return the page about `explanation` as HTML."""
+    """Return the HTML page that shows `explanation`."""
     return render_page("explain.html.jinja", **vars(explanation))
 
 
 def write_html(explanation: Explanation, file: Path) -> None:
-    """Write the page to `file`. If an error occurs, an existing file is unchanged."""
+    """Write the HTML page about `explanation` to `file`.
+
+    If an error occurs, an existing `file` is unchanged.
+    """
     write_atomically(file, render(explanation))
 
 
@@ -120,7 +124,7 @@ def _require_fit(cfg: Config, length: int) -> None:
 
 
 def _patterns(model: DemoTransformer, tokens: Int[Tensor, "1 pos"]) -> list[list[list[int]]]:
-    _, cache = model.run_with_cache(tokens, names=lambda name: name.endswith("hook_pattern"))
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
     query, key = torch.tril_indices(tokens.shape[1], tokens.shape[1])
     return [
         (1000 * pattern[0].cpu()[:, query, key].float()).round().int().tolist()

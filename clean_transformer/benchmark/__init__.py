@@ -1,4 +1,4 @@
-"""The speed of clean_transformer, compared with other libraries and with the machine's limit."""
+"""Compares the speed of clean_transformer with other libraries and with the machine's limit."""
 
 from clean_transformer.benchmark.results.comparison import compare as compare
 from clean_transformer.benchmark.results.data import Result as Result

@@ -1,4 +1,4 @@
-"""The project's speed goals. Each goal is a bound on a quotient of measured values."""
+"""Lists the project's speed goals. Each goal is a bound on a quotient of measured values."""
 
 import math
 from collections.abc import Iterator
@@ -12,11 +12,12 @@ from clean_transformer.benchmark.work import Part, Work
 class Goal:
     """A bound on a quotient of measured values: factor · product(`over`) / product(`under`).
 
-    `over` and `under` name the parts whose values are multiplied. The values are seconds or bytes,
-    so "a is twice as fast as b" is `Goal(over=(b,), under=(a,), at_least=2)`. Each round gives one
-    quotient. The bound applies to the median of these quotients. `what` describes the goal in
-    words. With `percent`, reports print the quotient in percent. An `optional` goal may stay
-    unmeasured, because it compares our model with a package that may not be installed.
+    The values of the parts in `over` are multiplied, and so are the values of the parts in `under`.
+    The values are seconds or bytes, so "a is twice as fast as b" is
+    `Goal(over=(b,), under=(a,), at_least=2)`. Each round gives one quotient. The bound, `at_least`
+    or `at_most`, applies to the median of these quotients. `what` describes the goal in words. With
+    `percent`, reports print the quotient in percent. An `optional` goal may stay unmeasured,
+    because it compares our model with a package that may not be installed.
     """
 
     what: str
@@ -36,18 +37,18 @@ class Goal:
         return f"{sign} {self.number(value or math.nan)}"
 
     def number(self, value: float) -> str:
-        """A measured quotient as text, such as "1.24 ×" or "88%"."""
+        """Return the quotient `value` as text, such as "1.24 ×" or "88%"."""
         return f"{100 * value:.0f}%" if self.percent else f"{value:.2f} ×"
 
     def holds(self, value: float) -> bool:
-        """Whether the quotient `value` is within the bound. False for NaN."""
+        """Return whether the quotient `value` is within the bound. The result is False for NaN."""
         if self.at_least is not None and not value >= self.at_least:
             return False
         return self.at_most is None or value <= self.at_most
 
 
 def goals(device: str, plan: Plan) -> list[Goal]:
-    """The goals for `device`. The goals compare contestants on the work that `plan` describes."""
+    """Return the goals for `device`, which compare the contestants and the work in `plan`."""
     return [*_Goals(device, plan).all()]
 
 
@@ -55,10 +56,9 @@ def goals(device: str, plan: Plan) -> list[Goal]:
 class _Goals:
     """Makes the goals for `device`.
 
-    The bounds for "cpu" were chosen on a machine with two CPU cores, and those for "cuda" on a
-    machine with one GPU.
-
-    A goal compares contestants in float32, unless its text names another dtype.
+    The bounds for "cpu" were chosen on a machine with two CPU cores, and the bounds for "cuda" on a
+    machine with one GPU. A goal compares contestants in float32, unless the goal's text names
+    another dtype.
     """
 
     device: str
@@ -80,7 +80,7 @@ class _Goals:
                 yield self.faster(self.plan.train, "ours", peer, 1.0)
 
     def forward(self) -> Iterator[Goal]:
-        """Goals for forward passes."""
+        """Yield the goals for forward passes."""
         work = self.plan.forward
         yield self.faster(work, "ours", "transformers sdpa", 1.1)
         yield self.faster(work, "ours", "HookedTransformer", 1.25)
@@ -90,7 +90,7 @@ class _Goals:
         yield self.faster(work, "optimized", "transformers sdpa", 3.3, "bfloat16")
 
     def generate(self) -> Iterator[Goal]:
-        """Goals for generating text, token by token."""
+        """Yield the goals for generating text."""
         work, fastest = self.plan.generate, self.plan.fastest
         yield self.faster(work, fastest("float32"), "transformers sdpa", 2.2)
         yield self.faster(work, fastest("float32"), "HookedTransformer", 8.0)
@@ -99,7 +99,7 @@ class _Goals:
         yield self.faster(work, fastest("int8"), "transformers sdpa", 5.5, "int8")
 
     def engines(self) -> Iterator[Goal]:
-        """Optional goals: our model must be at least as fast as each inference engine."""
+        """Yield optional goals: our model shall be at least as fast as each inference engine."""
         for engine in self.plan.engines:
             for work, ours in (
                 (self.plan.forward, "optimized"),
@@ -108,7 +108,7 @@ class _Goals:
                 yield replace(self.faster(work, ours, engine, 1.0), optional=True)
 
     def capture(self) -> Iterator[Goal]:
-        """Goals for a forward pass that returns all activations, as `run_with_cache` does."""
+        """Yield the goals for `run_with_cache`, a forward pass that returns all activations."""
         work = self.plan.capture
         explicit = replace(work, kind="forward")
         yield self.cheaper(
@@ -121,7 +121,7 @@ class _Goals:
             yield self.faster(work, "ours", peer, 1.5)
 
     def loading(self) -> Iterator[Goal]:
-        """Goals for the time of importing and loading, and for the peak memory."""
+        """Yield the goals for the time to import and to load, and for the peak memory."""
         importing, loading, memory = (Work(kind=kind) for kind in ("import", "load", "memory"))
         yield self.cheaper(
             "import: clean_transformer over torch",
@@ -143,11 +143,12 @@ class _Goals:
         )
 
     def growth(self) -> Iterator[Goal]:
-        """Goals for how speed changes with the batch, the context and the size of the model.
+        """Yield the goals for large batches, long contexts and large models.
 
-        From the smallest batch to the largest, the time per input may grow by 10 %. From the
-        shortest context to the longest, and from the smallest model to the largest, the share of
-        the limit that "optimized" reaches may shrink by 10 % (see `kept`).
+        With the largest batch, the time per input may be 10 % longer than with the smallest batch.
+        For the longest context and for the largest model, the share of the limit (see `kept`) that
+        "optimized" reaches may be 10 % smaller than for the shortest context and the smallest
+        model.
         """
         if batches := self.plan.batches:
             one, many = batches[0], batches[-1]
@@ -167,7 +168,7 @@ class _Goals:
             yield self.kept(what, work, work, sizes[0], sizes[-1])
 
     def gpu(self) -> Iterator[Goal]:
-        """Goals in bfloat16 on a GPU."""
+        """Yield the goals for bfloat16 on a GPU."""
         forward, generate = self.plan.forward, self.plan.generate
         yield self.of_limit(forward, "optimized", 0.6, "bfloat16")
         ours, theirs = self.plan.fastest("bfloat16"), "transformers sdpa"
@@ -202,11 +203,11 @@ class _Goals:
     def kept(
         self, what: str, small: Work, large: Work, model: str = "small", larger: str = "small"
     ) -> Goal:
-        """A goal that compares two shares of the limit.
+        """Return a goal that compares two shares of the limit.
 
-        A share of the limit is the limit's time divided by the time of "optimized". The share for
-        the work `large` must be at least 0.9 times the share for the work `small`. `model` names
-        the model that does the work `small`. `larger` names the model that does the work `large`.
+        A share of the limit is the time of "limit" divided by the time of "optimized". The share
+        for the work `large` must be at least 0.9 times the share for the work `small`. The model
+        `model` does the work `small`, and the model `larger` does the work `large`.
         """
         over = (self.part(large, "limit", model=larger), self.part(small, "optimized", model=model))
         under = (

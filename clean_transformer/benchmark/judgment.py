@@ -1,4 +1,4 @@
-"""Judge each goal: decide whether it is held, missed or not measured, and say why."""
+"""Judges each goal: decides whether the goal is held, missed or not measured, and says why."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from clean_transformer.benchmark.work import Part, format_value
 
 @dataclass(frozen=True)
 class Judged:
-    """A goal and its measured quotient.
+    """A goal and its measured quotient (see `Goal`).
 
-    `measured` has the median and the quartiles of the quotient. It is None if a part in the goal's
+    `measured` has the median and the quartiles of the quotient, or is None if a part in the goal's
     `over` or `under` was not measured. `note` says why the goal was missed or not measured.
     """
 
@@ -31,10 +31,7 @@ class Judged:
 
 
 def judge(goal: Goal, results: Results) -> Judged:
-    """Compare the goal with the values in `results`.
-
-    If the goal is not held, the `note` of the returned `Judged` says why.
-    """
+    """Compare the goal with the values in `results`, and return the judged goal."""
     parts = goal.over + goal.under
     found = results.together(parts)
     if found is None:
@@ -51,10 +48,10 @@ def judge(goal: Goal, results: Results) -> Judged:
 def quotient(
     over: Sequence[Part], under: Sequence[Part], found: Mapping[Part, Result], factor: float = 1.0
 ) -> Spread:
-    """Median and quartiles, over the rounds, of factor · product(over) / product(under).
+    """Return the median and the quartiles of factor · product(over) / product(under).
 
-    `found` has the values of each part. Each round gives one quotient of values from that round,
-    because the machine's speed changes between rounds.
+    `found` has the values of each part: one value per round. Each round gives one quotient, because
+    the machine's speed changes between rounds. The result is computed from these quotients.
     """
 
     def products(parts: Sequence[Part]) -> list[float]:
@@ -66,13 +63,14 @@ def quotient(
 
 
 def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
-    """The note for a missed goal.
+    """Return the note for a missed goal. A goal is of one of these kinds:
 
-    - If the goal is a speed-up over a peer, the note gives the speed-up that the contestant "limit"
-      has over the same peer. If our contestant ran in another dtype than float32, the note also
-      says how much faster "limit" is in this dtype than in float32.
-    - If the goal is a share of the limit, or if "limit" was not measured, the note is "".
-    - For every other goal, the note gives the median values of the parts in `over` and `under`.
+    - The goal bounds how much faster our contestant is than another contestant. The note then says
+      how much faster the contestant "limit" is than the other contestant. If our contestant ran in
+      another dtype than float32, the note also says how much faster "limit" is in this dtype than
+      in float32. If "limit" was not measured, the note is "".
+    - The goal bounds how close our contestant comes to "limit". The note is "".
+    - Any other goal. The note has the median values of the parts in `over` and `under`.
     """
     if len(goal.under) != 1 or goal.at_least is None:
         return " over ".join(
@@ -92,9 +90,10 @@ def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
 
 
 def exit_status(judged: Sequence[Judged]) -> int:
-    """0 if all goals hold, 1 if a goal is missed, 3 if a goal was not measured.
+    """Return the exit status of the command: 0 if all goals are held, 1 if a goal is missed.
 
-    An optional goal that was not measured does not count.
+    If no goal is missed, but a goal was not measured, the status is 3. An optional goal that was
+    not measured does not count.
     """
     if any(one.verdict == "MISSED" for one in judged):
         return 1

@@ -1,4 +1,4 @@
-"""The plan of a run says which contestants do which work. Each kind of device has its own plan."""
+"""Defines the plan of a run, which says which contestants do which work, for each device."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -19,12 +19,15 @@ LONGEST = ("generate", "generate a batch", "growth", "decoding", "training")
 
 
 def forward(batch: int, length: int, last_only: bool = False) -> Work:
-    """The work of one forward pass over `batch` inputs of `length` tokens."""
+    """Return the work of one forward pass over `batch` inputs of `length` tokens."""
     return Work(kind="forward", batch=batch, length=length, last_only=last_only)
 
 
 def generate(batch: int, length: int, new: int) -> Work:
-    """The work of generating `new` tokens after each of `batch` prompts of `length` tokens."""
+    """Return the work of generating `new` tokens after each of `batch` prompts.
+
+    Each prompt has `length` tokens.
+    """
     return Work(kind="generate", batch=batch, length=length, new=new)
 
 
@@ -32,8 +35,8 @@ def generate(batch: int, length: int, new: int) -> Work:
 class Plan:
     """The contestants of a run, and the sizes of their work.
 
-    If a field is None or empty, the run leaves out the measurements or the contestants that this
-    field describes.
+    If a field is None or empty, the run leaves out the measurements or contestants of this field.
+    Words in quotes are names of contestants or titles of measurements (see `_measurements`).
     """
 
     forward: Work
@@ -44,14 +47,14 @@ class Plan:
     peers: tuple[str, ...] = PEERS
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
-    # The dtypes in which "forward" and "generate" are measured in addition to float32. If "tf32" is
-    # one of them, "training" is measured in tf32 too.
+    # "forward" and "generate" are measured in float32 and in these dtypes. If these dtypes include
+    # "tf32", "training" is also measured in tf32.
     narrow: tuple[str, ...] = ("bfloat16",)
     # The contestants that are measured in the dtypes of `narrow`.
     in_narrow: tuple[str, ...] = ("limit", "optimized")
     # More dtypes for "generate". Only "limit" and "optimized" are measured in these dtypes.
     quantized: tuple[str, ...] = ("int8",)
-    # The dtypes in which "optimized compiled" is measured; it takes part only in "generate".
+    # The dtypes in which "optimized compiled" is measured. This contestant only does "generate".
     graphs: tuple[str, ...] = ("float32", "int8")
     # The contestants whose peak memory is measured.
     in_memory: tuple[str, ...] = ("limit", "ours", "transformers sdpa")
@@ -61,28 +64,28 @@ class Plan:
     train: Work | None = None
     # The work of the measurement "generate a batch".
     batched: Work | None = None
-    # The forward passes of the measurement "growth".
+    # The forward passes of the measurement "growth", with different batches and lengths.
     grid: tuple[Work, ...] = ()
-    # The numbers of earlier tokens after which "decoding" times a decoding step.
+    # The measurement "decoding" measures one decoding step after each of these numbers of tokens.
     contexts: tuple[int, ...] = ()
     # The model sizes that the measurement "size" compares, smallest first.
     sizes: tuple[str, ...] = ()
 
     @property
     def batches(self) -> tuple[Work, ...]:
-        """The forward passes of `grid` that differ only in the batch, the smallest batch first.
+        """The forward passes of `grid` over inputs of 256 tokens, the smallest batch first.
 
-        Each of their inputs has 256 tokens, and they compute the logits for all positions.
+        All of these forward passes compute the logits for all positions.
         """
         same_length = [one for one in self.grid if not one.last_only and one.length == 256]
         return tuple(sorted(same_length, key=lambda one: one.batch))
 
     def fastest(self, dtype: str) -> str:
-        """The name of our contestant that generates fastest in `dtype`."""
+        """Return the name of our contestant that generates fastest in `dtype`."""
         return "optimized compiled" if dtype in self.graphs else "optimized"
 
     def step(self, context: int) -> Work:
-        """The work of one decoding step after `context` earlier tokens."""
+        """Return the work of one decoding step after `context` earlier tokens."""
         return Work(kind="step", length=context, new=48)
 
 
@@ -144,7 +147,7 @@ GPU_QUICK = replace(
 
 
 def plan_for(device: str, quick: bool) -> Plan:
-    """The plan for a device: "cpu", "cuda" or "mps"."""
+    """Return the plan for a device: "cpu", "cuda" or "mps"."""
     if device == "cpu":
         return QUICK if quick else FULL
     plan = GPU_QUICK if quick else GPU
@@ -154,9 +157,10 @@ def plan_for(device: str, quick: bool) -> Plan:
 
 
 def measurements(device: str, plan: Plan, only: Collection[str] | None = None) -> list[Measurement]:
-    """The measurements on a device, in the order in which they run.
+    """Return the measurements on a device, in the order in which they run.
 
-    `only` names the contestants to measure. Without it, all contestants of the plan are measured.
+    `only` names the contestants to measure. If `only` is None, all contestants of the plan are
+    measured.
     """
     planned = [replace(one, title=f"{one.title}, {device}") for one in _measurements(device, plan)]
     if only is None:
@@ -171,7 +175,7 @@ def measurements(device: str, plan: Plan, only: Collection[str] | None = None) -
 def parts(
     device: str, work: Work, *contestants: str, dtype: str = "float32", model: str = "small"
 ) -> tuple[Part, ...]:
-    """One part for each name in `contestants`. All parts have the same work, dtype and model."""
+    """Return one part for each name in `contestants`. All have the same work, dtype and model."""
     return tuple(
         Part(Setup(contestant=contestant, device=device, dtype=dtype, model=model), work)
         for contestant in contestants
@@ -183,8 +187,9 @@ def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
         rounds = plan.fewer_rounds if title in LONGEST else plan.rounds
         return Measurement(title, sum(groups, ()), rounds)
 
-    # Some contestants cannot compute the logits of the last position alone. If `plan.forward` has
-    # `last_only`, they raise `NotImplementedError`, and the report says NOT MEASURED.
+    # Some contestants cannot compute the logits of the last position alone. If
+    # `plan.forward.last_only` is True, these contestants raise `NotImplementedError`, and the
+    # report says NOT MEASURED.
     yield measured(
         "forward",
         parts(device, plan.forward, *MAIN, *plan.compiled, *plan.peers[1:], *plan.engines),
@@ -207,7 +212,7 @@ def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
     )
     yield measured("import", parts(device, Work(kind="import"), "limit", "ours"))
     memory = parts(device, Work(kind="memory"), *plan.in_memory)
-    yield replace(measured("memory", memory), rounds=1)  # each round would measure the same
+    yield replace(measured("memory", memory), rounds=1)  # more rounds would give the same values
     for kind in ("load", "first_use"):
         yield measured(kind, parts(device, Work(kind=kind), "ours", "transformers sdpa"))
     for work, title in ((plan.first, "first token"), (plan.batched, "generate a batch")):

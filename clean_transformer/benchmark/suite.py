@@ -1,4 +1,4 @@
-"""The whole benchmark: write the weights, run the contestants, judge the goals."""
+"""Runs the whole benchmark: writes the weights, measures the contestants, and judges the goals."""
 
 import tempfile
 from collections.abc import Collection, Sequence
@@ -31,11 +31,11 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """0 all goals hold, 1 a goal is missed, 3 a goal was not measured.
+        """0 if all goals are held, 1 if a goal is missed, and otherwise 3: a goal was not measured.
 
         Goals for devices that this machine lacks do not count, and an optional goal that was not
-        measured does not count. If the run was limited to some contestants, no goals are judged.
-        Then the status is 0 if everything was measured, and otherwise 3.
+        measured does not count. If `judged` is None, the status is 0 if everything was measured,
+        and otherwise 3.
         """
         if self.judged is not None:
             return exit_status([one for one in self.judged if one.goal.device not in self.absent])
@@ -44,12 +44,11 @@ class Report:
 
 
 class Benchmark:
-    """The benchmark on `devices`. `run` measures the contestants and judges the goals.
+    """The benchmark on `devices`. The method `run` measures the contestants and judges the goals.
 
     With `quick`, a run does less work, and takes about two minutes on a CPU. `only` names the
-    contestants to run. With `only`, no goals are judged, because goals compare contestants.
-
-    Raises `ValueError` if a name in `only` is not a key of `contestants.CONTESTANTS`.
+    contestants to measure; None means all. With `only`, no goals are judged, because goals compare
+    contestants. Raises `ValueError` if a name in `only` is not a key of `contestants.CONTESTANTS`.
     """
 
     def __init__(
@@ -76,10 +75,7 @@ class Benchmark:
 
     @property
     def turns(self) -> int:
-        """The number of turns in a run, for a progress bar.
-
-        In a turn, one part of a measurement does its work once or repeatedly.
-        """
+        """The number of turns in a run. In a turn, one part of a measurement does its work."""
         return sum(one.turns for one in self.measurements)
 
     def run(
@@ -107,7 +103,7 @@ class Benchmark:
 
 
 def describe_run(devices: Sequence[str], threads: int, quick: bool) -> dict[str, str]:
-    """Describe the run: versions, processor, threads, and the settings of each device."""
+    """Return a description of the run: versions, processor, threads, and device settings."""
     described = environment() | {"threads": str(threads), "run": "quick" if quick else "full"}
     for device in devices:
         for setting, value in device_settings(torch.device(device)).items():

@@ -1,11 +1,11 @@
-"""Descriptions of what is measured: the work, and the contestant that does the work."""
+"""Classes that describe what is measured: the work, and the contestant that does the work."""
 
 from dataclasses import dataclass, replace
 
-# The kinds of work that are measured in bytes. All other kinds are measured in seconds.
+# The kinds of `Work` that are measured in bytes. All other kinds are measured in seconds.
 BYTES = ("memory",)
 
-# The kinds of work that start a fresh process each time.
+# The kinds of `Work` that start a fresh process each time.
 FRESH = ("import", "memory")
 
 
@@ -14,8 +14,8 @@ class Work:
     """Work of one `kind`, on `batch` inputs of `length` tokens each. The kinds are:
 
     - `forward`: compute the logits for all positions; with `last_only`, only for the last position
-    - `generate`: read the inputs, and choose `new` tokens greedily after each; with `new=1`, the
-      measured time is the time to the first token
+    - `generate`: read the inputs, and generate `new` tokens greedily after each input; with
+      `new=1`, the measured time is the time to the first token
     - `step`: decode one token after `length` earlier tokens; the measured time is the mean over
       `new` steps, without the time to read the inputs
     - `capture`: run a forward pass that returns every activation
@@ -35,11 +35,11 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens from which tokens per second are computed.
+        """The number of tokens that is divided by the time to get tokens per second.
 
-        For "generate" and "step", these are the new tokens; for "forward", "capture" and "train",
-        the tokens of all inputs. For other work, and for the time to the first token, the result is
-        0, and reports print no tokens per second.
+        For "generate" and "step", this is the number of new tokens; for "forward", "capture" and
+        "train", the number of tokens in all inputs. For all other kinds, and for "generate" with
+        `new=1`, the number is 0, and reports print no tokens per second.
         """
         per_input = {
             "forward": self.length,
@@ -67,7 +67,7 @@ class Work:
 
 
 def format_value(value: float, work: Work) -> str:
-    """Format a measured value with its unit, for people: MB, seconds or milliseconds."""
+    """Return a measured value as text with its unit: MB, seconds or milliseconds."""
     if work.kind in BYTES:
         return f"{value / 1e6:,.0f} MB"
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
@@ -75,10 +75,10 @@ def format_value(value: float, work: Work) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """One contestant with one model, on one device, in one dtype. A process runs only one setup.
+    """A contestant, its model, device and dtype. Each setup runs in a process of its own.
 
-    `contestant` is a key of `contestants.CONTESTANTS`. `model` is a name that
-    `running.models.config` accepts.
+    `contestant` is a key of `contestants.CONTESTANTS`. `model` is a published size, such as
+    "small", or "tiny".
     """
 
     contestant: str
@@ -92,27 +92,28 @@ class Setup:
 
 @dataclass(frozen=True)
 class Part:
-    """One entry of a measurement: a setup, and the work that this setup does in each round."""
+    """A part of a `Measurement`: a setup, and the work that this setup does in each round."""
 
     setup: Setup
     work: Work
 
     @property
     def warm_up(self) -> Work:
-        """The work for the warm-up round: less than `work`, but it runs the same code.
+        """The work in the warm-up round: less work than `work`, but with the same code.
 
-        On a GPU the length stays the same, because another length would select other kernels.
+        On a GPU, the length is the same as in `work`, because another length would select other
+        kernels.
         """
         work = replace(self.work, new=min(self.work.new, 4))
         # The time of "step" is a difference of two times. With only four steps, noise could make
-        # the difference negative, which `worker.measure` reports as an error. So the warm-up is
-        # "generate", which runs the same code.
+        # the difference negative, which `worker.measure` reports as an error. So the warm-up for
+        # "step" is "generate", which runs the same code.
         if work.kind == "step":
             work = replace(work, kind="generate")
         return replace(work, length=min(work.length, 64)) if self.setup.device == "cpu" else work
 
     def by(self, contestant: str, dtype: str | None = None) -> "Part":
-        """This part with another `contestant`. If `dtype` is given, it replaces the dtype too."""
+        """Return a copy of this part with `contestant`, and with `dtype` if `dtype` is not None."""
         other = replace(self.setup, contestant=contestant, dtype=dtype or self.setup.dtype)
         return Part(other, self.work)
 
@@ -122,11 +123,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Parts that are measured alternately: in every round, each part has one turn.
+    """Parts that are measured in rounds. In every round, each part does its work in one turn.
 
-    So if the machine is slow for a minute, all parts become slower alike. `rounds` is the number of
-    rounds that count. Before them, there is a warm-up round whose values are discarded, unless all
-    parts do their work in fresh processes (`FRESH`).
+    If the machine is slow for a minute, all parts become slower alike. `rounds` is the number of
+    rounds whose values count. Before these rounds, there is a warm-up round, unless all parts do
+    their work in fresh processes (see `FRESH`). The values of the warm-up round are discarded.
     """
 
     title: str
@@ -140,5 +141,5 @@ class Measurement:
 
     @property
     def turns(self) -> int:
-        """The number of turns of all parts in all rounds, for a progress bar. Includes warm-ups."""
+        """The number of turns of all parts in all rounds, including the warm-up round."""
         return len(self.parts) * (self.warm_ups + self.rounds)

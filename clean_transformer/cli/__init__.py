@@ -1,8 +1,7 @@
 """The command line. Each command is a function in the file with the command's name.
 
-The command `doctor` is in parity.py.
-
-Importing this package does not import PyTorch, so that `--help` is fast.
+The exception is the command `doctor`, which is in parity.py. Importing this package does not import
+PyTorch, so that `--help` is fast.
 """
 
 from typing import Annotated
@@ -46,7 +45,7 @@ for command in COMMANDS:
 
 
 def print_version(wanted: bool) -> bool:
-    """If `wanted`, print the version and exit (for the option `--version`)."""
+    """If `wanted` is True, print the version and exit. `--version` calls this function."""
     if wanted:
         from clean_transformer.support.version import __version__
 

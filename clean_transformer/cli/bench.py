@@ -1,4 +1,4 @@
-"""`clean-transformer bench`."""
+"""The command `clean-transformer bench`."""
 
 from itertools import count
 from pathlib import Path

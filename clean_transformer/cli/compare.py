@@ -1,4 +1,4 @@
-"""`clean-transformer compare`."""
+"""The command `clean-transformer compare`."""
 
 from pathlib import Path
 from typing import Annotated

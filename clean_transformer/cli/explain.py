@@ -1,4 +1,4 @@
-"""`clean-transformer explain`."""
+"""The command `clean-transformer explain`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`clean-transformer generate`."""
+"""The command `clean-transformer generate`."""
 
 from typing import Annotated, Any
 
@@ -44,7 +44,7 @@ def generate(
 
     Exit status: 0 done, 2 could not run, 130 interrupted.
     """
-    Sampling(**sampling)  # raises `ValueError` for a wrong setting, before the weights are read
+    Sampling(**sampling)  # raises `ValueError` for a wrong setting before we read the weights
     if stream and (as_json or beams != 1):
         raise ValueError("--stream cannot be combined with --beams or --json; leave one out")
     prompt = read_text(text, file)

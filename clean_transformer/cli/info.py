@@ -1,4 +1,4 @@
-"""`clean-transformer info`."""
+"""The command `clean-transformer info`."""
 
 from math import prod
 from typing import Annotated
@@ -54,10 +54,10 @@ def info(
 def parameter_tree(
     title: str, n_layers: int, axes: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> Tree:
-    """A tree of modules and parameters, with the axes, shape and count of each parameter.
+    """Return a tree of modules and parameters, with the axes, shape and size of each parameter.
 
-    `axes` and `shapes` have the names of the parameters as keys. The first block represents all
-    `n_layers` blocks.
+    The keys of `axes` and `shapes` are the names of the parameters. The tree has one branch for all
+    `n_layers` blocks, because all blocks have the same parameters.
     """
     tree = Tree(title)
     branches: dict[tuple[str, ...], Tree] = {(): tree}

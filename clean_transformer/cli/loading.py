@@ -1,4 +1,4 @@
-"""Load the model that the option `--weights` names."""
+"""Loads the model that the option `--weights` names."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,7 +16,8 @@ Read = TypeVar("Read")
 def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
     """Load the model that `weights` names, and its tokenizer.
 
-    The tokenizer is loaded first. If this fails, the command ends before it reads the weights.
+    The tokenizer is loaded before the weights, so that a missing tokenizer is reported at once. If
+    `weights` is None, `read_or_demo` chooses the model.
     """
     exact = choose_dtype(dtype)
 
@@ -30,11 +31,11 @@ def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
 
 
 def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
-    """Call `read` with `weights`, and return its result.
+    """Return the result of `read(weights)`.
 
-    If `weights` is None, `read` is called with "gpt2". If the model cannot be downloaded, `read` is
-    then called with "demo", and a note is printed on standard error. So a command also works
-    without a network.
+    If `weights` is None, return the result of `read("gpt2")` instead. If "gpt2" cannot be
+    downloaded, print a note on standard error, and return the result of `read("demo")`. Thus the
+    command also works without a network.
     """
     if weights is not None:
         return read(weights)

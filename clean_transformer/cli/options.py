@@ -1,4 +1,4 @@
-"""Options that several commands share, and a decorator that makes options from a dataclass."""
+"""Defines options that several commands share, and makes options from a dataclass."""
 
 import inspect
 from collections.abc import Callable
@@ -55,12 +55,12 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def options_from(settings: type, panel: str) -> Callable[[Command], Command]:
-    """A decorator that gives a command one option for each field of the dataclass `settings`.
+    """Return a decorator that gives a command one option for each field of `settings`.
 
-    In the help, the options stand in the place of the command's `**` parameter. When the command is
-    called, this parameter receives the values of the options. Each field must be declared as
-    `name: Annotated[type, "help text"] = default`. `panel` is the heading above these options in
-    the command's help.
+    `settings` is a dataclass whose fields are declared as
+    `name: Annotated[type, "help text"] = default`. The command must have a `**` parameter, which
+    receives the values of these options. `panel` is the heading above these options in the
+    command's help.
     """
 
     def declare(command: Command) -> Command:

@@ -1,4 +1,4 @@
-"""`clean-transformer parity` and `clean-transformer doctor`."""
+"""The commands `clean-transformer parity` and `clean-transformer doctor`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -126,7 +126,7 @@ def doctor(
 
 
 def write_script(run: "DeviceRun") -> None:
-    """If the run located a fault, write a script that reproduces it to the current folder."""
+    """If the run found a fault, write a script that reproduces the fault to the current folder."""
     from clean_transformer.parity.report.wording import script_name
     from clean_transformer.support.files import write_atomically
 

@@ -1,4 +1,4 @@
-"""`clean-transformer predict`."""
+"""The command `clean-transformer predict`."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""`clean-transformer swap`."""
+"""The command `clean-transformer swap`."""
 
 from typing import Annotated
 from warnings import catch_warnings, simplefilter

@@ -24,7 +24,7 @@ from rich.text import Text
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A context manager that prints errors in one line on standard error, and exits with status 2.
+    """Print an error in the `with` block as one line on standard error, and exit with status 2.
 
     After Ctrl-C, the exit status is 130. `BrokenPipeError` is raised unchanged. This error means
     that the program that reads our output, such as `head`, has ended.
@@ -46,10 +46,10 @@ def one_line_errors() -> Iterator[None]:
 def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
     """Show a progress bar on standard error, and yield a function `on_step(what, done)`.
 
-    Call `on_step` to change the bar: the text `what` is printed beside the bar, and `done` is the
-    number of finished steps. If `total` is given, the bar shows the remaining time, and stays on
-    the screen. Without `total`, `done` is not needed; the bar shows the elapsed time, and
-    disappears at the end. If standard error is not a terminal, nothing is shown.
+    `on_step` changes the bar: `what` is the text beside the bar, and `done` is the number of
+    finished steps. If `total`, the number of all steps, is given, the bar shows the remaining time,
+    and stays on the screen at the end. Without `total`, `done` is not needed; the bar shows the
+    elapsed time, and disappears at the end. If standard error is not a terminal, nothing is shown.
     """
     what, time = TextColumn("{task.description}"), TimeElapsedColumn()
     columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, time]
@@ -62,8 +62,8 @@ def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
 
         def on_step(what: str, done: int | None = None) -> None:
             if not bar.tasks:
-                # A resumed training run starts at the step of its checkpoint. The bar starts there
-                # too, so that the remaining time is estimated from the new steps only.
+                # A resumed training run starts at the step of its checkpoint. The bar starts at the
+                # same step, so that the remaining time is estimated from the new steps only.
                 bar.add_task(what, total=total, completed=done or 0)
             bar.update(bar.tasks[0].id, completed=done, description=what)
 
@@ -71,13 +71,13 @@ def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
 
 
 def read_text(text: str | None, file: Path | None) -> str:
-    """The text for a command: `text` itself, or the text in `file` or on standard input.
+    """Return the text for a command: `text` itself, or the text in `file` or on standard input.
 
     Standard input is read if `text` is "-", or if neither `text` nor `file` is given. One line
     break at the end of the file or of standard input is removed.
 
-    Raises `ValueError` in three cases: `text` and `file` are both given; neither is given, and
-    standard input is a terminal; the file or standard input is not UTF-8.
+    Raises `ValueError` if `text` and `file` are both given, if neither is given and standard input
+    is a terminal, or if the file or standard input is not UTF-8.
     """
     if text is not None and file is not None:
         raise ValueError("there are two texts, an argument and a --file; give one")
@@ -109,7 +109,7 @@ def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> 
 
 
 def format_cell(value: str | int | float | None) -> str:
-    """Convert a value to the text of a table's cell (see `print_table`)."""
+    """Return a value as text for a cell of a table (see `print_table`)."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""`clean-transformer tokens`."""
+"""The command `clean-transformer tokens`."""
 
 from typing import Annotated
 

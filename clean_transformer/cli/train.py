@@ -1,4 +1,4 @@
-"""`clean-transformer train`."""
+"""The command `clean-transformer train`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +123,8 @@ def train(
 
             train(model, tokens[:kept], out, training, held_out=other, device=chosen, on_step=show)
         if rank() == 0:
-            # The model may be sharded over several processes, but the checkpoint has all weights.
+            # `model` may be sharded over several processes, so that this process has only some of
+            # the weights. The checkpoint has all weights.
             saved = torch.load(out / "checkpoint.pt", weights_only=True, mmap=True)
             whole = DemoTransformer.from_state_dict(saved["model"], model.cfg)
             whole.save_pretrained(out / "model")
@@ -134,9 +135,9 @@ def train(
 
 
 def read_tokens(files: list[Path], tokenizer: "Tokenizer | None") -> "Tokens":
-    """The token ids of text files, or of one .npy file if `tokenizer` is None.
+    """Return the token ids of text files, or of one .npy file if `tokenizer` is None.
 
-    Raises `ValueError` if there are several files and no tokenizer.
+    Raises `ValueError` if `tokenizer` is None and there are several files.
     """
     from clean_transformer.training.windows import load_tokens, tokenize
 
@@ -148,9 +149,9 @@ def read_tokens(files: list[Path], tokenizer: "Tokenizer | None") -> "Tokens":
 
 
 def architecture(size: str, **changes: int) -> Config:
-    """The architecture of the published `size`. `changes` has new values for some of its fields.
+    """Return the architecture of the published `size`, with the fields in `changes` replaced.
 
-    As in every published GPT-2, d_head is d_model / n_heads, and d_mlp is 4 d_model. Raises
+    As in every published GPT-2, d_head is d_model / n_heads, and d_mlp is 4 × d_model. Raises
     `ValueError` if d_model is not a multiple of n_heads.
     """
     cfg = Config.gpt2(size, **changes)

@@ -1,1 +1,1 @@
-"""Contains the small GPT-2 of this package, its training script, and its generator of stories."""
+"""Contains the small GPT-2 of this package, and the code that generates stories and trains it."""

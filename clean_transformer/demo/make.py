@@ -35,11 +35,12 @@ CFG = Config(
 )
 
 
-# Training has four stages, in this order: SONGS, SIGHTED, BOTH and STORIES. SONGS and SIGHTED train
-# only on songbooks (see `stories.songbooks`). This forces the model to learn induction: to find an
-# earlier copy of the latest tokens, and to predict the token that followed this copy. In the stage
-# SONGS, layer 0 has the attention `Nearsighted`. In the later stages, layer 0 has full attention.
-# BOTH trains on songbooks and stories. STORIES trains only on stories.
+# Training has four stages, in this order: SONGS, SIGHTED, BOTH and STORIES. The stages SONGS and
+# SIGHTED train only on songbooks (see `stories.songbooks`). This forces the model to learn
+# induction: to find an earlier copy of the latest tokens, and to predict the token that followed
+# this copy. In the stage SONGS, layer 0 has the attention `Nearsighted`. In the later stages, layer
+# 0 has full attention. The stage BOTH trains on songbooks and stories, and the stage STORIES only
+# on stories.
 SONGS = Training(
     steps=3000, batch=6, learning_rate=1.5e-3, final_share=1.0, weight_decay=0.01, save_every=200
 )
@@ -65,9 +66,9 @@ SONGBOOKS = 3  # the average number of songbooks in a batch of the stage BOTH
 STORIES = replace(BOTH, steps=6000, batch=16, learning_rate=1e-3)
 
 
-# The seeds of the training texts, of the texts for the held-out loss, and of the stories in the
-# stage STORIES. The held-out loss uses only stories, so HELD_OUT_SEED is free for the songbooks of
-# the stage BOTH.
+# SEED is the seed of the training texts, HELD_OUT_SEED of the stories for the held-out loss, and
+# LAST_SEED of the stories in the stage STORIES. The songbooks in the stage BOTH also use
+# HELD_OUT_SEED, because the held-out loss uses no songbooks.
 SEED, HELD_OUT_SEED, LAST_SEED = 0, 1, 2
 
 
@@ -88,8 +89,8 @@ def main(run: Path = Path("build/demo-model")) -> None:
     The checkpoints are in the folder `run`. If a previous run was interrupted, training continues
     from its last checkpoint.
     """
-    # With one thread, every run adds floats in the same order, so all runs give the same model. For
-    # the small matrices of this model, one thread is not slower than several threads.
+    # With one thread, every run adds floats in the same order, so every run trains the same model.
+    # For the small matrices of this model, one thread is not slower than several threads.
     torch.set_num_threads(1)
     tokenizer = train_tokenizer(stories.generate(SEED, TOKENIZER_STORIES))
     songs, some_songs, told, last_told, held_out = (
@@ -117,9 +118,9 @@ def main(run: Path = Path("build/demo-model")) -> None:
 
         for name, attention, tokens, training in (
             # At first, the attention of layer 0 sees only the current token and the previous token.
-            # So layer 0 learns to copy the previous token, and induction in layer 1 needs exactly
-            # this information. If layer 0 sees all earlier tokens from the start, it mixes many of
-            # them, and layer 1 learns to use the mixture instead.
+            # So layer 0 learns to copy the previous token, which layer 1 needs for induction. If
+            # layer 0 sees all earlier tokens from the start, it mixes many tokens, and layer 1
+            # learns to use this mixture instead.
             ("nearsighted", Nearsighted, songs, SONGS),
             ("songs", Attention, songs, SIGHTED),
             ("both", Attention, both, BOTH),
@@ -148,8 +149,8 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     starts = stories.RULES["hero_start"] + stories.RULES["friend_start"]
     parts = [f" {start}" for start in starts] + stories.RULES["hero_end"]
     # A name has two parts, such as " Ba" and "bo". We add each part to the texts many times. BPE
-    # merges the most frequent pairs first, so it makes one token of each part before it merges
-    # letters across the two parts of a name.
+    # merges the most frequent pairs of tokens first. So it makes one token of each part before it
+    # merges letters of different parts.
     backend.train_from_iterator([*texts, *parts * 5 * len(texts)], trainer)
     return Tokenizer(backend)
 
@@ -157,11 +158,11 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
     """Return the windows of all texts, one after another, as a flat array of token ids.
 
-    Each text gets one window of n_ctx tokens. The window begins with <|endoftext|>, and then has
-    the tokens of the text. A long text is truncated, and a short text is padded with <|endoftext|>.
-    No window contains two texts, because the model has to find names in the window, and the names
-    of a second text would mislead the model. At the end, the array has one more <|endoftext|>: the
-    token to predict at the last position of the last window.
+    Each text gets one window of n_ctx tokens. The window begins with <|endoftext|>, followed by the
+    tokens of the text. A long text is truncated, and a short text is padded with <|endoftext|>. No
+    window contains two texts, because the names in a second text would mislead the model. After the
+    last window, the array has one more <|endoftext|>: the token to predict at the last position of
+    this window.
     """
     rows = np.full((len(texts), CFG.n_ctx), tokenizer.eos_token_id, dtype=np.uint16)
     for row, text in zip(rows, texts, strict=True):
@@ -174,12 +175,12 @@ def windows(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
 def initialize_embeddings(model: DemoTransformer) -> None:
     """Double the token embeddings, and set the position embeddings to sines and cosines.
 
-    The position embeddings are similar to those of Vaswani et al. 2017, section 3.5. Here, the
-    frequencies are evenly spaced, so that neighboring positions have clearly different embeddings.
-    One rotation maps the embedding of every position to the embedding of the previous position, so
-    a head can easily learn to attend to the previous token. The token embeddings and the position
-    embeddings are both larger than in GPT-2's initialization, because they would otherwise be too
-    small in comparison with the outputs of the heads.
+    The position embeddings are similar to the position encodings of Vaswani et al. 2017, section
+    3.5. Here, the frequencies are evenly spaced, so that neighboring positions have clearly
+    different embeddings. The same rotation maps the embedding of each position to the embedding of
+    the previous position, so a head can easily learn to attend to the previous token. Both kinds of
+    embeddings are larger than in GPT-2's initialization. Otherwise they would be too small in
+    comparison with the outputs of the heads.
     """
     W_E, W_pos = model.embed.W_E, model.pos_embed.W_pos
     W_E *= 2

@@ -2,7 +2,7 @@
 
 The facts of each story are drawn at random: for example, the names of two friends (two syllables
 each), their song, the thing that they lose or find, and the place. A story states each fact, and
-repeats many facts later. To predict a repeated fact, the model has to find this fact earlier in the
+later repeats many of its facts. To predict a repeated fact, the model has to find it earlier in the
 same story. Statistics of the training text do not help, because the facts are random.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 ENDS = "ba bo da do fi go ka ki la lo mi mo na ni ra ro ta vo"
 
 
-# The possible words for each fact. The keys are symbols of the grammar (see `RULES`). In each
-# story, every occurrence of such a symbol becomes the same word, which is drawn at random.
+# The possible words for each fact. The keys are symbols of the grammar (see `RULES`). For each
+# story and each symbol, one word is drawn at random, and used wherever the symbol occurs.
 FACT_WORDS = {
     "hero_start": "Ba Do Fi Ka Li Lo Ma Ni Pe Ro Sa Ti Vo Zu",
     "hero_end": ENDS,
@@ -30,8 +30,8 @@ FACT_WORDS = {
 }
 
 
-# The possible words for each symbol that is not a fact on its own. Each occurrence of such a symbol
-# gets a new random word. The four notes together form the fact "song" (see `FACTS`).
+# The possible words for other symbols. A new word is drawn at random each time the symbol occurs.
+# The four notes are not facts, but together they form the fact "song" (see `FACTS`).
 OTHER_WORDS = {
     "temper": "brave clever gentle happy kind lazy little poor proud quiet shy young",
     "house": "castle cottage farm house mill",
@@ -43,8 +43,8 @@ OTHER_WORDS = {
 }
 
 
-# The songs of a songbook consist of all words in FACT_WORDS and OTHER_WORDS, and of names. A name
-# is one entry of "start", followed by one entry of "end".
+# The possible words and the parts of names for the songs of a songbook. The words are all words in
+# FACT_WORDS and OTHER_WORDS. A name is one entry of "start", followed by one entry of "end".
 ANYTHING = {
     "word": " ".join(
         words
@@ -136,7 +136,7 @@ RULES = {
 }
 
 
-# The symbols that have only one text in each story.
+# The symbols that become the same text wherever they occur in a story.
 FACTS = {*FACT_WORDS, "song"}
 
 
@@ -161,7 +161,7 @@ def songbooks(seed: int, count: int) -> list[str]:
 
 
 def parse(text: str) -> dict[str, str] | None:
-    """Return the facts of the story `text`, by symbol (see `FACTS`).
+    """Return the facts of the story `text`: a dictionary from symbols (see `FACTS`) to texts.
 
     If the grammar cannot generate `text`, the result is None.
     """
@@ -169,10 +169,9 @@ def parse(text: str) -> dict[str, str] | None:
 
 
 def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
-    """Return a random text for `symbol`. `facts` maps symbols to the texts drawn so far.
+    """Return a random text for `symbol`, or `facts[symbol]` if it exists.
 
-    If `facts` already has a text for `symbol`, this function returns that text. Otherwise it draws
-    a text, and adds the new facts in this text to `facts`.
+    `facts` maps symbols to the texts drawn so far. This function adds the facts that it draws.
     """
     if symbol in facts:
         return facts[symbol]
@@ -184,10 +183,11 @@ def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
 
 
 def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield one pair for every way in which `line` can generate the start of `text`.
+    """Yield one pair for every way in which `line` can generate the beginning of `text`.
 
-    `facts` has the facts before `text`, and a match must agree with them. Each pair has the rest of
-    `text` after the match, and a dictionary of the facts in `facts` and in the match.
+    `facts` holds the facts that are already known; the generated beginning must agree with these
+    facts. The first element of a pair is the rest of `text`, after the generated beginning. The
+    second element is a dictionary of the known facts and the facts in the generated beginning.
     """
     found = SYMBOL.search(line)
     literal = line[: found.start()] if found else line

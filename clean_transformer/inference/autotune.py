@@ -18,15 +18,15 @@ from clean_transformer.inference.matmuls import (
     Weight,
 )
 
-# We measure each kernel at each of these numbers of rows of the input x [row d_in]. A row is one
+# Each kernel is measured at each of these numbers of rows of the input x [row d_in]. A row is one
 # token. With one row, the speed depends on how fast the processor reads the weights from memory.
 # With many rows, the speed depends on how fast the processor computes.
 ROWS = (1, 8, 64, 512)
 
 
 # With this number of rows or more, computing takes longer than reading the weights from memory. The
-# measurement then uses only one layer. Its weights may then stay in the processor's cache, but this
-# does not make the kernels faster.
+# measurement then uses only one layer. The weights of this layer may stay in the processor's cache
+# between two runs, but this does not make the kernels faster.
 COMPUTE_BOUND_ROWS = 64
 
 
@@ -42,23 +42,23 @@ TOO_SLOW = 16.0
 SECONDS_EACH, FEWEST_RUNS = 0.1, 3
 
 
-# Weights become column-major only if the kernels are then at least 2% faster, because every weight
-# has to be copied into the new memory order.
+# The weights become column-major in memory only if this makes the kernels at least 2% faster,
+# because every weight has to be copied into the new memory order.
 WORTH_A_COPY = 1.02
 
 
 # The measurement uses so many layers that their weights take at least this many bytes, but at most
-# as many layers as the model has. A run reads the weights of all these layers in turn. When the
-# next run reads a weight again, the weight is no longer in the processor's cache. The same happens
-# in a model that generates one token after the other.
+# as many layers as the model has. A run reads the weights of all these layers one after another.
+# When the next run reads a weight again, the weight is no longer in the processor's cache. The same
+# is true for a model that generates one token after another.
 BEYOND_CACHES = 128 * 2**20
 
 
 class Choice(NamedTuple):
     """The fastest kernel for each number of input rows.
 
-    `by_rows` maps each measured number of rows to the fastest kernel. `transposed` is True if the
-    kernels were measured with W column-major in memory, and False if W was row-major.
+    `by_rows` maps each measured number of rows (see `ROWS`) to the fastest kernel. `transposed` is
+    True if the kernels were measured with W column-major in memory, and False if W was row-major.
     """
 
     by_rows: dict[int, Matmul]
@@ -70,7 +70,7 @@ class Choice(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A kernel to measure with weights column-major in memory if `transposed`, else row-major."""
+    """A kernel to measure. If `transposed`, its weights are column-major, otherwise row-major."""
 
     kernel: Matmul
     transposed: bool
@@ -83,11 +83,11 @@ Seconds = dict[Candidate, float]
 def fastest_for_blocks(
     d_model: int, d_mlp: int, n_layers: int, dtype: torch.dtype, n_threads: int
 ) -> Choice:
-    """Return the fastest kernels for blocks of these sizes. Measuring takes a few seconds.
+    """Return the fastest kernels for the blocks of a model. Measuring takes a few seconds.
 
-    If two kernels are about equally fast, two processes may choose different kernels. The results
-    of the kernels differ in the last bits. `n_threads` must be PyTorch's current number of threads.
-    It is an argument so that `lru_cache` stores one choice for each number of threads.
+    `n_threads` must be PyTorch's current number of threads. It is an argument so that `lru_cache`
+    stores one choice for each number of threads. If two kernels are about equally fast, two
+    processes may choose different kernels, whose results differ in the last bits.
     """
     shapes = ((d_model, d_mlp), (d_mlp, d_model))
     enough = math.ceil(BEYOND_CACHES / (2 * d_model * d_mlp * dtype.itemsize))
@@ -119,8 +119,8 @@ def fastest_for_blocks(
 def fastest_for_unembed(d_model: int, d_vocab: int, dtype: torch.dtype, n_threads: int) -> Choice:
     """Return the fastest kernels for the product with W_U, which gives the logits.
 
-    The kernels are measured with W_U column-major in memory, which is the memory order of the
-    embedding's transpose W_E.T. `n_threads` is as in `fastest_for_blocks`.
+    The kernels are measured with W_U column-major in memory, as in a tied unembedding, whose W_U is
+    W_E.T. `n_threads` must be PyTorch's current number of threads.
     """
     weight = example_weight(d_model, d_vocab, dtype, transposed=True)
 
@@ -169,10 +169,9 @@ def measure(
 
 
 def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
-    """Return the candidates that must run again.
+    """Return the candidates that must run again. The comment at `SECONDS_EACH` states the rule.
 
-    `runs` maps each candidate to the times of its runs so far, in seconds. The comment at
-    `SECONDS_EACH` explains when a candidate must run again.
+    `runs` maps each candidate to the times of its runs so far, in seconds.
     """
     best = min((min(taken) for taken in runs.values() if taken), default=math.inf)
     return [
@@ -183,15 +182,15 @@ def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
 
 
 def fastest_seconds(seconds: Seconds, transposed: bool) -> float:
-    """Return the shortest time among the candidates with this value of `transposed`."""
+    """Return the shortest time of all candidates that have the given value of `transposed`."""
     return min(taken for each, taken in seconds.items() if each.transposed == transposed)
 
 
 def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
     """Return the fastest kernel for each number of rows.
 
-    The function compares only the candidates with this value of `transposed`. `by_rows` is what
-    `measure` returns.
+    Only candidates with the given value of `transposed` are compared. `by_rows` is the result of
+    `measure`.
     """
     winners = {
         n_rows: min((c for c in seconds if c.transposed == transposed), key=seconds.__getitem__)
@@ -201,7 +200,7 @@ def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
 
 
 def kernels(dtype: torch.dtype) -> list[Matmul]:
-    """Return the kernels for this dtype that are worth measuring on this processor."""
+    """Return the kernels to measure on this processor for weights with this dtype."""
     if dtype == torch.float64:
         return [Matmul()]
     onednn = [OneDNN()] if has_onednn(dtype) else []

@@ -1,8 +1,7 @@
 """Fast replacements for the methods of blocks, unembeddings and the decoding step.
 
-A replacement calls the module's own method in all cases in which the replacement could behave
-differently: if a submodule has a hook, if gradients are enabled, if autocast is on, and if the
-module has changed.
+A replacement calls the method that it replaces whenever the two could behave differently: if a
+submodule has a hook, if gradients are enabled, if autocast is on, or if the module has changed.
 """
 
 import warnings
@@ -40,16 +39,16 @@ COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class NotOptimized(UserWarning):
-    """Warns that an optimized module runs its own `forward`, and says why."""
+    """Warns that an optimized module runs its original, slower method. The message says why."""
 
 
 class Fast:
     """A fast replacement for a module's method, used until the module or its weights change.
 
-    With `weights="int8"`, the replacement computes with copies of the parameters. If a parameter
-    changes in place, the replacement is therefore no longer used. Without `weights`, the
-    replacement reads the parameters themselves. A change in place then takes effect, and the
-    replacement stays in use. `also_read` are modules outside of `module` whose parameters the
+    If `weights` is "int8", the replacement computes with 8-bit copies of the parameters. It is
+    therefore no longer used after a parameter has changed in place. If `weights` is None, the
+    replacement reads the parameters themselves. It then stays in use after a change in place, and
+    computes with the new values. `also_read` are modules outside of `module` whose parameters the
     replacement reads, too.
     """
 
@@ -80,17 +79,15 @@ class Fast:
         self.state = self.state_of_parameters()
 
     def over(self, below: Method) -> "Fast":
-        """Store `below`, the method that this object replaces, and return this object.
-
-        `StandIn` calls this method.
-        """
+        """Store `below`, the method that this object replaces, and return this object."""
         self.below = below
         return self
 
     def state_of_parameters(self) -> list[int]:
-        """Return all parameters' addresses and, with 8-bit weights, also their version counters.
+        """Return the memory addresses of all parameters, to find out later whether they changed.
 
-        PyTorch increases a parameter's version counter at each change in place.
+        With 8-bit weights, the list also has the parameters' version counters. PyTorch increases a
+        parameter's version counter at each change in place.
         """
         state = [parameter.data_ptr() for parameter in self.parameters]
         if self.reads_copies:
@@ -98,7 +95,7 @@ class Fast:
         return state
 
     def has_hooks(self) -> bool:
-        """Whether any submodule has a hook. A compiled graph keeps the answer from compile time."""
+        """Whether any submodule has a hook. A compiled graph keeps the result of compile time."""
         return any(self.hooks)
 
     # The decorator torch.compiler.assume_constant_result sets the same attribute. We do not use the
@@ -106,9 +103,10 @@ class Fast:
     has_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def must_step_aside(self) -> bool:
-        """Whether to call the module's own method instead of this replacement.
+        """Whether to call the replaced method `below` instead of this replacement.
 
-        If the result is True, the warning `NotOptimized` says why, except inside `torch.compile`.
+        If the result is True, the warning `NotOptimized` says why. There is no warning while
+        `torch.compile` traces this method.
         """
         if torch.compiler.is_compiling():
             return torch.is_grad_enabled() or self.has_hooks()

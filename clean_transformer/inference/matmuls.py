@@ -32,7 +32,7 @@ class Matmul:
     most_rows = math.inf  # `autotune` measures this kernel only up to this number of rows
 
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Any:
-        """Return W and b in the form that the other methods take. Only `Int8` returns copies."""
+        """Return the argument `weight` for the other methods. Only `Int8` makes a copy of W."""
         return Weight(W, b)
 
     def __call__(self, x: Rows, weight: Any) -> Output:
@@ -67,8 +67,8 @@ class SeparateBias(Matmul):
 class SplitInputs(SeparateBias):
     """Splits the input features into one group per thread, and sums the products of the groups.
 
-    Some BLAS libraries use only one thread if x has a single row. With this kernel, all threads
-    work: each thread reads the weights of one group.
+    Some BLAS libraries use only one thread if x has a single row. This kernel uses all threads:
+    each thread multiplies the inputs and weights of one group.
     """
 
     most_rows = 8
@@ -89,8 +89,8 @@ class SplitInputs(SeparateBias):
 class OneDNN(Matmul):
     """oneDNN's kernels, which fuse the GELU or the residual add into the product.
 
-    These kernels do not support gradients, and some builds of PyTorch do not have these kernels.
-    `torch.compile` cannot trace these kernels, so a compiled graph uses `Matmul` instead.
+    The kernels do not support gradients, and are missing in some builds of PyTorch. `torch.compile`
+    cannot trace the kernels, so a compiled graph uses `Matmul` instead.
     """
 
     def __init__(self) -> None:
@@ -119,9 +119,9 @@ class ThroughFloat32(Matmul):
     """Computes half-precision products in float32, and rounds the result at the end.
 
     This is much faster on a processor without instructions for half precision. The kernel converts
-    the weights of only `at_a_time` output features at a time, so that PyTorch reuses a small
-    buffer. For a large buffer, PyTorch would get new memory from the operating system each time,
-    which takes as long as writing the converted weights.
+    the weights of `at_a_time` output features at a time, so that PyTorch can reuse a small buffer.
+    For a large buffer, PyTorch would get new memory from the operating system each time, and this
+    would take as long as writing the converted weights.
     """
 
     def __init__(self, at_a_time: int = 4096):
@@ -136,12 +136,12 @@ class ThroughFloat32(Matmul):
         return output
 
     def add(self, residual: Output, x: Rows, weight: Any) -> Output:
-        """Return residual + (x W + b). x W + b is rounded to half precision before the add."""
+        """Return residual + (x W + b). Round x W + b to half precision before adding residual."""
         return residual + self(x, weight)
 
 
 class Int8Weight(NamedTuple):
-    """A weight rounded to 8 bits. `W * step` is approximately the original weight.
+    """A weight rounded to 8 bits, and a bias. `W * step` is approximately the original weight.
 
     `W` holds 8-bit integers, column-major in memory. `step` holds one scale per output feature. `b`
     is the bias in float32.
@@ -186,8 +186,8 @@ def to_int8(
 ) -> tuple[Int8Tensor[Tensor, "row column"], Float[Tensor, "row 1"]]:
     """Return integers from −127 to 127, and the scale (step) of each row of x.
 
-    The integers of a row × the step of the row are approximately the row of x. The step of a row is
-    the row's largest absolute value divided by 127.
+    The step of a row is the row's largest absolute value divided by 127. The integers of a row,
+    multiplied by the row's step, are approximately the row of x.
     """
     step = x.abs().amax(dim=1, keepdim=True) / 127
     smallest = torch.finfo(x.dtype).tiny  # avoids 0 / 0 in a row of zeros

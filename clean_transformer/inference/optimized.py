@@ -17,14 +17,14 @@ from clean_transformer.support.stand_in import StandIn, stand_ins
 
 
 class Speedup(StandIn):
-    """A `StandIn` of `optimize`. The next call of `optimize` finds it by its class to remove it."""
+    """A `StandIn` that `optimize` made. The next call of `optimize` for this model removes it."""
 
 
 class Optimized(AbstractContextManager["Optimized"]):
     """Lets you undo `optimize`: call `undo()`, or use this object in a `with` statement.
 
     At the end of the `with` block, `undo()` is called. `modules` holds the paths of the modules
-    that `optimize` made faster. The other modules run as before.
+    that `optimize` made faster. All other modules of the model run as before.
     """
 
     def __init__(self, fast: dict[str, FastBlock | FastUnembed], step: list[Speedup]):
@@ -57,26 +57,26 @@ class Optimized(AbstractContextManager["Optimized"]):
 def optimize(
     model: nn.Module, weights: Literal["int8"] | None = None, *, compile: bool = False
 ) -> Optimized:
-    """Make this package's blocks and unembeddings in a model faster, for its device and dtype.
+    """Make those blocks and unembeddings of `model` faster that are modules of this package.
 
-    The names, shapes and values of all parameters stay the same. A block or an unembedding runs its
-    own `forward` while a submodule has a hook, while gradients are enabled, under autocast, and
+    The names, shapes and values of all parameters stay the same. An optimized module runs its own,
+    slower `forward` while a submodule has a hook, while gradients are enabled, under autocast, and
     after one of its submodules or weights was replaced. The warning `NotOptimized` then says why.
     On the CPU, `optimize` measures for some seconds which kernels are the fastest. A second call of
     `optimize` first undoes the earlier call.
 
     With `weights="int8"`, which works only on the CPU, the modules compute with 8-bit copies of the
-    weights. The modules then read fewer bytes, and are less accurate.
+    weights. The modules then read fewer bytes from memory, and their outputs are less accurate.
 
-    With `compile`, `generate` runs the model for each new token as one graph of `torch.compile`,
-    which is a CUDA graph on CUDA. There is one graph for each combination of a batch size and a
-    length of the KV cache. This length is rounded up to a multiple of 256. Compiling one graph
-    takes up to a minute.
+    With `compile`, `generate` runs the forward pass for each new token as one graph of
+    `torch.compile`. On CUDA, this is a CUDA graph. Each combination of a batch size and a length of
+    the KV cache (rounded up to a multiple of 256) has its own graph. Compiling one graph takes up
+    to a minute.
 
     Raises `ValueError` for 8-bit weights on a device other than the CPU. Raises `ValueError` for
     8-bit weights of a model that was made under `torch.inference_mode()`. The parameters of such a
-    model have no version counters, which would show later changes of the copied parameters. Raises
-    `TypeError` for `compile` with a model other than `DemoTransformer`.
+    model have no version counters, so `optimize` could not notice later changes of the parameters.
+    Raises `TypeError` for `compile` with a model other than `DemoTransformer`.
     """
     if compile and not hasattr(model, "read_one"):
         raise TypeError(
@@ -115,5 +115,5 @@ def optimize(
 
 
 def use_static_cache(below: type[KVCache]) -> type[KVCache]:
-    """Return `StaticKVCache`, which a compiled step needs instead of the cache class `below`."""
+    """Return `StaticKVCache`, the cache class for compiled graphs, to use instead of `below`."""
     return StaticKVCache

@@ -1,4 +1,4 @@
-"""Changes the memory order of weights for large matrix products. Keeps values and shapes."""
+"""Changes the memory order of weights, but not their values or shapes, for faster products."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,9 @@ def merge_heads(
     W_V of `attn` become views of W, and b_Q, b_K and b_V become views of b. W is column-major in
     memory if `transposed`, and row-major otherwise.
 
-    The weights are not copied if they are already views of a W in this memory order. They are such
-    views after an earlier call with the same `transposed`. After GPT-2's checkpoint was loaded,
-    they are views of a row-major W.
+    The weights are not copied if W_Q, W_K and W_V are already views of one tensor in this memory
+    order. This is true after an earlier call with the same `transposed`. If `transposed` is False,
+    it is also true after GPT-2's checkpoint was loaded.
     """
     weights, biases = (attn.W_Q, attn.W_K, attn.W_V), (attn.b_Q, attn.b_K, attn.b_V)
     b = torch.stack([bias.data for bias in biases])
@@ -46,7 +46,7 @@ def side_by_side(
     """Return one view that contains `weights` (W_Q, W_K and W_V), or None if there is no such view.
 
     The view is column-major if `transposed`, and row-major otherwise. There is no such view if the
-    weights lie apart in memory, or have another memory order.
+    weights are not next to each other in memory, or if they have another memory order.
     """
     first = weights[0].data
     n_heads, d_model, d_head = first.shape

@@ -1,4 +1,4 @@
-"""The modules of GPT-2, one kind per file, and the `CONTRACT` for modules that replace them."""
+"""The modules of GPT-2. `contract.CONTRACT` lists the input and output shapes of all modules."""
 
 from clean_transformer.modules.attention import Attention as Attention
 from clean_transformer.modules.block import TransformerBlock as TransformerBlock

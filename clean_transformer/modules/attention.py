@@ -28,8 +28,8 @@ class Attention(HookedModule):
     [head d_head d_model], b_Q, b_K, b_V [head d_head], b_O [d_model].
 
     Three activations are computed only while their hook points have hooks. `hook_attn_scores` and
-    `hook_pattern` get [batch head query key]. `hook_result` gets [batch pos head d_model]: each
-    head's term of the sum over the heads, without b_O.
+    `hook_pattern` get the scores before and after the softmax [batch head query key]. `hook_result`
+    gets each head's term of the sum over the heads, without b_O [batch pos head d_model].
     """
 
     # Whether `forward` takes `key_input` and `value_input`. `swap` sets this attribute on every new
@@ -91,7 +91,7 @@ class Attention(HookedModule):
         return affine(z.flatten(start_dim=2), self.W_O.flatten(end_dim=1), self.b_O)
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query, weighted by the attention pattern.
+        """Return, for each query, the average of the values weighted by the attention pattern.
 
         If there are fewer queries than keys, the queries belong to the last positions of the keys.
         """
@@ -115,7 +115,7 @@ def dot_products(q: Queries, k: Keys) -> Float[Tensor, "batch head query key"]:
 
 
 def average_values(pattern: Float[Tensor, "batch head query key"], v: Keys) -> Queries:
-    """Return the sum of the values for each query, weighted by the attention pattern."""
+    """Return, for each query, the sum of the values weighted by the attention pattern."""
     return einsum(
         pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
     )
@@ -124,8 +124,8 @@ def average_values(pattern: Float[Tensor, "batch head query key"], v: Keys) -> Q
 def input_weight(cfg: Config) -> nn.Parameter:
     """Return a randomly initialized W_Q, W_K or W_V [head d_model d_head].
 
-    Its layout in memory is [d_model head d_head], so that `project` can merge the heads into one
-    matrix without a copy.
+    The layout of the weight in memory is [d_model head d_head], so that `project` can merge the
+    heads into one matrix without a copy.
     """
     weight = normal(cfg.d_model, cfg.n_heads, cfg.d_head, std=cfg.initializer_range)
     return nn.Parameter(weight.detach().permute(1, 0, 2))
@@ -142,7 +142,7 @@ def causal_mask(q: Queries, k: Keys) -> Bool[Tensor, "query key"]:
 
 
 def mix_fused(q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-    """Compute `Attention.mix` with one fused kernel, which returns neither scores nor pattern."""
+    """Compute the same as `Attention.mix` with one fused kernel, without scores and pattern."""
     # With `is_causal`, the kernel assumes that the first query and the first key have the same
     # position. This is true only if there are as many queries as keys. A single query at the last
     # position sees every key, so it needs no mask.
@@ -161,8 +161,9 @@ def project(
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Return x W + b for every head.
 
-    If x is [batch pos stream d_model], each head in W reads its own stream of x. If there are more
-    streams than heads in W, each head reads the mean of its own group of neighboring streams.
+    If x is [batch pos stream d_model], each stream is the input of one head in W. If x has more
+    streams than W has heads, as in grouped-query attention, the streams are divided into equal
+    groups of neighbors, one group per head. The input of each head is then the mean of its group.
     """
     if x.ndim == 4:
         groups = "batch pos (head group) d_model -> batch pos head d_model"

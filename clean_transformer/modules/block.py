@@ -15,7 +15,8 @@ from clean_transformer.modules.mlp import MLP
 class TransformerBlock(HookedModule):
     """y + mlp(ln2(y)), where y = x + attn(ln1(x)).
 
-    The LayerNorms are before attention and MLP (pre-norm; Radford et al. 2019, section 2.3).
+    There is a LayerNorm before the attention, and another before the MLP (pre-norm; Radford et al.
+    2019, section 2.3).
     """
 
     def __init__(self, cfg: Config):
@@ -53,8 +54,8 @@ class TransformerBlock(HookedModule):
     def attn_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Residual, ...]:
         """Return the inputs of `self.attn`: usually one tensor, the normalized residual stream.
 
-        The hook points in `PER_HEAD_INPUTS` get a separate input for each head. If one of these
-        hook points has a hook, and the attention module takes per-head inputs, the result is three
+        The hook points in `hooks.PER_HEAD_INPUTS` get a separate input for each head. If one of
+        these hook points has a hook, and `self.attn` accepts such inputs, the result is three
         tensors [batch pos head d_model]: the inputs for queries, for keys and for values.
         """
         split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)

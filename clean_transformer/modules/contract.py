@@ -40,5 +40,5 @@ def kind(path: str) -> str:
 
 
 def accepts(module: nn.Module, argument: str) -> bool:
-    """Return whether `forward` of the module's class has an argument named `argument`."""
+    """Return whether the `forward` of the module's class has an argument named `argument`."""
     return argument in inspect.signature(type(module).forward).parameters

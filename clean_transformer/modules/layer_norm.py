@@ -14,8 +14,8 @@ class LayerNormPre(HookedModule):
     """LayerNorm without gain and bias: (x - mean) / √(var + eps) over d_model.
 
     `hook_scale` gets √(var + eps) [batch pos 1], and `hook_normalized` gets the output. In a
-    half-precision model, both hook points get float32, as in TransformerLens. Half precision would
-    not be enough: the square of 3,000 overflows float16.
+    half-precision model, both hook points get float32, as in TransformerLens. The variance cannot
+    be computed in half precision: the square of 3,000 overflows float16.
     """
 
     def __init__(self, cfg: Config):
@@ -62,7 +62,7 @@ class LayerNorm(LayerNormPre):
         self.b = nn.Parameter(torch.zeros(cfg.d_model))
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return each vector [d_model], normalized to mean 0 and variance 1, times w, plus b."""
+        """Normalize each vector [d_model] of `residual`; return the normalized vector · w + b."""
         if observed(self.hook_scale, self.hook_normalized):
             return self.normalize(residual) * self.w + self.b
         return F.layer_norm(residual, residual.shape[-1:], self.w, self.b, self.eps)

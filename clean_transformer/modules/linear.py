@@ -28,7 +28,8 @@ def normal(*shape: int, std: float) -> nn.Parameter:
 def output_std(cfg: Config) -> float:
     """Return the initial standard deviation of W_O and W_out: initializer_range / √(2 n_layers).
 
-    These weights write to the residual stream, which is the sum of the outputs of 2 n_layers
-    modules (Radford et al. 2019, section 2.3).
+    The attention and the MLP of each block add their outputs to the residual stream: 2 n_layers
+    outputs in total. The division keeps the sum of these outputs from growing with n_layers
+    (Radford et al. 2019, section 2.3).
     """
     return cfg.initializer_range / math.sqrt(2 * cfg.n_layers)

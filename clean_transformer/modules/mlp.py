@@ -15,9 +15,9 @@ class MLP(HookedModule):
 
     Parameters: W_in [d_model d_mlp], W_out [d_mlp d_model], b_in [d_mlp], b_out [d_model].
 
-    The GELU is the tanh approximation ½x(1 + tanh(√(2/π)(x + 0.044715x³))) (Hendrycks and Gimpel
-    2016), which Hugging Face calls gelu_new. The exact GELU differs from this approximation by
-    up to 5e-4.
+    `gelu` is the tanh approximation ½x(1 + tanh(√(2/π)(x + 0.044715x³))) of the GELU (Hendrycks and
+    Gimpel 2016). Hugging Face calls this approximation gelu_new. Its difference from the exact GELU
+    is at most 5e-4.
     """
 
     def __init__(self, cfg: Config):

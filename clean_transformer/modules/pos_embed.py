@@ -21,7 +21,7 @@ class PosEmbed(HookedModule):
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Return the embeddings of `positions`. The default is 0, 1, 2, … for every input."""
+        """Return the embeddings of `positions`. Default positions: 0, 1, 2, … for every input."""
         if positions is not None:
             return F.embedding(positions, self.W_pos)
         batch, length = tokens.shape

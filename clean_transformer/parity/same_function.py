@@ -89,7 +89,7 @@ def compare(
     theirs = reference.run(tokens)
     names = {key: reference.aliases.get(key, key) for key in theirs}
     modules = {name for name, _ in model.named_modules()}
-    logits, cache = model.run_with_cache(tokens, names=sorted(modules & set(names.values())))
+    logits, cache = model.run_with_cache(tokens, names_filter=sorted(modules & set(names.values())))
     positions = torch.arange(tokens.shape[1]).expand(1, -1)
     ours = {**cache, LOGITS: logits, TOKENS: tokens, POSITIONS: positions}
     rows = []

@@ -1,4 +1,4 @@
-"""Describe the software, the processor and the settings with which a report was made."""
+"""Describes the software, the processor and the settings with which a report was made."""
 
 import platform
 import re
@@ -8,7 +8,7 @@ import torch
 
 
 def environment() -> dict[str, str]:
-    """Return the versions of Python, packages and math libraries, the system and the processor."""
+    """Return the versions of Python, packages and math libraries, and the kind of machine."""
     build = torch.__config__.show()
     libraries = re.findall(
         r"(BLAS_INFO=\w+|Intel\(R\) oneAPI Math Kernel Library|MKL-DNN v[\d.]+)", build

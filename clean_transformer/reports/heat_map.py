@@ -11,14 +11,14 @@ from typing import Any
 class Square:
     """One square of a heat map: one activation in one layer.
 
-    - `facts`: what a page shows when the reader points at the square. The keys are headings, and
-      the values are texts. The first text is the activation's name.
+    - `facts`: what an HTML page shows when the mouse points at the square. The keys are headings,
+      and the values are texts. The first text is the activation's name.
     - `label`: the square's value as text.
-    - `concern`: how bad the value is, for sorting. For each activation, reports print the `label`
-      of the square that has the largest `concern` of all layers.
-    - `shade`: the number of the color on a page, from 0 (the value is exactly zero) to 11.
+    - `concern`: how bad the value is. A larger `concern` is worse.
+    - `shade`: the number of the square's color on an HTML page, from 0 (the value is exactly zero)
+      to 11.
     - `bar`: the character that a terminal prints for the square if `mark` is "".
-    - `style`: the `rich` style of the character that a terminal prints.
+    - `style`: the color of this character in a terminal, as a style of the library `rich`.
     - `mark`: a character on the square, for readers who cannot see the colors; "" for none.
     """
 
@@ -49,10 +49,10 @@ class HeatMap:
     """The squares of a model's activations, in the order of the forward pass.
 
     - `layers`: the indices of the blocks that the heat map shows.
-    - `before`: the squares of the activations before the first block. The keys are names.
+    - `before`: the squares of the activations before the first block, by the activation's name.
     - `points`: the squares of the activations inside the blocks. The first key is the name within
       the block, such as "attn.hook_pattern". The second key is the index of the block.
-    - `after`: the squares of the activations after the last block. The keys are names.
+    - `after`: the squares of the activations after the last block, by the activation's name.
     """
 
     layers: list[int]
@@ -62,7 +62,7 @@ class HeatMap:
 
     @property
     def rows(self) -> dict[str, dict[int | None, Square]]:
-        """All squares. The first key is the name of the activation, as in `points`.
+        """All squares. The first key is the activation's key in `before`, `points` or `after`.
 
         The second key is the index of the block, or None for an activation outside of the blocks.
         """
@@ -72,7 +72,7 @@ class HeatMap:
         return rows | {name: {None: square} for name, square in self.after.items()}
 
     def worst(self, name: str) -> Square:
-        """Return the square of the activation `name` with the largest `concern` of all layers."""
+        """Return the square with the largest `concern` among the squares of activation `name`."""
         return max(self.rows[name].values(), key=lambda square: square.concern)
 
     @property
@@ -85,8 +85,9 @@ def heat_map(squares: Mapping[str, Square | None]) -> HeatMap:
     """Arrange squares by layer.
 
     The keys of `squares` are the full names of the activations, in the order of the forward pass.
-    An activation whose value is None has no square. Its name is only used to find where the blocks
-    begin and end.
+    An activation outside of the blocks is placed in `HeatMap.before` if its key comes before all
+    keys of blocks, and in `HeatMap.after` otherwise. A key whose value is None gets no square; it
+    only shows where the blocks begin.
     """
     layers: set[int] = set()
     before: dict[str, Square] = {}

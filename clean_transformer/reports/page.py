@@ -1,4 +1,4 @@
-"""Make HTML pages from the templates in `templates/`.
+"""Makes HTML pages from the templates in `templates/`.
 
 A page is one file, which browsers can show without a network.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def render_page(template: str, **context: Any) -> str:
-    """Fill the file `template` of `templates/` with the values in `context`; return the page."""
+    """Return the page: the file `templates/<template>`, filled with the values in `context`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

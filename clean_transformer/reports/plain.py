@@ -1,4 +1,4 @@
-"""Convert reports to JSON, and write them to files."""
+"""Converts reports to JSON, and writes the JSON to files."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 from clean_transformer.support.files import write_atomically
 
-# If a dataclass has properties with these names, `plain` adds them to the dataclass's fields.
+# If a dataclass has properties with these names, `plain` adds their values to the JSON.
 DERIVED = ("verdict", "rho", "coverage", "first_failure")
 
 

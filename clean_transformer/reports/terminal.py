@@ -1,4 +1,4 @@
-"""Show heat maps in a terminal."""
+"""Shows heat maps in a terminal."""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,10 @@ from clean_transformer.reports.heat_map import HeatMap
 def heat_map_table(maps: Mapping[str, HeatMap]) -> Table:
     """Return a table with one row per activation.
 
-    A row first has one character per layer, which shows the square of the first map in `maps`. Then
-    the row has one column per map, with the label of the activation's worst square in that map. The
-    keys of `maps` are the headings of these columns.
+    The first column has the name of the activation. The second column shows the squares of the
+    first map in `maps`, with one character per layer. Then there is one column per map. It has the
+    label of the activation's worst square in this map (see `HeatMap.worst`). The headings of these
+    columns are the keys of `maps`.
     """
     drawn = next(iter(maps.values()))
     ruler = "".join(str(layer % 10) for layer in drawn.layers)

@@ -1,4 +1,4 @@
-"""Chooses devices by name."""
+"""Finds the devices that PyTorch can use on this machine, and chooses devices by name."""
 
 import torch
 
@@ -19,7 +19,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 def known_device(name: str | torch.device) -> torch.device:
     """Return the device called `name`. Raises `ValueError` if PyTorch does not know the name.
 
-    The function does not check whether this machine has the device.
+    The machine need not have the device.
     """
     try:
         return torch.device(name)
@@ -44,9 +44,9 @@ def available() -> list[str]:
 def choose_devices(names: str) -> list[str]:
     """Split `names`, a comma-separated text such as "cpu,cuda", into a list of device names.
 
-    The name "auto" becomes the fastest device of this machine. `names` can also be "all", which
-    gives cpu, cuda and mps. Devices that this machine lacks stay in the list. Reports show NOT
-    CHECKED for these devices. Raises `ValueError` for a device that PyTorch does not know.
+    The name "auto" becomes the fastest device of this machine. If `names` is "all", the list is
+    cpu, cuda and mps. The list may contain devices that this machine does not have. Raises
+    `ValueError` for a device that PyTorch does not know.
     """
     if names == "all":
         return ["cpu", "cuda", "mps"]

@@ -34,7 +34,7 @@ def choose_names(what: str, names: str, known: Iterable[str]) -> list[str]:
     """Split `names`, a comma-separated text, into a list of names.
 
     If `names` is "all", returns all names in `known`. Raises `ValueError` for a name that is not in
-    `known`. `what` says in the message what kind of name this is, for example "dtype".
+    `known`. In the error message, `what` is the word for such a name, for example "dtype".
     """
     choices = [*known]
     chosen = choices if names == "all" else names.split(",")

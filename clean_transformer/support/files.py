@@ -1,4 +1,4 @@
-"""Writes files atomically: a reader sees the old file or the complete new file."""
+"""Writes files atomically: other programs see the old file or the complete new file."""
 
 import os
 import tempfile
@@ -10,8 +10,8 @@ from pathlib import Path
 def require_folder(*files: Path | None) -> None:
     """Raise `FileNotFoundError` if the folder of one of `files` does not exist.
 
-    Files that are None are ignored. Call this before a long computation whose results are saved in
-    these files.
+    Entries of `files` that are None are ignored. Call this function before a long computation whose
+    results will be saved in these files.
     """
     for file in files:
         if file is not None and not file.parent.is_dir():
@@ -37,7 +37,7 @@ def atomic_file(file: Path) -> Iterator[Path]:
 def remove_unfinished(folder: Path) -> None:
     """Delete the temporary files that killed processes left in `folder`; see `atomic_file`.
 
-    Call this only while no other process writes files to `folder`.
+    Call this function only while no other process writes files to `folder`.
     """
     for unfinished in folder.glob(".*.unfinished"):
         unfinished.unlink()

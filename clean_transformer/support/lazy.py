@@ -10,17 +10,17 @@ from pkgutil import get_data
 def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` for a package, so that its imports are lazy.
 
-    The package imports its public names in its `__init__.py`, where type checkers and editors find
-    them:
+    The `__init__.py` of the package must import its public names as in this example, in which type
+    checkers and editors can find the names:
 
         if TYPE_CHECKING:
             from clean_transformer.config import Config as Config
         else:
             __getattr__, __dir__, __all__ = lazy_names(__name__)
 
-    When Python runs the package, `TYPE_CHECKING` is False, so Python does not run these imports.
-    Instead, `lazy_names` reads the names from the source of `__init__.py`. The first use of a name
-    imports the module that defines it, and stores the value in the package for later uses.
+    When a program runs, `TYPE_CHECKING` is False, so Python does not run these imports. Instead,
+    `lazy_names` reads the names from the source of `__init__.py`. At the first use of a name,
+    `__getattr__` imports the module that defines the name, and stores the value in the package.
     """
     module = sys.modules[package]
     # We cannot use `__loader__.get_source`, because pytest loads plugins with a loader that has no

@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def upcast(value: Tensor) -> Tensor:
-    """Return `value` in float64, the dtype of the NumPy oracle, if `value` has a float dtype.
+    """Return `value` in float64 if `value` has a float dtype.
 
-    Other tensors, such as token ids, are returned as they are.
+    Other tensors, such as token ids, are returned unchanged.
     """
     return value.double() if value.is_floating_point() else value
 
@@ -23,5 +23,5 @@ def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def float32_or_more(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of `at_least_float32(x)` for a tensor `x` of this dtype."""
+    """Return float32 for bfloat16 and float16, and `dtype` itself for float32 and float64."""
     return torch.promote_types(dtype, torch.float32)

@@ -15,16 +15,16 @@ class StandIn(AbstractContextManager["StandIn"]):
     `make(below)` must return the replacement. `below` is the method that is replaced. The
     replacement may call `below`, or ignore it.
 
-    One method can have several stand-ins. A later stand-in is above the earlier stand-ins. Its
-    `below` is the replacement that the stand-in directly below it made. The stand-ins can be
-    removed in any order. When a stand-in is added or removed, `make` is called again for all
-    stand-ins of the method.
+    One method can have several stand-ins, which form a stack. The `below` of the first stand-in is
+    the original method. The `below` of each later stand-in is the replacement that the previous
+    stand-in made. The stand-ins can be removed in any order. When a stand-in is added or removed,
+    `make` is called again for all stand-ins of the method.
 
     The replacement must still work after a deep copy of the module. So `make` must return a bound
-    method, a `functools.partial` or a callable object, not a closure over the module: a deep copy
-    would share the closure, which refers to the original module. If `module.<name>` is not a method
-    but another attribute of the class, `make` may return any value. If `make` raises an error,
-    nothing is replaced.
+    method, a `functools.partial` or a callable object, not a closure that uses the module. A deep
+    copy does not copy closures, so the closure would still use the original module. If
+    `module.<name>` is not a method but another attribute of the class, `make` may return any value.
+    If `make` raises an error, nothing is replaced.
     """
 
     def __init__(self, module: nn.Module, name: str, make: Callable[[Any], Any]):
@@ -76,11 +76,11 @@ class StandIn(AbstractContextManager["StandIn"]):
 
 
 class Stack:
-    """The stand-ins of one method of one module. `stand_ins` starts with the lowest stand-in.
+    """The stand-ins of one method of one module. `stand_ins` has the oldest stand-in first.
 
     `bottom` is the method that was assigned to the module before the first stand-in. `bottom` is
-    None if the module used the method of its class. `top` is the replacement that was last assigned
-    to `module.<name>`.
+    None if the module used the method of its class. `top` is the replacement that the newest
+    stand-in made, or `bottom` if there is no stand-in.
     """
 
     def __init__(self, bottom: Method | None):

@@ -1,4 +1,4 @@
-"""Adapts new modules whose `forward` does not take `kv_cache` or `positions`."""
+"""Adds the arguments `kv_cache` and `positions` to swapped modules whose `forward` lacks them."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +10,11 @@ from clean_transformer.support.stand_in import Method, StandIn
 
 
 def adapted(kind: str, module: nn.Module) -> list[StandIn]:
-    """Replace the module's `forward`, if needed, so that the model can pass its keyword argument.
+    """Replace the module's `forward` if it lacks a keyword argument that the model passes.
 
-    Attentions and blocks must take `kv_cache`, and position embeddings must take `positions`.
-    `kind` is the kind of the module, a key of `CONTRACT`. Returns the `StandIn`s, which replace
-    `forward`. The list is empty if the module needs none. Call `restore` of a `StandIn` to bring
+    The model passes `kv_cache` to attentions and blocks, and `positions` to position embeddings.
+    `kind` is the kind of the module, a key of `CONTRACT`. Returns a list with the `StandIn` that
+    replaces `forward`, or an empty list if `forward` takes the argument. `StandIn.restore` brings
     back the old `forward`. Parameters, hook points and the module's path stay the same.
     """
     if kind in ("attn", "block") and not accepts(module, "kv_cache"):
@@ -28,8 +28,8 @@ class WithCache:
     """Adds the argument `kv_cache` to the `forward` of an attention or a block.
 
     The cache stores the module's inputs instead of keys and values. In every forward pass, the
-    module runs again on the inputs of all positions so far. Running again is slower than a cache of
-    keys and values, but gives the correct output for any module.
+    module runs again on the inputs of all positions so far. This is slower than a cache of keys and
+    values, but gives the correct output for any module.
     """
 
     def __init__(self, forward: Method):
@@ -38,12 +38,12 @@ class WithCache:
     def __call__(
         self, *inputs: Float[Tensor, "batch new ..."], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch new d_model"]:
-        """Return the outputs for the new positions."""
+        """Return the outputs for the new positions: the positions in `inputs`."""
         if kv_cache is None:
             return self.forward(*inputs)
         # The cache stores tensors [batch pos head d_head]. Here, the inputs are stacked along the
-        # head axis, and the last axis is d_model. If each input has a head axis of its own, that
-        # axis is merged into the stack.
+        # head axis, and the last axis is d_model. If each input has a head axis of its own, the
+        # stack and this axis are merged into one axis.
         new = torch.stack(inputs, dim=2)
         merged = new.flatten(2, -2)
         kept = kv_cache.append(merged, merged)[0]
@@ -52,8 +52,8 @@ class WithCache:
         mask = kv_cache.mask(n_new)
         if mask is None:
             return self.forward(*so_far)[:, -n_new:]
-        # The module does not take a padding mask. So it runs on one input of the batch at a time,
-        # without the padding of this input.
+        # The module does not take a padding mask. So the module runs on one input of the batch at a
+        # time, without this input's padding.
         output = inputs[0].new_zeros(batch, n_new, inputs[0].shape[-1])
         for row, is_token in enumerate(mask[:, 0, -1].expand(batch, -1)):
             of_row = self.forward(*(x[row, is_token][None] for x in so_far))[0, -n_new:]
@@ -64,8 +64,8 @@ class WithCache:
 class WithPositions:
     """Adds the argument `positions` to the `forward` of a position embedding.
 
-    The module embeds all positions from 0 to the largest of `positions`. Then this class selects
-    the embeddings of `positions`.
+    The module embeds all positions from 0 to the largest entry of `positions`. Then this class
+    selects the embeddings of `positions`.
     """
 
     def __init__(self, forward: Method):

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 SCHEMA = Schema("clean-transformer/effect", version=1)
 to_json, write_json = SCHEMA.to_json, SCHEMA.write_json
 
-# The upper bound of each shade: a change of at most `SIZES[i]` has the shade i. The terminal shows
-# the shade i as the character `BARS[i]` in the color `COLORS[i]`.
+# The upper bounds of the shades (colors on the page): a change has the shade i if it is at most
+# `SIZES[i]` and above `SIZES[i - 1]`. The terminal shows the shade i as the character `BARS[i]` in
+# the color `COLORS[i]`.
 SIZES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, inf)
 BARS = "·▁▁▂▂▃▃▄▅▆▇█"
 COLORS = (
@@ -32,11 +33,11 @@ COLORS = (
     "bold red",
 )
 
-# Shown instead of a number if only one of the two models computes the activation, or if its shapes
-# in the two models differ.
+# A report shows this instead of a number if only one of the two models computes the activation, or
+# if the activation has different shapes in the two models.
 NO_SIZE = "×"
 
-# The length of the list of the activations with the largest introduced changes.
+# A report lists this many activations with the largest introduced changes (see `Change`).
 LISTED = 10
 
 
@@ -53,10 +54,10 @@ def introduced_map(report: Effect) -> HeatMap:
 
 
 def square(change: Change, size: float | None) -> Square:
-    """Return the heat map's square for the activation of `change`.
+    """Return the square of a heat map for the activation that `change` describes.
 
-    `size` is the total or the introduced change, and chooses the color. If `size` is None, the
-    square shows `NO_SIZE`.
+    `size` is `change.total` or `change.introduced`, and determines the color. If `size` is None,
+    the square shows `NO_SIZE`.
     """
     sizes = {
         "total": change.total,
@@ -87,10 +88,10 @@ def places(report: Effect) -> dict[tuple[str, str], list[str]]:
 
 
 def notes(report: Effect) -> list[str]:
-    """Return the notes of the report's rows, as text.
+    """Return the notes of the report's rows, as texts for people.
 
-    Activations that have the same note in the same blocks share one text. Each text names the
-    activations and the blocks, and then gives the note.
+    If several activations have the same note in the same blocks, they have one text. Each text
+    names the activations and the blocks, and then gives the note.
     """
     blocks: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
@@ -107,7 +108,7 @@ def notes(report: Effect) -> list[str]:
 
 
 def in_words(names: list[str]) -> str:
-    """Return `names` as text: all if there are three or fewer, else two, the last and the count."""
+    """Return a text that lists `names`; of more than three names, only three and the count."""
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"
@@ -133,7 +134,7 @@ def write_html(report: Effect, file: Path) -> None:
 
 
 def print_effect(report: Effect, console: "rich.console.Console") -> None:
-    """Print what was swapped, how the predictions changed, and how each activation changed."""
+    """Print which modules were swapped, and how the predictions and each activation changed."""
     from clean_transformer.reports.terminal import heat_map_table
 
     def say(*lines: str) -> None:
@@ -156,7 +157,7 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
     console.print(
         heat_map_table({"changed": total_map(report), "introduced": introduced_map(report)})
     )
-    bars = dict(zip(BARS, SIZES, strict=True))  # a repeated bar keeps its largest bound
+    bars = dict(zip(BARS, SIZES, strict=True))  # if a bar has several bounds, the largest stays
     say(
         "  ".join(f"{bar} ≤ {number(size)}" for bar, size in bars.items()),
         f"in units of the original's root mean square; {NO_SIZE} only one model has it, or the "

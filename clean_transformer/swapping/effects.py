@@ -1,4 +1,4 @@
-"""`effect`: how much a swap changes each activation, and which activation changes first."""
+"""Defines `effect`, which measures how a swap changes a model's activations and predictions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -40,13 +40,12 @@ class Change:
 
     - `name`: the full name of the activation.
     - `module`: the path of the swapped module that computes the activation. "" means that no
-      swapped module computes the activation, so its whole change is inherited.
+      swapped module computes the activation; then `introduced` is 0, and `inherited` is `total`.
     - `scale`: the root mean square of the original activation.
     - `total`: the root mean square of (swapped − original), divided by `scale`.
     - `introduced`: the root mean square of (swapped − isolated), divided by `scale`.
     - `inherited`: the root mean square of (isolated − original), divided by `scale`.
-    - `note`: the reason why `scale` and the three changes are None. If they are numbers, `note` is
-      a remark, or "" for no remark.
+    - `note`: if the four numbers are None, the reason. Otherwise a remark, or "" for no remark.
     """
 
     name: str
@@ -89,7 +88,7 @@ class Effect:
 
     @property
     def most_introduced(self) -> list[Change]:
-        """The activations with an introduced change. The largest change is first."""
+        """The activations whose `introduced` is a number above 0 or NaN, the largest first."""
         sizes = {row: row.introduced for row in self.rows if row.introduced}
         return sorted(sizes, key=lambda row: (not isnan(sizes[row]), -sizes[row]))
 
@@ -108,7 +107,7 @@ def effect(
     path got in the first run. The third run separates two changes: the change that a new module
     introduces, and the change that is already in the new module's inputs (the inherited change).
 
-    The compared activations are the default activations of `run_with_cache`, the outputs of
+    This function compares the activations that `run_with_cache` returns by default, the outputs of
     LayerNorms and of swapped modules, and the logits. All activations are kept on the CPU and
     compared in float64. `title` is the headline of the report.
 
@@ -160,9 +159,10 @@ def effect(
 
 
 def output_of(path: str) -> str:
-    """Return the name of the activation that is the output of the part at `path`.
+    """Return the name of the activation that the module at `path` outputs.
 
-    The output of a LayerNorm has no hook point. The name of this output is the LayerNorm's path.
+    For a LayerNorm, whose output has no hook point, the name is the LayerNorm's path. The path of a
+    hook point is returned unchanged.
     """
     owner, word = path.rpartition(".")[0], kind(path)
     match word:
@@ -178,7 +178,7 @@ def output_of(path: str) -> str:
 
 
 def maker(name: str, paths: Iterable[str]) -> str:
-    """Return the path in `paths` whose module computes the activation `name`. "" if none does."""
+    """Return the path in `paths` whose module computes the activation `name`; if none does, ""."""
     made_by = (path for path in paths if name == output_of(path) or name.startswith(f"{path}."))
     return next(made_by, "")
 
@@ -215,10 +215,10 @@ def _class_names(model: nn.Module, paths: tuple[str, ...]) -> dict[str, str]:
 def _merged(
     original: Mapping[str, Tensor], now: Mapping[str, Tensor], lost: tuple[str, ...]
 ) -> list[str]:
-    """Return every activation name once, in the order of the original model.
+    """Return the names of all activations, each name once, in the order of the original model.
 
-    A name that only the swapped model has is placed after the name that it follows in `now`. The
-    other names in `lost` come at the end.
+    A name that is only in `now` comes after the name that precedes it in `now`. Names that are only
+    in `lost` come at the end.
     """
     names, at = [*original], 0
     for name in now:

@@ -1,4 +1,4 @@
-"""Finds the argument `make` of `swap` by name: one of our variants, or code in a file."""
+"""Finds, by name, a variant or a class or function in a file, to pass to `swap` as `make`."""
 
 import difflib
 import inspect
@@ -18,12 +18,12 @@ from clean_transformer.swapping.trial import SwapError
 
 @contextmanager
 def chosen_make(name: str) -> Iterator[Make]:
-    """Yield the class or function that `name` names, to pass to `swap` as `make`.
+    """Yield the class or function with the given `name`, which `swap` takes as `make`.
 
     `name` is, for example, "variants.ReluMLP" or "my_file.py:MyAttention". Raises `ValueError` if
-    the file, the class or the function does not exist. If the file's code raises an error, during
-    the import or in the `with` block, a `ValueError` is raised instead. The message of the
-    `ValueError` names the line in the file.
+    the file, the class or the function does not exist. If the code in the file raises an error,
+    during the import or in the `with` block, this function raises a `ValueError` that names the
+    line in the file.
     """
     file, colon, attribute = name.rpartition(":")
     if not colon:
@@ -66,7 +66,7 @@ def from_file(file: Path, name: str) -> Make:
     """Import a Python file, and return the class or function `name` in the file.
 
     The file can import other files of its folder. Raises `ValueError` if the file does not exist,
-    or if it does not define the class or function.
+    or if the file has no class or function `name`.
     """
     if file.suffix != ".py" or not file.is_file():
         raise ValueError(f"there is no Python file {str(file)!r}; give FILE.py:NAME")
@@ -83,7 +83,7 @@ def from_file(file: Path, name: str) -> Make:
 
 
 def line_in(file: Path, error: BaseException) -> int | None:
-    """Return the number of the last line of `file` in the error's traceback, or None if none is."""
+    """Return the last line of `file` that the error's traceback names, or None if it names none."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""`swap` and `transplant`: replace modules in our models and in other libraries' models."""
+"""Defines `swap` and `transplant`, which replace modules in our and in other libraries' models."""
 
 import difflib
 import re
@@ -23,16 +23,16 @@ Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
 
 
 class HookPointsLost(UserWarning):
-    """Warns that the new modules lack hook points. Caches lack the activations of these points."""
+    """Warns that new modules lack hook points, whose activations are then missing in caches."""
 
 
 class Swap(AbstractContextManager["Swap"]):
-    """The new modules of a call of `swap` or `transplant`, and the old modules that they replaced.
+    """The result of `swap` and `transplant`: the new modules, and the modules that they replaced.
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
 
     - `paths`: the paths of the swapped modules.
-    - `lost`: the full names of the hook points that do not run while the swap is in place.
+    - `lost`: the full names of the hook points that do not run while the new modules are in place.
     """
 
     def __init__(self, modules: dict[str, nn.Module], places: list[Place], lost: list[str]):
@@ -42,8 +42,9 @@ class Swap(AbstractContextManager["Swap"]):
         self._stand_ins = [
             stand_in for path, module in modules.items() for stand_in in adapted(kind(path), module)
         ]
-        # A block reads `takes_per_head_inputs` of its attention. So each new attention gets
-        # this attribute until `restore` is called, unless another swap has already set it.
+        # A block reads the attribute `takes_per_head_inputs` of its attention. So each new
+        # attention gets this attribute until `restore` is called, unless it has the attribute
+        # already.
         self._told = [
             module
             for path, module in modules.items()
@@ -67,7 +68,7 @@ class Swap(AbstractContextManager["Swap"]):
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Put the old modules back. At the end of the `with` block, put the new modules back.
+        """Put the old modules back until the `with` block ends, and then the new modules again.
 
         Raises `RuntimeError`, and changes nothing, if a later swap replaced one of the new modules
         and was not restored yet.
@@ -80,7 +81,7 @@ class Swap(AbstractContextManager["Swap"]):
                 place.put()
 
     def is_in(self, model: nn.Module) -> bool:
-        """Return whether this swap was made in `model` and was not restored yet."""
+        """Return whether this swap was made in `model`, and `restore` was not called yet."""
         inside = set(model.modules())
         return bool(self._now) and all(place.owner in inside for place in self._now)
 
@@ -110,23 +111,24 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     A pattern is a path ("embed", "blocks.3", "blocks.3.attn", "ln_final", …) in which `*` stands
     for any layer and `[3-7]` for a range of layers. `make` is one of
 
-    - a class. `swap` calls the class with the model's `Config`. Then `swap` calls the new module's
-      `load_from(old)`, where `old` is the old module. If the class has no `load_from`, `swap`
+    - a class. `swap` makes the new module with `new = make(cfg)`, where `cfg` is the model's
+      `Config`. Then `swap` calls `new.load_from(old)`. If the class has no `load_from`, `swap`
       copies every parameter of the old module that has the same name and shape in the new module;
-    - a function. `swap` calls the function with the old module and its path. The function returns
-      the new module;
+    - a function. `swap` makes the new module with `make(old, path)`. `path` is the old module's
+      path;
     - a module. If the pattern matches several paths, each path gets a copy of the module;
-    - a whole model, ours or another library's. The new module at each path is the module at the
-      same path in `make`, not a copy.
+    - a whole model of this package or of another library. The new module at each path is the module
+      at the same path in this model, not a copy.
 
     swapping/README.md describes the contract: the inputs and outputs of each kind of module. `swap`
     adapts modules of `HookedTransformer`, `TransformerBridge` and `GPT2LMHeadModel` to the
     contract. It also adapts modules that do not take `kv_cache` or `positions`. If the embedding is
-    swapped, a tied unembedding still uses the old embedding.
+    swapped and the unembedding is tied, the unembedding still uses the old embedding.
 
-    Every new module first runs on a tiny batch. Raises `SwapError`, and swaps nothing, if the
-    pattern matches no path, or if a new module raises an error or returns the wrong shape, dtype or
-    device. Warns with `HookPointsLost` if the new modules lack hook points of the old modules.
+    Before the swap, every new module runs on a tiny batch. Raises `SwapError`, and swaps nothing,
+    if the pattern matches no path, or if a new module raises an error or returns the wrong shape,
+    dtype or device. Warns with `HookPointsLost` if the new modules lack hook points of the old
+    modules.
     """
     home = library_of(model)
     if not isinstance(home, Ours):
@@ -137,12 +139,12 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
 def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
     """Put our modules into a `HookedTransformer`, `TransformerBridge` or `GPT2LMHeadModel`.
 
-    Patterns, `make`, the returned `Swap`, errors and warnings are the same as for `swap`. Patterns
-    use our paths, such as "blocks.3.attn", for the models of every library. An adapter gives each
-    new module the call signature of the other library. The adapter also converts the other
-    library's KV caches and padding masks, so that the library's `generate` works. In models of
-    TransformerLens, the old hook points replace the new module's hook points with the same names,
-    so that `run_with_cache` and hooks work too. Hugging Face's `output_attentions` and
+    `pattern`, `make`, the returned `Swap`, errors and warnings are the same as for `swap`. Patterns
+    are written with the paths of our models, such as "blocks.3.attn", for every library. An adapter
+    gives each new module the call signature of the other library. The adapter also converts the
+    other library's KV caches and padding masks, so that the library's `generate` works. In models
+    of TransformerLens, the old hook points replace the new module's hook points with the same
+    names, so that `run_with_cache` and hooks work too. Hugging Face's `output_attentions` and
     `output_hidden_states` do not contain activations of transplanted modules.
     """
     home = library_of(their_model)
@@ -152,7 +154,7 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def which_one() -> str:
-    """Return the end of an error message, which says what models `transplant` and `swap` accept."""
+    """Return text for an error message that says which models `transplant` and `swap` accept."""
     theirs = [
         name.split(".")[-1]
         for each in known_libraries()
@@ -185,9 +187,9 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:
-    """Return the parts of `model` whose paths match `pattern`. The keys are the paths.
+    """Return the modules of `model` whose paths match `pattern`. The keys are the paths.
 
-    Raises `SwapError` if no path matches.
+    `swap` explains patterns. Raises `SwapError` if no path matches.
     """
     words = [re.escape(word) for word in pattern.split(".")]
     for place, word in enumerate(pattern.split(".")):
@@ -212,12 +214,12 @@ def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict
 def new_module(
     make: Make, old: nn.Module, path: str, cfg: Config, like: Tensor, *, alone: bool
 ) -> nn.Module:
-    """Return the new module for the path `path`, made with `make`.
+    """Return the new module for the path `path`. `swap` explains what `make` can be.
 
     `old` is the old module at the path. `like` is a tensor with the dtype and device of the model.
-    `alone` is True if the pattern matches only this path. If `make` is a single module, it is
-    copied unless `alone` is True. Raises `SwapError` if `make` raises an error or does not return a
-    module.
+    `alone` is True if the pattern matches only this path. If `make` is a single module, the result
+    is a copy of `make`, or `make` itself if `alone` is True. Raises `SwapError` if `make` raises an
+    error or does not return a module.
     """
     if isinstance(make, nn.Module):
         source = library_of(make)

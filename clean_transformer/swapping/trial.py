@@ -1,4 +1,4 @@
-"""A trial run, which checks that a module takes and returns the shapes that `CONTRACT` requires."""
+"""Checks, in a trial run, that a module takes and returns the shapes that `CONTRACT` requires."""
 
 import math
 
@@ -10,14 +10,14 @@ from clean_transformer.modules.contract import CONTRACT, kind
 
 
 class SwapError(ValueError):
-    """A swap is not possible: the pattern matches no path, or a module violates the contract."""
+    """A swap is not possible, for example because a module returns the wrong shape."""
 
 
 @torch.no_grad()
 def probe(module: nn.Module, name: str, path: str, cfg: Config, like: Tensor) -> None:
     """Run `module` once, on a batch of 2 inputs with 3 positions, and check its output.
 
-    `path` is the path at which the module will be put, and `name` is the module's name in error
+    `path` is the future path of the module in the model, and `name` is the module's name in error
     messages. `like` is a tensor with the dtype and device of the model. Raises `SwapError` if the
     module raises an error, or if its output has the wrong shape, dtype or device.
     """

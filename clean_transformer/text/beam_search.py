@@ -1,4 +1,4 @@
-"""Beam search: extends several continuations in parallel, to find the most likely of them."""
+"""Beam search: extends several continuations of a prompt at the same time, and keeps the best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,8 @@ class Search:
 
     `prompt` holds token ids. `running` holds the beams that can still grow. `ended` holds the best
     beams that have stopped, sorted by `mean`, the highest first. `running` and `ended` each have at
-    most `width` beams. A beam stops as `stop` says, or when it has `max_new_tokens` new tokens.
+    most `width` beams. A beam stops when `stop.ends` returns True for its new tokens, or when it
+    has `max_new_tokens` new tokens.
     """
 
     prompt: Sequence[int]
@@ -44,15 +45,17 @@ class Search:
     def advance(self, log_probs: Float[Tensor, "beam d_vocab"]) -> list[int]:
         """Replace the running beams by the best `width` beams that are one token longer.
 
-        `log_probs` has one row for each running beam. Beams that stop at the new token move to
-        `ended`, if they are among the best. Returns, for each new running beam, the index of the
-        old running beam that the new beam extends. The list is empty when the search is over.
+        `log_probs` has one row for each running beam. A beam that stops at the new token moves to
+        `ended` if it is one of the best `width` beams. Returns, for each new running beam, the
+        index of the old running beam that the new beam extends. The list is empty when the search
+        is over.
         """
         length = len(self.running[0].new) + 1
         totals = torch.tensor([beam.total for beam in self.running], device=log_probs.device)
         totals = (totals[:, None] + log_probs).flatten()
-        # Of the candidates that extend one beam, at most len(stop.tokens) end in a stop token. With
-        # this many candidates, at least `width` of them therefore end in another token.
+        # A candidate is a running beam with one more token. For each running beam, at most
+        # len(stop.tokens) candidates end in a stop token. So at least `width` of the n_candidates
+        # best candidates end in another token.
         n_candidates = max(2, 1 + len(self.stop.tokens)) * self.width
         best, places = totals.topk(min(n_candidates, len(totals)))
 
@@ -84,7 +87,8 @@ def search_beams(
     The best continuation has the highest mean log-probability per token. The search keeps `width`
     beams per prompt, as transformers does with `length_penalty=1.0` and `early_stopping=False`. The
     penalties in `sampling` change the log-probabilities. The search for a prompt is over when
-    `width` beams have ended, and no running beam has a higher mean than the worst ended beam.
+    `width` beams have ended, and no running beam has a higher mean log-probability than the worst
+    ended beam.
 
     Raises `ValueError` for a `width` below 1, and for a temperature above 0.
     """

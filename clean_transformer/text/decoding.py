@@ -18,7 +18,7 @@ from clean_transformer.text.tokenizer import Tokenizer
 
 @runtime_checkable
 class Model(Protocol):
-    """The attributes and methods that a model needs for decoding; `DemoTransformer` has them.
+    """The attributes and methods that a model needs for decoding. `DemoTransformer` is an example.
 
     A model may also have an attribute `cache_class`. `decode` then creates its KV cache with this
     class instead of `KVCache`.
@@ -36,11 +36,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Stop:
-    """A continuation stops at a token in `tokens`, or when its text contains one of `strings`.
+    """The rule that stops a continuation: at a token in `tokens`, or at a string in `strings`.
 
-    `tokenizer` converts token ids to text. It must not be None if there are stop strings, and for
-    the methods `text` and `settled_text`. A stop string may begin and end in the middle of a token.
-    Raises `ValueError` for an empty stop string.
+    A continuation stops when its text contains one of `strings`. Such a stop string may begin and
+    end in the middle of a token. `tokenizer` converts token ids to text. Stop strings and the
+    methods `text` and `settled_text` need a `tokenizer`. Raises `ValueError` for an empty stop
+    string.
     """
 
     tokens: Sequence[int] = ()
@@ -54,7 +55,7 @@ class Stop:
     def ends(self, new: Sequence[int]) -> bool:
         """Whether the continuation `new` stops after its last token. `new` holds token ids.
 
-        Call this method after each new token, because it compares only the last token with
+        Call this method after each new token, because only the last token is compared with
         `tokens`.
         """
         if new[-1] in self.tokens:
@@ -64,14 +65,14 @@ class Stop:
     def text(self, new: Sequence[int]) -> str:
         """Return the text of the token ids `new`, up to the stop token or the first stop string.
 
-        The text excludes the stop token or the stop string. Only the last token of `new` is
-        compared with `tokens`.
+        The stop token or the stop string is not part of the returned text. Only the last token of
+        `new` is compared with `tokens`.
         """
         text = self._decode(new[:-1] if new and new[-1] in self.tokens else new)
         return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
 
     def settled_text(self, new: Sequence[int]) -> str:
-        """Return the beginning of the text of `new` that stays the same when more tokens follow.
+        """Return the text of the token ids `new`, without the end that later tokens could change.
 
         The last bytes are left out if they are an incomplete character. The last characters are
         left out if they may be the beginning of a stop string.
@@ -94,10 +95,10 @@ class Stop:
 def prefill(
     model: Model, prompts: Rows, max_new_tokens: int, cache_class: type[KVCache] = KVCache
 ) -> tuple[Logits, KVCache]:
-    """Run the model on `prompts`, and return the logits for the next tokens, and the KV cache.
+    """Run the model on `prompts`. Return the logits for the next tokens, and the filled KV cache.
 
     The logits have one row for each prompt. They are in float32, or in float64 for a float64 model.
-    Shorter prompts are left-padded. The cache has the class `cache_class`, and has room for
+    Shorter prompts are left-padded. The cache is an instance of `cache_class`, and has room for
     `max_new_tokens` more tokens.
 
     Raises `ValueError`, before the model runs, if the longest prompt and `max_new_tokens` together
@@ -139,7 +140,7 @@ def decode(
 ) -> Iterator[list[int]]:
     """Generate `max_new_tokens` tokens per prompt, and yield one list per step.
 
-    The list holds the id of the new token of each prompt, in the order of `prompts`.
+    The list of a step holds one new token id for each prompt, in the order of `prompts`.
     """
     generator = new_generator(sampling.seed)
     new: list[list[int]] = [[] for _ in prompts]
@@ -158,10 +159,10 @@ def decode(
 def decode_until(
     model: Model, prompts: Rows, max_new_tokens: int, sampling: Sampling, stop: Stop
 ) -> list[list[int]]:
-    """Return the ids of the new tokens of each prompt. The prompts stop independently.
+    """Return one list of new token ids for each prompt.
 
-    The last token of each list is the token at which `stop` ends the continuation. A continuation
-    that `stop` does not end has `max_new_tokens` tokens.
+    Each list ends with the token at which `stop` ends the continuation of this prompt. If `stop`
+    does not end it, the list has `max_new_tokens` tokens.
     """
     new: list[list[int]] = [[] for _ in prompts]
     going = [*range(len(prompts))]

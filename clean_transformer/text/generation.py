@@ -30,9 +30,9 @@ Prompt = TypeVar("Prompt", str, list[str], Tensor, list[list[int]])
 class GenerationMixin(HookedModule):
     """Adds a tokenizer, `generate` and `stream` to `DemoTransformer`.
 
-    `source` names the folder or the repository on the Hugging Face Hub from which the weights were
-    loaded. `source` is None if the weights were not loaded from either. `cache_class` is the class
-    of the KV cache that `generate` and `stream` create.
+    `source` is the folder, file or hub id from which `DemoTransformer.from_pretrained` loaded the
+    model. `source` is None for a model that was made in another way. `cache_class` is the class of
+    the KV cache that `generate` and `stream` create.
     """
 
     cfg: Config
@@ -48,7 +48,8 @@ class GenerationMixin(HookedModule):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of `source`. It is loaded when this attribute is first read.
 
-        You can assign another tokenizer to this attribute. Raises `ValueError` if `source` is None.
+        You can assign another tokenizer to this attribute. Reading this attribute raises
+        `ValueError` if `source` is None and no tokenizer was assigned.
         """
         if self.source is None:
             raise ValueError(
@@ -91,9 +92,10 @@ class GenerationMixin(HookedModule):
         """Return each prompt followed by its continuation, in the same form as `prompt`.
 
         For example, a list of texts gives a list of texts, and a tensor of token ids [batch pos]
-        gives a longer tensor of token ids. By default, each step takes the most likely token.
-        `Sampling` explains the settings from `temperature` to `seed`. With `beams` above 1, beam
-        search looks for the continuation with the highest mean log-probability per token.
+        gives a longer tensor of token ids. By default, each step takes the most likely token. The
+        keyword arguments in `sampling` are the fields of `Sampling`, such as `temperature`. With
+        `beams` above 1, beam search looks for the continuation with the highest mean
+        log-probability per token.
 
         The continuation of each prompt stops independently of the other prompts: at one of
         `stop_tokens`, at the token that completes one of `stop_strings`, or after `max_new_tokens`
@@ -134,10 +136,10 @@ class GenerationMixin(HookedModule):
     ) -> Iterator[str]:
         """Yield the continuation of `text` in pieces.
 
-        The pieces together are the continuation that `generate` returns for `text`. Each piece is
-        yielded as soon as later tokens can no longer change it. Raises the same errors as
-        `generate`. The call of `stream` raises `TypeError` for an unknown setting. The other errors
-        are raised when the caller requests the first piece.
+        Joined together, the pieces are the continuation that `generate` adds to `text`. Each piece
+        is yielded as soon as later tokens can no longer change it. The arguments and the errors are
+        the same as in `generate`. The call of `stream` itself raises `TypeError` for an unknown
+        setting. The other errors are raised when the caller requests the first piece.
         """
         stop = self._stop(text, stop_tokens, stop_strings)
         new: list[int] = []

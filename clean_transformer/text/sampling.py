@@ -17,12 +17,12 @@ Rows = Sequence[Sequence[int]]
 
 
 def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logits:
-    """Return `logits` with a `penalty` for each token that occurs in `previous`.
+    """Return a copy of `logits` with lower logits for the tokens that occur in `previous`.
 
-    `previous` has one sequence of token ids for each row of `logits`. A token that occurs several
-    times in the sequence gets the same penalty as a token that occurs once. Positive logits are
-    divided by `penalty`, and negative logits are multiplied by `penalty`, as in transformers. The
-    idea is from Keskar et al. 2019, "CTRL", section 4.1.
+    `previous` has one sequence of token ids for each row of `logits`. If the logit of such a token
+    is positive, it is divided by `penalty`; if it is negative, it is multiplied by `penalty`, as in
+    transformers. The number of times that the token occurs does not matter. Source: Keskar et al.
+    2019, "CTRL", section 4.1.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -34,8 +34,8 @@ def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logit
 def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits:
     """Subtract `penalty` × n from the logit of each token that occurs n times in `previous`.
 
-    `previous` has one sequence of token ids for each row of `logits`. OpenAI's API and vLLM use the
-    same formula, and count only the generated tokens, not the tokens of the prompt.
+    `previous` has one sequence of token ids for each row of `logits`. The result is a new tensor.
+    OpenAI's API and vLLM use the same formula.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -46,7 +46,7 @@ def penalize_frequency(logits: Logits, previous: Rows, penalty: float) -> Logits
 
 
 def keep_top_k(logits: Logits, k: int) -> Logits:
-    """Keep the `k` most likely tokens of each row, and set the other logits to −inf.
+    """Keep the logits of the `k` most likely tokens of each row, and set the others to −inf.
 
     Tokens that are exactly as likely as the k-th token are kept, too.
     """
@@ -55,7 +55,7 @@ def keep_top_k(logits: Logits, k: int) -> Logits:
 
 
 def keep_top_p(logits: Logits, p: float) -> Logits:
-    """Keep the fewest most likely tokens of each row whose probabilities sum to at least `p`.
+    """Keep the most likely tokens of each row, until their probabilities sum to at least `p`.
 
     The logits of the other tokens become −inf. This is nucleus sampling (Holtzman et al. 2020,
     section 3.1).
@@ -88,7 +88,7 @@ def sample(logits: Logits, generator: torch.Generator | None = None) -> Int[Tens
 def new_generator(seed: int | None) -> torch.Generator | None:
     """Return a CPU generator with this seed.
 
-    If `seed` is None, returns None. `sample` then uses PyTorch's global generator.
+    If `seed` is None, returns None, for which `sample` uses PyTorch's global generator.
     """
     return None if seed is None else torch.Generator().manual_seed(seed)
 
@@ -96,8 +96,9 @@ def new_generator(seed: int | None) -> torch.Generator | None:
 def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Logits:
     """Return `logits` with the repetition penalty and the frequency penalty of `sampling`.
 
-    For each row, `prompts` holds the prompt without padding, and `new` holds the tokens generated
-    so far. Unlike in transformers, padding tokens do not count as repeated text.
+    For each row of `logits`, `prompts` holds the prompt without padding, and `new` holds the tokens
+    generated so far. The repetition penalty counts both, and the frequency penalty counts only the
+    new tokens. Unlike in transformers, padding tokens do not count as repeated text.
     """
     if sampling.repetition_penalty != 1:
         so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]
@@ -110,7 +111,7 @@ def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Lo
 def choose(
     logits: Logits, sampling: Sampling, generator: torch.Generator | None
 ) -> Int[Tensor, "batch"]:
-    """Return the next token of each row. `logits` must already include the penalties."""
+    """Return the next token id of each row. `logits` must already include the penalties."""
     if not sampling.temperature:
         return logits.argmax(dim=-1)
     logits = logits / sampling.temperature

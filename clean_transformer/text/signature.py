@@ -14,10 +14,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def names_settings(function: Function) -> Function:
     """Decorate a function so that its signature lists the fields of `Sampling` as parameters.
 
-    The last parameter of `function` must be `**sampling`. In the signature, the fields replace this
-    parameter. `help()` then shows the type and the default of each field. The decorated function
-    raises `TypeError` for an unknown keyword argument, before it calls `function`. The message
-    suggests the parameter with the most similar name.
+    The last parameter of `function` must be `**sampling`. In the signature, the fields of
+    `Sampling` replace this parameter, so that `help()` shows the type and the default of each
+    field. The decorated function raises `TypeError` for an unknown keyword argument, before it
+    calls `function`. The error message suggests the parameter with the most similar name.
     """
     shown = signature(function)
     *parameters, _ = shown.parameters.values()

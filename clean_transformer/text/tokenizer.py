@@ -1,4 +1,4 @@
-"""`Tokenizer`: GPT-2's byte-level BPE. The methods have the same names as in TransformerLens."""
+"""`Tokenizer`: GPT-2's byte-level BPE. Its methods have the same names as in TransformerLens."""
 
 import os
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 
 
-# The visible symbols that `visible` shows. The keys are the codes of the invisible characters. For
-# the control characters 0 to 31, Unicode has the symbols U+2400 to U+241F.
+# The symbols that `visible` shows instead of invisible characters. The keys are the codes of these
+# characters. For the control characters 0 to 31, Unicode has the symbols U+2400 to U+241F.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {127: "␡", ord(" "): "·", ord("\n"): "↵"}
 
 
@@ -36,10 +36,11 @@ Tokens = (
 class Tokenizer:
     """Converts text to token ids, and token ids to text.
 
-    Every byte has a token, so the token ids of a text can always be converted back to the same
-    text. GPT-2 has one special token, <|endoftext|>. This token marks the beginning and the end of
-    a text, and pads the shorter texts of a batch. If a text contains the characters
-    "<|endoftext|>", they become this token, too. Texts are never truncated.
+    `backend` is a tokenizer of the library `tokenizers`. Every byte has a token, so the token ids
+    of a text can always be converted back to the same text. GPT-2 has one special token,
+    <|endoftext|>. This token marks the beginning and the end of a text, and pads the shorter texts
+    of a batch. The characters "<|endoftext|>" in a text also become this token. Texts are never
+    truncated.
 
     Raises `ValueError` if the `backend` has no token for <|endoftext|> or for one of the 256 bytes.
     """
@@ -158,8 +159,8 @@ class Tokenizer:
         """Return one string for each token of `text`, to show the tokens to people.
 
         `text` is one text, or the token ids of one text. With `prepend_bos`, <|endoftext|> is added
-        before a text, but not before token ids. A token that is only a part of a character is shown
-        as "�".
+        before a text, but not before token ids. A token that is only part of a character becomes
+        "�".
 
         Raises `TypeError` if `text` is neither a `str` nor token ids. Raises `ValueError` for a
         batch of several texts, and for ids outside the vocabulary.
@@ -175,8 +176,9 @@ class Tokenizer:
     def to_string(self, tokens: Tokens) -> str | list[str]:
         """Return the text of one token id or of token ids [pos].
 
-        For token ids [batch pos], returns a list with the text of each row. Raises `TypeError` if
-        `tokens` are not integers, and `ValueError` for ids outside the vocabulary.
+        For token ids [batch pos], return a list with the text of each row. Raises `TypeError` if
+        `tokens` are not integers. Raises `ValueError` for ids outside the vocabulary, and for a
+        tensor with more than two axes.
         """
         ids = self._checked(tokens)
         if ids.ndim == 2:

@@ -21,10 +21,11 @@ CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 def save(
     folder: Path, engine: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any]
 ) -> None:
-    """Save the state of the run after `step` steps. This replaces the previous checkpoint.
+    """Save the state of the run after `step` steps, in place of the previous checkpoint.
 
-    All processes must call this, and process 0 writes the file. `engine` is what `distribute`
-    returned for the model. `about` identifies the run; see `loop.describe`.
+    All processes must call this function, but only process 0 writes the file. `engine` is the
+    module that `distribute` returned for the model. `about` identifies the run; see
+    `loop.describe`.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, state = get_state_dict(engine, optimizer, options=options)
@@ -38,7 +39,8 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the dictionary that `save` wrote, or None if `folder` has no checkpoint.
 
     The tensors are memory-mapped. Raises `ValueError` for a file that is not a checkpoint, and for
-    a checkpoint that was saved with another `about`. The message names the differing fields.
+    a checkpoint that was saved with a different `about`. In the second case, the error message
+    names the fields that differ.
     """
     file = folder / CHECKPOINT
     if not file.is_file():
@@ -66,8 +68,8 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
 def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> int:
     """Load the checkpoint `saved` into the model and the optimizer.
 
-    Returns the number of steps that the run had done when the checkpoint was saved. The checkpoint
-    may come from a run with another number of processes.
+    Returns the number of steps that the run had done when the checkpoint was saved. The number of
+    processes may have changed since then.
     """
     set_state_dict(
         engine,
@@ -81,11 +83,11 @@ def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of one step, over all processes. Losses are in nats per token.
+    """The measurements of one training step. The losses are in nats per token.
 
-    `step` counts from 1. `loss` is the loss on the training batch. `gradient_norm` is the norm of
-    all gradients together, before clipping. `held_out_loss` is None for a step without an
-    evaluation.
+    `step` counts from 1. `loss` is the mean loss on the training batch of all processes.
+    `gradient_norm` is the norm of all gradients together, before clipping. `tokens_per_second`
+    counts the tokens of all processes. `held_out_loss` is None for a step without an evaluation.
     """
 
     step: int
@@ -99,9 +101,9 @@ class Measured:
 class Metrics:
     """Writes metrics.jsonl, with one line per step.
 
-    `steps` is the number of steps that the run has done. Only the first `steps` lines of an
-    existing file are kept. Later lines are from steps after the last checkpoint, and the resumed
-    run does these steps again.
+    `steps` is the number of steps that the last checkpoint contains, or 0 for a new run. Only the
+    first `steps` lines of an existing file are kept, because a resumed run repeats the steps after
+    the last checkpoint.
     """
 
     def __init__(self, folder: Path, steps: int):
@@ -114,8 +116,8 @@ class Metrics:
     def add(self, measured: Measured) -> None:
         """Append the measurements of a step.
 
-        First call `add` for a step, and then `save` the checkpoint after this step. The file then
-        has a line for every step that the checkpoint contains.
+        Call `add` before `save`. Even if the run is then killed, the file has a line for every step
+        that the checkpoint contains.
         """
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measured)) + "\n")

@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the process group if `torchrun` started this process; leave the group at the end.
+    """Join the process group of `torchrun`, and leave it at the end of the `with` block.
 
-    Yields the device that this process must use. If `device` is a CUDA device, this is the
-    process's own GPU. Otherwise it is `device`. If `torchrun` did not start this process, yields
-    `device` and does nothing else.
+    Yields the device that this process must use: the process's own GPU if `device` is a CUDA
+    device, and `device` otherwise. If `torchrun` did not start this process, there is no process
+    group to join, and `device` is yielded.
     """
     if not dist.is_torchelastic_launched():
         yield device
@@ -41,30 +41,31 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """Return the rank of this process, counted from 0. Without a process group, it is 0."""
+    """Return the rank of this process, counted from 0. Without a process group, return 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def n_processes() -> int:
-    """Return the number of processes that train together. Without a process group, it is 1."""
+    """Return the number of processes that train together. Without a process group, return 1."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.Module:
     """Move `model` to `device`, and return the module to train: `model` or a wrapper around it.
 
-    All processes start with the parameters of process 0. By default, each process holds the whole
-    model. With `sharded`, each process holds a part of every parameter. Before a process runs a
-    block, it gets the other parts of this block's parameters from the other processes. Sharding
-    needs PyTorch 2.6 or later.
+    Without a process group, only the device changes. With a process group, all processes start with
+    the parameters of process 0. By default, each process then holds the whole model. With
+    `sharded`, each process holds a part of every parameter. Before a process runs a block, it gets
+    the missing parts of this block's parameters from the other processes. `sharded` needs PyTorch
+    2.6 or later.
     """
     if not dist.is_initialized():
         return model.to(device)
     if not sharded:
         # We set `find_unused_parameters` for two reasons. First, a swapped module may have
-        # parameters that it does not use. Second, without this option, DistributedDataParallel
-        # changes its gradient buckets after the first step, and a resumed run would sum the
-        # gradients in another order.
+        # parameters that its `forward` does not use. Second, without this option,
+        # DistributedDataParallel changes its gradient buckets after the first step of a process. A
+        # resumed run would then sum some gradients in another order than an uninterrupted run.
         return DistributedDataParallel(model.to(device), find_unused_parameters=True)
 
     from torch.distributed.device_mesh import init_device_mesh
@@ -83,10 +84,10 @@ def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.M
 def accumulating(engine: nn.Module) -> AbstractContextManager[None]:
     """Return a context manager that delays the gradient reduction of DistributedDataParallel.
 
-    In the `with` block, a backward pass adds to the gradients of its own process, and does not sum
-    the gradients over the processes. Use the context manager for every micro-batch except the last.
-    With `fully_shard`, the context manager does nothing. The gradients are then reduced after every
-    micro-batch, so that no process holds full gradients.
+    In the `with` block, a backward pass adds to the gradients of its own process, and does not
+    average the gradients over the processes. Use the context manager for every micro-batch except
+    the last. With `fully_shard`, the context manager does nothing: the gradients are reduced after
+    every micro-batch, so that no process holds full gradients.
     """
     return engine.no_sync() if isinstance(engine, DistributedDataParallel) else nullcontext()
 

@@ -56,13 +56,14 @@ def train(
     `train` calls `on_step` with the measurements of the step.
 
     If the run is killed at any moment, the same call resumes the run from the last checkpoint. The
-    trained parameters are then, bit for bit, those of an uninterrupted run. The windows of a step
-    depend only on `training.seed` and the number of the step. The random generators are seeded
-    before each step with `training.seed`, the number of the step and the rank of the process.
+    trained parameters then equal the parameters of an uninterrupted run, bit for bit. For this
+    reason, the windows of a step depend only on `training.seed` and the number of the step, and the
+    random generators are seeded before each step with `training.seed`, the number of the step and
+    the rank of the process.
 
     If `torch.distributed` is initialized (see `distributed.joined`), all processes train together,
-    and only process 0 calls `on_step`. With `training.sharded`, the model is still sharded after
-    training, but the checkpoint holds whole parameters.
+    and only process 0 calls `on_step`. With `training.sharded`, each process still holds only a
+    part of every parameter after training, but the checkpoint holds whole parameters.
 
     `unembed.b_U` is not trained, because GPT-2 has no such bias. At the end, `train` restores each
     parameter's `requires_grad` and `grad`, each module's train or eval mode, and PyTorch's random
@@ -121,7 +122,7 @@ def train(
 
 
 def windows_per_process(training: Training) -> int:
-    """Return the number of windows of a batch that each process reads.
+    """Return the number of windows that each process reads in one batch.
 
     Raises `ValueError` if a batch cannot be divided equally among the processes and micro-batches,
     and for `training.sharded` with only one process.
@@ -154,8 +155,8 @@ def refuse_untrained_embedding(model: DemoTransformer) -> None:
 def describe(model: DemoTransformer, training: Training, n_tokens: int) -> dict[str, Any]:
     """Return the values that identify a run. A run can be resumed only with the same values.
 
-    The values are the fields of `model.cfg` and of `training`, the number of tokens, and the class
-    name of each module.
+    The values are the fields of `model.cfg` and of `training`, the number of tokens, and the name
+    of each module's class.
     """
     modules = {
         path: type(module).__name__
@@ -173,7 +174,7 @@ def seed_of(*numbers: int) -> int:
 def own_windows(
     tokens: Tokens, batch: int, n_ctx: int, training: Training
 ) -> Int[Tensor, "window pos"]:
-    """Return the windows of batch number `batch` (counted from 0) that this process must read.
+    """Return this process's share of the windows of batch number `batch`, counted from 0.
 
     A window has n_ctx + 1 tokens.
     """
@@ -186,9 +187,9 @@ def own_windows(
 def adamw(model: nn.Module, training: Training) -> AdamW:
     """Return AdamW (Loshchilov and Hutter 2019) for the parameters that require gradients.
 
-    Weight decay applies only to matrices, not to biases or LayerNorm gains. A parameter is a bias
-    if its name begins with "b". The number of axes does not tell biases from matrices: b_Q has two
-    axes, like a matrix.
+    Weight decay applies only to matrices, not to biases or LayerNorm gains. A parameter counts as a
+    matrix if it has two or more axes and its name does not begin with "b". The name matters because
+    some biases, such as b_Q, have two axes.
     """
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -215,8 +216,8 @@ def update(
 ) -> tuple[float, float]:
     """Take one optimizer step, and return the loss and the gradient norm.
 
-    `windows` are the windows that this process must read. The loss and the gradients are means over
-    the windows of all processes. The norm is measured before clipping. `step` counts from 0.
+    `windows` is this process's share of the batch. The loss and the gradients are means over the
+    windows of all processes. The gradient norm is measured before clipping. `step` counts from 0.
     """
     engine.train()
     parts = windows.chunk(training.accumulation)
@@ -257,7 +258,7 @@ def evaluate(
 ) -> float:
     """Return the mean loss over `batches` and over all processes, in nats per token.
 
-    Each element of `batches` holds the windows of one batch that this process must read.
+    Each element of `batches` is this process's share of the windows of one batch.
     """
     engine.eval()
     losses = [

@@ -1,4 +1,4 @@
-"""`cross_entropy`: the training loss. It uses less memory than PyTorch's own cross-entropy."""
+"""`cross_entropy`: the training loss, with less memory than PyTorch's own cross-entropy."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from clean_transformer.support.numerics import at_least_float32
 
-# The number of logits that are converted to float32 at a time. In float32, this number of logits
-# takes 16 MB. PyTorch can reuse so small a buffer for the next logits.
+# The number of logits that are converted to float32 at a time. In float32, they take 16 MB. PyTorch
+# can reuse a buffer of this size for the next logits.
 AT_ONCE = 2**22
 
 
@@ -20,10 +20,9 @@ def cross_entropy(
     """Return the mean of log Σ exp(z) − z[target], in nats, over all rows z of `logits`.
 
     The result is in float32, or in float64 for float64 logits. The logits are by far the largest
-    tensor of a training step. PyTorch's own cross-entropy allocates three more tensors of the size
-    of the logits for the backward pass. This function allocates only one, for the gradient
-    (softmax(z) − onehot(target)) / (number of rows). This function does not support second
-    derivatives.
+    tensor of a training step. PyTorch's own cross-entropy allocates three more tensors of this size
+    for the backward pass. This function allocates only one: the gradient of the loss, which is
+    (softmax(z) − onehot(target)) / (number of rows). It does not support second derivatives.
     """
     loss: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
     return loss

@@ -15,8 +15,8 @@ from clean_transformer.support.validation import require
 class Training:
     """Settings for training. `clean-transformer train --help` shows the help text of each field.
 
-    The defaults come from Brown et al. 2020 (appendix B), for a model of GPT-2 small's size. Raises
-    `ValueError` for an invalid value. The message names the field.
+    The defaults come from Brown et al. 2020 (appendix B), for a model as large as GPT-2 small.
+    Raises `ValueError` for an invalid value. The message names the field.
     """
 
     steps: Annotated[int, "Number of optimizer steps."]
@@ -72,9 +72,9 @@ class Training:
         return self.learning_rate * (1 - decayed)
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether to do a task, such as saving a checkpoint, after step number `step`.
+        """Whether a task, such as saving a checkpoint, is due after step number `step`.
 
-        `step` counts from 0. The task is done after each step whose number, counted from 1, is a
-        multiple of `every`, and after the last step of the run.
+        The task is due after every `every` steps, and after the last step of the run. `step` counts
+        from 0.
         """
         return (step + 1) % every == 0 or step + 1 == self.steps

@@ -19,11 +19,11 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 def training_state(model: nn.Module) -> Iterator[None]:
     """Prepare the model's parameters for training, and restore the model's state at the end.
 
-    At the start, every `grad` becomes None. `unembed.b_U` gets no gradient, because GPT-2 has no
-    such bias, and Hugging Face's format has no place for this bias. At the end, each module's train
-    or eval mode and each parameter's `grad` and `requires_grad` are restored. There is one
-    exception: if the model is sharded inside the `with` block, the model gets new parameters. The
-    `grad` of these new parameters becomes None at the end.
+    At the start, the `grad` of every parameter becomes None. `unembed.b_U` gets no gradient,
+    because GPT-2 has no such bias, and Hugging Face's format cannot store it. At the end, each
+    module's train or eval mode and each parameter's `grad` and `requires_grad` are restored. There
+    is one exception: if the model is sharded inside the `with` block, the model gets new
+    parameters. The `grad` of these new parameters becomes None at the end.
     """
     modes = {module: module.training for module in model.modules()}
     required = {name: each.requires_grad for name, each in model.named_parameters()}
@@ -87,7 +87,7 @@ def deterministic_kernels() -> Iterator[None]:
 def recomputed_blocks(model: DemoTransformer) -> Iterator[None]:
     """Use gradient checkpointing: store only the input of each block for the backward pass.
 
-    The backward pass recomputes the other activations, one block at a time. A training step then
+    The backward pass recomputes the other activations of each block. Therefore a training step
     takes about a third more time (Chen et al. 2016).
     """
     with ExitStack() as put:

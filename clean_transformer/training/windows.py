@@ -1,4 +1,4 @@
-"""Loads the tokens to train on, and cuts the tokens into windows of n_ctx + 1 tokens."""
+"""Loads the tokens to train on, and cuts them into windows of n_ctx + 1 tokens."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -45,8 +45,9 @@ def tokenize(files: Sequence[Path], tokenizer: Tokenizer) -> Tokens:
 def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
     """Raise `ValueError` if a model with the architecture `cfg` cannot train on `tokens`.
 
-    `tokens` must be integers [pos] in the vocabulary, and must be enough for one window. The error
-    message begins with `name`, which describes the tokens, for example "the held-out tokens".
+    `tokens` must be an integer array [pos] of ids in the vocabulary, with enough tokens for one
+    window. The error message begins with `name`, which describes the tokens, for example "the
+    held-out tokens".
     """
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(
@@ -66,12 +67,13 @@ def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:
 
 
 def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "pos"]:
-    """Return window number `number` of a run, as `length` + 1 token ids.
+    """Return the `length` + 1 token ids of window number `number` of a training run.
 
     The first `length` tokens are the input of the model. The last token is only a target. `number`
-    counts the windows of all epochs, from 0. Each epoch has every window once, in a new random
-    order. The result depends only on the arguments. A resumed run therefore reads the same windows,
-    even if the number of processes has changed.
+    counts the windows of the whole run, from 0. Each epoch has every window once, in random order,
+    and may cut the tokens at other places than the epoch before (see `_epoch`). The result depends
+    only on the arguments. A resumed run therefore reads the same windows, even with another number
+    of processes.
     """
     per_epoch, left = divmod(len(tokens) - 1, length)
     epoch, place = divmod(number, per_epoch)
@@ -82,11 +84,11 @@ def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "
 
 @lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, windows: int, left: int) -> tuple[Tokens, int]:
-    """Return a random order of an epoch's windows, and the index at which the first window begins.
+    """Return a random order of an epoch's windows, and the index of the first window's first token.
 
     The order is an array of the numbers from 0 to `windows` − 1. `windows` is the number of windows
-    in an epoch. The windows do not cover all tokens: `left` tokens remain. A random number of these
-    tokens are before the first window in the text, and the others are after the last window.
+    in an epoch. The windows do not cover all tokens: `left` tokens remain. Some of them, a random
+    number from 0 to `left`, are before the first window, and the others are after the last window.
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
     return generator.permutation(windows), int(generator.integers(left, endpoint=True))

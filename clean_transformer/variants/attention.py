@@ -1,4 +1,4 @@
-"""Attention with other scores, with a sliding window, or with keys and values that heads share."""
+"""Variants of `Attention`: other scores, a sliding window, or keys and values shared by heads."""
 
 import math
 from dataclasses import replace
@@ -34,7 +34,7 @@ class AlibiAttention(Attention):
     """
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query. Distant keys get less weight."""
+        """Return, for each query, the weighted average of the values. Distant keys weigh less."""
         n_heads, exact = q.shape[2], float32_or_more(q.dtype)
         head = torch.arange(1, n_heads + 1, dtype=exact, device=q.device)
         slope = 2 ** (-8 * head / n_heads)
@@ -47,12 +47,12 @@ class AlibiAttention(Attention):
 class RotaryAttention(Attention):
     """Attention with rotary position embeddings (RoPE; Su et al. 2021, section 3.2).
 
-    Queries and keys are rotated: the coordinates i and i + d_head/2 form a pair, as in GPT-NeoX and
-    Llama, and each pair is rotated by the angle position · base^(−2i / d_head). Therefore a score
-    depends on the two positions only through their distance. `hook_rot_q` and `hook_rot_k` get the
-    rotated queries and keys [batch pos head d_head]. `hook_q`, `hook_k` and the KV cache get the
-    queries and keys before the rotation. Use this module together with `NoPositions`. Raises
-    `ValueError` for an odd d_head.
+    The coordinates i and i + d_head/2 of each query and key form a pair, as in GPT-NeoX and Llama.
+    Each pair is rotated by the angle position · base^(−2i / d_head). Therefore a score depends only
+    on the distance between the query's position and the key's position, not on the positions
+    themselves. `hook_rot_q` and `hook_rot_k` get the rotated queries and keys [batch pos head
+    d_head]. `hook_q`, `hook_k` and the KV cache get the queries and keys before the rotation. Use
+    this module together with `NoPositions`. Raises `ValueError` for an odd d_head.
     """
 
     def __init__(self, cfg: Config, base: float = 10000.0):
@@ -66,7 +66,7 @@ class RotaryAttention(Attention):
         self.hook_rot_k = HookPoint()
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query, weighted by the attention pattern."""
+        """Return, for each query, the average of the values weighted by the attention pattern."""
         position = torch.arange(k.shape[1], device=k.device)
         rot_q = self.hook_rot_q(rotate(q, position[-q.shape[1] :], self.base))
         rot_k = self.hook_rot_k(rotate(k, position, self.base))
@@ -86,10 +86,11 @@ def rotate(
 
 
 class SlidingWindowAttention(Attention):
-    """Attention in which each query sees only `window` keys: its own key and the keys just before.
+    """Attention in which each query sees only `window` keys.
 
-    Sources: Beltagy et al. 2020, section 3.1; Jiang et al. 2023. Raises `ValueError` for a
-    `window` below 1.
+    These are the key at the query's own position and the `window` − 1 keys before it.
+    Sources: Beltagy et al. 2020, section 3.1; Jiang et al. 2023. Raises `ValueError` for a `window`
+    below 1.
     """
 
     def __init__(self, cfg: Config, window: int = 256):
@@ -99,7 +100,7 @@ class SlidingWindowAttention(Attention):
         self.window = window
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of up to `window` values for each query, weighted by the pattern."""
+        """Return, for each query, the average of up to `window` values weighted by the pattern."""
         near = causal_mask(q, k).triu(k.shape[1] - q.shape[1] - self.window + 1)
         return super().mix(q, k, v, added_mask(q, k, mask).masked_fill(~near, -math.inf))
 
@@ -108,11 +109,12 @@ class GroupedQueryAttention(Attention):
     """Attention in which groups of heads share keys and values (Ainslie et al. 2023).
 
     `n_kv_heads` is the number of groups. The default is one group, which is multi-query attention
-    (Shazeer 2019). W_K and W_V are [kv_head d_model d_head], and b_K and b_V are [kv_head d_head].
-    The queries of head h use the keys and values of group h // (n_heads / n_kv_heads). `hook_k`,
-    `hook_v` and the KV cache get tensors [batch pos kv_head d_head]. If the block gives each head a
-    separate input, the keys and values of a group are computed from the mean of the inputs of the
-    group's heads. Raises `ValueError` if `n_kv_heads` does not divide n_heads.
+    (Shazeer 2019). W_K and W_V are [kv_head d_model d_head], and b_K and b_V are [kv_head d_head];
+    the axis `kv_head` has one entry per group. The queries of head h use the keys and values of
+    group h // (n_heads / n_kv_heads). `hook_k`, `hook_v` and the KV cache get tensors
+    [batch pos kv_head d_head]. If the block gives each head a separate input, the keys and values
+    of a group are computed from the mean of the inputs of the group's heads. Raises `ValueError` if
+    `n_kv_heads` does not divide n_heads.
     """
 
     def __init__(self, cfg: Config, n_kv_heads: int = 1):
@@ -125,7 +127,7 @@ class GroupedQueryAttention(Attention):
         self.b_V = nn.Parameter(torch.zeros(n_kv_heads, cfg.d_head))
 
     def mix(self, q: Queries, k: SharedKeys, v: SharedKeys, mask: Mask = None) -> Queries:
-        """Return the average of the group's values for each query, weighted by the pattern."""
+        """Return, for each query, the average of the values weighted by the attention pattern."""
         group = q.shape[2] // self.n_kv_heads
         per_head = "batch key kv_head d_head -> batch key (kv_head group) d_head"
         return super().mix(
@@ -134,9 +136,10 @@ class GroupedQueryAttention(Attention):
 
     @torch.no_grad()
     def load_from(self, old: Attention) -> None:
-        """Copy the parameters of `old`. Average W_K, W_V, b_K and b_V over the heads of each group.
+        """Copy the parameters of `old`.
 
-        Source: Ainslie et al. 2023, section 2.1.
+        W_K, W_V, b_K and b_V of each group are the means of the old parameters over the heads of
+        the group (Ainslie et al. 2023, section 2.1).
         """
         for name, parameter in self.named_parameters():
             groups = "(kept group) ... -> kept ..."
@@ -144,10 +147,10 @@ class GroupedQueryAttention(Attention):
 
 
 def added_mask(q: Queries, k: Keys, mask: Mask) -> Float[Tensor, "... query key"]:
-    """Return `mask` as a float tensor to add to the scores: −∞ where a query does not see a key.
+    """Return `mask` as a float tensor that can be added to the attention scores.
 
-    A boolean mask becomes 0 where a query sees a key. A float mask is returned unchanged. None
-    becomes the causal mask.
+    A boolean mask becomes 0 where a query sees a key, and −∞ elsewhere. A float mask is returned
+    unchanged. If `mask` is None, the result is the causal mask in this form.
     """
     mask = causal_mask(q, k) if mask is None else mask
     if mask.dtype != torch.bool:

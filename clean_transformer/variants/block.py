@@ -11,9 +11,9 @@ from clean_transformer.modules.block import TransformerBlock
 class ParallelBlock(TransformerBlock):
     """x + attn(ln1(x)) + mlp(ln2(x)): the MLP's input does not contain the attention output.
 
-    Sources: Wang and Komatsuzaki 2021; Black et al. 2022, section 2.1, for separate LayerNorms
-    before attention and MLP. The block has no `hook_resid_mid`. `hook_mlp_in` gets the residual
-    stream before the block.
+    Source: Wang and Komatsuzaki 2021. Black et al. 2022, section 2.1, use a separate LayerNorm for
+    the attention and for the MLP, as this block does. The block has no `hook_resid_mid`.
+    `hook_mlp_in` gets the residual stream before the block.
     """
 
     def __init__(self, cfg: Config):

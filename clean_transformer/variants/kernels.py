@@ -1,4 +1,4 @@
-"""Modules that return the same as `Attention`. Each module uses one function of PyTorch."""
+"""Modules that compute the same output as `Attention`, each with one function of PyTorch."""
 
 import math
 
@@ -16,7 +16,7 @@ except ImportError:  # before PyTorch 2.5
 
 
 class SdpaAttention(Attention):
-    """`Attention` that always uses `torch.nn.functional.scaled_dot_product_attention`.
+    """An `Attention` that always uses `torch.nn.functional.scaled_dot_product_attention`.
 
     This module has no hook points for scores and pattern.
     """
@@ -26,19 +26,19 @@ class SdpaAttention(Attention):
         del self.hook_attn_scores, self.hook_pattern
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query, weighted by the attention pattern."""
+        """Return, for each query, the average of the values weighted by the attention pattern."""
         return mix_fused(q, k, v, mask)
 
 
 class FlexAttention(SdpaAttention):
-    """`Attention` that uses PyTorch's `flex_attention` (Dong et al. 2024).
+    """An `Attention` that uses PyTorch's `flex_attention` (Dong et al. 2024).
 
-    To try other scores, change the function that `mix` passes to `flex_attention`. The function
-    gets each score `qk`, and returns the new score. This module has no hook points for scores and
-    pattern. In a compiled model, `flex_attention` is one fused kernel. In a model that is not
-    compiled, PyTorch runs an unfused version and warns. On a CPU (PyTorch 2.13), `flex_attention`
-    has no gradients, and its compiled kernel does not support padding. Raises `ImportError` if
-    PyTorch is older than 2.5 and has no `flex_attention`.
+    To try other scores, change the lambda that `mix` passes to `flex_attention`: it gets a score
+    `qk` and returns the new score. This module has no hook points for scores and pattern. In a
+    compiled model, `flex_attention` is one fused kernel. In a model that is not compiled, PyTorch
+    runs an unfused version and warns. On a CPU (PyTorch 2.13), `flex_attention` has no gradients,
+    and its compiled kernel does not support padding. Raises `ImportError` if PyTorch is older than
+    2.5 and has no `flex_attention`.
     """
 
     def __init__(self, cfg: Config):
@@ -50,7 +50,7 @@ class FlexAttention(SdpaAttention):
         super().__init__(cfg)
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query, weighted by the attention pattern."""
+        """Return, for each query, the average of the values weighted by the attention pattern."""
         batch, n_queries, n_heads, _ = q.shape
         shape = (batch, n_heads, n_queries, k.shape[1])
         added = added_mask(q, k, mask).expand(shape)

@@ -21,9 +21,9 @@ class RMSNorm(LayerNormPre):
         self.w = nn.Parameter(torch.ones(cfg.d_model))
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return each vector [d_model] of `residual`, normalized to mean square 1, times w.
+        """Normalize each vector [d_model] of `residual` to mean square 1, and multiply it by w.
 
-        Because of eps, the mean square is slightly less than 1.
+        Because of eps, the mean square before this multiplication is slightly less than 1.
         """
         return self.normalize(residual) * self.w
 

@@ -1,4 +1,4 @@
-"""Attention without a softmax, in a time that is linear in the length of the text."""
+"""Attention without a softmax. Its running time is linear in the length of the text."""
 
 import torch.nn.functional as F
 from einops import einsum
@@ -20,9 +20,10 @@ from clean_transformer.variants.attention import added_mask
 class LinearAttention(Attention):
     """Σⱼ φ(q)·φ(kⱼ) vⱼ / Σⱼ φ(q)·φ(kⱼ), with φ(x) = elu(x) + 1, over all keys j up to the query.
 
-    Source: Katharopoulos et al. 2020, equations 7 and 9. The time is linear in the length, because
-    φ(k) vᵀ is first summed over the keys, and the sum is then multiplied by φ(q). The sums of all
-    new positions [batch pos head d_head d_head+1] are in memory at the same time.
+    Source: Katharopoulos et al. 2020, equations 7 and 9. The running time is linear in the number
+    of positions, because φ(k) vᵀ is first summed over the keys, and the sum is then multiplied by
+    φ(q). The sums for all new positions [batch pos head d_head d_head+1] are in memory at the same
+    time.
 
     In two cases, the module computes the scores of all pairs of query and key, in quadratic time:
     if `hook_attn_scores` or `hook_pattern` has hooks, or if there is a mask, for example because of
@@ -31,7 +32,7 @@ class LinearAttention(Attention):
     """
 
     def mix(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Return the average of the values for each query, weighted by φ(q)·φ(k)."""
+        """Return, for each query, the average of the values weighted by φ(q)·φ(k)."""
         if mask is not None or observed(self.hook_attn_scores, self.hook_pattern):
             return self.mix_explicitly(q, k, v, mask)
         q, k = elu_plus_one(q), elu_plus_one(k)
@@ -50,8 +51,9 @@ class LinearAttention(Attention):
     def mix_explicitly(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
         """Compute `mix` in quadratic time. Scores and pattern pass through their hook points.
 
-        In `Attention`, a float mask is added to the scores before the softmax. Here, the scores
-        are multiplied by exp(mask), which has the same effect, because there is no softmax.
+        In `Attention`, a float mask is added to the scores, and the softmax then computes
+        exp(score + mask) = exp(score) · exp(mask). Here, there is no softmax, so the scores are
+        multiplied by exp(mask).
         """
         weights = dot_products(elu_plus_one(q), elu_plus_one(k))
         scores = self.hook_attn_scores(weights * added_mask(q, k, mask).exp())

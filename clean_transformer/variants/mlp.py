@@ -38,8 +38,8 @@ class SwigluMLP(MLP):
     """(silu(x W_gate) ⊙ x W_in + b_in) W_out + b_out (Shazeer 2020, equation 6).
 
     W_gate is [d_model d_mlp]. The formula in the paper has no biases. This module adds biases at
-    the same places as TransformerLens. The hook points also have TransformerLens's names:
-    `hook_pre` gets x W_gate, and `hook_pre_linear` gets x W_in. Both activations are
+    the same places as TransformerLens, and has the same names of hook points: `hook_pre` gets
+    x W_gate, `hook_pre_linear` gets x W_in, and `hook_post` gets the input of W_out. All three are
     [batch pos d_mlp].
     """
 

@@ -11,16 +11,16 @@ from clean_transformer.hooks import HookedModule
 class NoPositions(HookedModule):
     """A position embedding that returns zeros, so that the model gets no position embeddings.
 
-    A causal model can learn positions without position embeddings (Haviv et al. 2022). This module
-    is also for models whose attention encodes positions, such as `RotaryAttention`.
+    Use this module if the attention encodes positions, as `RotaryAttention` does. A causal model
+    without any position encoding can also learn positions (Haviv et al. 2022).
     """
 
     zero: Tensor
 
     def __init__(self, cfg: Config):
         super().__init__()
-        # A buffer moves with the model to another dtype or device. The state dict contains only
-        # persistent buffers, so it does not contain this buffer.
+        # A buffer follows the model to another dtype or device. `persistent=False` keeps the buffer
+        # out of the state dict.
         self.register_buffer("zero", torch.zeros(cfg.d_model), persistent=False)
 
     def forward(

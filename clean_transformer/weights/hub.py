@@ -17,12 +17,12 @@ HUB_IDS = {
 }
 
 
-# The folder of the small model that is part of the package. Its alias is "demo".
+# The folder of the small model that is part of the package. `fetch("demo")` returns this folder.
 DEMO = Path(__file__).parents[1] / "demo" / "model"
 
 
-# Several alternative sets of files. Each set is a tuple of file names or glob patterns. A model
-# needs all files of one set. The preferred set comes first.
+# Alternative sets of files. Each set is a tuple of file names or glob patterns. A model needs all
+# files of one set, no matter which set. The preferred set comes first.
 FileSets = tuple[tuple[str, ...], ...]
 
 
@@ -48,13 +48,13 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
     `source` is a local folder, a hub id ("owner/name"), an alias from `HUB_IDS`, or "demo", the
     model in this package. `wanted` lists alternative sets of files. From the hub, this function
     downloads only one set: the first set of which the repository has all files. The package
-    `huggingface_hub` keeps the files in its cache. Its environment variables (HF_HOME, HF_ENDPOINT,
-    HF_HUB_OFFLINE, …) apply. If the request to the hub fails, the function returns the folder in
-    the cache that has all files of a set.
+    `huggingface_hub` keeps the files in its cache, and reads its usual environment variables
+    (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, …). If the request to the hub fails, the function returns
+    the cached folder of the model, if this folder has all files of a set.
 
-    Raises `ValueError` if `source` has none of these forms. Raises `HubError` if the repository or
-    the files do not exist, if a download is interrupted, or if the hub does not answer and the
-    cache has no complete set.
+    Raises `ValueError` if `source` is neither a folder nor a hub id nor an alias. Raises `HubError`
+    if the repository or the files do not exist, if a download is interrupted, or if the hub does
+    not answer and the cache has no complete set.
     """
     if os.path.isdir(source):
         return Path(source)
@@ -66,9 +66,9 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import HfHubHTTPError
 
-    # We send one request without retries, so that we notice a missing network connection at once.
-    # We catch every exception: its type depends on the HTTP library, and different versions of
-    # huggingface_hub use different HTTP libraries.
+    # This request is not retried, so that it fails at once if there is no network connection. We
+    # catch every exception, because its type depends on the HTTP library, and different versions
+    # of huggingface_hub use different HTTP libraries.
     try:
         listing = HfApi().model_info(repo, timeout=HF_HUB_ETAG_TIMEOUT).siblings or []
     except Exception as error:
@@ -96,10 +96,11 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
 
 
 def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that match a pattern in the first complete set of `wanted`.
+    """Return the file names that belong to the first complete set of `wanted`.
 
-    A set is complete if each of its patterns matches at least one of `names`. The result has the
-    order of the set's patterns. If no set is complete, the result is [].
+    `names` are the names of existing files. A set is complete if each of its patterns matches at
+    least one name. The result has the matching names, in the order of the set's patterns. If no set
+    is complete, the result is [].
     """
     names = sorted(names)
     for patterns in wanted:
@@ -110,7 +111,7 @@ def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
 
 
 def describe(wanted: FileSets) -> str:
-    """Return the sets as text for errors, such as "tokenizer.json, or vocab.json + merges.txt"."""
+    """Return text that lists the sets, such as "tokenizer.json, or vocab.json + merges.txt"."""
     return ", or ".join(" + ".join(patterns) for patterns in wanted)
 
 
@@ -132,7 +133,7 @@ def _download(repo: str, file: str) -> Path:
 
     try:
         return Path(hf_hub_download(repo, file))
-    except Exception as error:  # the HTTP library, the hub or the file system raises it
+    except Exception as error:  # many types: the HTTP library, the hub or the file system fails
         raise HubError(
             f"the download of {file} from {repo!r} failed ({_first_line(error)}); "
             "try again; an incomplete download is never used"

@@ -13,9 +13,11 @@ def infer_config(known: Format, state: State) -> Config:
 
     A state dict does not contain eps (the small number in the LayerNorms), so the result has
     GPT-2's eps of 1e-5. Most formats merge the axes `head` and `d_head` into one axis, so the
-    shapes do not show the number of heads. With such a format, this function takes the number of
-    heads of the published GPT-2 that has the same d_model. Raises `WeightsError` if no published
-    GPT-2 has this d_model, or if the state dict lacks tensors whose shapes are necessary.
+    shapes do not show the number of heads. For such a format, this function assumes the number of
+    heads of the published GPT-2 that has the same d_model.
+
+    Raises `WeightsError` if the number of heads is unknown because no published GPT-2 has this
+    d_model, or if the state dict lacks a tensor whose shape is necessary.
     """
     n_layers = _count_layers(known, state)
     rows = [row for row in known.all_rows(n_layers) if row.theirs in state]
@@ -46,7 +48,7 @@ def _count_layers(known: Format, state: State) -> int:
 
 
 def _axis_lengths(rows: list[Row], n_layers: int, state: State) -> dict[str, int]:
-    """Return the length of each axis, by name. Axes that the format merges are left out."""
+    """Return the length of each axis by name, without the axes that the format merges into one."""
     axes = parameter_axes(Config.gpt2("small", n_layers=n_layers, tied_unembed=False))
     lengths: dict[str, int] = {}
     for row in rows:

@@ -1,7 +1,7 @@
 """Reads the architecture and the parameters from a checkpoint in any known format.
 
-The result has this package's parameter names. The known formats are all `Format` objects that the
-modules in `formats/` define, so a new module there adds a format.
+The parameters get this package's names. A format is known if a module in the folder `formats/`
+defines a `Format` object for it.
 """
 
 import os
@@ -54,12 +54,12 @@ def read_pretrained(
     """Return the architecture of a model, and its parameters under this package's names.
 
     `source` is a hub id, an alias, "demo", a folder or a file. The parameters are on `device` and
-    have the dtype `dtype`. If the checkpoint's tensor already has this device and dtype, the
-    parameter is a view of the memory-mapped file.
+    have the dtype `dtype`. If a tensor in the checkpoint already has this device and dtype, the
+    parameter is a view of the memory-mapped file, not a copy.
 
     Raises `WeightsError` for a damaged file or for weights that do not fit the architecture, and
-    `FileNotFoundError` for missing files. Raises `ValueError` if `source` has none of these forms,
-    and `HubError` if the download fails (see `hub.fetch`).
+    `FileNotFoundError` for missing files. Raises `ValueError` if `source` is none of these, and
+    `HubError` if the download fails (see `hub.fetch`).
     """
     path = Path(source)
     if path.is_file() or (path.suffix in FILES and not path.is_dir()):
@@ -83,9 +83,9 @@ def _choose_folder(path: Path) -> tuple[Folder, Format]:
 
     A format is complete if the folder has all files of one of the format's file sets. This function
     chooses the complete format with the highest priority. If no format is complete, the function
-    chooses a format whose first file exists. Its `Folder.read` then raises an error that names the
-    missing file. Raises `FileNotFoundError` if the folder does not have the first file of any
-    format.
+    chooses a format whose first file exists, so that the format's `Folder.read` later raises an
+    error that names the missing file. Raises `FileNotFoundError` if the folder does not have the
+    first file of any format.
     """
     names = os.listdir(path)
     complete = [pair for pair in FOLDERS if complete_set(pair[0].file_sets, names)]
@@ -103,9 +103,9 @@ def _converted(state: State, device: torch.device, dtype: torch.dtype) -> dict[s
 def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture of a state dict, and its parameters under this package's names.
 
-    The keys of the state dict determine its format. Without `cfg`, this function infers the
-    architecture from the shapes (see `infer_config`). Raises `WeightsError` for an unknown format,
-    and if the keys or shapes do not fit the architecture.
+    This function recognizes the format of the state dict by its keys (see `detect`). If `cfg` is
+    None, the function infers the architecture from the shapes (see `infer_config`). Raises
+    `WeightsError` for an unknown format, and if the keys or shapes do not fit the architecture.
     """
     # torch.compile adds this prefix to the parameter names of each module that it compiles.
     state = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}

@@ -7,9 +7,9 @@ the tensors that did not change.
 The new weights equal the weights that TransformerLens computes, bit for bit. To get equal bits, the
 code multiplies elementwise and then sums, as TransformerLens does, because a matrix product would
 round differently. The rounding of a sum also depends on the memory layout, so equal bits need equal
-strides. TransformerLens gives W_U certain strides when it loads the published GPT-2, and `untie`
-gives W_U the same strides. In one case, the weights differ from TransformerLens's: if d_model
-equals d_mlp or d_vocab, TransformerLens (3.9.0 and 4.3.0) takes the wrong axis for d_model, and its
+strides. `untie` therefore gives W_U the strides that TransformerLens gives W_U when it loads the
+published GPT-2. In one case, the weights differ from TransformerLens's weights: if d_model equals
+d_mlp or d_vocab, TransformerLens (3.9.0 and 4.3.0) takes the wrong axis for d_model, and its
 `fold_ln` changes the function that the model computes.
 
 Sources: TransformerLens's `further_comments.md`, and Elhage et al. 2021, "A Mathematical Framework
@@ -30,9 +30,9 @@ from clean_transformer.weights.table import State
 def untie(cfg: Config, state: State) -> tuple[Config, State]:
     """Return the architecture and the state dict of the untied model.
 
-    They have `tied_unembed=False` and the parameter W_U [d_model d_vocab], a copy of W_Eᵀ. A tied
-    model computes its logits with W_Eᵀ, so the logits are unchanged. If the model is not tied, this
-    function returns `cfg` and `state` unchanged.
+    A tied model uses W_Eᵀ [d_model d_vocab] as its unembedding. The new architecture has
+    `tied_unembed=False`, and the new state dict has the parameter W_U, a copy of W_Eᵀ. The logits
+    are unchanged. If the model is not tied, this function returns `cfg` and `state` unchanged.
     """
     if not cfg.tied_unembed:
         return cfg, state
@@ -41,7 +41,7 @@ def untie(cfg: Config, state: State) -> tuple[Config, State]:
 
 
 def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
-    """Fold each LayerNorm's gain w and bias b into the weights W and biases c that read its output.
+    """Fold the gain w and the bias b of each LayerNorm into the weights W and biases c after it.
 
     LN(x) = w·x̂ + b, where x̂ is x after centering and scaling. Therefore
 
@@ -52,7 +52,7 @@ def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
     mean over d_model. The logits are unchanged.
 
     W is W_Q, W_K, W_V [head d_model d_head], W_in [d_model d_mlp] or W_U [d_model d_vocab]. If the
-    model is tied, the function first unties it (see `untie`). The result has
+    model is tied, the function first unties the model (see `untie`). The result has
     `normalization_type="LNPre"` and no LayerNorm parameters. If the LayerNorms are already folded,
     the function returns `cfg` and `state` unchanged, as TransformerLens does. Raises `KeyError` for
     a missing parameter.
@@ -79,8 +79,8 @@ def center_writing_weights(cfg: Config, state: State) -> tuple[Config, State]:
 
     The residual stream then has mean zero over d_model. Only LayerNorms read the residual stream,
     and each LayerNorm subtracts the mean over d_model anyway, so the logits are unchanged. If the
-    model is tied, this function first unties it (see `untie`), because W_U must not change. Raises
-    `KeyError` for a missing parameter.
+    model is tied, this function first unties the model (see `untie`), because W_U must not change.
+    Raises `KeyError` for a missing parameter.
     """
     cfg, state = untie(cfg, state)
     return cfg, _with_centered(state, _writers(cfg))
@@ -89,10 +89,10 @@ def center_writing_weights(cfg: Config, state: State) -> tuple[Config, State]:
 def center_unembed(cfg: Config, state: State) -> tuple[Config, State]:
     """Subtract the mean over the vocabulary from W_U [d_model d_vocab] and b_U [d_vocab].
 
-    W_U ← W_U − mean(W_U, d_vocab) and b_U ← b_U − mean(b_U). At each position, this shifts all
-    logits by the same number, so that their mean is zero. The logits change, but the
-    log-probabilities do not. If the model is tied, this function first unties it (see `untie`),
-    because W_E must not change. Raises `KeyError` for a missing parameter.
+    W_U ← W_U − mean(W_U, d_vocab) and b_U ← b_U − mean(b_U). At each position, all logits are then
+    smaller by the same number, their old mean, so their new mean is zero. The logits change, but
+    the log-probabilities do not. If the model is tied, this function first unties the model (see
+    `untie`), because W_E must not change. Raises `KeyError` for a missing parameter.
     """
     cfg, state = untie(cfg, state)
     return cfg, _with_centered(state, ["unembed.W_U", "unembed.b_U"])
@@ -103,7 +103,7 @@ def fold_value_biases(cfg: Config, state: State) -> tuple[Config, State]:
 
     b_O ← b_O + Σ_head b_V[head] W_O[head] and b_V ← 0.
 
-    Each row of an attention pattern sums to one. Therefore the value bias of a head adds the same
+    The attention weights of each query sum to one. Therefore the value bias of a head adds the same
     vector to the attention output at every position, just as b_O does. The logits are unchanged.
     Raises `KeyError` for a missing parameter.
     """
@@ -117,8 +117,8 @@ def fold_value_biases(cfg: Config, state: State) -> tuple[Config, State]:
 
 
 # The processing functions, in the order in which TransformerLens applies them. `process_weights`
-# takes the functions from this tuple, because its arguments have the same names as the functions
-# and hide them.
+# takes the functions from this tuple, because inside `process_weights` the names of the functions
+# are the names of its arguments.
 _STEPS = (fold_ln, center_writing_weights, center_unembed, fold_value_biases)
 
 
@@ -136,8 +136,9 @@ def process_weights(
     This function unties the model (see `untie`). Then it calls each function of this module whose
     flag is True, in the order of the arguments. The log-probabilities are unchanged, except for
     rounding. Like TransformerLens, this function computes in float32 and then converts each
-    parameter back to its original dtype. Even if all flags are False, float64 weights are rounded
-    to float32. To keep full precision, call the four functions one by one.
+    parameter back to its original dtype. Even if all flags are False, float64 weights lose
+    precision, because they are rounded to float32. To keep the precision of float64, call the four
+    functions one by one.
 
     Raises `KeyError` for a missing parameter.
     """
@@ -156,7 +157,7 @@ def process_weights(
 
 
 def _readers(cfg: Config) -> dict[str, list[str]]:
-    """Return, for each LayerNorm, the names of the weights that multiply its output."""
+    """Map each LayerNorm's name to the names of the weights that multiply its output."""
     blocks = {
         f"blocks.{layer}.{ln}": [f"blocks.{layer}.{weight}" for weight in weights]
         for layer in range(cfg.n_layers)
@@ -172,7 +173,7 @@ def _writers(cfg: Config) -> list[str]:
 
 
 def _with_centered(state: State, names: list[str]) -> State:
-    """Return a state dict in which the tensors `names` have mean zero over their last axis."""
+    """Return a new state dict: the mean over the last axis is subtracted from the given tensors."""
     return {**state, **{name: _centered(state[name], axis=-1) for name in names}}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 
-AXIS = r"[a-z]\w*"  # matches the name of an axis in an einops pattern, but not the axis "1"
+AXIS = r"[a-z]\w*"  # matches the name of an axis in an einops pattern, but not an axis of length 1
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Row:
     """Describes in which tensor, and with which axes, a format stores one of our parameters.
 
     `ours` is our name of the parameter. `theirs` is the name of their tensor that holds the
-    parameter. If the format does not store the parameter, `theirs` is None, and we read the
-    parameter as zeros.
+    parameter. If the format does not store the parameter, `theirs` is None, and the parameter that
+    we read is all zeros.
 
     `pattern` is the einops pattern that turns their tensor into our parameter. If `pattern` is
     None, their tensor has the same axes as our parameter. Their tensor may also hold several of our
@@ -64,8 +64,9 @@ class Row:
     def write(self, tensor: Tensor, cfg: Config) -> Tensor:
         """Return their tensor, computed from `tensor`, which is our parameter.
 
-        If their tensor holds several of our parameters, `tensor` must be a stack of all these
-        parameters along a new axis 0, in the order of `part`.
+        If their tensor holds several of our parameters, `tensor` must be the stack of these
+        parameters along a new axis 0. Each parameter's index on this axis is the `part` of its
+        `Row`.
         """
         if self.pattern is None:
             return tensor
@@ -81,8 +82,8 @@ class Row:
 def write_rows(rows: Iterable[tuple[Row, Tensor]], cfg: Config) -> Tensor:
     """Return one of their tensors, computed from our parameters. The result is contiguous.
 
-    `rows` has one pair for each of our parameters that this tensor holds: the parameter's `Row`,
-    and the parameter itself.
+    `rows` has one pair for each parameter that the result holds: the parameter's `Row`, and the
+    parameter itself. The pairs can be in any order.
     """
     (row, tensor), *others = sorted(rows, key=lambda pair: pair[0].part or 0)
     if row.part is not None:

@@ -28,8 +28,9 @@ BLOCK = {
 }
 
 
-# READERS maps each LayerNorm of a block to the weights that multiply its output. WRITERS lists the
-# parameters of a block that write to the residual stream.
+# READERS maps each LayerNorm of a block to the weights by which the LayerNorm's output is
+# multiplied. WRITERS lists the parameters of a block that write to the residual stream: the output
+# weights and the output biases.
 READERS = {"ln1": ("attn.W_Q", "attn.W_K", "attn.W_V"), "ln2": ("mlp.W_in",)}
 WRITERS = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 

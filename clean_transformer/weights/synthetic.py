@@ -6,8 +6,8 @@ compute logarithms and cosines differently. In this module, each value starts as
 integers (see `_bell`). NumPy guarantees that its bit generator `SFC64` always gives the same
 integers for the same seed. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`.
 IEEE 754 prescribes the rounding of these operations, so every machine gets the same bits. The code
-never sums floats over an axis, because different machines may add them in different orders, and
-the order changes the bits of the sum.
+never sums floats over an axis: different machines may add the floats in different orders, and the
+order of the additions changes the bits of the sum.
 """
 
 import math
@@ -28,24 +28,25 @@ from clean_transformer.weights.shapes import READERS, WRITERS, parameter_shapes
 Array = NDArray[np.float32]
 
 
-# `_bell` draws this many values at a time. They fit into the processor's cache.
+# `_bell` draws this many values at a time, because so many values fit into the processor's cache.
 CHUNK = 2**16
 
 
-# Every 257th entry of a tensor (in its flattened form) is an outlier: `_draw` makes it larger. 257
-# is prime. Unless the number of columns is a multiple of 257, all columns of a large matrix get
-# outliers.
+# Every 257th entry of a flattened tensor is an outlier: `_draw` makes this entry larger. 257 is
+# prime. Therefore all columns of a large matrix get outliers, unless the number of columns is a
+# multiple of 257.
 STRIDE = 257
 
 
-# The kurtosis of a sum of twelve independent uniform values, such as `_bell` draws: 3 − 1.2 / 12.
+# The kurtosis of the values that `_bell` draws. Each value is a sum of twelve independent uniform
+# values, and the kurtosis of such a sum is 3 − 1.2 / 12.
 BELL_KURTOSIS = 2.9
 
 
 class Spread(NamedTuple):
-    """The standard deviation, the kurtosis and the mean that the entries of a tensor shall have.
+    """The distribution of a tensor's entries: standard deviation, kurtosis and mean.
 
-    If `largest` is not None, all outliers (see `STRIDE`) have this value.
+    If `largest` is not None, all outliers (see `STRIDE`) have the value `largest`.
     """
 
     std: float
@@ -54,8 +55,8 @@ class Spread(NamedTuple):
     largest: float | None = None
 
 
-# We measured the numbers in OUTSIDE_BLOCKS and IN_BLOCKS in GPT-2 small, whose d_model is
-# MEASURED_WIDTH. The numbers for W_E, W_in and W_out are guesses.
+# The d_model of GPT-2 small. The numbers in OUTSIDE_BLOCKS and IN_BLOCKS were measured in GPT-2
+# small, except the numbers for W_E, W_in and W_out, which are guesses.
 MEASURED_WIDTH = 768
 
 
@@ -69,9 +70,8 @@ OUTSIDE_BLOCKS = {
 }
 
 
-# Each parameter has three entries of type `Spread`: for the first block, for the middle blocks, and
-# for the last block. If the model has fewer than four blocks, all blocks after the first block use
-# the entry for the middle blocks.
+# Each tuple has three entries: for the first block, for the middle blocks, and for the last block.
+# If the model has fewer than four blocks, all blocks after the first block use the middle entry.
 IN_BLOCKS = {
     "ln1.w": (
         Spread(0.041, mean=0.18, largest=0.25),
@@ -101,12 +101,12 @@ IN_BLOCKS = {
 
 
 def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
-    """Return float32 weights, by name, that resemble those of an untrained model.
+    """Return float32 weights that resemble the weights of an untrained model.
 
-    The weights have a bell-shaped distribution with the standard deviation
-    `cfg.initializer_range`. Gains of LayerNorms have the mean 1, and all other parameters have the
-    mean 0. All entries of `unembed.b_U` are 0, because most checkpoint formats cannot store this
-    parameter.
+    The keys of the result are the parameter names. The weights have a bell-shaped distribution with
+    the standard deviation `cfg.initializer_range`. The gains of LayerNorms have the mean 1, and all
+    other parameters have the mean 0. All entries of `unembed.b_U` are 0, because most checkpoint
+    formats cannot store this parameter.
     """
 
     def spread(name: str) -> Spread:
@@ -118,19 +118,19 @@ def plain(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
 
 
 def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
-    """Return float32 weights, by name, that are as hard to compute with as the published GPT-2's.
+    """Return float32 weights with the statistics and the huge activations of the published GPT-2.
 
-    The tensors have about the standard deviations, kurtoses and largest entries of GPT-2 small.
-    GPT-2 small has `d_model` 768. For any other `d_model`, this function scales the matrices in the
-    blocks (see `_scale`).
+    The keys of the result are the parameter names. The tensors have about the standard deviations,
+    kurtoses and largest entries of GPT-2 small, whose `d_model` is 768. For any other `d_model`,
+    this function scales the matrices in the blocks (see `_scale`).
 
     As in GPT-2, a few activations are huge. If `d_model` is at least 32, the third block sets three
     coordinates of the residual stream at position 0 to about 3,000, and later blocks keep them at
     this size. In a model with fewer than three blocks, the last block sets them. In a model with
     twelve blocks, the median magnitude of the other coordinates is 0.9 after the first block, and 6
     after the last block. From the fourth block on, many heads attend to position 0 if no other
-    position matches their query. If the model is not tied, its unembedding is independent of its
-    embedding.
+    position matches their query. If `cfg.tied_unembed` is False, the unembedding is drawn
+    independently of the embedding.
 
     For `normalization_type="LNPre"`, this function first draws the weights for "LN". Then it
     multiplies the weights that read the output of a LayerNorm by the gain of this LayerNorm, and
@@ -156,7 +156,8 @@ def _published_spread(name: str, cfg: Config) -> Spread:
 def _scale(cfg: Config) -> float:
     """Return √(768 / d_model), the factor for the standard deviation of each matrix in a block.
 
-    With this factor, a matrix product over d_model is about as large as in GPT-2 small.
+    With this factor, the result of a matrix product over d_model is about as large as in GPT-2
+    small.
     """
     return math.sqrt(MEASURED_WIDTH / cfg.d_model)
 
@@ -166,8 +167,8 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
     In these coordinates, W_pos has the value 4.5 at position 0 and −0.5 elsewhere. One MLP neuron
     detects the 4.5 and writes huge values into the same coordinates. The heads of later blocks
-    attend to position 0 because of these values. No earlier attention or MLP writes into the three
-    coordinates, so the values of W_pos are still there when the neuron reads them.
+    attend to position 0 because of these huge values. No earlier attention or MLP writes into the
+    three coordinates, so they still have the values of W_pos when the neuron reads them.
     """
     layer = min(2, cfg.n_layers - 1)
     coordinates = [cfg.d_model * quarter // 4 for quarter in (1, 2, 3)]
@@ -177,9 +178,9 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
     state["pos_embed.W_pos"][:, coordinates] = -0.5
     state["pos_embed.W_pos"][0, coordinates] = 4.5
 
-    # Before the gain of ln2, the sum of the three normalized coordinates is about 3 at position 0
-    # and about 0 elsewhere. The neuron computes 10 × this sum − 8, so it is active if the sum is
-    # above 0.8.
+    # Before ln2 multiplies by its gain, the sum of the three normalized coordinates is about 3 at
+    # position 0 and about 0 elsewhere. The input of the neuron's GELU is 10 × this sum − 8, so the
+    # neuron is active if the sum is above 0.8.
     gain = _published_spread(f"blocks.{layer}.ln2.w", cfg).mean
     mlp = f"blocks.{layer}.mlp"
     state[f"{mlp}.W_in"][:, 0] = 0
@@ -210,10 +211,10 @@ def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[str, Array]:
-    """Return all tensors of the model, by name.
+    """Draw all tensors of a model with the architecture `cfg`, and return them by name.
 
     `spread` takes the name of a tensor and returns the `Spread` of its entries. Several threads
-    draw the tensors at the same time. They run in parallel, because NumPy releases the GIL.
+    draw tensors in parallel, which is possible because NumPy releases the GIL.
     """
     shapes = parameter_shapes(cfg)
     with ThreadPoolExecutor() as pool:
@@ -224,13 +225,12 @@ def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[s
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
     """Return the tensor `name` with the given shape. Its entries have the distribution `spread`.
 
-    The function draws bell-shaped values (see `_bell`), and multiplies the outliers (see `STRIDE`)
-    by a factor √(1 + e). The outliers are a share p of all values. Therefore the variance becomes
-    1 + p·e, and the kurtosis becomes BELL_KURTOSIS · (1 + r²), where
-    r = √(p (1 − p)) · e / (1 + p·e). The code computes r from `spread.kurtosis`, and then e
-    (`excess`) from r. Finally it scales and shifts all values to the standard deviation
-    `spread.std` and the mean `spread.mean`. If `spread.largest` is not None, all outliers get this
-    value instead.
+    The function draws bell-shaped values with variance 1 (see `_bell`). It multiplies the outliers
+    (see `STRIDE`), which are a share p of all values, by √(1 + e). Then the variance is 1 + p·e,
+    and the kurtosis is BELL_KURTOSIS · (1 + r²), where r = √(p (1 − p)) · e / (1 + p·e). The code
+    computes r from `spread.kurtosis`, and e (`excess`) from r. Finally the function scales and
+    shifts all values to the standard deviation `spread.std` and the mean `spread.mean`. If
+    `spread.largest` is not None, all outliers are set to `spread.largest`.
     """
     values = _bell(name, math.prod(shape), seed)
     p = 1 / STRIDE
@@ -248,8 +248,8 @@ def _bell(name: str, count: int, seed: int) -> Array:
     """Return `count` bell-shaped values with mean 0 and variance 1.
 
     Each value is a sum of twelve random 16-bit integers (Irwin–Hall distribution), shifted and
-    scaled. `seed` and `name` select the random stream, so the values of one tensor do not depend
-    on which other tensors are drawn.
+    scaled. `seed` and `name` are the seed of the random generator, so the values of one tensor do
+    not depend on which other tensors are drawn.
     """
     stream = np.random.SFC64([seed, zlib.crc32(name.encode())])
     values = np.empty(count, dtype=np.float32)

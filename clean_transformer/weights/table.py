@@ -28,10 +28,10 @@ class WeightsError(ValueError):
 class Folder:
     """Describes how a format is stored in a folder.
 
-    A folder contains the format if it has every file of one set in `file_sets`. The first file of
-    each set describes the architecture. If a folder contains several formats, we read the format
-    with the highest `priority`. `read` takes the path of the folder. It returns the architecture,
-    and the tensors under the format's names.
+    A folder contains the format if the folder has every file of one set in `file_sets`. The first
+    file of each set describes the architecture. If a folder contains several formats, we read the
+    format with the highest `priority`. `read` takes the path of the folder. It returns the
+    architecture, and the tensors under the format's names.
     """
 
     file_sets: FileSets
@@ -43,8 +43,9 @@ class Folder:
 class File:
     """Describes how a format is stored in a single file with the given `suffix`.
 
-    `read` takes the path of the file. It returns the architecture, or None if the file does not
-    describe the architecture. It also returns the tensors. They may have the names of any format.
+    `read` takes the path of the file, and returns a pair. The first item is the architecture, or
+    None if the file does not describe the architecture. The second item is the state dict, whose
+    keys may be the names of any format.
     """
 
     suffix: str
@@ -57,13 +58,14 @@ class Format:
 
     `outer` has one row (see `Row`) for each parameter outside of the blocks. `block` has one row
     for each parameter of a block. The names in `block` do not contain the number of the block. The
-    method `all_rows` adds it as a prefix: `blocks.{layer}.` to our names, and `block_prefix` to
-    their names.
+    method `all_rows` adds a prefix with this number: `blocks.{layer}.` to our names, and
+    `block_prefix` to their names.
 
     Every checkpoint of the format has the key `marker`. If several formats have the same marker,
-    `layout` distinguishes them: it takes a state dict and returns whether the tensors have this
-    format's layout. `optional_prefix` is a prefix of their names that some checkpoints leave out.
-    Keys that match the regular expression `buffers` are not parameters, and we ignore them.
+    the function `layout` distinguishes the formats: it takes a state dict, and returns whether the
+    tensors have this format's layout. `optional_prefix` is a prefix of their names that some
+    checkpoints leave out. Tensors whose keys match the regular expression `buffers` are not
+    parameters, and we ignore these tensors.
 
     `folder` describes how the format is stored in a folder, and is None if the format is never
     stored in a folder. `file` describes how the format is stored in a single file, and is None if
@@ -82,7 +84,7 @@ class Format:
     file: File | None = None
 
     def full_names(self, state: State) -> dict[str, Tensor]:
-        """Return a copy of `state`. If its keys lack `optional_prefix`, this function adds it."""
+        """Return a copy of `state`. If the keys lack `optional_prefix`, they get it in the copy."""
         short_marker = self.marker.removeprefix(self.optional_prefix)
         if self.marker in state or short_marker not in state:
             return dict(state)
@@ -96,7 +98,7 @@ class Format:
         return row.theirs is not None and row.theirs.startswith(self.optional_prefix)
 
     def fits(self, state: State) -> bool:
-        """Whether a state dict has the key `marker`, and `layout` returns True for it."""
+        """Return whether `state` is a state dict of this format (see `marker` and `layout`)."""
         named = self.full_names(state)
         return self.marker in named and self.layout(named)
 
@@ -112,10 +114,11 @@ class Format:
         return [row for name, row in rows.items() if name in names]
 
     def all_rows(self, n_layers: int) -> list[Row]:
-        """Return the rows of a model with `n_layers` blocks. Their names have the block's prefix.
+        """Return the rows of all parameters that a model with `n_layers` blocks can have.
 
-        The result has a row for every parameter that a model can have. Some models lack some of
-        these parameters: for example, a tied model has no `unembed.W_U`.
+        The names in the rows are complete: in the blocks, they have the prefix with the number of
+        the block. A model may lack some of these parameters: for example, a tied model (see
+        `is_tied`) has no `unembed.W_U`.
         """
         blocks = [
             replace(
@@ -131,9 +134,10 @@ class Format:
     def read(self, cfg: Config, state: State) -> dict[str, Tensor]:
         """Return our parameters, by our names, as views of the tensors in the state dict.
 
-        A parameter that the format does not store is a tensor of zeros. Raises `WeightsError` if
-        tensors are missing, unused, or of the wrong shape. The error lists all these tensors. Also
-        raises `WeightsError` if `cfg.tied_unembed` is True, but the state dict is not tied.
+        `state` has their tensors under their full names (see `full_names`). A parameter that the
+        format does not store is a tensor of zeros. Raises `WeightsError` if tensors are missing,
+        unused, or of the wrong shape. The error lists all these tensors. Also raises `WeightsError`
+        if `cfg.tied_unembed` is True, but the state dict is not tied (see `is_tied`).
         """
         rows, axes = self.rows(cfg), parameter_axes(cfg)
         wanted = {row.theirs: row.their_shape(axes[row.ours], cfg) for row in rows if row.theirs}
@@ -164,10 +168,10 @@ class Format:
         }
 
     def write(self, cfg: Config, state: State) -> dict[str, Tensor]:
-        """Return the format's tensors by their names. `state` has our parameters.
+        """Convert our parameters to the format's tensors, and return the tensors by their names.
 
-        The tensors are contiguous. Raises `WeightsError` if the format has no place for a parameter
-        that is not zero.
+        `state` has our parameters under our names. The returned tensors are contiguous. Raises
+        `WeightsError` if the format has no place for a parameter that is not zero.
         """
         rows_of: dict[str, list[tuple[Row, Tensor]]] = {}
         for row in self.rows(cfg):
@@ -180,25 +184,27 @@ class Format:
         return {theirs: write_rows(rows, cfg) for theirs, rows in rows_of.items()}
 
     def is_tied(self, state: State) -> bool:
-        """Whether `state` has no unembedding of its own. `state` has their names.
+        """Return whether the model is tied: whether the embedding is also the unembedding.
 
-        A tied model uses the embedding as the unembedding.
+        `state` has their tensors under their full names. A model is tied if `state` has no
+        unembedding. Except in HookedTransformer's format, a model is also tied if its unembedding
+        equals its embedding.
         """
         rows = {row.ours: row for row in self.outer}
         embed, unembed = rows["embed.W_E"], rows.get("unembed.W_U")
         if unembed is None or unembed.theirs not in state:
             return True
         # In HookedTransformer's format, W_U is always a separate parameter, so the result is False.
-        # We recognize this format by its row for W_U: no other format has a row for W_U without a
-        # pattern. In the other formats, an unembedding that equals the embedding is tied.
+        # We recognize this format by its row for W_U, because no other format has a row for W_U
+        # without a pattern.
         repeats = torch.equal(state[str(embed.theirs)], state[str(unembed.theirs)])
         return unembed.pattern is not None and repeats
 
 
 def detect(formats: Iterable[Format], state: State) -> Format:
-    """Return the one format in `formats` that fits `state` (see `Format.fits`).
+    """Return the format in `formats` to which the state dict belongs (see `Format.fits`).
 
-    Raises `WeightsError` if no format fits, or if several formats fit.
+    Raises `WeightsError` if no format fits the state dict, or if several formats fit.
     """
     fitting = [known for known in formats if known.fits(state)]
     if len(fitting) == 1:
@@ -237,9 +243,8 @@ def refuse_differences(
 def refuse_architecture(name: str, cfg: Config) -> None:
     """Raise `WeightsError` for an architecture that the files of a plain GPT-2 cannot describe.
 
-    These are architectures with folded LayerNorms (`normalization_type` is not "LN"), and
-    architectures in which n_heads × d_head is not d_model. The error contains `name`, the name of
-    the format.
+    Such files cannot describe folded LayerNorms (`normalization_type` is not "LN"), or a model in
+    which n_heads × d_head is not d_model. `name` is the name of the format in the error.
     """
     if cfg.normalization_type != "LN":
         raise WeightsError(f"the {name} format has no place for folded LayerNorms")

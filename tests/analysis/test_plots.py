@@ -93,7 +93,7 @@ def test_each_pattern_is_in_the_row_of_its_layer(cache, tokens):
 
 
 def test_without_a_batch_dimension_it_is_the_same(cache, tokens):
-    single = cache.remove_batch_dim()
+    single = ActivationCache(cache, cache.n_layers).remove_batch_dim()
     pattern = plots.attention_pattern(cache, tokens, layer=1, head=1)
     assert plots.attention_pattern(single, tokens, layer=1, head=1) == pattern
     assert plots.residual_norms(single, tokens) == plots.residual_norms(cache, tokens)

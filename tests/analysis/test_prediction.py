@@ -128,7 +128,7 @@ def test_a_part_is_what_the_difference_loses_without_it(cfg):
     attribution = logit_attribution(model, tokens, 3, 9)
     parts = ("hook_scale", "hook_result", "embed", "hook_mlp_out", "hook_resid_post")
     _, cache = model.run_with_cache(
-        tokens, names=lambda name: name.endswith(parts), remove_batch_dim=True
+        tokens, names_filter=lambda name: name.endswith(parts), remove_batch_dim=True
     )
     scale = cache["scale", "ln_final"][-1]
 

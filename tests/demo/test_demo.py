@@ -221,7 +221,7 @@ def test_the_heads_attend_as_the_readme_says(model, tokenizer, known, tokens):
         for layer, scores in enumerate(induction_scores(model, read, queries)):
             assert_in_readme(f"{what}, layer {layer}", scores, digits=2)
 
-    _, cache = model.run_with_cache(repeated, names="blocks.0.attn.hook_pattern")
+    _, cache = model.run_with_cache(repeated, names_filter="blocks.0.attn.hook_pattern")
     to_previous = cache["pattern", 0].diagonal(-1, dim1=2, dim2=3).mean(dim=(0, 2))
     assert_in_readme("the token before, layer 0", to_previous.tolist(), digits=2)
 
@@ -235,7 +235,7 @@ def induction_scores(
     """
     previous = F.pad(tokens[:, :-1], (1, 0), value=-1)
     sought = previous[:, None, None, :] == tokens[:, None, :, None]
-    _, cache = model.run_with_cache(tokens, names=lambda name: name.endswith("hook_pattern"))
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
     found = [(cache["pattern", layer] * sought).sum(dim=-1) for layer in range(model.cfg.n_layers)]
     return [shares.transpose(1, 2)[queries].mean(dim=0).tolist() for shares in found]
 

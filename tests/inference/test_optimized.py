@@ -204,11 +204,11 @@ def test_what_is_watched_is_what_the_modules_compute(model):
 )
 def test_a_patch_inside_takes_effect(model, point: str):
     hooks = [(point, lambda activation, hook: activation * 0)]
-    patched = model.run_with_hooks(TOKENS, hooks=hooks)
+    patched = model.run_with_hooks(TOKENS, fwd_hooks=hooks)
 
     model.optimize()
     with runs_as_written(model, "a submodule has a hook"):
-        again = model.run_with_hooks(TOKENS, hooks=hooks)
+        again = model.run_with_hooks(TOKENS, fwd_hooks=hooks)
 
     assert_same_function(again, patched)
 
@@ -216,7 +216,7 @@ def test_a_patch_inside_takes_effect(model, point: str):
 def test_the_outputs_of_blocks_are_watched_without_leaving_the_fast_path(model):
     model.optimize()
 
-    _, cache = model.run_with_cache(TOKENS, names=["blocks.0", "hook_embed", "ln_final"])
+    _, cache = model.run_with_cache(TOKENS, names_filter=["blocks.0", "hook_embed", "ln_final"])
 
     assert len(cache) == 3
 

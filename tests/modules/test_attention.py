@@ -29,7 +29,7 @@ def test_equals_transformer_lens(theirs, device, dtype, layer: int):
     assert_same_function(attn(x), expected)
     assert_same_function(attn(per_head), expected)
 
-    output, cache = attn.run_with_cache(x, names=lambda name: True)
+    output, cache = attn.run_with_cache(x, names_filter=lambda name: True)
     assert_same_function(output, expected)
     for name in {*cache} & {key.removeprefix(f"{block}.attn.") for key in theirs.cache}:
         finite = theirs.cache[f"{block}.attn.{name}"].isfinite()
@@ -132,13 +132,13 @@ def test_patterns_are_distributions_over_the_past():
 
 def test_results_of_the_heads_sum_to_the_output_without_its_bias():
     attn, x = randomized(Attention(TINY)), random_tensor(2, 5, TINY.d_model)
-    _, cache = attn.run_with_cache(x, names="hook_result")
+    _, cache = attn.run_with_cache(x, names_filter="hook_result")
     assert_same_function(cache["result"].sum(2) + attn.b_O, attn(x))
 
 
 def test_hook_shapes():
     _, cache = Attention(TINY).run_with_cache(
-        torch.ones(2, 5, TINY.d_model), names=lambda name: True
+        torch.ones(2, 5, TINY.d_model), names_filter=lambda name: True
     )
     assert {name: [*value.shape] for name, value in cache.items()} == {
         **{f"hook_{letter}": [2, 5, 3, 4] for letter in "qkv"},

@@ -39,7 +39,7 @@ def test_split_inputs_change_nothing_and_are_the_stream_once_per_head(normalizat
     cfg = tiny(normalization_type=normalization_type, tied_unembed=False)
     block, x = randomized(TransformerBlock(cfg)), random_tensor(2, 5, TINY.d_model)
     split = PER_HEAD[:4]
-    output, cache = block.run_with_cache(x, names=split)
+    output, cache = block.run_with_cache(x, names_filter=split)
     assert_same_function(output, block(x))
     per_head = repeat(x, "batch pos d_model -> batch pos head d_model", head=TINY.n_heads)
     assert [*cache] == [*split]

@@ -151,10 +151,10 @@ class Scaled(nn.Module):
 def test_what_is_introduced_and_inherited_by_hand() -> None:
     model, tokens = random_model(tiny(n_layers=3)), random_tokens()
     names = ["blocks.2.hook_mlp_out", "blocks.2.ln2", "blocks.2.mlp.hook_post"]
-    _, original = model.run_with_cache(tokens, names=names)
+    _, original = model.run_with_cache(tokens, names_filter=names)
     old = model.blocks[2].mlp
     with swap(model, "blocks.[1-2].mlp", Louder) as swapped:
-        _, now = model.run_with_cache(tokens, names=names)
+        _, now = model.run_with_cache(tokens, names_filter=names)
         report = effect(model, swapped, tokens)
     isolated, isolated_cache = old.run_with_cache(now["blocks.2.ln2"])
     isolated = {names[0]: isolated, names[2]: isolated_cache["hook_post"]}
@@ -316,7 +316,7 @@ def n_hooks(model: nn.Module) -> int:
 
 def test_the_old_module_gets_the_inputs_that_the_new_one_spoils() -> None:
     model, tokens = random_model(), random_tokens()
-    _, cache = model.run_with_cache(tokens, names="blocks.1.ln2")
+    _, cache = model.run_with_cache(tokens, names_filter="blocks.1.ln2")
     rows = rows_of(effect_of(model, "blocks.1.mlp", InPlace(), tokens))
     out, ln2 = model.blocks[1].mlp(cache["blocks.1.ln2"]), cache["blocks.1.ln2"]
     row = rows["blocks.1.hook_mlp_out"]

@@ -79,7 +79,7 @@ def test_a_new_file_is_a_new_library():
     theirs, ours, tokens = NewModel(TINY), random_model(), random_tokens()
     with transplant(theirs, "unembed", ours):
         assert theirs.unembed is ours.unembed
-    _, cache = ours.run_with_cache(tokens, names="blocks.0.ln2")
+    _, cache = ours.run_with_cache(tokens, names_filter="blocks.0.ln2")
     with swap(ours, "blocks.0.mlp", theirs.mlp):
-        _, with_theirs = ours.run_with_cache(tokens, names="blocks.0.hook_mlp_out")
+        _, with_theirs = ours.run_with_cache(tokens, names_filter="blocks.0.hook_mlp_out")
     assert torch.equal(with_theirs["blocks.0.hook_mlp_out"], 2 * cache["blocks.0.ln2"])

@@ -406,7 +406,7 @@ def test_a_shared_key_reads_the_mean_of_its_heads_streams():
 def test_grouped_queries_may_be_watched_head_by_head():
     block, x = randomized(TransformerBlock(CFG)), random_tensor(2, 5, CFG.d_model)
     block.attn = randomized(grouped(CFG))
-    watched, _ = block.run_with_cache(x, names=lambda name: True)
+    watched, _ = block.run_with_cache(x, names_filter=lambda name: True)
     assert_same_function(watched, block(x))
 
 
@@ -547,7 +547,7 @@ def test_parameters_are_the_originals_but_where_the_docstring_says():
 
 def test_hook_points_are_the_originals_but_where_the_docstring_says():
     def points(module: nn.Module) -> set[str]:
-        return {*module.hook_points()}
+        return {*module.hook_dict}
 
     attention, inner = points(Attention(CFG)), {"hook_attn_scores", "hook_pattern"}
     for case in (CASES[name] for name in ("alibi", "window", "linear", "grouped")):

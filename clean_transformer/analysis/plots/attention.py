@@ -27,9 +27,9 @@ def attention_pattern(
 
     There is one panel per head. In a panel, the vertical axis shows the query tokens, and the
     horizontal axis shows the key tokens, to which the queries attend. If `head` is None, the figure
-    shows every head. If `layer` is None, it shows every layer. If both are None, each row of panels
-    is one layer.
-    Raises `IndexError` for a layer or head that the model does not have.
+    shows every head. If `layer` is None, the figure shows every layer. If `head` and `layer` are
+    None, each row of panels is one layer. Raises `IndexError` for a layer or head that the model
+    does not have.
     """
     layers = range(cache.n_layers) if layer is None else [index_of("layer", layer, cache.n_layers)]
     patterns = [of_one_text(cache["pattern", each, "attn"], 3, tokens) for each in layers]

@@ -25,7 +25,7 @@ from clean_transformer.model import DemoTransformer
 def token_probabilities(
     probabilities: Float[Tensor, "predicted"], tokens: Sequence[str]
 ) -> go.Figure:
-    """Plot the probability of each token of a text, given the tokens before it.
+    """Plot the probability of each token of a text, given the tokens before this token.
 
     `probabilities` is the tensor `Prediction.token_probabilities`. `tokens` has all tokens of the
     text, including the first token, which has no probability. Raises `ValueError` if `tokens` does
@@ -46,10 +46,11 @@ def token_probabilities(
 
 
 def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:
-    """Plot the most likely next token at each depth, as if the model ended at that depth.
+    """Plot the most likely next token at each depth, as if the model ended at this depth.
 
-    The plot has one row per depth (see `analysis.logit_lens`) and one column per token of the text.
-    The color shows the probability of the most likely token. Raises `ValueError` for several texts.
+    `analysis.logit_lens` explains depths. The plot has one row per depth and one column per token
+    of the text. The color shows the probability of the most likely token. Raises `ValueError` for
+    several texts.
     """
     tokens = single(model, text)
     log_probs, labels = log_probs_by_depth(model, tokens)

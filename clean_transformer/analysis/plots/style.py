@@ -1,4 +1,4 @@
-"""Code that several plots share: colors, axes with tokens, checks, and `save`."""
+"""Code that several plots share: colors, axes with tokens, checks of arguments, and `save`."""
 
 import html
 from collections.abc import Sequence
@@ -44,9 +44,9 @@ def save(figure: go.Figure, path: str | Path) -> None:
     """Write the figure to `path`, whose suffix is .html or .png.
 
     The HTML file can be viewed without a network connection. To write a PNG file, Chrome or
-    Chromium must be installed. If an error occurs, an existing file at `path` is unchanged. Raises
-    `ValueError` for any other suffix, and `FileNotFoundError` if the folder does not exist. This
-    function checks both before it draws the figure.
+    Chromium must be installed. If an error occurs, an existing file at `path` is unchanged. Before
+    this function draws the figure, it raises `ValueError` for any other suffix, and
+    `FileNotFoundError` if the folder of the file does not exist.
     """
     file = Path(path)
     if file.suffix not in SUFFIXES:
@@ -89,8 +89,8 @@ def require_as_many(positions: int, tokens: Sequence[str]) -> None:
 def index_of(what: str, index: int, count: int) -> int:
     """Return `index` as an index from 0 to count − 1. A negative `index` counts from the end.
 
-    Raises `IndexError` if `index` is out of range. The error uses the word `what`, such as "layer",
-    for the things that `index` counts.
+    Raises `IndexError` if `index` is out of range. `what`, such as "layer", is the word for an
+    item in the error message.
     """
     if not -count <= index < count:
         raise IndexError(f"there is no {what} {index}; this model has {what}s 0 to {count - 1}")
@@ -98,7 +98,7 @@ def index_of(what: str, index: int, count: int) -> int:
 
 
 def label(token: str) -> str:
-    """Return the token as text for a plot, with visible spaces (see `visible`).
+    """Return the token as text for a plot, in which spaces are visible (see `visible`).
 
     Special characters are escaped, so that plotly does not interpret the text as HTML or TeX.
     """
@@ -106,7 +106,7 @@ def label(token: str) -> str:
 
 
 def token_axis(tokens: Sequence[str]) -> dict[str, Any]:
-    """Return plotly's settings for an axis of positions, each labeled with its token.
+    """Return plotly's settings for an axis on which each position has its token as label.
 
     The coordinates on this axis are positions and not tokens, because a text may contain the same
     token twice.

@@ -26,10 +26,11 @@ from clean_transformer.analysis.plots.style import (
 def embedding_similarity(
     vectors: Float[Tensor, "*batch pos d_model"], tokens: Sequence[str]
 ) -> go.Figure:
-    """Plot the cosine similarity of the vectors of every pair of tokens.
+    """Plot the cosine similarity of every pair of vectors.
 
-    `vectors` has one vector for each token of one text, for example `cache["embed"]`. Raises
-    `ValueError` for several texts, and if `tokens` does not have one token per vector.
+    `vectors` has one vector for each token of one text, for example `cache["embed"]`. `tokens` has
+    the tokens as strings. Raises `ValueError` for several texts, and if `tokens` does not have one
+    token per vector.
     """
     rows = torch.from_numpy(of_one_text(vectors, 2, tokens))
     heat = go.Heatmap(

@@ -22,8 +22,8 @@ from clean_transformer.benchmark.contestants.peers import (
     TransformersEager,
 )
 
-# The contestants' classes. The keys are the names that reports print. Each class is called with the
-# model's folder, a device and a dtype (a key of `base.DTYPES`).
+# The keys are the names of the contestants in reports, and the values are their classes. A class is
+# called with the model's folder, a device and a dtype (a key of `base.DTYPES`).
 CONTESTANTS: dict[str, Callable[[Path, str, str], Contestant]] = {
     "limit": Limit,
     "ours": Ours,

@@ -1,4 +1,4 @@
-"""The base class of the contestants."""
+"""Defines `Contestant`, the base class of the models whose speed is compared."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # The keys are the dtypes in which contestants are measured, and the values are the dtypes in which
-# their weights are loaded. With TF32, a GPU multiplies float32 tensors faster and less precisely.
-# So for "tf32", the weights are loaded in float32. For "int8", the weights are loaded in float32,
+# their weights are loaded. With TF32, a GPU multiplies float32 tensors faster and less precisely,
+# so for "tf32", the weights are loaded in float32. For "int8", the weights are loaded in float32,
 # and then rounded.
 DTYPES = {
     "float32": torch.float32,
@@ -29,10 +29,10 @@ Tokens = Int[Tensor, "batch pos"]
 class Contestant:
     """The base class of the models that are measured. `__init__` loads the weights from `folder`.
 
-    A subclass overrides `forward`, `generate` or `capture` if its model can do this work. If
-    `train_step` can train the model, the subclass sets `model`. `package` is the name of the
-    installed package that runs the model. `imported` is the module whose import is timed. `loss`
-    takes logits [n d_vocab] and token ids [n], and returns the mean loss.
+    A subclass overrides the methods `forward`, `generate` and `capture` if its model can do their
+    work. A subclass whose model `train_step` can train sets the attribute `model`. `package` is the
+    name of the installed package that runs the model. `imported` is the name of the module whose
+    import is timed. `loss` takes logits [n d_vocab] and token ids [n], and returns the mean loss.
     """
 
     package = "torch"
@@ -53,9 +53,9 @@ class Contestant:
         raise NotImplementedError(f"{type(self).__name__} computes no logits")
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """Generate exactly `new` tokens after each input, and return them [batch new].
+        """Generate exactly `new` tokens after each input, and return the new tokens [batch new].
 
-        Each token is the most likely one. <|endoftext|> does not stop the generation.
+        Each new token is the most likely next token. <|endoftext|> does not stop the generation.
         """
         raise NotImplementedError(f"{type(self).__name__} generates no tokens")
 
@@ -64,7 +64,7 @@ class Contestant:
         raise NotImplementedError(f"{type(self).__name__} keeps no activations")
 
     def last_logits(self, tokens: Tokens) -> Float[Tensor, "batch d_vocab"]:
-        """The logits at the last position of each input, in float32 on the CPU."""
+        """Return the logits at the last position of each input, in float32 on the CPU."""
         return self.forward(tokens)[:, -1].float().cpu()
 
     def train_step(self, tokens: Tokens) -> float:
@@ -79,21 +79,21 @@ class Contestant:
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """A fused AdamW for the model's parameters.
+        """The optimizer for the model's parameters: AdamW, in PyTorch's fused implementation.
 
         The first access to `optimizer` puts `model` in training mode.
         """
         for name, parameter in self.model.train().named_parameters():
-            # The other models do not have this bias, and the command `train` does not train it.
+            # Only our model has this bias, and the command `train` does not train it.
             parameter.requires_grad_(name != "unembed.b_U")
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
 
 def any_shape(device: str) -> bool | None:
-    """The argument `dynamic` for `torch.compile`: True on a CPU, None on other devices.
+    """Return the argument `dynamic` for `torch.compile`: True on a CPU, None on other devices.
 
-    True means one graph for all shapes. On a CPU, this graph compiles in half a minute, and it is
-    as fast as a graph for a single shape.
+    With True, `torch.compile` makes one graph for all shapes. On a CPU, this graph compiles in half
+    a minute, and is as fast as a graph for a single shape.
     """
     return True if device == "cpu" else None

@@ -1,8 +1,8 @@
-"""Inference engines that do not use PyTorch. Each engine reads the model in its own file format.
+"""Contestants that run inference engines other than PyTorch.
 
-The time of converting the model to this format is not measured. Reports print NOT MEASURED for an
-engine that is not installed. The extra `bench` of this package installs CTranslate2 and
-onnxruntime. Installing llama.cpp needs a C++ compiler.
+Each engine reads the model in its own file format. The time to convert the model to this format is
+not measured. Reports print NOT MEASURED for an engine that is not installed. The extra `bench` of
+this package installs CTranslate2 and onnxruntime. Installing llama.cpp needs a C++ compiler.
 """
 
 import tempfile
@@ -25,7 +25,10 @@ from clean_transformer.weights.load import read_pretrained
 
 
 class Engine(Contestant):
-    """An engine that runs on the CPU. `files` is a temporary folder for the converted model."""
+    """The base class of the engines, which are only measured on the CPU.
+
+    `files` is a temporary folder for the converted model.
+    """
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
@@ -51,8 +54,8 @@ class CTranslate2(Engine):
             theirs = hugging_face_model(folder, device, torch.float32, "eager")
             loader = GPT2Loader()
             spec = loader.get_model_spec(theirs)
-            # CTranslate2 takes tokens as strings, so each token is its id as text. CTranslate2 also
-            # requires three special tokens.
+            # CTranslate2 takes tokens as strings, so we use each token's id as its string.
+            # CTranslate2 also requires three special tokens, and we use the last token for them.
             words = [str(token) for token in range(theirs.config.vocab_size)]
             loader.set_vocabulary(spec, words)
             spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = words[-1]
@@ -74,11 +77,11 @@ class CTranslate2(Engine):
         return self.generator.forward_batch(ids, lengths)
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The logits at the last position of each input [batch d_vocab]."""
+        """Return the logits at the last position of each input [batch d_vocab]."""
         return torch.from_numpy(np.array(self.forward(tokens))[:, -1])
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """Generate `new` tokens after each input, and return them [batch new]."""
+        """Generate `new` tokens after each input, and return the new tokens [batch new]."""
         done = self.generator.generate_batch(
             [[str(token) for token in row] for row in tokens.tolist()],
             max_length=new,
@@ -131,19 +134,19 @@ class OnnxRuntime(Engine):
 
     @cached_property
     def whole(self) -> Any:
-        """The session that computes the logits for all positions from tokens."""
+        """The session that computes the logits for all positions."""
         return self.exported("whole", self.model, (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def first(self) -> Any:
-        """The session that reads a prompt. Its outputs are those of `Reader.forward`."""
+        """The session that reads a prompt. It returns the outputs of `Reader.forward`."""
         return self.exported("first", Reader(self.model), (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def next(self) -> Any:
         """The session that decodes. Its inputs are one new token, and the earlier keys and values.
 
-        Its outputs are those of `Reader.forward`.
+        The session returns the outputs of `Reader.forward`.
         """
         past = torch.zeros(self.cfg.n_layers, 2, 2, self.cfg.n_heads, 8, self.cfg.d_head)
         tokens = torch.ones(2, 1, dtype=torch.long)
@@ -155,11 +158,11 @@ class OnnxRuntime(Engine):
         return session.run_with_ort_values(None, {"tokens": self.value(tokens.numpy())})[0]
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The logits at the last position of each input [batch d_vocab]."""
+        """Return the logits at the last position of each input [batch d_vocab]."""
         return torch.from_numpy(self.forward(tokens).numpy())[:, -1]
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """Generate `new` tokens after each input, and return them [batch new]."""
+        """Generate `new` tokens after each input, and return the new tokens [batch new]."""
         inputs = {"tokens": self.value(tokens.numpy())}
         chosen = []
         for step in range(new):
@@ -171,17 +174,18 @@ class OnnxRuntime(Engine):
 
 
 class Reader(nn.Module):
-    """`NanoGPT` for decoding. `forward` takes the earlier keys and values, and returns all."""
+    """Wraps `NanoGPT` for decoding: `forward` takes and returns keys and values."""
 
     def __init__(self, model: NanoGPT):
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the logits at the last position [batch d_vocab], and all keys and values.
+        """Return the logits at the last position [batch d_vocab], and the keys and values.
 
-        `past` has the keys and values of the earlier positions. The returned tensor has those of
-        the earlier and the new positions. Both tensors have the axes of `nanogpt.Past`.
+        `past` has the keys and values of the earlier positions. The returned keys and values are of
+        all positions: the earlier positions and the positions of `tokens`. `past` and the returned
+        tensor have the axes of `nanogpt.Past`.
         """
         x, presents = self.model.read(tokens, past)
         kept = torch.stack([torch.stack(present) for present in presents])
@@ -220,7 +224,7 @@ class LlamaCpp(Engine):
 
     @cached_property
     def with_all_logits(self) -> Any:
-        """A second `Llama` with the same file, which keeps the logits of all positions."""
+        """A second `Llama` with the same model file, which keeps the logits of all positions."""
         return self.open_all_logits()
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:
@@ -237,11 +241,11 @@ class LlamaCpp(Engine):
         return rows
 
     def last_logits(self, tokens: Tokens) -> Tensor:
-        """The logits at the last position of each input [batch d_vocab]."""
+        """Return the logits at the last position of each input [batch d_vocab]."""
         return torch.tensor(np.stack([self.forward(row[None])[0][-1] for row in tokens]))
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """Generate `new` tokens after each input, and return them [batch new]."""
+        """Generate `new` tokens after each input, and return the new tokens [batch new]."""
         import llama_cpp
 
         rows = []

@@ -1,7 +1,8 @@
-"""The limit: the shortest time in which this machine could do the work.
+"""Computes the limit: the shortest time in which this machine could do the work.
 
-The limit is a contestant, so that it is measured in the same rounds as the other contestants. It
-times matrix products of the model's shapes, and measures how fast the machine reads memory.
+The limit is a contestant, so that it is measured in the same rounds as the other contestants. The
+limit is computed from two measurements: the times of matrix products with the model's shapes, and
+the speed at which the machine reads memory.
 """
 
 import math
@@ -21,22 +22,22 @@ from clean_transformer.benchmark.work import Work
 from clean_transformer.config import Config
 from clean_transformer.weights.formats.huggingface import config_from_json, read_json
 
-BUFFER = 2**29  # bytes; a processor's cache is far smaller, so the data comes from memory
+BUFFER = 2**29  # bytes; far larger than a processor's cache, so the data is read from memory
 
-# If the first call of a kernel takes longer than this, and also longer than 3 × the time of the
-# best kernel so far, the kernel is not called again.
-HOPELESS = 0.3  # seconds
+# If the first call of a kernel takes longer than this many seconds, and also longer than 3 × the
+# time of the best kernel so far, the kernel is not called again.
+HOPELESS = 0.3
 
-# Multiplies x [rows inputs] by a fixed weight.
+# A function that multiplies x [rows inputs] by a fixed weight.
 Product = Callable[[Tensor], Tensor]
 
-# Takes a weight [inputs outputs] and the number of rows of x, and returns a `Product` function that
-# multiplies such an x by this weight.
+# A function that takes a weight [inputs outputs] and a number of rows. It returns a `Product` that
+# multiplies an x with this number of rows by the weight.
 Way = Callable[[Tensor, int], Product]
 
 
 class Shape(NamedTuple):
-    """The sizes of one matrix product: [rows inputs] × [inputs outputs]."""
+    """The sizes of a matrix product: [rows inputs] × [inputs outputs]."""
 
     rows: int
     inputs: int
@@ -49,9 +50,10 @@ class Shape(NamedTuple):
 
 
 def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
-    """Count the matrix products with a weight in a forward pass over `rows` tokens, by shape.
+    """Count the matrix products in a forward pass over `rows` tokens, by shape.
 
-    `logit_rows` is the number of positions whose logits are computed.
+    Only products with a weight are counted, not q · k and pattern · v. `logit_rows` is the number
+    of positions whose logits are computed.
     """
     width = cfg.n_heads * cfg.d_head
     block = (
@@ -64,13 +66,20 @@ def products(cfg: Config, rows: int, logit_rows: int) -> dict[Shape, int]:
 
 
 def attention_flops(cfg: Config, batch: int, length: int) -> int:
-    """The multiplications and additions of q · k and of pattern · v, under the causal mask."""
+    """Return how many multiplications and additions q · k and pattern · v need in all layers.
+
+    Only pairs of a query and a key that the causal mask allows are counted.
+    """
     pairs = batch * length * (length + 1) // 2
     return cfg.n_layers * 4 * pairs * cfg.n_heads * cfg.d_head
 
 
 def flops(cfg: Config, work: Work) -> int:
-    """The multiplications and additions of a forward pass or of a decoding step."""
+    """Return how many multiplications and additions `work` needs.
+
+    If the kind of `work` is "step", this is the number for one decoding step, otherwise the number
+    for a forward pass.
+    """
     if work.kind == "step":
         context = attention_flops(cfg, work.batch, work.length + 1)
         attention = context - attention_flops(cfg, work.batch, work.length)
@@ -83,44 +92,50 @@ def flops(cfg: Config, work: Work) -> int:
 
 
 def weight_bytes(cfg: Config, dtype: str) -> int:
-    """The bytes of all the weight matrices that a decoding step reads."""
+    """Return the number of bytes of all weight matrices that one decoding step reads."""
     size = 1 if dtype == "int8" else DTYPES[dtype].itemsize
     every = products(cfg, 1, 1).items()
     return sum(count * shape.inputs * shape.outputs for shape, count in every) * size
 
 
 def cache_bytes(cfg: Config, positions: int, dtype: str) -> int:
-    """The bytes of the keys and values of one input at `positions` positions."""
+    """Return the number of bytes of one input's keys and values at `positions` positions."""
     return 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * positions * DTYPES[dtype].itemsize
 
 
 def by_mm(weight: Tensor, rows: int) -> Product:
-    """A function that multiplies x by `weight` with `torch.mm` (BLAS, or the GPU's library)."""
+    """Return a function that multiplies x by `weight` with `torch.mm`."""
     out = weight.new_empty(rows, weight.shape[1])
     return lambda x: torch.mm(x, weight, out=out)
 
 
 def by_mm_transposed(weight: Tensor, rows: int) -> Product:
-    """The same as `by_mm`, but the weight is stored as [outputs inputs]."""
+    """Return a function that does the same as `by_mm`, with a weight stored as [outputs inputs]."""
     return by_mm(weight.T.contiguous().T, rows)
 
 
 def by_onednn(weight: Tensor, rows: int) -> Product:
-    """A function that multiplies x with oneDNN by the weight, stored as [outputs inputs]."""
+    """Return a function that multiplies x by the weight with oneDNN.
+
+    The weight is stored as [outputs inputs].
+    """
     transposed = weight.T.contiguous()
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, transposed, None, "none", [], "")
 
 
 def by_onednn_packed(weight: Tensor, rows: int) -> Product:
-    """The same as `by_onednn`, but with the layout of the weight that oneDNN prefers for `rows`."""
+    """Return a function that does the same as `by_onednn`, with another layout of the weight.
+
+    oneDNN chooses the layout that is best for an x with `rows` rows.
+    """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def in_float32(weight: Tensor, rows: int) -> Product:
-    """A function that multiplies with oneDNN in float32, and rounds to the dtype of x.
+    """Return a function that multiplies with oneDNN in float32, and rounds to the dtype of x.
 
-    On a processor without instructions for half precision, this can be the fastest way.
+    On a processor without instructions for half precision, this can be the fastest function.
     """
     multiply = by_onednn(weight.float(), rows)
     return lambda x: multiply(x.float()).to(x.dtype)
@@ -130,20 +145,23 @@ WAYS: tuple[Way, ...] = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, i
 
 
 def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
-    """Functions that each read the whole `buffer` [n]. The processor decides which is fastest."""
+    """Return functions that each read the whole `buffer` [n].
+
+    Which function is fastest depends on the processor.
+    """
     rows = buffer.view(-1, 1024)
     vector = buffer[:1024].clone()
     return (buffer.sum, rows.sum, lambda: rows @ vector)
 
 
 class Limit(Contestant):
-    """A lower bound on time: the roofline model (Williams et al. 2009), product by product.
+    """Computes a lower bound on time with the roofline model (Williams et al. 2009).
 
-    A forward pass takes at least as long as its matrix products, each with the fastest kernel for
-    its shape. It also takes at least as long as reading every weight once. Decoding a token takes
-    at least as long as reading the weights, keys and values. A product is timed several times with
-    the same weight. This weight may stay in the processor's cache, so that the product is faster
-    than it is in a model.
+    A forward pass takes at least as long as its matrix products, if each product runs on the
+    fastest kernel for its shape. A forward pass also takes at least as long as reading every weight
+    once. Decoding a token takes at least as long as reading the weights, keys and values. The
+    products here can be faster than the same products in a model: each product is timed several
+    times with the same weight, which may then be in the processor's cache.
     """
 
     title = "the machine"
@@ -155,14 +173,14 @@ class Limit(Contestant):
         self.buffer = torch.ones(BUFFER // 4, device=device)
 
     def measure(self, work: Work, at_least: float) -> float:
-        """The fewest seconds that `work` can take; for the kind "memory", the fewest bytes.
+        """Return the fewest seconds that `work` can take; for the kind "memory", the fewest bytes.
 
         Raises `NotImplementedError` for a kind of work that has no known limit.
         """
         match work.kind:
             case "forward" | "capture":
                 return self.forward_pass(work, at_least)
-            case "train":  # the backward pass has two products for each one of the forward pass
+            case "train":  # for each product of the forward pass, the backward pass has two
                 return 3 * self.forward_pass(work, at_least)
             case "generate":
                 first = self.forward_pass(replace(work, last_only=True), at_least)
@@ -180,10 +198,11 @@ class Limit(Contestant):
         raise NotImplementedError(f"no limit is known for {work.kind}")
 
     def forward_pass(self, work: Work, at_least: float) -> float:
-        """The fewest seconds for a forward pass.
+        """Return the fewest seconds for a forward pass.
 
-        This is the time of the products and attention, or the time of reading the weights,
-        whichever is longer. Attention is assumed to run at the speed of the products.
+        There are two lower bounds: the time of the products and attention, and the time to read the
+        weights. The result is the larger bound. Attention is assumed to do as many multiplications
+        per second as the products.
         """
         rows = work.batch * work.length
         shapes = products(self.cfg, rows, work.batch if work.last_only else rows)
@@ -194,7 +213,10 @@ class Limit(Contestant):
         return max(taken, self.reading(work.batch, [0], at_least))
 
     def product(self, shape: Shape, at_least: float) -> float:
-        """Seconds for a product of `shape`. The first call for a shape finds the fastest kernel."""
+        """Return the seconds that a product of `shape` takes on the fastest kernel.
+
+        The first call for a shape finds the fastest kernel for this shape.
+        """
         if shape not in self.fastest:
             dtype = DTYPES[self.dtype]
             x = torch.randn(shape.rows, shape.inputs, device=self.device).to(dtype)
@@ -205,10 +227,10 @@ class Limit(Contestant):
         return median_seconds(self.fastest[shape], self.device, at_least)
 
     def reading(self, batch: int, contexts: Iterable[int], at_least: float) -> float:
-        """The fewest seconds for decoding steps on `batch` inputs, in total.
+        """Return the fewest seconds for several decoding steps on `batch` inputs, in total.
 
-        There is one step for each number of positions in `contexts`. The step reads all weights,
-        and the keys and values of that number of positions.
+        There is one step for each entry n of `contexts`. The step reads all weights, and the keys
+        and values of n positions.
         """
         rate = BUFFER / median_seconds(self.read, self.device, at_least)
         weights = weight_bytes(self.cfg, self.dtype)
@@ -222,17 +244,18 @@ class Limit(Contestant):
 
 
 def prepared(x: Tensor, way: Way, weight: Tensor) -> Callable[[], object]:
-    """Convert `weight` to the layout for `way`, and return a function that multiplies x by it."""
+    """Return a function that takes no arguments and multiplies x by `weight`, as `way` does."""
     return partial(way(weight, len(x)), x)
 
 
 def fastest(
     prepare: Iterable[Callable[[], Callable[[], object]]], device: str
 ) -> Callable[[], object]:
-    """Time several functions, and return the fastest. Each item of `prepare` makes one function.
+    """Time several functions, and return the fastest function.
 
-    If a function raises an error, it is skipped: this build of PyTorch or this processor does not
-    support it. The first call of each function is a warm-up.
+    Each item of `prepare` is called once, and returns one of these functions. A function that
+    raises an error is skipped, because this build of PyTorch or this processor does not support the
+    function. The first call of each function is a warm-up.
     """
     best, least = None, math.inf
     for make in prepare:

@@ -1,7 +1,7 @@
-"""A compact GPT-2 of `nn.Linear` modules, for timing a training step and for the export to ONNX.
+"""A compact GPT-2 of `nn.Linear` modules, for measuring a training step and the export to ONNX.
 
-The model has the structure of Karpathy's nanoGPT: one projection to queries, keys and values, the
-fused attention kernel, one matrix for embedding and unembedding, and no hooks.
+The model has the structure of Karpathy's nanoGPT: one linear layer that computes queries, keys and
+values, the fused attention kernel, one matrix for embedding and unembedding, and no hooks.
 """
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 
-# The keys and values of earlier positions. On the axis `two`, index 0 has the keys, and index 1 has
-# the values.
+# The keys and values of earlier positions. Index 0 on the axis `two` has the keys, and index 1 has
+# the values. The axis `past` has one entry for each earlier position.
 Past = Float[Tensor, "layer two batch head past d_head"]
 
 # The keys and the values of one block.
@@ -63,7 +63,11 @@ class NanoGPT(nn.Module):
     def read(
         self, tokens: Int[Tensor, "batch pos"], past: Past | None = None
     ) -> tuple[Float[Tensor, "batch pos d_model"], list[Present]]:
-        """Return the output of the final LayerNorm, and the keys and values of each block."""
+        """Return the output of the final LayerNorm, and the keys and values of each block.
+
+        `past` has the keys and values of the positions before `tokens`. The output is for the
+        positions of `tokens`; the returned keys and values are of all positions.
+        """
         start = 0 if past is None else past.shape[4]
         positions = torch.arange(tokens.shape[1], device=tokens.device) + start
         x = self.wte(tokens) + self.wpe(positions)
@@ -74,12 +78,15 @@ class NanoGPT(nn.Module):
         return self.ln_f(x), presents
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        """The logits for every position."""
+        """Return the logits for every position."""
         return F.linear(self.read(tokens)[0], self.wte.weight)
 
     @classmethod
     def from_huggingface(cls, cfg: Config, state: dict[str, Tensor]) -> "NanoGPT":
-        """A model with the weights of Hugging Face's state dict, whose matrices are [in out]."""
+        """Return a model with the weights of a state dict of Hugging Face's GPT-2.
+
+        The matrices of the linear layers are [in out] in `state`, and [out in] in the result.
+        """
         names = {
             "attn.c_attn": "c_attn",
             "attn.c_proj": "c_proj",

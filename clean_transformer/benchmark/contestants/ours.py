@@ -26,7 +26,7 @@ class Ours(Contestant):
         return self.model(tokens, last_only=last_only)
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """Generate `new` tokens after each input, and return them [batch new]."""
+        """Generate `new` tokens after each input, and return the new tokens [batch new]."""
         return self.model.generate(tokens, new)[:, tokens.shape[1] :]
 
     def capture(self, tokens: Tokens) -> Any:
@@ -64,20 +64,20 @@ class Compiled(Ours):
 class Watched(Ours):
     """`DemoTransformer` with a hook on every attention pattern.
 
-    These hooks make the model compute attention explicitly, without a fused kernel, as it does when
-    all activations are stored. But the hooks store nothing. So the time of `Ours.capture` minus the
-    time of `Watched.forward` is the time that storing the activations takes.
+    These hooks make the model compute attention explicitly, without a fused kernel, as the model
+    also does in `Ours.capture`. But the hooks store nothing. So the time of `Ours.capture` minus
+    the time of `Watched.forward` is the time that storing the activations takes.
     """
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)
-        for name, point in self.model.hook_points().items():
+        for name, point in self.model.hook_dict.items():
             if name.endswith("hook_pattern"):
                 point.register_forward_hook(lambda *_: None)
 
 
 class NanoGPTStyle(Contestant):
-    """The compact model `NanoGPT`, a GPT-2 of `nn.Linear` modules without hooks."""
+    """The compact model `NanoGPT`: GPT-2 in a few `nn.Linear` modules, without hooks."""
 
     def __init__(self, folder: Path, device: str, dtype: str):
         super().__init__(folder, device, dtype)

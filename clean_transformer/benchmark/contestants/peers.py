@@ -1,6 +1,6 @@
-"""Contestants that run other PyTorch libraries.
+"""Contestants that run other PyTorch libraries, each with its fastest settings.
 
-Each library runs with its fastest settings. Transformers also runs with other settings.
+The library transformers also runs with other settings (`TransformersEager`).
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ class Transformers(Contestant):
         return self.model(tokens, use_cache=False, logits_to_keep=int(last_only)).logits
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """Generate `new` tokens after each input, and return them [batch new]."""
+        """Generate `new` tokens after each input, and return the new tokens [batch new]."""
         both = self.model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
@@ -42,7 +42,7 @@ class Transformers(Contestant):
 
 
 class TransformersEager(Transformers):
-    """`GPT2LMHeadModel` with explicit attention, which computes the attention pattern."""
+    """`GPT2LMHeadModel` with explicit attention, which computes the whole attention pattern."""
 
     attention = "eager"
 
@@ -75,7 +75,7 @@ class HookedTransformer(Contestant):
         return self.model(tokens)
 
     def generate(self, tokens: Tokens, new: int) -> Any:
-        """Generate `new` tokens after each input, and return them [batch new]."""
+        """Generate `new` tokens after each input, and return the new tokens [batch new]."""
         both = self.model.generate(
             tokens,
             max_new_tokens=new,

@@ -1,13 +1,13 @@
-"""Compare two runs: which parts of our own contestants became slower or faster?
+"""Compares two runs: says which parts of our own contestants became slower or faster.
 
-Between two runs, the whole machine may have become slower (the machine's drift), because it is
-warmer, or because other programs run. The peers measure this drift. Peers are contestants that do
-not run our code, and whose package has the same version in both runs. The change of a part is its
-new time divided by its old time. We divide the change of each of our parts by the median change of
-the peers in the same measurement, and then compare the quotient with the noise. There are two
-estimates of the noise, and we use the larger one: the first is computed from the differences
-between the peers' changes, the second from the differences between the rounds of our part. Bytes do
-not depend on the machine's speed, so they are compared without this division.
+Between two runs, the whole machine may become slower, because it is warmer, or because other
+programs run. We call this the machine's drift. The peers show the drift. Peers are contestants that
+do not run our code, and whose package has the same version in both runs. The change of a part (see
+`work.Part`) is its new time divided by its old time. We divide the change of each of our parts by
+the median change of the peers in the same measurement, and compare the quotient with the noise. We
+estimate the noise in two ways, from the differences between the peers' changes, and from the
+differences between the rounds of our part, and use the larger estimate. Bytes do not depend on the
+machine's speed, so we do not divide changes of bytes by the peers' changes.
 """
 
 import math
@@ -29,11 +29,12 @@ SIGMAS = 4
 
 @dataclass(frozen=True)
 class Change:
-    """How one part changed between two runs.
+    """How one part of a measurement changed between two runs.
 
-    `factor` is the new time divided by the old time, with the machine's drift removed. For memory,
-    `factor` is the new number of bytes divided by the old number. `noise` is the largest change
-    that may be noise, on a log scale: 0.05 is about 5 %.
+    `measurement` is the title of the measurement. `factor` is the new time divided by the old time,
+    without the machine's drift (see above). For memory, `factor` is the new number of bytes divided
+    by the old number. `noise` is the largest change that may be noise, on a log scale: 0.05 is
+    about 5 %.
     """
 
     measurement: str
@@ -52,9 +53,8 @@ class Change:
 def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
     """Compare two runs. Return the machine's drift, and the change of each part of our contestants.
 
-    The drift is the median of the factors by which the peers' times changed.
-
-    Raises `ValueError` if the runs have no measurement in common.
+    The drift is the median of the factors by which the peers' times changed. Raises `ValueError` if
+    the runs have no measurement in common.
     """
     old = {(row.measurement, row.part): row for row in before.results if row.values}
     pairs = [
@@ -87,14 +87,14 @@ def _factor(before: Result, after: Result) -> float:
 
 
 def _noise(result: Result) -> float:
-    """The standard error of the median of the rounds, on a log scale."""
+    """Return the standard error of the median of the result's values, on a log scale."""
     logs = [math.log(value) for value in result.values]
-    # The standard error of a median is √(π/2) ≈ 1.25 times that of a mean.
+    # The standard error of a median is √(π/2) ≈ 1.25 times the standard error of a mean.
     return 1.25 * statistics.pstdev(logs) / math.sqrt(max(1, len(logs) - 1))
 
 
 def _from_the_others(changes: Sequence[float]) -> list[float]:
-    """Each change minus the median of the other changes; empty if there is only one change."""
+    """Return each change minus the median of the other changes; [] if there is only one change."""
     others = [[*changes[:i], *changes[i + 1 :]] for i in range(len(changes))]
     return [each - _median(rest) for each, rest in zip(changes, others, strict=True) if rest]
 
@@ -104,8 +104,9 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _deviation(distances: Sequence[float]) -> float:
-    """Estimate a standard deviation from distances to the center; outliers hardly affect it.
+    """Estimate the standard deviation of values from their distances to the center.
 
     For normal noise, the standard deviation is 1.4826 times the median of the absolute distances.
+    Outliers hardly change this median.
     """
     return 1.4826 * _median([abs(each) for each in distances])

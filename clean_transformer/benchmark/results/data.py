@@ -1,4 +1,4 @@
-"""The results of a run, as plain data."""
+"""Classes for the results of a run."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ class Result:
     """The values of one part in one measurement.
 
     - `measurement`: the title of the measurement.
+    - `part`: the part, which names the contestant and its work.
     - `title`: the contestant's package and version.
     - `values`: one value per round, in seconds or bytes; empty if the part was not measured.
     - `why`: why there are no values, or "".
-    - `kl_divergence`: the mean KL divergence, in nats, between the next-token distribution of our
-      model in float32 and that of the contestant; None if no logits of the contestant were checked.
+    - `kl_divergence`: the mean KL(ours ‖ contestant), in nats, of the predictions of the next
+      token. Our model predicts in float32. None if no logits of the contestant were checked.
     """
 
     measurement: str
@@ -33,43 +34,45 @@ class Result:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second at the median time."""
+        """`Work.tokens` divided by the median time in seconds."""
         return self.part.work.tokens / self.spread.median
 
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a run, and a description of the machine and software (`environment`)."""
+    """All results of a run. `environment` describes the machine and the software."""
 
     environment: Mapping[str, str]
     results: Sequence[Result]
 
     def by_measurement(self) -> Iterator[Mapping[Part, Result]]:
-        """Yield one mapping per measurement, with the results of its parts."""
+        """Yield one mapping per measurement, from its parts to their results."""
         for title in dict.fromkeys(result.measurement for result in self.results):
             yield {r.part: r for r in self.results if r.measurement == title}
 
     def together(self, parts: Collection[Part]) -> Mapping[Part, Result] | None:
-        """The results of the first measurement that has all `parts`, by part.
+        """Return the results of the first measurement that has all `parts`, by part.
 
-        None if no measurement has all `parts`.
+        Returns None if no measurement has all `parts`.
         """
         return next((one for one in self.by_measurement() if one.keys() >= {*parts}), None)
 
     def limit_of(self, result: Result) -> Result | None:
-        """The result of the contestant "limit" that `result` can be compared with.
+        """Return the result of the contestant "limit" for the same work as `result`.
 
-        Both have the same measurement, work, device, dtype and model. None if "limit" was not
-        measured.
+        The two results have the same measurement, work, device, dtype and model. Returns None if
+        "limit" was not measured.
         """
         limit = result.part.by("limit")
         found = [r for r in self.results if r.part == limit and r.measurement == result.measurement]
         return found[0] if found and found[0].values else None
 
     def share_of_limit(self, result: Result) -> Spread | None:
-        """The limit's value divided by the value of `result`: median and quartiles over the rounds.
+        """Return the value of "limit" divided by the value of `result`.
 
-        None if the contestant "limit" was not measured, or if `result` belongs to "limit".
+        Each round gives one quotient. The `Spread` has the median and the quartiles of the
+        quotients. Returns None if the contestant "limit" was not measured, or if `result` belongs
+        to "limit".
         """
         limit = self.limit_of(result)
         if limit is None or result.part.setup.contestant == "limit":

@@ -1,4 +1,4 @@
-"""Plotly figures of the results."""
+"""Draws figures of the results with plotly."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,7 +16,7 @@ from clean_transformer.benchmark.running.models import config, count_parameters
 
 Number = Callable[[Result], float]
 
-# The x-axes of the growth figures. For each axis: the title of the measurement, a function that
+# For each x-axis of the figures that `growth` draws: the title of the measurement, a function that
 # says whether a result is in the figure, and a function that returns the result's x-coordinate.
 GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
     "batch": (
@@ -39,7 +39,7 @@ GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
 
 
 def throughput(results: Results, name: str) -> go.Figure:
-    """A bar chart of the median tokens per second in one measurement. Each setup has one bar.
+    """Return a bar chart of the median tokens per second in one measurement, one bar per setup.
 
     The error bars show the quartiles. `name` is the title of the measurement, without the device.
     """
@@ -65,10 +65,10 @@ def throughput(results: Results, name: str) -> go.Figure:
 
 
 def roofline(results: Results) -> go.Figure:
-    """A roofline plot: operations per second against operations per byte of weights.
+    """Return a roofline plot: operations per second against operations per byte of weights.
 
-    The points are the forward passes and decoding steps of GPT-2 small. Each contestant has a line.
-    The line of the contestant "limit" is dotted.
+    The points are the forward passes and decoding steps of GPT-2 small. Each contestant has one
+    line per dtype and device. The lines of the contestant "limit" are dotted.
     """
     small = config("small")
     rows = [
@@ -87,7 +87,7 @@ def roofline(results: Results) -> go.Figure:
 
 
 def growth(results: Results, axis: str) -> go.Figure:
-    """A plot of tokens per second against `axis`, a key of `GROWTH`."""
+    """Return a plot of tokens per second against `axis`, a key of `GROWTH`."""
     measurement, belongs, size = GROWTH[axis]
     rows = [row for row in results.results if _name(row) == measurement and belongs(row)]
     title = f"Throughput over the {axis}"
@@ -111,16 +111,16 @@ def write_figures(results: Results, folder: Path) -> None:
 
 
 def _name(row: Result) -> str:
-    """The measurement's title without its device."""
+    """Return the title of the result's measurement, without the device."""
     return row.measurement.rpartition(", ")[0]
 
 
 def _lines(
     rows: Iterable[Result], x: Number, y: Number, title: str, x_title: str, y_title: str
 ) -> go.Figure:
-    """A figure with logarithmic axes, and one line for each triple of contestant, dtype and device.
+    """Return a figure with logarithmic axes, and one line per contestant, dtype and device.
 
-    `rows` are the results. `x` and `y` are functions that return the coordinates of a result.
+    Each result in `rows` is a point. The functions `x` and `y` return its coordinates.
     """
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:

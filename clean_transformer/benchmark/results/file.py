@@ -1,4 +1,4 @@
-"""Write and read the JSON file of a run. `benchmark/README.md` lists the keys."""
+"""Writes and reads the results of a run as JSON. `benchmark/README.md` lists the keys."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ SCHEMA, VERSION = "clean-transformer/bench", 2
 
 
 def write_results(results: Results, judged: Sequence[Judged], file: Path) -> None:
-    """Write results and judged goals as JSON. If writing fails, `file` keeps its old content."""
+    """Write results and judged goals to `file` as JSON.
+
+    If an error occurs, `file` keeps its old content.
+    """
     values = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -38,7 +41,10 @@ def write_results(results: Results, judged: Sequence[Judged], file: Path) -> Non
 
 
 def read_results(file: Path) -> Results:
-    """Read a file that `write_results` wrote. Raises `ValueError` for other files."""
+    """Return the results in a file that `write_results` wrote.
+
+    Raises `ValueError` for any other file, and for a file of another version of the schema.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         found = (values["schema"], values["version"])

@@ -1,4 +1,4 @@
-"""Print the results and the goals as tables."""
+"""Prints the results and the goals as tables."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
 def print_results(results: Results, console: Console) -> None:
     """Print one table per measurement, with one row per part.
 
-    A row has the median, the quartiles, tokens per second, the share of the limit and, for dtypes
-    other than float32, the KL divergence. Below the table is a line for each part that was not
-    measured, with the reason.
+    A row has the median, the quartiles, the tokens per second, the share of the limit (see
+    `Results.share_of_limit`) and, for dtypes other than float32, the KL divergence. Below the
+    table, each part that was not measured has a line with the reason.
     """
     for rows in results.by_measurement():
         [title] = {row.measurement for row in rows.values()}
@@ -55,7 +55,7 @@ def _figures(results: Results, row: Result) -> Iterator[str]:
 
 
 def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Console) -> None:
-    """Print a table of the goals: bound, measured quotient, verdict and note.
+    """Print a table of the goals, with the bound, measured quotient, verdict and note of each.
 
     `absent` are the devices that this machine does not have.
     """

@@ -1,7 +1,8 @@
-"""Measure the peak memory of a contestant, in a fresh process.
+"""Measures the peak memory of a contestant, in a fresh process.
 
 `python -m clean_transformer.benchmark.running.fresh CONTESTANT FOLDER DEVICE DTYPE` prints the
-contestant's peak memory in bytes, without the memory in use before its model is loaded.
+contestant's peak memory in bytes, without the memory that the process uses before it loads the
+contestant's model from FOLDER.
 """
 
 import re
@@ -16,11 +17,12 @@ from clean_transformer.benchmark.contestants import CONTESTANTS
 
 
 def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
-    """The contestant's peak memory in bytes, in a fresh process.
+    """Start a fresh process, and return the contestant's peak memory there, in bytes.
 
-    The process loads the model from `folder` and runs it on one token. The memory in use before the
-    model is loaded, such as that of the libraries, is subtracted. Raises `RuntimeError` if the
-    process fails, with the last line of the process's standard error.
+    The process loads the model from `folder` and runs it on one token. The result does not contain
+    the memory that the process uses before it loads the model, such as the memory of the libraries.
+    Raises `RuntimeError` if the process fails. The error contains the last line that the process
+    wrote to standard error.
     """
     script = "clean_transformer.benchmark.running.fresh"
     command = [sys.executable, "-m", script, contestant, str(folder), device, dtype]
@@ -31,11 +33,11 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
 
 
 def in_use(device: str) -> int:
-    """The bytes of memory in use now.
+    """Return how many bytes of memory this process uses now.
 
-    On CUDA, these are the bytes that PyTorch's tensors occupy on the GPU. This function then also
-    resets the GPU's peak memory (see `peak`) to this value. On other devices, the result is the
-    main memory that this process uses.
+    On CUDA, the result is the GPU memory that PyTorch's tensors occupy. In addition, this function
+    starts a new measurement of the peak on the GPU (see `peak`). On other devices, the result
+    is the main memory that this process uses.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -44,10 +46,10 @@ def in_use(device: str) -> int:
 
 
 def peak(device: str) -> int:
-    """The peak memory in bytes.
+    """Return the peak memory in bytes.
 
-    On CUDA, this is the peak on the GPU since the last call of `in_use`. On other devices, it is
-    the peak of the main memory that this process has used since its start.
+    On CUDA, the result is the peak of the GPU memory since the last call of `in_use`. On other
+    devices, the result is the peak of the main memory since the start of this process.
     """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
@@ -55,9 +57,10 @@ def peak(device: str) -> int:
 
 
 def of_process(field: str) -> int:
-    """The value of a memory field of Linux's /proc/self/status, in bytes.
+    """Return the value of a memory field of Linux's /proc/self/status, in bytes.
 
-    Other systems do not have this file. There, the result is the peak memory of this process.
+    Other systems do not have this file. On these systems, the result is the peak memory of this
+    process, whatever `field` is.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -70,7 +73,7 @@ def of_process(field: str) -> int:
 def main(contestant: str, folder: str, device: str, dtype: str) -> None:
     """Print the peak memory in bytes, without the memory in use before the model is loaded.
 
-    The contestant first runs a tiny model, so that all libraries are loaded by then.
+    The contestant first runs a tiny model, so that all libraries are loaded before the measurement.
     """
 
     def use(model: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write the weights that all contestants load."""
+"""Writes the weights that all contestants load."""
 
 import math
 import os
@@ -11,30 +11,32 @@ from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.shapes import parameter_shapes
 from clean_transformer.weights.synthetic import stress
 
-# A tiny model. `fresh` runs it before it measures memory, so that all libraries are loaded by then.
+# The architecture of a tiny model. fresh.py runs the tiny model before it measures memory, so that
+# all libraries are loaded before the measurement.
 TINY = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256)
 
-# How many copies of the weights may be in memory at once: one in the operating system's file cache,
-# one in a contestant, and one while the weights are converted.
+# This many copies of the weights may be in memory at once: one copy in the operating system's file
+# cache, one in a contestant, and one while the weights are converted.
 COPIES = 3
 
 
 def config(name: str) -> Config:
-    """The architecture of the model `name`, which is a published size or "tiny"."""
+    """Return the architecture for a published size, such as "small", or for "tiny"."""
     return Config.gpt2(name) if name in PUBLISHED else TINY
 
 
 def count_parameters(cfg: Config) -> int:
-    """The number of parameters of the model."""
+    """Return the number of parameters of a model with the architecture `cfg`."""
     return sum(math.prod(shape) for shape in parameter_shapes(cfg).values())
 
 
 def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Write weights of `synthetic.stress` for each model in `names`, to subfolders of `folder`.
+    """Write the weights of each model in `names` to a subfolder of `folder`.
 
-    A model is not written if this machine has too little memory for it. Returns two dictionaries
-    whose keys are model names: the subfolders of the written models, and the reasons why the other
-    models were not written.
+    The weights are those that `synthetic.stress` draws. `config` explains the names. A model is not
+    written if this machine has too little memory for the model. Returns two dictionaries whose keys
+    are model names: the subfolders of the written models, and the reasons why the other models were
+    not written.
     """
     folders, missing = {}, {}
     for name in names:
@@ -52,12 +54,12 @@ def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], d
 
 
 def memory() -> int:
-    """The size of this machine's memory, in bytes."""
+    """Return the size of this machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def processor() -> str:
-    """The name of the CPU."""
+    """Return the name of this machine's CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)

@@ -1,6 +1,6 @@
-"""Start a process for each setup (see `work.Setup`), and exchange messages with it.
+"""Starts a process for each setup (see `work.Setup`), and exchanges messages with the process.
 
-The messages are lines of JSON, which worker.py describes.
+worker.py describes the messages, which are lines of JSON.
 """
 
 import atexit
@@ -15,20 +15,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# TransformerLens 4 has no HookedTransformer. So this contestant runs with the Python of another
-# environment, in which TransformerLens 3 is installed.
+# TransformerLens 4 has no HookedTransformer. So the contestant "HookedTransformer" runs with the
+# Python of another environment, in which TransformerLens 3 is installed.
 HOOKED = "HookedTransformer"
 
 
 class Failed(RuntimeError):
     """A contestant could not do its work.
 
-    Reports print NOT MEASURED for this contestant, followed by the message of the error.
+    A report then says NOT MEASURED for the contestant, and the message of this error.
     """
 
 
 class Worker:
-    """A process that runs one contestant. Between requests, the process sleeps."""
+    """Starts a process that runs one contestant, and sends requests to this process."""
 
     def __init__(self, command: list[str]):
         self.printed = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
@@ -44,11 +44,11 @@ class Worker:
     def send(self, request: Mapping[str, Any]) -> None:
         """Send a request without waiting for the answer."""
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # `receive` reports why the process ended
+        with suppress(BrokenPipeError):  # the process has ended; `receive` says why
             print(json.dumps(request), file=self.process.stdin, flush=True)
 
     def receive(self) -> Any:
-        """Wait for the answer, and return the value in it.
+        """Wait for the answer to the last request, and return the value in the answer.
 
         Raises `Failed` if the answer is an error, or if the process has ended.
         """
@@ -66,7 +66,7 @@ class Worker:
         return answer["value"]
 
     def ask(self, do: str, **request: Any) -> Any:
-        """Send a request, wait for the answer, and return the value in it (see `receive`)."""
+        """Send the request `do` with its arguments, and return the answer (see `receive`)."""
         self.send({"do": do, **request})
         return self.receive()
 
@@ -78,9 +78,10 @@ class Worker:
 
 
 def command(contestant: str, hooked_python: str | None) -> list[str]:
-    """The command that starts the contestant's process.
+    """Return the command that starts a contestant's process.
 
-    Raises `Failed` for `HookedTransformer` if `hooked_python` is None.
+    `hooked_python` is the Python of an environment that has TransformerLens 3. Raises `Failed` if
+    the contestant is `HOOKED` and `hooked_python` is None.
     """
     python = sys.executable
     if contestant == HOOKED:
@@ -91,7 +92,10 @@ def command(contestant: str, hooked_python: str | None) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Environment variables for a worker. They let it import this package and use no network."""
+    """Return the environment variables for a `Worker`'s process.
+
+    With these variables, the process can import this package, and does not use the network.
+    """
     return {
         "PYTHONPATH": folder_of_the_package(),
         "HF_HUB_OFFLINE": "1",
@@ -101,11 +105,12 @@ def environment() -> dict[str, str]:
 
 @cache
 def folder_of_the_package() -> str:
-    """A temporary folder that contains only a link to this package. Python deletes it on exit.
+    """Return a temporary folder that contains only a link to this package.
 
-    A worker finds this package through this folder. The folder that really contains the package may
-    be `site-packages`. If PYTHONPATH named `site-packages`, a worker in another environment would
-    import the wrong versions of other packages.
+    A worker's PYTHONPATH names this folder, so that the worker can import this package. The package
+    itself may be in `site-packages`. If PYTHONPATH named `site-packages`, a worker in another
+    environment would import the wrong versions of other packages. Python deletes the temporary
+    folder when this process ends.
     """
     folder = tempfile.TemporaryDirectory(prefix="bench-")
     atexit.register(folder.cleanup)

@@ -1,4 +1,4 @@
-"""Run measurements. The setups take turns, and each setup has its own process."""
+"""Runs measurements. The setups (see `work.Setup`) take turns. Each setup has its own process."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,32 +15,32 @@ from clean_transformer.benchmark.running.processes import Failed, Worker, comman
 from clean_transformer.benchmark.work import Measurement, Part, Setup
 from clean_transformer.model import DemoTransformer
 
-# For each dtype: how far a contestant's logits may be from the logits of our model in float32. This
-# distance is the standard deviation of the difference, divided by that of our logits. With the
-# weights of `synthetic.stress`, correct bfloat16 logits have the distance 0.015, and the logits of
-# a wrong model have the distance 1.
+# For each dtype: how far a contestant's logits may be from the logits of our model in float32. The
+# distance is the standard deviation of the difference between the two, divided by the standard
+# deviation of our logits. With the weights of `synthetic.stress`, correct bfloat16 logits have the
+# distance 0.015, and the logits of a wrong model have the distance 1.
 AGREEMENT = {"float32": 1e-3, "tf32": 0.02, "float16": 0.02, "bfloat16": 0.1, "int8": 0.3}
 
 # The inputs on which each contestant is compared with our model.
 CHECKED_TOKENS = [[*range(first, first + 32)] for first in (1, 1001, 2001, 3001)]
 
-# How many tokens each contestant generates after the first of CHECKED_TOKENS. The first new token
-# tests how the contestant reads the prompt, and the other new tokens test its KV cache.
+# Each contestant generates this many tokens after the first input in CHECKED_TOKENS. The first new
+# token tests how the contestant reads the prompt, and the other new tokens test its KV cache.
 CHECKED_NEW = 3
 
-# These contestants time several kernels while they load. They load while no other process works,
-# because other work would change the times.
+# While these contestants load, they measure which of several kernels is fastest. They load while no
+# other process works, because other work would change the times.
 TUNED = ("optimized", "optimized compiled")
 
 OnTurn = Callable[[Part], object]
 
 
 class Expected(NamedTuple):
-    """What our model computes. Each contestant is compared with this.
+    """The logits of our model, with which each contestant is compared.
 
     - `logits` [input d_vocab]: the logits at the last position of each input in `CHECKED_TOKENS`.
     - `new_logits` [CHECKED_NEW d_vocab]: our model generates `CHECKED_NEW` tokens after the first
-      input; row i has the logits from which our model chooses the new token i.
+      input; `new_logits[i]` has the logits from which our model chooses the new token i.
     """
 
     logits: Tensor
@@ -65,7 +65,7 @@ class Race:
     - `threads`: the number of CPU threads of each process.
     - `hooked_python`: the Python of an environment that has `HookedTransformer`.
     - `missing`: for each model without a folder, the reason why its weights were not written.
-    - `at_least`: in each turn, work is repeated until this many seconds have passed.
+    - `at_least`: in each turn, a process repeats its work until this many seconds have passed.
     - `start`: a function that takes a command, starts the process, and returns its `Worker`.
     """
 
@@ -91,7 +91,7 @@ class Race:
     ) -> list[Result]:
         """Run the measurements one after the other, and return their results.
 
-        Before each turn, `on_turn` is called with the part that is measured next.
+        Before each turn, `on_turn` is called with the `Part` that is measured next.
         """
         results = []
         try:
@@ -107,9 +107,11 @@ class Race:
         return results
 
     def prepare(self, wanted: Iterable[Setup]) -> None:
-        """Start a process for each setup that has none, load the contestant, and check its results.
+        """Start a process for each setup that has no process yet.
 
-        Setups that failed earlier are not started again.
+        The process loads the setup's contestant. Then this method compares the contestant's results
+        with our model's results (see `require_agreement`). No process is started for a setup that
+        failed earlier.
         """
         new = [e for e in dict.fromkeys(wanted) if e not in self.workers and e not in self.failures]
         for setup in new:
@@ -123,8 +125,8 @@ class Race:
         together = [setup for setup in started if setup.contestant not in TUNED]
         for group in (together, *([s] for s in started if s.contestant in TUNED)):
             self.titles |= self.ask_all(group, self.load_request)
-        # All setups run the check at the same time, because some need most of a minute
-        # to compile.
+        # All setups run the check at the same time, because some contestants then compile for most
+        # of a minute.
         checked = [s for s in started if s in self.workers and s.contestant != "limit"]
         request = {"do": "check", "tokens": CHECKED_TOKENS, "new": CHECKED_NEW}
         for setup, found in self.ask_all(checked, lambda _: request).items():
@@ -134,7 +136,7 @@ class Race:
                 self.exclude(setup, error)
 
     def load_request(self, setup: Setup) -> dict[str, Any]:
-        """The request that makes the setup's process load the contestant."""
+        """Return the request that makes the setup's process load the contestant."""
         return {
             "do": "load",
             "contestant": setup.contestant,
@@ -147,9 +149,10 @@ class Race:
     def ask_all(
         self, setups: Iterable[Setup], request: Callable[[Setup], dict[str, Any]]
     ) -> dict[Setup, Any]:
-        """Send a request to all setups, then wait for the answers, and return them by setup.
+        """Send a request to all setups, wait for all answers, and return the answers by setup.
 
-        `request` returns the request for a setup. A setup that fails is excluded.
+        The function `request` takes a setup and returns the request for it. A setup that answers
+        with an error is excluded (see `exclude`).
         """
         setups = [*setups]
         for setup in setups:
@@ -171,7 +174,7 @@ class Race:
         """Raise `Failed` unless the setup computes what our model computes.
 
         `found` is the answer of the setup's process to the request "check" (see `Server.check`).
-        The KL divergence from our model is stored in `divergences`.
+        This method stores the KL divergence between our model and the setup in `divergences`.
         """
         if setup.model not in self.expected:
             self.expected[setup.model] = Expected.of(self.folders[setup.model])
@@ -192,16 +195,16 @@ class Race:
                         f"it generates a token whose logit is {lack:.2g} standard deviations "
                         "below the largest"
                     )
-                # Our model found two tokens almost equally likely, and the contestant chose the
-                # less likely one. From here on, the contestant continues another text than our
-                # model, so the later tokens cannot be compared.
+                # The contestant chose a token that our model finds almost as likely as the most
+                # likely token. From here on, the contestant continues another text than our model,
+                # so the later tokens cannot be compared.
                 if new != logits.argmax():
                     break
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
-        """Run one measurement, and return its results.
+        """Run one measurement, and return the result of each part.
 
-        Each round starts with the next part of the measurement, so that no part always runs first.
+        In each round, another part runs first, so that the order favors no part.
         """
         values: dict[Part, list[float]] = {part: [] for part in measurement.parts}
         failures: dict[Part, str] = {}

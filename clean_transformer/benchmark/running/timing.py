@@ -1,4 +1,4 @@
-"""Time calls, and summarize repeated measurements."""
+"""Measures the time of calls, and summarizes repeated measurements."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Seconds. If one call takes less time, `median_seconds` times several calls in a row together.
+# Seconds. If one call takes less time than this, `median_seconds` times several calls together.
 SHORT = 0.002
 
 
@@ -24,9 +24,9 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """The median and the quartiles of `values`.
+        """Return the median and the quartiles of `values`.
 
-        With fewer than four values, `low` is the minimum, and `high` is the maximum.
+        If there are fewer than four values, `low` is the minimum, and `high` is the maximum.
         """
         if len(values) < 4:
             return cls(statistics.median(values), min(values), max(values))
@@ -35,7 +35,7 @@ class Spread:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has finished all work that was sent to it."""
+    """Wait until the device has finished all work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     elif device == "mps":
@@ -45,7 +45,7 @@ def synchronize(device: str) -> None:
 def seconds(call: Callable[[], object], device: str, times: int = 1) -> float:
     """Make `times` calls in a row, and return the mean seconds per call.
 
-    The time includes the work of the device: it ends when the device has finished all calls.
+    The measured time ends when the device has finished all calls.
     """
     synchronize(device)
     began = time.perf_counter()
@@ -58,7 +58,7 @@ def seconds(call: Callable[[], object], device: str, times: int = 1) -> float:
 
 
 def import_seconds(module: str) -> float:
-    """Seconds that a fresh Python process needs to start, import `module` and exit."""
+    """Return the seconds that a fresh Python process needs to start, import `module` and exit."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True)
     return time.perf_counter() - began
@@ -67,8 +67,8 @@ def import_seconds(module: str) -> float:
 def median_seconds(call: Callable[[], object], device: str, at_least: float) -> float:
     """Repeat `call` until `at_least` seconds have passed, and return the median seconds per call.
 
-    There is at least one call. If a call takes less than `SHORT` seconds, several calls in a row
-    are timed together, because waiting for the device would take about as long as one call.
+    There is at least one call. If a call takes less than `SHORT` seconds, several calls are timed
+    together: if each call were timed alone, the wait for the device would distort the time.
     """
     measured = [seconds(call, device)]
     times = math.ceil(SHORT / measured[0])
@@ -82,8 +82,8 @@ def median_seconds(call: Callable[[], object], device: str, at_least: float) -> 
 def wait_until_idle(most: float = 1.0) -> None:
     """Wait until no thread of this process is busy, but at most `most` seconds.
 
-    When OpenMP's threads have finished their work, they first wait for new work in a busy loop, and
-    fall asleep later.
+    When OpenMP's threads have finished their work, they still use the processor for a while: they
+    wait for new work in a loop, and only later fall asleep.
     """
     end = time.monotonic() + most
     while time.monotonic() < end:

@@ -1,13 +1,15 @@
-"""The process that runs one contestant. Requests and answers are one line of JSON each.
+"""The program of the process that runs one contestant.
 
-There are three requests. After each arrow is the value in the answer:
+The process reads requests from standard input, and writes an answer to each request to standard
+output. Each request and each answer is one line of JSON. There are three requests; the value in the
+answer is after the arrow:
 
     {"do": "load", "contestant": …, "folder": …, "device": …, "dtype": …, "threads": …} → title
     {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id, …]}
     {"do": "measure", "work": {…}, "at_least": seconds} → seconds; for memory, bytes
 
-The method of `Server` with the name of the request answers it. An answer is {"value": …}, or
-{"error": "…"} if the request failed. If a library prints text, the text goes to standard error.
+An answer is {"value": …}, or {"error": "…"} if the request failed. The value is what the method of
+`Server` with the name of the request returns. Text that libraries print goes to standard error.
 """
 
 import json
@@ -35,7 +37,7 @@ from clean_transformer.benchmark.work import Work
 
 
 class Server:
-    """Answers the requests with the method of the same name.
+    """Answers requests. Each method answers the request with the same name.
 
     `load` must be the first request. The contestant then stays loaded for all later requests.
     """
@@ -52,12 +54,12 @@ class Server:
         return self.contestant.title
 
     def check(self, tokens: list[list[int]], new: int) -> dict[str, Any]:
-        """Compute the results that are compared with those of our model.
+        """Return logits and generated tokens, which `Race` compares with our model's results.
 
         The result has two keys: "logits" has the logits at the last position of each input in
         `tokens`, and "generated" has the `new` tokens that the contestant generates after the first
-        input. "logits" is None if the contestant has no `forward`, and "generated" is None if it
-        has no `generate`.
+        input. "logits" is None if the contestant has no `forward`, and "generated" is None if the
+        contestant has no `generate`.
         """
         given = torch.tensor(tokens, device=self.contestant.device)
         found: dict[str, Any] = {"logits": None, "generated": None}
@@ -72,7 +74,8 @@ class Server:
     def measure(self, work: dict[str, Any], at_least: float) -> float:
         """Measure `work` with the loaded contestant, and return seconds (for "memory", bytes).
 
-        See the function `measure`; for the contestant "limit", see `Limit.measure`.
+        This method calls `Limit.measure` for the contestant "limit", and the function `measure` for
+        all others.
         """
         wanted = Work(**work)
         limit = self.contestant if isinstance(self.contestant, Limit) else None
@@ -83,17 +86,18 @@ class Server:
 
 
 def has(contestant: Contestant, method: str) -> bool:
-    """Whether the class of `contestant` overrides the method of `Contestant` named `method`."""
+    """Return whether the contestant's class overrides the given method of `Contestant`."""
     return getattr(type(contestant), method, None) is not getattr(Contestant, method, None)
 
 
 def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> float:
-    """The seconds that `work` takes; for the kind "memory", the bytes that it needs.
+    """Return the seconds that `work` takes; for the kind "memory", the bytes that the work needs.
 
     `name` is the contestant's key in `CONTESTANTS`. The work is repeated until `at_least` seconds
-    have passed, and the result is the median. "import" and "memory" run only once. For "step", the
-    result is computed from two medians: (time for 1 + `new` tokens - time for 1 token) / `new`.
-    Raises `RuntimeError` if noise makes this difference 0 or negative.
+    have passed, and the result is the median. The kinds "import" and "memory" run only once. For
+    the kind "step", the result is computed from two medians:
+    (time for 1 + `work.new` tokens - time for 1 token) / `work.new`. Raises `RuntimeError` if noise
+    makes this difference 0 or negative.
     """
     folder, device, dtype = contestant.folder, contestant.device, contestant.dtype
     tokens = some_tokens(work.batch, work.length, device)
@@ -133,12 +137,12 @@ def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> f
 
 
 def some_tokens(batch: int, length: int, device: str) -> Tensor:
-    """Token ids [batch length], all below 997. Every contestant gets the same ids."""
+    """Return token ids [batch length], all below 997. Every call returns the same ids."""
     return (torch.arange(batch * length, device=device) * 389 % 997).view(batch, length)
 
 
 def explain(error: Exception) -> str:
-    """Describe the error in one line. If a package is not installed, the line names the package."""
+    """Return one line that describes the error, or says which package is not installed."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error.name.partition('.')[0]} is not installed"
     reason = str(error).strip().split("\n")[0]
@@ -159,7 +163,7 @@ def main() -> None:
             answer = {"value": getattr(server, request.pop("do"))(**request)}
         except Exception as error:
             answer = {"error": explain(error)}
-        wait_until_idle()  # so that the next contestant has the machine to itself
+        wait_until_idle()  # so that this process does not slow down the next contestant
         print(json.dumps(answer), file=answers, flush=True)
 
 

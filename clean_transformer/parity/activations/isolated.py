@@ -109,7 +109,9 @@ def isolate(
     names = watched_names(module, path)
     device_type = inputs[0].device.type
     with torch.autocast(device_type, dtype=autocast, enabled=autocast is not None):
-        output, cache = module.run_with_cache(*inputs, names=[name for name in names if name])
+        output, cache = module.run_with_cache(
+            *inputs, names_filter=[name for name in names if name]
+        )
     with trusted():
         device = {name: value.cpu() for name, value in cache.items()}
         device[""] = output.cpu()

@@ -1,1 +1,1 @@
-"""Support for models of other libraries and of this package: one `Library` class for each."""
+"""The subclasses of `Library`: one for the models of this package, one for each other library."""

@@ -1,4 +1,4 @@
-"""`Library`: finds and replaces parts of one library's models, for `swap` and `transplant`."""
+"""Defines `Library`, the base class that finds and replaces modules in one library's models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -60,18 +60,18 @@ class Place:
 
 
 class Library(ABC):
-    """Finds and replaces the parts of GPT-2 in the models of one library.
+    """Finds and replaces modules in the GPT-2 models of one library.
 
-    A part is a module with a path in our models, such as "blocks.3.attn". In all methods, `path` is
-    this path ("our path"), even if the library uses another path. Classes are named by strings
+    In all methods, `path` is the module's path in our models ("our path"), such as "blocks.3.attn",
+    even if the module has another path in the library's models. A class is named by the string
     "package.Class", so that this package need not import the library. The name of a class also
-    matches its subclasses.
+    stands for its subclasses.
     """
 
     # The class names of the library's whole models.
     MODELS: tuple[str, ...]
-    # The keys are (kind of part, class name in the library). Each value is the adapter that gives
-    # modules of this class our call signature.
+    # The keys are (kind of module, class name in the library); `CONTRACT` has the kinds. Each value
+    # is the adapter that gives modules of this class our call signature.
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {}
 
     @abstractmethod
@@ -87,11 +87,17 @@ class Library(ABC):
 
     @abstractmethod
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the assignments that put `module`, with our call signature, at our path `path`."""
+        """Return the assignments that put `module` at our path `path` in `model`.
+
+        `module` has our call signature.
+        """
 
     @abstractmethod
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """Return the full names of the hook points that do not run while `places` are in effect."""
+        """Return the full names of the hook points that do not run after `places` are put.
+
+        `places` is what the method `places` returned for `path`.
+        """
 
 
 def class_names(module: nn.Module) -> Iterator[str]:

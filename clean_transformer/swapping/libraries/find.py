@@ -1,4 +1,4 @@
-"""Finds the `Library` that supports a model. Each file here can define a `Library`."""
+"""Finds the `Library` that supports a model. The files in this folder define the libraries."""
 
 import inspect
 import pkgutil
@@ -32,12 +32,12 @@ def known_libraries() -> tuple[Library, ...]:
 
 @cache
 def adapters() -> Mapping[tuple[str, str], type[Adapter]]:
-    """Return one dict with the entries of `AS_OURS` of all libraries."""
+    """Return the entries of `Library.AS_OURS` of all libraries, in one dictionary."""
     return {key: adapter for each in known_libraries() for key, adapter in each.AS_OURS.items()}
 
 
 def library_of(model: nn.Module) -> Library | None:
-    """Return the `Library` that supports the whole model `model`, or None if there is none."""
+    """Return the `Library` that supports `model`, or None if no library supports `model`."""
     known = {name: each for each in known_libraries() for name in each.MODELS}
     return next((known[name] for name in class_names(model) if name in known), None)
 
@@ -45,8 +45,8 @@ def library_of(model: nn.Module) -> Library | None:
 def as_ours(kind: str, module: nn.Module) -> nn.Module:
     """Return `module` with our call signature.
 
-    If `adapters()` has an adapter for `kind` and the module's class, the result is this adapter
-    around `module`. Otherwise the result is `module` itself.
+    If `adapters()` has an adapter for `kind` and the module's class, the adapter wraps `module`.
+    Otherwise the result is `module` itself.
     """
     for name in class_names(module):
         if adapter := adapters().get((kind, name)):

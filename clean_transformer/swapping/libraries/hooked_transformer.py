@@ -1,4 +1,4 @@
-"""`Library` for TransformerLens before version 4.
+"""The `Library` for TransformerLens before version 4.
 
 The blocks and the attentions of a `HookedTransformer` take a KV cache entry and a mask. The entry
 holds the keys and values of one layer. The mask is 1 for tokens and 0 for padding.
@@ -26,10 +26,10 @@ from clean_transformer.swapping.libraries.base import (
 
 
 class LayerOfTheirs:
-    """A `LayerCache` for our modules that uses a cache entry and a mask of TransformerLens.
+    """A `LayerCache` for our modules that stores keys and values in TransformerLens's cache entry.
 
-    `entry` holds the keys and values of one layer. `is_token` [batch key] is 1 for tokens and 0 for
-    padding. `entry` and `is_token` can be None.
+    `entry` holds the keys and values of one layer; None means that there is no cache. `is_token`
+    [batch key] is 1 for tokens and 0 for padding; None means that there is no padding.
     """
 
     def __init__(self, entry: Any, is_token: Tensor | None):
@@ -44,8 +44,8 @@ class LayerOfTheirs:
         if k.shape[2:] == self.entry.past_keys.shape[2:]:
             return self.entry.append(k, v)
         # TransformerLens's entry takes only keys and values of one shape. Our module's keys and
-        # values have another shape here, so an extra attribute of the entry stores them. The entry
-        # itself gets zeros, so that the entry's number of positions is right.
+        # values have another shape here, so we store them in an extra attribute of the entry. We
+        # append zeros to the entry itself, so that it has the right number of positions.
         past_k, past_v = getattr(self.entry, "of_other_shape", (k[:, :0], v[:, :0]))
         so_far = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
         if not self.entry.frozen:
@@ -71,8 +71,8 @@ class AsBlock(Adapter):
     ) -> Residual:
         """Return the output of our block.
 
-        `attention_mask` is 1 for tokens and 0 for padding. It covers the cached positions and the
-        new positions.
+        `attention_mask` is 1 for tokens and 0 for padding, at the cached positions and at the new
+        positions.
         """
         return self.module(resid_pre, kv_cache=as_layer(past_kv_cache_entry, attention_mask))
 
@@ -92,8 +92,8 @@ class AsAttention(Adapter):
     ) -> Residual:
         """Return the output of our attention.
 
-        `attention_mask` is 1 for tokens and 0 for padding. It covers the cached positions and the
-        new positions.
+        `attention_mask` is 1 for tokens and 0 for padding, at the cached positions and at the new
+        positions.
         """
         inputs: tuple[Tensor, ...] = (query_input, key_input, value_input)
         if not accepts(self.module, "key_input"):
@@ -117,7 +117,8 @@ class AsPositions(Adapter):
     ) -> Residual:
         """Return the position embeddings of `tokens`.
 
-        The first token after the padding has position 0. Padding also has position 0.
+        In each input, the first token after the padding has position 0. Padding also has position
+        0. `past_kv_pos_offset` is the number of cached positions.
         """
         end = past_kv_pos_offset + tokens.shape[1]
         if attention_mask is None:
@@ -128,7 +129,7 @@ class AsPositions(Adapter):
 
 
 def as_layer(entry: Any, is_token: Tensor | None) -> LayerOfTheirs | None:
-    """Return a `LayerCache` that uses TransformerLens's cache entry and mask.
+    """Return the `LayerOfTheirs` for TransformerLens's cache entry and padding mask.
 
     Returns None if there is no entry and no padding.
     """
@@ -145,15 +146,15 @@ class AsTheirEntry:
         self.past_keys = like.new_empty(len(like), layer.length, 0)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `k` and `v` [batch pos head d_head]. Return the tensors for all positions."""
+        """Store `k` and `v` [batch pos head d_head]. Return keys and values of all positions."""
         return self.layer.append(k, v)
 
 
 class FromBlock(Adapter):
-    """Gives TransformerLens's `TransformerBlock` our call signature."""
+    """Gives our call signature to TransformerLens's `TransformerBlock`."""
 
     def forward(self, *inputs: Tensor, kv_cache: LayerCache | None = None) -> Residual:
-        """Return the output. With `kv_cache`, the inputs belong to the new positions."""
+        """Return the output of TransformerLens's module, for the positions in `inputs`."""
         if kv_cache is None:
             return self.module(*inputs)
         seen = kv_cache.mask(inputs[0].shape[1])
@@ -165,7 +166,7 @@ class FromBlock(Adapter):
 
 
 class FromAttention(FromBlock):
-    """Gives TransformerLens's `Attention` our call signature."""
+    """Gives our call signature to TransformerLens's `Attention`."""
 
     def forward(  # type: ignore[override]
         self,
@@ -174,7 +175,10 @@ class FromAttention(FromBlock):
         value_input: Tensor | None = None,
         kv_cache: LayerCache | None = None,
     ) -> Residual:
-        """Return the output. `key_input` and `value_input` default to `query_input`."""
+        """Return the output of TransformerLens's attention.
+
+        If `key_input` or `value_input` is None, `query_input` takes its place.
+        """
         inputs = [query_input if x is None else x for x in (query_input, key_input, value_input)]
         cfg: Any = self.module.cfg
         if query_input.ndim == 3 and (cfg.use_attn_in or cfg.use_split_qkv_input):
@@ -186,10 +190,10 @@ class FromAttention(FromBlock):
 class Lens(Library):
     """Supports `HookedTransformer`.
 
-    In a transplanted module, the hook points of the `HookedTransformer` replace ours, except those
-    that the model's configuration turns off, such as `hook_q_input`. TransformerLens's
-    `run_with_cache` puts hooks also on hook points that are turned off. With such a hook, our
-    modules would compute one residual stream per head, although the user turned this off.
+    In a transplanted module, hook points of the `HookedTransformer` replace our hook points with
+    the same names. Hook points that the model's configuration turns off, such as `hook_q_input`,
+    do not replace ours. The reason: `run_with_cache` puts hooks on all hook points of the model,
+    and with a hook on `hook_q_input`, our modules would compute one residual stream per head.
     """
 
     MODELS: tuple[str, ...] = ("transformer_lens.HookedTransformer",)
@@ -203,8 +207,8 @@ class Lens(Library):
         "block": AsBlock,
         "pos_embed": AsPositions,
     }
-    # The keys are hook points that run only if a flag of the configuration is set. The values are
-    # the names of the flags.
+    # The keys are the hook points that run only if a flag in the model's configuration is True. The
+    # values are the names of the flags.
     OPTIONAL: Mapping[str, str] = {
         "hook_attn_in": "use_attn_in",
         "hook_q_input": "use_split_qkv_input",
@@ -223,7 +227,10 @@ class Lens(Library):
         )
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the assignments that put `module`, with the old hook points, into `model`."""
+        """Return the assignments that put `module` at our path `path` in `model`.
+
+        Before that, they put the old hook points into `module`.
+        """
         adapter = self.AS_THEIRS.get(kind(path))
         points = [place for place, _ in self.shared_points(model, path, module)]
         return [*points, place_at(model, path, adapter(module) if adapter else module)]
@@ -235,7 +242,7 @@ class Lens(Library):
         return [name for name, point in self.points(model, path).items() if id(point) not in run]
 
     def points(self, model: Any, path: str) -> dict[str, nn.Module]:
-        """Return the hook points of the part at `path` that are not turned off, by full name."""
+        """Return the hook points of the module at `path` that are not turned off, by full name."""
 
         def runs(name: str) -> bool:
             flag = self.OPTIONAL.get(name.split(".")[-1])
@@ -250,10 +257,10 @@ class Lens(Library):
     def shared_points(
         self, model: Any, path: str, module: nn.Module
     ) -> Iterator[tuple[Place, str]]:
-        """Yield the hook points that `module` and the old part at `path` both have.
+        """Yield each hook point that the new `module` and the old module at `path` both have.
 
-        For each hook point, yields the assignment that puts the old hook point into `module`, and
-        the hook point's full name in `model`.
+        A hook point is yielded as a pair: the assignment that puts the old hook point into
+        `module`, and the hook point's full name in `model`.
         """
         theirs = self.points(model, path)
         for below in hook_points(module):

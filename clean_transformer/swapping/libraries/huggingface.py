@@ -1,7 +1,7 @@
-"""`Library` for Hugging Face's GPT-2.
+"""The `Library` for Hugging Face's GPT-2.
 
 The blocks and the attentions of `GPT2LMHeadModel` take one KV cache for all layers, and a mask that
-is already causal.
+hides later positions and padding.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,11 @@ from clean_transformer.weights.formats.huggingface import config_from_json
 
 
 class LayerOfTheirs:
-    """A `LayerCache` for one of our layers that uses Hugging Face's cache and mask.
+    """A `LayerCache` for our modules that stores keys and values in Hugging Face's cache.
 
-    `cache` holds the keys and values of all layers; `layer` is the index of our layer.
-    `mask` [batch 1 query key] is boolean or float. `cache` and `mask` can be None.
+    `cache` holds the keys and values of all layers; None means that there is no cache. `layer` is
+    the index of our module's layer. `mask` [batch 1 query key] is boolean (True where a query sees
+    a key), float (0 or larger where a query sees a key), or None.
     """
 
     def __init__(self, cache: Any, mask: Tensor | None, layer: int):
@@ -78,17 +79,17 @@ class AsAttention(AsBlock):
     def forward(  # type: ignore[override]
         self, *inputs: Any, **arguments: Any
     ) -> tuple[Residual, None]:
-        """Return the output, and None in the place of the attention pattern."""
+        """Return a pair: the output of our attention, and None instead of the attention pattern."""
         return super().forward(*inputs, **arguments), None
 
 
 class AsPositions(Adapter):
-    """Gives our position embedding the call signature of Hugging Face's `wpe` (`nn.Embedding`)."""
+    """Gives our position embedding the call signature of Hugging Face's, an `nn.Embedding`."""
 
     def forward(self, position_ids: Int[Tensor, "batch pos"]) -> Residual:
-        """Return the embeddings of the positions."""
-        # The first argument of our module is `tokens`. A position embedding needs only the shape
-        # of the tokens, and `position_ids` has the same shape.
+        """Return the embeddings of the positions `position_ids`."""
+        # The first argument of our module is `tokens`. A position embedding needs only the shape of
+        # the tokens, and `position_ids` has this shape.
         return self.module(position_ids, positions=position_ids)
 
 
@@ -99,16 +100,16 @@ class AsTheirCache:
         self.layer = layer
 
     def update(self, k: Tensor, v: Tensor, *_: Any, **unused: Any) -> tuple[Tensor, Tensor]:
-        """Store `k` and `v` [batch head pos d_head]. Return the tensors for all positions."""
+        """Store `k` and `v` [batch head pos d_head]. Return keys and values of all positions."""
         k, v = self.layer.append(k.transpose(1, 2), v.transpose(1, 2))
         return k.transpose(1, 2), v.transpose(1, 2)
 
 
 class FromBlock(Adapter):
-    """Gives Hugging Face's `GPT2Block` or `GPT2Attention` our call signature."""
+    """Gives our call signature to Hugging Face's `GPT2Block` or `GPT2Attention`."""
 
     def forward(self, residual: Residual, kv_cache: LayerCache | None = None) -> Residual:
-        """Return the output of Hugging Face's module, or its first element if it is a tuple."""
+        """Return the output of Hugging Face's module; if the output is a tuple, its first item."""
         n_queries, length = residual.shape[1], 0 if kv_cache is None else kv_cache.length
         seen = None if kv_cache is None else kv_cache.mask(n_queries)
         if seen is None:
@@ -120,12 +121,12 @@ class FromBlock(Adapter):
         return output[0] if isinstance(output, tuple) else output
 
     def cache_name(self) -> str:
-        """Return the name of the module's cache argument, which transformers 5.24 changed."""
+        """Return the name of the module's cache argument in this version of transformers."""
         return "cache" if accepts(self.module, "cache") else "past_key_values"
 
 
 class FromPositions(Adapter):
-    """Gives Hugging Face's `wpe`, an `nn.Embedding`, our call signature."""
+    """Gives our call signature to Hugging Face's position embedding `wpe`, an `nn.Embedding`."""
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
@@ -164,7 +165,7 @@ class HuggingFace(Library):
         return super().find(model, self.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return one assignment, which puts `module` at the part's path in Hugging Face's model."""
+        """Return one assignment, which puts `module` at our path `path` in `model`."""
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
@@ -172,11 +173,14 @@ class HuggingFace(Library):
         return []
 
     def name(self, path: str) -> str:
-        """Return the path in Hugging Face's model of the part at our path `path`."""
+        """Return the path in Hugging Face's model of the module at our path `path`."""
         return ".".join(self.NAMES.get(word, word) for word in path.split("."))
 
     def as_theirs(self, path: str, module: nn.Module) -> nn.Module:
-        """Return our `module` with the call signature of Hugging Face's module at `path`."""
+        """Return `module` with the call signature of Hugging Face's module of the same kind.
+
+        `module` has our call signature, and `path` is its path in our models.
+        """
         match kind(path):
             case "pos_embed":
                 return AsPositions(module)

@@ -1,4 +1,4 @@
-"""`Library` for the models of this package."""
+"""The `Library` for the models of this package."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from clean_transformer.swapping.libraries.base import Library, Place, place_at
 
 
 class Ours(Library):
-    """Supports `DemoTransformer`, and other `HookedModule`s with a `cfg` and parts at our paths."""
+    """Supports `DemoTransformer`, and any `HookedModule` with a `cfg` and modules at our paths."""
 
     MODELS = ("clean_transformer.HookedModule",)
 
@@ -20,14 +20,15 @@ class Ours(Library):
         return model.cfg
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return one assignment, which puts `module` at `path` in `model`."""
+        """Return one assignment, which puts `module` at the path `path` in `model`."""
         return [place_at(model, path, module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
         """Return the full names of the old module's hook points that the new module lacks.
 
-        The block has hook points for the inputs of each head, `PER_HEAD_INPUTS`. If a new attention
-        does not take an input for each head, these hook points do not run, so they are also lost.
+        A block has hook points for the inputs of each head, `PER_HEAD_INPUTS`. If the new module is
+        an attention that does not take an input for each head, these hook points do not run, so the
+        result also has their names.
         """
         [place] = places
         old, new = hook_points(model.get_submodule(path)), hook_points(place.module)

@@ -1,7 +1,8 @@
-"""`Library` for TransformerLens 4 and later.
+"""The `Library` for TransformerLens 4 and later.
 
 A `TransformerBridge` contains a model of Hugging Face. Each module of the bridge is a shell around
-a module of Hugging Face: the shell calls this module, and adds hook points for input and output.
+a module of Hugging Face: the shell calls the inner module, and adds hook points for the inner
+module's input and output.
 """
 
 import re
@@ -21,13 +22,14 @@ from clean_transformer.swapping.libraries.huggingface import FromBlock, FromPosi
 
 
 class Bridged(Adapter):
-    """One of our modules, which takes the place of a shell.
+    """Wraps one of our modules, and takes the place of a shell (see above) in the bridge.
 
-    The input passes through the shell's hook points `before`, and the output through `after`.
+    `before` and `after` are hook points of the shell. The input passes through all of `before`, and
+    the output through all of `after`.
     """
 
     # `TransformerBridge` sets this attribute on the position embedding. Hugging Face computes
-    # position embeddings with batch size 1. The hook points get them with the tokens' batch size.
+    # position embeddings with batch size 1, but the hook points get the batch size of the tokens.
     _current_batch_size: int | None = None
 
     def __init__(self, module: nn.Module, before: list[nn.Module], after: list[nn.Module]):
@@ -35,7 +37,7 @@ class Bridged(Adapter):
         self.before, self.after = nn.ModuleList(before), nn.ModuleList(after)
 
     def forward(self, x: Tensor, *rest: Any, **arguments: Any) -> Any:
-        """Return the module's output. If it is a tuple, `after` gets only the first element."""
+        """Return the module's output. If it is a tuple, `after` gets only the first item."""
         for point in self.before:
             x = point(x)
         output = self.module(x, *rest, **arguments)
@@ -48,9 +50,10 @@ class Bridged(Adapter):
 
 
 class MergedHeads(nn.Module):
-    """Puts TransformerLens's hook point `point` in place of our hook point.
+    """Replaces our hook point by TransformerLens's hook point `point`.
 
-    Our hook point gets [batch pos head d_head]. `point` gets [batch pos (head d_head)].
+    The activation is [batch pos head d_head] at our hook point, and [batch pos (head d_head)] at
+    `point`.
     """
 
     def __init__(self, point: nn.Module):
@@ -60,7 +63,7 @@ class MergedHeads(nn.Module):
     def forward(
         self, activation: Float[Tensor, "batch pos head d_head"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """Return what `point` returns for the activation, with the head axis restored."""
+        """Return the output of `point` in the shape of `activation`."""
         merged = self.point(
             rearrange(activation, "batch pos head d_head -> batch pos (head d_head)")
         )
@@ -70,15 +73,18 @@ class MergedHeads(nn.Module):
 
 
 class FromShell(FromBlock):
-    """Gives a shell around a `GPT2Block` or `GPT2Attention` our call signature."""
+    """Gives our call signature to a bridge's shell around a `GPT2Block` or `GPT2Attention`."""
 
     def cache_name(self) -> str:
-        """Return the name of the shell's cache argument, in every version of transformers."""
+        """Return the name of the shell's cache argument."""
         return "layer_past"
 
 
 class Bridge(Lens):
-    """Supports `TransformerBridge`. The bridge's hook points replace a transplanted module's."""
+    """Supports `TransformerBridge`.
+
+    In a transplanted module, the bridge's hook points replace our hook points with the same names.
+    """
 
     MODELS = ("transformer_lens.TransformerBridge",)
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
@@ -86,8 +92,8 @@ class Bridge(Lens):
         ("block", "transformer_lens.BlockBridge"): FromShell,
         ("pos_embed", "transformer_lens.PosEmbedBridge"): FromPositions,
     }
-    # For each kind of part, the shell's hook points that get the part's input (INPUT) or its output
-    # (OUTPUT), in the order of the forward pass. Other kinds of parts have hook_in and hook_out.
+    # For each kind of module, the shell's hook points that get the module's input (INPUT) or output
+    # (OUTPUT), in the order of the forward pass. Shells of other kinds have hook_in and hook_out.
     INPUT: Mapping[str, tuple[str, ...]] = {"mlp": ("hook_in", "in.hook_in")}
     OUTPUT: Mapping[str, tuple[str, ...]] = {
         "mlp": ("out.hook_out", "hook_out"),
@@ -106,13 +112,17 @@ class Bridge(Lens):
         return Library.find(self, model.original_model, self.name(path))
 
     def name(self, path: str) -> str:
-        """Return the part's path in the inner Hugging Face model. Shells wrap the blocks there."""
+        """Return the path in the inner Hugging Face model of the module at our path `path`.
+
+        The blocks of the inner model are wrapped in shells.
+        """
         return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", self.inside.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the assignments that put `module`, with the old hook points, into `model`.
+        """Return the assignments that put `module` at our path `path` in `model`.
 
-        `module` is put into the Hugging Face model inside the bridge, and into the bridge.
+        They put the old hook points into `module`, and `module` into the bridge and into the
+        Hugging Face model inside the bridge.
         """
         inner = self.inside.as_theirs(path, module)
         points = [
@@ -132,7 +142,7 @@ class Bridge(Lens):
             [at[f"{path}.{name}"] for name in self.INPUT.get(kind(path), ("hook_in",))],
             [at[f"{path}.{name}"] for name in self.OUTPUT.get(kind(path), ("hook_out",))],
         )
-        # The forward pass runs the modules of Hugging Face's model. The bridge has its own module
-        # tree, which users inspect. So the new module is put into both models.
+        # The forward pass runs the modules of Hugging Face's model. Users inspect the module tree
+        # of the bridge. So the new module is put into both.
         there = place_at(model.original_model, self.name(path), shelled)
         return [*points, there, place_at(model, path, shelled)]

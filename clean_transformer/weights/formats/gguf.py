@@ -1,8 +1,8 @@
 """Reads and writes GGUF, the file format of llama.cpp, for the `gpt2` architecture.
 
 The tensors have the names that the gguf package lists in `MODEL_TENSORS`. The weight of every
-linear layer is [out, in], as in `nn.Linear`: llama.cpp's converter transposes the weights of
-Hugging Face's linear layers (`Conv1D`), which are [in, out].
+linear layer is [out, in], as in `nn.Linear`. In Hugging Face's format, these weights are [in, out],
+and llama.cpp's converter transposes them.
 """
 
 from contextlib import closing
@@ -82,11 +82,12 @@ def read_gguf(file: Path) -> tuple[Config, State]:
     """Return the architecture, and the memory-mapped tensors under llama.cpp's names.
 
     Raises `WeightsError` for a damaged file, for an architecture other than gpt2, and for tensors
-    whose type is not in `DTYPES`, such as quantized tensors. The error lists these tensors.
+    whose type is not in `DTYPES`, such as quantized tensors. The error lists the tensors of other
+    types.
     """
     package = _package()
     try:
-        # "c" is the mode "copy on write": if training changes the tensors, the file is unchanged.
+        # "c" means copy on write: changes to the tensors, as in training, do not change the file.
         reader = package.GGUFReader(file, "c")
     except (ValueError, IndexError, KeyError) as error:
         raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
@@ -137,8 +138,8 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
     For example: `write_gguf(file, model.cfg, model.state_dict())`. If an error occurs, no
     incomplete file remains. The file contains no tokenizer, so llama.cpp accepts only token ids.
     The LayerNorm parameters, the biases and the position embeddings are written in float32, because
-    llama.cpp requires float32 for them. Raises `WeightsError` for a model that the format cannot
-    store, before this function writes anything.
+    llama.cpp requires this. Raises `WeightsError`, and writes nothing, for a model that the format
+    cannot store.
     """
     gguf = _package()
     refuse_architecture(GGUF.name, cfg)
@@ -174,8 +175,8 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
 def _shortest_decimal(value: float) -> float:
     """Return the shortest decimal number that rounds to the same float32 as `value`.
 
-    A GGUF file stores eps in float32, and the float32 nearest to 1e-5 is not exactly 1e-5. For this
-    float32, the function returns exactly the float 1e-5.
+    A GGUF file stores eps in float32, and the float32 nearest to 1e-5 is not exactly 1e-5. Given
+    this float32, the function returns the Python float 1e-5.
     """
     return float(str(np.float32(value)))
 

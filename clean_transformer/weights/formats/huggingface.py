@@ -59,9 +59,8 @@ BLOCK = (
 )
 
 
-# Some fields of config.json change the function that the model computes. SUPPORTED maps each such
-# field to the values that we support. If config.json lacks a field, we assume the field's first
-# value in SUPPORTED.
+# The fields of config.json that change the function that the model computes, and for each field the
+# values that we support. If config.json lacks a field, we assume the first of these values.
 SUPPORTED = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -72,11 +71,11 @@ SUPPORTED = {
 
 
 def has_linear_layout(state: State) -> bool:
-    """Whether the weights are [out, in], as in `nn.Linear`, and not [in, out], as in `Conv1D`.
+    """Return whether the weights are [out, in], as in `nn.Linear`, not [in, out], as in `Conv1D`.
 
     nanoGPT has Hugging Face's names, but its weights are [out, in]. This function looks at the
-    shape of the weight that computes queries, keys and values. The output axis of this weight is
-    three times as long as its input axis, so the longer axis is the output axis.
+    weight that computes queries, keys and values. The output axis of this weight is three times as
+    long as its input axis, so the longer axis is the output axis.
     """
     weight = state.get("transformer.h.0.attn.c_attn.weight")
     return weight is not None and weight.ndim == 2 and weight.shape[0] > weight.shape[1]
@@ -85,8 +84,8 @@ def has_linear_layout(state: State) -> bool:
 def config_from_json(fields: Mapping[str, Any]) -> Config:
     """Return the architecture that the `fields` of a config.json describe.
 
-    Raises `WeightsError` if a field is missing, or if its value does not describe a plain GPT-2.
-    The error names the field.
+    Raises `WeightsError` if a field is missing, or if the value of a field does not describe a
+    plain GPT-2. The error names the field.
     """
     for field, values in SUPPORTED.items():
         value = fields.get(field, values[0])
@@ -111,7 +110,7 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
 
 
 def config_to_json(cfg: Config) -> dict[str, Any]:
-    """Return the fields of the config.json that describes the architecture `cfg`.
+    """Return the fields of a config.json that describes the architecture `cfg`.
 
     Raises `WeightsError` for an architecture that Hugging Face's GPT-2 cannot have.
     """
@@ -136,8 +135,8 @@ def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture, and the memory-mapped tensors under Hugging Face's names.
 
     The tensors may be in model.safetensors, in the shards that model.safetensors.index.json lists,
-    or in pytorch_model.bin. This function reads the first of the three that exists. Raises
-    `WeightsError` for a damaged file and `FileNotFoundError` for a missing file.
+    or in pytorch_model.bin. If several of these files exist, this function reads only the first in
+    this order. Raises `WeightsError` for a damaged file and `FileNotFoundError` for a missing file.
     """
     cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}
@@ -199,8 +198,7 @@ def write_folder(folder: Path, cfg: Config, state: State) -> None:
     """Write config.json and model.safetensors into `folder`.
 
     `state` has the parameters under this package's names. If an error occurs, no incomplete file
-    remains. Raises `WeightsError` for a model that the format cannot store, before this function
-    writes anything.
+    remains. Raises `WeightsError`, and writes nothing, for a model that the format cannot store.
     """
     from safetensors.torch import save_file
 

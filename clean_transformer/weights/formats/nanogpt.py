@@ -1,10 +1,10 @@
 """Reads the checkpoints of nanoGPT and minGPT.
 
-Their tensors have Hugging Face's names, but the weight of every linear layer is [out, in], as in
+The tensors have Hugging Face's names, but the weight of every linear layer is [out, in], as in
 `nn.Linear`.
 
-GPT-2 computes GELU with a formula that contains tanh, `gelu_new`. minGPT (since 2022) does the
-same. nanoGPT also computed `gelu_new` until June 2023, when its pull request 274 replaced
+GPT-2 computes GELU with a formula that contains tanh, `gelu_new`. minGPT has computed `gelu_new`
+since 2022. nanoGPT computed `gelu_new` until June 2023, when its pull request 274 replaced
 `gelu_new` by the exact GELU. The two functions differ by up to 5e-4. A loaded model always computes
 `gelu_new`, because a checkpoint does not say which function the model was trained with. If the
 model was trained with the exact GELU, replace the `mlp` of each block by `variants.ExactGeluMLP`.
@@ -44,10 +44,9 @@ def read_checkpoint(file: Path) -> tuple[Config | None, State]:
     """Return the architecture (or None) and the tensors in a file that `torch.save` wrote.
 
     nanoGPT saves {"model": …, "model_args": …}, where `model_args` describes the architecture.
-    minGPT saves only a state dict, which does not describe the architecture. For a minGPT file, the
-    architecture in the result is None. For a nanoGPT file, this function warns that the model may
-    have been trained with the exact GELU. Raises `WeightsError` for a damaged file, and for a file
-    without a state dict.
+    minGPT saves only a state dict, so for a minGPT file the returned architecture is None. For a
+    nanoGPT file, this function warns that the model may have been trained with the exact GELU.
+    Raises `WeightsError` for a damaged file, and for a file without a state dict.
     """
     saved = read_tensors(file)
     state = saved["model"] if "model_args" in saved else saved
@@ -102,7 +101,8 @@ def _without_biases(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     )
 
 
-# nanoGPT's training script has bias=False by default. We read the missing biases as zeros.
+# nanoGPT's training script makes models without biases by default (bias=False). The biases that we
+# read from their checkpoints are zeros.
 NANOGPT_WITHOUT_BIASES = replace(
     NANOGPT,
     name="nanoGPT without biases",

@@ -1,4 +1,4 @@
-"""Reads GPT-2 in the format in which OpenAI published it. TensorFlow need not be installed."""
+"""Reads GPT-2 in OpenAI's own format, TensorFlow checkpoints. TensorFlow is not necessary."""
 
 import re
 from collections.abc import Mapping
@@ -71,8 +71,8 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> Config:
 def read_openai(folder: Path) -> tuple[Config, State]:
     """Return the architecture, and the memory-mapped tensors under OpenAI's names.
 
-    The text file `checkpoint` in the folder contains the name of the TensorFlow checkpoint to read.
-    In OpenAI's releases, this name is model.ckpt. Raises `FileNotFoundError` for a missing file and
+    The text file `checkpoint` in the folder contains the name of the TensorFlow checkpoint to read,
+    which is model.ckpt in OpenAI's releases. Raises `FileNotFoundError` for a missing file and
     `WeightsError` for a damaged file. If the data of a tensor is damaged, the error contains the
     name of the tensor.
     """
@@ -80,8 +80,8 @@ def read_openai(folder: Path) -> tuple[Config, State]:
     checkpoint = folder / "checkpoint"
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{folder} has no file 'checkpoint', which names the weights")
-    # The file may contain a whole path on the machine that saved the model. We use only the last
-    # component of this path.
+    # The file may contain the full path of the checkpoint on the machine that saved the model. We
+    # use only the last component of this path.
     named = re.match(
         r'model_checkpoint_path: "(?:.*[/\\])?([^"/\\]+)"',
         checkpoint.read_text(encoding="utf-8", errors="replace"),

@@ -1,9 +1,9 @@
 """Reads TensorFlow's checkpoints (version 2, "tensor bundles") without TensorFlow.
 
-A bundle has an index, `PREFIX.index`, and one or more data files, `PREFIX.data-SHARD-of-SHARDS`.
-The index is a LevelDB table: it maps the name of each tensor to a protobuf message with the
-tensor's dtype, shape, place in a data file, and checksum. The index also maps the empty name to a
-message about the whole bundle.
+A bundle has an index file, `PREFIX.index`, and one or more data files (shards),
+`PREFIX.data-SHARD-of-SHARDS`. The index is a LevelDB table: it maps the name of each tensor to a
+protobuf message with the tensor's dtype, shape, place in a data file, and checksum. The index also
+maps the empty name to a message about the whole bundle.
 
 Sources: TensorFlow's tensor_bundle.proto (the messages), protobuf.dev (the encoding of messages),
 LevelDB's doc/table_format.md (the table).
@@ -31,7 +31,7 @@ AGAIN = "copy or download it again"
 
 
 class Wire(IntEnum):
-    """Protobuf's wire types in these messages. A wire type says how a field's value is encoded."""
+    """The wire types in TensorFlow's messages. A wire type says how a field's value is encoded."""
 
     VARINT = 0
     BYTES = 2
@@ -56,7 +56,7 @@ LENGTH = 8 * 1 + Wire.VARINT
 
 
 # The last 48 bytes of a LevelDB table are its footer. The first 40 bytes of the footer hold the
-# places (see `_read_place`) of two blocks, and zeros as padding. The other 8 bytes are MAGIC.
+# places (see `_read_place`) of two blocks, and then zeros. The last 8 bytes are MAGIC.
 FOOTER_SIZE = 48
 
 
@@ -69,7 +69,7 @@ class Entry:
 
     `shard` is the number of the data file that contains the tensor. In this file, the tensor begins
     at byte `offset` and has `size` bytes. `checksum` is `masked_crc32c` of these bytes. `in_slices`
-    says whether the tensor was saved in slices.
+    is True if the tensor was saved in several pieces (slices), which this module cannot read.
     """
 
     dtype: int
@@ -84,8 +84,8 @@ class Entry:
 def read_bundle(prefix: Path) -> dict[str, Tensor]:
     """Return every tensor of the bundle at `prefix`, by name.
 
-    The tensors are memory-mapped. Only if a tensor's offset in the data file is not a multiple of
-    its item size, this function copies the tensor.
+    `prefix` is the path of the bundle's files without their endings. The tensors are memory-mapped,
+    but a tensor is copied if its offset in the data file is not a multiple of its item size.
 
     Raises `FileNotFoundError` for a missing file. Raises `WeightsError` for a damaged tensor or
     index, for a tensor that was saved in slices, for a dtype that is not in `DTYPES`, and if the
@@ -172,10 +172,10 @@ def _entry(message: Mapping[int, list[Any]]) -> Entry:
 
 
 def _decode(message: bytes) -> dict[int, list[Any]]:
-    """Return the values of each field in a protobuf message, as a list, by the field's tag.
+    """Decode a protobuf message. Return a list of the values of each field, by the field's tag.
 
-    The list has several values if the field occurs several times in the message. Raises
-    `ValueError` if the bytes are not a protobuf message.
+    A list has several values if its field occurs several times in the message. Raises `ValueError`
+    if the bytes are not a protobuf message.
     """
     stream = BytesIO(message)
     fields: dict[int, list[Any]] = {}
@@ -202,9 +202,9 @@ def _number(fields: Mapping[int, list[Any]], tag: int) -> int:
 def _read_varint(stream: BytesIO) -> int:
     """Read an integer in protobuf's varint encoding from the stream, and return it.
 
-    Each byte holds 7 bits of the integer, and the lowest 7 bits come first. Every byte except the
-    last byte is 128 or more. Raises `ValueError` if the integer has more bytes than necessary,
-    which happens only in damaged files.
+    Each byte holds 7 bits of the integer, and the lowest 7 bits come first. The highest bit of each
+    byte is 1 if another byte follows. Raises `ValueError` if the integer has more bytes than
+    necessary, which happens only in damaged files.
     """
     number = shift = 0
     while True:
@@ -228,7 +228,7 @@ def _take(stream: BytesIO, count: int) -> bytes:
 
 
 def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each key of a LevelDB table with its value, in the order of the table.
+    """Yield each key of a LevelDB table and the key's value, in the order of the table.
 
     Raises `ValueError` if any byte is damaged, and for a compressed table.
     """
@@ -243,7 +243,7 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _read_place(stream: BytesIO) -> tuple[int, int]:
-    """Read the offset and the size of a block from the stream, and return both, in bytes."""
+    """Read the place of a block from the stream. Return its offset and its size, in bytes."""
     return _read_varint(stream), _read_varint(stream)
 
 
@@ -259,11 +259,11 @@ def _read_block(table: bytes, place: tuple[int, int]) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each key of a block with its value.
+    """Yield each key of a block and the key's value.
 
     If a key begins like the previous key, the block stores the length of the common beginning and
-    only the rest of the key. At the end of the block there is a list of the offsets of complete
-    keys, and then the length of this list. This function does not need the list.
+    only the rest of the key. The block ends with a list of offsets, for binary search, and the
+    length of this list. This function skips the list.
     """
     n_restarts = int.from_bytes(block[-4:], "little")
     entries, key = BytesIO(block[: -4 * (n_restarts + 1)]), b""
@@ -274,7 +274,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def masked_crc32c(data: Any) -> int:
-    """Return LevelDB's checksum of `data`: the CRC-32C, rotated by 15 bits, plus a constant."""
+    """Return LevelDB's checksum of `data`: its CRC-32C, rotated by 15 bits, plus a constant."""
     crc = _crc32c().value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
 

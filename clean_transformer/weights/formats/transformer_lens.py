@@ -1,8 +1,9 @@
-"""Reads TransformerLens's state dicts: `HookedTransformer` (to version 3) and `TransformerBridge`.
+"""Reads the state dicts of TransformerLens's `HookedTransformer` and `TransformerBridge`.
 
-`HookedTransformer` has the same parameter names and shapes as this package. In `TransformerBridge`,
-the weights that compute queries, keys and values are [out, in], as in `nn.Linear`. The other weight
-matrices of a block are [in, out], as in Hugging Face's `Conv1D`.
+`HookedTransformer`, the model class up to TransformerLens 3, has the same parameter names and
+shapes as this package. In `TransformerBridge`, the weights that compute queries, keys and values
+are [out, in], as in `nn.Linear`. The other weight matrices of a block are [in, out], as in Hugging
+Face's `Conv1D`.
 """
 
 from clean_transformer.weights.rows import Row

@@ -115,6 +115,6 @@ def test_every_path_watches_its_activations() -> None:
     model: HookedModule = DemoTransformer(config())
     fused, explicit, everything = (set(watched_names(model, path)) for path in PATHS)
     assert fused < explicit < everything
-    assert everything == {""} | set(model.hook_points()) | fused
+    assert everything == {""} | set(model.hook_dict) | fused
     assert "blocks.0.attn.hook_pattern" in explicit - fused
     assert "blocks.0.attn.hook_result" in everything - explicit

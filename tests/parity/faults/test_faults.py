@@ -55,7 +55,7 @@ def activations(model: DemoTransformer, tokens: Tensor) -> tuple[Tensor, Mapping
         for name, module in model.named_modules()
         if isinstance(module, HookPoint | LayerNormPre) and name.split(".")[-1] not in PER_HEAD
     ]
-    return model.run_with_cache(tokens, names=names)
+    return model.run_with_cache(tokens, names_filter=names)
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class Beside:
         parts = self.model.named_modules()
         watched = [name for name, part in parts if isinstance(part, HookPoint | HookedModule)]
         with torch.no_grad():
-            return [*self.model.run_with_cache(self.tokens, names=filter(None, watched))[1]]
+            return [*self.model.run_with_cache(self.tokens, names_filter=filter(None, watched))[1]]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_smallest_change_of_one_weight_that_is_seen(beside: Beside) -> None:
     """Below it a fault cannot be seen in principle: rounding may be as large."""
     with torch.no_grad():
         _, cache = beside.model.run_with_cache(
-            beside.tokens, names=["blocks.0.ln2", "blocks.0.mlp.hook_pre"]
+            beside.tokens, names_filter=["blocks.0.ln2", "blocks.0.mlp.hook_pre"]
         )
     read, pre = cache["blocks.0.ln2"][..., 0], cache["blocks.0.mlp.hook_pre"]
     moved = (read * beside.model.blocks[0].mlp.W_in[0, 0].detach()).abs()
