@@ -42,7 +42,7 @@ LAYERS = (
 # These two rooms also have an order inside.
 SUB_LAYERS = {
     "parity": (
-        ("verdict", "oracle", "inputs", "modes", "limits"),
+        ("verdict", "attempts", "oracle", "inputs", "modes", "limits"),
         ("references/*", "operations/*", "activations/*", "rounding"),
         ("same_function", "invariants", "faults/*"),
         ("locate", "numpy_gpt2"),

@@ -17,6 +17,7 @@ from torch import Tensor
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
+from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.inputs import spread_ids
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.verdict import Check, Verdict
@@ -136,17 +137,24 @@ def write_small_logits(device: str, dtype: str, file: str) -> None:
 
 @torch.no_grad()
 def check_invariants(
-    model: DemoTransformer, tokens: Tokens, allowed: float, first: Logits
+    model: DemoTransformer, tokens: Tokens, allowed: float, first: Logits | None
 ) -> list[Check]:
     """Check every invariant for the model on its device.
 
     `allowed` is the largest `row_difference` that two healthy runs may have. `first` holds the
     logits of the model's first call on the device. A later call on the same tokens must give the
-    same logits, up to `allowed`.
+    same logits, up to `allowed`. If `first` is None, this check is left out. An invariant that
+    raises an exception becomes a check with the verdict of `failed_check`.
     """
-    checks = [_judge("first_call", first, model(tokens), allowed)]
-    for invariant in INVARIANTS:
-        checks.append(_judge(invariant.__name__, *invariant(model, tokens), allowed))
+    pairs = {invariant.__name__.replace("_", " "): invariant for invariant in INVARIANTS}
+    if first is not None:
+        pairs = {"first call": lambda model, tokens: (first, model(tokens)), **pairs}
+    checks = []
+    for name, pair in pairs.items():
+        try:
+            checks.append(_judge(name, *pair(model, tokens), allowed))
+        except Exception as error:
+            checks.append(failed_check(name, error))
     return checks
 
 
@@ -154,20 +162,20 @@ def _judge(name: str, one: Logits, other: Logits, allowed: float) -> Check:
     with trusted():
         measured = row_difference(one.cpu(), other.cpu())
     verdict = Verdict.PASS if measured <= allowed else Verdict.WRONG
-    note = "bit-identical" if measured == 0 else ""
-    return Check(name.replace("_", " "), verdict, measured, allowed, note)
+    return Check(name, verdict, measured, allowed, "bit-identical" if measured == 0 else "")
 
 
 def row_difference(one: Logits, other: Logits) -> float:
     """The largest relative difference between a row of `one` and the same row of `other`.
 
     A row holds the logits at one position. The difference of two rows is
-    RMS(one − other) / RMS(other). The result is infinite if a logit is NaN.
+    RMS(one − other) / RMS(other). The result is infinite if a logit is NaN or infinite.
     """
     worst = 0.0
     for row, wanted in zip(one.flatten(0, 1), other.flatten(0, 1), strict=True):
         difference = (upcast(row) - upcast(wanted)).square().mean().sqrt()
-        worst = max(worst, float(difference / upcast(wanted).square().mean().sqrt()))
-        if difference.isnan():
-            return torch.inf
+        relative = difference / upcast(wanted).square().mean().sqrt()
+        if difference != 0:
+            # NaN would drop out of `max`.
+            worst = max(worst, float(relative.nan_to_num(torch.inf, torch.inf)))
     return worst

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from clean_transformer.parity.activations.black_box import (
 )
 from clean_transformer.parity.activations.drift import EndToEnd, healthy_envelope
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
+from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.inputs import LENGTH, suite_tokens
 from clean_transformer.parity.invariants import row_difference
 from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, rounding
@@ -98,7 +100,7 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
 
 
 def isolated_errors(
-    subject: Subject, on_step: Callable[[str], None]
+    subject: Subject, attempts: Attempts, on_step: Callable[[str], None]
 ) -> tuple[list[Isolated], Located | None]:
     """Return the isolated error of each activation, and the first wrong operation or None.
 
@@ -107,7 +109,7 @@ def isolated_errors(
     The whole model runs on `subject.tokens` once with each path of `PATHS`. Then one block runs on
     each of the `cliff_inputs`. If the model has black boxes (see `activations/black_box.py`), it
     runs only once, and the rows judge the outputs of its `leaves`. Before each step, `on_step` gets
-    the step's name.
+    the step's name. If a run raises an exception, `attempts` keeps it, and the next run follows.
 
     If an activation does not pass, `locate` searches for the first wrong operation that contributes
     to the first such activation. The second result is None if every activation passes, if the
@@ -116,10 +118,13 @@ def isolated_errors(
     model, oracle, given = subject.model, subject.oracle, subject.given
     case = f"{given.shape[0]} × {given.shape[1]} tokens"
     if subject.has_black_boxes:
-        on_step("isolated, black boxes")
-        return isolate_black_boxes(model, oracle, given, case=case), None
+        step = "isolated, black boxes"
+        on_step(step)
+        judge = partial(isolate_black_boxes, model, oracle, given, case=case)
+        return attempts.run(step, judge, []), None
 
-    layer, cliffs = cliff_inputs(model)
+    nothing: tuple[int, dict[str, Tensor]] = (0, {})
+    layer, cliffs = attempts.run("isolated, inputs", partial(cliff_inputs, model), nothing)
     runs = [("", case, path, given) for path in PATHS]
     runs += [
         (f"blocks.{layer}", cliff, path, x)
@@ -128,16 +133,20 @@ def isolated_errors(
     ]
     isolated: list[Isolated] = []
     for name, case, path, x in runs:
-        on_step(f"isolated, {case}, {path}")
+        step = f"isolated, {case}, {path}"
+        on_step(step)
         module, exact = (cast(HookedModule, each.get_submodule(name)) for each in (model, oracle))
-        rows = isolate(module, exact, x, path=path, case=case, autocast=subject.autocast)
+        judge = partial(isolate, module, exact, x, path=path, case=case, autocast=subject.autocast)
+        rows = attempts.run(step, judge, [])
         isolated += [replace(row, name=f"{name}.{row.name}".strip(".")) for row in rows]
     bad = first_bad_activation(isolated)
     if bad is None:
         return isolated, None
     name, _, path, x = next(run for run in runs if run[1:3] == (bad.case, bad.path))
     module = cast(HookedModule, model.get_submodule(name))
-    located = locate(module, bad.name.removeprefix(name).lstrip("."), path, x)
+    inside = bad.name.removeprefix(name).lstrip(".")
+    search = partial(locate, module, inside, path, x)
+    located = attempts.run("the search for the first wrong operation", search, None)
     return isolated, located and replace(located, where=bad.name or LOGITS)
 
 
@@ -153,7 +162,7 @@ def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Loca
             f"{result.name}, {result.layout}",
             result.verdict,
             result.ratio,
-            note=result.finding.diagnosis if result.finding else "",
+            note=result.finding.diagnosis if result.finding else result.note,
         )
         for result in results
     ]

@@ -1,6 +1,6 @@
 """The results of the parity suite as dataclasses, with their verdicts and first failures."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from clean_transformer.parity.verdict import Check, Verdict, worst
 
 Key = TypeVar("Key")
 Row = TypeVar("Row")
+Failure = TypeVar("Failure", bound=Isolated | EndToEnd | Check)
 
 
 # The paths (see `PATHS` in `activations/isolated.py`) whose kernels run only if somebody watches
@@ -27,13 +28,15 @@ class UseSummary:
     """The report's line on all uses (see `Use`) with the same name, with their worst verdict.
 
     `means` says what a person does in this use, such as "generating text". `wrong_from` is copied
-    from the `UseResult`: the first position with too large an error, or None.
+    from the `UseResult`: the first position with too large an error, or None. `reason` says why the
+    verdict is ERROR or NOT CHECKED; it is empty for other verdicts.
     """
 
     name: str
     means: str
     verdict: Verdict
     wrong_from: int | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,10 @@ class DeviceRun:
     `settings` holds the device's precision settings. `uses` has the result of each use. `isolated`
     has the error that the device introduces in each activation. `end_to_end` has the drift of each
     activation. `invariants` holds the checks of `invariants.py`, and `probes` those of single
-    operations. `impact` says how much the device's errors change the predictions. `located` is the
-    first wrong operation, if one was found. If nothing ran, `not_checked` is the reason.
+    operations. `errors` describes the other measurements that raised an exception. (If a use, an
+    invariant or a single operation raises an exception, its own row describes it.) `impact` says
+    how much the device's errors change the predictions. `located` is the first wrong operation, if
+    one was found. If nothing ran, `not_checked` is the reason.
     """
 
     device: str
@@ -56,6 +61,7 @@ class DeviceRun:
     end_to_end: list[EndToEnd] = field(default_factory=list)
     invariants: list[Check] = field(default_factory=list)
     probes: list[Check] = field(default_factory=list)
+    errors: list[Check] = field(default_factory=list)
     impact: Impact | None = None
     located: Located | None = None
     not_checked: str = ""
@@ -67,16 +73,19 @@ class DeviceRun:
 
     @property
     def first_failure(self) -> Isolated | EndToEnd | Check | None:
-        """The first row or check that does not pass; None if everything passed.
+        """The first row or check that found a fault; without a fault, the first that did not pass.
 
-        The order is: isolated errors, uses, drift, invariants, single operations. Isolated errors
-        come first because they say where an error begins. Drift does not: an activation also drifts
-        because of errors in earlier activations. The rows of isolated errors, of each use and of
-        drift follow the forward pass.
+        A row found a fault if it is WRONG or DEGRADED. Without such a row, the result is the first
+        row with the worst verdict, ERROR or NOT CHECKED. None if everything passed.
+
+        The order is: isolated errors, uses, drift, invariants, single operations, measurements that
+        raised an exception. Isolated errors come first because they say where an error begins.
+        Drift does not: an activation also drifts because of errors in earlier activations. The rows
+        of isolated errors, of each use and of drift follow the forward pass.
         """
-        in_uses = (use.first_failure for use in self.uses if use.first_failure)
-        failures = (row for row in self._rest if row.verdict is not Verdict.PASS)
-        return first_bad_activation(self.isolated) or next(in_uses, None) or next(failures, None)
+        in_order = (row for rows in by_activation(self.isolated).values() for row in rows)
+        in_uses = (row for use in self.uses for row in use.rows)
+        return first_failure([*in_order, *in_uses, *self._rest])
 
     @property
     def by_use(self) -> list[UseSummary]:
@@ -85,26 +94,34 @@ class DeviceRun:
         Several uses can have the same name, with other texts. Then the summary is that of the use
         with the worst verdict. The summary "hooks" has the worst verdict of the `isolated` rows
         with a path in WATCHED. The verdict of "forward" includes all other `isolated` rows, the
-        drift and the invariants.
+        drift and the invariants. `errors` are counted like the `isolated` rows.
         """
         found: dict[str, list[UseSummary]] = {}
         for result in self.uses:
             use = result.use
             said = UseSummary(use.name, use.means, result.verdict, result.wrong_from)
-            found.setdefault(use.name, []).append(said)
-        watched = [row for row in self.isolated if row.path in WATCHED]
+            found.setdefault(use.name, []).append(replace(said, reason=reason(result.rows)))
+        watched: list[Isolated | Check] = [row for row in self.isolated if row.path in WATCHED]
+        watched += [error for error in self.errors if error.name.endswith(WATCHED)]
         if watched:
-            verdict = worst(row.verdict for row in watched)
-            found["hooks"] = [UseSummary("hooks", "watching and patching activations", verdict)]
+            hooks = UseSummary(
+                "hooks", "watching and patching activations", worst(verdicts(watched))
+            )
+            found["hooks"] = [replace(hooks, reason=reason(watched))]
         if "forward" in found:
-            others = [row for row in self.isolated if row.path not in WATCHED]
-            rest = worst(verdicts(others, self.end_to_end, self.invariants))
-            found["forward"].append(replace(found["forward"][0], verdict=rest))
+            others: list[Isolated | EndToEnd | Check] = [
+                *(row for row in self.isolated if row.path not in WATCHED),
+                *self.end_to_end,
+                *self.invariants,
+                *(error for error in self.errors if not error.name.endswith(WATCHED)),
+            ]
+            rest = replace(found["forward"][0], verdict=worst(verdicts(others)))
+            found["forward"].append(replace(rest, reason=reason(others)))
         return [max(same, key=lambda each: each.verdict.severity) for same in found.values()]
 
     @property
     def _rest(self) -> list[EndToEnd | Check]:
-        return [*self.end_to_end, *self.invariants, *self.probes]
+        return [*self.end_to_end, *self.invariants, *self.probes, *self.errors]
 
 
 @dataclass(frozen=True)
@@ -131,9 +148,25 @@ class SuiteReport:
         return worst([same, *(run.verdict for run in self.runs)])
 
 
+def reason(rows: Sequence[Isolated | EndToEnd | Check]) -> str:
+    """Why the worst verdict of the rows is ERROR or NOT CHECKED; "" for another verdict."""
+    first = first_failure(rows)
+    return first.note if isinstance(first, Check) and not first.verdict.is_bad else ""
+
+
 def verdicts(*groups: Iterable[Isolated | EndToEnd | Check | UseResult]) -> Iterator[Verdict]:
     """The verdict of every row of every group."""
     return (row.verdict for rows in groups for row in rows)
+
+
+def first_failure(rows: Sequence[Failure]) -> Failure | None:
+    """The first row that is WRONG or DEGRADED.
+
+    Without such a row: the first row with the worst verdict, or None if all rows pass.
+    """
+    bad = next((row for row in rows if row.verdict.is_bad), None)
+    failures = [row for row in rows if row.verdict is not Verdict.PASS]
+    return bad or max(failures, key=lambda row: row.verdict.severity, default=None)
 
 
 def first_bad_activation(rows: list[Isolated]) -> Isolated | None:

@@ -4,8 +4,9 @@ The docstring of `clean_transformer.parity` lists the three questions.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.black_box import compiled_leaves
+from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.inputs import Weights, suite_tokens
 from clean_transformer.parity.invariants import check_invariants
 from clean_transformer.parity.measurements import (
@@ -30,9 +32,13 @@ from clean_transformer.parity.uses.every import judge_uses
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.oracle import check_oracle
 from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
 from clean_transformer.support.dtypes import choose_dtype
+
+# Why the invariants are NOT CHECKED if the measurement of drift raises an exception.
+NO_ALLOWANCE = "the allowed difference comes from the drift, which could not be measured"
 
 
 def same_function(
@@ -60,56 +66,83 @@ def check_device(
     If `reference` names a reference, the rows of drift (`end_to_end`) also hold the reference's own
     error on the CPU. Before each step, `on_step` gets the step's name. If this machine does not
     have the device, or if the device does not support the dtype or mode, nothing runs, and
-    `not_checked` of the result is the reason.
+    `not_checked` of the result is the reason. If a measurement raises an exception, the other
+    measurements still run, and the result describes the exception (see `failed_check`).
     """
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
     reason = _cannot_check(device, dtype, mode)
     if reason:
         return replace(started, not_checked=reason)
 
-    on_step("first call")
-    cfg, tokens = weights.cfg, suite_tokens(weights.cfg)
-    on_cpu = DemoTransformer.from_state_dict(
-        {name: value.to(dtype) for name, value in weights.state.items()}, cfg
-    )
-    model = DemoTransformer.from_state_dict(on_cpu.state_dict(), cfg).to(device)
-    oracle = float64_oracle(on_cpu)
-    if mode.startswith("optimized"):
-        model.optimize()
-    compiled = compiled_leaves(model) if mode.endswith("compiled") else nullcontext()
-    autocast = torch.bfloat16 if mode == "autocast" else None
-    under_test = Subject(model, on_cpu, oracle, tokens, autocast)
-    with under_test.context(), compiled:
-        first = model(under_test.given)
+    attempts = Attempts()
+    with ExitStack() as entered:
+        on_step("first call")
+        start = partial(_start, weights, device, dtype, mode, entered)
+        under_test = attempts.run("the model on the device", start, None)
+        if under_test is None:
+            return replace(started, errors=attempts.failed)
+        model, exact = under_test.model, ExactParts(weights.cfg, weights.state, dtype)
+        generator = torch.Generator()
+        generator.seed()
+        first = attempts.run("first call", lambda: model(under_test.given), None)
 
         on_step("end to end")
-        rows, felt, allowed = end_to_end(under_test, reference)
-        isolated, located = isolated_errors(under_test, on_step)
-        exact, generator = ExactParts(cfg, weights.state, dtype), torch.Generator()
-        generator.seed()
+        drift = partial(end_to_end, under_test, reference)
+        rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
+        isolated, located = isolated_errors(under_test, attempts, on_step)
         uses = judge_uses(
-            Judge(model, exact, generator, autocast),
+            Judge(model, exact, generator, under_test.autocast),
             locates=mode == "eager",
             # `torch.compile` would compile the modules again for each length of the cache.
             with_cache="compiled" not in mode,
             on_step=on_step,
         )
         on_step("invariants")
-        invariants = check_invariants(model, under_test.given, allowed, first)
-        invariants.append(check_oracle(exact, generator))
+        invariants = [Check("invariants", Verdict.NOT_CHECKED, note=NO_ALLOWANCE)]
+        if allowed is not None:
+            invariants = check_invariants(model, under_test.given, allowed, first)
+        beside = partial(check_oracle, exact, generator)
+        invariants += attempts.run("oracle beside NumPy", lambda: [beside()], [])
     on_step("single operations")
-    probes, faulty_probe = probe_operations(device, dtype) if mode == "eager" else ([], None)
+    probes: list[Check] = []
+    faulty_probe = None
+    if mode == "eager":
+        probe = partial(probe_operations, device, dtype)
+        probes, faulty_probe = attempts.run("single operations", probe, ([], None))
     return replace(
         started,
-        settings=device_settings(torch.device(device)),
+        settings=attempts.run("settings", partial(device_settings, torch.device(device)), {}),
         uses=uses,
         isolated=isolated,
         end_to_end=rows,
         invariants=invariants,
         probes=probes,
+        errors=attempts.failed,
         impact=felt,
         located=located or next((use.located for use in uses if use.located), faulty_probe),
     )
+
+
+def _start(
+    weights: Weights, device: str, dtype: torch.dtype, mode: str, entered: ExitStack
+) -> Subject:
+    """Build the model under test on its device, with the models that it is compared with.
+
+    The contexts in which the model runs stay entered until `entered` is closed.
+    """
+    on_cpu = DemoTransformer.from_state_dict(
+        {name: value.to(dtype) for name, value in weights.state.items()}, weights.cfg
+    )
+    model = DemoTransformer.from_state_dict(on_cpu.state_dict(), weights.cfg).to(device)
+    autocast = torch.bfloat16 if mode == "autocast" else None
+    oracle, tokens = float64_oracle(on_cpu), suite_tokens(weights.cfg)
+    under_test = Subject(model, on_cpu, oracle, tokens, autocast)
+    if mode.startswith("optimized"):
+        model.optimize()
+    entered.enter_context(under_test.context())
+    if mode.endswith("compiled"):
+        entered.enter_context(compiled_leaves(model))
+    return under_test
 
 
 def run_suite(

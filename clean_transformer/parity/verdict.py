@@ -1,4 +1,4 @@
-"""The four verdicts, the result of a check, and the tolerance for "the same function"."""
+"""The verdicts, the result of a check, and the tolerance for "the same function"."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from enum import Enum
 class Verdict(str, Enum):
     """The possible verdicts, from the best (PASS) to the worst (WRONG).
 
-    DEGRADED means that the device is less accurate than a healthy device. WRONG means that rounding
-    cannot explain the error. ERROR means that the check ended with an exception. The verdict of a
-    run is the worst verdict of its checks.
+    ERROR means that a check raised an exception. DEGRADED means that the device is less accurate
+    than a healthy device. WRONG means that rounding cannot explain the error. The verdict of a run
+    is the worst verdict of its checks.
     """
 
     PASS = "PASS"
@@ -26,11 +26,16 @@ class Verdict(str, Enum):
 
     @property
     def exit_status(self) -> int:
-        """The exit status of the command: 0 for PASS, 3 for NOT CHECKED, 2 for ERROR, 1 for others.
+        """The exit status of the command: 0 PASS, 3 NOT CHECKED, 2 ERROR, 1 DEGRADED or WRONG.
 
-        Exit status 2 also means that the command could not run at all.
+        The command also exits with status 2 if it could not run at all.
         """
         return {Verdict.PASS: 0, Verdict.NOT_CHECKED: 3, Verdict.ERROR: 2}.get(self, 1)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the check found a fault: DEGRADED or WRONG."""
+        return self in (Verdict.DEGRADED, Verdict.WRONG)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -42,13 +47,14 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 class Check:
     """The result of one check.
 
-    `measured` is the measured number, and `allowed` the largest number that passes; `allowed` is
-    None if the limit is not a single number. `note` explains the result.
+    `measured` is the measured number, or None if nothing could be measured. `allowed` is the
+    largest number that passes, or None if the limit is not a single number. `note` explains the
+    result.
     """
 
     name: str
     verdict: Verdict
-    measured: float
+    measured: float | None = None
     allowed: float | None = None
     note: str = ""
 

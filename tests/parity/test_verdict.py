@@ -4,7 +4,7 @@ import pytest
 
 from clean_transformer.parity.verdict import Verdict, worst
 
-FROM_BEST_TO_WORST = [Verdict.PASS, Verdict.NOT_CHECKED, Verdict.DEGRADED, Verdict.WRONG]
+FROM_BEST_TO_WORST = [*Verdict]
 
 
 def test_the_worst_of_two_is_the_later_one():
@@ -17,11 +17,17 @@ def test_nothing_is_not_a_pass():
 
 
 @pytest.mark.parametrize(
-    ("verdict", "status"), [*zip(FROM_BEST_TO_WORST, (0, 3, 1, 1), strict=True)]
+    ("verdict", "status"), [*zip(FROM_BEST_TO_WORST, (0, 3, 2, 1, 1), strict=True)]
 )
 def test_exit_status(verdict: Verdict, status: int):
     assert verdict.exit_status == status
 
 
 def test_verdicts_print_as_words():
-    assert [verdict.value for verdict in Verdict] == ["PASS", "NOT CHECKED", "DEGRADED", "WRONG"]
+    assert [verdict.value for verdict in Verdict] == [
+        "PASS",
+        "NOT CHECKED",
+        "ERROR",
+        "DEGRADED",
+        "WRONG",
+    ]

@@ -3,6 +3,7 @@
 The error is compared with the errors of healthy runs on the CPU.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 from clean_transformer.analysis.comparison import LOGITS, rms_errors, run
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.verdict import Verdict
+from clean_transformer.reports.heat_map import rank
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,25 @@ class EndToEnd:
 
     @property
     def rho(self) -> float:
-        """ρ = error / envelope. If the envelope is 0: 0 if the error is 0 too, else infinity."""
+        """ρ = error / envelope. If the envelope is 0: 0 if the error is 0 too, else infinity.
+
+        ρ is also infinite if the error is infinite or NaN.
+        """
+        if not math.isfinite(self.error):
+            return math.inf
         if self.envelope:
             return self.error / self.envelope
-        return 0.0 if self.error == 0 else torch.inf
+        return 0.0 if self.error == 0 else math.inf
 
     @property
     def verdict(self) -> Verdict:
-        """PASS or DEGRADED.
+        """PASS or DEGRADED; WRONG only for an infinite or NaN `error`.
 
-        Drift is never WRONG. The isolated errors (see `Isolated`) show in which activation an error
-        begins, and whether this error is WRONG.
+        A finite drift is never WRONG. The isolated errors (see `Isolated`) show in which activation
+        an error begins, and whether this error is WRONG.
         """
+        if not math.isfinite(self.error):
+            return Verdict.WRONG
         return Verdict.PASS if self.rho <= self.healthy else Verdict.DEGRADED
 
 
@@ -65,7 +74,8 @@ def healthy_envelope(
 
     def widen(activations: Mapping[str, Tensor]) -> None:
         for name, error in rms_errors(activations, oracle).items():
-            envelope[name] = max(envelope.get(name, 0.0), error)
+            # `max` alone could drop NaN.
+            envelope[name] = max(envelope.get(name, 0.0), error, key=rank)
 
     widen(run(model, tokens, names))
     with threads(1):

@@ -17,9 +17,10 @@ from clean_transformer.parity.any_model.results import (
     UseReport,
     floating_dtypes,
 )
+from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.operations.check import CallChecker
 from clean_transformer.parity.oracle import trusted
-from clean_transformer.parity.verdict import Verdict
+from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import environment
 
 # The inputs of a model: one tensor, a tuple of positional arguments, or a dict of keyword
@@ -53,8 +54,9 @@ def check_model(
     global random state are the same afterwards. The check keeps sums and maxima, and no call.
     Beside the model and its activations, it needs memory for the float64 replay of one call.
 
-    If the model raises an exception in a use, the verdict of the use is ERROR. Raises `ValueError`
-    if a module is compiled, because PyTorch would run it uncompiled during the check.
+    If the model raises an exception in a use, the verdict of the use is ERROR, or NOT CHECKED if
+    the device lacks an operation. Raises `ValueError` if a module is compiled, because PyTorch
+    would run it uncompiled during the check.
     """
     _refuse_compiled(model)
     args, kwargs = _arguments(inputs)
@@ -82,15 +84,13 @@ def check_model(
             try:
                 with CallChecker(Recorder(use, lambda: paths.current)):
                     run()
-            except NotImplementedError as error:
-                use.failure, use.failed_as = _first_line(error), Verdict.NOT_CHECKED
             except Exception as error:
-                use.failure, use.failed_as = _first_line(error), Verdict.ERROR
+                use.failed = failed_check(name, error)
             return use
 
         # In inference mode, PyTorch makes no graph for the backward pass.
         with torch.inference_mode(False), torch.enable_grad():
-            if check("forward", forward).failure:
+            if check("forward", forward).failed:
                 return report
             if any(each.requires_grad for each in _tensors(output)):
                 check("backward", lambda: torch.autograd.backward(_loss(output, tokens)))
@@ -101,7 +101,8 @@ def check_model(
             report.absent["generate"] = "the model has no method generate"
         elif tokens is None:
             reason = "the inputs have no token ids [batch pos] for a prompt"
-            report.uses.append(UseReport("generate", failure=reason, failed_as=Verdict.NOT_CHECKED))
+            failed = Check("generate", Verdict.NOT_CHECKED, note=reason)
+            report.uses.append(UseReport("generate", failed=failed))
         else:
             prompt = tokens[:, : max(1, tokens.shape[1] - NEW_TOKENS)]
             with torch.no_grad():
@@ -209,7 +210,3 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {[*tensor.shape]}"
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0].rstrip()

@@ -10,7 +10,7 @@ import torch
 from clean_transformer.parity.locate import Located, in_words
 from clean_transformer.parity.operations.check import CheckedCall
 from clean_transformer.parity.results import UseSummary, grouped
-from clean_transformer.parity.verdict import Verdict, worst
+from clean_transformer.parity.verdict import Check, Verdict, worst
 from clean_transformer.reports.plain import Schema
 
 SCHEMA = Schema("clean-transformer/check", version=1)
@@ -55,20 +55,20 @@ class UseReport:
     """The result of one use of the model: forward, generate or backward.
 
     `rows` has a row for each module, operation and dtype. `located` describes the first WRONG call,
-    or the first DEGRADED call if no call is WRONG. If the use could not run to its end, `failure`
-    says why, and `failed_as` is ERROR or NOT CHECKED.
+    or the first DEGRADED call if no call is WRONG. If the use could not run to its end, `failed`
+    has the reason as its `note`, and the verdict ERROR or NOT CHECKED.
     """
 
     name: str
     rows: list[Row] = field(default_factory=list)
     located: Located | None = None
-    failure: str = ""
-    failed_as: Verdict = Verdict.PASS
+    failed: Check | None = None
 
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of the rows; NOT CHECKED if there were no calls."""
-        return worst([*(row.verdict for row in self.rows), *[self.failed_as] * bool(self.failure)])
+        failed = [self.failed.verdict] if self.failed else []
+        return worst([*(row.verdict for row in self.rows), *failed])
 
 
 @dataclass
@@ -96,8 +96,16 @@ class ModelReport:
 
     @property
     def by_use(self) -> list[UseSummary]:
-        """The name, the meaning and the verdict of each use."""
-        return [UseSummary(use.name, MEANINGS[use.name], use.verdict) for use in self.uses]
+        """The name, the meaning and the verdict of each use, and why it could not run."""
+        return [
+            UseSummary(
+                use.name,
+                MEANINGS[use.name],
+                use.verdict,
+                reason=use.failed.note if use.failed else "",
+            )
+            for use in self.uses
+        ]
 
     @property
     def rows(self) -> list[Row]:

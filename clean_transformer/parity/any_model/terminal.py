@@ -10,7 +10,7 @@ from rich.text import Text
 from clean_transformer.parity.any_model.paths import MODEL, OUTSIDE
 from clean_transformer.parity.any_model.results import ModelReport, Row, alike, summed
 from clean_transformer.parity.report.terminal import styled, uses_table
-from clean_transformer.parity.report.wording import located_lines, meaning
+from clean_transformer.parity.report.wording import located_lines, uses_by_verdict
 from clean_transformer.parity.verdict import Verdict
 
 HEADLINES = {
@@ -36,13 +36,9 @@ def print_model_report(report: ModelReport, title: str, console: Console) -> Non
     console.print(f"{report.model} of {title}; inputs: {report.inputs}", markup=False)
     headline = HEADLINES[report.verdict].format(device=report.device, model=report.model)
     console.print(styled(report.verdict), Text(headline))
-    if meaning(report.by_use):
-        console.print(meaning(report.by_use), markup=False)
+    if report.verdict is not Verdict.PASS:
+        console.print(uses_by_verdict(report.by_use), markup=False)
     console.print(uses_table(report.by_use))
-    for use in report.uses:
-        if use.failure:
-            failure = f"{use.failed_as.value} {use.name}: {use.failure}"
-            console.print(failure, markup=False, highlight=False)
     for name, reason in report.absent.items():
         console.print(f"no {name}: {reason}", markup=False)
     _print_not_checked(report, console)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.operations.call import Operand, lay_out
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.operations.diagnosis import Finding
@@ -51,14 +52,16 @@ class ProbeResult:
     such as "all transposed". `ratio` is the largest error ratio of all ATen calls in this run (see
     `Judgment.ratio`). `verdict` is the verdict of `check_operations`. `finding` describes the first
     WRONG call. If no call is WRONG, `finding` describes the first DEGRADED call. If no call is
-    DEGRADED either, `finding` is None.
+    DEGRADED either, `finding` is None. If the run raised an exception, `ratio` is None, and `note`
+    describes the exception.
     """
 
     name: str
     layout: str
-    ratio: float
+    ratio: float | None
     verdict: Verdict
     finding: Finding | None
+    note: str = ""
 
 
 def _attentions() -> Iterator[Probe]:
@@ -120,10 +123,16 @@ def _run(probe: Probe, device: torch.device, dtype: torch.dtype) -> Iterator[Pro
         for shape, content in zip(probe.shapes, probe.contents, strict=False)
     ]
     for name, layouts in _layouts(probe, [Operand.of(value) for value in values]):
-        tensors = [
-            lay_out(value, layout, device) for value, layout in zip(values, layouts, strict=True)
-        ]
-        report = check_operations(probe.function, *tensors)
+        try:
+            tensors = [
+                lay_out(value, layout, device)
+                for value, layout in zip(values, layouts, strict=True)
+            ]
+            report = check_operations(probe.function, *tensors)
+        except Exception as error:
+            failed = failed_check(probe.name, error)
+            yield ProbeResult(probe.name, name, None, failed.verdict, None, failed.note)
+            continue
         ratio = max(report.largest.values(), default=0.0)
         yield ProbeResult(probe.name, name, ratio, report.verdict, report.finding)
 

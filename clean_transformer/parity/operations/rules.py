@@ -50,7 +50,7 @@ def within(
 ) -> Expected:
     """Return what is expected of one output: its limits are those of `kind` for `terms` terms."""
     healthy, wrong = kind.limits(terms, call.u)
-    return Expected(exact, scale, typical, healthy, wrong)
+    return Expected(exact, scale, typical, healthy, wrong, kind.dominated(terms, call.u))
 
 
 def unless_integer(rule: Rule) -> Rule:

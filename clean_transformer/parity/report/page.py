@@ -24,6 +24,10 @@ MEANING = {
         "Nothing wrong was found, but not everything was checked.",
         "Everything that was checked passed. What is listed here may be right or wrong.",
     ),
+    Verdict.ERROR: (
+        "Nothing wrong was found, but some checks could not run.",
+        "They raised an exception. What is listed here may be right or wrong.",
+    ),
     Verdict.DEGRADED: (
         "GPT-2 is computed less accurately than it should be.",
         "The errors are larger than on a healthy device, or are those of a lower precision.",
@@ -71,6 +75,7 @@ def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
 
     Each reason is a tuple (id of the section on the page, title, verdict, text). The list has a
     reason for question 1 if its verdict is not PASS, and for each run whose verdict is not PASS.
+    The text for a run says first what the verdict means for a person (see `meaning`).
     """
     found = []
     same = report.same_function
@@ -83,18 +88,21 @@ def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
         found.append(("same-function", "the same function", same.verdict, why))
     for index, run in enumerate(report.runs, 1):
         if run.verdict is not Verdict.PASS:
-            found.append((f"run-{index}", run_name(run), run.verdict, _reason(run)))
+            why = f"{meaning(run)} {_reason(run)}".strip()
+            found.append((f"run-{index}", run_name(run), run.verdict, why))
     return found
 
 
 def _reason(run: DeviceRun) -> str:
     match run.first_failure:
         case Isolated(name=name):
-            return f"first at {name or LOGITS}"
+            return f"First at {name or LOGITS}."
         case EndToEnd(name=name):
-            return f"drifts end to end, first at {name}"
+            return f"Drifts end to end, first at {name}."
+        case Check(measured=None) as check:
+            return f"First: {describe(check)}."
         case Check(name=name) as check:
             operation = check in run.probes
-            return f"wrong in single operations, first {name}" if operation else f"breaks {name}"
+            return f"Wrong in single operations, first {name}." if operation else f"Breaks {name}."
         case None:
-            return run.not_checked
+            return ""

@@ -22,6 +22,7 @@ SHARES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 8.0, 64.0, 512.
 STYLES = {
     Verdict.PASS: "green",
     Verdict.NOT_CHECKED: "cyan",
+    Verdict.ERROR: "magenta",
     Verdict.DEGRADED: "yellow",
     Verdict.WRONG: "bold red",
 }
@@ -29,6 +30,7 @@ STYLES = {
 MARKS = {
     Verdict.PASS: "",
     Verdict.NOT_CHECKED: "?",
+    Verdict.ERROR: "E",
     Verdict.DEGRADED: "D",
     Verdict.WRONG: "W",
 }

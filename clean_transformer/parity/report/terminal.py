@@ -15,6 +15,7 @@ from clean_transformer.parity.report.wording import (
     describe,
     located_lines,
     meaning,
+    run_name,
     script_name,
     use_line,
 )
@@ -24,6 +25,10 @@ from clean_transformer.parity.verdict import Verdict, worst
 from clean_transformer.reports.environment import environment
 from clean_transformer.reports.heat_map import rank
 from clean_transformer.reports.terminal import heat_map_table
+
+# What `print_diagnosis` writes before a check that found no fault but did not pass.
+FIRST = {Verdict.ERROR: "First error", Verdict.NOT_CHECKED: "First not checked"}
+ALSO = {Verdict.ERROR: "Also an error", Verdict.NOT_CHECKED: "Also not checked"}
 
 
 def styled(verdict: Verdict) -> Text:
@@ -42,6 +47,9 @@ def print_report(
     """
     console.print(f"clean_transformer on {report.weights}")
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
+    for run in report.runs:
+        if meaning(run):
+            console.print(f"{run_name(run)}: {meaning(run)}", markup=False)
     console.print()
     console.print(_same_function(report))
     if report.same_function and (worst_rows or all_rows):
@@ -73,12 +81,14 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     checked += sum(len(result.rows) for result in run.uses)
     words = {
         Verdict.PASS: f"{run.device} computes GPT-2 correctly in {run.dtype}.",
+        Verdict.NOT_CHECKED: f"{run.device} computes GPT-2 correctly as far as it was checked.",
+        Verdict.ERROR: f"{run.device} could not run everything. Nothing that ran was wrong.",
         Verdict.DEGRADED: f"{run.device} computes GPT-2 less accurately than {run.dtype} should.",
         Verdict.WRONG: f"{run.device} computes GPT-2 wrongly. Do not trust its results.",
     }
     console.print(styled(run.verdict), words[run.verdict])
-    if meaning(run.by_use):
-        console.print(meaning(run.by_use), markup=False)
+    if meaning(run):
+        console.print(meaning(run), markup=False)
     if run.by_use:
         console.print(uses_table(run.by_use))
     console.print(
@@ -87,10 +97,13 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     )
     first = run.first_failure
     if first:
-        console.print(f"First failure: {describe(first)}", markup=False)
-    broken = [check for check in failed([*run.invariants, *run.probes]) if check != first]
-    for check in broken[:5]:
-        console.print(f"Also broken: {describe(check)}", markup=False)
+        label = FIRST.get(first.verdict, "First failure")
+        console.print(f"{label}: {describe(first)}", markup=False)
+    checks = failed([*run.invariants, *run.probes, *run.errors])
+    broken = [check for check in checks if check != first]
+    for check in sorted(broken, key=lambda check: -check.verdict.severity)[:5]:
+        label = ALSO.get(check.verdict, "Also broken")
+        console.print(f"{label}: {describe(check)}", markup=False)
     if run.located:
         console.print("\n".join(located_lines(run.located)), markup=False, highlight=False)
         console.print(f"   reproduction: {script_name(run)}")
@@ -153,16 +166,20 @@ def _device_run(run: DeviceRun) -> RenderableType:
         return Group(heading, Text(f"   {run.not_checked}"))
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
-    heat_map = heat_map_table({"worst ratio": isolated_map(run)})
     parts.append(Padding(uses_table(run.by_use), (0, 0, 0, 2)))
-    parts += [Padding(heat_map, (0, 0, 0, 2)), _kinds(run.isolated), _checks(run)]
-    drift = max(run.end_to_end, key=lambda row: rank(row.rho))
-    parts.append(
-        Text(
-            f"   end to end: up to {drift.rho:.2f} times the error of healthy CPU runs, at "
-            f"{drift.name}; healthy up to {drift.healthy:g}"
+    if run.isolated:
+        heat_map = heat_map_table({"worst ratio": isolated_map(run)})
+        parts += [Padding(heat_map, (0, 0, 0, 2)), _kinds(run.isolated)]
+    parts.append(_checks(run))
+    parts += [Text(f"   {error.verdict.value} {describe(error)}") for error in run.errors]
+    drift = max(run.end_to_end, key=lambda row: rank(row.rho), default=None)
+    if drift:
+        parts.append(
+            Text(
+                f"   end to end: up to {drift.rho:.2f} times the error of healthy CPU runs, at "
+                f"{drift.name}; healthy up to {drift.healthy:g}"
+            )
         )
-    )
     if run.impact:
         parts.append(
             Text(
@@ -173,7 +190,9 @@ def _device_run(run: DeviceRun) -> RenderableType:
         )
     first = run.first_failure
     if first:
-        parts.append(Text(f"3. Where does it first go wrong?  {describe(first)}", style="bold"))
+        bad = "3. Where does it first go wrong?"
+        label = bad if first.verdict.is_bad else f"{FIRST[first.verdict]}:"
+        parts.append(Text(f"{label}  {describe(first)}", style="bold"))
     if run.located:
         parts += [
             Text("\n".join(located_lines(run.located))),
@@ -199,16 +218,24 @@ def _kinds(rows: list[Isolated]) -> Table:
 def _checks(run: DeviceRun) -> Table:
     table = Table("invariant", "difference", "allowed", "", "", box=None, padding=(0, 2))
     for check in run.invariants:
-        numbers = (f"{check.measured:.1e}", f"{check.allowed:.1e}")
+        numbers = (_figure(check.measured, ".1e"), _figure(check.allowed, ".1e"))
         table.add_row(check.name, *numbers, styled(check.verdict), check.note)
     if run.probes:
         title = f"{len(run.probes)} single operations"
         table.add_row(title, "", "", styled(worst(probe.verdict for probe in run.probes)), "")
     for probe in failed(run.probes):
         table.add_row(
-            f"  {probe.name}", f"{probe.measured:.3g}", "", styled(probe.verdict), probe.note
+            f"  {probe.name}",
+            _figure(probe.measured, ".3g"),
+            "",
+            styled(probe.verdict),
+            probe.note,
         )
     return table
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _isolated_rows(rows: list[Isolated], worst_rows: int) -> Table:

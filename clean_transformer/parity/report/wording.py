@@ -1,11 +1,13 @@
 """Sentences for the report in the terminal, the report on the HTML page, and `assert_parity`."""
 
+from collections.abc import Sequence
+
 from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.locate import Located
-from clean_transformer.parity.results import DeviceRun, UseSummary
-from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.parity.results import DeviceRun, UseSummary, verdicts
+from clean_transformer.parity.verdict import Check, Verdict, worst
 
 # The keys are the lower precisions that a device may use for float32 products. `describe` adds the
 # text to its sentence about a row whose errors are those of this precision.
@@ -61,6 +63,8 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
             f"{row.name} (end to end): error {row.rho:.3g} times that of healthy CPU runs, "
             f"healthy up to {row.healthy:g}"
         )
+    if isinstance(row, Check) and row.measured is None:
+        return f"{row.name}: {row.note}"
     if isinstance(row, Check):
         allowed = "" if row.allowed is None else f", allowed {row.allowed:.3g}"
         return f"{row.name}: {row.measured:.3g}{allowed}; {row.note}".removesuffix("; ")
@@ -78,26 +82,83 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
 def use_line(use: UseSummary) -> str:
     """Return one line about a use of the model: its name and what a person does in it.
 
-    If `use.wrong_from` is set, the line also says from which position on the use is wrong.
+    If `use.wrong_from` is set, the line also says from which position on the use is wrong. If the
+    use could not be checked, the line says why.
     """
     where = f", wrong from position {use.wrong_from} on" if use.wrong_from else ""
-    return f"{use.name}: {use.means}{where}"
+    why = f"; {use.reason}" if use.reason else ""
+    return f"{use.name}: {use.means}{where}{why}"
 
 
-def meaning(uses: list[UseSummary]) -> str:
-    """Say which uses of the model are wrong on the device, and which uses are right.
+# The word with which `meaning` introduces the uses of each verdict, in the order of the sentences.
+INTRODUCED = {
+    Verdict.WRONG: "Wrong",
+    Verdict.DEGRADED: "Less accurate than it should be",
+    Verdict.ERROR: "Failed with an exception",
+    Verdict.NOT_CHECKED: "Not checked",
+    Verdict.PASS: "Right",
+}
+# What `meaning` adds if `only_drifts`.
+DRIFT_ONLY = (
+    "Each activation alone is accurate, but the whole run is not: small errors add up, and exceed "
+    "those of healthy runs on the CPU."
+)
+# The uses in which a person knows the length of the text. In other uses, padding counts too.
+BY_LENGTH = ("forward", "long text", "generate")
 
-    DEGRADED uses are called wrong too. Returns "" if no use is WRONG or DEGRADED.
+
+def meaning(run: DeviceRun) -> str:
+    """Say what the verdict of a run means for a person: which uses are wrong, and which are right.
+
+    If no use is wrong, the text names the wrong single operations. Returns "" if everything passed.
     """
-    bad = [use for use in uses if use.verdict in (Verdict.WRONG, Verdict.DEGRADED)]
-    good = [use.means for use in uses if use.verdict is Verdict.PASS]
-    if not bad:
+    if run.not_checked:
+        return f"Nothing was checked: {run.not_checked}."
+    if run.verdict is Verdict.PASS:
         return ""
-    said = (
-        use.means + (f" (from position {use.wrong_from} on)" if use.wrong_from else "")
-        for use in bad
-    )
-    return f"Wrong: {', '.join(said)}. Right: {', '.join(good) or 'nothing'}."
+    measured = verdicts(run.isolated, run.uses, run.end_to_end, run.invariants)
+    also_wrong = [] if worst(measured).is_bad else _single_operations(run)
+    said = uses_by_verdict(run.by_use, also_wrong)
+    return f"{said} {DRIFT_ONLY}" if only_drifts(run) else said
+
+
+def uses_by_verdict(uses: list[UseSummary], also_wrong: Sequence[str] = ()) -> str:
+    """Return a sentence for each verdict, which says what a person does in the uses with it.
+
+    The texts `also_wrong` are added to the sentence for WRONG.
+    """
+    groups = {
+        words: [_in_use(use) for use in uses if use.verdict is verdict]
+        for verdict, words in INTRODUCED.items()
+    }
+    groups[INTRODUCED[Verdict.WRONG]].extend(also_wrong)
+    return " ".join(f"{words}: {', '.join(same)}." for words, same in groups.items() if same)
+
+
+def _in_use(use: UseSummary) -> str:
+    """What a person does in a use, and from which text length or position on it is wrong."""
+    if not use.wrong_from:
+        return use.means
+    if use.name in BY_LENGTH:
+        return (
+            f"{use.means} (texts longer than {use.wrong_from} tokens are wrong, shorter ones are "
+            "right)"
+        )
+    return f"{use.means} (from position {use.wrong_from} on)"
+
+
+def _single_operations(run: DeviceRun) -> list[str]:
+    """The wrong single operations of a run, in words, as a list with at most one text."""
+    bad = dict.fromkeys(probe.name.split(",")[0] for probe in run.probes if probe.verdict.is_bad)
+    if not bad:
+        return []
+    return [f"single operations in other sizes or layouts than GPT-2's ({', '.join(bad)})"]
+
+
+def only_drifts(run: DeviceRun) -> bool:
+    """Whether the drift is the only measurement of the run that found a fault."""
+    drifts = worst(verdicts(run.end_to_end)).is_bad
+    return drifts and not worst(verdicts(run.isolated, run.uses, run.invariants, run.probes)).is_bad
 
 
 def worst_head(row: Isolated) -> str:

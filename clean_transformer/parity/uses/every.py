@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
+from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.locate import in_words
 from clean_transformer.parity.uses.judge import Judge, UseResult
 from clean_transformer.parity.uses.sampling import check_sampling
 from clean_transformer.parity.uses.table import Use, uses
 from clean_transformer.parity.verdict import Check
+
+# The use of `judge_sampling`: it chooses the next token from four rows of logits.
+SAMPLING = Use("sampling", "choosing the next token", 4, (1,))
 
 
 def judge_uses(
@@ -32,10 +36,14 @@ def judge_uses(
             on_step(use.case)
             results.append(judge(use, locates=locates))
     on_step("sampling")
-    tokens = uses(model.cfg)[0].calls(model.cfg)[0].to(model.device)
-    with torch.no_grad():
-        logits = model(tokens).flatten(0, 1)[-4:]
-    return [*results, judge_sampling(model.cfg, logits)]
+    try:
+        tokens = uses(model.cfg)[0].calls(model.cfg)[0].to(model.device)
+        with torch.no_grad():
+            logits = model(tokens).flatten(0, 1)[-SAMPLING.batch :]
+        results.append(judge_sampling(model.cfg, logits))
+    except Exception as error:
+        results.append(UseResult(SAMPLING, (failed_check(SAMPLING.name, error),)))
+    return results
 
 
 def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
@@ -55,5 +63,4 @@ def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
         for name, report in reports
     )
     found = (in_words(one.finding, f"sampling, {name}") for name, one in reports if one.finding)
-    use = Use("sampling", "choosing the next token", len(logits), (1,))
-    return UseResult(use, rows, located=next(found, None))
+    return UseResult(SAMPLING, rows, located=next(found, None))

@@ -21,6 +21,7 @@ from torch import Tensor
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.limits import (
     ADD,
     LAYER_NORM,
@@ -56,7 +57,8 @@ BLOCKS, ROWS = 4, 64
 class UseResult:
     """The result of one use: a row for each judged part, in the order of the forward pass.
 
-    If a row does not pass, `wrong_from` and `located` describe the first such row: `wrong_from` is
+    If a part raised an exception, the last row describes it. If a part does not pass, `wrong_from`
+    and `located` describe the first such row: `wrong_from` is
     the first position with an error above the healthy limit, and `located` is the first wrong
     operation, or None if none was found. If all rows pass, both are None.
     """
@@ -107,17 +109,25 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, use: Use, *, locates: bool) -> UseResult:
-        """Judge a use; if `locates`, search the first failing part for a wrong operation."""
-        parts = [*self._parts(use)]
-        rows = tuple(each.row for each in parts)
+        """Judge a use; if `locates`, search the first failing part for a wrong operation.
+
+        If the use or the search raises an exception, the last row describes it (`failed_check`).
+        """
+        parts: list[Judged] = []
+        attempts = Attempts()
+        attempts.run(use.case, lambda: parts.extend(self._parts(use)), None)
         bad = next((each for each in parts if each.row.verdict is not Verdict.PASS), None)
-        if bad is None:
-            return UseResult(use, rows)
-        found = None
-        if locates:
-            found = check_operations(run, use, bad.part, bad.inputs, self.model.cache_class).finding
-        located = in_words(found, f"{bad.row.name}, {use.case}") if found else None
-        return UseResult(use, rows, bad.wrong_from, located)
+        located = None
+        if bad is not None and locates:
+            name = f"the search for the first wrong operation, {use.case}"
+            located = attempts.run(name, partial(self._locate, use, bad), None)
+        rows = [each.row for each in parts]
+        return UseResult(use, (*rows, *attempts.failed), bad.wrong_from if bad else None, located)
+
+    def _locate(self, use: Use, bad: Judged) -> Located | None:
+        """The first wrong operation in a part that fails, or None if none was found."""
+        found = check_operations(run, use, bad.part, bad.inputs, self.model.cache_class).finding
+        return in_words(found, f"{bad.row.name}, {use.case}") if found else None
 
     def _parts(self, use: Use) -> Iterator[Judged]:
         model, cache_class = self.model, self.model.cache_class

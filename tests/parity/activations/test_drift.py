@@ -68,7 +68,10 @@ def test_the_envelope_leaves_the_model_as_it_was() -> None:
         (2.1, 1.0, 2.1, Verdict.DEGRADED),
         (0.0, 0.0, 0.0, Verdict.PASS),
         (1e-9, 0.0, math.inf, Verdict.DEGRADED),
-        (math.nan, 1.0, math.nan, Verdict.DEGRADED),
+        (math.nan, 1.0, math.inf, Verdict.WRONG),
+        (math.inf, 1.0, math.inf, Verdict.WRONG),
+        (math.inf, math.inf, math.inf, Verdict.WRONG),
+        (1.0, math.nan, math.nan, Verdict.DEGRADED),
     ],
 )
 def test_rho(error: float, envelope: float, rho: float, verdict: Verdict) -> None:

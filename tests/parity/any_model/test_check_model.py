@@ -46,7 +46,7 @@ def test_a_healthy_model_passes(kind: str, dtype: torch.dtype):
     assert [each.name for each in report.uses] == ["forward", "backward", "generate"]
     bad = [row for row in report.rows if row.verdict is not Verdict.PASS]
     assert not bad
-    assert not [each.failure for each in report.uses if each.failure]
+    assert not any(each.failed for each in report.uses)
     assert report.verdict is Verdict.PASS
     assert report.first_wrong is None
     assert not report.absent
@@ -190,14 +190,14 @@ def test_an_exception_of_the_model_is_told():
     report = check_model(TwoLayers(fail), sample(3, 8))
     assert report.verdict is Verdict.ERROR
     assert [each.name for each in report.uses] == ["forward"]
-    assert report.uses[0].failure == "KeyError: 'no such\\nkey'"
+    assert report.uses[0].failed.note == "KeyError: 'no such\\nkey'"
 
 
 def test_an_exception_in_generate_leaves_the_other_uses():
     model = make("file")
     model.generate = lambda idx, max_new_tokens: 1 / 0
     report = check_model(model, some_tokens())
-    assert use(report, "generate").failure == "ZeroDivisionError: division by zero"
+    assert use(report, "generate").failed.note == "ZeroDivisionError: division by zero"
     assert use(report, "backward").verdict is use(report, "forward").verdict is Verdict.PASS
     assert report.verdict is Verdict.ERROR
     assert report.verdict.exit_status == 2
@@ -216,7 +216,7 @@ def test_generate_without_token_ids_is_not_checked():
     model.generate = lambda x, max_new_tokens: x
     report = check_model(model, sample(3, 8))
     assert use(report, "generate").verdict is Verdict.NOT_CHECKED
-    assert "no token ids" in use(report, "generate").failure
+    assert "no token ids" in use(report, "generate").failed.note
 
 
 def test_a_compiled_module_is_refused():

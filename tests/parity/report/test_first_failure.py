@@ -56,7 +56,7 @@ def test_everybody_names_the_same_first_failure(two_faults: SuiteReport) -> None
     assert re.search(r"aten\.(\S+), in (\S+):", text).groups() == ("_softmax.default", FIRST)
     (plain,) = to_json(two_faults)["runs"]
     assert plain["first_failure"]["name"] == plain["located"]["where"] == FIRST
-    assert f"first at {FIRST}" in summary(two_faults)
+    assert f"First at {FIRST}." in summary(two_faults)
     card = Page(render(two_faults)).root.all("class", "wrong-card")[0]
     assert card.words().startswith(f"First failure WRONG {FIRST} (softmax; ")
 
@@ -98,13 +98,13 @@ EVERYTHING = DeviceRun(
 @pytest.mark.parametrize(
     ("passed", "first", "says"),
     [
-        ([], EVERYTHING.isolated[1], "first at b"),
-        (["isolated"], DRIFT, "drifts end to end, first at blocks.0.hook_resid_mid"),
-        (["isolated", "end_to_end"], EVERYTHING.invariants[0], "breaks causality"),
+        ([], EVERYTHING.isolated[1], "First at b"),
+        (["isolated"], DRIFT, "Drifts end to end, first at blocks.0.hook_resid_mid"),
+        (["isolated", "end_to_end"], EVERYTHING.invariants[0], "Breaks causality"),
         (
             ["isolated", "end_to_end", "invariants"],
             EVERYTHING.probes[0],
-            "wrong in single operations, first gelu, offset",
+            "Wrong in single operations, first gelu, offset",
         ),
     ],
 )

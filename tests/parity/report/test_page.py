@@ -260,7 +260,7 @@ def test_the_first_bad_activation(broken: SuiteReport):
     assert sentence.startswith("blocks.1.attn.hook_q ")
     assert f"First failure WRONG {sentence}." in words
     assert "The reference itself is inaccurate" in words
-    assert "first at blocks.1.attn.hook_q" in page.all("id", "top")[0].words()
+    assert "First at blocks.1.attn.hook_q." in page.all("id", "top")[0].words()
 
 
 def test_a_bad_square_has_a_letter(broken: SuiteReport):
