@@ -45,7 +45,7 @@ def print_model_report(report: ModelReport, title: str, console: Console) -> Non
     if not report.rows:
         return
     if report.first_wrong:
-        console.print("First wrong call:", style="bold")
+        console.print(f"First {report.verdict.value} call:", style="bold")
         console.print("\n".join(located_lines(report.first_wrong)), markup=False, highlight=False)
     console.print()
     _print_rows(report, console)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -74,13 +75,22 @@ class GPT(nn.Module):
 
 def make_model():
     torch.manual_seed(0)
-    sizes = dict(vocab_size=300, block_size=32, n_layer=2, n_head=2, n_embd=64)
+    sizes = dict(vocab_size=300, block_size=32, n_layer=1, n_head=2, n_embd=64)
     return GPT(SimpleNamespace(**sizes))
 """
 
-SIZES = {"d_vocab": 300, "n_ctx": 32}
+SIZES = {"n_layers": 1, "d_vocab": 300, "n_ctx": 32}
 LIBRARIES = {each.name: each for each in IMPLEMENTATIONS}
-KINDS = ("ours", *LIBRARIES, "file")
+# The fast tests run the kinds "file" and "huggingface".
+KINDS = (
+    "file",
+    pytest.param("ours", marks=pytest.mark.slow),
+    pytest.param("huggingface", marks=pytest.mark.reference),
+    *(
+        pytest.param(kind, marks=[pytest.mark.reference, pytest.mark.slow])
+        for kind in ("bridge", "hooked")
+    ),
+)
 
 
 def is_installed(kind: str) -> bool:

@@ -42,7 +42,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 def test_a_healthy_model_passes(kind: str, dtype: torch.dtype):
-    report = check_model(make(kind, dtype), some_tokens())
+    report = check_model(make(kind, dtype), some_tokens(2, 8))
     assert [each.name for each in report.uses] == ["forward", "backward", "generate"]
     bad = [row for row in report.rows if row.verdict is not Verdict.PASS]
     assert not bad
@@ -57,7 +57,7 @@ def test_a_healthy_model_passes(kind: str, dtype: torch.dtype):
 def test_a_fault_is_named(kind: str, fault: str):
     model = make(kind)
     with FAULTS[fault]():
-        report = check_model(model, some_tokens())
+        report = check_model(model, some_tokens(2, 8))
     assert report.verdict is Verdict.WRONG
     located = report.first_wrong
     assert located is not None
