@@ -51,8 +51,9 @@ def check_model(
     gets the name of each use before it runs.
 
     The model runs in evaluation mode, so that dropout is off. Its mode, its gradients and the
-    global random state are the same afterwards. The check keeps sums and maxima, and no call.
-    Beside the model and its activations, it needs memory for the float64 replay of one call.
+    random states of the CPU and of CUDA are the same afterwards. The check keeps sums and maxima,
+    and no call. Beside the model and its activations, it needs memory for the float64 replay of
+    one call.
 
     If the model raises an exception in a use, the verdict of the use is ERROR, or NOT CHECKED if
     the device lacks an operation. Raises `ValueError` if a module is compiled, because PyTorch
