@@ -10,7 +10,7 @@ ARGS ?=
 
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: setup parity test test-all test-hooked coverage bench startup sensitivity demo-model \
+.PHONY: setup parity test test-all test-hooked coverage bench startup sensitivity corpus demo-model \
 	format check
 
 setup: $(VENV)/.installed
@@ -63,6 +63,10 @@ startup: setup
 # The largest ratios of healthy runs, which the bounds of the parity suite must allow.
 sensitivity: setup
 	$(VENV)/bin/python -m benchmarks.sensitivity $(ARGS)
+
+# The planted faults that are caught, and the false alarms on a healthy machine, by use.
+corpus: setup
+	$(VENV)/bin/python -m benchmarks.corpus $(ARGS)
 
 # Writes the stories, and trains the tokenizer and the model that the package ships.
 demo-model: setup

@@ -2,10 +2,14 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from clean_transformer.residual_stacks import ResidualStacks
+from clean_transformer.support.left_out import has_no
 
 # The keys are TransformerLens's short words for hook points. The values are the names of these hook
 # points, without the prefix "hook_".
@@ -20,7 +24,11 @@ SHORTHAND = {
 }
 
 
-class ActivationCache(Mapping[str, Tensor]):
+# A full name, or a word followed by a layer and by names of modules. None is skipped.
+Key = str | tuple[str | SupportsIndex | None, ...]
+
+
+class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
     """A mapping from names to activations, in the order of the forward pass.
 
     A key is a full name, such as `cache["blocks.0.attn.hook_pattern"]`, or a shorthand, as in
@@ -29,22 +37,27 @@ class ActivationCache(Mapping[str, Tensor]):
     without "hook_", or a key of `SHORTHAND`. The layer's number and the names of modules in the
     hook point's path can follow, in any order.
 
-    `n_layers` is the number of layers (blocks) of the model. Layer -1 is the last layer of the
-    model, even if only earlier layers were captured.
+    `model` is the model or the module that computed the activations. Layer -1 is the last layer
+    (block) of the model, even if only earlier layers were captured. `has_batch_dim` says whether
+    the first axis of each activation is the batch axis. The methods of `ResidualStacks` analyze the
+    residual stream.
     """
 
-    def __init__(self, activations: Mapping[str, Tensor], n_layers: int):
-        self._activations = dict(activations)
-        self.n_layers = n_layers
+    def __init__(
+        self, activations: Mapping[str, Tensor], model: nn.Module, has_batch_dim: bool = True
+    ):
+        self.cache_dict = dict(activations)
+        self.model: Any = model
+        self.has_batch_dim = has_batch_dim
 
-    def __getitem__(self, key: str | tuple[str | int, ...]) -> Tensor:
-        return self._activations[self.full_name(key)]
+    def __getitem__(self, key: Key) -> Tensor:
+        return self.cache_dict[self.full_name(key)]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._activations)
+        return iter(self.cache_dict)
 
     def __len__(self) -> int:
-        return len(self._activations)
+        return len(self.cache_dict)
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -56,18 +69,22 @@ class ActivationCache(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"ActivationCache({len(self)} activations: {', '.join(self)})"
 
-    def full_name(self, key: str | tuple[str | int, ...]) -> str:
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(has_no(self, name))
+
+    def full_name(self, key: Key) -> str:
         """Return the full name of the activation that `key` selects.
 
         Raises `KeyError` if `key` selects no activation, or more than one.
         """
-        if isinstance(key, str) and key in self._activations:
+        if isinstance(key, str) and key in self.cache_dict:
             return key
         word, *place = key if isinstance(key, tuple) else (key,)
         point = f"hook_{SHORTHAND.get(str(word), word)}"
         wanted = {
-            str(part + self.n_layers if isinstance(part, int) and part < 0 else part)
+            part if isinstance(part, str) else str(self._layer(part))
             for part in place
+            if part is not None
         }
         found = [
             name
@@ -83,7 +100,7 @@ class ActivationCache(Mapping[str, Tensor]):
     def to(self, device: str | torch.device) -> "ActivationCache":
         """Return a new cache with all activations on `device`."""
         moved = {name: value.to(device) for name, value in self.items()}
-        return ActivationCache(moved, self.n_layers)
+        return ActivationCache(moved, self.model, self.has_batch_dim)
 
     def remove_batch_dim(self) -> "ActivationCache":
         """Remove the batch axis from the activations of this cache, and return the cache.
@@ -93,25 +110,9 @@ class ActivationCache(Mapping[str, Tensor]):
         longest = max((value.shape[0] for value in self.values()), default=1)
         if longest != 1:
             raise ValueError(f"cannot remove the batch dimension: the batch holds {longest} inputs")
-        self._activations = {name: value[0] for name, value in self.items()}
+        self.cache_dict = {name: value[0] for name, value in self.items()}
+        self.has_batch_dim = False
         return self
 
-    def accumulated_resid(
-        self, *, incl_mid: bool = False
-    ) -> tuple[Float[Tensor, "component *batch pos d_model"], list[str]]:
-        """Return the residual stream before each block and after the last block, with labels.
-
-        The residual streams are stacked along a new first axis, `component`. With `incl_mid`, they
-        include the residual stream between the attention and the MLP of each block. The second
-        return value is a list with one label per component, as in TransformerLens: "0_pre",
-        "0_mid", "1_pre", …, "final_post". Raises `KeyError` if one of these activations was not
-        captured.
-        """
-        points = ("resid_pre", "resid_mid") if incl_mid else ("resid_pre",)
-        states = {
-            f"{layer}_{point.removeprefix('resid_')}": self[point, layer]
-            for layer in range(self.n_layers)
-            for point in points
-        }
-        states["final_post"] = self["resid_post", -1]
-        return torch.stack([*states.values()]), [*states]
+    def _layer(self, layer: SupportsIndex) -> int:
+        return index(layer) + self.n_layers if index(layer) < 0 else index(layer)

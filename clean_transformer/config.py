@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from clean_transformer.support.validation import require
 
@@ -37,6 +37,8 @@ class Config:
     - `tied_unembed`: whether the unembedding matrix is the transposed embedding matrix, as in every
       published GPT-2.
 
+    The `cfg` of a model also has the attributes `device` and `dtype` of the model's weights.
+
     Raises `ValueError` for an invalid value. The message names the field.
     """
 
@@ -51,6 +53,13 @@ class Config:
     initializer_range: float = 0.02
     normalization_type: NormalizationType = "LN"
     tied_unembed: bool = True
+
+    # What else TransformerLens's tools read from a configuration. The same for every GPT-2.
+    act_fn: ClassVar[str] = "gelu_new"
+    attn_only: ClassVar[bool] = False
+    default_prepend_bos: ClassVar[bool] = True
+    n_key_value_heads: ClassVar[None] = None
+    positional_embedding_type: ClassVar[str] = "standard"
 
     def __post_init__(self) -> None:
         for field in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx"):
@@ -87,6 +96,16 @@ class Config:
             d_mlp=4 * d_model,
         )
         return replace(published, **changes)
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """The name of `eps` in the configuration of the ARENA exercises."""
+        return self.eps
+
+    @property
+    def init_range(self) -> float:
+        """The name of `initializer_range` in the configuration of the ARENA exercises."""
+        return self.initializer_range
 
     def axes(self) -> dict[str, int]:
         """Return a dictionary from the name of each axis of the weights to the axis's length."""

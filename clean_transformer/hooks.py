@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.support.left_out import has_no, refuse
 from clean_transformer.support.module_hooks import (
     Editing,
     EditingGradient,
@@ -23,7 +24,17 @@ from clean_transformer.support.module_hooks import (
 )
 
 
-class HookPoint(nn.Module):
+class KnowsLeftOut(nn.Module):
+    """A module whose errors say what to use instead of TransformerLens's names in `LEFT_OUT`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(has_no(self, name)) from None
+
+
+class HookPoint(KnowsLeftOut):
     """An identity module. A hook on this module receives the activation and can replace it.
 
     A hook function gets the hook point as its argument `hook`. `hook.name` is the path of the hook
@@ -56,6 +67,7 @@ def hook_points(module: nn.Module) -> dict[str, HookPoint]:
 def observed(*points: nn.Module) -> bool:
     """Return whether at least one of the hook points `points` has a forward or backward hook.
 
+    A hook point whose `forward` was replaced counts, too: nnsight replaces it to read activations.
     Modules such as `Attention` compute step by step if the result is True, because each activation
     must then pass through its hook point. If the result is False, they use a fused kernel.
     """
@@ -64,6 +76,7 @@ def observed(*points: nn.Module) -> bool:
         or point._forward_pre_hooks
         or point._backward_hooks
         or point._backward_pre_hooks
+        or "forward" in vars(point)
         for point in points
     )
 
@@ -148,8 +161,7 @@ class HookedModule(nn.Module):
             output = self(*inputs, **arguments)
         if names_filter is not None:
             _require_runs(names_filter, hooks)
-        layers = {name.split(".")[1] for name in self.hook_dict if name.startswith("blocks.")}
-        cache = ActivationCache(captured, len(layers))
+        cache = ActivationCache(captured, self)
         if remove_batch_dim:
             cache.remove_batch_dim()
         return output, cache
@@ -187,20 +199,32 @@ class HookedModule(nn.Module):
         for names, group in groups:
             _require_runs(names, group)
 
-    def add_hook(self, name: Names, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd") -> None:
+    def add_hook(
+        self,
+        name: Names,
+        hook: HookFunction,
+        dir: Literal["fwd", "bwd"] = "fwd",
+        **left_out: Any,
+    ) -> None:
         """Put a hook function in place until `reset_hooks()` is called.
 
         `hooks` describes the function and the errors. Prefer `run_with_hooks` or `hooks`, which
         leave nothing behind. Unlike their functions, this function is called in every thread.
-        Raises `KeyError` if `dir` is neither "fwd" nor "bwd".
+        Raises `KeyError` if `dir` is neither "fwd" nor "bwd", and `TypeError` for `left_out`, which
+        are other arguments of TransformerLens.
         """
+        refuse("add_hook", left_out)
         kind = {"fwd": Editing, "bwd": EditingGradient}[dir]
         for module, editing in self._hooks(name, hook, kind):
             editing.thread = None
             register(module, editing)
 
-    def reset_hooks(self) -> None:
-        """Remove the hooks of `add_hook`. `run_with_hooks` and `hooks` remove their own hooks."""
+    def reset_hooks(self, **left_out: Any) -> None:
+        """Remove the hooks of `add_hook`. `run_with_hooks` and `hooks` remove their own hooks.
+
+        Raises `TypeError` for `left_out`, which are arguments of TransformerLens.
+        """
+        refuse("reset_hooks", left_out)
         for module in self.modules():
             for each in [*module._forward_hooks.values()]:
                 if isinstance(each, Editing):

@@ -21,6 +21,7 @@ from clean_transformer.support.devices import resolve_device
 from clean_transformer.text.generation import GenerationMixin
 from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
+from clean_transformer.weights.processing import process_weights
 from clean_transformer.weights.table import WeightsError
 
 
@@ -43,17 +44,23 @@ class DemoTransformer(GenerationMixin):
         tokens: Int[Tensor, "batch pos"],
         kv_cache: KVCache | None = None,
         last_only: bool = False,
-    ) -> Float[Tensor, "batch logit_pos d_vocab"]:
+        stop_at_layer: int | None = None,
+    ) -> Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]:
         """Return the logits of all positions or, with `last_only`, of the last position only.
+
+        With `stop_at_layer`, return the residual stream before this block instead, and run only the
+        earlier blocks; -1 is the last block. `LanguageModel.__call__` adds more arguments.
 
         With `kv_cache`, `tokens` are the tokens that follow the text in the cache. The model stores
         the keys and values of `tokens` in the cache. Raises the errors of `check_tokens`, and
         `ValueError` if the cache has no room for the tokens. The model checks the tokens and the
-        room before it computes anything.
+        room before it computes anything. Raises `ValueError` for `stop_at_layer` with `kv_cache`.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
-            return self.read(tokens, None, last_only)
+            return self.read(tokens, None, last_only, stop_at_layer)
+        if stop_at_layer is not None:
+            raise ValueError("stop_at_layer leaves layers of the kv_cache empty; use one of them")
         kv_cache.require_room(tokens.shape[1])
         is_step = isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1
         logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
@@ -61,9 +68,13 @@ class DemoTransformer(GenerationMixin):
         return logits
 
     def read(
-        self, tokens: Int[Tensor, "batch pos"], kv_cache: KVCache | None, last_only: bool
-    ) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Return the same logits as `forward`, without checking `tokens`.
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        kv_cache: KVCache | None,
+        last_only: bool,
+        stop_at_layer: int | None = None,
+    ) -> Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]:
+        """Return the same as `forward`, without checking `tokens`.
 
         The new keys and values are stored in `kv_cache`, but `kv_cache.length` does not increase.
         """
@@ -72,10 +83,13 @@ class DemoTransformer(GenerationMixin):
         embed = self.hook_embed(self.embed(tokens))
         pos_embed = self.hook_pos_embed(self.pos_embed(tokens, positions=positions))
         residual = embed + pos_embed
-        for block, layer in zip(self.blocks, layers, strict=True):
+        blocks = list(zip(self.blocks, layers, strict=True))[:stop_at_layer]
+        for block, layer in blocks:
             residual = block(residual, kv_cache=layer)
         if last_only:
             residual = residual[:, -1:]
+        if stop_at_layer is not None:
+            return residual
         return self.unembed(self.ln_final(residual))
 
     # For one new position and a `StaticKVCache`, `forward` calls `read_one` instead of `read`.
@@ -125,10 +139,16 @@ class DemoTransformer(GenerationMixin):
         *,
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+        fold_value_biases: bool = False,
     ) -> "DemoTransformer":
         """Return a GPT-2 with the weights that `source` names.
 
         The weights are converted to `dtype` on `device`; "auto" chooses cuda, else mps, else cpu.
+        `fold_ln` to `fold_value_biases` change the weights, but not the log-probabilities; see
+        `weights.processing.process_weights`. By default, the weights stay as published.
         `source` is one of
 
         - a hub id ("openai-community/gpt2"), or an alias of a hub id ("gpt2");
@@ -144,6 +164,15 @@ class DemoTransformer(GenerationMixin):
         exactly. The message names every weight that is missing, unused, or has the wrong shape.
         """
         cfg, state = read_pretrained(source, resolve_device(device), dtype)
+        processing = {
+            "fold_ln": fold_ln,
+            "center_writing_weights": center_writing_weights,
+            "center_unembed": center_unembed,
+            "fold_value_biases": fold_value_biases,
+        }
+        if any(processing.values()):
+            cfg, processed = process_weights(cfg, state, **processing)
+            state = dict(processed)
         with torch.device("meta"):  # allocates no memory for weights that are replaced below
             model = cls(cfg)
         model.load_state_dict(state, assign=True)

@@ -205,7 +205,7 @@ def test_repr_lists_the_names(cache):
 
 
 def test_the_residual_stream_is_what_was_added_to_it(cache):
-    stream, labels = cache.accumulated_resid(incl_mid=True)
+    stream, labels = cache.accumulated_resid(incl_mid=True, return_labels=True)
     assert labels == ["0_pre", "0_mid", "1_pre", "1_mid", "final_post"]
     added = [cache["embed"] + cache["pos_embed"]]
     for layer in range(TINY.n_layers):
@@ -216,9 +216,9 @@ def test_the_residual_stream_is_what_was_added_to_it(cache):
 
 
 def test_accumulated_resid_leaves_the_middle_out_by_default(cache):
-    stream, labels = cache.accumulated_resid()
+    stream, labels = cache.accumulated_resid(return_labels=True)
     assert labels == ["0_pre", "1_pre", "final_post"]
-    assert torch.equal(stream, cache.accumulated_resid(incl_mid=True)[0][::2])
+    assert torch.equal(stream, cache.accumulated_resid(incl_mid=True)[::2])
 
 
 # Patching.

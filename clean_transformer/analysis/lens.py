@@ -28,5 +28,5 @@ def logit_lens(
         names_filter=lambda name: name.endswith(("resid_pre", "resid_post")),
         remove_batch_dim=True,
     )
-    streams, labels = cache.accumulated_resid()
+    streams, labels = cache.accumulated_resid(return_labels=True)
     return at_least_float32(model.unembed(model.ln_final(streams))).log_softmax(dim=-1), labels

@@ -12,7 +12,7 @@ from clean_transformer.benchmark.goals import goals
 from clean_transformer.benchmark.judgment import Judged, exit_status, judge
 from clean_transformer.benchmark.plan import measurements, plan_for
 from clean_transformer.benchmark.results.data import Results
-from clean_transformer.benchmark.running.models import processor, write_models
+from clean_transformer.benchmark.running.models import write_models
 from clean_transformer.benchmark.running.race import OnTurn, Race
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
@@ -108,4 +108,4 @@ def describe_run(devices: Sequence[str], threads: int, quick: bool) -> dict[str,
     for device in devices:
         for setting, value in device_settings(torch.device(device)).items():
             described[f"{device}: {setting}"] = value
-    return described | {"processor": processor()}
+    return described

@@ -1,5 +1,7 @@
 """The commands `clean-transformer parity` and `clean-transformer doctor`."""
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +56,7 @@ def parity(
 
     Writes scripts in the current folder that reproduce the first faults.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run,
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
     3 something was NOT CHECKED, 130 interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
@@ -62,7 +64,7 @@ def parity(
     from clean_transformer.parity.report.json import write_json
     from clean_transformer.parity.report.page import write_html
     from clean_transformer.parity.report.terminal import print_report
-    from clean_transformer.parity.suite import run_suite
+    from clean_transformer.parity.suite import number_of_steps, run_suite
     from clean_transformer.support.devices import choose_devices
     from clean_transformer.support.files import require_folder
 
@@ -72,14 +74,18 @@ def parity(
     chosen_reference, no_reference = choose_reference(reference)
     with progress() as on_step:
         on_step("reading the weights")
+        chosen_weights = choose_weights(weights)
+    of_modes = sum(number_of_steps(chosen_weights.cfg, mode) for mode in chosen_modes)
+    total = 1 + len(chosen_devices) * len(chosen_dtypes) * of_modes
+    with progress(total, stays=False) as on_step:
         report = run_suite(
-            choose_weights(weights),
+            chosen_weights,
             chosen_devices,
             chosen_dtypes,
             chosen_modes,
             reference=chosen_reference,
             no_reference=no_reference,
-            on_step=on_step,
+            on_step=counted(on_step),
         )
     print_report(report, Console(), worst_rows=worst, all_rows=rows)
     if json is not None:
@@ -95,20 +101,24 @@ def doctor(
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     weights: options.WeightsOrSynthetic = None,
+    json: options.JsonFile = None,
 ) -> None:
     """Say in plain words whether this device computes GPT-2 correctly. Takes about a minute.
 
     Compares the device with the CPU in float64; needs no other implementation.
     Writes a script in the current folder that reproduces the first fault.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run,
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
     3 something was NOT CHECKED, 130 interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
+    from clean_transformer.parity.report.json import write_json
     from clean_transformer.parity.report.terminal import print_diagnosis
-    from clean_transformer.parity.suite import check_device
+    from clean_transformer.parity.suite import check_device, number_of_steps, report_on
     from clean_transformer.support.devices import choose_devices, is_available
+    from clean_transformer.support.files import require_folder
 
+    require_folder(json)
     chosen_devices, chosen_dtype = choose_devices(device), choose_dtype(dtype)
     if len(chosen_devices) > 1:
         raise ValueError(
@@ -118,11 +128,22 @@ def doctor(
     with progress() as on_step:
         on_step("reading the weights")
         chosen_weights = choose_weights(weights)
-        run = check_device(chosen_weights, chosen_devices[0], chosen_dtype, on_step=on_step)
+    with progress(number_of_steps(chosen_weights.cfg, "eager"), stays=False) as on_step:
+        run = check_device(
+            chosen_weights, chosen_devices[0], chosen_dtype, on_step=counted(on_step)
+        )
     absent = [kind for kind in ("cuda", "mps") if not is_available(kind)]
     print_diagnosis(run, absent, chosen_weights.title, Console())
+    if json is not None:
+        write_json(report_on(chosen_weights, None, "doctor compares with none", [run]), json)
     write_script(run)
     raise typer.Exit(run.verdict.exit_status)
+
+
+def counted(on_step: Callable[[str, int], None]) -> Callable[[str], None]:
+    """Return a function that calls `on_step` with the number of the calls before."""
+    done = count()
+    return lambda step: on_step(step, next(done))
 
 
 def write_script(run: "DeviceRun") -> None:

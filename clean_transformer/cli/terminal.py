@@ -43,13 +43,14 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
+def progress(total: int | None = None, *, stays: bool = True) -> Iterator[Callable[..., None]]:
     """Show a progress bar on standard error, and yield a function `on_step(what, done)`.
 
     `on_step` changes the bar: `what` is the text beside the bar, and `done` is the number of
     finished steps. If `total`, the number of all steps, is given, the bar shows the remaining time,
-    and stays on the screen at the end. Without `total`, `done` is not needed; the bar shows the
-    elapsed time, and disappears at the end. If standard error is not a terminal, nothing is shown.
+    and stays on the screen at the end unless `stays` is False. Without `total`, `done` is not
+    needed; the bar shows the elapsed time, and disappears at the end. If standard error is not a
+    terminal, nothing is shown.
     """
     what, time = TextColumn("{task.description}"), TimeElapsedColumn()
     columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, time]
@@ -57,7 +58,10 @@ def progress(total: int | None = None) -> Iterator[Callable[..., None]]:
         columns[1:] = [MofNCompleteColumn(), what, TimeRemainingColumn()]
     console = Console(stderr=True)
     with Progress(
-        *columns, console=console, transient=total is None, disable=not console.is_terminal
+        *columns,
+        console=console,
+        transient=total is None or not stays,
+        disable=not console.is_terminal,
     ) as bar:
 
         def on_step(what: str, done: int | None = None) -> None:

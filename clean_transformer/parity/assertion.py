@@ -1,6 +1,7 @@
 """`assert_parity`: checks a module in your own tests the way the parity suite checks GPT-2."""
 
 from copy import deepcopy
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -8,22 +9,26 @@ from torch import Tensor, nn
 from clean_transformer.hooks import HookedModule
 from clean_transformer.parity.activations.black_box import (
     as_written,
-    first_tensor,
     has_black_boxes,
     is_black_box,
+    is_compiled,
     isolate_black_boxes,
     judge_black_box,
+    tensors,
 )
 from clean_transformer.parity.activations.bounds import formula_of
+from clean_transformer.parity.activations.exact import Float64
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
-from clean_transformer.parity.locate import locate
-from clean_transformer.parity.oracle import float64_oracle, trusted
+from clean_transformer.parity.locate import in_words, locate
+from clean_transformer.parity.operations.check import check_operations
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF, float64_oracle, trusted
 from clean_transformer.parity.report.wording import describe, located_lines
 from clean_transformer.parity.results import first_bad_activation
 from clean_transformer.parity.same_function import compare_tensors
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
 from clean_transformer.support.devices import resolve_device
 from clean_transformer.support.numerics import upcast
+from clean_transformer.support.stand_in import stand_ins
 
 
 @torch.no_grad()
@@ -37,74 +42,151 @@ def assert_parity(
     """Assert that the module equals the reference, and that the device computes it accurately.
 
     If there is a `reference`, the module and the reference run on the same inputs in float64 on
-    the CPU. Their outputs must agree to 1e-12 of the output's scale.
+    the CPU, without compilation. Their outputs must agree to 1e-12 of the output's scale.
 
     Then a copy of the module runs on `device` in `dtype`. The error of every activation at a hook
     point must be within the rounding bound of the operation that computes this activation.
 
-    A module whose `forward` is not one of ours is a black box. Only its output is checked: for each
-    row, the difference from a float64 run of the same module is compared with the change that
-    random rounding causes in this row. Optimized modules are also black boxes. Their float64 run
-    uses the unoptimized module. An optimized module runs optimized only if it is already on
-    `device` in `dtype`; otherwise the unoptimized copy is checked.
+    A module that is not one of ours, and a subclass with methods of its own, is judged in two ways.
+    For each row of each output tensor, the difference from a float64 run of the same module is
+    compared with the change that random rounding causes in this row. And every ATen call is
+    compared with the same call in float64.
+
+    Of optimized and compiled modules, only the outputs are checked. Their float64 run is neither
+    optimized nor compiled. An optimized module runs optimized only if it is already on `device` in
+    `dtype`; otherwise the unoptimized copy is checked.
 
     Raises `AssertionError` if a check fails. If an activation is bad, the message names the first
-    bad activation, its error, and the operation that caused the error, if one is found. `module`
-    and `reference` are not changed.
+    bad activation, its error, and the operation that caused the error, if one is found. Raises
+    `AssertionError` if dropout is active. Raises `ValueError` for a module that was compiled in
+    place, or has a `forward` of its own, and that is not on `device` in `dtype`: a copy would run
+    as it is written. `module` and `reference` are not changed.
     """
+    _refuse_dropout(module)
     if reference is not None:
         _assert_same_function(module, reference, *inputs)
 
     chosen = resolve_device(device)
-    hooked = isinstance(module, HookedModule)
-    # Do not copy an optimized module: the copy would notice that its weights have moved, and run
-    # the unoptimized `forward`.
-    as_it_is = hooked and has_black_boxes(module) and _is_there(module, chosen, dtype)
-    under_test = module if as_it_is else deepcopy(module).to(chosen, dtype)
+    under_test = _under_test(module, chosen, dtype)
     given = [_to(x, dtype).to(chosen) for x in inputs]
     with trusted():
-        plain = as_written(module) if hooked else deepcopy(module)
-        oracle = float64_oracle(plain.to("cpu", dtype))
+        oracle = float64_oracle(as_written(module).to("cpu", dtype))
     where = f"{type(module).__name__} on {chosen} in {str(dtype).removeprefix('torch.')}"
-    bad = first_bad_activation(_isolated_errors(under_test, oracle, *given))
-    if bad is not None:
-        lines = [f"{where} is {bad.verdict.value}: {describe(bad)}"]
-        if isinstance(under_test, HookedModule) and bad.path in PATHS:
-            located = locate(under_test, bad.name, bad.path, *given)
-            lines += located_lines(located) if located else []
-        raise AssertionError("\n".join(lines))
+    if not any(x.numel() for x in given):
+        return _assert_shapes(where, under_test, oracle, *given)
+    has_formulas = _has_formulas(under_test, oracle)
+    rows, lowered = (
+        (_isolated_errors(under_test, oracle, *given), "")
+        if has_formulas
+        else _errors_of_outputs(under_test, oracle, *given)
+    )
+    bad = first_bad_activation(rows)
+    located = None
+    if has_formulas:
+        if bad is not None and bad.path in PATHS:
+            located = locate(cast(HookedModule, under_test), bad.name, bad.path, *given)
+    elif not has_black_boxes(under_test):
+        found = check_operations(under_test, *given).finding
+        located = in_words(found, "this module") if found else None
+    if bad is None and located is None:
+        return None
+    lines = [f"{where} is {bad.verdict.value}: {describe(bad)}{lowered}" if bad else f"{where}:"]
+    raise AssertionError("\n".join(lines + (located_lines(located) if located else [])))
 
 
-def _isolated_errors(under_test: nn.Module, oracle: nn.Module, *given: Tensor) -> list[Isolated]:
+def _refuse_dropout(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
+            raise AssertionError(
+                f"{type(module).__name__} has active dropout: {name or 'itself'} (p = {part.p}) "
+                "is in training mode, so that each run gives other numbers; call .eval() first"
+            )
+
+
+def _under_test(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module itself if a copy would run in another way, otherwise a copy on the device."""
+    is_there = all(each.device == device and each.dtype == dtype for each in module.parameters())
+    if is_there and has_black_boxes(module):
+        return module
+    for part in module.modules():
+        has_own = "forward" in vars(part) and not stand_ins(part)
+        if has_own or getattr(part, "_compiled_call_impl", None) is not None:
+            raise ValueError(
+                f"a {type(part).__name__} is compiled, or has a forward of its own, and a copy on "
+                f"{device} in {dtype} would run as it is written; first move the module there"
+            )
+    return deepcopy(module).to(device, dtype)
+
+
+def _isolated_errors(model: Any, oracle: Any, *given: Tensor) -> list[Isolated]:
     case = "the inputs given"
-    hooked = [each for each in (under_test, oracle) if isinstance(each, HookedModule)]
-    if len(hooked) < 2 or is_black_box(under_test) or not _has_formulas(oracle):
-        output = first_tensor(under_test(*given)).cpu()
-        with trusted():
-            return [judge_black_box("output", "", output, oracle, *(x.cpu() for x in given))]
-    model, exact = hooked
     if has_black_boxes(model):
-        return isolate_black_boxes(model, exact, *given, case=case)
-    return [row for path in PATHS for row in isolate(model, exact, *given, path=path, case=case)]
+        return isolate_black_boxes(model, oracle, *given, case=case)
+    return [row for path in PATHS for row in isolate(model, oracle, *given, path=path, case=case)]
 
 
-def _has_formulas(module: nn.Module) -> bool:
-    """Whether `formula_of` finds error bounds for `module` and every submodule of our classes."""
-    parts = (part for part in module.modules() if isinstance(part, HookedModule))
-    return all(formula_of(part) is not None for part in parts)
+def _errors_of_outputs(
+    under_test: nn.Module, oracle: nn.Module, *given: Tensor
+) -> tuple[list[Isolated], str]:
+    """Judge each output tensor. Also say whether the module lowers the precision by itself."""
+    outputs = [output.cpu() for output in tensors(under_test(*given))]
+    on_cpu, widened = [x.cpu() for x in given], Float64()
+
+    def exact(number: int, *args: Any) -> Tensor:
+        with widened:
+            return tensors(oracle(*args))[number]
+
+    with trusted():
+        rows = [
+            judge_black_box(
+                f"output {number}" if number else "output",
+                "",
+                output,
+                lambda *args, number=number: exact(number, *args),
+                *on_cpu,
+            )
+            for number, output in enumerate(outputs)
+        ]
+    u = max((UNIT_ROUNDOFF[output.dtype] for output in outputs), default=0.0)
+    lower = [
+        str(dtype).removeprefix("torch.") for dtype in widened.lowered if UNIT_ROUNDOFF[dtype] > u
+    ]
+    return rows, f"; the module itself converts numbers to {', '.join(lower)}" if lower else ""
 
 
-def _is_there(module: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    return all(each.device == device and each.dtype == dtype for each in module.parameters())
+def _has_formulas(under_test: nn.Module, oracle: nn.Module) -> bool:
+    """Whether `formula_of` finds error bounds for the module and every submodule of our classes.
+
+    False if the whole module is a black box, or if a compiled module is inside, whose hooks may
+    not run.
+    """
+    if not isinstance(under_test, HookedModule) or is_black_box(under_test):
+        return False
+    parts = (part for part in oracle.modules() if isinstance(part, HookedModule))
+    compiled = any(is_compiled(part) for part in under_test.modules())
+    return not compiled and all(formula_of(part) is not None for part in parts)
+
+
+def _assert_shapes(where: str, under_test: nn.Module, oracle: nn.Module, *given: Tensor) -> None:
+    """Without any numbers in the inputs, compare only the shapes of the outputs."""
+    shapes = [[*output.shape] for output in tensors(under_test(*given))]
+    with trusted():
+        wanted = [[*output.shape] for output in tensors(oracle(*(upcast(x.cpu()) for x in given)))]
+    if shapes != wanted:
+        raise AssertionError(f"{where} is WRONG: its outputs have shapes {shapes}, not {wanted}")
 
 
 def _assert_same_function(module: nn.Module, reference: nn.Module, *inputs: Tensor) -> None:
-    with trusted():
+    with trusted(), Float64():
         ours, theirs = (
-            deepcopy(each).cpu().double()(*(upcast(x.cpu()) for x in inputs))
+            tensors(as_written(each).cpu().double()(*(upcast(x.cpu()) for x in inputs)))
             for each in (module, reference)
         )
-        row = compare_tensors("output", "output", ours, theirs, SAME_FUNCTION)
+    rows = [
+        compare_tensors("output", "output", mine, wanted, SAME_FUNCTION)
+        for mine, wanted in zip(ours, theirs, strict=False)
+    ]
+    row = max(rows, key=lambda each: each.verdict.severity)
     if row.verdict is not Verdict.PASS:
         raise AssertionError(
             f"{type(module).__name__} is not the function of {type(reference).__name__}: in "

@@ -1,6 +1,7 @@
 """Chooses the weights and the input tokens with which the parity suite runs a model."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -8,10 +9,12 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.text.tokenizer import Tokenizer
-from clean_transformer.weights.hub import HubError
-from clean_transformer.weights.load import read_pretrained
+from clean_transformer.weights.hub import HubError, fetch
+from clean_transformer.weights.load import FILES, WEIGHTS, read_pretrained
 from clean_transformer.weights.synthetic import plain, stress
-from clean_transformer.weights.table import State
+from clean_transformer.weights.table import State, WeightsError
+
+Tokens = Int[Tensor, "batch pos"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,26 @@ class Weights:
     """The model's parameters in float32.
 
     `title` says where the weights come from, `cfg` is the model's configuration, and `state` maps
-    our parameter names to tensors.
+    our parameter names to tensors. `folder` is the folder from which our loader read the weights;
+    it is None for synthetic weights and for weights in a single file.
+
+    Raises `WeightsError` if a parameter has NaN or infinity.
     """
 
     title: str
     cfg: Config
     state: State
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse NaN and infinity, because a device could not be blamed for the results."""
+        for name, weight in self.state.items():
+            bad = weight.numel() - int(weight.isfinite().sum())
+            if bad:
+                raise WeightsError(
+                    f"{self.title} cannot be checked: {name} has {bad} of {weight.numel()} numbers "
+                    "that are NaN or infinite"
+                )
 
 
 # The sequence length of the suite's tokens, unless `n_ctx` is smaller. The length is just above a
@@ -44,10 +61,13 @@ def suite_tokens(cfg: Config, batch: int = 2, length: int = LENGTH) -> Int[Tenso
     """Return token ids that are spread over the vocabulary, in `batch` rows.
 
     A row has `length` positions, or `n_ctx` positions if `n_ctx` is smaller. Each row starts with
-    the last id of the vocabulary, which is <|endoftext|> in GPT-2.
+    the last id of the vocabulary, which is <|endoftext|> in GPT-2. The first row also has this id
+    in the middle. The last row ends with the id 0.
     """
     tokens = spread_ids(cfg, batch, min(length, cfg.n_ctx))
-    tokens[:, 0] = cfg.d_vocab - 1
+    tokens[:, 0] = tokens[0, tokens.shape[1] // 2] = cfg.d_vocab - 1
+    if tokens.shape[1] > 1:
+        tokens[-1, -1] = 0
     return tokens
 
 
@@ -63,7 +83,8 @@ def choose_weights(source: str | None) -> Weights:
     small, from the hub or from the local cache of the hub. If the hub cannot be reached, they are
     "stress" weights in the shape of GPT-2 small.
 
-    Raises `HubError` if `source` is given but the hub cannot provide it.
+    Raises `HubError` if `source` is given but the hub cannot provide it, and `WeightsError` if a
+    parameter has NaN or infinity.
     """
     kind, _, size = (source or "").partition(":")
     if kind in SYNTHETIC:
@@ -71,8 +92,11 @@ def choose_weights(source: str | None) -> Weights:
         title = f"synthetic {kind!r} weights of GPT-2 {size or 'small'}'s shape"
         return Weights(title, cfg, SYNTHETIC[kind](cfg))
     try:
-        cfg, state = read_pretrained(source or "gpt2", torch.device("cpu"), torch.float32)
-        return Weights(f"the weights of {source or 'gpt2'}", cfg, state)
+        path = Path(source or "gpt2")
+        in_file = path.is_file() or (path.suffix in FILES and not path.is_dir())
+        folder = None if in_file else fetch(source or "gpt2", WEIGHTS)
+        cfg, state = read_pretrained(folder or source or "", torch.device("cpu"), torch.float32)
+        return Weights(f"the weights of {source or 'gpt2'}", cfg, state, folder)
     except HubError as error:
         if source:
             raise

@@ -1,7 +1,7 @@
 """Invariants: two ways to run one model on a device that must give the same logits.
 
-The function of each invariant runs the model in both ways, and returns both logits as a pair. The
-two logits are compared with each other, so no float64 oracle is needed.
+The function of each invariant returns the logits of both ways as a pair. The two logits are
+compared with each other, so no float64 oracle is needed.
 """
 
 import subprocess
@@ -25,28 +25,28 @@ from clean_transformer.support.numerics import upcast
 from clean_transformer.weights.synthetic import plain
 
 Tokens = Int[Tensor, "batch pos"]
-Logits = Float[Tensor, "... d_vocab"]
+Logits = Float[Tensor, "... _d_vocab"]
 
 
-def causality(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+def causality(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
     """Changing a token does not change the logits of earlier positions.
 
-    The model runs on `tokens`, then with another last token, then with another last and another
-    middle token. Each changed run is compared with the run on `tokens`, at the positions before the
-    first token that was changed.
+    The model runs with another last token, then with another last and another middle token. Each
+    run is compared with `logits`, at the positions before the first token that was changed.
     """
     last, middle = tokens.clone(), tokens.shape[1] // 2
     last[:, -1] = (last[:, -1] + 1) % model.cfg.d_vocab
     both = last.clone()
     both[:, middle] = (both[:, middle] + 1) % model.cfg.d_vocab
-    before = model(tokens)
     return (
-        torch.cat([before[:, :-1], before[:, :middle]], dim=1),
+        torch.cat([logits[:, :-1], logits[:, :middle]], dim=1),
         torch.cat([model(last)[:, :-1], model(both)[:, :middle]], dim=1),
     )
 
 
-def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+def prefix_consistency(
+    model: DemoTransformer, tokens: Tokens, logits: Logits
+) -> tuple[Logits, Logits]:
     """The first n_ctx − 1 positions have the same logits with and without the last token.
 
     The ids come from `spread_ids`; `tokens` only chooses the device. Only the embeddings, the last
@@ -63,17 +63,21 @@ def prefix_consistency(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, 
     return one_block(full)[:, :-1], one_block(full[:, :-1])
 
 
-def batch_permutation(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+def batch_permutation(
+    model: DemoTransformer, tokens: Tokens, logits: Logits
+) -> tuple[Logits, Logits]:
     """Reversing the order of the inputs in a batch reverses the order of the logits."""
-    return model(tokens), model(tokens.flip(0)).flip(0)
+    return logits, model(tokens.flip(0)).flip(0)
 
 
-def batch_size(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+def batch_size(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
     """Each row of a batch has the same logits in the batch as when the model runs on it alone."""
-    return model(tokens), torch.cat([model(row[None]) for row in tokens])
+    return logits, torch.cat([model(row[None]) for row in tokens])
 
 
-def cached_decoding(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+def cached_decoding(
+    model: DemoTransformer, tokens: Tokens, logits: Logits
+) -> tuple[Logits, Logits]:
     """Three calls with a KV cache give the same logits as one call with all tokens.
 
     The first call reads the first half of the tokens, the second call the other tokens except the
@@ -82,15 +86,15 @@ def cached_decoding(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Log
     cache = KVCache(len(model.blocks), model.cfg.n_ctx)
     half = tokens.shape[1] // 2
     parts = (tokens[:, :half], tokens[:, half:-1], tokens[:, -1:])
-    return torch.cat([model(part, kv_cache=cache) for part in parts], dim=1), model(tokens)
+    return torch.cat([model(part, kv_cache=cache) for part in parts], dim=1), logits
 
 
-def second_call(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+def second_call(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
     """Two calls with the same tokens give the same logits."""
-    return model(tokens), model(tokens)
+    return logits, model(tokens)
 
 
-def fresh_process(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logits]:
+def fresh_process(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
     """A small model gives the same logits in this process and in a new process.
 
     In the new process, every operation runs for the first time.
@@ -107,7 +111,8 @@ def fresh_process(model: DemoTransformer, tokens: Tokens) -> tuple[Logits, Logit
     return small_logits(str(weight.device), str(weight.dtype)), theirs
 
 
-INVARIANTS: tuple[Callable[[DemoTransformer, Tokens], tuple[Logits, Logits]], ...] = (
+# Each function takes the model, tokens, and the model's logits for these tokens.
+INVARIANTS: tuple[Callable[[DemoTransformer, Tokens, Logits], tuple[Logits, Logits]], ...] = (
     causality,
     prefix_consistency,
     batch_permutation,
@@ -137,22 +142,21 @@ def write_small_logits(device: str, dtype: str, file: str) -> None:
 
 @torch.no_grad()
 def check_invariants(
-    model: DemoTransformer, tokens: Tokens, allowed: float, first: Logits | None
+    model: DemoTransformer, tokens: Tokens, allowed: float, first: Logits
 ) -> list[Check]:
     """Check every invariant for the model on its device.
 
     `allowed` is the largest `row_difference` that two healthy runs may have. `first` holds the
     logits of the model's first call on the device. A later call on the same tokens must give the
-    same logits, up to `allowed`. If `first` is None, this check is left out. An invariant that
-    raises an exception becomes a check with the verdict of `failed_check`.
+    same logits, up to `allowed`. An invariant that raises an exception becomes a check with the
+    verdict of `failed_check`.
     """
-    pairs = {invariant.__name__.replace("_", " "): invariant for invariant in INVARIANTS}
-    if first is not None:
-        pairs = {"first call": lambda model, tokens: (first, model(tokens)), **pairs}
-    checks = []
-    for name, pair in pairs.items():
+    again = model(tokens)
+    checks = [_judge("first call", first, again, allowed)]
+    for invariant in INVARIANTS:
+        name = invariant.__name__.replace("_", " ")
         try:
-            checks.append(_judge(name, *pair(model, tokens), allowed))
+            checks.append(_judge(name, *invariant(model, tokens, again), allowed))
         except Exception as error:
             checks.append(failed_check(name, error))
     return checks

@@ -21,7 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clean_transformer.parity.oracle import ACCUMULATOR, LOWER_PRECISION, smallest_kept
+from clean_transformer.config import Config
+from clean_transformer.parity.oracle import (
+    ACCUMULATOR,
+    LOWER_PRECISION,
+    UNIT_ROUNDOFF,
+    smallest_kept,
+)
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
 
 # A function that is applied to every factor of a product before the products are summed. `abs`
@@ -114,21 +120,37 @@ OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # two limits are not: they are chosen with a margin above the ratios of healthy blocks.
 PART = Kind("part as a whole", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
 
-# The largest float32 error that a reproduction script (`operations/script.py`) accepts, in units of
-# u G. The script computes G with a simpler formula than the functions in this file.
-SCRIPT_HEALTHY = 100
-
 # Independent rounding errors add up like the root of a sum of squares. Their total is seldom more
 # than this factor times u × `typical_size`. `lower_precision` inserts the u of a lower precision:
 # an error above the product was not caused by this precision.
 SELDOM_EXCEEDED = 8.0
 
-# The largest healthy ρ, by dtype. ρ is the device's error divided by the CPU's error in the same
-# dtype. Drift (`activations/drift.py`) is judged by ρ.
-HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 3.0, torch.float16: 3.0}
+# The largest healthy ρ, by dtype. ρ is the device's error divided by the error of random rounding,
+# which moves each result by a normal random number times u G. Drift (`activations/drift.py`) is
+# judged by ρ. A result that is rounded once has a root mean square error of at most u G / √3, which
+# is ρ = 0.58. Half-precision kernels sum in float32 and round once. In float32, k terms of random
+# sign that are added in order have an error of about σ u k / √6. Their G is k times the mean
+# magnitude of a term, which is 0.64 σ for products of normal numbers. That is ρ = 0.64. In float64,
+# the oracle rounds as much as the device. The largest measured ρ is 0.56 (`parity/README.md`).
+HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 1.5, torch.bfloat16: 1.0, torch.float16: 1.0}
 # Two healthy runs differ by at most the sum of their two errors. So their difference may be this
 # factor times the largest healthy error of one run.
 HEALTHY_RUNS = 2
+# About the number of operations in a block that are no sums; see `largest_drift`.
+STEPS = 40
+
+
+def largest_drift(cfg: Config, dtype: torch.dtype) -> float:
+    """The largest relative error that rounding can cause in the logits if no sum cancels.
+
+    Each of n roundings multiplies a result by a factor 1 + δ with |δ| ≤ u. Together they change the
+    result by at most γ_n ≈ n u (Higham, lemma 3.1). n is the number of roundings on the longest way
+    from the embeddings to a logit: a sum of k terms has k roundings, and STEPS is the number of the
+    other operations in a block. Sums are rounded as in float32, also in half precision.
+    """
+    lengths = 6 * cfg.d_model + cfg.d_head + 2 * cfg.n_ctx + cfg.n_heads * cfg.d_head + cfg.d_mlp
+    u = UNIT_ROUNDOFF[dtype]
+    return (cfg.n_layers + 1) * (STEPS * u + lengths * min(u, ACCUMULATOR))
 
 
 def rounding(dtype: torch.dtype) -> float:

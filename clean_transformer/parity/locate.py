@@ -12,7 +12,7 @@ from clean_transformer.parity.activations.isolated import owner_of, watched_name
 from clean_transformer.parity.operations.call import Operand
 from clean_transformer.parity.operations.check import first_wrong_operation
 from clean_transformer.parity.operations.diagnosis import Finding
-from clean_transformer.parity.operations.known_issues import match
+from clean_transformer.parity.operations.leads import describe_issue, match
 from clean_transformer.parity.operations.script import reproduction_script
 
 
@@ -62,7 +62,7 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
 
 def in_words(finding: Finding, where: str) -> Located:
     """Describe a finding for the report. `where` names the activation or probe of the finding."""
-    known = [f"{fault.name}: {fault.seen}; {fault.workaround}" for fault in match(finding.call)]
+    known = [describe_issue(issue) for issue in match(finding)]
     return Located(
         where=where,
         operation=finding.call.operation,

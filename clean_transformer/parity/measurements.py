@@ -1,53 +1,56 @@
 """The measurements of a model on a device: isolated errors, drift, and single operations."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from clean_transformer.analysis.comparison import LOGITS, Impact, impact, rms_errors, run
+from clean_transformer.analysis.comparison import LOGITS, Impact, impact, rms_difference, rms_errors
 from clean_transformer.hooks import HookedModule
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.black_box import (
+    BLACK_BOX,
     has_black_boxes,
     isolate_black_boxes,
-    leaves,
 )
-from clean_transformer.parity.activations.drift import EndToEnd, healthy_envelope
+from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
 from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.inputs import LENGTH, suite_tokens
 from clean_transformer.parity.invariants import row_difference
-from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, rounding
+from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, largest_drift, rounding
 from clean_transformer.parity.locate import Located, in_words, locate
 from clean_transformer.parity.operations.probes import run_probes
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.parity.results import first_bad_activation
+from clean_transformer.parity.rounding import RandomRounding
+from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.verdict import Check
 
 # Sequence lengths at which kernels are known to switch to another algorithm. `isolated_errors` runs
-# one block at these lengths, after it has run the whole model at the length `LENGTH`.
+# one block at these lengths, after it has run all blocks at the length `LENGTH`.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
+# The number of runs under `RandomRounding` with which drift is judged. Drift is the root mean
+# square over a whole activation, so few runs suffice.
+DRAWS = 3
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under test, with the other models and the tokens that the measurements need.
+    """The model under test, with its float64 oracle and the tokens that the measurements need.
 
-    `model` is on the device under test. `on_cpu` is the same model in the same dtype on the CPU.
-    `oracle` is the same model in float64 on the CPU. `tokens` are on the CPU. `autocast` is the
-    dtype of autocast, or None if the model runs without autocast.
+    `model` is on the device under test. `exact` builds the model's parts in float64. `tokens` are
+    on the CPU. `autocast` is the dtype of autocast, or None if the model runs without autocast.
     """
 
     model: DemoTransformer
-    on_cpu: DemoTransformer
-    oracle: DemoTransformer
+    exact: ExactParts
     tokens: Int[Tensor, "batch pos"]
     autocast: torch.dtype | None
 
@@ -62,15 +65,7 @@ class Subject:
 
         This is the dtype of autocast. Without autocast, it is the dtype of the model.
         """
-        return self.autocast or self.on_cpu.embed.W_E.dtype
-
-    @property
-    def has_black_boxes(self) -> bool:
-        """Whether a module of the model has a `forward` of its own instead of its class's.
-
-        The inner activations of such a module cannot be watched.
-        """
-        return has_black_boxes(self.model)
+        return self.autocast or self.exact.dtype
 
     def context(self) -> AbstractContextManager[object]:
         """A context manager for the model's runs: autocast, if it is enabled."""
@@ -78,21 +73,60 @@ class Subject:
         return torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
 
 
-def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class DeviceRecord:
+    """One run of the model on the device, in which no hook point is watched.
+
+    `inputs` has the input [batch pos d_model] of each block and of the last LayerNorm, by the path
+    of the module. `normalized` is the output of the last LayerNorm. `logits` are the model's output
+    [batch pos d_vocab].
+    """
+
+    inputs: dict[str, Float[Tensor, "batch pos d_model"]]
+    normalized: Float[Tensor, "batch pos d_model"]
+    logits: Float[Tensor, "batch pos d_vocab"]
+
+
+def record_run(subject: Subject) -> DeviceRecord:
+    """Run the model on `subject.tokens`, on the device under test.
+
+    The model runs as people run it. Watched hook points would choose other kernels; see `PATHS`.
+    """
+    model, calls = subject.model, dict[str, tuple[Tensor, Tensor]]()
+
+    def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        calls[name] = (args[0], output)
+
+    blocks = {f"blocks.{layer}": block for layer, block in enumerate(model.blocks)}
+    with ExitStack() as placed:
+        for name, part in {**blocks, "ln_final": model.ln_final}.items():
+            placed.callback(part.register_forward_hook(partial(keep, name)).remove)
+        logits = model(subject.given)
+    inputs = {name: given for name, (given, _) in calls.items()}
+    return DeviceRecord(inputs, calls["ln_final"][1], logits)
+
+
+@torch.no_grad()
+def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor]]:
     """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
 
     The inputs have lengths and memory layouts at which kernels are known to fail on some devices.
     The block is the fourth one, because GPT-2's residual stream has its largest entries from there
     on. If the model has fewer than four blocks, the block is the last one.
+
+    The oracle computes the inputs, because wrong values from the device could hide a fault. They
+    are then moved to the device and the dtype of `like`.
     """
-    layer, n_ctx = min(3, model.cfg.n_layers - 1), model.cfg.n_ctx
-    tokens = suite_tokens(model.cfg, 2, n_ctx).to(model.embed.W_E.device)
-    residual = model.embed(tokens) + model.pos_embed(tokens)
-    for block in list(model.blocks)[:layer]:
-        residual = block(residual)
+    layer, n_ctx = min(3, exact.cfg.n_layers - 1), exact.cfg.n_ctx
+    with trusted():
+        residual = sum(exact.embeddings(suite_tokens(exact.cfg, 2, n_ctx), None), torch.zeros(()))
+        for before in range(layer):
+            residual = exact.block(before)(residual, None)
+        residual = residual.to(like.dtype)
+    residual = residual.to(like.device)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
     cases = {f"1 × {length} tokens": residual[:1, :length].clone() for length in lengths}
-    both = residual[:, :LENGTH]
+    both = residual[:, :LENGTH].clone()
     cases["permuted input"] = both.transpose(0, 1).contiguous().transpose(0, 1)
     cases["transposed input"] = both.mT.contiguous().mT
     cases["sliced input"] = residual[:, -both.shape[1] :]
@@ -100,54 +134,64 @@ def cliff_inputs(model: DemoTransformer) -> tuple[int, dict[str, Tensor]]:
 
 
 def isolated_errors(
-    subject: Subject, attempts: Attempts, on_step: Callable[[str], None]
+    subject: Subject, record: DeviceRecord, attempts: Attempts, on_step: Callable[[str], None]
 ) -> tuple[list[Isolated], Located | None]:
     """Return the isolated error of each activation, and the first wrong operation or None.
 
     The isolated error is the error that the device itself introduces in this activation.
 
-    The whole model runs on `subject.tokens` once with each path of `PATHS`. Then one block runs on
-    each of the `cliff_inputs`. If the model has black boxes (see `activations/black_box.py`), it
-    runs only once, and the rows judge the outputs of its `leaves`. Before each step, `on_step` gets
-    the step's name. If a run raises an exception, `attempts` keeps it, and the next run follows.
+    Each block and the last LayerNorm run on their inputs of `record`, with each path of `PATHS`.
+    One block also runs on each of the `cliff_inputs`. If the model has black boxes (see
+    `activations/black_box.py`), each part runs only once, and the rows judge its output, or the
+    outputs of its `leaves`. Before each part, `on_step` gets its path. Only one part at a time is
+    in memory in float64. The use `forward` judges embeddings and logits (see `uses/judge.py`). If a
+    run raises an exception, `attempts` keeps it, and the next run follows.
 
     If an activation does not pass, `locate` searches for the first wrong operation that contributes
     to the first such activation. The second result is None if every activation passes, if the
     search finds no wrong operation, or if the model has black boxes.
     """
-    model, oracle, given = subject.model, subject.oracle, subject.given
-    case = f"{given.shape[0]} × {given.shape[1]} tokens"
-    if subject.has_black_boxes:
-        step = "isolated, black boxes"
-        on_step(step)
-        judge = partial(isolate_black_boxes, model, oracle, given, case=case)
-        return attempts.run(step, judge, []), None
-
-    nothing: tuple[int, dict[str, Tensor]] = (0, {})
-    layer, cliffs = attempts.run("isolated, inputs", partial(cliff_inputs, model), nothing)
-    runs = [("", case, path, given) for path in PATHS]
-    runs += [
-        (f"blocks.{layer}", cliff, path, x)
-        for cliff, x in cliffs.items()
-        for path in ("fused", "explicit")
-    ]
+    model, (batch, length) = subject.model, subject.tokens.shape
+    case, is_watched = f"{batch} × {length} tokens", not has_black_boxes(subject.model)
+    paths = PATHS if is_watched else (BLACK_BOX,)
+    runs = [(name, case, path, x) for name, x in record.inputs.items() for path in paths]
+    if is_watched:
+        nothing: tuple[int, dict[str, Tensor]] = (0, {})
+        layer, cliffs = attempts.run(
+            "isolated, inputs", partial(cliff_inputs, subject.exact, model.embed.W_E), nothing
+        )
+        runs += [
+            (f"blocks.{layer}", cliff, path, x)
+            for cliff, x in cliffs.items()
+            for path in ("fused", "explicit")
+        ]
     isolated: list[Isolated] = []
-    for name, case, path, x in runs:
-        step = f"isolated, {case}, {path}"
-        on_step(step)
-        module, exact = (cast(HookedModule, each.get_submodule(name)) for each in (model, oracle))
-        judge = partial(isolate, module, exact, x, path=path, case=case, autocast=subject.autocast)
-        rows = attempts.run(step, judge, [])
-        isolated += [replace(row, name=f"{name}.{row.name}".strip(".")) for row in rows]
+    for name in record.inputs:
+        on_step(f"isolated, {name}")
+        module = cast(HookedModule, model.get_submodule(name))
+        with trusted():
+            exact = subject.exact.module(name)
+        for _, case, path, x in (run for run in runs if run[0] == name):
+            if path == BLACK_BOX:
+                judge = partial(isolate_black_boxes, module, exact, x, case=case)
+            else:
+                judge = partial(isolate, module, exact, x, path=path, case=case)
+                judge = partial(judge, autocast=subject.autocast)
+            rows = attempts.run(f"isolated, {name}, {case}, {path}", judge, [])
+            isolated += [replace(row, name=f"{name}.{row.name}".strip(".")) for row in rows]
     bad = first_bad_activation(isolated)
-    if bad is None:
+    if bad is None or not is_watched:
         return isolated, None
-    name, _, path, x = next(run for run in runs if run[1:3] == (bad.case, bad.path))
+    name, _, path, x = next(
+        run
+        for run in runs
+        if run[1:3] == (bad.case, bad.path) and f"{bad.name}.".startswith(f"{run[0]}.")
+    )
     module = cast(HookedModule, model.get_submodule(name))
     inside = bad.name.removeprefix(name).lstrip(".")
     search = partial(locate, module, inside, path, x)
     located = attempts.run("the search for the first wrong operation", search, None)
-    return isolated, located and replace(located, where=bad.name or LOGITS)
+    return isolated, located and replace(located, where=bad.name)
 
 
 def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Located | None]:
@@ -170,43 +214,74 @@ def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Loca
     return checks, next((in_words(finding, where) for finding, where in found if finding), None)
 
 
-def end_to_end(subject: Subject, reference: str | None) -> tuple[list[EndToEnd], Impact, float]:
-    """Return the drift of each activation, the impact on predictions, and the invariants' limit.
+def end_to_end(
+    subject: Subject, record: DeviceRecord, reference: str | None
+) -> tuple[list[EndToEnd], Impact, float]:
+    """Return the drift of the residual stream, the impact, and the limit of the invariants.
 
     Drift is the error that an activation has accumulated since the first layer. The impact says how
     much the device's errors change the predictions. The limit is the argument `allowed` of
     `check_invariants`: the largest difference that the logits of two healthy runs may have. If
     `reference` names a reference, the rows of drift also hold the reference's own error on the CPU.
     """
-    tokens, on_cpu, healthy = subject.tokens, subject.on_cpu, HEALTHY_RHO[subject.dtype]
-    names = [*leaves(subject.model)] if subject.has_black_boxes else None
-    device = run(subject.model, subject.given, names)
+    healthy, cfg = HEALTHY_RHO[subject.dtype], subject.exact.cfg
+    outputs = [*record.inputs.values(), record.normalized, record.logits]
+    exact, rows, off = dict[str, Tensor](), list[EndToEnd](), 0.0
     with trusted():
-        exact = run(subject.oracle, tokens, names)
-        with subject.context():
-            envelope = healthy_envelope(on_cpu, tokens, exact)
-            off = row_difference(on_cpu(tokens), exact[LOGITS])
-            allowed = HEALTHY_RUNS * healthy * max(off, rounding(subject.dtype))
-        theirs = _reference_errors(on_cpu, tokens, reference, exact) if reference else {}
-        rows = [
-            EndToEnd(name, error, envelope[name], healthy, theirs.get(name))
-            for name, error in rms_errors(device, exact).items()
-        ]
-        return rows, impact(device[LOGITS], exact[LOGITS], tokens), allowed
+        ceiling = largest_drift(cfg, subject.dtype)
+        for device, (name, value, moved) in zip(outputs, _float64_run(subject), strict=True):
+            exact[name], copies = value, value.repeat(len(moved) // len(value), 1, 1)
+            envelope = min(
+                rms_difference(moved, copies), ceiling * float(value.square().mean().sqrt())
+            )
+            rows.append(EndToEnd(name, rms_difference(device.cpu(), value), envelope, healthy))
+            if name == LOGITS:
+                off = min(row_difference(moved, copies), ceiling)
+        allowed = HEALTHY_RUNS * healthy * max(off, rounding(subject.dtype))
+        theirs = (
+            _reference_errors(subject.exact, subject.tokens, reference, exact) if reference else {}
+        )
+        rows = [replace(row, reference_error=theirs.get(row.name)) for row in rows]
+        return rows, impact(record.logits.cpu(), exact[LOGITS], subject.tokens), allowed
+
+
+def _float64_run(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Run the oracle exactly, and DRAWS times under `RandomRounding`, one part at a time.
+
+    Yields the name of each activation of the residual stream, of the last LayerNorm's output, and
+    of the logits, with its exact value and with the values of the runs under random rounding, which
+    are concatenated along the batch. Of the logits, only those of one run are computed: they are
+    the largest activation.
+    """
+    exact, inexactly = subject.exact, RandomRounding(subject.exact.dtype, subject.autocast)
+    token, position = exact.embeddings(subject.tokens, None)
+    x, copies = token + position, (DRAWS, 1, 1)
+    with inexactly:
+        moved = token.repeat(copies) + position.repeat(copies)
+    yield "blocks.0.hook_resid_pre", x, moved
+    names = {f"blocks.{layer}": "hook_resid_post" for layer in range(exact.cfg.n_layers)}
+    for path, point in {**names, "ln_final": ""}.items():
+        part = exact.module(path)
+        x = part(x)
+        with inexactly:
+            moved = part(moved)
+        yield f"{path}.{point}".strip("."), x, moved
+    x = exact.logits(x)
+    with inexactly:
+        moved = exact.logits(moved[: len(x)])
+    yield LOGITS, x, moved
 
 
 def _reference_errors(
-    model: DemoTransformer,
-    tokens: Int[Tensor, "batch pos"],
-    name: str,
-    exact: dict[str, Tensor],
+    exact: ExactParts, tokens: Int[Tensor, "batch pos"], name: str, activations: dict[str, Tensor]
 ) -> dict[str, float]:
-    theirs = REFERENCES[name](model.cfg, model.state_dict())
-    activations = theirs.run(tokens)
-    ours = {theirs.aliases.get(key, key): value for key, value in activations.items()}
+    """Return the error of the reference `name` on the CPU, for each of `activations`."""
+    state = {key: value.to(exact.dtype) for key, value in exact.state.items()}
+    theirs = REFERENCES[name](exact.cfg, state)
+    ours = {theirs.aliases.get(key, key): value for key, value in theirs.run(tokens).items()}
     same_shape = {
         key: value
         for key, value in ours.items()
-        if key in exact and value.shape == exact[key].shape
+        if key in activations and value.shape == activations[key].shape
     }
-    return rms_errors(same_shape, exact)
+    return rms_errors(same_shape, activations)

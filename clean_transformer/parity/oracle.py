@@ -1,12 +1,15 @@
 """The oracle (the same module in float64 on the CPU), and the precision of each dtype."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
+
+from clean_transformer.parity.elementary import Elementary
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -38,13 +41,16 @@ def smallest_kept(dtype: torch.dtype) -> float:
     return 2.0**-24 if dtype == torch.float16 else float(torch.finfo(dtype).tiny)
 
 
-def trusted() -> AbstractContextManager[object]:
-    """A context manager that turns off all of PyTorch's dispatch modes inside a `with` block.
+@contextmanager
+def trusted() -> Iterator[None]:
+    """Turn off all of PyTorch's dispatch modes inside a `with` block, except `Elementary`.
 
     The faults that `inject` plants are dispatch modes, so they do not affect operations in this
-    block.
+    block. `Elementary` computes LayerNorm, softmax and GELU in float64 without the CPU's fused
+    kernels, so a fault of these kernels does not affect the oracle.
     """
-    return _disable_current_modes()
+    with _disable_current_modes(), Elementary():
+        yield
 
 
 def float64_oracle(module: M) -> M:

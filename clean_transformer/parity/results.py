@@ -130,7 +130,8 @@ class SuiteReport:
 
     `weights` says where the weights come from. `tokens` is the shape (batch, pos) of the tokens.
     `environment` describes the software and the processor. `same_function` answers question 1. If
-    `same_function` is None, `no_reference` is the reason. `runs` answers questions 2 and 3.
+    `same_function` is None, `no_reference` is the reason, and `without_reference` the verdict on
+    question 1: NOT CHECKED, or ERROR after an exception. `runs` answers questions 2 and 3.
     """
 
     weights: str
@@ -140,12 +141,17 @@ class SuiteReport:
     same_function: ParityReport | None
     no_reference: str
     runs: list[DeviceRun]
+    without_reference: Verdict = Verdict.NOT_CHECKED
+
+    @property
+    def same_verdict(self) -> Verdict:
+        """The verdict on question 1."""
+        return self.same_function.verdict if self.same_function else self.without_reference
 
     @property
     def verdict(self) -> Verdict:
         """PASS only if the function is the same and every device computes it accurately."""
-        same = self.same_function.verdict if self.same_function else Verdict.NOT_CHECKED
-        return worst([same, *(run.verdict for run in self.runs)])
+        return worst([self.same_verdict, *(run.verdict for run in self.runs)])
 
 
 def reason(rows: Sequence[Isolated | EndToEnd | Check]) -> str:

@@ -3,15 +3,31 @@
 Compares every activation of the two models in float64.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.references.base import LOGITS, POSITIONS, TOKENS, Reference
+from clean_transformer.parity.references.base import (
+    LOGITS,
+    POSITIONS,
+    TOKENS,
+    Reference,
+    everything,
+)
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict, worst
+
+# The activations that are compared on a text of n_ctx tokens: the residual stream and the logits.
+# All activations of such a text would not fit into memory, and attention scores least of all.
+LONG = ("hook_embed", "hook_pos_embed", "hook_resid_mid", "hook_resid_post", LOGITS)
+# `compare_tensors` compares this many numbers at a time.
+AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,8 @@ class Comparison:
     or empty if our model has no such activation. Let "ours" and "theirs" be the values of our model
     and of the reference. `scale` is the root mean square of "theirs". `error` is the largest
     |ours − theirs| / (|theirs| + scale) of all elements. An error up to `tolerance` passes. `note`
-    says why the two activations could not be compared, or is empty.
+    says why the two activations could not be compared, or is empty. `case` is the shape of the
+    tokens, such as "2 × 33 tokens".
     """
 
     key: str
@@ -31,6 +48,7 @@ class Comparison:
     scale: float
     tolerance: float
     note: str = ""
+    case: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -48,16 +66,19 @@ class ParityReport:
     """The answer to question 1.
 
     `reference` is the name of the reference with its version. `rows` has one comparison for each
-    key of the reference's cache, in the order of the cache.
+    key of the reference's cache, in the order of the cache. Then come the comparisons on a text of
+    n_ctx tokens (see `LONG`), if it was compared. `weights` says in a sentence who has read the
+    weights of the reference: if our loader has, a fault of our loader does not show.
     """
 
     reference: str
     rows: list[Comparison]
+    weights: str = ""
 
     @property
     def coverage(self) -> tuple[int, int]:
         """How many keys of the cache were compared, and how many keys the cache has."""
-        return sum(bool(row.name) for row in self.rows), len(self.rows)
+        return len({row.key for row in self.rows if row.name}), len({row.key for row in self.rows})
 
     @property
     def verdict(self) -> Verdict:
@@ -80,16 +101,23 @@ def compare(
     reference: Reference,
     tokens: Int[Tensor, "batch pos"],
     tolerance: float = SAME_FUNCTION,
+    keep: Callable[[str], bool] = everything,
 ) -> ParityReport:
     """Run both models on the tokens and compare every activation that the reference caches.
 
     Both models must have the same weights, in float64. A `Comparison` passes if its `error` is at
-    most `tolerance`.
+    most `tolerance`. Only activations with a name of ours for which `keep(name)` is true are
+    compared.
     """
-    theirs = reference.run(tokens)
-    names = {key: reference.aliases.get(key, key) for key in theirs}
+    some = () if keep is everything else (lambda key: keep(reference.name(key)),)
+    theirs = {
+        key: value
+        for key, value in reference.run(tokens, *some).items()
+        if keep(reference.name(key))
+    }
+    names = {key: reference.name(key) for key in theirs}
     modules = {name for name, _ in model.named_modules()}
-    logits, cache = model.run_with_cache(tokens, names_filter=sorted(modules & set(names.values())))
+    logits, cache = _watched(model, tokens, modules & set(names.values()))
     positions = torch.arange(tokens.shape[1]).expand(1, -1)
     ours = {**cache, LOGITS: logits, TOKENS: tokens, POSITIONS: positions}
     rows = []
@@ -102,18 +130,56 @@ def compare(
         else:
             note = "our model has no such activation"
             rows.append(Comparison(key, "", 0.0, 1.0, tolerance, note))
-    return ParityReport(reference.title, rows)
+    case = f"{tokens.shape[0]} × {tokens.shape[1]} tokens"
+    return ParityReport(reference.title, [replace(row, case=case) for row in rows])
+
+
+def _watched(
+    model: DemoTransformer, tokens: Int[Tensor, "batch pos"], names: set[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run the model. Return the logits and the named activations, except those of idle modules.
+
+    `run_with_cache` would raise an error for a module that does not run.
+    """
+    cache: dict[str, Tensor] = {}
+
+    def keep(name: str, _: object, args: object, output: Tensor) -> None:
+        cache[name] = output
+
+    with ExitStack() as placed:
+        for name in names - {""}:
+            hook = partial(keep, name)
+            placed.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+        return model(tokens), cache
+
+
+def is_in_long(name: str) -> bool:
+    """Whether the activation is compared on a text of n_ctx tokens (see `LONG`)."""
+    return name.split(".")[-1] in LONG
 
 
 def compare_tensors(
     key: str, name: str, ours: Tensor, theirs: Tensor, tolerance: float
 ) -> Comparison:
-    """Compare two activations in float64 on the CPU. Different shapes give an infinite error."""
+    """Compare two activations in float64 on the CPU.
+
+    Different shapes, NaN, and infinity beside another number give an infinite error.
+    """
     if ours.shape != theirs.shape:
         note = f"shape {[*ours.shape]} instead of {[*theirs.shape]}"
         return Comparison(key, name, torch.inf, 1.0, tolerance, note)
-    ours, theirs = ours.double().cpu(), theirs.double()
-    scale = theirs[theirs.isfinite()].square().mean().sqrt()
-    # Masked scores are −inf in both activations, and −inf − (−inf) is NaN.
-    error = torch.where(ours == theirs, 0.0, (ours - theirs).abs() / (theirs.abs() + scale))
-    return Comparison(key, name, float(error.max()), float(scale), tolerance)
+    # The logits of a long text are large, so we compare a part of the numbers at a time.
+    parts = [torch.split(tensor.cpu().flatten(), AT_ONCE) for tensor in (ours, theirs)]
+    squares, count = 0.0, 0
+    for part in parts[1]:
+        finite = part[part.isfinite()].double()
+        squares, count = squares + float(finite.square().sum()), count + finite.numel()
+    scale = math.sqrt(squares / count) if count else 0.0
+    error = 0.0
+    for mine, other in zip(*parts, strict=True):
+        exact, wanted = mine.double(), other.double()
+        # Masked scores are −inf in both activations, and −inf − (−inf) is NaN.
+        relative = (exact - wanted).abs() / (wanted.abs() + scale)
+        errors = torch.where(exact == wanted, 0.0, relative).nan_to_num(math.inf, math.inf)
+        error = max(error, float(errors.max()))
+    return Comparison(key, name, error, scale, tolerance)

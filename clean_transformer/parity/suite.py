@@ -9,46 +9,72 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
+from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.black_box import compiled_leaves
-from clean_transformer.parity.attempts import Attempts
-from clean_transformer.parity.inputs import Weights, suite_tokens
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.attempts import Attempts, failed_check
+from clean_transformer.parity.inputs import LENGTH, Weights, suite_tokens
 from clean_transformer.parity.invariants import check_invariants
 from clean_transformer.parity.measurements import (
     Subject,
     end_to_end,
     isolated_errors,
     probe_operations,
+    record_run,
 )
-from clean_transformer.parity.oracle import float64_oracle, trusted
-from clean_transformer.parity.references.base import ReferenceUnavailable
-from clean_transformer.parity.references.choose import REFERENCES
+from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.references.base import Reference, ReferenceUnavailable
+from clean_transformer.parity.references.choose import READERS, REFERENCES
 from clean_transformer.parity.results import DeviceRun, SuiteReport
-from clean_transformer.parity.same_function import ParityReport, compare
+from clean_transformer.parity.same_function import ParityReport, compare, is_in_long
 from clean_transformer.parity.uses.every import judge_uses
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.oracle import check_oracle
+from clean_transformer.parity.uses.overflow import overflowing_activation, overflowing_weight
 from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
 from clean_transformer.support.dtypes import choose_dtype
+from clean_transformer.weights.table import State
 
 # Why the invariants are NOT CHECKED if the measurement of drift raises an exception.
 NO_ALLOWANCE = "the allowed difference comes from the drift, which could not be measured"
 
 
-def same_function(
-    weights: Weights, reference: str, tokens: Int[Tensor, "batch pos"]
-) -> ParityReport:
-    """Question 1: compare our model with the named reference, in float64 on the CPU."""
+def same_function(weights: Weights, reference: str) -> ParityReport:
+    """Question 1: compare our model with the named reference, in float64 on the CPU.
+
+    If the reference can read the files of the weights itself, it does. So a fault of our loader
+    shows. All activations are compared on short texts, and those in `LONG` on a text of n_ctx
+    tokens.
+    """
     with trusted():
         state = {name: value.double() for name, value in weights.state.items()}
         model = DemoTransformer.from_state_dict(state, weights.cfg)
-        return compare(model, REFERENCES[reference](weights.cfg, state), tokens)
+        theirs, read_by = _reference(weights, reference, state)
+        report = compare(model, theirs, suite_tokens(weights.cfg))
+        rows = report.rows
+        if weights.cfg.n_ctx > LENGTH:
+            long = suite_tokens(weights.cfg, 1, weights.cfg.n_ctx)
+            rows = rows + compare(model, theirs, long, keep=is_in_long).rows
+        return replace(report, rows=rows, weights=read_by)
+
+
+def _reference(weights: Weights, name: str, state: State) -> tuple[Reference, str]:
+    """Return the reference with the weights, and a sentence that says who has read the weights."""
+    read, why = READERS[name], "they are not in a folder that it can read"
+    if weights.folder is not None and read is not None:
+        try:
+            reference = read(weights.folder)
+            return reference, f"{reference.title} has read the weights from {weights.folder} itself"
+        except ReferenceUnavailable as error:
+            why = str(error)
+    reference = REFERENCES[name](weights.cfg, state)
+    return reference, f"{reference.title} has got its weights from our loader, because {why}"
 
 
 @torch.no_grad()
@@ -70,7 +96,12 @@ def check_device(
     measurements still run, and the result describes the exception (see `failed_check`).
     """
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
-    reason = _cannot_check(device, dtype, mode)
+    reason = _cannot_check(device, dtype, mode) or overflowing_weight(weights.state, dtype)
+    if not reason and torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max:
+        on_step(f"the largest numbers in {started.dtype}")
+        exact = ExactParts(weights.cfg, weights.state, dtype)
+        for tokens in (suite_tokens(weights.cfg), suite_tokens(weights.cfg, 1, weights.cfg.n_ctx)):
+            reason = reason or overflowing_activation(exact, tokens)
     if reason:
         return replace(started, not_checked=reason)
 
@@ -81,28 +112,31 @@ def check_device(
         under_test = attempts.run("the model on the device", start, None)
         if under_test is None:
             return replace(started, errors=attempts.failed)
-        model, exact = under_test.model, ExactParts(weights.cfg, weights.state, dtype)
+        model, exact = under_test.model, under_test.exact
         generator = torch.Generator()
         generator.seed()
-        first = attempts.run("first call", lambda: model(under_test.given), None)
-
-        on_step("end to end")
-        drift = partial(end_to_end, under_test, reference)
-        rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
-        isolated, located = isolated_errors(under_test, attempts, on_step)
-        uses = judge_uses(
+        record = attempts.run("first call", partial(record_run, under_test), None)
+        isolated: list[Isolated] = []
+        rows, felt, allowed, located = [], None, None, None
+        if record is not None:
+            on_step("end to end")
+            drift = partial(end_to_end, under_test, record, reference)
+            rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
+            isolated, located = isolated_errors(under_test, record, attempts, on_step)
+        judged = judge_uses(
             Judge(model, exact, generator, under_test.autocast),
             locates=mode == "eager",
-            # `torch.compile` would compile the modules again for each length of the cache.
-            with_cache="compiled" not in mode,
+            with_cache=_runs_with_cache(mode),
             on_step=on_step,
         )
         on_step("invariants")
-        invariants = [Check("invariants", Verdict.NOT_CHECKED, note=NO_ALLOWANCE)]
-        if allowed is not None:
-            invariants = check_invariants(model, under_test.given, allowed, first)
         beside = partial(check_oracle, exact, generator)
-        invariants += attempts.run("oracle beside NumPy", lambda: [beside()], [])
+        invariants = attempts.run("oracle beside NumPy", beside, [])
+        if record is None or allowed is None:
+            invariants.append(Check("invariants", Verdict.NOT_CHECKED, note=NO_ALLOWANCE))
+        else:
+            given = (model, under_test.given, allowed, record.logits)
+            invariants += attempts.run("invariants", partial(check_invariants, *given), [])
     on_step("single operations")
     probes: list[Check] = []
     faulty_probe = None
@@ -112,31 +146,44 @@ def check_device(
     return replace(
         started,
         settings=attempts.run("settings", partial(device_settings, torch.device(device)), {}),
-        uses=uses,
+        uses=judged,
         isolated=isolated,
         end_to_end=rows,
         invariants=invariants,
         probes=probes,
         errors=attempts.failed,
         impact=felt,
-        located=located or next((use.located for use in uses if use.located), faulty_probe),
+        located=located or next((use.located for use in judged if use.located), faulty_probe),
     )
+
+
+def number_of_steps(cfg: Config, mode: str) -> int:
+    """How many times `check_device` calls `on_step` for a model with this configuration."""
+    judged = [use for use in uses(cfg) if _runs_with_cache(mode) or not use.is_cached]
+    # Each block and the last LayerNorm are a step. The six other steps are the first call, end to
+    # end, training, sampling, invariants and single operations.
+    return cfg.n_layers + 1 + len(judged) + 6
+
+
+def _runs_with_cache(mode: str) -> bool:
+    # `torch.compile` would compile the modules again for each length of the cache.
+    return "compiled" not in mode
 
 
 def _start(
     weights: Weights, device: str, dtype: torch.dtype, mode: str, entered: ExitStack
 ) -> Subject:
-    """Build the model under test on its device, with the models that it is compared with.
+    """Build the model under test on its device, and its float64 oracle.
 
     The contexts in which the model runs stay entered until `entered` is closed.
     """
-    on_cpu = DemoTransformer.from_state_dict(
-        {name: value.to(dtype) for name, value in weights.state.items()}, weights.cfg
-    )
-    model = DemoTransformer.from_state_dict(on_cpu.state_dict(), weights.cfg).to(device)
+    with torch.device("meta"):
+        model = DemoTransformer(weights.cfg)
+    # In float32 on the CPU, the model shares its weights with `weights`, to save memory.
+    model.load_state_dict({n: w.to(device, dtype) for n, w in weights.state.items()}, assign=True)
     autocast = torch.bfloat16 if mode == "autocast" else None
-    oracle, tokens = float64_oracle(on_cpu), suite_tokens(weights.cfg)
-    under_test = Subject(model, on_cpu, oracle, tokens, autocast)
+    exact = ExactParts(weights.cfg, weights.state, dtype)
+    under_test = Subject(model, exact, suite_tokens(weights.cfg), autocast)
     if mode.startswith("optimized"):
         model.optimize()
     entered.enter_context(under_test.context())
@@ -159,16 +206,19 @@ def run_suite(
 
     `reference` is the name of a reference, or None. Without a reference, question 1 is NOT CHECKED,
     and the report gives `no_reference` as the reason. If the reference is not available, question 1
-    is also NOT CHECKED, and the report says why. Before each step, `on_step` gets the step's name.
+    is also NOT CHECKED, and the report says why. If question 1 raises an exception, the other
+    questions are still answered. Before each step, `on_step` gets the step's name.
     """
-    tokens = suite_tokens(weights.cfg)
-    same = None
+    same, without_reference = None, Verdict.NOT_CHECKED
     if reference is not None:
         on_step(f"float64 beside {reference}")
         try:
-            same = same_function(weights, reference, tokens)
+            same = same_function(weights, reference)
         except ReferenceUnavailable as error:
             no_reference, reference = str(error), None
+        except Exception as error:
+            failed = failed_check(f"float64 beside {reference}", error)
+            no_reference, reference, without_reference = failed.note, None, failed.verdict
     runs = [
         check_device(
             weights,
@@ -182,6 +232,16 @@ def run_suite(
         for dtype in dtypes
         for mode in modes
     ]
+    return replace(
+        report_on(weights, same, no_reference, runs), without_reference=without_reference
+    )
+
+
+def report_on(
+    weights: Weights, same: ParityReport | None, no_reference: str, runs: list[DeviceRun]
+) -> SuiteReport:
+    """Return a report with the answer to question 1, or the reason for none, and with the runs."""
+    tokens = suite_tokens(weights.cfg)
     return SuiteReport(
         weights=weights.title,
         cfg=weights.cfg,

@@ -11,7 +11,7 @@ from typing import Any
 from clean_transformer.support.files import write_atomically
 
 # If a dataclass has properties with these names, `plain` adds their values to the JSON.
-DERIVED = ("verdict", "rho", "coverage", "first_failure")
+DERIVED = ("verdict", "rho", "coverage", "first_failure", "by_use")
 
 
 def plain(value: Any) -> Any:
@@ -57,3 +57,35 @@ class Schema:
     def write_json(self, report: Any, file: Path) -> None:
         """Write `report` to `file` as JSON. If writing fails, `file` keeps its old content."""
         write_plain(self.to_json(report), file)
+
+    def read(self, file: Path) -> dict[str, Any]:
+        """Read a report that has this format and version.
+
+        Raises `ValueError` for any other file.
+        """
+        values = read_report(file)
+        name, found = values["schema"], values["version"]
+        if name != self.name:
+            raise ValueError(f"{file} has the format {name}, not {self.name}")
+        if found != self.version:
+            age = "an older" if found < self.version else "a newer"
+            raise ValueError(
+                f"{file} was written by {age} clean_transformer: its format is {name} version "
+                f"{found}, and this one reads version {self.version}; make the report again"
+            )
+        return values
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """Read a JSON report of any kind: `schema` names its format, and `version` the version.
+
+    Raises `ValueError` if the file is no such report.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        well_formed = isinstance(values["schema"], str) and isinstance(values["version"], int)
+    except (ValueError, KeyError, TypeError):
+        well_formed = False
+    if not well_formed:
+        raise ValueError(f"{file} is no report that --json wrote")
+    return values

@@ -6,9 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
@@ -17,6 +15,7 @@ from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
 from clean_transformer.swapping.libraries.ours import Ours
+from clean_transformer.swapping.loading import WeightsNotCopied, load
 from clean_transformer.swapping.trial import SwapError, probe
 
 Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
@@ -113,7 +112,8 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
 
     - a class. `swap` makes the new module with `new = make(cfg)`, where `cfg` is the model's
       `Config`. Then `swap` calls `new.load_from(old)`. If the class has no `load_from`, `swap`
-      copies every parameter of the old module that has the same name and shape in the new module;
+      copies every weight of the old module that has the same name and shape in the new module, and
+      warns with `WeightsNotCopied` about the other parameters of the new module;
     - a function. `swap` makes the new module with `make(old, path)`. `path` is the old module's
       path;
     - a module. If the pattern matches several paths, each path gets a copy of the module;
@@ -126,9 +126,9 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     swapped and the unembedding is tied, the unembedding still uses the old embedding.
 
     Before the swap, every new module runs on a tiny batch. Raises `SwapError`, and swaps nothing,
-    if the pattern matches no path, or if a new module raises an error or returns the wrong shape,
-    dtype or device. Warns with `HookPointsLost` if the new modules lack hook points of the old
-    modules.
+    if the pattern matches no path, if a new module raises an error or returns the wrong shape,
+    dtype or device, or if no weight can be copied to the parameters of a class. Warns with
+    `HookPointsLost` if the new modules lack hook points of the old modules.
     """
     home = library_of(model)
     if not isinstance(home, Ours):
@@ -146,6 +146,7 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
     of TransformerLens, the old hook points replace the new module's hook points with the same
     names, so that `run_with_cache` and hooks work too. Hugging Face's `output_attentions` and
     `output_hidden_states` do not contain activations of transplanted modules.
+    The weights of a class are converted from the other library's names and layouts.
     """
     home = library_of(their_model)
     if home is None or isinstance(home, Ours):
@@ -170,8 +171,12 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
     modules: dict[str, nn.Module] = {}
     places: list[Place] = []
     lost: list[str] = []
+    kept: list[str] = []
     for path, old in found.items():
         new = new_module(make, old, path, cfg, like, alone=len(found) == 1)
+        if isinstance(make, type):
+            new = new.to(like.device, like.dtype).train(old.training)
+            kept += [f"{path}.{name}" for name in load(new, old, home.weights(model, path), path)]
         modules[path] = as_ours(kind(path), new)
         probe(modules[path], type(new).__name__, path, cfg, like)
         here = home.places(model, path, modules[path])
@@ -181,6 +186,13 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
         warnings.warn(
             f"caches will not hold {', '.join(lost)}: the new modules have no such hook points",
             HookPointsLost,
+            stacklevel=3,
+        )
+    if kept:
+        warnings.warn(
+            f"the old modules have no weights for {', '.join(kept)}, so these keep the values that "
+            "the class gave them",
+            WeightsNotCopied,
             stacklevel=3,
         )
     return Swap(modules, places, lost)
@@ -237,17 +249,4 @@ def new_module(
         ) from error
     if not isinstance(new, nn.Module):
         raise SwapError(f"{path}: wanted a torch.nn.Module, but make gave {type(new).__name__}")
-    if is_class:
-        new = new.to(like.device, like.dtype).train(old.training)
-        load_from = getattr(new, "load_from", partial(copy_parameters, new))
-        load_from(old)
     return new
-
-
-@torch.no_grad()
-def copy_parameters(new: nn.Module, old: nn.Module) -> None:
-    """Copy to `new` every parameter of `old` that has the same name and shape in `new`."""
-    given = dict(old.named_parameters())
-    for name, parameter in new.named_parameters():
-        if name in given and given[name].shape == parameter.shape:
-            parameter.copy_(given[name])

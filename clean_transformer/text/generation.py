@@ -1,82 +1,34 @@
-"""`GenerationMixin`: adds a tokenizer and text generation to a model that computes logits."""
+"""`GenerationMixin`: adds text generation to a `LanguageModel`."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from pathlib import Path
 from reprlib import repr as shorten
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Unpack
 
-from clean_transformer.config import Config
-from clean_transformer.hooks import HookedModule
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.text.beam_search import search_beams
 from clean_transformer.text.decoding import Stop, decode, decode_until
+from clean_transformer.text.language_model import LanguageModel
 from clean_transformer.text.sampling import Rows
 from clean_transformer.text.settings import Sampling, SamplingSettings
 from clean_transformer.text.signature import names_settings
-from clean_transformer.text.tokenizer import Tokenizer, Tokens
 
 # A prompt is one text, a list of texts, a tensor of token ids [batch pos], or a list with one list
 # of token ids per prompt. The inner lists may differ in length.
 Prompt = TypeVar("Prompt", str, list[str], Tensor, list[list[int]])
 
 
-class GenerationMixin(HookedModule):
-    """Adds a tokenizer, `generate` and `stream` to `DemoTransformer`.
+class GenerationMixin(LanguageModel):
+    """Adds `generate` and `stream` to `DemoTransformer`.
 
-    `source` is the folder, file or hub id from which `DemoTransformer.from_pretrained` loaded the
-    model. `source` is None for a model that was made in another way. `cache_class` is the class of
-    the KV cache that `generate` and `stream` create.
+    `cache_class` is the class of the KV cache that `generate` and `stream` create.
     """
 
-    cfg: Config
     cache_class: type[KVCache] = KVCache
-    source: str | Path | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model's parameters."""
-        return next(self.parameters()).device
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of `source`. It is loaded when this attribute is first read.
-
-        You can assign another tokenizer to this attribute. Reading this attribute raises
-        `ValueError` if `source` is None and no tokenizer was assigned.
-        """
-        if self.source is None:
-            raise ValueError(
-                "this model came without a tokenizer; give it token ids, or assign "
-                "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
-            )
-        return Tokenizer.from_pretrained(self.source)
-
-    def to_tokens(
-        self, text: str | list[str], prepend_bos: bool = True
-    ) -> Int[Tensor, "batch pos"]:
-        """Return the token ids of one text or several texts, on the model's device.
-
-        See `Tokenizer.to_tokens`.
-        """
-        return self.tokenizer.to_tokens(text, prepend_bos).to(self.device)
-
-    def to_str_tokens(self, text: str | Tokens, prepend_bos: bool = True) -> list[str]:
-        """Return each token of one text as a string; see `Tokenizer.to_str_tokens`."""
-        return self.tokenizer.to_str_tokens(text, prepend_bos)
-
-    def to_string(self, tokens: Tokens) -> str | list[str]:
-        """Return the text of tokens [pos], or a list of texts for tokens [batch pos].
-
-        See `Tokenizer.to_string`.
-        """
-        return self.tokenizer.to_string(tokens)
 
     @names_settings
     def generate(

@@ -6,6 +6,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar, get_type_hints
 
+from clean_transformer.support.left_out import refuse_known
 from clean_transformer.text.settings import Sampling
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -17,7 +18,8 @@ def names_settings(function: Function) -> Function:
     The last parameter of `function` must be `**sampling`. In the signature, the fields of
     `Sampling` replace this parameter, so that `help()` shows the type and the default of each
     field. The decorated function raises `TypeError` for an unknown keyword argument, before it
-    calls `function`. The error message suggests the parameter with the most similar name.
+    calls `function`. The error message suggests the parameter with the most similar name, or says
+    what to use instead of an argument of TransformerLens.
     """
     shown = signature(function)
     *parameters, _ = shown.parameters.values()
@@ -30,6 +32,7 @@ def names_settings(function: Function) -> Function:
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
+        refuse_known(function.__name__, kwargs)
         for name in [name for name in kwargs if name not in shown.parameters]:
             near = get_close_matches(name, shown.parameters, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"see help({function.__qualname__})"

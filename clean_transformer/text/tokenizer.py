@@ -4,8 +4,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as shorten
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -23,6 +24,10 @@ END_OF_TEXT = "<|endoftext|>"
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {127: "␡", ord(" "): "·", ord("\n"): "↵"}
 
 
+# One text, or several texts.
+Texts = str | list[str] | tuple[str, ...]
+PaddingSide = Literal["left", "right"] | None
+
 # The types of token ids that `to_str_tokens` and `to_string` accept.
 Tokens = (
     Int[Tensor, "batch pos"]
@@ -30,6 +35,7 @@ Tokens = (
     | Int[Tensor, ""]
     | Sequence[Sequence[int]]
     | Sequence[int]
+    | int
 )
 
 
@@ -118,36 +124,23 @@ class Tokenizer:
         return cls(backend)
 
     def to_tokens(
-        self,
-        text: str | list[str],
-        prepend_bos: bool = True,
-        *,
-        padding_side: Literal["left", "right"] = "right",
+        self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
     ) -> Int[Tensor, "batch pos"]:
         """Return the token ids of each text, one row per text. A single text gives one row.
 
-        With `prepend_bos`, each text begins with <|endoftext|>. GPT-2 has no padding token, so
-        shorter texts are padded with <|endoftext|>, too. Padding on the right does not change the
-        model's output for the tokens of the text, because attention is causal. Padding on the left
-        changes this output, unless a `KVCache` with an `attention_mask` hides the padding.
+        Each text begins with <|endoftext|>, unless `prepend_bos` is False. GPT-2 has no padding
+        token, so shorter texts are padded with <|endoftext|>, too: on the right, unless
+        `padding_side` is "left". Padding on the right does not change the model's output for the
+        tokens of the text, because attention is causal. Padding on the left changes this output,
+        unless a `KVCache` with an `attention_mask` hides the padding.
 
-        Raises `TypeError` if `text` is neither a `str` nor a list of `str`. Raises `ValueError` for
-        an unknown `padding_side`, and for a text with a lone surrogate, which UTF-8 cannot encode.
+        Raises `TypeError` if `text` is neither a `str` nor a list or tuple of `str`. Raises
+        `ValueError` for an unknown `padding_side`, and for a text with a lone surrogate, which
+        UTF-8 cannot encode.
         """
-        texts = text if isinstance(text, list) else [text]
-        for each in texts:
-            if not isinstance(each, str):
-                raise TypeError(f"to_tokens takes a text or a list of texts, not {shorten(each)}")
-        if padding_side not in ("left", "right"):
+        if padding_side not in ("left", "right", None):
             raise ValueError(f"padding_side is {padding_side!r}; it must be 'left' or 'right'")
-        bos = [self.bos_token_id] * prepend_bos
-        try:
-            encodings = self.backend.encode_batch(texts, add_special_tokens=False)
-        except TypeError:
-            raise ValueError(
-                "a text contains a lone surrogate, which has no UTF-8; decode the text correctly"
-            ) from None
-        rows = [bos + encoding.ids for encoding in encodings]
+        rows = self.to_rows(text, prepend_bos)
         width = max(map(len, rows), default=0)
         tokens = torch.full((len(rows), width), self.eos_token_id)
         for padded, row in zip(tokens, rows, strict=True):
@@ -155,16 +148,46 @@ class Tokenizer:
             padded[start : start + len(row)] = torch.tensor(row)
         return tokens
 
-    def to_str_tokens(self, text: str | Tokens, prepend_bos: bool = True) -> list[str]:
+    def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:
+        """Return a list of token ids for each text, without padding.
+
+        The arguments and the errors are those of `to_tokens`.
+        """
+        texts = [*text] if isinstance(text, (list, tuple)) else [text]
+        for each in texts:
+            if not isinstance(each, str):
+                raise TypeError(f"to_tokens takes a text or a list of texts, not {shorten(each)}")
+        bos = [] if prepend_bos is False else [self.bos_token_id]
+        try:
+            encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        except TypeError:
+            raise ValueError(
+                "a text contains a lone surrogate, which has no UTF-8; decode the text correctly"
+            ) from None
+        return [bos + encoding.ids for encoding in encodings]
+
+    @overload
+    def to_str_tokens(self, text: str | Tokens, prepend_bos: bool | None = None) -> list[str]: ...
+
+    @overload
+    def to_str_tokens(
+        self, text: list[str] | tuple[str, ...] | list[Tensor], prepend_bos: bool | None = None
+    ) -> list[list[str]]: ...
+
+    def to_str_tokens(
+        self, text: Texts | Tokens | list[Tensor], prepend_bos: bool | None = None
+    ) -> list[str] | list[list[str]]:
         """Return one string for each token of `text`, to show the tokens to people.
 
-        `text` is one text, or the token ids of one text. With `prepend_bos`, <|endoftext|> is added
-        before a text, but not before token ids. A token that is only part of a character becomes
-        "�".
+        `text` is one text, or the token ids of one text. For a list of texts or of tensors, return
+        one list per text. <|endoftext|> is added before each text, unless `prepend_bos` is False,
+        but not before token ids. A token that is only part of a character becomes "�".
 
         Raises `TypeError` if `text` is neither a `str` nor token ids. Raises `ValueError` for a
-        batch of several texts, and for ids outside the vocabulary.
+        tensor of several texts, and for ids outside the vocabulary.
         """
+        if isinstance(text, (list, tuple)) and any(_is_one_text(each) for each in text):
+            return [self.to_str_tokens(each, prepend_bos) for each in text]
         ids = self.to_tokens(text, prepend_bos) if isinstance(text, str) else self._checked(text)
         if ids.ndim == 2 and len(ids) != 1:
             raise ValueError(
@@ -184,6 +207,24 @@ class Tokenizer:
         if ids.ndim == 2:
             return self.backend.decode_batch(ids.tolist(), skip_special_tokens=False)
         return self.backend.decode(ids.flatten().tolist(), skip_special_tokens=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of one text, without <|endoftext|>. The errors are `to_tokens`'s."""
+        [row] = self.to_rows(text, prepend_bos=False)
+        return row
+
+    # The names in transformers of what `to_string` does.
+    decode = batch_decode = to_string
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """A new dictionary from the spelling of each token to its id. Spaces are spelled "Ġ"."""
+        return self.backend.get_vocab()
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, `d_vocab`."""
+        return self.d_vocab
 
     def _checked(self, tokens: object) -> Int[Tensor, "..."]:
         try:
@@ -205,6 +246,10 @@ class Tokenizer:
                 "so these tokens come from another vocabulary"
             )
         return ids
+
+
+def _is_one_text(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0)
 
 
 def visible(token: str) -> str:

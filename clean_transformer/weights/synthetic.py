@@ -219,7 +219,13 @@ def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[s
     shapes = parameter_shapes(cfg)
     with ThreadPoolExecutor() as pool:
         drawn = pool.map(lambda name: _draw(name, shapes[name], seed, spread(name)), shapes)
-        return dict(zip(shapes, drawn, strict=True))
+        state = dict(zip(shapes, drawn, strict=True))
+    for name, value in state.items():
+        if name.endswith((".W_Q", ".W_K", ".W_V")):
+            # The memory order of `modules.attention.input_weight`, so that a model can use the
+            # array without a copy.
+            state[name] = np.ascontiguousarray(value.transpose(1, 0, 2)).transpose(1, 0, 2)
+    return state
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:

@@ -93,7 +93,7 @@ def test_each_pattern_is_in_the_row_of_its_layer(cache, tokens):
 
 
 def test_without_a_batch_dimension_it_is_the_same(cache, tokens):
-    single = ActivationCache(cache, cache.n_layers).remove_batch_dim()
+    single = ActivationCache(cache, cache.model).remove_batch_dim()
     pattern = plots.attention_pattern(cache, tokens, layer=1, head=1)
     assert plots.attention_pattern(single, tokens, layer=1, head=1) == pattern
     assert plots.residual_norms(single, tokens) == plots.residual_norms(cache, tokens)
@@ -166,7 +166,7 @@ def test_logit_lens(model, tokens):
 
 
 def test_half_precision_is_drawn_too(cache, tokens):
-    half = ActivationCache({name: value.bfloat16() for name, value in cache.items()}, 3)
+    half = ActivationCache({name: value.bfloat16() for name, value in cache.items()}, cache.model)
     figure = plots.attention_pattern(half, tokens, layer=1, head=2)
     assert_shows(figure.data[0].z, half["pattern", 1, "attn"][0, 2].float())
 
@@ -180,7 +180,7 @@ def test_a_label_is_never_markup(token: str):
 
 def two_texts(cache: ActivationCache) -> ActivationCache:
     twice = {name: torch.cat([value, value]) for name, value in cache.items()}
-    return ActivationCache(twice, cache.n_layers)
+    return ActivationCache(twice, cache.model)
 
 
 REFUSALS: dict[str, tuple[Callable[..., object], type[Exception], str]] = {

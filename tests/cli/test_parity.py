@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from clean_transformer.parity import inputs
 from clean_transformer.parity.faults import inject
@@ -12,6 +13,7 @@ from clean_transformer.parity.references.choose import REFERENCES, choose_refere
 from clean_transformer.support.devices import is_available
 from clean_transformer.support.dtypes import DTYPES
 
+from ..helpers import random_model, tiny
 from ..parity.small import small_weights
 from .running import assert_one_line, call
 
@@ -33,7 +35,9 @@ def test_0_where_everything_passes(small: Path) -> None:
         "parity", "--devices", "cpu", "--reference", REFERENCE or "none", "--json", "r.json"
     )
     assert result.exit_code == (0 if REFERENCE else 3), result.output
-    assert result.stdout.splitlines()[0] == "clean_transformer on small stress weights"
+    first, second, *_ = result.stdout.splitlines()
+    assert first.startswith(f"PyTorch {torch.__version__}, ")
+    assert second == "clean_transformer on small stress weights"
     read = json.loads((small / "r.json").read_text())
     assert read["verdict"] == ("PASS" if REFERENCE else "NOT CHECKED")
     assert [*small.iterdir()] == [small / "r.json"]
@@ -103,23 +107,54 @@ def test_the_doctor_checks_one_device(devices: str) -> None:
     )
 
 
-@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize(
+    ("command", "option"), [("parity", "--json"), ("parity", "--html"), ("doctor", "--json")]
+)
 def test_2_before_any_work_where_the_report_cannot_be_written(
-    option: str, monkeypatch: pytest.MonkeyPatch
+    command: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "choose_weights", lambda source: pytest.fail("too late"))
-    assert_one_line(call("parity", option, "no/report"), "no folder 'no' for 'report'")
+    assert_one_line(call(command, option, "no/report"), "no folder 'no' for 'report'")
 
 
 def test_the_doctor(small: Path) -> None:
-    result = call("doctor", "--device", "cpu")
+    result = call("doctor", "--device", "cpu", "--json", "doctor.json")
     assert result.exit_code == 0, result.output
+    (small / "doctor.json").rename(small.parent / "before.json")
     assert "PASS cpu computes GPT-2 correctly in float32." in result.stdout
     with inject("gelu-tanh-ignored"):
-        result = call("doctor", "--device", "cpu")
+        result = call("doctor", "--device", "cpu", "--json", small.parent / "after.json")
     assert result.exit_code == 1
     assert "First failure: blocks.0.mlp.hook_post" in result.stdout
     assert [path.name for path in small.iterdir()] == ["reproduce-gelu-cpu-float32.py"]
+    result = call("compare", small.parent / "before.json", small.parent / "after.json")
+    assert result.exit_code == 1
+    assert "cpu float32 run" in result.stdout
+
+
+def test_2_where_the_weights_are_not_finite(tmp_path: Path) -> None:
+    model = random_model(tiny(), dtype=torch.float32)
+    with torch.no_grad():
+        model.blocks[1].mlp.b_in[3] = torch.nan
+    model.save_pretrained(tmp_path)
+    result = call("doctor", "--device", "cpu", "--weights", str(tmp_path))
+    assert_one_line(result, "cannot be checked: blocks.1.mlp.b_in has 1 of 20 numbers")
+
+
+@pytest.mark.parametrize("command", ["parity", "doctor"])
+def test_3_where_the_weights_do_not_fit(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights = small_weights(n_layers=1, d_vocab=100, n_ctx=16)
+    weights.state["unembed.b_U"][7] = 1e5
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: weights)
+    monkeypatch.chdir(tmp_path)
+    none = ["--reference", "none"] * (command == "parity")
+    result = call(command, "--device", "cpu", "--dtype", "float16", *none)
+    assert result.exit_code == 3, result.output
+    told = " ".join(result.stdout.split())
+    assert "does not fit into float16: the weight unembed.b_U reaches 100000" in told
+    assert "WRONG" not in told
 
 
 def test_the_help_names_every_choice() -> None:

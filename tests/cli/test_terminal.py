@@ -80,6 +80,14 @@ def test_a_bar_with_a_total_counts_and_stays(monkeypatch):
     assert not screen.getvalue().endswith("\x1b[2K")
 
 
+def test_a_bar_with_a_total_can_disappear(monkeypatch):
+    screen = on_a_terminal(monkeypatch)
+    with progress(10, stays=False) as on_step:
+        on_step("invariants", 8)
+    assert " 8/10 invariants " in re.sub(r"\x1b\[[\d;?]*\w", "", screen.getvalue())
+    assert screen.getvalue().endswith("\x1b[2K")
+
+
 TEXT = "naïve\n\ttext\r\n\n 🤗 "
 
 

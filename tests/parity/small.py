@@ -1,6 +1,7 @@
 """Small models with the weights of the parity suite, and how to spoil what they compute."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.faults.corruptions import Corruption, DeviceFault
+from clean_transformer.parity.faults import DEVICE_FAULTS
+from clean_transformer.parity.faults.corruptions import SINGLE, Corruption, DeviceFault
 from clean_transformer.parity.faults.semantic.edits import edited, element, planted
 from clean_transformer.parity.inputs import Weights
 from clean_transformer.weights.synthetic import plain, stress
@@ -28,16 +30,10 @@ SMALL = {
     "n_ctx": 64,
 }
 
-# GPT-2's forward pass never meets the conditions of these; only single operations find them.
-PROBE_ONLY = {
-    "sdpa-bf16-mask",
-    "gelu-noncontiguous-input",
-    "layer-norm-storage-offset",
-    "where-noncontiguous-condition",
-    "multinomial-out-of-range",
-    "multinomial-int64-min",
-    "argmax-int64-min",
-}
+# No use of GPT-2 meets the conditions of these; only single operations find them.
+PROBE_ONLY = {fault.name for fault in DEVICE_FAULTS if fault.use == SINGLE}
+# A short text meets the conditions of these.
+IN_A_SHORT_TEXT = [fault for fault in DEVICE_FAULTS if fault.use in ("forward", "hooks")]
 
 
 def small_weights(kind: str = "stress", seed: int = 0, **changes) -> Weights:
@@ -69,6 +65,15 @@ def corrupted(model: torch.nn.Module, name: str, edit) -> Iterator[None]:
 def broken(operation: str, corrupt: Corruption) -> AbstractContextManager[object]:
     """Within it, every call of that operation goes wrong like that, except in float64."""
     return DeviceFault("", "", frozenset({operation}), lambda call: True, corrupt).plant()
+
+
+@contextmanager
+def everywhere(operation: str, kernel: Callable[..., Any]) -> Iterator[None]:
+    """Within it, PyTorch's CPU runs that kernel for the operation, in every dtype."""
+    with warnings.catch_warnings(), torch.library._scoped_library("aten", "IMPL") as library:
+        warnings.simplefilter("ignore")
+        library.impl(operation, kernel, "CPU")
+        yield
 
 
 class _NoFloat64(TorchDispatchMode):

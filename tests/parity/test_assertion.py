@@ -13,6 +13,7 @@ from clean_transformer import variants
 from clean_transformer.config import Config
 from clean_transformer.inference.fast_modules import FastBlock
 from clean_transformer.modules.attention import Attention
+from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.parity import assert_parity, inject
 
@@ -131,6 +132,201 @@ def test_an_optimized_model_is_judged_as_it_runs(within: str, monkeypatch: pytes
     message = rf"on cpu in float32 is WRONG: {where} \(black box"
     with pytest.raises(AssertionError, match=message):
         assert_parity(module, inputs, device="cpu")
+
+
+class Plain(nn.Linear):
+    """A module that is 10% off, but in float32 only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1.1 if x.dtype == torch.float32 else 1)
+
+
+class Lowering(nn.Linear):
+    """A module that multiplies in bfloat16, whatever its own dtype is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.bfloat16() @ self.weight.bfloat16().T).to(x.dtype) + self.bias
+
+
+class Several(nn.Linear):
+    """A module with a second output, which may be wrong in float32."""
+
+    factor = 1.0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x * (self.factor if x.dtype == torch.float32 else 1)
+
+
+class SeveralOff(Several):
+    factor = 1.1
+
+
+@pytest.mark.parametrize("referred", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Plain, "Plain on cpu in float32 is WRONG: output"),
+        (Lowering, "is WRONG: output (.|\\n)*; the module itself converts numbers to bfloat16"),
+        (SeveralOff, "SeveralOff on cpu in float32 is WRONG: output 1"),
+    ],
+)
+def test_a_module_that_is_wrong_by_itself_is_wrong(
+    kind: type, message: str, referred: bool, x: Tensor
+):
+    module = kind(32, 8)
+    with pytest.raises(AssertionError, match=message):
+        assert_parity(module, x, reference=module if referred else None, device="cpu")
+
+
+def test_every_output_and_empty_inputs_are_accepted(x: Tensor):
+    assert_parity(Several(32, 8), x, device="cpu")
+    for module in (Several(32, 8), MLP(CFG), TransformerBlock(CFG)):
+        assert_parity(module, x[:0], device="cpu")
+
+
+class WithoutRows(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, : 9 if x.dtype == torch.float64 else 8]
+
+
+def test_an_output_of_another_shape_is_named_without_numbers_too(x: Tensor):
+    with pytest.raises(AssertionError, match=r"shapes \[\[0, 8, 8\]\], not \[\[0, 9, 8\]\]"):
+        assert_parity(WithoutRows(32, 8), x[:0], device="cpu")
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2])
+def test_models_of_few_positions(n_ctx: int):
+    cfg = Config(n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=8, d_vocab=20, n_ctx=n_ctx)
+    assert_parity(
+        random_model(cfg, dtype=torch.float32), random_tokens(cfg, length=n_ctx), device="cpu"
+    )
+
+
+def test_active_dropout_is_named(x: Tensor):
+    module = nn.Sequential(nn.Linear(32, 8), nn.Dropout(0.1))
+    with pytest.raises(AssertionError, match=r"active dropout: 1 \(p = 0.1\).*call .eval\(\)"):
+        assert_parity(module, x, device="cpu")
+    assert_parity(module.eval(), x, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        variants.AlibiAttention,
+        variants.RotaryAttention,
+        variants.SlidingWindowAttention,
+        variants.GroupedQueryAttention,
+        variants.LinearAttention,
+        variants.SdpaAttention,
+        variants.ParallelBlock,
+        variants.ExactGeluMLP,
+    ],
+)
+def test_every_variant_passes(kind: type, dtype: torch.dtype, x: Tensor):
+    assert_parity(kind(CFG), x, device="cpu", dtype=dtype)
+
+
+def test_an_operation_is_named_in_a_module_of_anybody(x: Tensor):
+    with (
+        inject("gelu-tanh-ignored"),
+        pytest.raises(AssertionError, match=r"aten\.gelu\.default"),
+    ):
+        assert_parity(TheirMLP(MLP(CFG), "tanh"), 100 * x, device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mlp_of_transformers(dtype: torch.dtype, x: Tensor):
+    gpt2 = pytest.importorskip("transformers.models.gpt2.modeling_gpt2")
+    config = gpt2.GPT2Config(n_embd=32, n_head=2, n_layer=1)
+    with torch.random.fork_rng():
+        mlp, changed = (gpt2.GPT2LMHeadModel(config).eval().transformer.h[0].mlp for _ in "ab")
+    changed.load_state_dict(mlp.state_dict())
+    assert_parity(mlp, x, reference=changed, device="cpu", dtype=dtype)
+    for change in (lambda: changed.c_fc.weight[0, 0].mul_(1.01), lambda: changed.c_fc.bias.add_(1)):
+        with torch.no_grad():
+            change()
+        with pytest.raises(AssertionError, match="is not the function of"):
+            assert_parity(mlp, x, reference=changed, device="cpu", dtype=dtype)
+        changed.load_state_dict(mlp.state_dict())
+
+
+COMPILED = """
+import copy
+import torch
+from torch import nn
+from clean_transformer import Config, DemoTransformer, MLP
+from clean_transformer.parity import assert_parity
+
+def times(factor):
+    def backend(graph, inputs):
+        return lambda *args: tuple(factor * output for output in graph.forward(*args))
+    return backend
+
+def in_float32(graph, inputs):
+    single = copy.deepcopy(graph)
+    def run(*args):
+        double = any(arg.dtype == torch.float64 for arg in args)
+        outputs = single.forward(*(arg.float() if double else arg for arg in args))
+        return tuple(output.double() if double else output for output in outputs)
+    return run
+
+cfg = Config(n_layers=2, n_heads=2, d_model=32, d_head=16, d_mlp=64, d_vocab=50, n_ctx=16)
+x, tokens = torch.randn(2, 9, 32), torch.arange(18).view(2, 9)
+
+def compiled(kind, how, backend):
+    torch._dynamo.reset()
+    module = kind(cfg)
+    if how == "wrapped":
+        return torch.compile(module, backend=backend)
+    if how == "in place":
+        module.compile(backend=backend)
+    if how == "inside":
+        module.blocks[1].compile(backend=backend)
+    if how == "forward":
+        module.forward = torch.compile(module.forward, backend=backend)
+    return module
+
+def verdict(module, given, **options):
+    try:
+        assert_parity(module, given, device="cpu", **options)
+    except AssertionError as error:
+        return str(error).split(": ")[0].split(" is ")[-1]
+    except ValueError as error:
+        return str(error).split(",")[0]
+    return "PASS"
+
+rows = [(MLP, how, x) for how in ("wrapped", "in place", "forward")]
+rows += [(DemoTransformer, how, tokens) for how in ("in place", "inside")]
+for kind, how, given in rows:
+    print(how, *(verdict(compiled(kind, how, b), given) for b in ("eager", times(1.1))))
+for backend in (times(1.1), in_float32):
+    module = compiled(MLP, "wrapped", backend)
+    print("beside itself", verdict(module, x, reference=module._orig_mod))
+print(verdict(compiled(MLP, "in place", "eager"), x, dtype=torch.bfloat16))
+"""
+
+
+@pytest.mark.slow
+def test_compiled_modules_are_judged_as_they_are_compiled():
+    """In a process of its own: the checks of types that tests have cannot be compiled."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILED],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == [
+        "wrapped PASS WRONG",
+        "in place PASS WRONG",
+        "forward PASS WRONG",
+        "in place PASS WRONG",
+        "inside PASS WRONG",
+        "beside itself WRONG",
+        "beside itself PASS",
+        "a MLP is compiled",
+    ], done.stderr
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def test_a_causal_leak_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 def test_a_process_of_its_own_agrees_and_a_device_that_changed_does_not() -> None:
     model, tokens = small_model(WEIGHTS), suite_tokens(WEIGHTS.cfg, 1, 2)
-    ours, theirs = invariants.fresh_process(model, tokens)
+    ours, theirs = invariants.fresh_process(model, tokens, model(tokens))
     assert row_difference(ours, theirs) < 1e-5
     with inject("gelu-tanh-ignored"):
         ours, _ = invariants.small_logits("cpu", "torch.float32"), None

@@ -12,12 +12,14 @@ from clean_transformer.parity.inputs import choose_weights, suite_tokens
 from clean_transformer.parity.measurements import cliff_inputs
 from clean_transformer.parity.modes import choose_modes
 from clean_transformer.parity.results import DeviceRun
-from clean_transformer.parity.suite import check_device, run_suite
+from clean_transformer.parity.suite import check_device, number_of_steps, run_suite
+from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.devices import choose_devices
 from clean_transformer.support.dtypes import choose_dtypes
 from clean_transformer.weights.hub import HubError
 
+from ..helpers import tiny
 from .small import BF16, F16, F32, F64, no_float64, small_model, small_weights
 
 WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
@@ -57,7 +59,7 @@ def test_weights_fall_back_only_where_none_were_asked_for(monkeypatch: pytest.Mo
     def unreachable(*args: object) -> None:
         raise HubError("the hub is out of reach")
 
-    monkeypatch.setattr(inputs, "read_pretrained", unreachable)
+    monkeypatch.setattr(inputs, "fetch", unreachable)
     monkeypatch.setitem(inputs.SYNTHETIC, "stress", lambda cfg: {})
     fallen_back = choose_weights(None)
     assert "synthetic 'stress' weights" in fallen_back.title
@@ -66,15 +68,18 @@ def test_weights_fall_back_only_where_none_were_asked_for(monkeypatch: pytest.Mo
         choose_weights("gpt2")
 
 
-def test_tokens_begin_with_the_last_id() -> None:
+def test_tokens_hold_the_last_id_and_0() -> None:
     tokens = suite_tokens(WEIGHTS.cfg, 2, 9)
     assert tokens.shape == (2, 9)
     assert tokens[:, 0].tolist() == [299, 299]
-    assert len(tokens.unique()) == 17
+    assert (tokens[0, 4], tokens[1, -1]) == (299, 0)
+    assert len(tokens.unique()) == 16
+    assert suite_tokens(tiny(n_ctx=1), 2).tolist() == [[30], [30]]
 
 
 def test_cliffs_have_their_lengths_and_layouts() -> None:
-    layer, cases = cliff_inputs(small_model(WEIGHTS))
+    layer, cases = cliff_inputs(small_model(WEIGHTS, F64), torch.empty(0, dtype=BF16))
+    assert {x.dtype for x in cases.values()} == {BF16}
     assert layer == 1
     assert {name: x.shape[1] for name, x in cases.items() if "tokens" in name} == {
         f"1 × {length} tokens": length for length in (1, 2, 8, 9, 16)
@@ -117,6 +122,8 @@ def test_a_healthy_device_passes_and_meets_no_float64(dtype: torch.dtype) -> Non
     assert len({row.case for row in run.isolated}) == 1 + 5 + 3
     assert run.impact is not None
     assert (steps[0], steps[-1]) == ("first call", "single operations")
+    left_out = len(uses(WEIGHTS.cfg)) - 1
+    assert len(steps) == number_of_steps(WEIGHTS.cfg, "eager") - left_out
 
 
 @pytest.mark.usefixtures("model_alone")

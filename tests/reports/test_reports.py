@@ -11,10 +11,16 @@ import torch
 from rich.console import Console
 
 from clean_transformer.parity.verdict import Verdict
-from clean_transformer.reports.environment import device_settings, environment
+from clean_transformer.reports.environment import (
+    build_lines,
+    device_settings,
+    environment,
+    float32_precision,
+    full_float32_precision,
+)
 from clean_transformer.reports.heat_map import Square, block_of, heat_map, rank, shade
 from clean_transformer.reports.page import number
-from clean_transformer.reports.plain import plain, write_plain
+from clean_transformer.reports.plain import Schema, plain, write_plain
 from clean_transformer.reports.terminal import heat_map_table
 
 LIMITS = (0.0, 1.0, 2.0, math.inf)
@@ -114,10 +120,54 @@ def test_the_table_of_a_terminal() -> None:
     ]
 
 
-def test_the_environment_is_told_in_words() -> None:
+def test_the_environment_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("TORCH_HOME", "/home/me")
     told = environment()
     assert told["torch"] == torch.__version__
     assert told["transformers"]
+    assert told["threads"] == str(torch.get_num_threads())
+    assert told["isa"] == torch.backends.cpu.get_cpu_capability()
+    assert told["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert "TORCH_HOME" not in told
     assert all(isinstance(value, str) for value in told.values())
-    precision = torch.get_float32_matmul_precision()
-    assert device_settings(torch.device("cpu")) == {"float32 matmul precision": precision}
+    build, variables = build_lines(told)
+    assert build.startswith(f"PyTorch {torch.__version__} (")
+    for key in ("onednn", "isa", "system"):
+        assert told[key] in build
+    assert variables.startswith("Set: ")
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in variables
+    assert build_lines({"torch": "2.4", "blas": "open", "isa": "DEFAULT"})[0].startswith(
+        "PyTorch 2.4 (BLAS open), DEFAULT"
+    )
+
+
+def test_the_settings_of_a_device_and_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert device_settings(torch.device("mps")) == {}
+    (name,) = before = float32_precision("cpu")
+    monkeypatch.setenv("DNNL_DEFAULT_FPMATH_MODE", "BF16")
+    assert device_settings(cpu) == before | {"DNNL_DEFAULT_FPMATH_MODE": "BF16"}
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert float32_precision("cpu")[name] == "bf16"
+        for device in ("cpu", "mps"):
+            with full_float32_precision(device):
+                assert float32_precision("cpu")[name] == ("ieee" if device == "cpu" else "bf16")
+        assert float32_precision("cpu")[name] == "bf16"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_reports_are_read_by_format_and_version(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    schema = Schema("ours", 2)
+    schema.write_json(square("a", 1.0), file)
+    assert schema.read(file) == schema.to_json(square("a", 1.0))
+    for other, said in (
+        (Schema("theirs", 2), "has the format ours, not theirs"),
+        (Schema("ours", 3), "an older clean_transformer: its format is ours version 2, and this"),
+        (Schema("ours", 1), "a newer clean_transformer"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            other.read(file)

@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
-from clean_transformer.modules.attention import Attention
-from clean_transformer.modules.contract import parts
-from clean_transformer.modules.mlp import MLP
+from clean_transformer.modules import (
+    MLP,
+    Attention,
+    Embed,
+    LayerNorm,
+    PosEmbed,
+    TransformerBlock,
+    Unembed,
+)
+from clean_transformer.modules.contract import kind, parts
+from clean_transformer.swapping.loading import WeightsNotCopied
 from clean_transformer.swapping.swaps import HookPointsLost, Swap, swap
 from clean_transformer.swapping.trial import SwapError
 
@@ -56,6 +64,7 @@ class Nothing(nn.Module):
 def quiet_swap(model: nn.Module, pattern: str, make) -> Swap:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HookPointsLost)
+        warnings.simplefilter("ignore", WeightsNotCopied)
         return swap(model, pattern, make)
 
 
@@ -120,6 +129,58 @@ def test_a_class_is_given_what_it_has_of_the_old_parameters():
     assert (new.b_in == 7).all()  # of another shape
     x = torch.ones(1, 2, TINY.d_model, dtype=torch.float64)
     assert_same_function(new(x), (x @ old.W_in).relu() @ old.W_out)
+
+
+OWN_CLASSES = {
+    "embed": Embed,
+    "pos_embed": PosEmbed,
+    "block": TransformerBlock,
+    "ln1": LayerNorm,
+    "attn": Attention,
+    "ln2": LayerNorm,
+    "mlp": MLP,
+    "ln_final": LayerNorm,
+    "unembed": Unembed,
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("path", EVERY_PART)
+@torch.no_grad()
+def test_the_class_that_is_there_already_changes_no_bit(path: str, tied: bool):
+    model = random_model(Config(**TINY.to_dict() | {"tied_unembed": tied}), b_U=True)
+    before = model(TOKENS)
+    with swap(model, path, OWN_CLASSES[kind(path)]):
+        assert torch.equal(model(TOKENS), before)
+
+
+def test_a_class_that_can_be_given_no_weight_is_refused():
+    class Renamed(nn.Module):
+        def __init__(self, cfg: Config):
+            super().__init__()
+            self.linear = nn.Linear(cfg.d_model, cfg.d_model)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x)
+
+    model, random = random_model(), random_tokens()
+    before = model(random)
+    message = (
+        "blocks.0.mlp: no weight can be copied to Renamed from MLP.* linear.weight, linear.bias"
+    )
+    with pytest.raises(SwapError, match=message):
+        swap(model, "blocks.*.mlp", Renamed)
+    assert torch.equal(model(random), before)
+
+
+def test_load_from_that_fails_is_a_swap_error():
+    class Wrong(MLP):
+        def load_from(self, old: nn.Module) -> None:
+            self.W_in.copy_(old.c_fc)
+
+    message = "load_from, which loads Wrong from MLP, raised AttributeError: .* 'c_fc'"
+    with pytest.raises(SwapError, match=message):
+        swap(random_model(), "blocks.0.mlp", Wrong)
 
 
 def test_a_class_may_load_from_the_old_module_itself():
@@ -212,7 +273,10 @@ def test_an_earlier_swap_is_not_restored_below_a_later_one():
 def test_lost_hook_points_are_told():
     model = random_model()
     message = "caches will not hold blocks.1.mlp.hook_pre, blocks.1.mlp.hook_post"
-    with pytest.warns(HookPointsLost, match=message):
+    with (
+        pytest.warns(HookPointsLost, match=message),
+        pytest.warns(WeightsNotCopied, match=r"no weights for blocks.1.mlp.b_in, so"),
+    ):
         swapped = swap(model, "blocks.1.mlp", ReluMLP)
     assert swapped.lost == ("blocks.1.mlp.hook_pre", "blocks.1.mlp.hook_post")
     _, cache = model.run_with_cache(TOKENS)
@@ -319,6 +383,7 @@ COMPILED = """
 import torch
 from torch import nn
 from clean_transformer import Config, DemoTransformer
+from clean_transformer.swapping.loading import WeightsNotCopied
 from clean_transformer.swapping.swaps import swap
 
 class OwnMLP(nn.Module):

@@ -3,6 +3,8 @@
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,15 @@ from torch import Tensor, nn
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
+from clean_transformer.modules import (
+    MLP,
+    Attention,
+    Embed,
+    LayerNorm,
+    PosEmbed,
+    TransformerBlock,
+    Unembed,
+)
 from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.swapping.swaps import HookPointsLost, swap, transplant
 from clean_transformer.swapping.trial import SwapError
@@ -39,6 +50,17 @@ PADDED = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
 NEW_TOKENS = 32
 PROMPTS = [row[mask.bool()].tolist() for row, mask in zip(TOKENS, PADDED, strict=True)]
 
+CLASSES = {
+    "embed": Embed,
+    "pos_embed": PosEmbed,
+    "blocks.*": TransformerBlock,
+    "blocks.*.ln1": LayerNorm,
+    "blocks.*.attn": Attention,
+    "blocks.*.ln2": LayerNorm,
+    "blocks.*.mlp": MLP,
+    "ln_final": LayerNorm,
+    "unembed": Unembed,
+}
 PATTERNS = {
     "embed": 1,
     "pos_embed": 1,
@@ -131,6 +153,34 @@ def test_ours_in_theirs_is_the_same_model(theirs: Theirs, before: dict[str, Any]
         assert torch.equal(theirs.generate(), before["generate"])
     assert before["generate"].shape == (2, 9 + NEW_TOKENS)
     assert torch.equal(theirs.logits(), before["logits"])
+
+
+@pytest.mark.parametrize("pattern", CLASSES)
+@torch.no_grad()
+def test_a_class_gets_their_weights(theirs: Theirs, before: dict[str, Any], pattern: str):
+    with transplant(theirs.model, pattern, CLASSES[pattern]):
+        assert_same_function(theirs.logits(), before["logits"])
+
+
+@torch.no_grad()
+def test_classes_one_after_another_get_the_weights_of_whatever_is_there(
+    theirs: Theirs, before: dict[str, Any]
+):
+    with ExitStack() as swaps:
+        for pattern in ("blocks.1.mlp", "unembed", "blocks.1", "unembed"):
+            made = CLASSES[pattern.replace("1", "*")]
+            swaps.enter_context(transplant(theirs.model, pattern, made))
+        assert_same_function(theirs.logits(), before["logits"])
+
+
+@pytest.mark.parametrize("pattern", CLASSES)
+@torch.no_grad()
+def test_a_class_copies_from_their_module_in_our_model_or_refuses(theirs: Theirs, pattern: str):
+    model, path = deepcopy(OURS), pattern.replace("*", "1")
+    swap(model, path, theirs.model)
+    with suppress(SwapError):
+        swap(model, path, CLASSES[pattern])
+    assert_same_function(model(TOKENS), OURS(TOKENS))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -11,7 +11,7 @@ from tokenizers import models, processors
 
 from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer, visible
 
-from ..helpers import GPT2, needs_gpt2, trained
+from ..helpers import GPT2, needs_gpt2, trained, unchecked_types
 
 with_transcripts = needs_gpt2("transcripts.json")
 
@@ -204,12 +204,11 @@ def test_tokens_come_as_tensors_or_lists(tiny):
         ("to_string", torch.tensor([[0, -1]]), ValueError, "no token -1; ids run from 0 to 269"),
         ("to_str_tokens", [270], ValueError, "no token 270; ids run from 0 to 269"),
         ("to_str_tokens", [[1], [2]], ValueError, "takes one text, not 2"),
-        ("to_str_tokens", ["a", "b"], TypeError, "equally long lists of ids"),
     ],
 )
 def test_errors_say_what_was_wrong(tiny, method, wrong, error, message):
-    with pytest.raises(error, match=message):
-        getattr(Tokenizer, method).__wrapped__(tiny, wrong)
+    with unchecked_types(), pytest.raises(error, match=message):
+        getattr(tiny, method)(wrong)
 
 
 def test_unknown_padding_side(tiny):

@@ -80,7 +80,7 @@ def residual_norms(cache: ActivationCache, tokens: Sequence[str]) -> go.Figure:
     last block. The axis of the norm is logarithmic. Raises `ValueError` for several texts, and if
     `tokens` does not have one token per position.
     """
-    states, labels = cache.accumulated_resid(incl_mid=True)
+    states, labels = cache.accumulated_resid(incl_mid=True, return_labels=True)
     depth = np.stack([of_one_text(state, 2, tokens) for state in states])
     norms = np.linalg.norm(depth, axis=-1)
     shades = sample_colorscale(SEQUENTIAL[1:], np.linspace(0, 1, len(tokens)).tolist())

@@ -1,6 +1,5 @@
 """Writes and reads the results of a run as JSON. `benchmark/README.md` lists the keys."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 from clean_transformer.benchmark.judgment import Judged
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.work import Part, Setup, Work
-from clean_transformer.reports.plain import write_plain
+from clean_transformer.reports.plain import Schema, write_plain
 
-SCHEMA, VERSION = "clean-transformer/bench", 2
+SCHEMA = Schema("clean-transformer/bench", version=2)
 
 
 def write_results(results: Results, judged: Sequence[Judged], file: Path) -> None:
@@ -20,8 +19,8 @@ def write_results(results: Results, judged: Sequence[Judged], file: Path) -> Non
     If an error occurs, `file` keeps its old content.
     """
     values = {
-        "schema": SCHEMA,
-        "version": VERSION,
+        "schema": SCHEMA.name,
+        "version": SCHEMA.version,
         "environment": dict(results.environment),
         "results": [asdict(result) | _derived(results, result) for result in results.results],
         "goals": [
@@ -45,16 +44,7 @@ def read_results(file: Path) -> Results:
 
     Raises `ValueError` for any other file, and for a file of another version of the schema.
     """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        found = (values["schema"], values["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} holds no benchmark results ({error})") from None
-    if found != (SCHEMA, VERSION):
-        raise ValueError(
-            f"{file} is {found[0]} version {found[1]}, and this is {SCHEMA} version {VERSION}; "
-            "run the benchmark again"
-        )
+    values = SCHEMA.read(file)
     results = [
         Result(
             row["measurement"],

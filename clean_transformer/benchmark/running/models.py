@@ -2,7 +2,6 @@
 
 import math
 import os
-import platform
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,12 +55,3 @@ def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], d
 def memory() -> int:
     """Return the size of this machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def processor() -> str:
-    """Return the name of this machine's CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

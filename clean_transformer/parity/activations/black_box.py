@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,22 @@ from clean_transformer.support.stand_in import Method, StandIn
 
 # The number of runs under `RandomRounding` with which one output is judged.
 DRAWS = 6
+# The `path` of the rows for black boxes.
+BLACK_BOX = "black box"
 
 
 def is_black_box(part: nn.Module) -> bool:
-    """Whether the module instance has a `forward` of its own instead of its class's.
+    """Whether the module instance does not run its class's `forward` as it is written.
 
-    The inner activations of such a module cannot be watched.
+    The instance has a `forward` of its own, or `part.compile()` has compiled it. The inner
+    activations of such a module cannot be watched.
     """
-    return "forward" in vars(part)
+    return "forward" in vars(part) or is_compiled(part)
+
+
+def is_compiled(part: nn.Module) -> bool:
+    """Whether `part.compile()` has compiled the module, or `torch.compile` has wrapped it."""
+    return getattr(part, "_compiled_call_impl", None) is not None or "_orig_mod" in part._modules
 
 
 def has_black_boxes(module: nn.Module) -> bool:
@@ -43,9 +51,12 @@ def has_black_boxes(module: nn.Module) -> bool:
 
 def as_written(module: M) -> M:
     """A copy of the module in which every black box runs the `forward` of its class."""
-    copied = deepcopy(module)
-    for part in copied.modules():
+    # A deep copy of a module does not keep what `module.compile()` did.
+    copied = deepcopy(cast(M, module._modules.get("_orig_mod", module)))
+    for part in [*copied.modules()]:
         vars(part).pop("forward", None)
+        for name, child in part._modules.items():
+            part._modules[name] = child and child._modules.get("_orig_mod", child)
     return copied
 
 
@@ -94,16 +105,18 @@ def isolate_black_boxes(
 ) -> list[Isolated]:
     """Run the model and judge the output of each of its `leaves` with `judge_black_box`.
 
-    `oracle` is the same model in float64 on the CPU. It computes the output of each leaf from the
-    leaf's input on the device.
+    If the model itself is a leaf, its output is judged, and its name is "". `oracle` is the same
+    model in float64 on the CPU. It computes the output of each leaf from the leaf's input on the
+    device.
     """
+    parts = {} if is_black_box(model) else leaves(model)
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
 
     def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         calls[name] = (args, output)
 
     with ExitStack() as placed:
-        for name, part in leaves(model).items():
+        for name, part in (parts or {"": model}).items():
             placed.callback(part.register_forward_hook(partial(keep, name)).remove)
         model(*inputs)
     with trusted():
@@ -151,7 +164,7 @@ def judge_black_box(
     return Isolated(
         name=name,
         case=case,
-        path="black box",
+        path=BLACK_BOX,
         operation="black box",
         ratio=float(ratios.max()) if ratios.numel() else 0.0,
         healthy=healthy,
@@ -164,4 +177,10 @@ def judge_black_box(
 
 def first_tensor(output: Any) -> Tensor:
     """The first tensor in a module's output, which can be a tensor, a tuple or a dict."""
-    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return tensors(output)[0]
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """All floating-point tensors in a module's output, which can be a tensor, a tuple or a dict."""
+    leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return [leaf for leaf in leaves if leaf.is_floating_point()]

@@ -225,14 +225,22 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
 
 
 def formula_of(module: nn.Module) -> dict[str, Rule] | None:
-    """The rules in RULES of the class whose `forward` the module runs.
+    """The rules in RULES of the module's class, or of a parent with the same methods.
 
-    The keys are names of hook points, or "output". None if no class in RULES has this `forward`. A
-    subclass that does not override `forward` keeps the rules of its parent.
+    The keys are names of hook points, or "output". None if no class in RULES fits. A subclass keeps
+    the rules of its parent if it replaces only `__init__` and adds no hook points.
     """
     kind = type(module)
     parents = (parent for parent in kind.__mro__ if parent in RULES)
-    return next((RULES[each] for each in parents if each.forward is kind.forward), None)
+    return next((RULES[each] for each in parents if _is_same(kind, each)), None)
+
+
+def _is_same(kind: type, parent: type) -> bool:
+    """Whether the class has every method of its parent unchanged, except `__init__`."""
+    methods = (name for name, value in vars(parent).items() if callable(value))
+    return all(
+        getattr(kind, name) is getattr(parent, name) for name in methods if name != "__init__"
+    )
 
 
 # The rule for all other hook points: those of `DemoTransformer` itself, which return the output of

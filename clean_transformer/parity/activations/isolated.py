@@ -115,14 +115,16 @@ def isolate(
     with trusted():
         device = {name: value.cpu() for name, value in cache.items()}
         device[""] = output.cpu()
-        exact, seen = _isolate_calls(oracle, device, [x.cpu() for x in inputs])
         rows = []
-        for name, value in exact.items():
+
+        def judge(name: str, exact: Tensor, seen: Seen) -> None:
             part, point = owner_of(name)
-            made_by, its = oracle.get_submodule(part), seen[part]
+            made_by = oracle.get_submodule(part)
             rule = (formula_of(made_by) or {}).get(point, PASSED_ON)
             u = _roundoff(rule.kind, device[name].dtype, autocast)
-            rows.append(_judge((name, case, path), device[name], value, rule, made_by, its, u))
+            rows.append(_judge((name, case, path), device[name], exact, rule, made_by, seen, u))
+
+        _isolate_calls(oracle, device, [x.cpu() for x in inputs], judge)
         return rows
 
 
@@ -141,9 +143,16 @@ def watched_names(module: HookedModule, path: str) -> list[str]:
 
 
 def _isolate_calls(
-    oracle: HookedModule, device: dict[str, Tensor], inputs: Iterable[Tensor]
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    exact: dict[str, Tensor] = {}
+    oracle: HookedModule,
+    device: dict[str, Tensor],
+    inputs: Iterable[Tensor],
+    judge: Callable[[str, Tensor, Seen], None],
+) -> None:
+    """Run the oracle, and call `judge` as soon as an activation's exact value is known.
+
+    `judge` gets the activation's name, its exact value, and the device's earlier activations of the
+    same module. So no exact value is kept.
+    """
     seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
 
     def take_inputs(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
@@ -152,10 +161,10 @@ def _isolate_calls(
             seen[name][f"input {index}" if index else "input"] = tensor
 
     def record_and_replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
-        exact[name] = value
         given = upcast(device[name])
         owner, point = owner_of(name)
         seen[owner][point] = given
+        judge(name, value, seen[owner])
         return given
 
     with ExitStack() as placed:
@@ -167,7 +176,6 @@ def _isolate_calls(
                 handle = part.register_forward_hook(partial(record_and_replace, name))
                 placed.callback(handle.remove)
         oracle(*(upcast(x) for x in inputs))
-    return exact, seen
 
 
 def owner_of(name: str) -> tuple[str, str]:

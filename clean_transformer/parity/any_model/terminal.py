@@ -12,6 +12,7 @@ from clean_transformer.parity.any_model.results import ModelReport, Row, alike, 
 from clean_transformer.parity.report.terminal import styled, uses_table
 from clean_transformer.parity.report.wording import located_lines, uses_by_verdict
 from clean_transformer.parity.verdict import Verdict
+from clean_transformer.reports.environment import build_lines
 
 HEADLINES = {
     Verdict.PASS: "{device} computes {model} correctly.",
@@ -27,12 +28,9 @@ def print_model_report(report: ModelReport, title: str, console: Console) -> Non
 
     `title` says where the model comes from.
     """
-    build, dtypes = report.environment, ", ".join(report.dtypes)
-    console.print(
-        f"{report.device} in {dtypes or 'no floating-point dtype'}: PyTorch {build['torch']}, "
-        f"{build['cpu']}, {build['system']}",
-        markup=False,
-    )
+    lines = build_lines(report.environment)
+    lines[0] = f"{report.device} in {', '.join(report.dtypes) or 'no float dtype'}: {lines[0]}"
+    console.print("\n".join(lines), markup=False, highlight=False)
     console.print(f"{report.model} of {title}; inputs: {report.inputs}", markup=False)
     headline = HEADLINES[report.verdict].format(device=report.device, model=report.model)
     console.print(styled(report.verdict), Text(headline))

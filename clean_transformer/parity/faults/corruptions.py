@@ -5,8 +5,8 @@ operand: the oracle, which must stay right, runs in float64 on the CPU.
 """
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clean_transformer.parity.operations.attention import attention
+from clean_transformer.parity.operations.attention import attention, attention_arguments
 from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.conditions import factor_positions, is_causal
 from clean_transformer.parity.operations.known_issues import Condition
+from clean_transformer.parity.operations.leads import emulating
+from clean_transformer.parity.operations.replay import named_arguments
 
 # `corrupt(operation, positional arguments, keyword arguments)` returns the call's wrong result.
 Corruption = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+# The `use` of a fault that no use of GPT-2 meets, so that only probes of single operations find it.
+SINGLE = "single operations"
 # A function that takes a tensor and returns a changed tensor.
 Edit = Callable[[Tensor], Tensor]
 
@@ -32,6 +36,11 @@ class DeviceFault:
     The fault affects the calls for which `condition(call)` is True. `corrupt` returns the wrong
     result of such a call. If `first_call_only` is True, the fault affects only the first such call
     inside the `with` block that plants the fault.
+
+    `use` is the name of a use (see `Use`) that the fault spoils, or SINGLE if GPT-2 never meets the
+    condition. The fault may spoil other uses, too. `devices` has the kinds of devices that the
+    fault emulates (see `KnownIssue`). Inside the `with` block, reports name the known issues of
+    these devices.
     """
 
     name: str
@@ -40,15 +49,42 @@ class DeviceFault:
     condition: Condition
     corrupt: Corruption
     first_call_only: bool = False
+    use: str = "forward"
+    devices: tuple[str, ...] = ()
 
     def touches(self, call: Call) -> bool:
         """Whether the fault affects the call. This method ignores `first_call_only`."""
         exact = any(operand.dtype == torch.float64 for operand in call.operands)
         return not exact and call.name in self.operations and self.condition(call)
 
-    def plant(self) -> AbstractContextManager[Any]:
-        """Return a context manager that plants the fault inside a `with` block."""
-        return _FaultyDevice(self)
+    @contextmanager
+    def plant(self) -> Iterator[None]:
+        """A context manager that plants the fault inside a `with` block."""
+        with emulating(self.devices), _FaultyDevice(self):
+            yield
+
+
+def own(
+    name: str,
+    description: str,
+    operations: str,
+    condition: Condition,
+    corrupt: Corruption,
+    use: str = "forward",
+) -> DeviceFault:
+    """Return a fault that nobody has reported, but that a device could have.
+
+    `operations` has names of ATen operations, separated by spaces. `use` is explained in
+    `DeviceFault`.
+    """
+    return DeviceFault(
+        name, description, frozenset(operations.split()), condition, corrupt, use=use
+    )
+
+
+def always(call: Call) -> bool:
+    """The condition of a fault that affects every call."""
+    return True
 
 
 class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -124,6 +160,26 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
         return with_result(lambda z: mixed.to(z.dtype))(func, args, options)
 
     return corrupt
+
+
+def shifted(result: Tensor) -> Tensor:
+    """Move every element along the last axis to the next place, and the last one to the first."""
+    return result.roll(1, -1)
+
+
+def rounded_scores(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Compute attention, and round its masked scores to bfloat16 before the softmax."""
+    q, k, v, mask, scale = attention_arguments(named_arguments(func, args, options))
+    mask = mask if mask.dtype == torch.bool else mask.float()
+    mixed, _ = attention(
+        q.float(), k.float(), v.float(), mask, scale, lambda s: s.bfloat16().float().softmax(-1)
+    )
+    return with_result(lambda z: mixed.to(z.dtype))(func, args, options)
+
+
+def alpha_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Run `addmm` or `baddbmm` with alpha = 1."""
+    return func(*args, **(options | {"alpha": 1}))
 
 
 def as_if_contiguous(tensor: Tensor) -> Tensor:

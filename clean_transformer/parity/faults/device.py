@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from clean_transformer.parity.faults.corruptions import (
+    SINGLE,
     Corruption,
     DeviceFault,
+    alpha_ignored,
     as_if_contiguous,
     attending,
     batch_dependent,
@@ -19,38 +21,43 @@ from clean_transformer.parity.faults.corruptions import (
     half_accumulator,
     half_imprecise,
     half_statistics,
+    own,
     past_the_end,
     rounded,
+    rounded_scores,
     tanh_ignored,
     unmasked,
     with_arguments,
     with_factors,
     with_result,
 )
+from clean_transformer.parity.faults.generation import GENERATION_FAULTS
+from clean_transformer.parity.faults.gradients import GRADIENT_FAULTS
+from clean_transformer.parity.faults.latent import LATENT_FAULTS
+from clean_transformer.parity.faults.sizes import SIZE_FAULTS
 from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.conditions import factors, is_dtype, n_columns, n_rows
-from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES, Condition
+from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES
 
 
-def known(name: str, corrupt: Corruption, first_call_only: bool = False) -> DeviceFault:
+def known(
+    name: str, corrupt: Corruption, first_call_only: bool = False, use: str = "forward"
+) -> DeviceFault:
     """Return a fault that emulates the known issue called `name`.
 
-    `corrupt` computes the wrong result. `first_call_only` is explained in `DeviceFault`.
+    `corrupt` computes the wrong result. `DeviceFault` explains the other arguments.
     """
     (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
     return DeviceFault(
-        name, row.description, row.operations, row.condition, corrupt, first_call_only
+        name,
+        row.description,
+        row.operations,
+        row.condition,
+        corrupt,
+        first_call_only,
+        use,
+        row.devices,
     )
-
-
-def own(
-    name: str, description: str, operations: str, condition: Condition, corrupt: Corruption
-) -> DeviceFault:
-    """Return a fault that nobody has reported, but that a device could have.
-
-    `operations` has names of ATen operations, separated by spaces.
-    """
-    return DeviceFault(name, description, frozenset(operations.split()), condition, corrupt)
 
 
 def _adds_expanded(call: Call) -> bool:
@@ -69,19 +76,23 @@ def _least_integer(result: Tensor) -> Tensor:
 DEVICE_FAULTS = (
     known("sdpa-short-transposed-query", with_arguments(as_if_contiguous, 0)),
     known("sdpa-many-keys-half", attending(lambda q, k, n: (k > q) | ((k >= n - 32) & (k > 0)))),
-    known("sdpa-bf16-mask", unmasked),
+    known("sdpa-bf16-mask", unmasked, use=SINGLE),
+    known("sdpa-bf16-arm", rounded_scores, use=SINGLE),
     known("sdpa-causal-leak", attending(lambda q, k, n: k > q + 3)),
     known("sdpa-permuted-inputs", with_arguments(as_if_contiguous, 0, 1, 2)),
     known("matmul-columns-past-1024", with_result(first_columns_repeated)),
     known("matmul-1024-rows", with_result(lambda product: product.roll(1, -2))),
+    known("half-product-alpha-ignored", alpha_ignored, use=SINGLE),
     known("bmm-permuted-key", with_factors(as_if_contiguous, left=False)),
     known("linear-noncontiguous-weight", with_factors(as_if_contiguous, left=False)),
-    known("gelu-noncontiguous-input", with_arguments(as_if_contiguous, 0)),
-    known("layer-norm-storage-offset", with_arguments(from_storage_start, 0)),
-    known("where-noncontiguous-condition", with_arguments(as_if_contiguous, 0)),
-    known("multinomial-out-of-range", past_the_end),
-    known("multinomial-int64-min", with_result(_least_integer)),
-    known("argmax-int64-min", with_result(_least_integer)),
+    known("gelu-noncontiguous-input", with_arguments(as_if_contiguous, 0), use=SINGLE),
+    known("layer-norm-storage-offset", with_arguments(from_storage_start, 0), use=SINGLE),
+    known("embedding-sliced-ids", with_arguments(from_storage_start, 1), use="generate"),
+    known("where-noncontiguous-condition", with_arguments(as_if_contiguous, 0), use=SINGLE),
+    known("multinomial-out-of-range", past_the_end, use=SINGLE),
+    known("multinomial-int64-min", with_result(_least_integer), use="sampling"),
+    known("multinomial-token-zero", with_result(torch.zeros_like), use="sampling"),
+    known("argmax-int64-min", with_result(_least_integer), use="sampling"),
     known("first-call-imprecise", with_result(half_imprecise), first_call_only=True),
     known("matmul-tf32", with_factors(rounded(10))),
     own(
@@ -139,6 +150,7 @@ DEVICE_FAULTS = (
         "_softmax",
         lambda call: True,
         with_result(lambda pattern: pattern * (1 + 2**-10)),
+        "hooks",
     ),
     own(
         "masked-fill-first-entry",
@@ -149,6 +161,7 @@ DEVICE_FAULTS = (
             and call.operands[0].shape[0] > 1
         ),
         first_entry_filled,
+        "hooks",
     ),
     own(
         "gelu-tanh-ignored",
@@ -164,4 +177,8 @@ DEVICE_FAULTS = (
         lambda call: is_dtype(call, *HALF),
         half_statistics,
     ),
+    *SIZE_FAULTS,
+    *LATENT_FAULTS,
+    *GENERATION_FAULTS,
+    *GRADIENT_FAULTS,
 )

@@ -3,10 +3,8 @@
 The float64 replays, the planted faults and the reproduction scripts all use `attention`.
 """
 
-import ast
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,20 +39,6 @@ def attention(
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     pattern = normalize(scores)
     return pattern @ v, pattern
-
-
-def attention_source() -> str:
-    """The source code of `attention` without its type annotations.
-
-    A reproduction script contains this code. The script imports only torch, so the names in the
-    annotations would be missing.
-    """
-    tree = ast.parse(inspect.getsource(attention))
-    function = cast(ast.FunctionDef, tree.body[0])
-    function.returns = None
-    for argument in function.args.args:
-        argument.annotation = None
-    return ast.unparse(tree)
 
 
 def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:

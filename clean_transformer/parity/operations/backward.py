@@ -6,6 +6,7 @@ gradient with respect to the operation's output, and p is a softmax pattern.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ def _of_layer_norm(call: Call64) -> list[Expected | None]:
 
         exact = over_rows(g * factor)
         n_rows = math.prod(x.shape[: len(rows_axes)])
-        return _in_dtype(exact, sum_scale(exact, terms, call.u), n_rows)
+        return _running_total(call, exact, terms, n_rows)
 
     ones = torch.ones_like(x)
     outputs = (of_input, of_parameter(normalized, size), of_parameter(ones, ones))
@@ -156,21 +157,28 @@ def _of_attention(call: Call64) -> list[Expected | None]:
     ]
 
 
-def _in_dtype(exact: Tensor, scale: Tensor, n_terms: int) -> Expected:
+def _running_total(
+    call: Call64, exact: Tensor, terms: Callable[[Size], Tensor], n_terms: int
+) -> Expected:
     """What is expected of a sum whose running total a kernel may keep in half precision.
 
-    In half precision, most kernels keep the running total in float32. The limits for such kernels
-    are smaller: they do not grow with the number of terms.
+    In half precision, each of the k additions then rounds the running total, with a random error
+    of about u/√3 of its size. If the terms t have random signs, the total after i terms is about
+    √i t, and the errors add up to √(k/6) √Σt². If all terms have the same sign, the total is i t,
+    and the errors add up to (√k/3) |sum|. G is larger by both.
     """
-    healthy, wrong = SUM.limits(n_terms, ACCUMULATOR)
-    return Expected(exact, scale, None, healthy, wrong)
+    scale = sum_scale(exact, terms, call.u)
+    if call.u > ACCUMULATOR:
+        scale = scale + math.sqrt(n_terms) / 3 * exact.abs()
+        scale = scale + math.sqrt(n_terms / 6) * terms(square).sqrt()
+    return within(SUM, call, exact, scale, n_terms)
 
 
 def _of_embedding(call: Call64) -> list[Expected | None]:
     """The rule for the gradient of an embedding: each row sums the gradients of its tokens."""
     indices = call.named["indices"].flatten()
     most = int(indices.bincount().max()) if len(indices) else 0
-    return [_in_dtype(call.run(), call.run(abs), most)]
+    return [_running_total(call, call.run(), call.run, most)]
 
 
 def _accumulated(call: Call64) -> list[Expected | None]:
@@ -182,7 +190,7 @@ def _accumulated(call: Call64) -> list[Expected | None]:
         return equal(call)
     given = call.named["indices"] if "indices" in call.named else [call.named["index"]]
     n_terms = 1 + max(index.numel() for index in given if index is not None)
-    return [_in_dtype(call.run(), call.run(abs), n_terms)]
+    return [_running_total(call, call.run(), call.run, n_terms)]
 
 
 def _nll_loss(call: Call64) -> list[Expected | None]:

@@ -169,12 +169,17 @@ def _at_indices(values: Tensor, dim: int, indices: Tensor) -> Tensor:
 def _largest(call: Call64) -> list[Expected | None]:
     """The rule for `topk` and `sort`: the returned values must equal the exact values.
 
-    The input's values at the returned indices must also equal the exact values. The indices
-    themselves are not compared, because the indices of equal values may come in any order.
+    The input's values at the returned indices must also equal the exact values, and no index may
+    occur twice. The indices themselves are not compared, because the indices of equal values may
+    come in any order.
     """
     values, _ = call.run()
     dim = call.named["dim"]
-    look_up = partial(_at_indices, call.named["self"], dim)
+
+    def look_up(indices: Tensor) -> Tensor:
+        repeated = (indices.sort(dim).values.diff(dim=dim) == 0).any(dim, keepdim=True)
+        return _at_indices(call.named["self"], dim, indices).masked_fill(repeated, math.nan)
+
     return [Expected(values), Expected(values, observe=look_up)]
 
 

@@ -1,5 +1,6 @@
 """Describes a call of an ATen operation: the layouts of its tensors, and its other arguments."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,39 @@ class Call:
         return self.operation.split(".")[1]
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The range and the distribution of a tensor's finite values, with six digits.
+
+    If the tensor has integers, `low` and `high` are exact integers. `masked` is the share of −∞, as
+    in an attention mask.
+    """
+
+    low: int | float
+    high: int | float
+    mean: float
+    deviation: float
+    masked: float = 0.0
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Numbers":
+        """Return the numbers that describe `values`; zeros if no value is finite."""
+        finite = values[values.isfinite()]
+        if not finite.numel():
+            return cls(0, 0, 0.0, 0.0)
+        low, high = finite.min().item(), finite.max().item()
+        exact = finite.double()
+        mean, deviation = _rounded(exact.mean()), _rounded(exact.std(correction=0))
+        if values.is_floating_point():
+            masked = _rounded((values == -math.inf).double().mean())
+            return cls(_rounded(low), _rounded(high), mean, deviation, masked)
+        return cls(int(low), int(high), mean, deviation)
+
+
+def _rounded(value: float | Tensor) -> float:
+    return float(f"{float(value):.6g}")
+
+
 def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tensor:
     """Copy `values` to a new tensor on `device`, with the stride and storage offset of `layout`."""
     length = layout.storage_offset + 1
@@ -91,3 +125,27 @@ def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tens
     )
     base[places] = values
     return base.to(device).as_strided(layout.shape, layout.stride, layout.storage_offset)
+
+
+def sample(
+    device: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+    low: int | float,
+    high: int | float,
+    mean: float,
+    deviation: float,
+    masked: float,
+) -> Tensor:
+    """Random numbers from low to high, some −∞, with this stride and storage offset in memory."""
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    length = max(last + 1, offset + torch.Size(shape).numel())
+    if dtype.is_floating_point:
+        base = (torch.randn(length) * deviation + mean).clamp(low, high)
+        base[torch.rand(length) < masked] = -torch.inf
+    else:
+        base = torch.randint(int(low), int(high) + 1, (length,))
+    base[offset], base[last] = low, high
+    return base.to(dtype).to(device).as_strided(shape, stride, offset)

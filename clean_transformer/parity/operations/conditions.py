@@ -71,3 +71,8 @@ def is_causal(call: Call) -> bool:
 def has_mask(call: Call) -> bool:
     """Whether an attention call has a mask: a fourth tensor, after queries, keys and values."""
     return len(call.operands) > 3
+
+
+def alpha(call: Call) -> float:
+    """The factor `alpha` of a product in `addmm` or `baddbmm`."""
+    return dict(call.options).get("alpha", 1)

@@ -1,14 +1,17 @@
 """Repeats a wrong call with other layouts and in small steps, to find the cause of the error."""
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import astuple, dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from clean_transformer.parity.operations.attention import ATTENTIONS
 from clean_transformer.parity.operations.bounds import expected_outputs
-from clean_transformer.parity.operations.call import Call, Operand, lay_out
+from clean_transformer.parity.operations.call import Call, Numbers, Operand, lay_out, sample
 from clean_transformer.parity.operations.judgment import Judgment, is_right, judge
 from clean_transformer.parity.operations.replay import (
     Call64,
@@ -20,6 +23,21 @@ from clean_transformer.parity.operations.replay import (
 from clean_transformer.parity.operations.unfused import UNFUSED
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.verdict import Verdict
+from clean_transformer.reports.environment import float32_precision, full_float32_precision
+
+
+class Cause(Enum):
+    """What makes a wrong call right, or explains its error.
+
+    TF32 and BFLOAT16: the error is that of this lower precision. FIRST_CALL: the call is right when
+    it is repeated. LAYOUT: it is right when all its tensors are contiguous. VALUES: it stays wrong.
+    """
+
+    TF32 = "TF32"
+    BFLOAT16 = "bfloat16"
+    FIRST_CALL = "first call"
+    LAYOUT = "layout"
+    VALUES = "values"
 
 
 @dataclass(frozen=True)
@@ -27,19 +45,24 @@ class Finding:
     """A call whose error is above its healthy limit, and the cause of the error.
 
     `call` describes the call, and `func` is the operation. `arguments` and `keywords` are the
-    call's positional and keyword arguments, with an `Operand` in place of each tensor. `ranges` has
-    the smallest and the largest finite value of each tensor, in the order of `call.operands`.
-    `judgment` holds the verdict and the error. `diagnosis` says the cause in words.
-    `Attempt.diagnose` found the cause: it repeated the call with the same values unchanged, with
-    contiguous tensors, and in small steps, and looked which of these results were right.
+    call's positional and keyword arguments, with an `Operand` in place of each tensor. `numbers`
+    describes the values of each tensor, in the order of `call.operands`. `judgment` holds the
+    verdict and the error. `on_random` is the judgment of the same call on the random numbers of a
+    reproduction script; None if that call is right, or cannot be checked.
+
+    `cause` is the cause of the error, and `diagnosis` says the cause in words. `Attempt.diagnose`
+    found the cause: it repeated the call with the same values unchanged, with contiguous tensors,
+    and in small steps, and looked which of these results were right.
     """
 
     call: Call
     func: Any = field(repr=False)
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-    ranges: tuple[tuple[float, float], ...]
+    numbers: tuple[Numbers, ...]
     judgment: Judgment
+    on_random: Judgment | None
+    cause: Cause
     diagnosis: str
 
     @property
@@ -129,24 +152,81 @@ class Attempt:
         args, kwargs = tree_unflatten(
             [self.layouts.get(place, leaf) for place, leaf in enumerate(self.leaves)], self.form
         )
-        conclusions = []
+        # Attention has the tag because of its dropout, but calls with dropout are not compared.
+        draws = torch.Tag.nondeterministic_seeded in self.func.tags
+        draws = draws and self.call.name not in ATTENTIONS
         if judgment.precision:
-            conclusions.append(f"computed in {judgment.precision} precision")
+            cause = Cause(judgment.precision)
+            conclusions = [f"computed in {cause.value} precision{self.lowered_by(expected)}"]
+        elif draws:  # that a draw is right says nothing about the next one
+            cause, conclusions = Cause.VALUES, []
         elif is_right(repeated):
-            conclusions.append("wrong the first time, right when the same call is repeated")
+            cause = Cause.FIRST_CALL
+            conclusions = ["wrong the first time, right when the same call is repeated"]
         elif is_right(contiguous):
-            conclusions.append(f"wrong only when {self.guilty_layout(expected)}")
+            cause = Cause.LAYOUT
+            conclusions = [f"wrong only when {self.guilty_layout(expected)}"]
+        else:
+            cause, conclusions = Cause.VALUES, []
         if is_right(unfused):
             conclusions.append("right in its unfused form")
+        tried = "wrong in some of the draws" if is_right(repeated) else "wrong in every form tried"
         return Finding(
             call=self.call,
             func=self.func,
             arguments=args,
             keywords=kwargs,
-            ranges=tuple(value_range(self.leaves[place]) for place in self.layouts),
+            numbers=tuple(Numbers.of(self.leaves[place]) for place in self.layouts),
             judgment=judgment,
-            diagnosis="; ".join(conclusions) or "wrong in every form tried",
+            on_random=self.judge_on_random_numbers(),
+            cause=cause,
+            diagnosis="; ".join(conclusions) or tried,
         )
+
+    def judge_on_random_numbers(self) -> Judgment | None:
+        """Judge the same call on the random numbers of a reproduction script.
+
+        Return None if the call is right, or if it cannot be checked.
+        """
+        drawn = self.with_random_numbers()
+        args, kwargs = drawn.with_layouts(drawn.layouts)
+        try:
+            output = self.func(*args, **kwargs)
+            expected = drawn.expect(output)
+        except RuntimeError:  # such as that all weights to sample from are 0
+            return None
+        found = judge(expected, output) if expected else None
+        return None if is_right(found) else found
+
+    def with_random_numbers(self) -> "Attempt":
+        """Return the same call on the random numbers of the reproduction script."""
+        other = copy(self)
+        other.leaves = [*self.leaves]
+        with trusted(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for place, layout in self.layouts.items():
+                numbers = astuple(Numbers.of(self.leaves[place]))
+                in_memory = (layout.shape, layout.stride, layout.storage_offset)
+                values = sample("cpu", layout.dtype, *in_memory, *numbers)
+                other.leaves[place] = values.contiguous()
+        return other
+
+    def lowered_by(self, expected: list[Expected | None]) -> str:
+        """Say in words which setting lowers the precision of float32 products, or return "".
+
+        PyTorch's setting is named only if the call is right without it. An environment variable
+        cannot be changed while the program runs, so it is named if it is set.
+        """
+        device_type = next(iter(self.devices.values())).type
+        with full_float32_precision(device_type):
+            without = self.retry(expected, self.layouts)
+        settings = float32_precision(device_type)
+        for name, value in settings.items():
+            if name.startswith("torch.") and is_right(without):
+                return f", because {name} is {value!r}"
+            if not name.startswith("torch.") and not is_right(without):
+                return f"; the environment has {name}={value}"
+        return ""
 
     def retry_unfused(self, expected: list[Expected | None]) -> Judgment | None:
         """Compute the first output in small steps on the device, and judge this output.
@@ -187,9 +267,3 @@ def first_float(output: Any) -> torch.dtype | None:
     """The dtype of the first floating-point tensor in a call's output; None if there is none."""
     leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
     return next((leaf.dtype for leaf in leaves if leaf.is_floating_point()), None)
-
-
-def value_range(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest finite value of the tensor; (0, 0) if no value is finite."""
-    finite = values[values.isfinite()]
-    return (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)

@@ -14,7 +14,7 @@ from clean_transformer.parity.limits import (
     verdict_of,
 )
 from clean_transformer.parity.operations.replay import Expected
-from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF, smallest_kept, trusted
 from clean_transformer.parity.verdict import Verdict
 
 
@@ -30,6 +30,9 @@ class Judgment:
     `must_equal` is True if the output had to equal the exact output but does not; then `ratio` is
     infinite too. `bits` is the effective precision: −log₂ of the root mean square of
     |device − exact| / G. `precision` names a lower precision that explains the error, or is empty.
+
+    `healthy` is the largest healthy ratio, and `unit` is u G + η of the worst element. So an error
+    of this element is healthy up to `healthy` · `unit`.
     """
 
     verdict: Verdict
@@ -39,6 +42,8 @@ class Judgment:
     worst: tuple[int, ...] = ()
     precision: str = ""
     must_equal: bool = False
+    healthy: float = 0.0
+    unit: float = 0.0
 
 
 def judge(expected: list[Expected | None], output: Any) -> Judgment:
@@ -93,7 +98,12 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgment:
     rms = u * float(ratios.square().mean().sqrt())
     bits = -math.log2(rms) if rms else math.inf
     verdict = verdict_of(ratio, expected.healthy, expected.wrong, precision)
-    return Judgment(verdict, ratio, bits, number, index_of_largest(ratios), precision)
+    worst = index_of_largest(ratios)
+    size = float(expected.scale.expand_as(ratios)[worst])
+    unit = u * size + (smallest_kept(dtype) if size else 0.0)
+    return Judgment(
+        verdict, ratio, bits, number, worst, precision, healthy=expected.healthy, unit=unit
+    )
 
 
 def is_right(judgment: Judgment | None) -> bool:

@@ -1,6 +1,6 @@
 """A table of device faults that people have reported.
 
-`match` finds the faults in the table that affect a call.
+`match` in `leads.py` finds the faults in the table that fit a finding.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import torch
 from clean_transformer.parity.operations.attention import ATTENTIONS
 from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.conditions import (
+    alpha,
     factors,
     has_mask,
     is_causal,
@@ -19,6 +20,7 @@ from clean_transformer.parity.operations.conditions import (
     n_columns,
     n_rows,
 )
+from clean_transformer.parity.operations.diagnosis import Cause
 
 Condition = Callable[[Call], bool]
 
@@ -33,14 +35,19 @@ VECTOR_MATH = frozenset(
 HALF = (torch.bfloat16, torch.float16)
 
 
+ARM, X86 = "arm", "x86"
+
+
 @dataclass(frozen=True)
 class KnownIssue:
     """A fault that people have reported, in one or several operations.
 
     `operations` has the names of the ATen operations, without namespace and overload.
     `condition(call)` is True if a call of one of these operations is affected. `devices` has the
-    types of devices on which people saw the fault, such as "mps". `seen` cites the report, and
-    names the PyTorch version if it is known. `workaround` says how to avoid the fault.
+    kinds of devices on which people saw the fault: "mps", "cuda", "arm" or "x86". `seen` cites the
+    report. `workaround` says how to avoid the fault. `cause` is the `Finding.cause` that the fault
+    leads to. `since` is the first version of PyTorch in which people saw the fault, and `fixed_in`
+    the first version that has a fix; both are empty if not known.
     """
 
     name: str
@@ -50,22 +57,18 @@ class KnownIssue:
     devices: tuple[str, ...]
     seen: str
     workaround: str
+    cause: Cause = Cause.VALUES
+    since: str = ""
+    fixed_in: str = ""
 
     def matches(self, call: Call) -> bool:
         """Whether the call would go wrong on a device that has this fault."""
         return call.name in self.operations and self.condition(call)
 
-
-def match(call: Call) -> list[KnownIssue]:
-    """Return the known issues that match the call.
-
-    The list starts with the issues that people saw on the call's type of device. The other issues
-    come after them. Both groups are in the order of `KNOWN_ISSUES`. A match does not prove that the
-    issue causes an error, because the conditions do not look at the values of the tensors.
-    """
-    devices = {operand.device for operand in call.operands}
-    found = [fault for fault in KNOWN_ISSUES if fault.matches(call)]
-    return sorted(found, key=lambda fault: devices.isdisjoint(fault.devices))
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the PyTorch that runs has the fix."""
+        return bool(self.fixed_in) and torch.__version__ >= self.fixed_in
 
 
 # The issues with the narrowest conditions come first, because `match` keeps this order.
@@ -80,8 +83,10 @@ KNOWN_ISSUES = (
             and not is_contiguous(call, 0)
         ),
         ("mps",),
-        "pytorch#163597, torch 2.8.0",
+        "pytorch#163597",
         "Call .contiguous() on the queries.",
+        cause=Cause.LAYOUT,
+        since="2.8.0",
     ),
     KnownIssue(
         "sdpa-many-keys-half",
@@ -89,8 +94,9 @@ KNOWN_ISSUES = (
         ATTENTIONS,
         lambda call: call.operands[1].shape[-2] >= 1024 and is_dtype(call, *HALF),
         ("mps",),
-        "pytorch#174861, fixed in torch 2.11",
+        "pytorch#174861",
         "Use float32, or at most 1,023 keys.",
+        fixed_in="2.11",
     ),
     KnownIssue(
         "sdpa-bf16-mask",
@@ -102,13 +108,24 @@ KNOWN_ISSUES = (
         "Use is_causal instead of a mask, or float32.",
     ),
     KnownIssue(
+        "sdpa-bf16-arm",
+        "bfloat16 attention rounds more than in torch 2.11, as if it kept its scores in bfloat16",
+        ATTENTIONS,
+        lambda call: is_dtype(call, torch.bfloat16),
+        (ARM,),
+        "pytorch#183809",
+        "Use float32.",
+        since="2.12",
+    ),
+    KnownIssue(
         "sdpa-causal-leak",
         "is_causal lets a query see up to 3 later tokens in half precision",
         ATTENTIONS,
         lambda call: is_causal(call) and is_dtype(call, *HALF),
         ("mps",),
-        "pytorch#195910, fixed in torch 2.13",
+        "pytorch#195910",
         "Use float32, or pass an explicit mask.",
+        fixed_in="2.13",
     ),
     KnownIssue(
         "sdpa-permuted-inputs",
@@ -118,6 +135,7 @@ KNOWN_ISSUES = (
         ("mps",),
         "pytorch#181133",
         "Call .contiguous() on queries, keys and values.",
+        cause=Cause.LAYOUT,
     ),
     KnownIssue(
         "matmul-columns-past-1024",
@@ -125,8 +143,9 @@ KNOWN_ISSUES = (
         MATMUL,
         lambda call: n_columns(call) > 2**15,
         ("mps",),
-        "pytorch#116769, torch 2.1",
+        "pytorch#116769",
         "Multiply by blocks of columns.",
+        since="2.1",
     ),
     KnownIssue(
         "matmul-1024-rows",
@@ -134,8 +153,20 @@ KNOWN_ISSUES = (
         MATMUL,
         lambda call: n_rows(call) == 1024,
         ("mps",),
-        "pytorch#116331, torch 2.1",
+        "pytorch#116331",
         "Use at most 1,023 tokens.",
+        since="2.1",
+    ),
+    KnownIssue(
+        "half-product-alpha-ignored",
+        "addmm and baddbmm ignore alpha in half precision",
+        frozenset({"addmm", "baddbmm"}),
+        lambda call: is_dtype(call, *HALF) and alpha(call) != 1,
+        (ARM,),
+        "pytorch#136299, pytorch#136371",
+        "Multiply a factor by alpha before the call.",
+        since="2.4",
+        fixed_in="2.5",
     ),
     KnownIssue(
         "bmm-permuted-key",
@@ -143,8 +174,10 @@ KNOWN_ISSUES = (
         BATCHED,
         lambda call: not factors(call)[1].is_contiguous,
         ("mps",),
-        "pytorch#78511, torch 1.12",
+        "pytorch#78511",
         "Call .contiguous() on the keys.",
+        cause=Cause.LAYOUT,
+        since="1.12",
     ),
     KnownIssue(
         "linear-noncontiguous-weight",
@@ -152,8 +185,11 @@ KNOWN_ISSUES = (
         MATMUL - BATCHED,
         lambda call: not factors(call)[1].is_contiguous,
         ("mps",),
-        "pytorch#161640, torch 2.8.0, fixed in 2.9",
+        "pytorch#161640",
         "Call .contiguous() on the weight.",
+        cause=Cause.LAYOUT,
+        since="2.8.0",
+        fixed_in="2.9",
     ),
     KnownIssue(
         "gelu-noncontiguous-input",
@@ -163,6 +199,7 @@ KNOWN_ISSUES = (
         ("mps",),
         "pytorch#98212, transformers#32005",
         "Call .contiguous() on the input.",
+        cause=Cause.LAYOUT,
     ),
     KnownIssue(
         "layer-norm-storage-offset",
@@ -172,6 +209,19 @@ KNOWN_ISSUES = (
         ("mps",),
         "pytorch#131750",
         "Call .clone() on the slice.",
+        cause=Cause.LAYOUT,
+    ),
+    KnownIssue(
+        "embedding-sliced-ids",
+        "an embedding of sliced ids, as of the last tokens of a text, reads ids from its start",
+        frozenset({"embedding"}),
+        lambda call: call.operands[1].storage_offset > 0,
+        ("mps",),
+        "pytorch#95448",
+        "Call .clone() on the ids.",
+        cause=Cause.LAYOUT,
+        since="1.13",
+        fixed_in="2.0",
     ),
     KnownIssue(
         "where-noncontiguous-condition",
@@ -179,8 +229,9 @@ KNOWN_ISSUES = (
         frozenset({"where"}),
         lambda call: not is_contiguous(call, 0),
         ("mps",),
-        "pytorch#150967, torch 2.8 nightly",
+        "pytorch#150967, a nightly of torch 2.8",
         "Call .contiguous() on the condition.",
+        cause=Cause.LAYOUT,
     ),
     KnownIssue(
         "multinomial-out-of-range",
@@ -197,8 +248,19 @@ KNOWN_ISSUES = (
         frozenset({"multinomial"}),
         lambda call: True,
         ("mps",),
-        "pytorch#92752, torch 2.0",
+        "pytorch#92752",
         "Sample on the CPU.",
+        since="2.0",
+    ),
+    KnownIssue(
+        "multinomial-token-zero",
+        "multinomial returns index 0, so that all generated text is exclamation marks",
+        frozenset({"multinomial"}),
+        lambda call: True,
+        ("mps",),
+        "llm.c#36, nanoGPT#458",
+        "Sample on the CPU.",
+        since="2.2",
     ),
     KnownIssue(
         "argmax-int64-min",
@@ -206,17 +268,19 @@ KNOWN_ISSUES = (
         frozenset({"argmax"}),
         lambda call: True,
         ("mps",),
-        "pytorch#98191, torch 2.0",
+        "pytorch#98191",
         "Take the argmax on the CPU.",
+        since="2.0",
     ),
     KnownIssue(
         "first-call-imprecise",
         "the first call in a process is off by thousands of ulp in one thread's chunk",
         VECTOR_MATH,
         lambda call: is_dtype(call, torch.float32) and is_contiguous(call, 0),
-        ("cpu",),
+        (X86,),
         "pytorch#188792, MKL 2024.2",
         "Call the operation once on one thread before the work.",
+        cause=Cause.FIRST_CALL,
     ),
     KnownIssue(
         "matmul-tf32",
@@ -226,5 +290,6 @@ KNOWN_ISSUES = (
         ("cuda",),
         "PyTorch numerical notes, TensorFloat-32",
         'Call torch.set_float32_matmul_precision("highest").',
+        cause=Cause.TF32,
     ),
 )

@@ -1,5 +1,6 @@
 """Rules for the ATen operations of an optimizer step, such as AdamW and gradient clipping."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,33 +48,40 @@ def _fused_adamw(call: Call64) -> list[Expected | None]:
     if named["amsgrad"] or named["grad_scale"] is not None or named["found_inf"] is not None:
         return [None]
     groups = [named[key] for key in ("self", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")]
-    steps = [_adamw(call, *tensors) for tensors in zip(*groups, strict=True)]
+    steps = [
+        [within(ELEMENTWISE, call, *result) for result in adamw_step([*tensors], named)]
+        for tensors in zip(*groups, strict=True)
+    ]
     parameters, means, squares = ([step[i] for step in steps] for i in range(3))
     return [*parameters, *(None for _ in steps), *means, *squares]
 
 
-def _adamw(
-    call: Call64, parameter: Tensor, gradient: Tensor, mean: Tensor, squares: Tensor, step: Tensor
-) -> tuple[Expected, Expected, Expected]:
-    named: dict[str, Any] = call.named
-    beta1, beta2, lr = named["beta1"], named["beta2"], named["lr"]
-    gradient = -gradient if named["maximize"] else gradient
+def adamw_step(state: Sequence[Tensor], options: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """Return the results of a step of AdamW, each with its scale G.
+
+    The results are the parameter, and the running means of the gradient and of its square. `state`
+    has the parameter, its gradient, both running means, and the number of the step, from 1 on.
+    `options` has "lr", "beta1", "beta2", "weight_decay", "eps" and "maximize".
+    """
+    parameter, gradient, mean, squares, step = state
+    beta1, beta2, lr = options["beta1"], options["beta2"], options["lr"]
+    gradient = -gradient if options["maximize"] else gradient
     new_mean = beta1 * mean + (1 - beta1) * gradient
     new_squares = beta2 * squares + (1 - beta2) * gradient.square()
     mean_size = beta1 * mean.abs() + gradient.abs()
     squares_size = beta2 * squares + gradient.square()
     rate = lr / (1 - beta1**step)
-    denominator = (new_squares / (1 - beta2**step)).sqrt() + named["eps"]
+    denominator = (new_squares / (1 - beta2**step)).sqrt() + options["eps"]
     update = rate * new_mean / denominator
     # A relative error of the squares changes their root by half of it.
     relative = squares_size / (2 * new_squares.clamp(min=torch.finfo(torch.float64).tiny))
     update_size = rate * mean_size / denominator + update.abs() * (1 + relative)
-    kept = parameter * (1 - lr * named["weight_decay"])
-    return (
-        within(ELEMENTWISE, call, kept - update, parameter.abs() + update_size),
-        within(ELEMENTWISE, call, new_mean, mean_size),
-        within(ELEMENTWISE, call, new_squares, squares_size),
-    )
+    kept = parameter * (1 - lr * options["weight_decay"])
+    return [
+        (kept - update, parameter.abs() + update_size),
+        (new_mean, mean_size),
+        (new_squares, squares_size),
+    ]
 
 
 OPTIMIZER: dict[str, Rule] = {

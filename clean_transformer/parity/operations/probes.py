@@ -20,17 +20,25 @@ from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.operations.diagnosis import Finding
 from clean_transformer.parity.verdict import Verdict
 
-# The possible contents of a probe's tensor: normally distributed numbers (NORMAL), sampling weights
-# ≥ 0 (WEIGHTS), booleans (TRUTH), or token ids from 0 to 49 (IDS).
+# The possible contents of a probe's tensor. TRUTH has booleans and IDS has token ids from 0 to 49.
+# All others are made from normally distributed numbers: NORMAL has these numbers, WEIGHTS replaces
+# the negative ones by 0, LARGE has numbers of about 10⁴ and SCORES of about 10³. EQUAL has many
+# equal numbers, and a row in which all are equal. MASKED has −∞ in the upper triangle, but not in
+# the last row. SMALL has numbers of about 10⁻¹³, and SUBNORMAL has numbers below the smallest
+# normal number of the dtype.
 NORMAL, WEIGHTS, TRUTH, IDS = "normal", "weights", "truth", "ids"
+LARGE, SCORES, EQUAL, MASKED = "large", "scores", "equal", "masked"
+SMALL, SUBNORMAL = "small", "subnormal"
+# Numbers of rows at which kernels are known to change.
+ROWS = (1, 2, 3, 5, 16, 20, 80, 257, 513)
 
 
 @dataclass(frozen=True)
 class Probe:
     """A function to check, and a description of the tensors that are its arguments.
 
-    `shapes` has the shape of each tensor. `contents` says what each tensor contains: NORMAL,
-    WEIGHTS, TRUTH or IDS. `transposed` has the two axes that are swapped in memory when a tensor
+    `shapes` has the shape of each tensor. `contents` says what each tensor contains, such as NORMAL
+    (see the list above). `transposed` has the two axes that are swapped in memory when a tensor
     is transposed (see `_transposed`). The function runs with all tensors contiguous, and with all
     tensors transposed. If `each` is True, the function also runs with a single tensor transposed,
     sliced (see `_sliced`) or offset (see `_offset`), for each tensor in turn.
@@ -84,14 +92,70 @@ def _attentions() -> Iterator[Probe]:
             transposed=(-2, -3),
             each=each,
         )
+    for d_head in (8, 16, 32, 80, 96, 128, 256):
+        for queries, keys in ((1, 65), (33, 33)):
+            q, k = (1, 2, queries, d_head), (1, 2, keys, d_head)
+            size = f"scaled_dot_product_attention {queries}x{keys}, d_head {d_head}"
+            yield Probe(size, attend, (q, k, k), transposed=(-2, -3), each=False)
+    heads = (2, 2, 33, 64)
+    yield Probe(
+        "scaled_dot_product_attention, scores of about 100",
+        lambda q, k, v: attend(128 * q, k, v),
+        (heads, heads, heads),
+        transposed=(-2, -3),
+        each=False,
+    )
+    for content in (LARGE, EQUAL, SMALL):
+        q, contents = (2, 2, 9, 64), (content, NORMAL, NORMAL)
+        name = f"scaled_dot_product_attention, {content} queries"
+        yield Probe(name, attend, (q, q, q), contents, (-2, -3), each=False)
+    yield Probe(
+        "scaled_dot_product_attention, padding mask",
+        lambda q, k, v, mask: attend(q, k, v, attn_mask=mask),
+        ((3, 2, 9, 64), (3, 2, 9, 64), (3, 2, 9, 64), (3, 1, 9, 9)),
+        (NORMAL, NORMAL, NORMAL, TRUTH),
+        (-2, -3),
+        each=False,
+    )
 
 
+def _unusual() -> Iterator[Probe]:
+    """Probes with unusual numbers, and with tensors of 4 MiB in float32."""
+    layer_norm = partial(F.layer_norm, normalized_shape=(64,))
+    gelu = partial(F.gelu, approximate="tanh")
+    for content in (LARGE, EQUAL, SMALL, SUBNORMAL):
+        yield Probe(f"gelu, {content} numbers", gelu, ((9, 64),), (content,), each=False)
+        yield Probe(
+            f"layer_norm, {content} numbers", layer_norm, ((9, 64),), (content,), each=False
+        )
+        both = (content, content)
+        yield Probe(f"add, {content} numbers", torch.add, ((9, 64), (9, 64)), both, each=False)
+        yield Probe(f"linear, {content} numbers", F.linear, ((9, 64), (32, 64)), both, each=False)
+    for content in (SCORES, EQUAL, MASKED, SUBNORMAL):
+        functions: dict[str, Callable[..., Any]] = {
+            "softmax": partial(torch.softmax, dim=-1),
+            "log_softmax": partial(torch.log_softmax, dim=-1),
+            "argmax": partial(torch.argmax, dim=-1),
+            "topk": lambda x: x.topk(5),
+            "sort": partial(torch.sort, descending=True),
+        }
+        for name, function in functions.items():
+            yield Probe(f"{name}, {content} numbers", function, ((9, 65),), (content,), each=False)
+    million = (1024, 1025)
+    yield Probe("add 4 MiB", torch.add, (million, million), each=False)
+    yield Probe("gelu 4 MiB", gelu, (million,), each=False)
+
+
+BADDBMM = ((2, 9, 33), (2, 9, 64), (2, 64, 33))
 PROBES = (
     *(Probe(f"linear {n}", F.linear, ((9, n), (64, n), (64,))) for n in (768, 1023, 1024, 1025)),
     *(Probe(f"matmul {n}", torch.matmul, ((9, 64), (64, n))) for n in (768, 1023, 1024, 1025)),
     Probe("matmul 1025 rows", torch.matmul, ((1025, 64), (64, 9))),
+    *(Probe(f"linear {n} rows", F.linear, ((n, 64), (96, 64), (96,)), each=False) for n in ROWS),
+    *(Probe(f"linear {n} rows, 1025", F.linear, ((n, 16), (1025, 16)), each=False) for n in ROWS),
     Probe("bmm", torch.bmm, ((2, 9, 64), (2, 64, 1025))),
     Probe("addmm", torch.addmm, ((64,), (9, 768), (768, 64))),
+    Probe("baddbmm, alpha", partial(torch.baddbmm, beta=0.5, alpha=0.5), BADDBMM, each=False),
     Probe("layer_norm", lambda x, w, b: F.layer_norm(x, (768,), w, b), ((9, 768), (768,), (768,))),
     Probe("gelu", partial(F.gelu, approximate="tanh"), ((9, 3072),)),
     Probe("softmax", partial(torch.softmax, dim=-1), ((9, 1025),)),
@@ -108,6 +172,7 @@ PROBES = (
     Probe("topk", lambda x: x.topk(5), ((9, 1025),)),
     Probe("multinomial", lambda x: torch.multinomial(x, 5, True), ((9, 1025),), (WEIGHTS,)),
     *_attentions(),
+    *_unusual(),
 )
 
 
@@ -189,4 +254,29 @@ def _values(
         return truth
     if content == IDS:
         return torch.randint(50, shape, generator=generator)
-    return normal.relu().to(dtype) if content == WEIGHTS else normal.to(dtype)
+    return CONTENTS[content](normal, dtype).to(dtype)
+
+
+def _equal(x: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = x.round()
+    rounded[0] = 1
+    return rounded
+
+
+def _masked(x: Tensor, dtype: torch.dtype) -> Tensor:
+    hidden = torch.ones(x.shape, dtype=torch.bool).triu(1)
+    hidden[-1] = False
+    return x.masked_fill(hidden, -math.inf)
+
+
+# For each content except TRUTH and IDS: a function of normally distributed numbers and the dtype.
+CONTENTS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
+    NORMAL: lambda x, dtype: x,
+    WEIGHTS: lambda x, dtype: x.relu(),
+    LARGE: lambda x, dtype: x * 1e4,
+    SCORES: lambda x, dtype: x * 1e3,
+    EQUAL: _equal,
+    MASKED: _masked,
+    SMALL: lambda x, dtype: x * 1e-13,
+    SUBNORMAL: lambda x, dtype: x.double() * torch.finfo(dtype).tiny / 8,
+}

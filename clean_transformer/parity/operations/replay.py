@@ -42,7 +42,7 @@ class Call64:
 
         Floating-point tensors are converted to float64.
         """
-        return named_arguments(self.func, *tree_map(_double, (self.args, self.kwargs)))
+        return named_arguments(self.func, *tree_map(self._double, (self.args, self.kwargs)))
 
     def run(self, change: Callable[[Any], Any] = lambda number: number) -> Any:
         """Run the operation in float64 on changed arguments, and return its result.
@@ -51,7 +51,7 @@ class Call64:
         every Python float, and with the keyword arguments `alpha` and `beta`. By default, `change`
         returns its argument, so that the operation runs on the original values.
         """
-        args, kwargs = tree_map(_double, (self.args, self.kwargs))
+        args, kwargs = tree_map(self._double, (self.args, self.kwargs))
         args = tree_map(lambda x: change(x) if _is_real(x) else x, args)
         kwargs = {
             key: change(x) if _is_real(x) or key in ("alpha", "beta") else x
@@ -66,6 +66,15 @@ class Call64:
         """
         args, kwargs = tree_map(_copied, (self.args, self.kwargs))
         return run_call(self.func, args, kwargs)
+
+    def _double(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            dtype = torch.float64 if value.is_floating_point() else value.dtype
+            # Only an in-place operation needs a copy of a tensor that has this dtype already.
+            return value.to(dtype, copy=self.func._schema.is_mutable)
+        if isinstance(value, torch.dtype) and value.is_floating_point:
+            return torch.float64
+        return _on_cpu(value)
 
 
 @dataclass(frozen=True)
@@ -131,14 +140,6 @@ def named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, A
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
-
-
-def _double(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(torch.float64, copy=True) if value.is_floating_point() else value.clone()
-    if isinstance(value, torch.dtype) and value.is_floating_point:
-        return torch.float64
-    return _on_cpu(value)
 
 
 def _copied(value: Any) -> Any:

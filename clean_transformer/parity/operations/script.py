@@ -1,62 +1,52 @@
 """Writes a Python script that reproduces a finding, for example to attach it to a bug report."""
 
+import ast
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from textwrap import fill
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from clean_transformer.parity.limits import LINEAR, SCRIPT_HEALTHY
-from clean_transformer.parity.operations.attention import ATTENTIONS, attention_source
-from clean_transformer.parity.operations.call import Operand
+from clean_transformer.parity.operations.attention import ATTENTIONS, attention
+from clean_transformer.parity.operations.call import Call, Operand, sample
 from clean_transformer.parity.operations.diagnosis import Finding
-from clean_transformer.parity.oracle import UNIT_ROUNDOFF
+from clean_transformer.parity.operations.judgment import Judgment
 
 HEAD = '''\
 """{title}"""
 
 import torch
 
-
-def tensor(dtype, shape, stride, offset, low, high):
-    """Seeded numbers, the first the highest, with that stride and storage offset in memory."""
-    last = sum((n - 1) * step for n, step in zip(shape, stride))
-    length = offset + max(last + 1, torch.Size(shape).numel())  # more than an expanded one needs
-    base = torch.rand(length) if low >= 0 else torch.randn(length)
-    base = base if dtype.is_floating_point else torch.randint(low, high + 1, (length,))
-    base[offset] = high
-    return base.to(dtype).to({device!r}).as_strided(shape, stride, offset)
-
+{sample}
 
 def exact(x):
     """The same numbers on the CPU, contiguous, in float64."""
     x = x.cpu().clone(memory_format=torch.contiguous_format)
     return x.double() if x.is_floating_point() else x
 
-
-torch.manual_seed(0)
-'''
+torch.manual_seed(0)'''
 
 
 CLOSE = """\
-error = torch.where(actual == expected, 0, (actual - expected).abs())
-worst = float((error / ({u} * {scale})).nan_to_num(torch.inf, torch.inf).max())
-assert worst <= {limit}, f"{name}: an error of {{worst:.3g}} rounding units, {limit} allowed\""""
+error = float(abs(actual - expected)[{index}])
+assert error <= {healthy} * {unit}, f"{name}: an error of {{error / {unit}:.3g}} roundings"
+"""
 
 
 EQUAL = """\
 different = int((actual != expected).sum())
-assert different == 0, f"{name}: {{different}} of {{actual.numel()}} results differ\""""
+assert different == 0, f"{name}: {{different}} of {{actual.numel()}} results differ"
+"""
 
 
 VALID = """\
 inside = (actual >= 0) & (actual < {x}.shape[-1])
 possible = inside & (exact({x}).gather(-1, actual.where(inside, 0).long()) > 0)
-assert possible.all(), f"{name}: drew {{int((~possible).sum())}} impossible indices\""""
-
-
-SUMS = frozenset(("mm", "bmm", "matmul", "linear", "addmm", "baddbmm", "sum", "mean"))
+assert possible.all(), f"{name}: drew {{int((~possible).sum())}} impossible indices"
+"""
 
 
 def reproduction_script(finding: Finding) -> str:
@@ -65,31 +55,45 @@ def reproduction_script(finding: Finding) -> str:
     The script needs only torch, and has fewer than 40 lines.
 
     The script makes tensors with the layouts of the finding's tensors, and fills them with random
-    numbers of size 1. But the first element of each tensor is the largest value of the finding's
-    tensor. The script then runs the operation on the device, and on the CPU in float64. The largest
-    error that the script accepts is SCRIPT_HEALTHY · u · scale, or in half precision
-    `LINEAR.healthy_in_half` · u · scale, where u is the unit roundoff. For the operations in SUMS,
-    the scale is Σ|xW| in float32, and |expected| + √Σ(xW)² in half precision. For all other
-    operations, the scale is 1 + |expected|. If the result of the operation has no rounding error,
-    the two results must be equal. Every index that `multinomial` draws must have a weight above 0.
+    numbers (see `sample`) that have the range, the mean and the deviation of the finding's tensors.
+    It runs the operation on the device, and on the CPU in float64. It then compares the element
+    with the largest error ratio, and allows the bound of the finding: healthy ratio · (u G + η). If
+    the result of the operation has no rounding error, the whole results must be equal. Every index
+    that `multinomial` draws must have a weight above 0. If random numbers do not show the fault,
+    the script's first lines say so.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")
     names = [f"x{number}" for number in range(len(call.operands))]
+    shown = finding.on_random or finding.judgment
     title = f"{call.operation} on {device}, torch {torch.__version__}: {finding.diagnosis}."
+    title += "" if finding.on_random else " These random numbers did not show it."
     title = fill(title, 92).replace('"', "'")
-    output = f"[{finding.judgment.output}]" if len(finding.func._schema.returns) > 1 else ""
+    output = f"[{shown.output}]" if len(finding.func._schema.returns) > 1 else ""
     operation = f"torch.ops.{call.operation}"
-    lines = [HEAD.format(title=title, device=device)]
-    for name, layout, (low, high) in zip(names, call.operands, finding.ranges, strict=True):
-        low, high = (low, high) if layout.dtype.is_floating_point else (int(low), int(high))
-        low_high = f"{low:.4g}, {high:.4g}" if layout.dtype.is_floating_point else f"{low}, {high}"
+    lines = [HEAD.format(title=title, sample=source_of(sample))]
+    for name, layout, numbers in zip(names, call.operands, finding.numbers, strict=True):
+        values = ", ".join(_source(number, iter(()), "") for number in astuple(numbers))
         place = f"{layout.shape}, {layout.stride}, {layout.storage_offset}"
-        lines.append(f"{name} = tensor({layout.dtype}, {place}, {low_high})")
+        lines.append(f"{name} = sample({device!r}, {layout.dtype}, {place}, {values})")
     lines += _reference(finding, operation, output, names)
     lines.append(f"actual = {operation}({_arguments(finding, '{}')}){output}.cpu().double()")
-    lines.append(_assertion(finding, operation, names))
-    return "\n".join(lines) + "\n"
+    lines.append(_assertion(call, shown, names))
+    return "\n".join(lines)
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """The source code of a function without its type annotations.
+
+    A reproduction script contains this code. The script imports only torch, so the names in the
+    annotations would be missing.
+    """
+    tree = ast.parse(inspect.getsource(function))
+    definition = cast(ast.FunctionDef, tree.body[0])
+    definition.returns = None
+    for argument in definition.args.args:
+        argument.annotation = None
+    return ast.unparse(tree)
 
 
 def _arguments(finding: Finding, form: str) -> str:
@@ -133,27 +137,14 @@ def _reference(finding: Finding, operation: str, output: str, names: list[str]) 
     scale = given.get("scale")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     tensors = ", ".join(f"exact({name})" for name in names[:3])
-    return [attention_source(), f"expected = attention({tensors}, {mask}, {scale})[0]"]
+    return [source_of(attention), f"expected = attention({tensors}, {mask}, {scale})[0]"]
 
 
-def _assertion(finding: Finding, operation: str, names: list[str]) -> str:
-    call = finding.call
+def _assertion(call: Call, shown: Judgment, names: list[str]) -> str:
     if call.name == "multinomial":
         return VALID.format(name=call.operation, x=names[0])
-    dtypes = [x.dtype for x in call.operands if x.dtype.is_floating_point]
-    if finding.judgment.must_equal:
+    if shown.must_equal:
         return EQUAL.format(name=call.operation)
-    halved = dtypes[0].itemsize == 2
-    if call.name not in SUMS:
-        scale = "(1 + expected.abs())"
-    elif halved:
-        squares = f"{operation}({_arguments(finding, 'exact({}).square()')})"
-        scale = f"(expected.abs() + {squares}.sqrt())"
-    else:
-        scale = f"{operation}({_arguments(finding, 'exact({}).abs()')})"
-    return CLOSE.format(
-        name=call.operation,
-        u=f"2**{math.log2(UNIT_ROUNDOFF[dtypes[0]]):.0f}",
-        scale=scale,
-        limit=f"{LINEAR.healthy_in_half:g}" if halved else SCRIPT_HEALTHY,
-    )
+    unit, healthy = f"{shown.unit:.6g}", f"{shown.healthy:.6g}"
+    index = shown.worst if shown.worst else "..."
+    return CLOSE.format(name=call.operation, index=index, healthy=healthy, unit=unit)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from clean_transformer.analysis.comparison import LOGITS as LOGITS
@@ -31,14 +31,19 @@ class Reference:
     """A model of another implementation, with our weights.
 
     `title` is the name of the implementation with its version. `run(tokens)` runs the model and
-    returns a dict of all activations that the implementation caches. `aliases` maps a key of this
+    returns a dict of all activations that the implementation caches. `run(tokens, keep)` returns
+    only those for whose key `keep(key)` is true, to save memory. `aliases` maps a key of this
     dict to our name for the same activation. A key without an alias must be one of our names: a
     hook point, a submodule (for the submodule's output), TOKENS, POSITIONS or LOGITS.
     """
 
     title: str
-    run: Callable[[Int[Tensor, "batch pos"]], Mapping[str, Tensor]]
+    run: Callable[..., Mapping[str, Tensor]]
     aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, key: str) -> str:
+        """Our name for the activation that the implementation caches as `key`."""
+        return self.aliases.get(key, key)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class Implementation:
     installed or does not support the model. `is_installed()` says whether the needed package is
     installed. The reference "auto" is the installed reference with the lowest `rank`.
 
+    `read(folder)` returns a `Reference` in float64 on the CPU that has read the weights from the
+    files of `folder` with the implementation's own code, not with our loader. Like our loader, it
+    rounds the weights to float32. It raises `ReferenceUnavailable` if the implementation cannot
+    read these files. `read` is None if the implementation has no loader.
+
     `model(cfg, state, device)` returns the implementation's model itself on `device`, with its
     default settings. It raises `ReferenceUnavailable` like `build`.
     """
@@ -59,6 +69,12 @@ class Implementation:
     model: Callable[[Config, State, torch.device], nn.Module]
     is_installed: Callable[[], bool]
     rank: int
+    read: Callable[[Path], Reference] | None = None
+
+
+def everything(key: str) -> bool:
+    """Keep every activation (see `Reference`)."""
+    return True
 
 
 def major_version(package: str) -> int | None:

@@ -20,6 +20,7 @@ def implementations() -> list[Implementation]:
 
 IMPLEMENTATIONS = implementations()
 REFERENCES = {each.name: each.build for each in IMPLEMENTATIONS}
+READERS = {each.name: each.read for each in IMPLEMENTATIONS}
 
 
 def choose_reference(name: str) -> tuple[str | None, str]:

@@ -2,8 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,21 @@ from clean_transformer.parity.references.base import (
     Implementation,
     Reference,
     ReferenceUnavailable,
+    everything,
     import_package,
     major_version,
 )
+from clean_transformer.parity.references.huggingface import read_gpt2_lm_head_model
 from clean_transformer.weights.formats.transformer_lens import HOOKED_TRANSFORMER
 from clean_transformer.weights.table import State
+
+# The optional activations of `HookedTransformer`, which the reference caches too.
+OPTIONAL = {
+    "use_attn_result": True,
+    "use_split_qkv_input": True,
+    "use_attn_in": True,
+    "use_hook_mlp_in": True,
+}
 
 
 def is_installed() -> bool:
@@ -30,24 +41,45 @@ def is_installed() -> bool:
 
 def hooked_transformer(cfg: Config, state: State) -> Reference:
     """Build the reference around a `HookedTransformer` that caches all optional activations."""
-    require_installed()
-    model = hooked_model(
-        cfg,
-        state,
-        use_attn_result=True,
-        use_split_qkv_input=True,
-        use_attn_in=True,
-        use_hook_mlp_in=True,
+    require_hooked()
+    return watched_model(hooked_model(cfg, state, **OPTIONAL))
+
+
+def read(folder: Path) -> Reference:
+    """Build the reference around a `HookedTransformer` with the weights in `folder`.
+
+    transformers reads the files as a `GPT2LMHeadModel`. TransformerLens converts its weights with
+    `convert_gpt2_weights`, as `HookedTransformer.from_pretrained` does for published models.
+    """
+    require_hooked()
+    from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+
+    hf_model = read_gpt2_lm_head_model(folder)
+    fields = hf_model.config
+    model = empty_model(
+        torch.float64,
+        n_layers=fields.n_layer,
+        n_heads=fields.n_head,
+        d_model=fields.n_embd,
+        d_head=fields.n_embd // fields.n_head,
+        d_mlp=fields.n_inner or 4 * fields.n_embd,
+        d_vocab=fields.vocab_size,
+        n_ctx=fields.n_positions,
+        eps=fields.layer_norm_epsilon,
+        act_fn=fields.activation_function,
+        **OPTIONAL,
     )
+    model.load_and_process_state_dict(
+        convert_gpt2_weights(hf_model, model.cfg),
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return watched_model(model)
 
-    def run(tokens: Int[Tensor, "batch pos"]) -> Mapping[str, Tensor]:
-        logits, cache = model.run_with_cache(tokens)
-        return {**cache, LOGITS: logits}
 
-    return Reference(f"HookedTransformer {version('transformer_lens')}", run)
-
-
-def require_installed() -> None:
+def require_hooked() -> None:
     """Raise `ReferenceUnavailable` if no version with `HookedTransformer` is installed."""
     import_package("transformer_lens", "hooked")
     if not is_installed():
@@ -57,9 +89,21 @@ def require_installed() -> None:
         )
 
 
+def watched_model(model: Any) -> Reference:
+    """Return the reference around a `HookedTransformer`."""
+
+    def run(
+        tokens: Int[Tensor, "batch pos"], keep: Callable[[str], bool] = everything
+    ) -> Mapping[str, Tensor]:
+        logits, cache = model.run_with_cache(tokens, names_filter=keep)
+        return {**cache, LOGITS: logits}
+
+    return Reference(f"HookedTransformer {version('transformer_lens')}", run)
+
+
 def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
     """Return a `HookedTransformer` on `device` with the default settings."""
-    require_installed()
+    require_hooked()
     return hooked_model(cfg, state).to(device, print_details=False)
 
 
@@ -68,9 +112,8 @@ def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
 
     `options` are passed to `HookedTransformerConfig`.
     """
-    import transformer_lens
-
-    theirs = transformer_lens.HookedTransformerConfig(
+    model = empty_model(
+        state["embed.W_E"].dtype,
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
         d_model=cfg.d_model,
@@ -81,14 +124,8 @@ def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
         eps=cfg.eps,
         act_fn="gelu_new",
         normalization_type=cfg.normalization_type,
-        dtype=state["embed.W_E"].dtype,
-        device="cpu",
-        init_weights=False,
         **options,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # version 3.8 deprecates the class
-        model = transformer_lens.HookedTransformer(theirs)
     untied = {"unembed.W_U": state["embed.W_E"].T} | dict(state)
     buffers = {
         key: buffer
@@ -99,4 +136,22 @@ def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
     return model
 
 
-IMPLEMENTATION = Implementation("hooked", hooked_transformer, plain_model, is_installed, rank=1)
+def empty_model(dtype: torch.dtype, **fields: Any) -> Any:
+    """Return a `HookedTransformer` on the CPU without weights.
+
+    `fields` are passed to `HookedTransformerConfig`.
+    """
+    import transformer_lens
+
+    fields = {"normalization_type": "LN", **fields}
+    cfg = transformer_lens.HookedTransformerConfig(
+        dtype=dtype, device="cpu", init_weights=False, **fields
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # version 3.8 deprecates the class
+        return transformer_lens.HookedTransformer(cfg)
+
+
+IMPLEMENTATION = Implementation(
+    "hooked", hooked_transformer, plain_model, is_installed, rank=1, read=read
+)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from clean_transformer.parity.references.base import (
     Implementation,
     Reference,
     ReferenceUnavailable,
+    everything,
     import_package,
 )
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
@@ -34,15 +36,25 @@ def is_installed() -> bool:
 
 
 def huggingface(cfg: Config, state: State) -> Reference:
-    """Build the reference around a `GPT2LMHeadModel` with eager attention.
+    """Build the reference around a `GPT2LMHeadModel` with eager attention."""
+    import_package("transformers", "bridge")
+    return watched_model(gpt2_lm_head_model(cfg, state))
+
+
+def read(folder: Path) -> Reference:
+    """Build the reference around a `GPT2LMHeadModel` that transformers reads from `folder`."""
+    import_package("transformers", "bridge")
+    return watched_model(read_gpt2_lm_head_model(folder))
+
+
+def watched_model(model: Any) -> Reference:
+    """Return the reference around a `GPT2LMHeadModel` with eager attention.
 
     Forward hooks on the model's modules collect the activations.
     """
-    import_package("transformers", "bridge")
-    model = gpt2_lm_head_model(cfg, state, attention="eager")
 
     def heads(merged: Tensor) -> Tensor:
-        return rearrange(merged, "... (head d_head) -> ... head d_head", head=cfg.n_heads)
+        return rearrange(merged, "... (head d_head) -> ... head d_head", head=model.config.n_head)
 
     outer: dict[str, Shows] = {
         "transformer.wte": lambda tokens, embed: {TOKENS: tokens, "hook_embed": embed},
@@ -63,17 +75,21 @@ def huggingface(cfg: Config, state: State) -> Reference:
         "mlp.c_proj": lambda post, out: {"mlp.hook_post": post, "hook_mlp_out": out},
     }
     watched = [(path, "", shows) for path, shows in outer.items()]
-    for layer in range(cfg.n_layers):
+    for layer in range(model.config.n_layer):
         for path, shows in block.items():
             place = f"transformer.h.{layer}.{path}".rstrip(".")
             watched.append((place, f"blocks.{layer}.", shows))
 
-    def run(tokens: Int[Tensor, "batch pos"]) -> Mapping[str, Tensor]:
+    def run(
+        tokens: Int[Tensor, "batch pos"], keep: Callable[[str], bool] = everything
+    ) -> Mapping[str, Tensor]:
         seen: dict[str, Tensor] = {}
 
         def watch(prefix: str, shows: Shows, _: nn.Module, inputs: Any, output: Any) -> None:
             shown = shows(inputs[0] if inputs else None, output)
-            seen.update({prefix + name: value for name, value in shown.items()})
+            seen.update(
+                {prefix + name: value for name, value in shown.items() if keep(prefix + name)}
+            )
 
         handles = [
             model.get_submodule(path).register_forward_hook(partial(watch, prefix, shows))
@@ -85,7 +101,9 @@ def huggingface(cfg: Config, state: State) -> Reference:
             for handle in handles:
                 handle.remove()
         # GPT2LMHeadModel's position embeddings are [1 pos d_model]; ours are [batch pos d_model].
-        seen["hook_pos_embed"] = seen["hook_pos_embed"].expand_as(seen["hook_embed"])
+        if "hook_pos_embed" in seen:
+            position = seen["hook_pos_embed"]
+            seen["hook_pos_embed"] = position.expand(len(tokens), *position.shape[1:])
         return seen
 
     return Reference(f"GPT2LMHeadModel {version('transformers')}", run)
@@ -97,7 +115,7 @@ def plain_model(cfg: Config, state: State, device: torch.device) -> nn.Module:
     return gpt2_lm_head_model(cfg, state, attention="sdpa").to(device)
 
 
-def gpt2_lm_head_model(cfg: Config, state: State, *, attention: str) -> Any:
+def gpt2_lm_head_model(cfg: Config, state: State, *, attention: str = "eager") -> Any:
     """Return a `GPT2LMHeadModel` on the CPU with the parameters and the dtype of `state`.
 
     `attention` is "eager", which computes attention in small steps, or "sdpa", the fused attention.
@@ -128,4 +146,35 @@ def gpt2_lm_head_model(cfg: Config, state: State, *, attention: str) -> Any:
     return model
 
 
-IMPLEMENTATION = Implementation("huggingface", huggingface, plain_model, is_installed, rank=2)
+def read_gpt2_lm_head_model(folder: Path) -> Any:
+    """Let transformers read a `GPT2LMHeadModel` from `folder`. Return it in float64 on the CPU.
+
+    The weights are rounded to float32 first, as in our loader. Raises `ReferenceUnavailable` if
+    transformers cannot read the files, or finds no value for a parameter.
+    """
+    from transformers import GPT2LMHeadModel
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, found = GPT2LMHeadModel.from_pretrained(
+            folder, attn_implementation="eager", local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers, safetensors and pickle raise many kinds
+        first = str(error).strip().partition("\n")[0]
+        message = f"transformers cannot read {folder} ({type(error).__name__}: {first})"
+        raise ReferenceUnavailable(message) from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+    if missing := sorted(found["missing_keys"]):
+        raise ReferenceUnavailable(f"transformers finds no {missing[0]} in {folder}")
+    return model.eval().float().double()
+
+
+IMPLEMENTATION = Implementation(
+    "huggingface", huggingface, plain_model, is_installed, rank=2, read=read
+)

@@ -3,8 +3,10 @@
 `TransformerBridge` wraps Hugging Face's GPT-2.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +21,14 @@ from clean_transformer.parity.references.base import (
     Implementation,
     Reference,
     ReferenceUnavailable,
+    everything,
     import_package,
     major_version,
 )
-from clean_transformer.parity.references.huggingface import gpt2_lm_head_model
+from clean_transformer.parity.references.huggingface import (
+    gpt2_lm_head_model,
+    read_gpt2_lm_head_model,
+)
 from clean_transformer.weights.table import State
 
 # Maps the bridge's name of an activation to our name, where the two names differ. `{}` stands for
@@ -68,33 +74,57 @@ def is_installed() -> bool:
 
 def transformer_bridge(cfg: Config, state: State) -> Reference:
     """Build the reference around a `TransformerBridge`, which wraps a `GPT2LMHeadModel`."""
-    bridge = plain_model(cfg, state, torch.device("cpu"))
-
-    def run(tokens: Int[Tensor, "batch pos"]) -> Mapping[str, Tensor]:
-        logits, cache = bridge.run_with_cache(tokens)
-        return {
-            key: masked_with_infinity(value) if key.endswith("hook_attn_scores") else value
-            for key, value in {**cache, LOGITS: logits}.items()
-        }
-
-    aliases = {
-        key.format(block): ours.format(block, last=f"blocks.{cfg.n_layers - 1}")
-        for key, ours in BRIDGE_ALIASES.items()
-        for block in (f"blocks.{layer}" for layer in range(cfg.n_layers))
-    }
-    return Reference(f"TransformerBridge {version('transformer_lens')}", run, aliases)
+    require_bridge()
+    return watched_bridge(gpt2_lm_head_model(cfg, state))
 
 
-def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
-    """Return a `TransformerBridge` on `device` that wraps a `GPT2LMHeadModel`."""
+def read(folder: Path) -> Reference:
+    """Build the reference around a `GPT2LMHeadModel` that transformers reads from `folder`."""
+    require_bridge()
+    return watched_bridge(read_gpt2_lm_head_model(folder))
+
+
+def require_bridge() -> None:
+    """Raise `ReferenceUnavailable` if no version with `TransformerBridge` is installed."""
     import_package("transformer_lens", "bridge")
     if not is_installed():
         raise ReferenceUnavailable(
             f"transformer_lens {version('transformer_lens')} is not the TransformerBridge of 4.x; "
             "install the extra 'bridge'"
         )
-    hf_model = gpt2_lm_head_model(cfg, state, attention="eager").to(device)
-    return bridge_around(hf_model, str(device), state["embed.W_E"].dtype)
+
+
+def watched_bridge(hf_model: Any) -> Reference:
+    """Return the reference around a `TransformerBridge`, which wraps a `GPT2LMHeadModel`."""
+    bridge = bridge_around(hf_model, "cpu", hf_model.dtype)
+
+    def run(
+        tokens: Int[Tensor, "batch pos"], keep: Callable[[str], bool] = everything
+    ) -> Mapping[str, Tensor]:
+        with warnings.catch_warnings():
+            # The bridge warns about optional activations that it does not compute by default.
+            warnings.filterwarnings("ignore", "run_with_cache: skipped", UserWarning)
+            logits, cache = bridge.run_with_cache(tokens, names_filter=keep)
+        return {
+            key: masked_with_infinity(value) if key.endswith("hook_attn_scores") else value
+            for key, value in {**cache, LOGITS: logits}.items()
+        }
+
+    n_layers = hf_model.config.n_layer
+
+    aliases = {
+        key.format(block): ours.format(block, last=f"blocks.{n_layers - 1}")
+        for key, ours in BRIDGE_ALIASES.items()
+        for block in (f"blocks.{layer}" for layer in range(n_layers))
+    }
+    return Reference(f"TransformerBridge {version('transformer_lens')}", run, aliases)
+
+
+def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
+    """Return a `TransformerBridge` on `device` that wraps a `GPT2LMHeadModel`."""
+    require_bridge()
+    hf_model = gpt2_lm_head_model(cfg, state).to(device)
+    return bridge_around(hf_model, str(device), hf_model.dtype)
 
 
 def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
@@ -124,4 +154,6 @@ def masked_with_infinity(scores: Tensor) -> Tensor:
     return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
 
 
-IMPLEMENTATION = Implementation("bridge", transformer_bridge, plain_model, is_installed, rank=1)
+IMPLEMENTATION = Implementation(
+    "bridge", transformer_bridge, plain_model, is_installed, rank=1, read=read
+)

@@ -73,7 +73,7 @@ def depth_chart(run: DeviceRun) -> Chart | None:
     residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
     curves = [
         Curve("this device", "ours", [row.error for row in residual]),
-        Curve("healthy runs on the CPU", "envelope", [row.envelope for row in residual]),
+        Curve("random rounding", "envelope", [row.envelope for row in residual]),
     ]
     theirs = [row.reference_error for row in residual if row.reference_error is not None]
     if residual and len(theirs) == len(residual):

@@ -8,7 +8,13 @@ from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.report.chart import depth_chart
 from clean_transformer.parity.report.squares import SHARES, end_to_end_map, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places, worst_reference
-from clean_transformer.parity.report.wording import describe, meaning, run_name, use_line
+from clean_transformer.parity.report.wording import (
+    ANOTHER_FUNCTION,
+    describe,
+    meaning,
+    run_name,
+    use_line,
+)
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.verdict import Check, Verdict, worst
 from clean_transformer.reports.page import render_page
@@ -81,10 +87,12 @@ def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
     same = report.same_function
     if same is None:
         why = report.no_reference
-        found.append(("same-function", "the same function", Verdict.NOT_CHECKED, why))
+        found.append(("same-function", "the same function", report.same_verdict, why))
     elif same.first_failure:
         n_bad = sum(row.verdict is same.verdict for row in same.rows)
         why = f"{n_bad} of {len(same.rows)} activations, first {same.first_failure.key}"
+        if same.verdict.is_bad:
+            why = f"{ANOTHER_FUNCTION} {why}"
         found.append(("same-function", "the same function", same.verdict, why))
     for index, run in enumerate(report.runs, 1):
         if run.verdict is not Verdict.PASS:

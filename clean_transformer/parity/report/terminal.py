@@ -12,6 +12,7 @@ from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.report.squares import STYLES, isolated_map
 from clean_transformer.parity.report.summary import failed, kinds, places
 from clean_transformer.parity.report.wording import (
+    ANOTHER_FUNCTION,
     describe,
     located_lines,
     meaning,
@@ -22,7 +23,7 @@ from clean_transformer.parity.report.wording import (
 from clean_transformer.parity.results import DeviceRun, SuiteReport, UseSummary
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
-from clean_transformer.reports.environment import environment
+from clean_transformer.reports.environment import build_lines, environment
 from clean_transformer.reports.heat_map import rank
 from clean_transformer.reports.terminal import heat_map_table
 
@@ -45,8 +46,11 @@ def print_report(
     rows for question 1, and `worst_rows` rows for each run. If `worst_rows` is 0 and `all_rows` is
     True, these tables have all rows.
     """
-    console.print(f"clean_transformer on {report.weights}")
+    console.print("\n".join(build_lines(report.environment)), markup=False, highlight=False)
+    console.print(f"clean_transformer on {report.weights}", markup=False)
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
+    if report.same_verdict.is_bad:
+        console.print(ANOTHER_FUNCTION)
     for run in report.runs:
         if meaning(run):
             console.print(f"{run_name(run)}: {meaning(run)}", markup=False)
@@ -69,11 +73,9 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     `absent` has the types of devices that this machine does not have, such as "mps". `weights` is a
     text that says which weights the model has.
     """
-    build = environment()
-    console.print(
-        f"{run.device} in {run.dtype}: PyTorch {build['torch']}, {build['cpu']}, {build['system']}"
-    )
-    console.print(f"GPT-2 with {weights}")
+    build = "\n".join(build_lines(environment()))
+    console.print(f"{run.device} in {run.dtype}: {build}", markup=False, highlight=False)
+    console.print(f"GPT-2 with {weights}", markup=False)
     if run.not_checked:
         console.print(styled(Verdict.NOT_CHECKED), f"{run.device}: {run.not_checked}")
         return
@@ -123,7 +125,7 @@ def _same_function(report: SuiteReport) -> RenderableType:
     heading = Text("1. Is it the same function?  ", style="bold")
     same = report.same_function
     if same is None:
-        heading.append_text(styled(Verdict.NOT_CHECKED))
+        heading.append_text(styled(report.same_verdict))
         return Group(heading, Text(f"   {report.no_reference}"))
     compared, cached = same.coverage
     heading.append_text(styled(same.verdict))
@@ -143,8 +145,12 @@ def _same_function(report: SuiteReport) -> RenderableType:
         if not row.name
     ]
     first = same.first_failure
-    where = [Text(f"   First failure: {first.key}", style="bold")] if first else []
-    return Group(heading, Text(summary), table, *where, *skipped)
+    where = []
+    if first:
+        at = f"{first.key}, {first.case}" if first.case else first.key
+        where.append(Text(f"   First failure: {at}", style="bold"))
+    read_by = [Text(f"   {same.weights}")] if same.weights else []
+    return Group(heading, Text(summary), *read_by, table, *where, *skipped)
 
 
 def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
@@ -176,7 +182,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
     if drift:
         parts.append(
             Text(
-                f"   end to end: up to {drift.rho:.2f} times the error of healthy CPU runs, at "
+                f"   end to end: up to {drift.rho:.2f} times the error of random rounding, at "
                 f"{drift.name}; healthy up to {drift.healthy:g}"
             )
         )

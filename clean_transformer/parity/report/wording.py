@@ -8,15 +8,18 @@ from clean_transformer.parity.activations.isolated import PATHS, Isolated
 from clean_transformer.parity.locate import Located
 from clean_transformer.parity.results import DeviceRun, UseSummary, verdicts
 from clean_transformer.parity.verdict import Check, Verdict, worst
+from clean_transformer.reports.environment import lowered_precision
 
-# The keys are the lower precisions that a device may use for float32 products. `describe` adds the
-# text to its sentence about a row whose errors are those of this precision.
-PRECISION_SETTINGS = {
-    "TF32": "; the errors are those of TF32: turn off torch.backends.cuda.matmul.allow_tf32, "
-    "or call torch.set_float32_matmul_precision('highest')",
-    "bfloat16": "; the errors are those of bfloat16: turn off autocast, or call "
-    "torch.set_float32_matmul_precision('highest')",
-}
+
+def lower_precision(precision: str) -> str:
+    """Say that errors are those of a lower precision, and which settings lower the precision.
+
+    `precision` is `Isolated.lower_precision`. If it is empty, the result is empty.
+    """
+    if not precision:
+        return ""
+    settings = ", ".join(f"{name} = {value}" for name, value in lowered_precision().items())
+    return f"; the errors are those of {precision} ({settings or 'no setting asks for it'})"
 
 
 def group_of(name: str) -> str:
@@ -60,7 +63,7 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
     """Describe a row or a check that did not pass, in one sentence without a period."""
     if isinstance(row, EndToEnd):
         return (
-            f"{row.name} (end to end): error {row.rho:.3g} times that of healthy CPU runs, "
+            f"{row.name} (end to end): error {row.rho:.3g} times that of random rounding, "
             f"healthy up to {row.healthy:g}"
         )
     if isinstance(row, Check) and row.measured is None:
@@ -75,7 +78,7 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
     return (
         f"{row.name or LOGITS} ({where}{path}): error {row.ratio:.3g} roundings, healthy up to "
         f"{row.healthy:.3g}; {row.bits:.1f} correct bits; worst at {[*row.worst_index]}"
-        f"{head and f', head {head}'}{PRECISION_SETTINGS.get(row.lower_precision, '')}"
+        f"{head and f', head {head}'}{lower_precision(row.lower_precision)}"
     )
 
 
@@ -98,10 +101,14 @@ INTRODUCED = {
     Verdict.NOT_CHECKED: "Not checked",
     Verdict.PASS: "Right",
 }
+# What a WRONG answer to question 1 means for a person.
+ANOTHER_FUNCTION = (
+    "This code does not compute GPT-2: on every device, its results differ from the reference's."
+)
 # What `meaning` adds if `only_drifts`.
 DRIFT_ONLY = (
     "Each activation alone is accurate, but the whole run is not: small errors add up, and exceed "
-    "those of healthy runs on the CPU."
+    "the errors that random rounding causes."
 )
 # The uses in which a person knows the length of the text. In other uses, padding counts too.
 BY_LENGTH = ("forward", "long text", "generate")

@@ -11,6 +11,7 @@ from clean_transformer.parity.locate import in_words
 from clean_transformer.parity.uses.judge import Judge, UseResult
 from clean_transformer.parity.uses.sampling import check_sampling
 from clean_transformer.parity.uses.table import Use, uses
+from clean_transformer.parity.uses.training import judge_training
 from clean_transformer.parity.verdict import Check
 
 # The use of `judge_sampling`: it chooses the next token from four rows of logits.
@@ -24,7 +25,7 @@ def judge_uses(
     with_cache: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[UseResult]:
-    """Judge every use of `uses(cfg)`, and sampling. Return their results.
+    """Judge every use of `uses(cfg)`, training and sampling. Return their results.
 
     If `with_cache` is False, uses with a KV cache are left out. If `locates`, the judge searches
     each use that fails for its first wrong operation, which becomes `located` in the result. Before
@@ -35,6 +36,8 @@ def judge_uses(
         if with_cache or not use.is_cached:
             on_step(use.case)
             results.append(judge(use, locates=locates))
+    on_step("training")
+    results.append(judge_training(judge, locates=locates))
     on_step("sampling")
     try:
         tokens = uses(model.cfg)[0].calls(model.cfg)[0].to(model.device)

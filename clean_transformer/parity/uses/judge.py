@@ -9,7 +9,6 @@ the same limits as other positions, also in half precision. Only one part at a t
 float64.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,10 +25,7 @@ from clean_transformer.parity.limits import (
     ADD,
     LAYER_NORM,
     LINEAR,
-    PART,
-    Kind,
-    error_ratios,
-    index_of_largest,
+    Size,
     layer_norm_scales,
     sum_scale,
 )
@@ -38,6 +34,7 @@ from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.parts import ExactParts, Part, block, embed, run
+from clean_transformer.parity.uses.rows import by_rows, elementwise, first_position
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import Check, Verdict, worst
 
@@ -175,7 +172,8 @@ class Judge:
             each.where(use.is_token[..., None], torch.zeros((), dtype=each.dtype))
             for each in (use.in_one(outputs), token + position, token.abs() + position.abs())
         )
-        return elementwise("embed + pos_embed", use, got, exact, scale, ADD)
+        row, wrong = elementwise("embed + pos_embed", use, got, exact, scale, ADD)
+        return row, first_position(wrong)
 
     def _block(
         self, use: Use, layer: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
@@ -193,26 +191,9 @@ class Judge:
         if not use.padding:
             first = (given[:, :FIRST], exact[:, :FIRST], FIRST_DRAWS)
             envelope[:, :FIRST] = self._envelope(part, use, *first)
-        error = (got - exact).square().mean(dim=-1).sqrt()
-        ratios = torch.where(error == 0, 0.0, error / envelope.sqrt())
-        ratios = ratios.nan_to_num(math.inf, math.inf).where(use.is_token, 0.0)
-        healthy, wrong = PART.limits(1, UNIT_ROUNDOFF[self.products or self.exact.dtype])
-        size = exact.square().mean(dim=-1).sqrt()
-        relative = torch.where(error == 0, 0.0, error / size)
-        largest = float(relative.where(use.is_token, 0.0).nan_to_num(math.inf, math.inf).max())
-        row = Isolated(
-            name=f"blocks.{layer}",
-            case=use.case,
-            path="use",
-            operation=PART.name,
-            ratio=float(ratios.max()),
-            healthy=healthy,
-            wrong=wrong,
-            rms_ratio=float(ratios.square().mean().sqrt()),
-            bits=-math.log2(largest) if largest else math.inf,
-            worst_index=index_of_largest(ratios),
-        )
-        return row, first_position(ratios > healthy)
+        u = UNIT_ROUNDOFF[self.products or self.exact.dtype]
+        row, wrong = by_rows(f"blocks.{layer}", use, got, exact, envelope, u, use.is_token)
+        return row, first_position(wrong)
 
     def _envelope(self, part: Part, use: Use, given: Tensor, exact: Tensor, draws: int) -> Tensor:
         """The mean square change [batch pos] that random rounding causes in each row."""
@@ -227,13 +208,13 @@ class Judge:
     def _layer_norm(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        residual, module = use.in_one(inputs).double(), self.exact.ln_final()
+        residual, module = use.in_one(inputs).double(), self.exact.module("ln_final")
         scale = layer_norm_scales(residual, self.exact.cfg.eps)[0]
         if isinstance(module, LayerNorm):
             scale = scale * module.w.abs() + module.b.abs()
-        return elementwise(
-            "ln_final", use, use.in_one(outputs), module(residual), scale, LAYER_NORM
-        )
+        got, exact = use.in_one(outputs), module(residual)
+        row, wrong = elementwise("ln_final", use, got, exact, scale, LAYER_NORM)
+        return row, first_position(wrong)
 
     def _logits(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
@@ -244,52 +225,12 @@ class Judge:
         drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()
         positions = sorted({0, x.shape[1] - 1, *drawn})
         x, logits = x[:, positions].double(), logits[:, positions]
-        W_U, b_U = self.exact.unembedding()
-        exact, u = x @ W_U + b_U, UNIT_ROUNDOFF[self.products or logits.dtype]
-        scale = sum_scale(exact, lambda size: size(x) @ size(W_U) + size(b_U), u)
-        row, first = elementwise("unembed", use, logits, exact, scale, LINEAR, len(W_U), u)
-        return row, positions[first]
+        exact, u = self.exact.logits(x), UNIT_ROUNDOFF[self.products or logits.dtype]
 
+        def terms(size: Size) -> Tensor:
+            pairs = map(self.exact.unembedding, self.exact.vocabulary())
+            return torch.cat([size(x) @ size(W_U) + size(b_U) for W_U, b_U in pairs], dim=-1)
 
-def elementwise(
-    name: str,
-    use: Use,
-    got: Tensor,
-    exact: Tensor,
-    scale: Tensor,
-    kind: Kind,
-    terms: int = 1,
-    u: float | None = None,
-) -> tuple[Isolated, int]:
-    """Judge each element of |got − exact| by the limits of `kind` for a sum of `terms` terms.
-
-    `scale` is G. `u` is the unit roundoff; None means that of the dtype of `got`. Returns a row for
-    the report, and the first position that fails (0 if none fails).
-    """
-    u = UNIT_ROUNDOFF[got.dtype] if u is None else u
-    healthy, wrong = kind.limits(terms, u)
-    error = torch.where(got == exact, 0.0, (got.double() - exact).abs())
-    ratios = error_ratios(error, scale, u, got.dtype)
-    rms = float(ratios.square().mean().sqrt())
-    row = Isolated(
-        name=name,
-        case=use.case,
-        path="use",
-        operation=kind.name,
-        ratio=float(ratios.max()),
-        healthy=healthy,
-        wrong=wrong,
-        rms_ratio=rms,
-        bits=-math.log2(rms * u) if rms else math.inf,
-        worst_index=index_of_largest(ratios),
-    )
-    return row, first_position((ratios > healthy).any(dim=-1))
-
-
-def first_position(wrong: Tensor) -> int:
-    """The first position at which `wrong` [batch pos] is True for at least one text.
-
-    The result is 0 if `wrong` is False everywhere.
-    """
-    positions = wrong.any(dim=0).nonzero()
-    return int(positions[0]) if len(positions) else 0
+        scale = sum_scale(exact, terms, u)
+        row, wrong = elementwise("unembed", use, logits, exact, scale, LINEAR, x.shape[-1], u)
+        return row, positions[first_position(wrong)]

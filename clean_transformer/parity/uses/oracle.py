@@ -1,35 +1,77 @@
-"""Checks a block of the float64 oracle against NumPy, which shares no kernel with PyTorch."""
+"""Checks the float64 oracle of each use against NumPy, which shares no kernel with PyTorch."""
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clean_transformer.parity import numpy_gpt2
+from clean_transformer.parity.kernels import first_wrong_kernel
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.uses.parts import ExactParts
-from clean_transformer.parity.uses.table import uses
+from clean_transformer.parity.uses.table import Use, uses
 from clean_transformer.parity.verdict import SAME_FUNCTION, Check, Verdict
 
+# How many positions of a text and how many columns of W_U are compared, for each use.
+ROWS, COLUMNS = 16, 512
 
-def check_oracle(exact: ExactParts, generator: torch.Generator) -> Check:
-    """Compare the output of one block of the oracle with the same block in NumPy, in float64.
 
-    `generator` chooses the block at random. The input is the residual stream before the first
-    block, for the first text of the first use. In the result, `measured` is the largest
-    |oracle − NumPy| of all elements, divided by the largest |NumPy|.
+def check_oracle(exact: ExactParts, generator: torch.Generator) -> list[Check]:
+    """Compare the oracle of each use with NumPy, in float64. Return a check for each use.
+
+    The oracle runs one block, the last LayerNorm and the unembedding, in the shapes of the use. For
+    each use, `generator` draws the block, one text, ROWS positions, and COLUMNS columns of W_U. The
+    block's input is the residual stream before the first block.
     """
-    layer = int(torch.randint(exact.cfg.n_layers, (1,), generator=generator))
-    tokens = uses(exact.cfg)[0].calls(exact.cfg)[0][:1]
     with trusted(), torch.no_grad():
-        x = sum(exact.embeddings(tokens, None), torch.zeros(()))
-        ours = exact.block(layer)(x, None)[0].numpy()
-        weights = {
-            name: exact.weight(name).numpy()
-            for name in exact.state
-            if name.startswith(f"blocks.{layer}.")
-        }
-        inner = numpy_gpt2.within(weights, f"blocks.{layer}")
-        theirs = numpy_gpt2.block(x[0].numpy(), inner, exact.cfg.eps)
-        measured = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    verdict = Verdict.PASS if measured <= SAME_FUNCTION else Verdict.WRONG
-    note = f"block {layer}, NumPy {np.__version__}"
-    return Check("oracle beside NumPy", verdict, measured, SAME_FUNCTION, note)
+        return [_check(use, exact, generator) for use in uses(exact.cfg)]
+
+
+def _check(use: Use, exact: ExactParts, generator: torch.Generator) -> Check:
+    def drawn(below: int, count: int = 1) -> Tensor:
+        return torch.randperm(below, generator=generator)[:count].sort().values
+
+    layer, text = int(drawn(exact.cfg.n_layers)), int(drawn(use.batch))
+    start = use.padding[text] if use.padding else 0
+    rows = drawn(use.length - start, ROWS)
+    W_U, b_U = exact.unembedding(drawn(exact.cfg.d_vocab, COLUMNS))
+    tokens = use.in_one(use.calls(exact.cfg))
+    x = sum(exact.embeddings(tokens, use.cache(whole=True)), torch.zeros(()))
+
+    def ours() -> tuple[Tensor, Tensor]:
+        residual = exact.block(layer)(x, use.cache(whole=True))[text, start:][rows]
+        normalized = exact.module("ln_final")(residual)
+        return residual, normalized @ W_U + b_U
+
+    weights = {
+        name: exact.weight(name).numpy()
+        for name in exact.state
+        if name.startswith((f"blocks.{layer}.", "ln_final."))
+    }
+    inner = numpy_gpt2.within(weights, f"blocks.{layer}")
+    residual = numpy_gpt2.block(x[text, start:].numpy(), inner, exact.cfg.eps)[rows.numpy()]
+    normalized = numpy_gpt2.layer_norm(
+        residual, numpy_gpt2.within(weights, "ln_final"), exact.cfg.eps
+    )
+    theirs = residual, numpy_gpt2.linear(normalized, W_U.numpy(), b_U.numpy())
+    errors = [
+        np.abs(one.numpy() - other).max() / np.abs(other).max()
+        for one, other in zip(ours(), theirs, strict=True)
+    ]
+    measured = float(np.max(errors))  # NaN if an error is NaN
+    if measured <= SAME_FUNCTION:
+        verdict, found = Verdict.PASS, f"{libraries()} agree"
+    else:  # also if `measured` is NaN
+        wrong = first_wrong_kernel(ours) or "no single operation differs"
+        verdict, found = Verdict.WRONG, f"{wrong}; {libraries()} differ"
+    name, note = f"oracle beside NumPy, {use.case}", f"block {layer}; {found}"
+    return Check(name, verdict, measured, SAME_FUNCTION, note)
+
+
+def libraries() -> str:
+    """The versions of PyTorch and NumPy, each with the library of its matrix products."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    ours = "MKL" if torch._C.has_mkl else "its BLAS"
+    return (
+        f"PyTorch {torch.__version__} ({ours}) and NumPy {np.__version__} ({blas['name']} "
+        f"{blas['version']})"
+    )

@@ -3,13 +3,15 @@
 `uses/judge.py` runs each use (see `Use`) part by part, on the device and in float64 on the CPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
+from clean_transformer.hooks import HookedModule
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.block import TransformerBlock
@@ -20,6 +22,8 @@ from clean_transformer.weights.table import State
 # A part of the model as a function of its input and of a KV cache with one layer. The cache is None
 # in a use without a cache. The function returns the part's output.
 Part = Callable[[Tensor, KVCache | None], Tensor]
+# The unembedding is the largest weight. In float64, only this many of its columns are in memory.
+COLUMNS = 8192
 
 
 def run(
@@ -83,9 +87,9 @@ class ExactParts:
     def __init__(self, cfg: Config, state: State, dtype: torch.dtype):
         self.cfg, self.state, self.dtype = cfg, state, dtype
 
-    def weight(self, name: str, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Return the parameter `name` of `state`, or only its rows `rows`, in float64."""
-        return self.state[name][rows].to(self.dtype).double()
+    def weight(self, name: str, index: Any = slice(None)) -> Tensor:
+        """Return the parameter `name` of `state`, or only its part at `index`, in float64."""
+        return self.state[name][index].to(self.dtype).double()
 
     def embeddings(self, tokens: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Return the token embeddings and the position embeddings, both [batch pos d_model].
@@ -99,22 +103,37 @@ class ExactParts:
 
     def block(self, layer: int) -> Part:
         """Return the block with the index `layer`."""
-        return partial(block, self._filled(TransformerBlock, f"blocks.{layer}."))
+        return partial(block, self.module(f"blocks.{layer}"))
 
-    def ln_final(self) -> nn.Module:
-        """Return the model's last LayerNorm, before the unembedding."""
-        return self._filled(NORMALIZATIONS[self.cfg.normalization_type], "ln_final.")
-
-    def unembedding(self) -> tuple[Tensor, Tensor]:
-        """Return W_U [d_model d_vocab] and b_U [d_vocab]."""
-        if "unembed.W_U" in self.state:
-            return self.weight("unembed.W_U"), self.weight("unembed.b_U")
-        return self.weight("embed.W_E").T, self.weight("unembed.b_U")
-
-    def _filled(self, kind: Callable[[Config], nn.Module], prefix: str) -> nn.Module:
+    def module(self, path: str) -> HookedModule:
+        """Return the block or the last LayerNorm ("ln_final") with this path in the model."""
+        is_norm = path == "ln_final"
         with torch.device("meta"):
+            kind = NORMALIZATIONS[self.cfg.normalization_type] if is_norm else TransformerBlock
             module = kind(self.cfg)
-        names = [name for name in self.state if name.startswith(prefix)]
-        weights = {name.removeprefix(prefix): self.weight(name) for name in names}
+        names = [name for name in self.state if name.startswith(f"{path}.")]
+        weights = {name.removeprefix(f"{path}."): self.weight(name) for name in names}
         module.load_state_dict(weights, assign=True)
         return module
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the unembedding has no weights of its own, and uses the token embeddings."""
+        return "unembed.W_U" not in self.state
+
+    def unembedding(self, tokens: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return W_U [d_model d_vocab] and b_U [d_vocab], or only their columns `tokens`."""
+        b_U = self.weight("unembed.b_U", tokens)
+        if self.is_tied:
+            return self.weight("embed.W_E", tokens).T, b_U
+        return self.weight("unembed.W_U", (slice(None), tokens)), b_U
+
+    def vocabulary(self) -> Iterator[slice]:
+        """Yield slices of at most COLUMNS token ids each. Together they are the vocabulary."""
+        for start in range(0, self.cfg.d_vocab, COLUMNS):
+            yield slice(start, start + COLUMNS)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return x W_U + b_U [... d_vocab] for x [... d_model]."""
+        pairs = map(self.unembedding, self.vocabulary())
+        return torch.cat([x @ W_U + b_U for W_U, b_U in pairs], dim=-1)

@@ -3,6 +3,7 @@
 Generation runs on given logits of the model instead of on the model.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,8 +50,9 @@ def check_sampling(cfg: Config, logits: Tensor) -> list[tuple[str, OperationsRep
 
     Returns a pair for each run: the name of the run, and the report on its operations.
     """
-    model = GivenLogits(cfg, logits)
-    n_new = min(3, cfg.n_ctx - 2)
+    # The model is replaced, so generation may use more positions than the model has.
+    model = GivenLogits(replace(cfg, n_ctx=8), logits)
+    n_new = 3
     prompts = [[cfg.d_vocab - 1, 0], [cfg.d_vocab // 2]]
     runs: list[tuple[str, Any, tuple[Any, ...]]] = [
         (name, decode_until, (model, prompts, n_new, settings, Stop()))

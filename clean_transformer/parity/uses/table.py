@@ -98,7 +98,7 @@ class Use:
             so_far.append(call.cpu())
             if number in self.selects:
                 so_far = [each[list(self.selects[number])] for each in so_far]
-        return torch.cat(so_far, dim=1)
+        return torch.cat(so_far, dim=1) if len(so_far) > 1 else so_far[0]
 
 
 def uses(cfg: Config) -> list[Use]:
@@ -108,7 +108,7 @@ def uses(cfg: Config) -> list[Use]:
     return [
         Use("forward", "reading short texts", 2, (min(33, n_ctx),), is_cached=False),
         Use("long text", f"reading texts of {n_ctx} tokens", 1, (n_ctx,), is_cached=False),
-        Use("generate", "generating text", 1, steps(n_ctx, (1, 64, 700, n_ctx - 1))),
+        Use("generate", "generating text", 1, steps(n_ctx, (1, 20, 64, 700, n_ctx - 1))),
         Use("generate", "generating several texts at once", 4, steps(min(n_ctx, 66), (1, 64))),
         Use(
             "unequal batch",

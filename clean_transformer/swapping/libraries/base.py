@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
+from clean_transformer.weights.shapes import parameter_shapes
+from clean_transformer.weights.table import Format, State
 
 Residual = Float[Tensor, "batch pos d_model"]
 
@@ -78,6 +80,13 @@ class Library(ABC):
     def config(self, model: Any) -> Config:
         """Return the architecture of `model`."""
 
+    def weights(self, model: Any, path: str) -> dict[str, Tensor]:
+        """Return the weights of the part at our path `path`, by our names without the path.
+
+        Weights that are attributes of the part with our names, such as `W_Q`, can be left out.
+        """
+        return {}
+
     def find(self, model: Any, path: str) -> nn.Module | None:
         """Return the module at our path `path`, or None if `model` has no such module."""
         try:
@@ -98,6 +107,24 @@ class Library(ABC):
 
         `places` is what the method `places` returned for `path`.
         """
+
+
+def read_part(known: Format, cfg: Config, state: State, path: str) -> dict[str, Tensor]:
+    """Return the weights of the part at our path `path`, by our names without the path.
+
+    `state` is the state dict of a whole model, in the format `known`. Weights that `state` lacks
+    are left out. Weights that the format does not store are zeros.
+    """
+    rows = [row for row in known.all_rows(cfg.n_layers) if row.ours.startswith(f"{path}.")]
+    weights = {
+        row.ours: row.read(state[row.theirs], cfg)
+        for row in rows
+        if row.theirs is not None and row.theirs in state
+    }
+    if weights:  # then the part is still a module of the library, and not one of ours
+        like, shapes = next(iter(weights.values())), parameter_shapes(cfg)
+        weights |= {row.ours: like.new_zeros(shapes[row.ours]) for row in rows if not row.theirs}
+    return {name.removeprefix(f"{path}."): weight for name, weight in weights.items()}
 
 
 def class_names(module: nn.Module) -> Iterator[str]:

@@ -14,8 +14,15 @@ from torch import Tensor, nn
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import LayerCache, padding_mask
 from clean_transformer.modules.contract import accepts, kind
-from clean_transformer.swapping.libraries.base import Adapter, Library, Place, Residual, place_at
-from clean_transformer.weights.formats.huggingface import config_from_json
+from clean_transformer.swapping.libraries.base import (
+    Adapter,
+    Library,
+    Place,
+    Residual,
+    place_at,
+    read_part,
+)
+from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_from_json
 
 
 class LayerOfTheirs:
@@ -163,6 +170,10 @@ class HuggingFace(Library):
     def find(self, model: Any, path: str) -> nn.Module | None:
         """Return the module at our path `path`, or None if `model` has no such module."""
         return super().find(model, self.name(path))
+
+    def weights(self, model: Any, path: str) -> dict[str, Tensor]:
+        """Return the weights of the part at our path `path`, by our names without the path."""
+        return read_part(HUGGINGFACE, self.config(model), model.state_dict(), path)
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
         """Return one assignment, which puts `module` at our path `path` in `model`."""

@@ -16,9 +16,16 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.modules.contract import kind
-from clean_transformer.swapping.libraries.base import Adapter, Library, Place, place_at
+from clean_transformer.swapping.libraries.base import (
+    Adapter,
+    Library,
+    Place,
+    place_at,
+    read_part,
+)
 from clean_transformer.swapping.libraries.hooked_transformer import Lens
 from clean_transformer.swapping.libraries.huggingface import FromBlock, FromPositions, HuggingFace
+from clean_transformer.weights.formats.transformer_lens import TRANSFORMER_BRIDGE
 
 
 class Bridged(Adapter):
@@ -110,6 +117,10 @@ class Bridge(Lens):
     def find(self, model: Any, path: str) -> nn.Module | None:
         """Return the module at our path `path`, or None if `model` has no such module."""
         return Library.find(self, model.original_model, self.name(path))
+
+    def weights(self, model: Any, path: str) -> dict[str, Tensor]:
+        """Return the weights of the part at our path `path`, by our names without the path."""
+        return read_part(TRANSFORMER_BRIDGE, self.config(model), model.state_dict(), path)
 
     def name(self, path: str) -> str:
         """Return the path in the inner Hugging Face model of the module at our path `path`.

@@ -64,10 +64,11 @@ def test_what_a_file_says(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "holds no benchmark results"),
-        ("[]", "holds no benchmark results"),
-        ('{"schema": "clean-transformer/bench"}', "holds no benchmark results"),
-        ('{"schema": "clean-transformer/bench", "version": 1}', "run the benchmark again"),
+        ("{", "is no report that --json wrote"),
+        ("[]", "is no report that --json wrote"),
+        ('{"schema": "clean-transformer/bench"}', "is no report that --json wrote"),
+        ('{"schema": "clean-transformer/parity", "version": 2}', "not clean-transformer/bench"),
+        ('{"schema": "clean-transformer/bench", "version": 1}', "make the report again"),
     ],
 )
 def test_any_other_file_is_refused(content: str, said: str, tmp_path: Path):

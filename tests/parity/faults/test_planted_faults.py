@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from fnmatch import fnmatch
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, HookPoint
+from clean_transformer.parity import invariants
 from clean_transformer.parity.faults import DEVICE_FAULTS, SEMANTIC_FAULTS, inject
+from clean_transformer.parity.faults.corruptions import SINGLE
 from clean_transformer.parity.measurements import probe_operations
 from clean_transformer.parity.operations import probes
 from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
@@ -18,10 +21,24 @@ from clean_transformer.parity.references.choose import REFERENCES, choose_refere
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.same_function import ParityReport, compare
 from clean_transformer.parity.suite import check_device
+from clean_transformer.parity.uses.every import judge_sampling
+from clean_transformer.parity.uses.judge import Judge
+from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.uses.table import uses
+from clean_transformer.parity.uses.training import judge_training
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
 
 from ...helpers import quietly, random_model, random_tokens
-from ..small import BF16, F16, F32, PROBE_ONLY, small_weights, weight_changed
+from ..small import (
+    BF16,
+    F16,
+    F32,
+    IN_A_SHORT_TEXT,
+    PROBE_ONLY,
+    small_model,
+    small_weights,
+    weight_changed,
+)
 
 
 class Beside:
@@ -111,6 +128,8 @@ def test_the_smallest_change_of_one_weight_that_is_seen(beside: Beside) -> None:
 MEETS = {
     "sdpa-many-keys-half": {"dtype": BF16, "n_ctx": 1024},
     "sdpa-bf16-mask": {"dtype": BF16},
+    "sdpa-bf16-arm": {"dtype": BF16},
+    "half-product-alpha-ignored": {"dtype": BF16},
     "sdpa-causal-leak": {"dtype": BF16},
     "matmul-columns-past-1024": {"d_vocab": 33000},
     "matmul-1024-rows": {"n_ctx": 1024},
@@ -127,9 +146,28 @@ SLOW = [
     if max(changes.get("n_ctx", 0), changes.get("d_vocab", 0)) > 1000
 ]
 SLOW += ["matmul-half-accumulator", "matmul-batch-dependent", "matmul-edge-tile"]
-IN_THE_MODEL = [
-    fault for fault in DEVICE_FAULTS if fault.name not in PROBE_ONLY and not fault.first_call_only
-]
+IN_THE_MODEL = [fault for fault in IN_A_SHORT_TEXT if not fault.first_call_only]
+# The uses whose parts the device computes one by one.
+USES = ("long text", "generate", "unequal batch", "beams")
+# These faults leave the forward pass of a short text right, but together hardly any use works.
+ELEVEN = (
+    "unembedding-1-row",
+    "unembedding-past-100-rows",
+    "matmul-3-to-7-rows",
+    "matmul-10-to-30-rows",
+    "matmul-67-to-1000-rows",
+    "sdpa-1-query-many-keys",
+    "sdpa-40-to-1000-queries",
+    "sdpa-batch-past-2",
+    "sdpa-padding-mask",
+    "embedding-row-0",
+    "add-positions-past-64",
+    "argmax-wide",
+    "sort-wide",
+    "topk-wide",
+    "softmax-wide",
+    "gelu-gradient",
+)
 
 
 def check(fault: str) -> DeviceRun:
@@ -138,13 +176,18 @@ def check(fault: str) -> DeviceRun:
     return check_device(small_weights(**changes), "cpu", dtype)
 
 
-def assert_located(fault, located, planted: Callable[[str], None]) -> None:
-    """The operation, the known fault, and a script that shows the fault and only the fault."""
+def assert_attributed(fault, located, planted: Callable[[str], None]) -> None:
+    """The report names the operation and, if there is one, the known issue."""
     assert located is not None
     assert located.operation.split(".")[1] in fault.operations
     if fault.name in KNOWN:
         assert fault.name in [match.split(":")[0] for match in located.known]
     planted("device attributed")
+
+
+def assert_located(fault, located, planted: Callable[[str], None]) -> None:
+    """The fault is attributed, and a script shows the fault and only the fault."""
+    assert_attributed(fault, located, planted)
     assert len(located.script.splitlines()) < 40
     assert set(re.findall(r"^(?:import|from) (\S+)", located.script, re.M)) == {"torch"}
     script = compile(located.script, fault.name, "exec")
@@ -190,6 +233,66 @@ def test_device_fault_that_single_operations_find(
     assert_located(fault, located, planted)
 
 
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    weights = small_weights(n_ctx=104)
+    exact = ExactParts(weights.cfg, weights.state, F32)
+    return Judge(small_model(weights), exact, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "fault", [fault for fault in DEVICE_FAULTS if fault.use in USES], ids=lambda fault: fault.name
+)
+def test_device_fault_of_a_use(fault, judge: Judge, planted: Callable[[str], None]) -> None:
+    planted("device")
+    named = [use for use in uses(judge.model.cfg) if use.name == fault.use]
+    with inject(fault.name):
+        results = [judge(use, locates=True) for use in named]
+    wrong = [result for result in results if result.verdict is Verdict.WRONG]
+    assert wrong
+    planted("device caught")
+    assert_attributed(fault, wrong[0].located, planted)
+
+
+@pytest.mark.parametrize(
+    "fault", [fault for fault in DEVICE_FAULTS if fault.use == "sampling"], ids=lambda f: f.name
+)
+@torch.no_grad()
+def test_device_fault_of_sampling(fault, planted: Callable[[str], None]) -> None:
+    planted("device")
+    weights = small_weights()
+    logits = torch.randn(4, weights.cfg.d_vocab)
+    with inject(fault.name):
+        result = judge_sampling(weights.cfg, logits)
+    assert result.verdict is Verdict.WRONG
+    planted("device caught")
+    assert_attributed(fault, result.located, planted)
+
+
+@pytest.mark.parametrize(
+    "fault", [fault for fault in DEVICE_FAULTS if fault.use == "training"], ids=lambda f: f.name
+)
+def test_device_fault_of_training(fault, judge: Judge, planted: Callable[[str], None]) -> None:
+    planted("device")
+    with inject(fault.name):
+        result = judge_training(judge, locates=True)
+    assert result.verdict is Verdict.WRONG
+    planted("device caught")
+    assert_attributed(fault, result.located, planted)
+
+
+def test_all_of_them_at_once_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "PROBES", ())
+    monkeypatch.setattr(invariants, "INVARIANTS", ())
+    with ExitStack() as faults:
+        for name in ELEVEN:
+            faults.enter_context(inject(name))
+        run = check_device(small_weights(n_ctx=104), "cpu", F32)
+    assert run.verdict is Verdict.WRONG
+    wrong = {use.name for use in run.by_use if use.verdict is Verdict.WRONG}
+    assert {*USES, "sampling", "training"} <= wrong
+
+
 @pytest.mark.usefixtures("model_alone")
 def test_device_fault_of_the_first_call_alone(planted: Callable[[str], None]) -> None:
     """Caught where it first strikes; by the time an operation is looked for, it is over."""
@@ -205,4 +308,6 @@ def test_no_fault_is_left_out() -> None:
     """The tests above share the table of device faults among them."""
     rest = [fault.name for fault in DEVICE_FAULTS if fault.first_call_only]
     assert rest == ["first-call-imprecise"]
+    known = {"forward", "hooks", "sampling", "training", SINGLE, *USES}
+    assert {fault.use for fault in DEVICE_FAULTS} == known
     assert MEETS.keys() <= {fault.name for fault in DEVICE_FAULTS}

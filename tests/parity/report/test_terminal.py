@@ -17,7 +17,6 @@ from clean_transformer.parity.locate import Located
 from clean_transformer.parity.report.json import SCHEMA, to_json, write_json
 from clean_transformer.parity.report.terminal import print_diagnosis, print_report
 from clean_transformer.parity.report.wording import (
-    PRECISION_SETTINGS,
     describe,
     group_of,
     script_name,
@@ -68,7 +67,7 @@ REPORT = SuiteReport(
     weights="small weights",
     cfg=small_weights().cfg,
     tokens=(2, 33),
-    environment={"torch": torch.__version__},
+    environment={"torch": torch.__version__, "isa": "AVX2", "MKL_CBWR": "AVX2"},
     same_function=SAME,
     no_reference="",
     runs=[WRONG_RUN, DeviceRun("mps", "float32", not_checked="this machine has no mps")],
@@ -84,7 +83,9 @@ def printed(show, *args, width: int = 160, **options) -> str:
 def test_the_terminal_says_the_verdict_first_and_then_where_and_why() -> None:
     text = printed(print_report, REPORT)
     lines = text.splitlines()
-    assert lines[:2] == ["clean_transformer on small weights", "verdict: WRONG"]
+    assert lines[0].startswith(f"PyTorch {torch.__version__} (")
+    assert lines[1] == "Set: MKL_CBWR=AVX2"
+    assert lines[2:4] == ["clean_transformer on small weights", "verdict: WRONG"]
     assert lines[-1] == "verdict: WRONG"
     parts = [
         "1 of its 2 cached activations (50%)",
@@ -94,7 +95,7 @@ def test_the_terminal_says_the_verdict_first_and_then_where_and_why() -> None:
         "·W",
         "causality",
         "gelu, offset",
-        "up to 30.00 times the error of healthy CPU runs",
+        "up to 30.00 times the error of random rounding",
         "4 of 66 top-1 predictions flipped",
         "3. Where does it first go wrong?  blocks.1.mlp.hook_pre",
         "aten.mm.default, in blocks.1.mlp.hook_pre",
@@ -148,8 +149,8 @@ ABSENT = DeviceRun("mps", "float32", not_checked="this machine has no mps")
 )
 def test_the_doctor_speaks_plainly(run: DeviceRun, says: str) -> None:
     text = printed(print_diagnosis, run, ["mps"], "small weights")
-    first, second, third, *_ = text.splitlines()
-    assert first.startswith(f"{run.device} in {run.dtype}: PyTorch {torch.__version__}, ")
+    first, second, third, *_ = (line for line in text.splitlines() if not line.startswith("Set: "))
+    assert first.startswith(f"{run.device} in {run.dtype}: PyTorch {torch.__version__} (")
     assert (second, third) == ("GPT-2 with small weights", says)
     assert ("reproduction: reproduce-mm-cuda1-float32.py" in text) is bool(run.located)
     assert text.splitlines()[-1].startswith("NOT CHECKED mps: this machine has")
@@ -161,8 +162,13 @@ def test_a_bad_row_in_a_sentence() -> None:
         "logits (linear; 2 × 33 tokens, fused): error 40 roundings, healthy up to 30; "
         "24.0 correct bits; worst at [1, 2], head 1"
     )
-    assert sentence.endswith(PRECISION_SETTINGS["TF32"])
-    assert "allow_tf32" in sentence
+    assert sentence.endswith("; the errors are those of TF32 (no setting asks for it)")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        sentence = describe(row("", 40.0, lower_precision="bfloat16"))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert "of bfloat16 (torch.backends.mkldnn.matmul.fp32_precision = bf16)" in sentence
 
 
 def test_groups() -> None:
@@ -181,10 +187,12 @@ def test_json_has_every_field_and_no_number_that_json_has_not(tmp_path: Path) ->
 
     read = json.loads(file.read_text(), parse_constant=refuse)
     assert read == to_json(REPORT)
-    assert (read["schema"], read["version"], read["verdict"]) == (SCHEMA.name, 1, "WRONG")
+    assert (read["schema"], read["version"], read["verdict"]) == (SCHEMA.name, 2, "WRONG")
     assert read.keys() == {"schema", "version", "verdict"} | {f.name for f in fields(SuiteReport)}
     run = read["runs"][0]
-    assert run.keys() == {"verdict", "first_failure"} | {f.name for f in fields(DeviceRun)}
+    assert run.keys() == {"verdict", "first_failure", "by_use"} | {
+        f.name for f in fields(DeviceRun)
+    }
     assert run["first_failure"] == run["isolated"][2]
     assert read["runs"][1]["first_failure"] is None
     assert run["isolated"][2].keys() == {"verdict"} | {f.name for f in fields(Isolated)}
@@ -212,7 +220,7 @@ def test_script_names_differ_by_device_and_dtype() -> None:
     [
         (
             EndToEnd("logits", 3e-4, 1e-5, 2.0),
-            "logits (end to end): error 30 times that of healthy CPU runs, healthy up to 2",
+            "logits (end to end): error 30 times that of random rounding, healthy up to 2",
         ),
         (Check("causality", Verdict.WRONG, 0.5, 0.25, "why"), "causality: 0.5, allowed 0.25; why"),
         (Check("gelu, offset", Verdict.WRONG, 99.0), "gelu, offset: 99"),

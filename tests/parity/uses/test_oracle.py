@@ -8,10 +8,11 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.parity import numpy_gpt2
 from clean_transformer.parity.uses.oracle import check_oracle
 from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.weights.processing import process_weights
 
-from ..small import BF16, F32, small_weights
+from ..small import BF16, F32, everywhere, small_weights
 
 WEIGHTS = small_weights()
 
@@ -23,24 +24,43 @@ def checked(dtype: torch.dtype = F32):
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_they_agree(dtype: torch.dtype):
-    check = checked(dtype)
-    assert check.verdict is Verdict.PASS
-    assert 0 < check.measured < 1e-13
+    checks = checked(dtype)
+    assert len(checks) == len(uses(WEIGHTS.cfg))
+    for check in checks:
+        assert check.verdict is Verdict.PASS
+        assert 0 < check.measured < 1e-13
+        assert f"PyTorch {torch.__version__}" in check.note
+        assert f"NumPy {np.__version__}" in check.note
 
 
 @pytest.mark.parametrize("name", ["softmax", "gelu", "layer_norm"])
 def test_a_wrong_function_is_seen(name: str, monkeypatch: pytest.MonkeyPatch):
     right = getattr(numpy_gpt2, name)
     monkeypatch.setattr(numpy_gpt2, name, lambda *given: right(*given) * (1 + 1e-9))
-    assert checked().verdict is Verdict.WRONG
+    assert {check.verdict for check in checked()} == {Verdict.WRONG}
 
 
-def test_a_float64_kernel_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch):
-    right = torch.nn.functional.gelu
-    monkeypatch.setattr(
-        torch.nn.functional, "gelu", lambda x, approximate="none": right(x, approximate="none")
-    )
-    assert checked().verdict is Verdict.WRONG
+@pytest.mark.parametrize("value", [1 + 1e-9, torch.nan])
+def test_a_wrong_kernel_is_named(value: float):
+    def wrong(bias, x, weight, *, beta=1, alpha=1):
+        return (bias + torch.bmm(x[None], weight[None])[0]) * value
+
+    with everywhere("addmm", wrong):
+        checks = checked()
+    for check in checks:
+        assert check.verdict is Verdict.WRONG
+        assert "aten.addmm.default is wrong" in check.note
+
+
+def test_a_wrong_attention_kernel_is_named():
+    def wrong(q, k, v, dropout_p=0.0, is_causal=False, *, attn_mask=None, scale=None):
+        z = q @ k.mT
+        return z.softmax(-1) @ v, z.logsumexp(-1)
+
+    with everywhere("_scaled_dot_product_flash_attention_for_cpu", wrong):
+        check = checked()[0]
+    assert check.verdict is Verdict.WRONG
+    assert "_scaled_dot_product_flash_attention_for_cpu" in check.note
 
 
 @pytest.mark.parametrize("processed", [False, True])

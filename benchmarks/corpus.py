@@ -1,0 +1,320 @@
+"""Measure what the parity suite catches, and how often it is wrong about a healthy machine.
+
+The script plants every device fault of `parity.faults`, each in the use that meets it, and counts
+how many are caught, and how many are attributed to the right operation. It measures the smallest
+relative error of an operation that is caught. Then it judges small random models under settings
+that change how a healthy CPU rounds, and counts false alarms.
+
+    python -m benchmarks.corpus --runs 400 --json benchmarks/results/corpus.json
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clean_transformer import variants
+from clean_transformer.config import Config
+from clean_transformer.model import DemoTransformer
+from clean_transformer.modules.mlp import MLP
+from clean_transformer.parity.activations.drift import threads
+from clean_transformer.parity.activations.isolated import PATHS, isolate
+from clean_transformer.parity.assertion import assert_parity
+from clean_transformer.parity.faults.corruptions import DeviceFault, always, own, with_result
+from clean_transformer.parity.faults.device import DEVICE_FAULTS
+from clean_transformer.parity.inputs import Weights
+from clean_transformer.parity.limits import verdict_of
+from clean_transformer.parity.measurements import probe_operations
+from clean_transformer.parity.oracle import float64_oracle
+from clean_transformer.parity.uses.every import judge_sampling
+from clean_transformer.parity.uses.judge import Judge
+from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.uses.table import uses
+from clean_transformer.parity.uses.training import judge_training
+from clean_transformer.parity.verdict import Verdict
+from clean_transformer.reports.environment import environment
+from clean_transformer.reports.plain import plain, write_plain
+from clean_transformer.weights import synthetic
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+class InOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums the terms of float32 matrix products one after the other, as a plain loop does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if name not in ("aten::mm", "aten::addmm") or kwargs or args[-1].dtype != F32:
+            return func(*args, **(kwargs or {}))
+        *bias, left, right = args
+        total = left.new_zeros(len(left), right.shape[1])
+        for column, row in zip(left.T, right, strict=True):
+            total = total + column[:, None] * row
+        return total + bias[0] if bias else total
+
+
+@contextmanager
+def flushing() -> Iterator[None]:
+    """Let the CPU flush subnormal numbers to 0 inside a `with` block."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def nothing() -> AbstractContextManager[Any]:
+    """Change no setting."""
+    return nullcontext()
+
+
+# For each setting: environment variables, which a process reads only once, and a context manager.
+SETTINGS: dict[str, tuple[dict[str, str], Any]] = {
+    "default": ({}, nothing),
+    "one thread": ({}, lambda: threads(1)),
+    "two threads": ({}, lambda: threads(2)),
+    "MATH attention": ({}, lambda: sdpa_kernel(SDPBackend.MATH)),
+    "in-order sums": ({}, InOrder),
+    "oneDNN off": ({}, lambda: torch.backends.mkldnn.flags(enabled=False)),
+    "flush subnormals": ({}, flushing),
+    "ONEDNN_MAX_CPU_ISA=SSE41": ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, nothing),
+    "ONEDNN_MAX_CPU_ISA=AVX2": ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, nothing),
+    "MKL_CBWR=COMPATIBLE": ({"MKL_CBWR": "COMPATIBLE"}, nothing),
+    "MKL_CBWR=AVX2": ({"MKL_CBWR": "AVX2"}, nothing),
+    "ATEN_CPU_CAPABILITY=default": ({"ATEN_CPU_CAPABILITY": "default"}, nothing),
+    "ATEN_CPU_CAPABILITY=avx2": ({"ATEN_CPU_CAPABILITY": "avx2"}, nothing),
+}
+# FlexAttention cannot run under the dispatch modes of the oracle.
+VARIANTS = [
+    getattr(variants, name)
+    for name in dir(variants)
+    if isinstance(getattr(variants, name), type) and name not in ("FlexAttention", "NoPositions")
+]
+
+
+class Subclass(MLP):
+    """A subclass that changes nothing."""
+
+
+def draw_weights(draw: random.Random, seed: int) -> Weights:
+    """Draw a tiny model with sizes that need not be powers of two."""
+    heads, d_head = draw.choice((1, 2, 3)), draw.choice((8, 16, 20))
+    cfg = Config(
+        n_layers=draw.choice((1, 2)),
+        n_heads=heads,
+        d_model=draw.choice((heads * d_head, 16, 33, 64)),
+        d_head=d_head,
+        d_mlp=draw.choice((32, 63, 128)),
+        d_vocab=draw.choice((101, 256, 500)),
+        n_ctx=draw.choice((1, 2, 8, 24, 40)),
+        tied_unembed=draw.random() < 0.5,
+    )
+    return Weights("", cfg, draw.choice((synthetic.plain, synthetic.stress))(cfg, seed))
+
+
+def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
+    """Judge a random model in three uses drawn at random, or a module with `assert_parity`.
+
+    Yield the use and a description of each alarm; the description is empty if there is none.
+    """
+    draw = random.Random(seed)
+    weights, dtype = draw_weights(draw, seed), draw.choice((F32, BF16, F16))
+    if seed % 3 == 0:
+        kind = draw.choice([*VARIANTS, Subclass])
+        cfg = Config(n_layers=1, n_heads=2, d_model=32, d_head=16, d_mlp=64, n_ctx=16)
+        x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(seed))
+        try:
+            assert_parity(kind(cfg), x, device="cpu", dtype=dtype)
+            yield "assert_parity", ""
+        except AssertionError as alarm:
+            yield "assert_parity", f"{dtype}: {alarm}".splitlines()[0]
+        return
+    mode = draw.choices(("eager", "autocast", "optimized"), (6, 2, 1))[0]
+    if mode == "optimized":  # `optimize` measures kernels once for each size
+        cfg = Config(n_layers=1, n_heads=2, d_model=32, d_head=16, d_mlp=64, d_vocab=101, n_ctx=24)
+        weights = Weights("", cfg, synthetic.stress(cfg, seed))
+    dtype = F32 if mode == "autocast" else dtype
+    where = f"{dtype} {mode} {weights.cfg}"
+    model = model_of(weights, dtype)
+    if mode == "optimized":
+        model.optimize()
+    autocast = BF16 if mode == "autocast" else None
+    generator = torch.Generator().manual_seed(seed)
+    judge = Judge(model, ExactParts(weights.cfg, weights.state, dtype), generator, autocast)
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        for use in draw.sample(uses(weights.cfg), 3):
+            bad = judge(use, locates=False).first_failure
+            yield use.name, f"{where}: {bad}" if bad else ""
+    if dtype == F32 and mode == "eager":
+        bad = judge_training(judge, locates=False).first_failure
+        yield "training", f"{where}: {bad}" if bad else ""
+    if mode == "eager":
+        oracle, tokens = float64_oracle(model), uses(weights.cfg)[0].calls(weights.cfg)[0]
+        rows = [row for path in PATHS for row in isolate(model, oracle, tokens, path=path)]
+        alarms = [row for row in rows if row.verdict is not Verdict.PASS]
+        yield "hooks", f"{where}: {alarms[0]}" if alarms else ""
+        sampled = judge_sampling(weights.cfg, logits_of(weights.cfg.d_vocab, dtype))
+        yield "sampling", "" if sampled.verdict is Verdict.PASS else f"{where}: {sampled.rows}"
+
+
+def model_of(weights: Weights, dtype: torch.dtype) -> DemoTransformer:
+    """Return the model with these weights in `dtype`."""
+    state = {name: value.to(dtype) for name, value in weights.state.items()}
+    return DemoTransformer.from_state_dict(state, weights.cfg)
+
+
+def logits_of(d_vocab: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return random logits [4 d_vocab]."""
+    return torch.randn(4, d_vocab, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
+    """Return how many judgments of each use were made with these seeds, and all alarms."""
+    judged: Counter[str] = Counter()
+    alarms: list[tuple[str, str]] = []
+    with SETTINGS[setting][1]():
+        for seed in seeds:
+            for use, alarm in healthy_run(seed):
+                judged[use] += 1
+                if alarm:
+                    alarms.append((use, f"{setting}, seed {seed}, {alarm}"))
+    return {"judged": judged, "alarms": alarms}
+
+
+def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
+    """Run `judged_healthy` in a process with the environment variables of the setting."""
+    command = [sys.executable, "-m", "benchmarks.corpus", "--worker", setting]
+    done = subprocess.run(
+        [*command, "--first", str(seeds.start), "--runs", str(len(seeds))],
+        env=os.environ | SETTINGS[setting][0],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+def planted(fault: DeviceFault) -> tuple[bool, bool]:
+    """Plant a fault. Return whether it is caught, and whether its operation is named."""
+    dtype = BF16 if "half" in fault.name or fault.name in ("sdpa-bf16-mask",) else F32
+    cfg = Config(n_layers=2, n_heads=2, d_model=128, d_head=64, d_mlp=256, d_vocab=1500, n_ctx=104)
+    weights = Weights("", cfg, synthetic.stress(cfg))
+    with torch.no_grad(), fault.plant():
+        if fault.use == "sampling":
+            result = judge_sampling(cfg, logits_of(cfg.d_vocab, dtype))
+            found, wrong = result.located, result.verdict is Verdict.WRONG
+        else:
+            generator = torch.Generator().manual_seed(0)
+            judge = Judge(
+                model_of(weights, dtype), ExactParts(cfg, weights.state, dtype), generator
+            )
+            named = [use for use in uses(cfg) if use.name == fault.use]
+            if fault.use == "training":
+                results = [judge_training(judge, locates=True)]
+            else:
+                results = [judge(use, locates=True) for use in named]
+            bad = [each for each in results if each.verdict is not Verdict.PASS]
+            found, wrong = (bad[0].located, True) if bad else (None, False)
+        if not wrong:  # single operations, which the suite runs after the uses
+            checks, found = probe_operations("cpu", dtype)
+            wrong = any(check.verdict is not Verdict.PASS for check in checks)
+    return wrong, found is not None and found.operation.split(".")[1] in fault.operations
+
+
+def threshold(operation: str, dtype: torch.dtype) -> float:
+    """The smallest power of two by which a whole result must be off, relatively, to be caught."""
+    cfg = Config(n_layers=1, n_heads=2, d_model=64, d_head=32, d_mlp=128, d_vocab=101, n_ctx=24)
+    weights = Weights("", cfg, synthetic.stress(cfg))
+    model = model_of(weights, dtype)
+    oracle, tokens = float64_oracle(model), uses(cfg)[0].calls(cfg)[0]
+    for exponent in range(-26, 1):
+        off = with_result(lambda result, by=2.0**exponent: (result.double() * (1 + by)).to(result))
+        with own("", "", operation, always, off).plant():
+            rows = [row for path in PATHS for row in isolate(model, oracle, tokens, path=path)]
+        limits = ((row.ratio, row.healthy, row.wrong, row.lower_precision) for row in rows)
+        if any(verdict_of(*each) is not Verdict.PASS for each in limits):
+            return 2.0**exponent
+    return float("inf")
+
+
+OPERATIONS = (
+    "embedding",
+    "add",
+    "addmm",
+    "gelu",
+    "native_layer_norm",
+    "_softmax",
+    "_scaled_dot_product_flash_attention_for_cpu",
+)
+
+
+def main(
+    runs: Annotated[int, typer.Option(help="Number of healthy models and modules to judge.")] = 400,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures as JSON.")
+    ] = None,
+    worker: Annotated[str, typer.Option(hidden=True)] = "",
+    first: Annotated[int, typer.Option(hidden=True)] = 0,
+) -> None:
+    """Count the planted faults that are caught, and the false alarms on a healthy machine."""
+    if worker:
+        print(json.dumps(judged_healthy(worker, range(first, first + runs))))
+        return
+    console, each = Console(), -(-runs // len(SETTINGS))
+    judged: Counter[str] = Counter()
+    alarms: list[tuple[str, str]] = []
+    for number, setting in enumerate(SETTINGS):
+        part = in_new_process(setting, range(number * each, (number + 1) * each))
+        judged.update(part["judged"])
+        alarms += [(use, alarm) for use, alarm in part["alarms"]]
+    missed: list[str] = []
+    counts: dict[str, Counter[str]] = {}
+    for fault in DEVICE_FAULTS:
+        caught, attributed = planted(fault)
+        count = counts.setdefault(fault.use, Counter())
+        count.update(planted=1, caught=caught, attributed=attributed)
+        missed += [] if caught and attributed else [fault.name]
+    thresholds = {
+        operation: {str(dtype): threshold(operation, dtype) for dtype in (F32, BF16)}
+        for operation in OPERATIONS
+    }
+    table = Table("use", "planted", "caught", "attributed", "judged healthy", "alarms", box=None)
+    for use in sorted({*judged, *counts}):
+        count, wrong = counts.get(use, Counter()), sum(name == use for name, _ in alarms)
+        figures = (count["planted"], count["caught"], count["attributed"], judged[use], wrong)
+        table.add_row(use, *map(str, figures))
+    console.print(table)
+    console.print(f"not caught or not attributed: {', '.join(missed) or 'none'}")
+    for operation, by_dtype in thresholds.items():
+        console.print(operation, {dtype: f"{value:.1e}" for dtype, value in by_dtype.items()})
+    for _, alarm in alarms:
+        console.print(alarm)
+    if json_file is not None:
+        measured = {
+            "healthy_runs": each * len(SETTINGS),
+            "judged": dict(judged),
+            "alarms": alarms,
+            "faults": {use: dict(count) for use, count in counts.items()},
+            "missed": missed,
+            "thresholds": thresholds,
+            "environment": environment(),
+        }
+        write_plain(plain(measured), json_file)
+    raise typer.Exit(1 if alarms else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,60 @@
+"""Measure the time and the memory of `clean-transformer doctor`.
+
+The script runs the command in a fresh process for each of the given weights. It prints the seconds
+on the clock, the CPU seconds (user plus system) of the command and the processes that it starts,
+and the largest resident memory of one of these processes. It also prints this memory divided by the
+size of the float32 weights.
+
+    python -m benchmarks.doctor --weights demo,stress:small
+"""
+
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+SCRIPT = str(Path(sys.executable).with_name("clean-transformer"))
+# A fresh process runs this code, because `ru_maxrss` is the maximum of all child processes so far.
+MEASURE = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+wall = time.perf_counter() - start
+print(done.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss)
+"""
+
+
+def weight_bytes(weights: str) -> int:
+    """Return the number of bytes of the float32 weights; a tied unembedding counts once."""
+    from clean_transformer.parity.inputs import choose_weights
+
+    return sum(4 * prod(value.shape) for value in choose_weights(weights).state.values())
+
+
+def main(
+    weights: Annotated[
+        str, typer.Option(help="What `doctor --weights` accepts, with commas between.")
+    ] = "demo,stress:small",
+) -> None:
+    """Print the time and the memory of `doctor` for each of the weights."""
+    columns = ("weights", "exit status", "seconds", "CPU seconds", "peak GB", "ratio to weights")
+    table = Table(*columns, box=None)
+    for each in weights.split(","):
+        command = [sys.executable, "-c", MEASURE, SCRIPT, "doctor", "--weights", each]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        status, wall, cpu, kilobytes = done.stdout.split()
+        peak = float(kilobytes) * 1024
+        ratio = peak / weight_bytes(each)
+        numbers = (f"{float(wall):.1f}", f"{float(cpu):.1f}", f"{peak / 1e9:.2f}", f"{ratio:.1f}")
+        table.add_row(each, status, *numbers)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,145 @@
+"""Device faults that show only at unusual values, such as very large ones.
+
+GPT-2 meets these values seldom or never on the suite's texts, so that probes of single operations
+must try them.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clean_transformer.parity.faults.corruptions import (
+    SINGLE,
+    Corruption,
+    always,
+    own,
+    with_arguments,
+    with_result,
+)
+from clean_transformer.parity.faults.sizes import ATTENTION, PRODUCTS
+from clean_transformer.parity.operations.attention import attention, attention_arguments
+from clean_transformer.parity.operations.replay import named_arguments
+from clean_transformer.support.numerics import at_least_float32
+
+
+def where_input(unusual: Callable[[Tensor], Tensor], value: float) -> Corruption:
+    """Return a corruption that sets the result to `value` where the first argument is unusual.
+
+    `unusual(argument)` is a boolean tensor that can be broadcast to the argument's shape.
+    """
+
+    def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        mask = unusual(args[0])
+        return with_result(lambda result: result.masked_fill(mask, value))(func, args, options)
+
+    return corrupt
+
+
+def constant_rows(x: Tensor) -> Tensor:
+    """A mask that is True in the rows (last axis) whose elements are all equal."""
+    return (x == x[..., :1]).all(-1, keepdim=True)
+
+
+def shift_of_first_row(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Compute softmax of x − the maximum of the whole tensor, instead of each row's maximum.
+
+    The exponentials underflow in rows whose numbers are all far below this maximum.
+    """
+    x = at_least_float32(args[0])
+    powers = (x - x[x.isfinite()].max()).exp()
+    return (powers / powers.sum(args[1], keepdim=True)).to(args[0].dtype)
+
+
+def unshifted(scores: Tensor) -> Tensor:
+    """Return softmax without subtracting the maximum, which overflows for scores above 88."""
+    powers = scores.exp()
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def unshifted_attention(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Compute attention with `unshifted` as its softmax."""
+    named = named_arguments(func, args, options)
+    q, k, v, mask, scale = attention_arguments(named)
+    q, k, v = (at_least_float32(x) for x in (q, k, v))
+    mixed, _ = attention(q, k, v, mask, scale, unshifted)
+    return with_result(lambda z: mixed.to(z.dtype))(func, args, options)
+
+
+def finite_mask(x: Tensor) -> Tensor:
+    """Replace −∞ by a finite number that is 20 below the smallest finite element."""
+    return x.masked_fill(x == -math.inf, float(x[x.isfinite()].min()) - 20)
+
+
+def tiny_lost(product: Tensor) -> Tensor:
+    """Set normal numbers below 1e-20 to 0."""
+    return product.masked_fill(product.abs() < 1e-20, 0)
+
+
+def ties_repeated(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Return the same index for all equal values of `topk` or `sort`."""
+    values, indices = func(*args, **options)
+    first = (values[..., None] == values[..., None, :]).int().argmax(-1)
+    return values, indices.gather(-1, first)
+
+
+LATENT_FAULTS = (
+    own(
+        "gelu-large-input",
+        "GELU of a number above 1,000 is NaN, because its cube is computed in half precision",
+        "gelu",
+        always,
+        where_input(lambda x: x.abs() > 1000, math.nan),
+        SINGLE,
+    ),
+    own(
+        "softmax-maximum-of-tensor",
+        "softmax subtracts the largest number of all rows, so that other rows underflow",
+        "_softmax",
+        always,
+        shift_of_first_row,
+        SINGLE,
+    ),
+    own(
+        "sdpa-unshifted-softmax",
+        "attention takes exp of its scores as they are, which overflows above 88",
+        ATTENTION,
+        always,
+        unshifted_attention,
+        SINGLE,
+    ),
+    own(
+        "softmax-infinity-finite",
+        "softmax takes −∞ for a finite number",
+        "_softmax",
+        always,
+        with_arguments(finite_mask, 0),
+        "hooks",
+    ),
+    own(
+        "layer-norm-constant-row",
+        "LayerNorm of a row of equal numbers is NaN, because eps is lost",
+        "native_layer_norm",
+        always,
+        where_input(constant_rows, math.nan),
+        SINGLE,
+    ),
+    own(
+        "matmul-tiny-lost",
+        "products lose numbers below 1e-20, although float32 has them down to 1e-38",
+        PRODUCTS,
+        lambda call: call.operands[0].dtype != torch.float16,
+        with_result(tiny_lost),
+        SINGLE,
+    ),
+    own(
+        "topk-ties-repeated",
+        "topk returns one index several times if values are equal",
+        "topk",
+        always,
+        ties_repeated,
+        SINGLE,
+    ),
+)

@@ -1,0 +1,96 @@
+"""Judges a step of AdamW against its formula in float64."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.limits import ELEMENTWISE
+from clean_transformer.parity.operations.optimizer import adamw_step
+from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.uses.rows import elementwise
+from clean_transformer.parity.uses.table import Use
+from clean_transformer.parity.verdict import Check, Verdict
+
+# AdamW updates every number independently. So only parameters with at most this many numbers are
+# judged, to save time.
+LARGEST = 2**18
+OPTIONS: dict[str, Any] = {"lr": 1e-3, "eps": 1e-8, "weight_decay": 0.1, "maximize": False}
+BETAS = {"beta1": 0.9, "beta2": 0.999}
+FORMS: dict[str, dict[str, bool]] = {"AdamW": {}, "fused AdamW": {"fused": True}}
+
+
+def judge_adamw(
+    use: Use, parameters: Sequence[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[list[Isolated | Check], Callable[[], Any]]]:
+    """Judge a step of each form of AdamW. `parameters` has pairs (parameter, gradient).
+
+    Yields for each form the rows, and a function that takes the step again. In float16, the squares
+    of gradients and ε = 1e-8 are too small. So float16 parameters are converted to float32, as
+    mixed-precision training does.
+    """
+    small = [pair for pair in parameters if pair[0].numel() <= LARGEST]
+    if parameters and parameters[0][0].dtype == torch.float16:
+        small = [(parameter.float(), gradient.float()) for parameter, gradient in small]
+    for name, form in FORMS.items() if small else ():
+        try:
+            before, after = _second_step(small, form)
+        except RuntimeError as error:  # for example, the device has no fused kernel
+            note = str(error).partition("\n")[0]
+            yield [Check(name, Verdict.NOT_CHECKED, 0.0, note=note)], lambda: None
+            continue
+        with trusted():
+            yield _judge(name, use, before, after), partial(_second_step, small, form)
+
+
+def _second_step(
+    parameters: Sequence[tuple[Tensor, Tensor]], form: dict[str, bool]
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Take two steps. After the first step, the running means are not 0.
+
+    Returns [parameter, gradient, mean, mean of squares] for each parameter, before and after the
+    second step.
+    """
+    # `optimize` changes the memory order of parameters, and the fused kernel on the CPU is wrong if
+    # a parameter and its gradient have different orders.
+    given, gradients = (
+        [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
+        for tensors in zip(*parameters, strict=True)
+    )
+    for each in given:
+        each.requires_grad_()
+    for each, gradient in zip(given, gradients, strict=True):
+        each.grad = gradient
+    optimizer = AdamW(given, betas=(BETAS["beta1"], BETAS["beta2"]), **OPTIONS, **form)
+
+    def state() -> list[list[Tensor]]:
+        kept = [optimizer.state[each] for each in given]
+        return [
+            [x.detach().cpu().clone() for x in (each, gradient, s["exp_avg"], s["exp_avg_sq"])]
+            for each, gradient, s in zip(given, gradients, kept, strict=True)
+        ]
+
+    optimizer.step()
+    before = state()
+    optimizer.step()
+    return before, state()
+
+
+def _judge(
+    name: str, use: Use, before: list[list[Tensor]], after: list[list[Tensor]]
+) -> list[Isolated | Check]:
+    """Return a row for each output of AdamW: that of the parameter with the largest ratio."""
+    second = torch.tensor(2.0, dtype=torch.float64)
+    largest: dict[str, Isolated] = {}
+    for old, (parameter, _, mean, squares) in zip(before, after, strict=True):
+        exact = adamw_step([*(x.double() for x in old), second], OPTIONS | BETAS)
+        outputs = (("parameter", parameter), ("mean", mean), ("mean of squares", squares))
+        for (output, got), wanted in zip(outputs, exact, strict=True):
+            row, _ = elementwise(f"{name}, {output}", use, got, *wanted, ELEMENTWISE)
+            if row.name not in largest or row.ratio > largest[row.name].ratio:
+                largest[row.name] = row
+    return [*largest.values()]

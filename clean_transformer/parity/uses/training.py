@@ -1,0 +1,283 @@
+"""Judges training: the loss, the gradients of the parameters, and a step of AdamW.
+
+The device runs one backward pass of the whole model. The oracle computes the gradients of each
+judged part in float64, from the device's own input of the part, and from the device's own gradient
+with respect to the part's output. So an error shows only in the part that introduces it.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clean_transformer.inference.fast_modules import NotOptimized
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.attempts import Attempts
+from clean_transformer.parity.limits import (
+    SOFTMAX,
+    SUM,
+    Size,
+    softmax_scale,
+    sum_scale,
+)
+from clean_transformer.parity.locate import Located, in_words
+from clean_transformer.parity.operations.check import check_operations
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
+from clean_transformer.parity.uses.adamw import judge_adamw
+from clean_transformer.parity.uses.backward import Backward, Flow, gradients_of, run_backward
+from clean_transformer.parity.uses.judge import Judge, UseResult
+from clean_transformer.parity.uses.module_gradients import judge_module
+from clean_transformer.parity.uses.rows import elementwise
+from clean_transformer.parity.uses.table import Use, uses
+from clean_transformer.parity.verdict import Check, Verdict, worst
+from clean_transformer.training.loss import cross_entropy
+
+# Gradients of W_U are judged for the tokens of the texts, and for OTHERS more tokens, which are
+# chosen at random in each run.
+OTHERS = 32
+
+Rows = list[Isolated | Check]
+# The rows of a part, and a function that computes its gradients on the device once more.
+Judged = tuple[Rows, Callable[[], Any]]
+
+
+def judge_training(judge: Judge, *, locates: bool) -> UseResult:
+    """Judge a backward pass and a step of AdamW; if `locates`, search for a wrong operation.
+
+    The rows of the result are in the order of the backward pass. If a part or the search raises an
+    exception, the last row describes it (`failed_check`). `optimize()` has no effect here, because
+    optimized modules run their own `forward` when gradients are enabled.
+    """
+    use = replace(uses(judge.model.cfg)[0], name="training", means="training")
+    parts: list[Judged] = []
+    attempts = Attempts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotOptimized)
+        attempts.run(use.case, lambda: parts.extend(_judged_parts(judge, use)), None)
+        rows = [row for some, _ in parts for row in some]
+        bad = [again for some, again in parts if _is_bad(some)]
+        located = None
+        if bad and locates:
+            name = f"the search for the first wrong operation, {use.case}"
+            located = attempts.run(name, lambda: _locate(bad, use.case), None)
+    return UseResult(use, (*rows, *attempts.failed), located=located)
+
+
+def _judged_parts(judge: Judge, use: Use) -> Iterator[Judged]:
+    model = judge.model
+    tokens = use.calls(model.cfg)[0].to(model.device)
+    targets = tokens.roll(-1, dims=1)
+    # All blocks run the same operations in the same shapes, so one block is judged, to save time.
+    layer = int(torch.randint(len(model.blocks), (1,), generator=judge.generator))
+
+    def is_judged(name: str) -> bool:
+        return not name.startswith("blocks.") or name.startswith(f"blocks.{layer}.")
+
+    backward = run_backward(model, tokens, targets, is_judged)
+    yield from TrainingJudge(judge, use, tokens, targets, backward).parts(layer)
+
+
+def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
+    """Compute the gradients of the bad parts again until a wrong operation is found."""
+    with torch.enable_grad():
+        findings = (check_operations(again).finding for again in bad)
+        finding = next((each for each in findings if each is not None), None)
+    return in_words(finding, case) if finding else None
+
+
+@dataclass(frozen=True)
+class TrainingJudge:
+    """Judges the parts of one backward pass.
+
+    `tokens` [batch pos] are the texts, on the device. `targets` [batch pos] has the token that the
+    model must predict at each position.
+    """
+
+    judge: Judge
+    use: Use
+    tokens: Tensor
+    targets: Tensor
+    backward: Backward
+
+    @property
+    def u(self) -> float:
+        """The unit roundoff of the dtype in which matrix products are computed."""
+        return UNIT_ROUNDOFF[self.judge.products or self.judge.exact.dtype]
+
+    def parts(self, layer: int) -> Iterator[Judged]:
+        """Judge the parts at which a gradient arrived, in the order of the backward pass.
+
+        `layer` is the index of the judged block.
+        """
+        model, backward = self.judge.model, self.backward
+        connected: Rows = [
+            _none("parameters without a gradient", backward.missing),
+            _none("gradients lost or changed between parts", backward.cut),
+        ]
+        yield connected, lambda: None
+        if "unembed" in backward.flows:
+            flow = backward.flows["unembed"]
+            theirs = self._torch_loss(flow)
+            yield self._rows(self._losses, flow, *theirs), partial(self._losses_again, flow)
+            again = partial(gradients_of, model.unembed, flow.given, flow.of_output)
+            yield self._rows(self._unembedding, flow), again
+        for name in ("ln_final", f"blocks.{layer}"):
+            if name in backward.flows:
+                flow, part = backward.flows[name], model.get_submodule(name)
+                again = partial(gradients_of, part, flow.given, flow.of_output)
+                yield self._rows(self._module, flow, name), again
+        if "blocks.0" in backward.flows:
+            g = backward.flows["blocks.0"].of_given
+            yield self._rows(self._embeddings, g), partial(self._embeddings_again, g)
+        yield from judge_adamw(
+            self.use,
+            [
+                (model.get_parameter(name), gradient)
+                for name, gradient in backward.gradients.items()
+                if name.startswith("blocks.")
+            ],
+        )
+
+    def _rows(self, judged: Callable[..., Rows], *given: Any) -> Rows:
+        with trusted(), torch.no_grad():
+            return judged(*given)
+
+    def _element(
+        self, name: str, got: Tensor, exact: Tensor, scale: Tensor, *limits: Any
+    ) -> Isolated:
+        return elementwise(name, self.use, got.cpu(), exact, scale, *limits)[0]
+
+    def _unembedding(self, flow: Flow) -> Rows:
+        """Judge the gradients of the unembedding's parameters and of its input."""
+        exact, g = self.judge.exact, flow.of_output.flatten(0, 1).cpu().double()
+
+        def of_input(size: Size) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64)
+            for tokens in exact.vocabulary():
+                W_U, _ = exact.unembedding(tokens)
+                total = total + size(g[:, tokens]) @ size(W_U).T
+            return total
+
+        wanted = of_input(lambda each: each)
+        scale = sum_scale(wanted, of_input, self.u)
+        got, name = flow.of_given.flatten(0, 1), "gradient of the input of unembed"
+        rows: Rows = [self._element(name, got, wanted, scale, SUM, g.shape[-1], self.u)]
+        wanted = g.sum(dim=0)
+        scale = sum_scale(wanted, lambda size: size(g).sum(dim=0), self.u)
+        rows += self._parameter("unembed.b_U", slice(None), wanted, scale)
+        if not exact.is_tied:
+            ids = self._some_tokens()
+            rows += self._parameter("unembed.W_U", (slice(None), ids), *self._of_W_U(flow, ids))
+        return rows
+
+    def _losses(self, flow: Flow, theirs: Tensor, of_theirs: Tensor) -> Rows:
+        """Judge our cross entropy and PyTorch's, and their gradients softmax(z) − onehot.
+
+        `theirs` is PyTorch's loss, and `of_theirs` its gradient with respect to the logits z.
+        """
+        z, targets = flow.output.flatten(0, 1).cpu().double(), self.targets.flatten().cpu()
+        n_tokens, texts = z.shape[-1], torch.arange(len(z))
+        log_sums, chosen = z.logsumexp(dim=-1), z[texts, targets]
+        loss, loss_scale = (log_sums - chosen).mean(), (1 + log_sums.abs() + chosen.abs()).mean()
+        exact = z.softmax(dim=-1)
+        # The device subtracts log Σ exp z, which it has rounded.
+        scale = softmax_scale(exact, z, -1) + exact * log_sums[:, None].abs()
+        exact[texts, targets] -= 1
+        scale[texts, targets] += 1
+        rows: Rows = []
+        for name, value, gradient in (
+            ("cross entropy", self.backward.loss, flow.of_output),
+            ("PyTorch's cross entropy", theirs, of_theirs),
+        ):
+            rows.append(self._element(name, value, loss, loss_scale, SOFTMAX, n_tokens))
+            got, title = gradient.flatten(0, 1), f"gradient of {name}"
+            rows.append(self._element(title, got, exact, scale, SOFTMAX, n_tokens))
+        return rows
+
+    def _torch_loss(self, flow: Flow) -> tuple[Tensor, Tensor]:
+        """PyTorch's mean cross entropy of the logits, and the gradient of n times this mean.
+
+        n is the number of positions.
+        """
+        with torch.enable_grad(), torch.autocast(self.tokens.device.type, enabled=False):
+            z = flow.output.detach().requires_grad_()
+            loss = nn.functional.cross_entropy(z.flatten(0, 1), self.targets.flatten())
+            (gradient,) = torch.autograd.grad(loss, z, torch.full_like(loss, self.targets.numel()))
+        return loss.detach(), gradient
+
+    def _losses_again(self, flow: Flow) -> None:
+        targets = self.targets.flatten()
+        gradients_of(lambda z: cross_entropy(z.flatten(0, 1), targets), flow.output)
+        self._torch_loss(flow)
+
+    def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the columns `ids` of W_U, and its scale G."""
+        x, g = (each.flatten(0, 1).cpu().double() for each in (flow.given, flow.of_output))
+        exact = x.T @ g[:, ids]
+        return exact, sum_scale(exact, lambda size: size(x).T @ size(g[:, ids]), self.u)
+
+    def _some_tokens(self) -> Tensor:
+        n_tokens, generator = self.judge.exact.cfg.d_vocab, self.judge.generator
+        drawn = torch.randint(n_tokens, (OTHERS,), generator=generator)
+        return torch.unique(torch.cat([self.tokens.flatten().cpu(), drawn]))
+
+    def _embeddings(self, of_residual: Tensor) -> Rows:
+        """Judge the gradients of W_pos, and of W_E for some tokens.
+
+        `of_residual` is the gradient of the residual stream before the first block.
+        """
+        g = of_residual.cpu().double()
+        W_pos = self.judge.exact.weight("pos_embed.W_pos")
+
+        def of_position(size: Size) -> Tensor:
+            summed = torch.zeros_like(W_pos)
+            summed[: g.shape[1]] = size(g).sum(dim=0)
+            return summed
+
+        exact = of_position(lambda each: each)
+        scale = sum_scale(exact, of_position, self.u)
+        rows = self._parameter("pos_embed.W_pos", slice(None), exact, scale)
+        ids, texts = self._some_tokens(), self.tokens.flatten().cpu()
+
+        def of_token(size: Size) -> Tensor:
+            is_token = (texts == ids[:, None]).double()
+            return is_token @ size(g.flatten(0, 1))
+
+        exact = of_token(lambda each: each)
+        scale = sum_scale(exact, of_token, self.u)
+        if self.judge.exact.is_tied:
+            of_W_U, size = self._of_W_U(self.backward.flows["unembed"], ids)
+            exact, scale = exact + of_W_U.T, scale + size.T
+        return rows + self._parameter("embed.W_E", ids, exact, scale)
+
+    def _embeddings_again(self, of_residual: Tensor) -> None:
+        model = self.judge.model
+        with torch.enable_grad():
+            embedded = model.embed(self.tokens) + model.pos_embed(self.tokens)
+            torch.autograd.grad(embedded, [model.embed.W_E, model.pos_embed.W_pos], of_residual)
+
+    def _parameter(self, name: str, index: Any, exact: Tensor, scale: Tensor) -> Rows:
+        """Judge the elements at `index` of a parameter's gradient, which is a sum over tokens."""
+        if name not in self.backward.gradients:
+            return []
+        got = self.backward.gradients[name].cpu()[index]
+        n_terms = 2 * self.tokens.numel()
+        return [self._element(f"gradient of {name}", got, exact, scale, SUM, n_terms, self.u)]
+
+    def _module(self, flow: Flow, name: str) -> Rows:
+        gradients, products = self.backward.gradients, self.judge.products
+        module, dtype = self.judge.exact.module(name), self.judge.exact.dtype
+        return judge_module(name, self.use, flow, gradients, module, dtype, products)
+
+
+def _is_bad(rows: Rows) -> bool:
+    return worst(row.verdict for row in rows) in (Verdict.DEGRADED, Verdict.WRONG)
+
+
+def _none(name: str, bad: list[str]) -> Check:
+    verdict = Verdict.WRONG if bad else Verdict.PASS
+    return Check(name, verdict, float(len(bad)), 0.0, ", ".join(bad[:3]) + ", …" * bool(bad[3:]))

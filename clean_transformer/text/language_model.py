@@ -1,0 +1,226 @@
+"""`LanguageModel`: gives a model a tokenizer, so that a text can go wherever token ids can go."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clean_transformer.config import Config
+from clean_transformer.hooks import HookedModule, KnowsLeftOut
+from clean_transformer.kv_cache import KVCache
+from clean_transformer.support.left_out import refuse_known
+from clean_transformer.support.numerics import at_least_float32
+from clean_transformer.text.tokenizer import PaddingSide, Texts, Tokenizer, Tokens
+from clean_transformer.weights.stacked import StackedWeights
+
+Logits = Float[Tensor, "batch pos d_vocab"]
+Loss = Float[Tensor, ""] | Float[Tensor, "batch later_pos"]
+
+
+class LogitsAndLoss(NamedTuple):
+    """What a model returns for `return_type="both"`."""
+
+    logits: Logits
+    loss: Loss
+
+
+class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
+    """Adds a tokenizer and TransformerLens's calls to `DemoTransformer`.
+
+    `source` is the folder, file or hub id from which `DemoTransformer.from_pretrained` loaded the
+    model. `source` is None for a model that was made in another way. Attributes of TransformerLens
+    that this package leaves out raise an `AttributeError` that says what to use.
+    """
+
+    source: str | Path | None = None
+
+    @property
+    def cfg(self) -> Config:
+        """The model's architecture. `cfg.device` and `cfg.dtype` are those of the weights."""
+        weight = next(self.parameters())
+        vars(self._cfg).update(device=weight.device, dtype=weight.dtype)
+        return self._cfg
+
+    @cfg.setter
+    def cfg(self, cfg: Config) -> None:
+        # Another model may share `cfg`, and have its weights on another device.
+        self._cfg = replace(cfg)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's parameters."""
+        return next(self.parameters()).device
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of `source`. It is loaded when this attribute is first read.
+
+        You can assign another tokenizer to this attribute. Reading this attribute raises
+        `ValueError` if `source` is None and no tokenizer was assigned.
+        """
+        if self.source is None:
+            raise ValueError(
+                "this model came without a tokenizer; give it token ids, or assign "
+                "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
+            )
+        return Tokenizer.from_pretrained(self.source)
+
+    def __call__(
+        self,
+        tokens: Any,
+        *rest: Any,
+        return_type: Literal["logits", "loss", "both"] | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide = None,
+        **arguments: Any,
+    ) -> Any:
+        """Return what `forward` returns for a text, several texts, or token ids [batch pos].
+
+        `prepend_bos` and `padding_side` say how to tokenize texts (see `Tokenizer.to_tokens`).
+        Left-padded texts run with a `KVCache` that hides the padding, so they need
+        `torch.no_grad()`. `return_type` chooses between the logits, the loss (see `loss_fn`, where
+        `loss_per_token` is called `per_token`), both (`LogitsAndLoss`) and None. The loss leaves
+        out the padding of texts. With `stop_at_layer`, the residual stream is returned. `rest` and
+        `arguments` are the other arguments of `forward`.
+
+        Raises `TypeError` or `ValueError`, before the model runs, for arguments that do not fit
+        together, and for arguments of TransformerLens that this package leaves out.
+        """
+        refuse_known(type(self).__name__, arguments)
+        stops = arguments.get("stop_at_layer") is not None
+        if return_type not in ("logits", "loss", "both", None):
+            raise ValueError(f"return_type is {return_type!r}; use 'logits', 'loss' or 'both'")
+        if return_type in ("loss", "both") and (stops or arguments.get("last_only")):
+            raise ValueError("the loss needs the logits of all positions of the whole model")
+        if return_type not in ("loss", "both") and loss_per_token:
+            raise ValueError("loss_per_token needs return_type='loss' or 'both'")
+        mask = None
+        if isinstance(tokens, (str, list, tuple)):
+            mask = self._token_mask(tokens, prepend_bos, padding_side)
+            tokens = self.to_tokens(tokens, prepend_bos, padding_side)
+        elif prepend_bos is not None or padding_side is not None:
+            raise TypeError("prepend_bos and padding_side are for texts, not for token ids")
+        if mask is not None and padding_side == "left":
+            if rest or arguments.get("kv_cache") is not None:
+                raise TypeError("left-padded texts need a KV cache of their own; pass token ids")
+            arguments["kv_cache"] = KVCache(self.cfg.n_layers, tokens.shape[1], mask)
+        output = super().__call__(tokens, *rest, **arguments)
+        if return_type == "logits" or stops:
+            return output
+        if return_type is None:
+            return None
+        loss = self.loss_fn(output, tokens, mask, loss_per_token)
+        return loss if return_type == "loss" else LogitsAndLoss(output, loss)
+
+    def _token_mask(
+        self, texts: Texts, prepend_bos: bool | None, padding_side: PaddingSide
+    ) -> Int[Tensor, "batch pos"] | None:
+        """Return 1 for tokens and 0 for padding, or None if there is no padding."""
+        rows = self.tokenizer.to_rows(texts, prepend_bos)
+        lengths = [len(row) for row in rows]
+        if len({*lengths}) < 2:
+            return None
+        slots = torch.arange(max(lengths), device=self.device)
+        if padding_side == "left":
+            slots = slots.flip(0)
+        return (slots < torch.tensor(lengths, device=self.device)[:, None]).long()
+
+    def loss_fn(
+        self,
+        logits: Logits,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        per_token: bool = False,
+    ) -> Loss:
+        """Return the mean of −log p of each token but the first, in nats, given the earlier tokens.
+
+        With `per_token`, return −log p of each of these tokens instead of the mean. A token counts
+        only if `attention_mask` is 1 for this token and for the token before; without a mask, every
+        token counts. Raises `ValueError` if no token counts.
+        """
+        log_probs = at_least_float32(logits[:, :-1]).log_softmax(dim=-1)
+        losses = -log_probs.gather(-1, tokens[:, 1:, None].long())[..., 0]
+        is_token = torch.ones_like(tokens) if attention_mask is None else attention_mask
+        counts = (is_token[:, :-1] * is_token[:, 1:]).bool()
+        if not counts.any():
+            raise ValueError("the loss needs a token after another token")
+        losses = losses.masked_fill(~counts, 0)
+        return losses if per_token else losses.sum() / counts.sum()
+
+    def tl_parameters(self) -> dict[str, Tensor]:
+        """Return the weights by name, for tools of TransformerLens, which need an "unembed.W_U"."""
+        return {**dict(self.named_parameters()), "unembed.W_U": self.W_U}
+
+    def to_tokens(
+        self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
+    ) -> Int[Tensor, "batch pos"]:
+        """Return the token ids of one text or several texts, on the model's device.
+
+        See `Tokenizer.to_tokens`.
+        """
+        return self.tokenizer.to_tokens(text, prepend_bos, padding_side).to(self.device)
+
+    def to_str_tokens(self, text: Any, prepend_bos: bool | None = None) -> Any:
+        """Return each token of one text or several texts as a string.
+
+        See `Tokenizer.to_str_tokens`.
+        """
+        return self.tokenizer.to_str_tokens(text, prepend_bos)
+
+    def to_string(self, tokens: Tokens) -> str | list[str]:
+        """Return the text of tokens [pos], or a list of texts for tokens [batch pos].
+
+        See `Tokenizer.to_string`.
+        """
+        return self.tokenizer.to_string(tokens)
+
+    def to_single_token(self, text: str) -> int:
+        """Return the token id of `text`. Raises `ValueError` if `text` is not exactly one token."""
+        ids = self.tokenizer.encode(text)
+        if len(ids) != 1:
+            raise ValueError(f"{text!r} is {len(ids)} tokens: {self.to_str_tokens(text, False)}")
+        return ids[0]
+
+    def to_single_str_token(self, token: int) -> str:
+        """Return the text of one token id."""
+        return self.tokenizer.to_str_tokens([token])[0]
+
+    def get_token_position(
+        self,
+        single_token: str | int | Int[Tensor, ""],
+        input: str | Int[Tensor, "pos"] | Int[Tensor, "1 pos"],
+        mode: Literal["first", "last"] = "first",
+        prepend_bos: bool | None = None,
+    ) -> int:
+        """Return the first or the last position of a token in one text.
+
+        `prepend_bos` is for a text: False leaves out <|endoftext|> at position 0. Raises
+        `ValueError` if the token is not in the text, and for an unknown `mode`.
+        """
+        if mode not in ("first", "last"):
+            raise ValueError(f"mode is {mode!r}; it must be 'first' or 'last'")
+        tokens = self.to_tokens(input, prepend_bos) if isinstance(input, str) else input
+        if isinstance(single_token, str):
+            single_token = self.to_single_token(single_token)
+        found = (tokens.flatten() == single_token).nonzero().flatten().tolist()
+        if not found:
+            raise ValueError(f"{single_token!r} is not in the text")
+        return found[0] if mode == "first" else found[-1]
+
+    def tokens_to_residual_directions(
+        self, tokens: str | int | Int[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """Return the direction in the residual stream that raises the logit of each token.
+
+        The direction of a token is its column of W_U. A string is one token. A tensor with a single
+        token gives one direction [d_model], as in TransformerLens.
+        """
+        if isinstance(tokens, Tensor) and tokens.numel() > 1:
+            return self.W_U.T[tokens]
+        token = self.to_single_token(tokens) if isinstance(tokens, str) else int(tokens)
+        return self.W_U[:, token]

@@ -1,0 +1,133 @@
+"""Texts wherever token ids go, losses, and what the model refuses to be called with."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from clean_transformer.config import Config
+from clean_transformer.model import DemoTransformer
+from clean_transformer.weights.processing import process_weights
+
+from ..helpers import (
+    TINY,
+    assert_same_function,
+    random_model,
+    random_tokens,
+    reading_model,
+    unchecked_types,
+)
+
+TEXTS = ["the cat sat", "the mat"]
+
+
+@pytest.fixture(scope="module")
+def model() -> DemoTransformer:
+    return reading_model().double().requires_grad_(False)
+
+
+def test_each_text_of_a_padded_batch_has_the_loss_that_it_has_alone(model):
+    for side in ("left", "right", None):
+        losses = model(TEXTS, return_type="loss", loss_per_token=True, padding_side=side)
+        for row, text in zip(losses, TEXTS, strict=True):
+            alone = model(text, return_type="loss", loss_per_token=True)[0]
+            assert_same_function(row[row != 0], alone)
+        mean = model(tuple(TEXTS), return_type="loss", padding_side=side)
+        assert_same_function(mean, losses.sum() / (losses != 0).sum())
+
+
+def test_the_loss_of_one_text_is_the_mean_of_its_negative_log_probabilities(model):
+    tokens = model.to_tokens("the cat sat")
+    logits, loss = model(tokens, return_type="both")
+    expected = torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:])
+    assert_same_function(loss, expected)
+    assert torch.equal(logits, model(tokens))
+
+
+def test_stopping_at_a_layer_gives_the_residual_stream_before_it(model):
+    tokens = model.to_tokens("the cat sat")
+    _, cache = model.run_with_cache(tokens)
+    for layer in (0, 1, -1):
+        assert_same_function(model(tokens, stop_at_layer=layer), cache["resid_pre", layer])
+    assert_same_function(model(tokens, stop_at_layer=2), cache["resid_post", -1])
+
+
+def test_cfg_follows_the_weights():
+    cfg = Config(**TINY.to_dict())
+    model, other = DemoTransformer(cfg), DemoTransformer(cfg).to("meta")
+    held = model.cfg
+    assert (held.device.type, held.dtype) == ("cpu", torch.float32)
+    assert other.cfg.device.type == "meta"
+    assert deepcopy(model).half().cfg.dtype == torch.float16
+    assert held.device.type == "cpu"
+    assert model.cfg == cfg
+    assert (cfg.layer_norm_eps, cfg.init_range) == (cfg.eps, cfg.initializer_range)
+
+
+@pytest.mark.parametrize(
+    "flags", [{"fold_ln": True}, {"center_unembed": True, "fold_value_biases": True}]
+)
+def test_weights_are_processed_while_they_are_loaded(tmp_path, flags):
+    random_model(dtype=torch.float32).save_pretrained(tmp_path)
+    plain = DemoTransformer.from_pretrained(tmp_path, device="cpu")
+    processed = DemoTransformer.from_pretrained(tmp_path, device="cpu", **flags)
+    names = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+    all_flags = dict.fromkeys(names, False) | flags
+    cfg, state = process_weights(plain.cfg, plain.state_dict(), **all_flags)
+    assert processed.cfg == cfg
+    assert all(torch.equal(processed.state_dict()[name], state[name]) for name in state)
+    tokens = random_tokens()
+    before, after = (each(tokens).double().log_softmax(-1) for each in (plain, processed))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"return_type": "losses"}, ValueError, "return_type is 'losses'; use"),
+        ({"return_type": "loss", "last_only": True}, ValueError, "logits of all positions"),
+        ({"return_type": "both", "stop_at_layer": 1}, ValueError, "logits of all positions"),
+        ({"loss_per_token": True}, ValueError, "loss_per_token needs return_type='loss'"),
+        ({"prepend_bos": False}, TypeError, "for texts, not for token ids"),
+        ({"padding_side": "left"}, TypeError, "for texts, not for token ids"),
+        ({"past_kv_cache": None}, TypeError, "past_kv_cache.*: pass kv_cache=KVCache"),
+        ({"unheard_of": None}, TypeError, "unexpected keyword argument 'unheard_of'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(model, arguments, error, message):
+    with unchecked_types(), pytest.raises(error, match=message):
+        model(torch.tensor([[1, 2, 3]]), **arguments)
+
+
+def test_a_loss_of_nothing_is_refused(model):
+    with pytest.raises(ValueError, match="needs a token after another"):
+        model(torch.tensor([[1]]), return_type="loss")
+
+
+def test_left_padding_needs_no_gradients(model):
+    training = deepcopy(model).requires_grad_(True)
+    with pytest.raises(RuntimeError, match="no_grad"):
+        training(TEXTS, padding_side="left")
+
+
+def test_what_is_not_one_token_is_refused(model):
+    assert model.to_single_token(" cat") == model.tokenizer.encode(" cat")[0]
+    with pytest.raises(ValueError, match=r"'catcat' is \d tokens: \["):
+        model.to_single_token("catcat")
+    with pytest.raises(ValueError, match=r"' ?mat' is"):
+        model.get_token_position(" mat", "the cat")
+    with unchecked_types(), pytest.raises(ValueError, match="mode is 'middle'"):
+        model.get_token_position(" cat", "the cat", mode="middle")
+
+
+def test_a_swapped_module_without_the_weight_is_named(model):
+    changed = deepcopy(model)
+    changed.blocks[1].mlp = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"blocks.1.mlp is a Identity, which has no W_in"):
+        _ = changed.W_in
+
+
+def test_a_name_that_nobody_knows_is_an_attribute_error(model):
+    assert not hasattr(model, "set_use_attn_result")
+    with pytest.raises(AttributeError, match=r"'DemoTransformer' has no attribute 'unheard_of'$"):
+        _ = model.unheard_of
