@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from clean_transformer.support.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from clean_transformer.parity.any_model.check import check_model as check_model
     from clean_transformer.parity.assertion import assert_parity as assert_parity
     from clean_transformer.parity.faults import inject as inject
     from clean_transformer.parity.operations.check import check_operations as check_operations

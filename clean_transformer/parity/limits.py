@@ -71,6 +71,17 @@ class Kind:
         healthy = max(self.healthy, self.healthy_per_root * math.sqrt(terms))
         return healthy, max(healthy, float(terms)) if self.wrong is None else self.wrong
 
+    def dominated(self, terms: int, u: float) -> float:
+        """Return λ √k, the healthy limit of an error in units of u · `typical_size`.
+
+        A few large terms can make up most of Σ|xW|, as in the gradient of a loss with respect to
+        the logits. Then nearly every partial sum is as large as these terms, and each of the k
+        additions rounds in proportion: the errors grow like √k, as if all terms had one sign. The
+        partial sums are about as large as `typical_size`, and at most Σ|xW|. In half precision, the
+        result is 0, because kernels accumulate such sums in float32.
+        """
+        return 0.0 if u > ACCUMULATOR else DEVIATIONS * math.sqrt(terms)
+
 
 # The largest healthy ratio of sums in float32 and float64. In half precision, a sum with a larger
 # ratio is WRONG.

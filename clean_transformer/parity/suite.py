@@ -97,16 +97,14 @@ def check_device(
     measurements still run, and the result describes the exception (see `failed_check`).
     """
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
-    reason = _cannot_check(device, dtype, mode) or overflowing_weight(weights.state, dtype)
-    if not reason and torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max:
-        on_step(f"the largest numbers in {started.dtype}")
-        exact = ExactParts(weights.cfg, weights.state, dtype)
-        for tokens in (suite_tokens(weights.cfg), suite_tokens(weights.cfg, 1, weights.cfg.n_ctx)):
-            reason = reason or overflowing_activation(exact, tokens)
+    attempts = Attempts()
+    reason = _cannot_check(device, dtype, mode)
+    if not reason:
+        overflow = partial(_overflow, weights, dtype)
+        reason = attempts.run(f"the largest numbers in {started.dtype}", overflow, "")
     if reason:
         return replace(started, not_checked=reason)
 
-    attempts = Attempts()
     with ExitStack() as entered:
         on_step("first call")
         start = partial(_start, weights, device, dtype, mode, entered)
@@ -250,6 +248,16 @@ def report_on(
         no_reference=no_reference,
         runs=runs,
     )
+
+
+def _overflow(weights: Weights, dtype: torch.dtype) -> str:
+    """Say which weight or activation is too large for the dtype; return "" if all of them fit."""
+    reason = overflowing_weight(weights.state, dtype)
+    if torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max:  # only float16
+        exact = ExactParts(weights.cfg, weights.state, dtype)
+        for tokens in (suite_tokens(weights.cfg), suite_tokens(weights.cfg, 1, weights.cfg.n_ctx)):
+            reason = reason or overflowing_activation(exact, tokens)
+    return reason
 
 
 def _cannot_check(device: str, dtype: torch.dtype, mode: str) -> str:

@@ -108,14 +108,12 @@ class Attempt:
         """Return the exact value and the limits of each output, from `expected_outputs`.
 
         `output` is what the device returned. The list has None for an output that is not compared.
-        Return None instead of a list if no output can be checked.
+        Return None instead of a list if no output can be checked, or if an output is complex.
         """
-        floats = [
-            leaf.dtype
-            for leaf in tree_leaves(output)
-            if isinstance(leaf, Tensor) and leaf.is_floating_point()
-        ]
-        dtype = floats[0] if floats else torch.int64
+        leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        if any(leaf.is_complex() for leaf in leaves):
+            return None
+        dtype = first_float(output) or torch.int64
         with trusted():
             args, kwargs = tree_unflatten(self.leaves, self.form)
             expected = expected_outputs(Call64(self.func, args, kwargs, dtype))
@@ -263,3 +261,9 @@ class Attempt:
                 ):
                     return f"{who} {property_}"
         return "more than one argument is not contiguous"
+
+
+def first_float(output: Any) -> torch.dtype | None:
+    """The dtype of the first floating-point tensor in a call's output; None if there is none."""
+    leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return next((leaf.dtype for leaf in leaves if leaf.is_floating_point()), None)

@@ -88,9 +88,10 @@ class Expected:
     the verdict is DEGRADED.
 
     `typical()` returns the typical size of independent rounding errors (see `limits.typical_size`).
-    `judge` calls `typical` only if the largest ratio is above `healthy`, to find out whether a
-    lower precision explains the error. `observe(output)` turns the device's output into the tensor
-    that is compared with `exact`.
+    `judge` calls `typical` only if the largest ratio is above `healthy`. If every error is then at
+    most `dominated` · u · typical, the verdict is PASS all the same (see `limits.Kind.dominated`).
+    Otherwise `judge` finds out whether a lower precision explains the error. `observe(output)`
+    turns the device's output into the tensor that is compared with `exact`.
     """
 
     exact: Tensor
@@ -98,6 +99,7 @@ class Expected:
     typical: Callable[[], Tensor] | None = None
     healthy: float = 0.0
     wrong: float = 0.0
+    dominated: float = 0.0
     observe: Callable[[Tensor], Tensor] = lambda output: output
 
 

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.limits import (
     OTHER,
-    SUM,
     Kind,
     Size,
     square,
@@ -21,10 +20,6 @@ from clean_transformer.parity.limits import (
     typical_size,
 )
 from clean_transformer.parity.operations.replay import Call64, Expected
-
-# The limits of `LINEAR` hold for sums in which all terms have about the same size. The sums of a
-# forward pass of GPT-2 XL have at most 6,400 terms. Longer sums get the limits of `SUM`.
-LONGEST_OF_LINEAR = 8192
 
 Rule = Callable[[Call64], list[Expected | None]]
 
@@ -55,7 +50,7 @@ def within(
 ) -> Expected:
     """Return what is expected of one output: its limits are those of `kind` for `terms` terms."""
     healthy, wrong = kind.limits(terms, call.u)
-    return Expected(exact, scale, typical, healthy, wrong)
+    return Expected(exact, scale, typical, healthy, wrong, kind.dominated(terms, call.u))
 
 
 def unless_integer(rule: Rule) -> Rule:
@@ -94,10 +89,7 @@ def summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
             return typical_size(exact, terms(square))
 
         scale = sum_scale(exact, terms, call.u)
-        # A sum over the vocabulary, as in the gradient of an unembedding's input, has one large
-        # term: that of the target. Then all rounding errors of the running total are large.
-        chosen = SUM if n_terms > LONGEST_OF_LINEAR else kind
-        return [within(chosen, call, exact, scale, n_terms, typical)]
+        return [within(kind, call, exact, scale, n_terms, typical)]
 
     return unless_integer(rule)
 

@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from clean_transformer.analysis.comparison import LOGITS as LOGITS
 from clean_transformer.config import Config
@@ -58,10 +59,14 @@ class Implementation:
     files of `folder` with the implementation's own code, not with our loader. Like our loader, it
     rounds the weights to float32. It raises `ReferenceUnavailable` if the implementation cannot
     read these files. `read` is None if the implementation has no loader.
+
+    `model(cfg, state, device)` returns the implementation's model itself on `device`, with its
+    default settings. It raises `ReferenceUnavailable` like `build`.
     """
 
     name: str
     build: Callable[[Config, State], Reference]
+    model: Callable[[Config, State, torch.device], nn.Module]
     is_installed: Callable[[], bool]
     rank: int
     read: Callable[[Path], Reference] | None = None

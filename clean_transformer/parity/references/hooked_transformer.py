@@ -101,6 +101,12 @@ def watched_model(model: Any) -> Reference:
     return Reference(f"HookedTransformer {version('transformer_lens')}", run)
 
 
+def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
+    """Return a `HookedTransformer` on `device` with the default settings."""
+    require_hooked()
+    return hooked_model(cfg, state).to(device, print_details=False)
+
+
 def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
     """Return a `HookedTransformer` on the CPU with the parameters and the dtype of `state`.
 
@@ -146,4 +152,6 @@ def empty_model(dtype: torch.dtype, **fields: Any) -> Any:
         return transformer_lens.HookedTransformer(cfg)
 
 
-IMPLEMENTATION = Implementation("hooked", hooked_transformer, is_installed, rank=1, read=read)
+IMPLEMENTATION = Implementation(
+    "hooked", hooked_transformer, plain_model, is_installed, rank=1, read=read
+)

@@ -109,9 +109,16 @@ def watched_model(model: Any) -> Reference:
     return Reference(f"GPT2LMHeadModel {version('transformers')}", run)
 
 
-def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
+def plain_model(cfg: Config, state: State, device: torch.device) -> nn.Module:
+    """Return a `GPT2LMHeadModel` on `device`, with fused attention, as transformers loads it."""
+    import_package("transformers", "bridge")
+    return gpt2_lm_head_model(cfg, state, attention="sdpa").to(device)
+
+
+def gpt2_lm_head_model(cfg: Config, state: State, *, attention: str = "eager") -> Any:
     """Return a `GPT2LMHeadModel` on the CPU with the parameters and the dtype of `state`.
 
+    `attention` is "eager", which computes attention in small steps, or "sdpa", the fused attention.
     Raises `ReferenceUnavailable` if `GPT2LMHeadModel` does not support this configuration.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -126,7 +133,7 @@ def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
         model = GPT2LMHeadModel(
             GPT2Config(
                 **fields,
-                attn_implementation="eager",
+                attn_implementation=attention,
                 bos_token_id=end_of_text,
                 eos_token_id=end_of_text,
             )
@@ -168,4 +175,6 @@ def read_gpt2_lm_head_model(folder: Path) -> Any:
     return model.eval().float().double()
 
 
-IMPLEMENTATION = Implementation("huggingface", huggingface, is_installed, rank=2, read=read)
+IMPLEMENTATION = Implementation(
+    "huggingface", huggingface, plain_model, is_installed, rank=2, read=read
+)

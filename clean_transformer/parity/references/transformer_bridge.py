@@ -120,6 +120,13 @@ def watched_bridge(hf_model: Any) -> Reference:
     return Reference(f"TransformerBridge {version('transformer_lens')}", run, aliases)
 
 
+def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
+    """Return a `TransformerBridge` on `device` that wraps a `GPT2LMHeadModel`."""
+    require_bridge()
+    hf_model = gpt2_lm_head_model(cfg, state).to(device)
+    return bridge_around(hf_model, str(device), hf_model.dtype)
+
+
 def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
     """Return a `TransformerBridge` on `device` in `dtype` that wraps a `GPT2LMHeadModel`."""
     import tokenizers
@@ -147,4 +154,6 @@ def masked_with_infinity(scores: Tensor) -> Tensor:
     return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
 
 
-IMPLEMENTATION = Implementation("bridge", transformer_bridge, is_installed, rank=1, read=read)
+IMPLEMENTATION = Implementation(
+    "bridge", transformer_bridge, plain_model, is_installed, rank=1, read=read
+)

@@ -1,0 +1,178 @@
+"""The result of `check_model` as dataclasses: uses, and rows per module and operation."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from clean_transformer.parity.locate import Located, in_words
+from clean_transformer.parity.operations.check import CheckedCall
+from clean_transformer.parity.results import UseSummary, grouped
+from clean_transformer.parity.verdict import Check, Verdict, worst
+from clean_transformer.reports.plain import Schema
+
+SCHEMA = Schema("clean-transformer/check", version=1)
+
+# What a person does in each use of a model.
+MEANINGS = {
+    "forward": "running the model",
+    "generate": "generating text",
+    "backward": "computing gradients",
+}
+
+
+@dataclass
+class Row:
+    """All calls of one operation, in one dtype, in one module or a group of modules.
+
+    `calls` counts the calls, and `not_checked` those that could not be compared. `ratio` is the
+    largest error ratio, and `bits` the smallest effective precision of a call (see `Judgment`).
+    `verdict` is the worst verdict. `dtype` is that of the first floating-point output, or "".
+    """
+
+    module: str
+    operation: str
+    dtype: str
+    calls: int = 0
+    not_checked: int = 0
+    ratio: float = 0.0
+    bits: float = math.inf
+    verdict: Verdict = Verdict.PASS
+
+    def add(self, other: "Row") -> None:
+        """Count the calls of `other` as well."""
+        self.calls += other.calls
+        self.not_checked += other.not_checked
+        self.ratio = max(self.ratio, other.ratio)
+        self.bits = min(self.bits, other.bits)
+        self.verdict = worst([self.verdict, other.verdict])
+
+
+@dataclass
+class UseReport:
+    """The result of one use of the model: forward, generate or backward.
+
+    `rows` has a row for each module, operation and dtype. `located` describes the first WRONG call,
+    or the first DEGRADED call if no call is WRONG. If the use could not run to its end, `failed`
+    has the reason as its `note`, and the verdict ERROR or NOT CHECKED.
+    """
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+    located: Located | None = None
+    failed: Check | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the rows; NOT CHECKED if there were no calls."""
+        failed = [self.failed.verdict] if self.failed else []
+        return worst([*(row.verdict for row in self.rows), *failed])
+
+
+@dataclass
+class ModelReport:
+    """The result of `check_model`.
+
+    `model` is the name of the model's class, and `inputs` describes its inputs. `uses` has the uses
+    that were run. `absent` maps the names of the other uses to the reason why the model does not
+    have them, for example because it has no method `generate`. `environment` describes the
+    software and the processor.
+    """
+
+    model: str
+    inputs: str
+    device: str
+    dtypes: list[str]
+    environment: dict[str, str]
+    uses: list[UseReport] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all uses."""
+        return worst(use.verdict for use in self.uses)
+
+    @property
+    def by_use(self) -> list[UseSummary]:
+        """The name, the meaning and the verdict of each use, and why it could not run."""
+        return [
+            UseSummary(
+                use.name,
+                MEANINGS[use.name],
+                use.verdict,
+                reason=use.failed.note if use.failed else "",
+            )
+            for use in self.uses
+        ]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all uses."""
+        return [row for use in self.uses for row in use.rows]
+
+    @property
+    def first_wrong(self) -> Located | None:
+        """The first WRONG call of all uses, or the first DEGRADED call if no call is WRONG."""
+        found = [use for use in self.uses if use.located]
+        chosen = max(found, key=lambda use: use.verdict.severity, default=None)
+        return chosen.located if chosen else None
+
+
+class Recorder:
+    """Adds up the calls of one use. It keeps no call, so many calls need no more memory."""
+
+    def __init__(self, report: UseReport, path: Callable[[], str]):
+        self.report = report
+        self.path = path
+        self.rows: dict[tuple[str, str, str], Row] = {}
+        self.found = Verdict.PASS
+
+    def __call__(self, call: CheckedCall) -> None:
+        """Add one call. The first WRONG call is diagnosed."""
+        module, judgment = self.path(), call.judgment
+        dtype = "" if call.dtype is None else str(call.dtype).removeprefix("torch.")
+        one = Row(module, call.name, dtype, calls=1)
+        if judgment is None:
+            one.not_checked, one.verdict = 1, Verdict.NOT_CHECKED
+        else:
+            one.ratio, one.bits, one.verdict = judgment.ratio, judgment.bits, judgment.verdict
+        key = (module, call.name, dtype)
+        if key not in self.rows:
+            self.rows[key] = Row(*key)
+            self.report.rows.append(self.rows[key])
+        self.rows[key].add(one)
+        # WRONG after DEGRADED replaces what was found.
+        if one.verdict.severity > max(self.found.severity, Verdict.NOT_CHECKED.severity):
+            self.found = one.verdict
+            self.report.located = in_words(call.diagnose(), f"{module} ({self.report.name})")
+
+
+def summed(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, tuple[Row, Row]]:
+    """Group the rows by `key(row)`. Map each key to the sum of its rows, and to its worst row.
+
+    Groups with the worst verdict come first, and then those with the largest ratio.
+    """
+
+    def badness(row: Row) -> tuple[int, float]:
+        return row.verdict.severity, row.ratio
+
+    sums = {}
+    for name, same in grouped(rows, key).items():
+        total = Row("", "", "")
+        for row in same:
+            total.add(row)
+        sums[name] = (total, max(same, key=badness))
+    return dict(sorted(sums.items(), key=lambda item: badness(item[1][0]), reverse=True))
+
+
+def alike(path: str) -> str:
+    """The path with "*" in place of numbers: "h.*.mlp" for "h.3.mlp"."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", path)
+
+
+def floating_dtypes(tensors: Iterable[torch.Tensor]) -> list[str]:
+    """The names of the floating-point dtypes of the tensors, sorted."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
