@@ -81,14 +81,13 @@ def make_model():
 
 SIZES = {"n_layers": 1, "d_vocab": 300, "n_ctx": 32}
 LIBRARIES = {each.name: each for each in IMPLEMENTATIONS}
-# The fast tests run the kinds "file" and "huggingface".
+# The fast tests run only the kind "file".
 KINDS = (
     "file",
     pytest.param("ours", marks=pytest.mark.slow),
-    pytest.param("huggingface", marks=pytest.mark.reference),
     *(
         pytest.param(kind, marks=[pytest.mark.reference, pytest.mark.slow])
-        for kind in ("bridge", "hooked")
+        for kind in ("huggingface", "bridge", "hooked")
     ),
 )
 
