@@ -39,13 +39,12 @@ def assert_parity(
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Assert that the module equals the reference, and that the device computes it accurately.
+    """Assert that the module computes what `reference` computes, and is accurate on `device`.
 
     If there is a `reference`, the module and the reference run on the same inputs in float64 on the
     CPU, without compilation. Their outputs must agree to 1e-12 of the output's scale.
 
-    Then a copy of the module runs on `device` in `dtype`. The class of the module decides what is
-    checked:
+    Then a copy of the module runs on `device` in `dtype`. What is checked depends on the module:
 
     - One of our modules: the error of every activation at a hook point must be within the rounding
       bound of the operation that computes this activation.

@@ -31,9 +31,9 @@ Logits = Float[Tensor, "... _d_vocab"]
 def causality(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
     """Invariant: changing a token does not change the logits of earlier positions.
 
-    The model runs twice: first with another last token, then with another last token and another
-    middle token. Each run is compared with `logits`, at the positions before the first changed
-    token.
+    The model runs twice. In the first run, the last token is changed. In the second run, the last
+    token and the middle token are changed. Each run is compared with `logits`, at the positions
+    before the first changed token.
     """
     last, middle = tokens.clone(), tokens.shape[1] // 2
     last[:, -1] = (last[:, -1] + 1) % model.cfg.d_vocab
@@ -71,7 +71,7 @@ def batch_permutation(
 
 
 def batch_size(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
-    """Invariant: each row of a batch has the same logits as if the model ran on it alone."""
+    """Invariant: a text has the same logits in a batch and when the model runs on it alone."""
     return logits, torch.cat([model(row[None]) for row in tokens])
 
 

@@ -226,8 +226,8 @@ def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tenso
     """Return G of a sum of products Σ xW. `terms(abs)` is Σ|xW|, and `terms(square)` is Σ(xW)².
 
     In float32 and float64, G is Σ|xW|. In half precision, G is |result| + √Σ(xW)² + (2⁻²⁴ / u)
-    Σ|xW|. With many terms, this G is smaller than Σ|xW|. It suffices, because kernels compute
-    half-precision products exactly and sum them in float32. They round only the result to half
+    Σ|xW|. With many terms, this G is smaller than Σ|xW|, but it is large enough: kernels compute
+    half-precision products exactly, sum them in float32, and round only the result to half
     precision, once or a few times. With G = Σ|xW|, a wrong sum of thousands of terms could pass.
     """
     absolute = terms(abs)

@@ -240,9 +240,10 @@ def run_suite(
 def report_on(
     weights: Weights, same: ParityReport | None, no_reference: str, runs: list[DeviceRun]
 ) -> SuiteReport:
-    """Return a report with the comparison `same` and the results `runs`.
+    """Return a `SuiteReport` with the comparison `same` and the results `runs`.
 
-    If there is no comparison, `same` is None, and `no_reference` is the reason.
+    If the model was not compared with a reference, `same` is None, and `no_reference` is the
+    reason.
     """
     tokens = suite_tokens(weights.cfg)
     return SuiteReport(

@@ -134,7 +134,7 @@ class Recorder:
         self.found = Verdict.PASS
 
     def __call__(self, call: CheckedCall) -> None:
-        """Add one call. Diagnose the first WRONG call, and a DEGRADED call before it."""
+        """Add one call. Diagnose it if its verdict is bad, and worse than all verdicts before."""
         module, judgment = self.path(), call.judgment
         dtype = "" if call.dtype is None else str(call.dtype).removeprefix("torch.")
         one = Row(module, call.name, dtype, calls=1)

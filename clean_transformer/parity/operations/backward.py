@@ -93,9 +93,9 @@ def _of_layer_norm(call: Call64) -> list[Expected | None]:
     """Return what is expected of LayerNorm's gradients for its input x, gain and bias.
 
     Let n = (x − mean)/σ and h = g · gain, where g is the gradient with respect to the output. The
-    gradients are (h − mean h − n mean(h n))/σ, Σ g n and Σ g. Each mean is taken over one row, and
-    each sum Σ over all rows. n is a difference, and the size of its terms is (|x| + |mean|)/σ. The
-    result has None for a gradient that the call does not ask for.
+    gradients are (h − mean h − n mean(h n))/σ, Σ g n and Σ g. Each mean is taken over the
+    normalized axes, and each sum Σ over the other axes. n is a difference, and the size of its
+    terms is (|x| + |mean|)/σ. The result has None for a gradient that the call does not ask for.
     """
     g, x, mean, reciprocal = (call.named[name] for name in ("grad_out", "input", "mean", "rstd"))
     weight, wanted = call.named["weight"], call.named["output_mask"]

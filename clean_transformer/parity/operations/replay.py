@@ -83,9 +83,9 @@ class Expected:
 
     `scale` has the scale G of each element (see `parity/limits.py`). If `scale` is None, the
     device's output must equal `exact`. Otherwise the error ratio of each element is |device −
-    exact| / (u G + η). If the largest ratio is at most `healthy`, the verdict is PASS. If it is
-    above `wrong`, and no lower precision explains the error, the verdict is WRONG. Otherwise the
-    verdict is DEGRADED.
+    exact| / (u G + η). If the largest ratio is at most `healthy`, the verdict is PASS. If the
+    largest ratio is above `wrong`, and no lower precision explains the error, the verdict is WRONG.
+    Otherwise the verdict is DEGRADED.
 
     `typical()` returns the typical size of independent rounding errors, in units of u (see
     `typical_size` in `parity/limits.py`). If `typical` is not None, the verdict is also PASS if
