@@ -1,7 +1,7 @@
-"""Parity asks three questions about a GPT-2 model on a device.
+"""Checks that answer three questions about a GPT-2 model on a device.
 
-1. Is it the same function as GPT-2?
-2. Does the device compute it accurately?
+1. Is the model the same function as GPT-2?
+2. Does the device compute the model accurately?
 3. Which operation goes wrong first?
 
 Each name of this package is imported when it is first accessed. So pytest can load

@@ -1,1 +1,1 @@
-"""Checks any PyTorch model on its device, operation by operation. `check_model` is the function."""
+"""Checks any PyTorch model on its device, operation by operation (see `check_model`)."""

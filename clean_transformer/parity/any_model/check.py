@@ -1,4 +1,4 @@
-"""`check_model`: checks every ATen call of any model beside a float64 replay of the call."""
+"""`check_model`: compares every ATen call of any model with the same call in float64."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -29,35 +29,38 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 # The number of tokens that `generate` adds to the prompt.
 NEW_TOKENS = 4
-# Arguments of the `generate` of known libraries, used where its signature has them.
+# Keyword arguments for the `generate` methods of known libraries. An argument is passed only if the
+# signature of the method has it.
 GENERATE = {"verbose": False, "stop_at_eos": False}
 
 
 def check_model(
     model: nn.Module, inputs: Inputs, *, on_step: Callable[[str], None] = lambda what: None
 ) -> ModelReport:
-    """Run the model forward, `generate` and backward, and check every ATen call of these runs.
+    """Run the model forward, backward and `generate`, and check every ATen call of these runs.
 
-    Each call runs on the model's device. It is repeated on the CPU in float64 with the inputs that
-    the device had, and its error is judged by the operation's rounding bound (see `limits.py`). So
-    the error of a call is not counted again in the calls after it. The check goes on after a wrong
-    call.
+    Each call runs on the model's device. The call is repeated in float64 on the CPU with the inputs
+    that it had on the device, and its error is judged by the operation's rounding bound (see
+    `parity/limits.py`). So an error counts only in the call that makes it, not in later calls. The
+    check goes on after a wrong call.
 
     `inputs` is one tensor, a tuple of positional arguments, or a dict of keyword arguments, on the
-    model's device. The first integer tensor [batch pos] of the inputs has the token ids. `generate`
-    gets the first token ids as its prompt, if the model has this method. The gradients are those of
-    the cross entropy of the next tokens, if the output has logits [batch pos vocab] for these
-    tokens; otherwise those of the output, multiplied by fixed random numbers and summed. `on_step`
-    gets the name of each use before it runs.
+    model's device. The first integer tensor [batch pos] of the inputs holds the token ids. If the
+    model has a method `generate`, its prompt is the token ids without the last NEW_TOKENS.
 
-    The model runs in evaluation mode, so that dropout is off. Its mode, its gradients and the
-    random states of the CPU and of CUDA are the same afterwards. The check keeps sums and maxima,
-    and no call. Beside the model and its activations, it needs memory for the float64 replay of
-    one call.
+    The backward pass runs if the output requires gradients. If the output has logits [batch pos
+    vocab] for the token ids, the gradients are those of the cross entropy of the next tokens.
+    Otherwise the outputs are multiplied by fixed random numbers and summed, and the gradients are
+    those of this sum. `on_step` gets the name of each use ("forward", "backward" or "generate")
+    before it runs.
+
+    The model runs in evaluation mode, so that dropout is off. At the end, its mode, its gradients
+    and the random states of the CPU and of CUDA are restored. In addition to the model and its
+    activations, the check needs memory for the float64 replay of one call.
 
     If the model raises an exception in a use, the verdict of the use is ERROR, or NOT CHECKED if
     the device lacks an operation. Raises `ValueError` if a module is compiled, because PyTorch
-    would run it uncompiled during the check.
+    would run the module uncompiled during the check.
     """
     _refuse_compiled(model)
     args, kwargs = _arguments(inputs)
@@ -122,9 +125,10 @@ def _refuse_compiled(model: nn.Module) -> None:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Turn on evaluation mode, and restore the model's state and the random state at the end.
+    """Turn on evaluation mode. At the end, restore modes, gradients and random states.
 
-    Each gradient is deleted as soon as it is complete, so that no more than one is in memory.
+    Each gradient is deleted as soon as it is complete, so that only one gradient at a time is in
+    memory.
     """
     modes = {module: module.training for module in model.modules()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -197,7 +201,7 @@ def _tokens(inputs: Any) -> Tensor | None:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """All tensors in a model's inputs or output, also in mappings and dataclasses."""
+    """Return all tensors in a model's inputs or output, also those in mappings and dataclasses."""
     leaves = tree_leaves(value)
     if leaves == [value]:
         if isinstance(value, Mapping):

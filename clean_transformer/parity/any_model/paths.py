@@ -22,13 +22,13 @@ WRAPPED = "._original_component"
 class ModulePaths(AbstractContextManager["ModulePaths"]):
     """Inside a `with` block, `current` is the path of the submodule that is running.
 
-    A path is the submodule's name in `model.named_modules()`, or MODEL, or OUTSIDE. Global hooks of
-    PyTorch tell which `forward` methods have started and not yet ended. The model itself gets no
-    hooks: a `DemoTransformer` would then compute its attention in another way.
+    A path is the submodule's name in `model.named_modules()`, or MODEL, or OUTSIDE. PyTorch's
+    global module hooks tell when each `forward` starts and ends. The model itself gets no hooks,
+    because hooks change how a `DemoTransformer` computes its attention.
 
-    For the backward pass, `ModulePaths` uses the numbers that PyTorch gives to the nodes of the
-    autograd graph. These numbers increase during the forward pass. `starts` and `paths` say from
-    which number on the nodes belong to which path.
+    In the backward pass, `current` is found from the sequence numbers that PyTorch gives to the
+    nodes of the autograd graph. These numbers increase during the forward pass. The nodes from
+    number `starts[i]` up to the next start belong to `paths[i]`.
     """
 
     def __init__(self, model: nn.Module):
@@ -51,9 +51,10 @@ class ModulePaths(AbstractContextManager["ModulePaths"]):
 
     @property
     def current(self) -> str:
-        """The path of the submodule that makes the present call.
+        """The path of the submodule that makes the current call.
 
-        In the backward pass, this is the submodule that made the matching call of the forward pass.
+        In the backward pass, this is the submodule whose forward pass created the current autograd
+        node.
         """
         node = torch._C._current_autograd_node()
         # With gradient checkpointing, a submodule runs forward during the backward pass.
@@ -74,7 +75,7 @@ class ModulePaths(AbstractContextManager["ModulePaths"]):
 
     def _note(self) -> None:
         number = torch._C._autograd._get_sequence_nr()
-        if self.starts and self.starts[-1] == number:  # no node since the last change
+        if self.starts and self.starts[-1] == number:  # no node was created since the last change
             self.paths[-1] = self.stack[-1]
         else:
             self.starts.append(number)

@@ -1,4 +1,4 @@
-"""The result of `check_model` as dataclasses: uses, and rows per module and operation."""
+"""The classes that hold the result of `check_model`."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from clean_transformer.reports.plain import Schema
 
 SCHEMA = Schema("clean-transformer/check", version=1)
 
-# What a person does in each use of a model.
+# For each use of a model, what a person does in this use.
 MEANINGS = {
     "forward": "running the model",
     "generate": "generating text",
@@ -27,9 +27,10 @@ MEANINGS = {
 class Row:
     """All calls of one operation, in one dtype, in one module or a group of modules.
 
-    `calls` counts the calls, and `not_checked` those that could not be compared. `ratio` is the
-    largest error ratio, and `bits` the smallest effective precision of a call (see `Judgment`).
-    `verdict` is the worst verdict. `dtype` is that of the first floating-point output, or "".
+    `calls` is the number of calls, and `not_checked` is the number of calls that could not be
+    compared. `ratio` is the largest error ratio of a call, and `bits` is the smallest effective
+    precision of a call (see `Judgment`). `verdict` is the worst verdict. `dtype` is the dtype of
+    the first floating-point output of a call, or "" if no output is floating-point.
     """
 
     module: str
@@ -42,7 +43,7 @@ class Row:
     verdict: Verdict = Verdict.PASS
 
     def add(self, other: "Row") -> None:
-        """Count the calls of `other` as well."""
+        """Add the calls of `other` to this row."""
         self.calls += other.calls
         self.not_checked += other.not_checked
         self.ratio = max(self.ratio, other.ratio)
@@ -52,11 +53,11 @@ class Row:
 
 @dataclass
 class UseReport:
-    """The result of one use of the model: forward, generate or backward.
+    """The result of one use of the model: "forward", "generate" or "backward".
 
     `rows` has a row for each module, operation and dtype. `located` describes the first WRONG call,
-    or the first DEGRADED call if no call is WRONG. If the use could not run to its end, `failed`
-    has the reason as its `note`, and the verdict ERROR or NOT CHECKED.
+    or the first DEGRADED call if no call is WRONG. If an exception stopped the use, or if the use
+    could not start, `failed.note` is the reason, and `failed.verdict` is ERROR or NOT CHECKED.
     """
 
     name: str
@@ -66,7 +67,7 @@ class UseReport:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the rows; NOT CHECKED if there were no calls."""
+        """The worst verdict of `rows` and `failed`; NOT CHECKED if there were no calls."""
         failed = [self.failed.verdict] if self.failed else []
         return worst([*(row.verdict for row in self.rows), *failed])
 
@@ -75,10 +76,10 @@ class UseReport:
 class ModelReport:
     """The result of `check_model`.
 
-    `model` is the name of the model's class, and `inputs` describes its inputs. `uses` has the uses
-    that were run. `absent` maps the names of the other uses to the reason why the model does not
-    have them, for example because it has no method `generate`. `environment` describes the
-    software and the processor.
+    `model` is the name of the model's class, and `inputs` describes its inputs. `dtypes` has the
+    floating-point dtypes of the parameters, buffers and inputs. `uses` has the results of the uses.
+    If the model does not have a use, `absent` maps the name of this use to the reason, for example
+    that the model has no method `generate`. `environment` describes the software and the processor.
     """
 
     model: str
@@ -96,7 +97,7 @@ class ModelReport:
 
     @property
     def by_use(self) -> list[UseSummary]:
-        """The name, the meaning and the verdict of each use, and why it could not run."""
+        """For each use: its name, its meaning, its verdict, and why it failed, if it did."""
         return [
             UseSummary(
                 use.name,
@@ -121,7 +122,10 @@ class ModelReport:
 
 
 class Recorder:
-    """Adds up the calls of one use. It keeps no call, so many calls need no more memory."""
+    """Adds the calls of one use to the rows of `report`, without keeping the calls in memory.
+
+    `path()` returns the path of the submodule that makes the current call (see `ModulePaths`).
+    """
 
     def __init__(self, report: UseReport, path: Callable[[], str]):
         self.report = report
@@ -130,7 +134,7 @@ class Recorder:
         self.found = Verdict.PASS
 
     def __call__(self, call: CheckedCall) -> None:
-        """Add one call. The first WRONG call is diagnosed."""
+        """Add one call. Diagnose it if its verdict is bad, and worse than all verdicts before."""
         module, judgment = self.path(), call.judgment
         dtype = "" if call.dtype is None else str(call.dtype).removeprefix("torch.")
         one = Row(module, call.name, dtype, calls=1)
@@ -143,7 +147,7 @@ class Recorder:
             self.rows[key] = Row(*key)
             self.report.rows.append(self.rows[key])
         self.rows[key].add(one)
-        # WRONG after DEGRADED replaces what was found.
+        # A WRONG call replaces a DEGRADED call in `located`.
         if one.verdict.severity > max(self.found.severity, Verdict.NOT_CHECKED.severity):
             self.found = one.verdict
             self.report.located = in_words(call.diagnose(), f"{module} ({self.report.name})")
@@ -168,11 +172,11 @@ def summed(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, tuple[Ro
 
 
 def alike(path: str) -> str:
-    """The path with "*" in place of numbers: "h.*.mlp" for "h.3.mlp"."""
+    """Return the path with "*" in place of numbers: "h.*.mlp" for "h.3.mlp"."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", path)
 
 
 def floating_dtypes(tensors: Iterable[torch.Tensor]) -> list[str]:
-    """The names of the floating-point dtypes of the tensors, sorted."""
+    """Return the sorted names of the floating-point dtypes of the tensors."""
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)

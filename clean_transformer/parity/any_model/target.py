@@ -19,7 +19,7 @@ from clean_transformer.parity.inputs import LENGTH, choose_weights, suite_tokens
 from clean_transformer.parity.references.choose import IMPLEMENTATIONS, choose_reference
 from clean_transformer.weights.table import State
 
-# The name of DemoTransformer among the names of the implementations.
+# The value of the argument `implementation` that stands for `DemoTransformer`.
 OURS = "ours"
 # Names under which configurations of models keep the vocabulary's size and the longest sequence.
 VOCABULARY = ("d_vocab", "vocab_size")
@@ -28,7 +28,7 @@ CONTEXT = ("n_ctx", "n_positions", "block_size", "max_position_embeddings")
 
 @dataclass(frozen=True)
 class Target:
-    """A model and its inputs, both on the chosen device. `title` says where the model is from."""
+    """A model and its inputs, on the chosen device. `title` says where the model comes from."""
 
     model: nn.Module
     inputs: Inputs
@@ -42,15 +42,17 @@ def load_target(
 
     If `name` is "file.py:function", the file is run, and the function returns the model. If the
     file also has a function `make_inputs`, this function returns the inputs. Otherwise the inputs
-    are token ids [2 33], or shorter if the model's configuration says so.
+    are random token ids [2 33]; they are shorter than 33 if the model's longest sequence is
+    shorter.
 
     For any other `name`, `choose_weights` reads the weights of a GPT-2, and `implementation` says
-    which class runs them: one of `REFERENCES`, or "ours". "auto" chooses the first implementation
-    that is installed. `dtype` is the dtype of the model. If `dtype` is None, a model from a file
+    which class runs them: the name of a reference (see `choose_reference`), or "ours" for
+    `DemoTransformer`. "auto" chooses the installed reference with the lowest rank, or "ours" if
+    none is installed. `dtype` is the dtype of the model. If `dtype` is None, a model from a file
     keeps its dtypes, and any other model is in float32.
 
     Raises `ValueError` for an unknown implementation, if there is no such file or function, if the
-    function raises an exception or returns no model, or if the token ids cannot be chosen.
+    function raises an exception or returns no model, or if the vocabulary's size is not known.
     """
     file, colon, function = name.rpartition(":")
     if colon and file.endswith(".py"):
@@ -110,7 +112,7 @@ def _call(what: str, function: Callable[[], Any]) -> Any:
 
 
 def _chosen_tokens(model: nn.Module) -> Tensor:
-    """Token ids [2 33] in the vocabulary of the model's configuration."""
+    """Return random token ids [2 33], or shorter ones, that fit the model's configuration."""
     cfg = getattr(model, "config", getattr(model, "cfg", None))
     found = (getattr(cfg, name, None) for name in VOCABULARY)
     d_vocab = next((size for size in found if size), None)

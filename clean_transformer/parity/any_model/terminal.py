@@ -24,7 +24,7 @@ HEADLINES = {
 
 
 def print_model_report(report: ModelReport, title: str, console: Console) -> None:
-    """Print the verdict, the uses, the first wrong call, and a row per operation and per module.
+    """Print the verdicts, the first wrong call, and tables of the operations and of the modules.
 
     `title` says where the model comes from.
     """

@@ -1,4 +1,4 @@
-"""Question 3: which operation goes wrong first?
+"""Finds the first ATen operation that a device computes wrongly.
 
 `check_operations` runs a function on the device. It repeats every ATen call of the function in
 float64 on the CPU, and compares the result of the device with the float64 result.
@@ -73,16 +73,17 @@ class OperationsReport:
 
 
 class _FirstWrong(Exception):
-    """`check_operations` raises this exception to stop the function at the first WRONG call."""
+    """Raised at the first WRONG call, to stop the function that is checked."""
 
 
 def check_operations(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> OperationsReport:
-    """Run `function(*inputs, **arguments)`, and check each of its ATen calls.
+    """Run `function(*inputs, **arguments)`, and compare its ATen calls with calls in float64.
 
-    The first WRONG call stops the function. If gradients are enabled, as they are by default,
-    `function` can run a backward pass and a step of an optimizer, and their calls are checked too.
+    The function is stopped at its first WRONG call. If gradients are enabled, as they are by
+    default, `function` can run a backward pass and a step of an optimizer, and their calls are
+    checked too.
     """
     report = OperationsReport()
 
@@ -126,9 +127,10 @@ def first_wrong_operation(
 class CheckedCall:
     """An ATen call that ran, with the judgment of its outputs.
 
-    `name` is the operation's name as in `operation_name`, and `dtype` is the dtype of the first
-    floating-point output, or None if there is none. If the call could not be compared, `expected`
-    and `judgment` are None.
+    `name` is the operation's name as in `operation_name`. `dtype` is the dtype of the first
+    floating-point output, or None if no output is floating-point. `attempt` can repeat the call.
+    `expected` has the exact value and the limits of each output. If the call could not be compared,
+    `expected` and `judgment` are None.
     """
 
     name: str
@@ -140,7 +142,7 @@ class CheckedCall:
     def diagnose(self) -> Finding:
         """Repeat the call in other forms to find the cause of its error (see `Attempt.diagnose`).
 
-        The call must have been compared.
+        `expected` and `judgment` must not be None.
         """
         assert self.expected is not None
         assert self.judgment is not None
@@ -150,9 +152,10 @@ class CheckedCall:
 class CallChecker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that runs and judges every ATen call, and passes it to `on_call`.
 
-    The calls of operations in `WITHOUT_VALUES` run, but are not judged. When the checker runs a
-    call, the dispatch modes that were entered before the checker also get this call. A planted
-    device fault is such a mode, so the checker sees the fault's wrong result.
+    `on_call` gets a `CheckedCall`. Calls of operations in `WITHOUT_VALUES` run, but are not judged.
+    When the checker runs a call, the dispatch modes that were entered before the checker also get
+    this call. A planted device fault is such a mode, so the checker judges the fault's wrong
+    result.
     """
 
     def __init__(self, on_call: Callable[[CheckedCall], None]) -> None:
