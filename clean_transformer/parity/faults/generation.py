@@ -17,7 +17,7 @@ from clean_transformer.parity.operations.conditions import is_dtype
 
 
 def is_wide(call: Call) -> bool:
-    """Whether the last axis of the first operand has more than 1,000 elements, like a vocabulary."""
+    """Whether the last axis of the first operand is longer than 1,000."""
     shape = call.operands[0].shape
     return bool(shape) and shape[-1] > 1000
 

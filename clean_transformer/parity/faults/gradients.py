@@ -16,7 +16,7 @@ def sums_rows(call: Call) -> bool:
 
 
 def repeats_dropped(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute an embedding's gradient, but ignore every occurrence of a token id after its first."""
+    """Compute an embedding's gradient, but use only the first occurrence of each token id."""
     gradient, ids, *rest = args
     flat = ids.flatten()
     first = (flat[:, None] == flat).int().argmax(-1) == torch.arange(len(flat), device=flat.device)

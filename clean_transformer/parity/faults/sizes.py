@@ -23,7 +23,7 @@ SHIFTED = with_result(shifted)
 
 
 def unembeds(call: Call) -> bool:
-    """Whether a matrix product x W looks like the unembedding: W is over 8 × wider than high."""
+    """Whether W in a matrix product x W has over 8 times as many columns as rows, like W_U."""
     return n_columns(call) > 8 * factors(call)[0].shape[-1]
 
 
