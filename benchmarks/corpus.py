@@ -1,9 +1,8 @@
-"""Counts the faults that the parity suite finds, and its false alarms on a healthy machine.
+"""Counts the faults that the parity suite finds, and its false alarms on a healthy CPU.
 
-The script judges small random models on a healthy CPU, under settings that change how the CPU
-rounds, and counts false alarms. Then it plants every device fault of `parity.faults`. It counts how
-many faults the suite finds, and for how many it names the right operation. Finally, it measures the
-smallest relative error of an operation that the suite finds.
+The script judges small random models under settings that change how the CPU rounds. Then it plants
+every device fault of `parity.faults`, and counts the faults that are found and whose operation is
+named. Finally, it measures the smallest relative error of an operation that the suite finds.
 
     python -m benchmarks.corpus --runs 400 --json benchmarks/results/corpus.json
 """
@@ -81,8 +80,7 @@ def nothing() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-# Settings that change how a healthy CPU rounds. Each setting has environment variables for a new
-# process, and a function that returns a context manager.
+# For each setting: environment variables for a new process, and a function that returns a context.
 SETTINGS: dict[str, tuple[dict[str, str], Any]] = {
     "default": ({}, nothing),
     "one thread": ({}, lambda: threads(1)),
@@ -129,8 +127,7 @@ def draw_weights(draw: random.Random, seed: int) -> Weights:
 def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
     """Judge a random model in three random uses, or a random module with `assert_parity`.
 
-    Yields a pair (name of the use, alarm) for each judgment. The alarm is "" if the judgment
-    passes; otherwise it is a false alarm, because the CPU is healthy.
+    Yields a pair (name of the use, description of the false alarm or "") for each judgment.
     """
     draw = random.Random(seed)
     weights, dtype = draw_weights(draw, seed), draw.choice((F32, BF16, F16))
@@ -184,11 +181,7 @@ def logits_of(d_vocab: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
-    """Call `healthy_run` with each seed under the setting called `setting`.
-
-    Returns a dictionary: "judged" has the number of judgments of each use, and "alarms" has a pair
-    (name of the use, description) for each false alarm.
-    """
+    """Return the number of judgments of each use, and the false alarms, under one setting."""
     judged: Counter[str] = Counter()
     alarms: list[tuple[str, str]] = []
     with SETTINGS[setting][1]():
@@ -201,10 +194,7 @@ def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
 
 
 def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
-    """Return the result of `judged_healthy`, called in a new process.
-
-    The new process has the environment variables of the setting.
-    """
+    """Call `judged_healthy` in a new process with the environment variables of the setting."""
     command = [sys.executable, "-m", "benchmarks.corpus", "--worker", setting]
     done = subprocess.run(
         [*command, "--first", str(seeds.start), "--runs", str(len(seeds))],
@@ -217,10 +207,7 @@ def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
 
 
 def planted(fault: DeviceFault) -> tuple[bool, bool]:
-    """Plant a fault, and judge a small model.
-
-    Returns whether the suite finds a fault, and whether it names an operation of this fault.
-    """
+    """Plant a fault. Return whether the suite finds a fault, and names the right operation."""
     dtype = BF16 if "half" in fault.name or fault.name in ("sdpa-bf16-mask",) else F32
     cfg = Config(n_layers=2, n_heads=2, d_model=128, d_head=64, d_mlp=256, d_vocab=1500, n_ctx=104)
     weights = Weights("", cfg, synthetic.stress(cfg))
@@ -247,11 +234,7 @@ def planted(fault: DeviceFault) -> tuple[bool, bool]:
 
 
 def threshold(operation: str, dtype: torch.dtype) -> float:
-    """Return the smallest relative error of an operation that the suite finds, as a power of two.
-
-    All elements of every result of `operation` get the same relative error. Returns infinity if the
-    suite does not find an error of 100%.
-    """
+    """Return the smallest relative error of `operation` that the suite finds, a power of two."""
     cfg = Config(n_layers=1, n_heads=2, d_model=64, d_head=32, d_mlp=128, d_vocab=101, n_ctx=24)
     weights = Weights("", cfg, synthetic.stress(cfg))
     model = model_of(weights, dtype)

@@ -14,8 +14,8 @@ from clean_transformer.reports.environment import lowered_precision
 def lower_precision(precision: str) -> str:
     """Return a text that the errors are those of `precision`, and which settings can cause this.
 
-    `precision` is `Isolated.lower_precision`: a precision below the dtype's, such as "tf32", or "".
-    The result is "" if `precision` is "".
+    `precision` is `Isolated.lower_precision`: a lower precision than the dtype's, such as "TF32",
+    or "". The result is "" if `precision` is "".
     """
     if not precision:
         return ""
@@ -106,8 +106,8 @@ DRIFT_ONLY = (
     "Each activation alone is accurate, but the whole run is not: small errors add up, and exceed "
     "the errors that random rounding causes."
 )
-# The names of the uses without padding. In these uses, position n is the end of a text of n + 1
-# tokens, so that the report can speak of the length of the text.
+# For these uses, `_in_use` gives the length of the wrong texts instead of a position. It cannot do
+# so for padded texts, because their positions count the padding, too.
 BY_LENGTH = ("forward", "long text", "generate")
 
 
