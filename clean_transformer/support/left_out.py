@@ -85,7 +85,7 @@ def has_no(owner: object, name: str) -> str:
 
 
 def refuse(function: str, arguments: Iterable[str]) -> None:
-    """Raise `TypeError` if `arguments` has a name of an argument.
+    """Raise `TypeError` for the first name in `arguments`. Do nothing if `arguments` is empty.
 
     If the name is in `LEFT_OUT`, the message says what to use instead. `function` is the name of
     the called function.
