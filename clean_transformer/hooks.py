@@ -109,9 +109,9 @@ class HookedModule(nn.Module):
     of methods and arguments are those of TransformerLens.
 
     The hooks of these methods are called only in the thread that called the method. If a hook
-    function itself runs the model, no hooks are called in this inner run. While hooks are in place,
-    a module that was compiled with `module.compile()` runs uncompiled, because a compiled graph
-    does not call hooks.
+    function itself runs the model, these hooks are not called in this inner run. While hooks are in
+    place, a module that was compiled with `module.compile()` runs uncompiled, because a compiled
+    graph does not call hooks.
     """
 
     name: str | None = None

@@ -103,7 +103,7 @@ class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def with_arguments(edit: Edit, *positions: int) -> Corruption:
-    """Return a corruption that edits arguments, and then runs the operation on all arguments.
+    """Return a `Corruption` that runs the operation on edited arguments.
 
     `edit` changes the arguments at `positions`. The other arguments stay unchanged.
     """
@@ -116,7 +116,7 @@ def with_arguments(edit: Edit, *positions: int) -> Corruption:
 
 
 def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
-    """Return a corruption that edits the factors of a matrix product, and then multiplies them.
+    """Return a `Corruption` that computes a matrix product of edited factors.
 
     By default, `edit` changes both factors. With `left=False`, it changes only the second factor.
     """
@@ -129,7 +129,7 @@ def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
 
 
 def with_result(edit: Edit) -> Corruption:
-    """Return a corruption that runs the operation and then changes its result with `edit`.
+    """Return a `Corruption` that runs the operation, and then changes the result with `edit`.
 
     If the operation returns several tensors, `edit` changes only the first tensor.
     """
@@ -142,7 +142,7 @@ def with_result(edit: Edit) -> Corruption:
 
 
 def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
-    """Return a corruption that computes attention with a wrong mask.
+    """Return a `Corruption` that computes attention with a wrong mask.
 
     A query does not see a key if `hides(query position, key position, number of keys)` is True.
     The positions of the keys are 0, 1, …. In a call with `is_causal`, the positions of the queries
@@ -196,9 +196,9 @@ def as_if_contiguous(tensor: Tensor) -> Tensor:
 
 
 def rounded(mantissa_bits: int) -> Edit:
-    """Return an edit that rounds float32 tensors to `mantissa_bits` bits of mantissa.
+    """Return a function that rounds float32 tensors to `mantissa_bits` bits of mantissa.
 
-    The edit returns tensors of other dtypes unchanged.
+    The function returns tensors of other dtypes unchanged.
     """
     dropped = 23 - mantissa_bits
 
@@ -259,18 +259,18 @@ def first_columns_repeated(product: Tensor) -> Tensor:
 
 
 def edge_tile_zeroed(product: Tensor) -> Tensor:
-    """Set the last (number of columns mod 16) columns of the matrix `product` to zero."""
+    """Set the last (n mod 16) columns of the matrix `product` to zero, if it has n columns."""
     column = torch.arange(product.shape[-1], device=product.device)
     return product.masked_fill(column >= len(column) // 16 * 16, 0)
 
 
 def from_storage_start(tensor: Tensor) -> Tensor:
-    """Return a view of the tensor's storage, with the same shape and strides, but offset 0."""
+    """Return a view with the tensor's storage, shape and strides, but with the storage offset 0."""
     return tensor.as_strided(tensor.shape, tensor.stride(), 0)
 
 
 def past_the_end(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Draw indices, and add the number of categories to each index, so that it is out of range."""
+    """Run `multinomial`, but add the number of categories to each drawn index."""
     return func(*args, **options) + args[0].shape[-1]
 
 

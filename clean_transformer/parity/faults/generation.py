@@ -23,10 +23,10 @@ def is_wide(call: Call) -> bool:
 
 
 def writes_cache(call: Call) -> bool:
-    """Whether `copy_` writes keys or values into a KV cache, after position 0.
+    """Whether `copy_` writes keys or values into a KV cache, at position 1 or later.
 
-    The target has the shape [batch pos head d_head], and its storage offset is at least the stride
-    of one position.
+    The function recognizes such a call by its target: a tensor [batch pos head d_head] whose
+    storage offset is at least the stride of one position.
     """
     target = call.operands[0]
     return len(target.shape) == 4 and target.storage_offset >= target.stride[1] > 0
@@ -35,8 +35,8 @@ def writes_cache(call: Call) -> bool:
 def slot_before(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """Run `copy_`, but write into the cache one position too early.
 
-    The last position, which is then not written, gets the old values of the position before the
-    target.
+    The last position of the target, which nothing is written to, gets the old values of the
+    position before the target.
     """
     target, source = args[0], args[1]
     early = target.as_strided(

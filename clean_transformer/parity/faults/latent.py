@@ -26,9 +26,10 @@ from clean_transformer.support.numerics import at_least_float32
 
 
 def where_input(unusual: Callable[[Tensor], Tensor], value: float) -> Corruption:
-    """Return a corruption that sets the result to `value` where `unusual(first argument)` is True.
+    """Return a `Corruption` that sets some elements of the operation's result to `value`.
 
-    `unusual` returns a boolean tensor that can be broadcast to the argument's shape.
+    `unusual(first argument of the operation)` returns a boolean tensor, which is True for these
+    elements.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:

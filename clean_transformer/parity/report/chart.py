@@ -25,7 +25,7 @@ class Chart:
     """A line chart of root mean square errors, with a logarithmic vertical axis.
 
     `names` has the names of the activations on the horizontal axis. `curves` has the lines of the
-    chart. `allowed` has the largest error of each activation that passes. `decades` has the
+    chart. `allowed` has, for each activation, the largest error that passes. `decades` has the
     exponents of the powers of ten on the vertical axis. `width` and `height` are the size of the
     chart, and `left`, `top` and `bottom` are its margins, all in SVG units.
     """

@@ -81,9 +81,9 @@ class Change:
 
     @property
     def growth(self) -> float:
-        """max(1, new ratio) / max(1, old ratio).
+        """The factor by which the error ratio grew: max(1, new ratio) / max(1, old ratio).
 
-        The result is 1 if both ratios are infinite, or if only the verdicts are compared.
+        The factor is 1 if both ratios are infinite, or if only the verdicts are compared.
         """
         old, new = max(1.0, self.before.ratio), max(1.0, self.after.ratio)
         return 1.0 if old == new else new / old

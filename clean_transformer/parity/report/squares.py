@@ -1,6 +1,6 @@
 """Computes the heat maps of a run, with one square for each activation.
 
-The color of a square shows the activation's error, divided by the largest healthy error.
+The color of a square shows the activation's error, divided by the largest error that passes.
 """
 
 import math

@@ -20,9 +20,9 @@ def share(value: float, healthy: float) -> float:
 
 
 def concern(verdict: Verdict, value: float, healthy: float) -> tuple[int, float, float]:
-    """Return a sort key (verdict, `share(value, healthy)`, value), which is larger if it is worse.
+    """Return a sort key: (severity of the verdict, `share(value, healthy)`, `value`).
 
-    NaN counts as infinity.
+    A worse result has a larger key. NaN counts as infinity.
     """
     return verdict.severity, rank(share(value, healthy)), rank(value)
 
@@ -33,7 +33,7 @@ def worst_of(rows: Iterable[Isolated]) -> Isolated:
 
 
 def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """Group comparisons with the reference by block. The keys are those of `group_of`.
+    """Group comparisons with the reference by block. The keys are the names from `group_of`.
 
     In each group, the row with the largest error comes first. Rows that are NOT CHECKED come last.
     """

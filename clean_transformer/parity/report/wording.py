@@ -12,7 +12,7 @@ from clean_transformer.reports.environment import lowered_precision
 
 
 def lower_precision(precision: str) -> str:
-    """Return a text that the errors are those of `precision`, and which settings can cause this.
+    """Return a text: the errors are those of `precision`, and these settings lower the precision.
 
     `precision` is `Isolated.lower_precision`: a lower precision than the dtype's, such as "TF32",
     or "". The result is "" if `precision` is "".
@@ -45,7 +45,7 @@ def script_file(operation: str, device: str, dtype: str) -> str:
 
 
 def located_lines(located: Located) -> list[str]:
-    """Return lines about the first wrong operation, its operands, and the matching known issues."""
+    """Return lines of text: the first wrong operation, its operands, and matching known issues."""
     return [
         f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
         f"{located.bits:.1f} correct bits; {located.diagnosis}",
@@ -55,7 +55,7 @@ def located_lines(located: Located) -> list[str]:
 
 
 def describe(row: Isolated | EndToEnd | Check) -> str:
-    """Describe a row or a check that did not pass, in one sentence without a period."""
+    """Return one sentence, without a period, about a row or a check that did not pass."""
     if isinstance(row, EndToEnd):
         return (
             f"{row.name} (end to end): error {row.rho:.3g} times that of random rounding, "
@@ -141,7 +141,7 @@ def uses_by_verdict(uses: list[UseSummary], also_wrong: Sequence[str] = ()) -> s
 
 
 def _in_use(use: UseSummary) -> str:
-    """Return `use.means`. If `use.wrong_from` is set, add from where on the use is wrong."""
+    """Return `use.means`, followed by the text length or position `use.wrong_from` if it is set."""
     if not use.wrong_from:
         return use.means
     if use.name in BY_LENGTH:

@@ -85,9 +85,9 @@ def _second_step(
 def _judge(
     name: str, use: Use, before: list[list[Tensor]], after: list[list[Tensor]]
 ) -> list[Isolated | Check]:
-    """Judge the new parameter, mean and mean of squares of each parameter.
+    """Judge the three outputs of AdamW: new parameter, new mean and new mean of squares.
 
-    Of all parameters, only the one with the largest error ratio is kept for each of these outputs.
+    Returns one judgment for each output, that of the parameter with the largest error ratio.
     """
     second = torch.tensor(2.0, dtype=torch.float64)
     largest: dict[str, Isolated] = {}

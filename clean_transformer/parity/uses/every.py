@@ -1,4 +1,4 @@
-"""Judges every use of a model (see `Use`): the table of uses, training and sampling."""
+"""Judges every use of a model (see `Use`), including training and sampling."""
 
 from collections.abc import Callable
 

@@ -57,8 +57,8 @@ class UseResult:
     an exception, the last row describes the exception.
 
     `wrong_from` and `located` describe the first part that fails, and are None if all rows pass.
-    `wrong_from` is the first position whose error is above the healthy limit; it is always None for
-    training and sampling. `located` is the first wrong operation, or None if none was found.
+    `wrong_from` is the first position whose error does not pass; it is always None for training and
+    sampling. `located` is the first wrong operation, or None if none was found.
     """
 
     use: Use
@@ -81,9 +81,9 @@ class UseResult:
 class Judged:
     """A part of the model with its judgment.
 
-    `row` is the judgment. `wrong_from` is the first position whose error is above the healthy
-    limit, or the first judged position if there is none. `part` is the function that runs the part
-    on the device, and `inputs` has the input of the part in each call of the model.
+    `row` is the judgment. `wrong_from` is the first position whose error does not pass, or the
+    first judged position if all pass. `part` is the function that runs the part on the device, and
+    `inputs` has the input of the part in each call of the model.
     """
 
     row: Isolated
@@ -227,7 +227,7 @@ class Judge:
     def _logits(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        """Judge the logits at the first, the last and some random positions (`LINEAR` limits)."""
+        """Judge the logits at the first position, the last position and some random positions."""
         x, logits = use.in_one(inputs), use.in_one(outputs)
         n_rows = max(2, ROWS // len(x))
         drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()

@@ -1,6 +1,6 @@
-"""Compares the float64 oracle of each use with NumPy, which does not use PyTorch's kernels.
+"""Compares the oracle with NumPy, which does not use PyTorch's kernels.
 
-The oracle is our model in float64 on the CPU. All other checks trust its results.
+The oracle is our model in float64 on the CPU. All other checks compare the device with the oracle.
 """
 
 import numpy as np

@@ -67,7 +67,7 @@ def overflowing_activation(exact: ExactParts, tokens: Tokens) -> str:
 
 
 def too_large(what: str, size: float, dtype: torch.dtype) -> str:
-    """Return the sentence that `what` reaches `size`, which is too large for `dtype`."""
+    """Return a sentence which says that `what` has the value `size`, too large for `dtype`."""
     name, limit = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
     return (
         f"this model does not fit into {name}: {what} reaches {size:.6g}, and the largest number "

@@ -50,7 +50,7 @@ def run(
 
 
 def on_device(cache: KVCache | None, device: torch.device) -> KVCache | None:
-    """Move `cache.padding` of an empty cache to `device`, and return the cache (or None)."""
+    """Move the tensor `cache.padding` of an empty cache to `device`, and return `cache`."""
     if cache is not None and cache.padding is not None:
         cache.padding = cache.padding.to(device)
     return cache
@@ -129,7 +129,7 @@ class ExactParts:
         return "unembed.W_U" not in self.state
 
     def unembedding(self, tokens: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return W_U [d_model d_vocab] and b_U [d_vocab], or only their columns `tokens`."""
+        """Return W_U [d_model token] and b_U [token] for the token ids `tokens`, by default all."""
         b_U = self.weight("unembed.b_U", tokens)
         if self.is_tied:
             return self.weight("embed.W_E", tokens).T, b_U

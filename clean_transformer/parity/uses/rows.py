@@ -23,15 +23,15 @@ def by_rows(
     u: float,
     judged: Tensor | None = None,
 ) -> tuple[Isolated, Tensor]:
-    """Judge each row (slice along the last axis) of `got` by a ratio, with the limits of `PART`.
+    """Judge each row of `got`, the device's result. A row is a slice along the last axis.
 
-    The ratio is the row's root mean square error, divided by the root mean square change that
-    random rounding causes in the row (see `parity/rounding.py`). `envelope` has the square of this
-    change for each row. `exact` is the right result in float64. `u` is the unit roundoff of the
-    device's dtype. Rows in which the mask `judged` is False are ignored.
+    The error ratio of a row is its root mean square error, divided by the root mean square change
+    that random rounding causes in the row (see `parity/rounding.py`). The limits of this ratio are
+    those of `PART`. `exact` is the right result in float64. `envelope` has the mean square change
+    of each row. `u` is the unit roundoff of the device's dtype. Rows in which the mask `judged` is
+    False are ignored.
 
-    Returns the judgment, and a mask that is True for each row whose ratio is above the healthy
-    limit.
+    Returns the judgment, and a mask that is True for each row that does not pass.
     """
     healthy, wrong = PART.limits(1, u)
     error = (got.double() - exact).square().mean(dim=-1).sqrt()
@@ -67,14 +67,14 @@ def elementwise(
     terms: int = 1,
     u: float | None = None,
 ) -> tuple[Isolated, Tensor]:
-    """Judge each element of `got` by its error ratio, with the limits of `kind`.
+    """Judge each element of `got`, the device's result, by its error ratio.
 
-    `parity/limits.py` explains the error ratio. `exact` is the right result in float64. `scale` is
-    the scale G of each element. `terms` is the number of terms that the operation adds up for one
-    element. `u` is the unit roundoff; None means the unit roundoff of the dtype of `got`.
+    `parity/limits.py` explains the error ratio, its scale G (`scale`), and its limits (`kind`).
+    `exact` is the right result in float64. `terms` is the number of terms that the operation adds
+    up for one element. `u` is the unit roundoff; None means the unit roundoff of the dtype of
+    `got`.
 
-    Returns the judgment, and a mask that is True for each element whose ratio is above the healthy
-    limit.
+    Returns the judgment, and a mask that is True for each element that does not pass.
     """
     u = UNIT_ROUNDOFF[got.dtype] if u is None else u
     healthy, wrong = kind.limits(terms, u)

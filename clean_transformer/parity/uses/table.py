@@ -61,8 +61,8 @@ class Use:
         """Return an empty KV cache with one layer, or None if the use has no cache.
 
         By default, the cache is for the calls of this use, one after the other. If `whole` is True,
-        the cache is for a single call that reads all positions. `whole` changes only the length of
-        the attention mask, which is the length of the first call.
+        the cache is for a single call that reads all positions. Only the attention mask of the
+        cache depends on `whole`: the mask is as long as the first call.
         """
         if not self.is_cached:
             return None

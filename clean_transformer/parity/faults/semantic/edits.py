@@ -1,4 +1,4 @@
-"""`SemanticFault`, and functions that return the changes for a fault.
+"""`SemanticFault`, and functions that return the `Changes` to our code for a fault.
 
 A planted fault replaces methods of our classes, or functions in our files. So the fault affects all
 our models, including the models that were made before the fault was planted. The fault does not
@@ -82,7 +82,7 @@ class _Bound(nn.Module):
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Return changes that make every module of the class `owner` run with changed parameters.
+    """Return `Changes` that make every module of the class `owner` run with changed parameters.
 
     `edit(module)` returns the new values of some parameters by name. The other parameters keep
     their values.
@@ -99,9 +99,9 @@ def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes
 
 
 def edited(owner: type, edits: dict[str, Edit]) -> Changes:
-    """Return changes that make every module of the class `owner` run with edited parameters.
+    """Return `Changes` that make every module of the class `owner` run with edited parameters.
 
-    `edits` maps the name of a parameter to its edit.
+    `edits` maps the name of a parameter to a function that returns the new value of the parameter.
     """
     return parameters(
         owner, lambda module: {n: edit(module.get_parameter(n)) for n, edit in edits.items()}
@@ -109,10 +109,10 @@ def edited(owner: type, edits: dict[str, Edit]) -> Changes:
 
 
 def mistaken(owner: type, others: dict[str, str]) -> Changes:
-    """Return changes that make every module of the class `owner` mix up its parameters.
+    """Return `Changes` that make every module of the class `owner` mix up its parameters.
 
-    For each item (name, other name) of `others`, the module uses the value of the parameter
-    `other name` as the value of the parameter `name`.
+    For each `name` in `others`, the module uses the parameter called `others[name]` in place of the
+    parameter called `name`.
     """
     return parameters(
         owner, lambda module: {name: module.get_parameter(n) for name, n in others.items()}
@@ -120,7 +120,7 @@ def mistaken(owner: type, others: dict[str, str]) -> Changes:
 
 
 def arguments(owner: type, edit: Edit) -> Changes:
-    """Return changes that edit the first argument of `forward` in all modules of class `owner`."""
+    """Return `Changes` that edit the first argument of `forward` in modules of class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda self, x, *args, **kwargs: forward(self, edit(x), *args, **kwargs)
@@ -129,7 +129,7 @@ def arguments(owner: type, edit: Edit) -> Changes:
 
 
 def result(owner: type, edit: Edit) -> Changes:
-    """Return changes that edit the output of every module of the class `owner`."""
+    """Return `Changes` that edit the output of every module of the class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda *args, **kwargs: edit(forward(*args, **kwargs))
@@ -138,7 +138,7 @@ def result(owner: type, edit: Edit) -> Changes:
 
 
 def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:
-    """Return changes that replace the submodule `name` in every module of the class `owner`.
+    """Return `Changes` that replace the submodule `name` in every module of the class `owner`.
 
     `substitute(submodule)` returns the module that replaces the submodule.
     """
@@ -154,12 +154,12 @@ def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Cha
 
 
 def unchanged(activation: Tensor) -> Tensor:
-    """Return the activation itself: an edit that changes nothing."""
+    """Return the activation itself."""
     return activation
 
 
 def element(edit: Edit, *index: int) -> Edit:
-    """Return an edit that applies `edit` only to the element or slice at `index`."""
+    """Return a function that applies `edit` only to the element or slice of a tensor at `index`."""
 
     def change(weight: Tensor) -> Tensor:
         changed = weight.clone()
@@ -170,7 +170,7 @@ def element(edit: Edit, *index: int) -> Edit:
 
 
 def without(*names: str) -> dict[str, Edit]:
-    """Return edits for `edited` that set the parameters called `names` to zero."""
+    """Return an argument for `edited` that sets the parameters called `names` to zero."""
     return dict.fromkeys(names, torch.zeros_like)
 
 
