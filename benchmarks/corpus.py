@@ -1,8 +1,8 @@
 """Counts the faults that the parity suite finds, and its false alarms on a healthy CPU.
 
 The script judges small random models under settings that change how the CPU rounds. Then it plants
-every device fault of `parity.faults`, and counts the faults that are found and whose operation is
-named. Finally, it measures the smallest relative error of an operation that the suite finds.
+every device fault of `parity.faults`, and counts how many the suite finds, and for how many it
+names the right operation. Finally, it measures the smallest relative error that the suite finds.
 
     python -m benchmarks.corpus --runs 400 --json benchmarks/results/corpus.json
 """
@@ -207,7 +207,7 @@ def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
 
 
 def planted(fault: DeviceFault) -> tuple[bool, bool]:
-    """Plant a fault. Return whether the suite finds a fault, and names the right operation."""
+    """Return whether the suite finds the planted fault, and whether it names the operation."""
     dtype = BF16 if "half" in fault.name or fault.name in ("sdpa-bf16-mask",) else F32
     cfg = Config(n_layers=2, n_heads=2, d_model=128, d_head=64, d_mlp=256, d_vocab=1500, n_ctx=104)
     weights = Weights("", cfg, synthetic.stress(cfg))

@@ -190,7 +190,7 @@ class DemoTransformer(GenerationMixin):
     ) -> "DemoTransformer":
         """Return a GPT-2 with a copy of the weights in `state`.
 
-        The dtype and the device stay the same. `state` is the state dict of a `HookedTransformer`,
+        The copy has the same dtype and device. `state` is the state dict of a `HookedTransformer`,
         `TransformerBridge`, `GPT2LMHeadModel`, nanoGPT, minGPT or `DemoTransformer`. `cfg` is the
         architecture; None derives it from the shapes of the weights. Raises `WeightsError` if the
         weights do not fit the architecture exactly, and if the number of heads cannot be derived.

@@ -18,7 +18,7 @@ Stack = Float[Tensor, "component *batch_pos d_model"]
 Labeled = Stack | tuple[Stack, list[str]]
 Tokens = str | int | Int[Tensor, "..."]
 # Some positions: one position, a range (start, end) or (start, end, step), a list of positions, or
-# None for all positions. One position removes the position axis.
+# None for all positions. With a single position, the result has no position axis.
 Positions = int | tuple[int, ...] | list[int] | slice | Tensor | np.ndarray | None
 
 

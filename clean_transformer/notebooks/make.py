@@ -53,7 +53,7 @@ def execute(made: "NotebookNode", folder: Path) -> None:
 
 
 def main() -> None:
-    """Build the notebooks whose names are on the command line, or all notebooks without names."""
+    """Build the notebooks whose names are on the command line; without names, build all."""
     import nbformat
 
     # Store figures as PNG pictures: they are small, and every notebook viewer can show them.

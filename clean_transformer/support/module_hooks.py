@@ -11,7 +11,7 @@ from clean_transformer.support.stand_in import StandIn
 
 
 class _Running(threading.local):
-    """`depth` is the number of hook functions that now run in the current thread, nested."""
+    """`depth` counts the hook functions, one inside the other, that the current thread runs now."""
 
     depth = 0
 

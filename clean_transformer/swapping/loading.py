@@ -19,7 +19,7 @@ class WeightsNotCopied(UserWarning):
 
 @torch.no_grad()
 def load(new: nn.Module, old: nn.Module, weights: Mapping[str, Tensor], path: str) -> list[str]:
-    """Copy weights from the module `old` to the module `new`. Return the names of the others.
+    """Copy weights from `old` to `new`. Return the names of the parameters that were not copied.
 
     If the new module has a method `load_from`, this function only calls `new.load_from(old)`, and
     returns an empty list. Otherwise it copies every parameter that has the same name and shape in

@@ -12,7 +12,7 @@ from clean_transformer.reports.environment import lowered_precision
 
 
 def lower_precision(precision: str) -> str:
-    """Return a text: the errors are those of `precision`, and these settings lower the precision.
+    """Return a text about errors as large as those of `precision`, and the settings that allow it.
 
     `precision` is `Isolated.lower_precision`: a lower precision than the dtype's, such as "TF32",
     or "". The result is "" if `precision` is "".
