@@ -1,9 +1,9 @@
 """Prints how long each operation takes when a CPU decodes one token or runs one forward pass.
 
-The table has the time of each operation that PyTorch's profiler records. For each matrix product,
-the table also has a rate. When a token is decoded, the rate is the number of bytes of the weight
-that are read per second; in a forward pass, the number of floating-point operations per second. The
-profiler does not record the time that Python itself takes.
+PyTorch's profiler measures these times. It does not measure the time that Python itself takes. For
+each matrix product, the table also has a rate. If the script decodes a token, the rate is the
+number of bytes of weights that are read per second. If it runs a forward pass, the rate is the
+number of floating-point operations per second.
 
     python -m benchmarks.breakdown --dtype bfloat16
     python -m benchmarks.breakdown --batch 4 --length 256
@@ -41,9 +41,10 @@ class Row:
     """One row of the table: an operation and its time.
 
     In each call of the model, the operation runs `times` times, and takes `seconds` in total.
-    `amount` is 0 if the operation is not a matrix product. For a matrix product, `amount` is the
-    number of bytes of weights that the operation reads per call (when decoding), or the number of
-    its additions and multiplications per call (in a forward pass).
+
+    `amount` is also per call of the model. If a token is decoded, `amount` is the number of bytes
+    of weights that the operation reads. In a forward pass, it is the number of additions and
+    multiplications. `amount` is 0 if the operation is not a matrix product.
     """
 
     operation: str
@@ -68,15 +69,16 @@ def decoder(model: DemoTransformer, context: int, new: int) -> Any:
 
 
 def reader(model: DemoTransformer, batch: int, length: int) -> Callable[[], object]:
-    """Return a function that computes all logits for `batch` inputs of `length` tokens."""
+    """Return a function that runs the model on `batch` inputs of `length` tokens each."""
     tokens = torch.arange(batch * length).view(batch, length) % model.cfg.d_vocab
     return lambda: model(tokens)
 
 
 def bytes_read(shapes: Shapes, itemsize: int) -> int:
-    """Return the number of bytes of the weight in a matrix product for one token.
+    """Return the number of bytes of the weight in a matrix product that decodes one token.
 
-    `shapes` has the shapes of the product's arguments. The weight is the largest argument.
+    `shapes` has the shapes of the product's arguments. The largest argument is the weight.
+    `itemsize` is the number of bytes of one element.
     """
     return math.prod(max(shapes, key=math.prod)) * itemsize
 
@@ -85,8 +87,7 @@ def flops(shapes: Shapes) -> float:
     """Return the number of additions and multiplications of a matrix product.
 
     `shapes` has the shapes of the operation's arguments. If three arguments are matrices, the
-    operation adds the product of two matrices to the third matrix. The three matrices can be in any
-    order.
+    operation multiplies two of them and adds the third. The order of the arguments does not matter.
     """
     matrices = [shape for shape in shapes if len(shape) > 1]
     # A product of [r i] and [i o] is added to a matrix [r o]. Each of the sizes r, i and o occurs
@@ -100,8 +101,8 @@ def flops(shapes: Shapes) -> float:
 def operations(events: Any, calls: int, amount: Callable[[Shapes], float]) -> list[Row]:
     """Summarize the profiler's `events` as one row per operation, the slowest operation first.
 
-    The profiler recorded `events` during `calls` calls of the model. The function `amount` computes
-    the amount of one matrix product (see `Row`) from the shapes of the product's arguments.
+    The profiler recorded `events` during `calls` calls of the model. `amount(shapes)` returns the
+    amount of one matrix product (see `Row.amount`) whose arguments have these shapes.
     """
     rows: dict[str, Row] = {}
     for event in events:
@@ -184,7 +185,7 @@ def read_rate() -> float:
 def table(rows: list[Row], taken: float, rate: str) -> Table:
     """Return a table of the twelve slowest operations, with one more row for all other operations.
 
-    `taken` is the seconds of one call of the model. `rate` is the heading of the last column.
+    `taken` is the time of one call of the model in seconds. `rate` is the unit of the last column.
     """
     printed = Table("operation", "times", "µs each", "ms in total", "share", rate)
     shown, others = rows[:12], rows[12:]

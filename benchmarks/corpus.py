@@ -1,9 +1,8 @@
-"""Measure what the parity suite catches, and how often it is wrong about a healthy machine.
+"""Counts the faults that the parity suite finds, and its false alarms on a healthy CPU.
 
-The script plants every device fault of `parity.faults`, each in the use that meets it, and counts
-how many are caught, and how many are attributed to the right operation. It measures the smallest
-relative error of an operation that is caught. Then it judges small random models under settings
-that change how a healthy CPU rounds, and counts false alarms.
+The script judges small random models under settings that change how the CPU rounds. Then it plants
+every device fault of `parity.faults`, and counts how many the suite finds, and for how many it
+names the right operation. Finally, it measures the smallest relative error that the suite finds.
 
     python -m benchmarks.corpus --runs 400 --json benchmarks/results/corpus.json
 """
@@ -77,11 +76,11 @@ def flushing() -> Iterator[None]:
 
 
 def nothing() -> AbstractContextManager[Any]:
-    """Change no setting."""
+    """Return a context manager that changes no setting."""
     return nullcontext()
 
 
-# For each setting: environment variables, which a process reads only once, and a context manager.
+# For each setting: environment variables for a new process, and a function that returns a context.
 SETTINGS: dict[str, tuple[dict[str, str], Any]] = {
     "default": ({}, nothing),
     "one thread": ({}, lambda: threads(1)),
@@ -110,7 +109,7 @@ class Subclass(MLP):
 
 
 def draw_weights(draw: random.Random, seed: int) -> Weights:
-    """Draw a tiny model with sizes that need not be powers of two."""
+    """Return random weights of a tiny model. Its sizes are drawn with `draw`."""
     heads, d_head = draw.choice((1, 2, 3)), draw.choice((8, 16, 20))
     cfg = Config(
         n_layers=draw.choice((1, 2)),
@@ -126,9 +125,9 @@ def draw_weights(draw: random.Random, seed: int) -> Weights:
 
 
 def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
-    """Judge a random model in three uses drawn at random, or a module with `assert_parity`.
+    """Judge a random model in three random uses, or a random module with `assert_parity`.
 
-    Yield the use and a description of each alarm; the description is empty if there is none.
+    Yields a pair (name of the use, description of the false alarm or "") for each judgment.
     """
     draw = random.Random(seed)
     weights, dtype = draw_weights(draw, seed), draw.choice((F32, BF16, F16))
@@ -171,7 +170,7 @@ def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
 
 
 def model_of(weights: Weights, dtype: torch.dtype) -> DemoTransformer:
-    """Return the model with these weights in `dtype`."""
+    """Return a model with these weights, converted to `dtype`."""
     state = {name: value.to(dtype) for name, value in weights.state.items()}
     return DemoTransformer.from_state_dict(state, weights.cfg)
 
@@ -182,7 +181,7 @@ def logits_of(d_vocab: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
-    """Return how many judgments of each use were made with these seeds, and all alarms."""
+    """Return the number of judgments of each use, and the false alarms, under one setting."""
     judged: Counter[str] = Counter()
     alarms: list[tuple[str, str]] = []
     with SETTINGS[setting][1]():
@@ -195,7 +194,7 @@ def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
 
 
 def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
-    """Run `judged_healthy` in a process with the environment variables of the setting."""
+    """Call `judged_healthy` in a new process with the environment variables of the setting."""
     command = [sys.executable, "-m", "benchmarks.corpus", "--worker", setting]
     done = subprocess.run(
         [*command, "--first", str(seeds.start), "--runs", str(len(seeds))],
@@ -208,7 +207,7 @@ def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
 
 
 def planted(fault: DeviceFault) -> tuple[bool, bool]:
-    """Plant a fault. Return whether it is caught, and whether its operation is named."""
+    """Return whether the suite finds the planted fault, and whether it names the operation."""
     dtype = BF16 if "half" in fault.name or fault.name in ("sdpa-bf16-mask",) else F32
     cfg = Config(n_layers=2, n_heads=2, d_model=128, d_head=64, d_mlp=256, d_vocab=1500, n_ctx=104)
     weights = Weights("", cfg, synthetic.stress(cfg))
@@ -235,7 +234,7 @@ def planted(fault: DeviceFault) -> tuple[bool, bool]:
 
 
 def threshold(operation: str, dtype: torch.dtype) -> float:
-    """The smallest power of two by which a whole result must be off, relatively, to be caught."""
+    """Return the smallest relative error of `operation` that the suite finds, a power of two."""
     cfg = Config(n_layers=1, n_heads=2, d_model=64, d_head=32, d_mlp=128, d_vocab=101, n_ctx=24)
     weights = Weights("", cfg, synthetic.stress(cfg))
     model = model_of(weights, dtype)

@@ -1,9 +1,8 @@
-"""Measure the time and the memory of `clean-transformer doctor`.
+"""Measures the time and the memory of `clean-transformer doctor`.
 
-The script runs the command in a fresh process for each of the given weights. It prints the seconds
-on the clock, the CPU seconds (user plus system) of the command and the processes that it starts,
-and the largest resident memory of one of these processes. It also prints this memory divided by the
-size of the float32 weights.
+The script runs the command in a fresh process for each of the given weights. It prints the
+wall-clock time and the CPU time (user plus system) in seconds, and the largest resident memory of a
+process. It also prints this memory divided by the size of the weights in float32.
 
     python -m benchmarks.doctor --weights demo,stress:small
 """
@@ -19,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 SCRIPT = str(Path(sys.executable).with_name("clean-transformer"))
-# A fresh process runs this code, because `ru_maxrss` is the maximum of all child processes so far.
+# A fresh process runs this code for each measurement, because `ru_maxrss` is the maximum over all
+# earlier child processes, too.
 MEASURE = """
 import resource, subprocess, sys, time
 start = time.perf_counter()
@@ -31,7 +31,10 @@ print(done.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss)
 
 
 def weight_bytes(weights: str) -> int:
-    """Return the number of bytes of the float32 weights; a tied unembedding counts once."""
+    """Return the number of bytes of the weights in float32.
+
+    If the unembedding shares the weights of the embedding, these weights count once.
+    """
     from clean_transformer.parity.inputs import choose_weights
 
     return sum(4 * prod(value.shape) for value in choose_weights(weights).state.values())

@@ -1,10 +1,10 @@
 """Measures the largest error ratios on a healthy machine, which the parity suite must accept.
 
-`parity/limits.py` defines the error ratio of an activation. Each run draws a model (sizes and
-weights), a batch of tokens and a number of threads at random. The run judges every activation in
-one dtype, once for each path in `isolated.PATHS` (a path says which hook points have hooks). The
-script prints the largest error ratio for each kind of operation, and the number of activations that
-did not pass. On a healthy machine, this number is 0.
+`parity/limits.py` defines the error ratio of an activation. Each run draws a small model, a batch
+of tokens and a number of threads at random. The run judges every activation, once for each path in
+`PATHS` of `parity/activations/isolated.py` (a path says which hook points have hooks). The script
+prints the largest error ratio of each kind of operation in each dtype, and the number of
+activations that did not pass. On a healthy machine, this number should be 0.
 
     python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
 """
@@ -48,9 +48,9 @@ def draw_config(draw: random.Random) -> Config:
 
 
 def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
-    """Draw a model and inputs with `seed`, and yield the judgment of each activation.
+    """Draw a model and tokens with `seed`, and yield the judgment of each activation.
 
-    An `Isolated` has the error ratio and the verdict of one activation.
+    `dtype` is the dtype of the model.
     """
     draw = random.Random(seed)
     cfg = draw_config(draw)

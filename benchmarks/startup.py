@@ -1,8 +1,8 @@
 """Measures how long the command line and the package take to start.
 
-The script runs each command in a fresh process. It prints the CPU seconds of the command, and the
-ratio of these seconds to the CPU seconds of `import torch`. The script measures CPU time, because
-other programs on the machine change CPU time less than wall-clock time.
+The script runs each command in a fresh process. It prints the CPU time of the command in seconds,
+and this time divided by the CPU time of `import torch`. The script does not measure wall-clock
+time, because other programs on the machine change wall-clock time more than CPU time.
 
     python -m benchmarks.startup --rounds 5
 """
@@ -35,7 +35,7 @@ UNIT = "import torch"
 
 
 def cpu_seconds(command: Sequence[str]) -> float:
-    """Run `command`, and return the CPU seconds (user plus system) of all its processes."""
+    """Run `command`, and return the CPU time (user plus system) of all its processes in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

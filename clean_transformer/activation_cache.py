@@ -13,8 +13,8 @@ from clean_transformer.reports.tensors import size_of, tensors_html
 from clean_transformer.residual_stacks import ResidualStacks
 from clean_transformer.support.left_out import has_no
 
-# The keys are TransformerLens's short words for hook points. The values are the names of these hook
-# points, without the prefix "hook_".
+# TransformerLens's short words for some hook points. The values are the names of the hook points
+# without "hook_".
 SHORTHAND = {
     "attn": "pattern",
     "attn_logits": "attn_scores",
@@ -26,21 +26,20 @@ SHORTHAND = {
 }
 
 
-# A full name, or a word followed by a layer and by names of modules. None is skipped.
+# A full name, or a tuple: a word, the index of a layer, and names of modules. None is ignored.
 Key = str | tuple[str | SupportsIndex | None, ...]
 
 
 class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
     """A mapping from names to activations, in the order of the forward pass.
 
-    A key is a full name, such as `cache["blocks.0.attn.hook_pattern"]`, or a shorthand, as in
-    TransformerLens, such as `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]` or
-    `cache["normalized", "ln_final"]`. The first word of a shorthand is the name of the hook point
-    without "hook_", or a key of `SHORTHAND`. The layer's number and the names of modules in the
-    hook point's path can follow, in any order.
+    A key is either a full name, as in `cache["blocks.0.attn.hook_pattern"]`, or a shorthand, as in
+    `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]` or `cache["normalized", "ln_final"]`. A
+    shorthand begins with the name of a hook point without "hook_", or with a key of `SHORTHAND`.
+    The index of the layer (block) and the names of modules in the hook point's path can follow, in
+    any order. Layer -1 is the last layer of the model, even if it was not captured.
 
-    `model` is the model or the module that computed the activations. Layer -1 is the last layer
-    (block) of the model, even if only earlier layers were captured. `has_batch_dim` says whether
+    `model` is the model or the module that computed the activations. `has_batch_dim` says whether
     the first axis of each activation is the batch axis. The methods of `ResidualStacks` analyze the
     residual stream.
     """

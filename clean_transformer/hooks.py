@@ -25,7 +25,10 @@ from clean_transformer.support.module_hooks import (
 
 
 class KnowsLeftOut(nn.Module):
-    """A module whose errors say what to use instead of TransformerLens's names in `LEFT_OUT`."""
+    """A module whose `AttributeError` says what to use instead of a missing attribute.
+
+    The hints are in `LEFT_OUT`. They are for attributes that TransformerLens has, and we lack.
+    """
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -35,10 +38,10 @@ class KnowsLeftOut(nn.Module):
 
 
 class HookPoint(KnowsLeftOut):
-    """An identity module. A hook on this module receives the activation and can replace it.
+    """A module that returns its input. A hook on this module can read and replace an activation.
 
-    A hook function gets the hook point as its argument `hook`. `hook.name` is the path of the hook
-    point in the model, as in TransformerLens.
+    A hook function gets the hook point as its argument `hook`. Then `hook.name` is the path of the
+    hook point in the model, such as "blocks.0.attn.hook_z".
     """
 
     name: str | None = None
@@ -48,9 +51,10 @@ class HookPoint(KnowsLeftOut):
         return activation
 
     def layer(self) -> int:
-        """Return the index of the block that `name` names, such as 3 for "blocks.3.hook_mlp_out".
+        """Return the index of the block that this hook point is in.
 
-        Raises `ValueError` for a hook point outside of the blocks.
+        For the name "blocks.3.hook_mlp_out", the result is 3. Raises `ValueError` for a hook point
+        outside of the blocks.
         """
         before, _, rest = (self.name or "").partition("blocks.")
         index = rest.split(".")[0]
@@ -65,11 +69,12 @@ def hook_points(module: nn.Module) -> dict[str, HookPoint]:
 
 
 def observed(*points: nn.Module) -> bool:
-    """Return whether at least one of the hook points `points` has a forward or backward hook.
+    """Return whether any of the hook points `points` has a forward or backward hook.
 
-    A hook point whose `forward` was replaced counts, too: nnsight replaces it to read activations.
-    Modules such as `Attention` compute step by step if the result is True, because each activation
-    must then pass through its hook point. If the result is False, they use a fused kernel.
+    The result is also True if the `forward` of a hook point was replaced, because nnsight replaces
+    `forward` to read activations. Modules such as `Attention` call this function to choose: if the
+    result is False, they run a fused kernel. If it is True, they compute step by step, so that each
+    activation passes through its hook point.
     """
     return any(
         point._forward_hooks
@@ -88,24 +93,25 @@ HookFunction = Callable[..., Tensor | None]
 Hooks = Iterable[tuple[Names, HookFunction]]
 
 # `PER_HEAD_INPUTS` are the block's hook points for the inputs of each attention head. `PER_HEAD`
-# also contains attention's hook point for the output of each head. Each of these activations is
-# [batch pos head d_model], and needs n_heads times the memory of a residual stream. Therefore
-# `run_with_cache` captures these activations only if its argument `names_filter` selects them.
+# also contains attention's hook point for the output of each head. These activations have the shape
+# [batch pos head d_model], so each of them needs n_heads times the memory of the residual stream.
+# Therefore `run_with_cache` captures them only if its argument `names_filter` selects them.
 PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
 
 class HookedModule(nn.Module):
-    """The base class of all modules with hook points, from a whole model to one LayerNorm.
+    """The base class of all modules with hook points, such as a whole model or one LayerNorm.
 
-    `run_with_cache` returns the activations at the hook points. `run_with_hooks` and `hooks` change
-    activations and gradients. All three also accept the path of a submodule, such as
-    "blocks.0.ln1", and then read or change the submodule's output. The names of methods and
-    arguments are those of TransformerLens.
+    `run_with_cache` returns the activations at the hook points. `run_with_hooks` and `hooks` call
+    hook functions, which can change activations and gradients. These three methods also accept the
+    path of a submodule, such as "blocks.0.ln1". This path selects the submodule's output. The names
+    of methods and arguments are those of TransformerLens.
 
-    Hooks belong to the thread that placed them: a run in another thread does not call them. Hooks
-    do not see the runs that a hook function starts. While hooks are in place, a module that was
-    compiled with `compile()` runs uncompiled, because a compiled graph does not call hooks.
+    The hooks of these methods are called only in the thread that called the method. If a hook
+    function itself runs the model, these hooks are not called in this inner run. While hooks are in
+    place, a module that was compiled with `module.compile()` runs uncompiled, because a compiled
+    graph does not call hooks.
     """
 
     name: str | None = None
@@ -116,7 +122,10 @@ class HookedModule(nn.Module):
         return hook_points(self)
 
     def default_points(self) -> dict[str, nn.Module]:
-        """Return the hook points that `run_with_cache` captures by default: all but `PER_HEAD`."""
+        """Return the hook points that `run_with_cache` captures by default: all except `PER_HEAD`.
+
+        The result maps the path of each hook point to the hook point.
+        """
         return {
             name: point
             for name, point in self.hook_dict.items()
@@ -133,18 +142,19 @@ class HookedModule(nn.Module):
     ) -> tuple[Any, ActivationCache]:
         """Return the output of `self(*inputs, **arguments)`, and an `ActivationCache` of the run.
 
+        `names_filter` selects the activations: one name, several names, or a function that takes
+        the name of a hook point and returns whether to capture its activation. The default is all
+        activations of `default_points`. The name of a submodule, such as "blocks.0.ln1", selects
+        the submodule's output. If attention scores or patterns are selected, attention runs without
+        its fused kernel, so that the output can have other rounding errors than without a cache.
+
         The activations in the cache are detached. Writing into them does not change the model's
-        weights. `names_filter` selects the activations: one name, several names, or a function that
-        takes the name of a hook point and returns whether to capture its activation. By default,
-        the cache holds the activations of `default_points`. The name of a submodule, such as
-        "blocks.0.ln1", selects the submodule's output. If the names include attention scores or
-        patterns, attention runs without its fused kernel, so the output can differ by rounding from
-        that of a run without a cache. If `remove_batch_dim` is True, the activations have no batch
-        axis; the batch must hold one input. The activations are moved to `device`; None leaves them
-        on the model's device.
+        weights. If `remove_batch_dim` is True, the activations have no batch axis; the batch must
+        hold one input. The activations are moved to `device`; None leaves them on the model's
+        device.
 
         Raises `KeyError` for an unknown name, and for a function that selects nothing, before the
-        module runs. Raises `RuntimeError` if a module that `names_filter` names does not run.
+        module runs. Raises `RuntimeError` if a selected module does not run.
         """
         captured: dict[str, Tensor] = {}
         weights = {each.untyped_storage().data_ptr() for each in self.parameters()}
@@ -171,7 +181,7 @@ class HookedModule(nn.Module):
     ) -> Any:
         """Run `self(*inputs, **arguments)` with temporary hook functions, and return the output.
 
-        `hooks` describes `fwd_hooks` and `bwd_hooks`, and the errors.
+        See the method `hooks` for `fwd_hooks`, `bwd_hooks` and the errors.
         """
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(*inputs, **arguments)
@@ -180,13 +190,15 @@ class HookedModule(nn.Module):
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator["HookedModule"]:
         """Put hook functions in place for all runs inside a `with` block.
 
-        Each of `fwd_hooks` and `bwd_hooks` is a list of pairs (names, function). In each pair,
-        `names` selects activations as in `run_with_cache`. The forward pass calls
-        `function(activation, hook=hook_point)` for each selected activation of `fwd_hooks`. The
-        function may change the activation in place, or return a replacement of the same shape,
-        dtype and device. The backward pass of a run inside the block calls the functions of
-        `bwd_hooks` with the gradient of the selected activation in the same way, even if the
-        backward pass comes after the block.
+        `fwd_hooks` and `bwd_hooks` are lists of pairs (names, function). In each pair, `names`
+        selects activations, like `names_filter` in `run_with_cache`. For each activation that a
+        pair in `fwd_hooks` selects, the forward pass calls `function(activation, hook=hook_point)`.
+        The function may change the activation in place, or return a replacement of the same shape,
+        dtype and device.
+
+        The functions in `bwd_hooks` get the gradient of the activation instead, and may change or
+        replace it in the same way. They are called in the backward pass of a run that was made
+        inside the block. This backward pass may come after the block.
 
         Raises `KeyError` for an unknown name, and for a function that selects nothing. Raises
         `ValueError` for a replacement that does not fit, and `RuntimeError` if a selected module
@@ -208,10 +220,10 @@ class HookedModule(nn.Module):
     ) -> None:
         """Put a hook function in place until `reset_hooks()` is called.
 
-        `hooks` describes the function and the errors. Prefer `run_with_hooks` or `hooks`, which
-        leave nothing behind. Unlike their functions, this function is called in every thread.
-        Raises `KeyError` if `dir` is neither "fwd" nor "bwd", and `TypeError` for `left_out`, which
-        are other arguments of TransformerLens.
+        See the method `hooks` for the hook function and the errors. Prefer `run_with_hooks` or
+        `hooks`, which remove their hooks. The hooks of `add_hook` are called in every thread.
+        Raises `KeyError` if `dir` is neither "fwd" nor "bwd". `left_out` takes TransformerLens's
+        other arguments, only to raise a `TypeError` that says what to use instead.
         """
         refuse("add_hook", left_out)
         kind = {"fwd": Editing, "bwd": EditingGradient}[dir]
@@ -220,9 +232,10 @@ class HookedModule(nn.Module):
             register(module, editing)
 
     def reset_hooks(self, **left_out: Any) -> None:
-        """Remove the hooks of `add_hook`. `run_with_hooks` and `hooks` remove their own hooks.
+        """Remove all hooks that `add_hook` put in place.
 
-        Raises `TypeError` for `left_out`, which are arguments of TransformerLens.
+        `left_out` takes TransformerLens's arguments, only to raise a `TypeError` that says what to
+        use instead.
         """
         refuse("reset_hooks", left_out)
         for module in self.modules():
@@ -254,10 +267,10 @@ class HookedModule(nn.Module):
 
 
 def _require_runs(names: Names, hooks: Iterable[Placement]) -> None:
-    """Raise `RuntimeError` for a named module that did not run.
+    """Raise `RuntimeError` if a selected module did not run.
 
-    If a function selected the names, only one of them must have run: with `stop_at_layer`, later
-    blocks do not run.
+    If `names` is a function, raise it only if none of the selected modules ran. For example, with
+    `stop_at_layer`, later blocks do not run.
     """
     idle = {hook.name: module for module, hook in hooks if not hook.has_run}
     if not idle or (callable(names) and any(hook.has_run for _, hook in hooks)):

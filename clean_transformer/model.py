@@ -46,15 +46,17 @@ class DemoTransformer(GenerationMixin):
         last_only: bool = False,
         stop_at_layer: int | None = None,
     ) -> Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]:
-        """Return the logits of all positions or, with `last_only`, of the last position only.
+        """Return the logits of all positions, or of only the last position if `last_only` is True.
 
-        With `stop_at_layer`, return the residual stream before this block instead, and run only the
-        earlier blocks; -1 is the last block. `LanguageModel.__call__` adds more arguments.
+        If `stop_at_layer` is given, run only the blocks before this block, and return the residual
+        stream instead of the logits; -1 is the last block. `LanguageModel.__call__` adds more
+        arguments.
 
-        With `kv_cache`, `tokens` are the tokens that follow the text in the cache. The model stores
-        the keys and values of `tokens` in the cache. Raises the errors of `check_tokens`, and
-        `ValueError` if the cache has no room for the tokens. The model checks the tokens and the
-        room before it computes anything. Raises `ValueError` for `stop_at_layer` with `kv_cache`.
+        If `kv_cache` is given, `tokens` are the tokens that follow the text in the cache. The model
+        stores the keys and values of `tokens` in the cache.
+
+        Before the model computes anything, it raises the errors of `check_tokens`, and `ValueError`
+        if the cache has no room for the tokens, or for `stop_at_layer` with `kv_cache`.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
@@ -74,9 +76,10 @@ class DemoTransformer(GenerationMixin):
         last_only: bool,
         stop_at_layer: int | None = None,
     ) -> Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]:
-        """Return the same as `forward`, without checking `tokens`.
+        """Compute what `forward` returns, without checking the arguments.
 
-        The new keys and values are stored in `kv_cache`, but `kv_cache.length` does not increase.
+        The keys and values of `tokens` are stored in `kv_cache`, but `kv_cache.length` does not
+        change.
         """
         positions = kv_cache.positions(tokens) if kv_cache is not None else None
         layers = kv_cache.layers if kv_cache is not None else [None] * len(self.blocks)
@@ -99,9 +102,9 @@ class DemoTransformer(GenerationMixin):
     def optimize(
         self, weights: Literal["int8"] | None = None, *, compile: bool = False
     ) -> Optimized:
-        """Make inference with this model faster, until `undo()` of the returned object is called.
+        """Make inference with this model faster, until you call `undo()` of the returned object.
 
-        `inference.optimize` describes the arguments.
+        See `clean_transformer.inference.optimized.optimize` for the arguments.
         """
         return optimize(self, weights, compile=compile)
 
@@ -109,9 +112,9 @@ class DemoTransformer(GenerationMixin):
         """Raise an error for tokens that the model cannot read.
 
         Raises `TypeError` if the tokens are not int64 or int32. Raises `ValueError` if their shape
-        is not [batch pos], if there are no tokens or more than n_ctx positions, or if an id is
-        outside the vocabulary. Without this check, an accelerator could crash, or return arbitrary
-        numbers, for an id outside the vocabulary.
+        is not [batch pos], if there are no tokens, if there are more than n_ctx positions, or if an
+        id is outside the vocabulary. Without this check, an accelerator could crash or return
+        arbitrary numbers for an id outside the vocabulary.
         """
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
@@ -146,10 +149,12 @@ class DemoTransformer(GenerationMixin):
     ) -> "DemoTransformer":
         """Return a GPT-2 with the weights that `source` names.
 
-        The weights are converted to `dtype` on `device`; "auto" chooses cuda, else mps, else cpu.
-        `fold_ln` to `fold_value_biases` change the weights, but not the log-probabilities; see
-        `weights.processing.process_weights`. By default, the weights stay as published.
-        `source` is one of
+        The weights are converted to `dtype` and moved to `device`. The device "auto" is cuda if
+        this machine has it, otherwise mps, otherwise cpu.
+
+        By default, the weights stay as published. The last four arguments change the weights, but
+        not the log-probabilities that the model computes; see `process_weights` in
+        `weights/processing.py`. `source` is one of
 
         - a hub id ("openai-community/gpt2"), or an alias of a hub id ("gpt2");
         - "demo", the tiny model that comes with the package;
@@ -183,12 +188,12 @@ class DemoTransformer(GenerationMixin):
     def from_state_dict(
         cls, state: Mapping[str, Tensor], cfg: Config | None = None
     ) -> "DemoTransformer":
-        """Return a GPT-2 with a copy of the weights in `state`, in their dtype and on their device.
+        """Return a GPT-2 with a copy of the weights in `state`.
 
-        `state` is the state dict of a `HookedTransformer`, `TransformerBridge`, `GPT2LMHeadModel`,
-        nanoGPT, minGPT or `DemoTransformer`. Without `cfg`, the architecture is derived from the
-        shapes of the weights. Raises `WeightsError` for weights that do not fit the architecture
-        exactly, and if the number of heads cannot be derived from the shapes.
+        The copy has the same dtype and device. `state` is the state dict of a `HookedTransformer`,
+        `TransformerBridge`, `GPT2LMHeadModel`, nanoGPT, minGPT or `DemoTransformer`. `cfg` is the
+        architecture; None derives it from the shapes of the weights. Raises `WeightsError` if the
+        weights do not fit the architecture exactly, and if the number of heads cannot be derived.
         """
         cfg, state = read_state_dict(state, cfg)
         weight = state["embed.W_E"]

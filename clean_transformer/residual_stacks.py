@@ -1,6 +1,6 @@
-"""`ResidualStacks`: what the components of a model add to the residual stream, from a cache.
+"""`ResidualStacks`: what each head, attention and MLP of a model adds to the residual stream.
 
-The methods have TransformerLens's names, arguments and results.
+The methods have the same names, arguments and results as in TransformerLens.
 """
 
 from operator import index
@@ -18,25 +18,25 @@ Stack = Float[Tensor, "component *batch_pos d_model"]
 Labeled = Stack | tuple[Stack, list[str]]
 Tokens = str | int | Int[Tensor, "..."]
 # Some positions: one position, a range (start, end) or (start, end, step), a list of positions, or
-# None for all positions. One position removes the position axis.
+# None for all positions. With a single position, the result has no position axis.
 Positions = int | tuple[int, ...] | list[int] | slice | Tensor | np.ndarray | None
 
 
 class ResidualStacks:
-    """Adds the analysis of the residual stream to `ActivationCache`.
+    """The base class of `ActivationCache`, with methods that analyze the residual stream.
 
-    Each method stacks components of the residual stream along a new first axis, `component`. The
-    arguments mean the same in all methods:
+    A component is a tensor that is added to the residual stream, such as the output of an MLP. Most
+    methods stack components along a new first axis, `component`. Arguments with the same name mean
+    the same in all methods:
 
-    - `layer`: the components before this layer (block). None and -1 mean all components.
-    - `mlp_input`: include the attention of `layer` itself, so that the sum of the components is the
-      input of the MLP of `layer`.
-    - `pos_slice`: the positions (see `Positions`).
-    - `apply_ln`: apply the LayerNorm that reads the residual stream at `layer`, as
-      `apply_ln_to_stack` does. At the end of the model, this is ln_final.
+    - `layer`: return only the components before this layer (block). None and -1 mean all layers.
+    - `mlp_input`: also include the attention of `layer` itself, so that the components add up to
+      the residual stream before the MLP of `layer`.
+    - `pos_slice`: return only these positions (see `Positions`).
+    - `apply_ln`: normalize the components with `apply_ln_to_stack`.
     - `return_labels`: also return a list with the name of each component, such as "0_attn_out".
 
-    Raises `KeyError` if an activation is needed that was not captured.
+    Raises `KeyError` if the cache lacks an activation that a method needs.
     """
 
     model: Any
@@ -47,7 +47,7 @@ class ResidualStacks:
         return len(getattr(self.model, "blocks", ()))
 
     def __getitem__(self, key: Any) -> Tensor:
-        """Return the activation that `key` selects."""
+        """Return the activation that `key` selects. `ActivationCache` implements this method."""
         raise NotImplementedError
 
     def accumulated_resid(
@@ -59,12 +59,15 @@ class ResidualStacks:
         mlp_input: bool = False,
         return_labels: bool = False,
     ) -> Labeled:
-        """Return the residual stream before each block up to `layer`, and after the last block.
+        """Return the residual stream before each block from block 0 to block `layer`.
 
-        With `incl_mid`, include the residual stream between the attention and the MLP of each
-        block. The labels are "0_pre", "0_mid", "1_pre", …, "final_post". At the end of the model,
-        `apply_ln` normalizes every component by its own mean and variance, and applies the gain and
-        the bias of ln_final. This is the first step of the logit lens.
+        If `layer` is None or -1, return the residual stream before every block and after the last
+        block. If `incl_mid` is True, include the residual stream between the attention and the MLP
+        of each earlier block; if `mlp_input` is True, include that of block `layer`. The labels are
+        "0_pre", "0_mid", "1_pre", …, "final_post".
+
+        If `apply_ln` is True, and `layer` is None or -1, apply the module ln_final to each
+        component, with its gain and its bias. This is the first step of the logit lens.
         """
         end = self._end(layer)
         states: dict[str, Tensor] = {}
@@ -92,10 +95,11 @@ class ResidualStacks:
         incl_embeds: bool = True,
         return_labels: bool = False,
     ) -> Labeled:
-        """Return the outputs that add up to the residual stream before `layer`.
+        """Return the embeddings, and the output of each attention and each MLP before `layer`.
 
-        These are the embeddings (unless `incl_embeds` is False) and the outputs of each attention
-        and each MLP. `mode` can choose the attentions or the MLPs alone.
+        The components add up to the residual stream before `layer`. With `mode="attn"` or
+        `mode="mlp"`, return only the outputs of the attentions or of the MLPs. If `incl_embeds` is
+        False, leave out the embeddings.
         """
         end = self._end(layer)
         parts = [part for part in ("attn", "mlp") if mode in ("all", part)]
@@ -117,10 +121,10 @@ class ResidualStacks:
         pos_slice: Positions = None,
         apply_ln: bool = False,
     ) -> Labeled:
-        """Return what each head before `layer` adds to the residual stream, without b_O.
+        """Return what each attention head before `layer` adds to the residual stream, without b_O.
 
-        With `incl_remainder`, the last component is the rest of the residual stream. The labels are
-        "L0H0", "L0H1", …, "remainder".
+        If `incl_remainder` is True, the last component is the residual stream before `layer` minus
+        the sum of the heads. The labels are "L0H0", "L0H1", …, "remainder".
         """
         end = self._end(layer)
         heads = range(self.model.cfg.n_heads)
@@ -150,11 +154,12 @@ class ResidualStacks:
         pos_slice: Positions = None,
         return_labels: bool = False,
     ) -> Labeled:
-        """Return every head, every MLP, the embeddings, and the sum of the attentions' biases.
+        """Return the output of each head and each MLP, the embeddings, and the sum of all b_O.
 
         The components add up to the residual stream before `layer`. The labels are "L0H0", …,
-        "0_mlp_out", …, "embed", "pos_embed", "bias". Give `expand_neurons=False`: one component per
-        neuron needs too much memory. Raises `TypeError` for True, the default of TransformerLens.
+        "0_mlp_out", …, "embed", "pos_embed", "bias". You must pass `expand_neurons=False`. Raises
+        `TypeError` for True (TransformerLens's default), because one component per neuron would
+        need too much memory.
         """
         if expand_neurons:
             refuse("get_full_resid_decomposition", ["expand_neurons"])
@@ -177,7 +182,10 @@ class ResidualStacks:
     def stack_activation(
         self, activation_name: str, layer: SupportsIndex = -1, sublayer_type: str | None = None
     ) -> Float[Tensor, "layer ..."]:
-        """Return one activation of every block before `layer`, such as "pattern", as one tensor."""
+        """Stack one activation of every block before `layer`, such as "pattern", in one tensor.
+
+        `sublayer_type` names the module of the activation, such as "attn"; see `ActivationCache`.
+        """
         names = [(activation_name, each, sublayer_type) for each in range(self._end(layer))]
         return torch.stack([self[name] for name in names])
 
@@ -188,11 +196,12 @@ class ResidualStacks:
         mlp_input: bool = False,
         pos_slice: Positions = None,
     ) -> Stack:
-        """Return the components, centered and divided by the cached scale of a LayerNorm.
+        """Subtract each component's mean, and divide by the cached scale of a LayerNorm.
 
-        The LayerNorm is ln1 of `layer`, or ln2 with `mlp_input`, or ln_final for None and -1. Its
-        scale is that of the whole residual stream, so the components still add up to the normalized
-        residual stream. The gain and the bias of the LayerNorm are not applied.
+        The LayerNorm is ln1 of the block `layer`, or ln2 of this block if `mlp_input` is True, or
+        ln_final if `layer` is None or -1. All components are divided by the same scale, so they add
+        up to the normalized residual stream if they add up to the residual stream. The gain and the
+        bias of the LayerNorm are not applied.
         """
         end = self._end(layer)
         place = "ln_final" if end == self.n_layers else f"blocks.{end}.ln{1 + mlp_input}"
@@ -208,10 +217,11 @@ class ResidualStacks:
     ) -> Float[Tensor, "component *batch_pos"]:
         """Return what each component adds to the logit of `tokens`.
 
-        `tokens` is one token, or one token for each input, or for each input and position. With
-        `incorrect_tokens`, return what each component adds to the difference of the two logits.
-        Raises `ValueError` if the shapes of `tokens` and `incorrect_tokens` differ. The gain of
-        ln_final is not applied, so load the model with `fold_ln=True`.
+        `tokens` is a single token, or a tensor with one token for each input, or for each input and
+        position. With `incorrect_tokens`, return what each component adds to the logit of `tokens`
+        minus the logit of `incorrect_tokens`. Raises `ValueError` if the shapes of `tokens` and
+        `incorrect_tokens` differ. This method does not apply the gain of ln_final, so load the
+        model with `fold_ln=True`.
         """
         shapes = [getattr(each, "shape", ()) for each in (tokens, incorrect_tokens)]
         if incorrect_tokens is not None and shapes[0] != shapes[1]:
@@ -226,7 +236,7 @@ class ResidualStacks:
         return (normalized * direction).sum(dim=-1)
 
     def _end(self, layer: SupportsIndex | None) -> int:
-        """Return `layer` as a number from 0 to n_layers. None and -1 are the end of the model."""
+        """Return `layer` as a number from 0 to n_layers; for None and -1, return n_layers."""
         end = self.n_layers if layer is None or index(layer) == -1 else index(layer)
         if not 0 <= end <= self.n_layers:
             raise ValueError(f"layer is {end}; it must be -1 or from 0 to {self.n_layers}")
@@ -234,7 +244,7 @@ class ResidualStacks:
 
 
 def at(activation: Tensor, positions: Positions, axis: int = -2) -> Tensor:
-    """Return the activation at some positions. `axis` is the negative index of their axis."""
+    """Return the activation at `positions`. `axis` is the negative index of the position axis."""
     if positions is None:
         return activation
     where: Any = slice(*positions) if isinstance(positions, tuple) else positions

@@ -1,4 +1,4 @@
-"""Shows attention patterns in a notebook: choose a head, point at a token to see what it reads."""
+"""`attention_view`: shows a model's attention patterns for one text in a Jupyter notebook."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from clean_transformer.text.tokenizer import visible
 
 @dataclass(frozen=True)
 class AttentionView:
-    """Attention patterns of one text. In a notebook, you can choose heads and point at tokens.
+    """A view of the attention patterns of one text. A notebook shows the view as an HTML page.
 
+    On this page, you choose a head, and point at a token to see which tokens the head reads there.
     `tokens` has the tokens of the text as strings. `patterns[layer][head]` has the attention
-    weights of a head, in thousandths, as `triangle` lists them.
+    weights of a head, in the order that `triangle` describes, multiplied by 1000 and rounded.
     """
 
     tokens: list[str]
@@ -39,17 +40,17 @@ class AttentionView:
         return render_page("attention.html.jinja", ids=ids, labels=labels, **vars(self))
 
     def save(self, file: str | Path) -> None:
-        """Write the view to `file` as an HTML page. If an error occurs, `file` is unchanged."""
+        """Write the view to `file` as an HTML page. If an error occurs, `file` does not change."""
         write_atomically(Path(file), self.render())
 
 
 def attention_view(cache: ActivationCache, tokens: Sequence[str]) -> AttentionView:
-    """Return a view of all heads, for a notebook.
+    """Return a view of the attention patterns of all heads, for a notebook.
 
-    `cache` holds the activations of one text, and `tokens` has the tokens of this text as strings:
-    `model.to_str_tokens(text)`. Raises `KeyError` if the cache lacks the pattern of a layer. Raises
-    `ValueError` if the cache holds several texts, or if `tokens` does not have
-    one token per position.
+    `cache` holds the activations of one text. `tokens` has the tokens of this text as strings, as
+    `model.to_str_tokens(text)` returns them. Raises `KeyError` if the cache lacks the pattern of a
+    layer. Raises `ValueError` if the cache holds several texts, or if the number of tokens is not
+    the number of positions.
     """
     patterns = []
     for layer in range(cache.n_layers):
@@ -68,9 +69,10 @@ def attention_view(cache: ActivationCache, tokens: Sequence[str]) -> AttentionVi
 
 
 def triangle(pattern: Float[Tensor, "head query key"]) -> list[list[int]]:
-    """Return the attention weights of each head, multiplied by 1000 and rounded, as one list.
+    """Return one list of attention weights for each head, multiplied by 1000 and rounded.
 
-    The list has the one weight of query 0, then the two weights of query 1, and so on.
+    Each list has the weight of query 0 for key 0, then the two weights of query 1 for the keys 0
+    and 1, and so on.
     """
     query, key = torch.tril_indices(pattern.shape[1], pattern.shape[2])
     return (1000 * pattern.detach().cpu()[:, query, key].float()).round().int().tolist()

@@ -1,1 +1,1 @@
-"""Seven walkthroughs as Jupyter notebooks. `clean-transformer notebook` lists and copies them."""
+"""Seven Jupyter notebooks about the model. `clean-transformer notebook` lists and copies them."""

@@ -1,7 +1,7 @@
-"""Builds the notebooks: runs NAME.md, the text and code of a walkthrough, and writes NAME.ipynb.
+"""Builds each notebook NAME.ipynb from NAME.md, and runs its cells. `make notebooks` runs this.
 
-`make notebooks` runs this file. In NAME.md, each ```python block becomes a cell of code. The text
-between these blocks becomes a cell of text.
+Each ```python block of NAME.md becomes a code cell. The text between two blocks becomes a Markdown
+cell.
 """
 
 import os
@@ -20,7 +20,7 @@ CODE = re.compile(r"^```python\n(.*?)^```$\n?", re.DOTALL | re.MULTILINE)
 
 
 def notebook(source: str) -> "NotebookNode":
-    """Return the notebook with the text and code of `source`, without outputs."""
+    """Return a notebook with the text and code of the Markdown `source`, without outputs."""
     from nbformat import v4
 
     made = v4.new_notebook(
@@ -28,7 +28,8 @@ def notebook(source: str) -> "NotebookNode":
             "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
         }
     )
-    # `split` returns text and code by turns, because the pattern has one group.
+    # `split` returns text at even indices and code at odd indices, because the pattern has one
+    # group.
     for index, part in enumerate(CODE.split(source)):
         if part.strip():
             new_cell = v4.new_code_cell if index % 2 else v4.new_markdown_cell
@@ -37,29 +38,30 @@ def notebook(source: str) -> "NotebookNode":
 
 
 def execute(made: "NotebookNode", folder: Path) -> None:
-    """Run all cells of the notebook in a new kernel, in `folder`, and add the outputs.
+    """Run all cells of the notebook `made` in a new kernel, and store the outputs in the notebook.
 
-    Raises `CellExecutionError` if a cell raises an error.
+    The kernel's working directory is `folder`. Raises `CellExecutionError` if a cell raises an
+    error.
     """
     from nbclient import NotebookClient
 
     client = NotebookClient(
         made, timeout=300, record_timing=False, resources={"metadata": {"path": str(folder)}}
     )
-    # tqdm, which huggingface_hub imports, warns in a kernel without the package ipywidgets.
+    # Without the package ipywidgets, tqdm (which huggingface_hub imports) warns in a kernel.
     client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
 
 
 def main() -> None:
-    """Build the notebooks that the command line names, or all of them."""
+    """Build the notebooks whose names are on the command line; without names, build all."""
     import nbformat
 
-    # Figures become pictures, which are small, and which every viewer of notebooks can show.
+    # Store figures as PNG pictures: they are small, and every notebook viewer can show them.
     os.environ["PLOTLY_RENDERER"] = "png"
     for name in sys.argv[1:] or NAMES:
         made = notebook((FOLDER / f"{name}.md").read_text(encoding="utf-8"))
         execute(made, FOLDER)
-        # The version of Python, which would change with every build.
+        # `language_info` has the version of Python, which differs between machines.
         del made.metadata["language_info"]
         nbformat.write(made, FOLDER / f"{name}.ipynb")
 

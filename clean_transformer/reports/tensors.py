@@ -1,4 +1,4 @@
-"""Shows named tensors in a notebook: names, shapes and sizes, and pictures of attention."""
+"""Shows named tensors in a notebook: a table of shapes and sizes, and pictures of attention."""
 
 import struct
 import zlib
@@ -17,16 +17,17 @@ from clean_transformer.reports.page import render_page
 # The width and height of a picture, in CSS pixels.
 SIDE = 48
 
-# The largest number of pictures in one cell. A picture takes about 500 bytes.
+# The largest number of pictures in one notebook cell. A picture takes about 500 bytes.
 MOST_PICTURES = 400
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: tensors with the same name in several blocks, and the same shape.
+    """One row of the table: the tensors of several blocks that have the same name and shape.
 
-    `name` is the name within the block (see `block_of`). `blocks` has the indices of the blocks as
-    text, such as "0–11". `size` is the size in memory of all these tensors together.
+    `name` is the name of the tensors without the block, such as "attn.hook_q". `blocks` has the
+    indices of the blocks as text, such as "0–11". `size` is the size in memory of all these tensors
+    together.
     """
 
     name: str
@@ -37,11 +38,11 @@ class Row:
 
 
 def tensors_html(title: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return HTML with a table of the tensors, and with a picture of each attention pattern.
+    """Return HTML with a table of the tensors, and with one picture for each attention head.
 
-    Patterns are the tensors named "…hook_pattern", [head query key] or [batch head query key]. Of a
-    batch, only the first input is shown. If the patterns have more than `MOST_PICTURES` heads, the
-    last blocks get no pictures.
+    A tensor whose name ends with "hook_pattern" is an attention pattern: [head query key] or [batch
+    head query key]. Of a batch, only the first input is shown. There are at most `MOST_PICTURES`
+    pictures, so the last blocks of a large model have no pictures.
     """
     patterns = {
         block_of(name)[0]: tensor
@@ -63,7 +64,7 @@ def tensors_html(title: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def rows(tensors: Mapping[str, Tensor]) -> list[Row]:
-    """Return the rows of the table, in the order in which their names first occur."""
+    """Return the rows of the table, in the order of the first tensor of each row."""
     groups: dict[tuple[str, str, str], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         shape, dtype = " × ".join(map(str, tensor.shape)), str(tensor.dtype)
@@ -94,10 +95,11 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def picture(pattern: Float[Tensor, "query key"]) -> str:
-    """Return the address (`data:…`) of a PNG picture of one head's attention.
+    """Return a PNG picture of one head's attention pattern, as a `data:` URL for HTML.
 
-    The opacity of a pixel is the square root of the weight, so that attention that is spread over
-    many tokens is visible. A long pattern is reduced: each pixel shows the largest of its weights.
+    The opacity of a pixel is the square root of the attention weight, so that small weights are
+    visible, too. If the pattern has more weights than the picture has pixels, a pixel shows the
+    largest of several neighboring weights.
     """
     weights = pattern.detach().float().cpu().nan_to_num(1.0)[None]
     height, width = (min(length, SIDE) for length in pattern.shape)

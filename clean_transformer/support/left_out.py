@@ -1,4 +1,4 @@
-"""The calls of TransformerLens that this package leaves out, and what to use instead."""
+"""TransformerLens's methods and arguments that this package lacks, and what to use instead."""
 
 from collections.abc import Iterable
 
@@ -20,8 +20,8 @@ _PATTERN = "give the factors to FactoredMatrix of transformer_lens: "
 _EVALS = "compute the loss of your texts with model(texts, return_type='loss')"
 _SAES = "run_with_hooks(text, fwd_hooks=[(name, lambda activation, hook: sae(activation))])"
 
-# The keys are names of TransformerLens: attributes and methods of a model, a cache or a hook point,
-# and arguments of their methods. The values say what to use instead.
+# The keys are names in TransformerLens: attributes, methods, and arguments of methods. The values
+# say what to use instead.
 LEFT_OUT = {
     **dict.fromkeys(
         (
@@ -76,18 +76,25 @@ LEFT_OUT = {
 
 
 def has_no(owner: object, name: str) -> str:
-    """Return the error message for a missing attribute `name`: what to use instead, if known."""
+    """Return the message of the `AttributeError` for a missing attribute `name` of `owner`.
+
+    If `name` is in `LEFT_OUT`, the message says what to use instead.
+    """
     instead = f": {LEFT_OUT[name]}" if name in LEFT_OUT else ""
     return f"{type(owner).__name__!r} has no attribute {name!r}{instead}"
 
 
 def refuse(function: str, arguments: Iterable[str]) -> None:
-    """Raise `TypeError` if there are any `arguments`. Say what to use instead, if known."""
+    """Raise `TypeError` for the first name in `arguments`. Do nothing if `arguments` is empty.
+
+    If the name is in `LEFT_OUT`, the message says what to use instead. `function` is the name of
+    the called function.
+    """
     for name in arguments:
         instead = f": {LEFT_OUT[name]}" if name in LEFT_OUT else ""
         raise TypeError(f"{function}() takes no argument {name!r}{instead}")
 
 
 def refuse_known(function: str, arguments: Iterable[str]) -> None:
-    """Raise `TypeError` if one of `arguments` is in `LEFT_OUT`, and say what to use instead."""
+    """Raise `TypeError` if a name in `arguments` is in `LEFT_OUT`. Say what to use instead."""
     refuse(function, (name for name in arguments if name in LEFT_OUT))

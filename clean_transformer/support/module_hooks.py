@@ -1,4 +1,4 @@
-"""Hooks on modules that read or edit what a module returns, or the gradient of what it returns."""
+"""Forward hooks that read or edit the output of a module, or the gradient of this output."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -11,22 +11,23 @@ from clean_transformer.support.stand_in import StandIn
 
 
 class _Running(threading.local):
-    """`depth` counts the hook functions that the current thread is inside of."""
+    """`depth` counts the hook functions, one inside the other, that the current thread runs now."""
 
     depth = 0
 
 
 _running = _Running()
-# `register_forward_hook` increments a global counter, which two threads must not do at once.
+# `register_forward_hook` increments a global counter. Two threads must not do this at once.
 _registering = threading.Lock()
 
 
 class Reading:
-    """A forward hook that calls `function(output, hook=module)` and ignores what it returns.
+    """A forward hook that calls `function(output, hook=module)` and ignores the result.
 
-    `name` is the path of the module in the model; `module.name` is set to it. Only the thread that
-    made the hook calls the function. The function is not called for runs of the module that a hook
-    function starts. `has_run` says whether the function was called.
+    `name` is the path of the module in the model. Before each call, the hook sets `module.name` to
+    `name`. The hook calls the function only in the thread that made the hook. If `thread` is None,
+    it calls the function in every thread. If a hook function runs the module, the hook does not
+    call the function. `has_run` says whether the function was called.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]):
@@ -35,7 +36,7 @@ class Reading:
         self.depth = _running.depth
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        """Call the function, unless another thread or a hook function runs the module."""
+        """Call `apply`, unless another thread or a hook function runs the module."""
         if self.thread not in (None, threading.get_ident()) or _running.depth != self.depth:
             return None
         self.has_run = True
@@ -43,7 +44,7 @@ class Reading:
         return self.apply(module, output)
 
     def apply(self, module: nn.Module, output: Tensor) -> Tensor | None:
-        """Call the function. Return what replaces the module's output; None replaces nothing."""
+        """Call the function. Return the new output of the module, or None for no change."""
         self.call(module, output)
         return None
 
@@ -57,9 +58,11 @@ class Reading:
 
 
 class Editing(Reading):
-    """A forward hook whose function edits a copy of the output in place, or returns another.
+    """A forward hook whose function edits the output of a module.
 
-    Raises `TypeError` or `ValueError` for a returned value that does not fit.
+    The function gets a copy of the output. It edits the copy in place, or returns a replacement.
+    Raises `TypeError` if the function returns something else than a tensor or None. Raises
+    `ValueError` if the replacement has another shape, dtype or device than the output.
     """
 
     def apply(self, module: nn.Module, output: Tensor) -> Tensor:
@@ -67,8 +70,11 @@ class Editing(Reading):
         return self.edited(module, output, "activation")
 
     def edited(self, module: nn.Module, value: Tensor, what: str) -> Tensor:
-        """Return `value` after the edit. `what` names the value in error messages."""
-        # Other modules may hold the same memory, and autograd may need the value as it was.
+        """Let the function edit `value`, and return the result.
+
+        `what` is the word for `value` in error messages.
+        """
+        # Edit a copy: other tensors may share the memory, and autograd may need the old values.
         copy = value.clone()
         given = self.call(module, copy)
         if given is None:
@@ -89,13 +95,14 @@ class Editing(Reading):
 
 
 class EditingGradient(Editing):
-    """A forward hook whose function edits the gradient of the output, in the backward pass.
+    """A forward hook whose function edits the gradient of the module's output.
 
-    Raises `RuntimeError` if no gradient will be computed.
+    The backward pass calls the function. The forward pass raises `RuntimeError` if the output does
+    not require a gradient.
     """
 
     def apply(self, module: nn.Module, output: Tensor) -> Tensor:
-        """Return a new view of `output`. The function gets the gradient of this view."""
+        """Return a new view of `output`, and register the function on the gradient of this view."""
         if not output.requires_grad:
             raise RuntimeError(
                 f"the backward hook at {self.name} cannot run: the activation needs no gradient; "
@@ -110,13 +117,13 @@ Placement = tuple[nn.Module, Reading]
 
 
 def register(module: nn.Module, hook: Reading) -> None:
-    """Register the forward hook."""
+    """Register the forward hook on the module."""
     with _registering:
         module.register_forward_hook(hook)
 
 
 def remove(module: nn.Module, hook: Reading) -> None:
-    """Remove the forward hook, if the module has it."""
+    """Remove the forward hook from the module. If the module does not have it, do nothing."""
     for key, each in [*module._forward_hooks.items()]:
         if each is hook:
             module._forward_hooks.pop(key, None)
@@ -124,10 +131,10 @@ def remove(module: nn.Module, hook: Reading) -> None:
 
 @contextmanager
 def placed(root: nn.Module, hooks: Iterable[Placement]) -> Iterator[None]:
-    """Register hooks on submodules of `root` for a `with` block.
+    """Register hooks on submodules of `root`, and remove them at the end of the `with` block.
 
-    Inside the block, modules that were compiled with `compile()` run uncompiled, because a compiled
-    graph does not call hooks that were registered later.
+    Inside the block, modules that were compiled with `module.compile()` run uncompiled, because a
+    compiled graph does not call hooks that were registered after the compilation.
     """
     hooks = [*hooks]
     compiled = [each for each in root.modules() if each._compiled_call_impl is not None]
@@ -145,7 +152,7 @@ def placed(root: nn.Module, hooks: Iterable[Placement]) -> Iterator[None]:
 
 
 def _no_call(below: object) -> None:
-    """Return what `_compiled_call_impl` is in a module that is not compiled."""
+    """Return None, the value of `_compiled_call_impl` in a module that is not compiled."""
 
 
 def _plain(value: object) -> object:

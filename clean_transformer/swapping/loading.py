@@ -11,18 +11,24 @@ from clean_transformer.swapping.trial import SwapError
 
 
 class WeightsNotCopied(UserWarning):
-    """Warns that a swap by class left parameters of the new module as its class made them."""
+    """Warns that `swap` could not copy all parameters of a new module from the old module.
+
+    The other parameters keep the values that the constructor of the new module gave them.
+    """
 
 
 @torch.no_grad()
 def load(new: nn.Module, old: nn.Module, weights: Mapping[str, Tensor], path: str) -> list[str]:
-    """Give the new module at `path` the weights of the old module. Return what was not copied.
+    """Copy weights from `old` to `new`. Return the names of the parameters that were not copied.
 
-    If the new module has a method `load_from`, this function only calls it. Otherwise this function
-    copies every weight that has the same name and shape in both modules, and returns the names of
-    the new module's other parameters. `weights` has the weights of the old module by our names. A
-    weight that is not in `weights` is an attribute of the old module. Raises `SwapError` if
-    `load_from` raises an error, or if none of the parameters can be copied.
+    If the new module has a method `load_from`, this function only calls `new.load_from(old)`, and
+    returns an empty list. Otherwise it copies every parameter that has the same name and shape in
+    the old module, and returns the names of the new module's other parameters.
+
+    `weights` maps this package's names for weights, such as "W_Q", to the weights of the old
+    module. If a name is not in `weights`, the weight is the attribute `name` of the old module.
+    `path` is the path of the modules in the model, for error messages. Raises `SwapError` if
+    `load_from` raises an error, or if no parameter can be copied.
     """
     names = f"{type(new).__name__} from {type(old).__name__}"
     load_from: Any = getattr(new, "load_from", None)
@@ -51,7 +57,7 @@ def load(new: nn.Module, old: nn.Module, weights: Mapping[str, Tensor], path: st
 
 
 def attribute(module: nn.Module, path: str) -> object:
-    """Return the attribute at a dotted path, or None if there is none."""
+    """Return the attribute of `module` at a dotted path, or None if there is no such attribute."""
     try:
         return attrgetter(path)(module)
     except AttributeError:

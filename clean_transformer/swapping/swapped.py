@@ -1,4 +1,4 @@
-"""`Swapped`: the path and the class names of a swapped module, and text about several of them."""
+"""`Swapped`, which describes one swapped module, and functions that describe several of them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Swapped:
 
 
 def by_classes(swapped: Iterable[Swapped]) -> dict[tuple[str, str], list[str]]:
-    """Return the paths of the swapped modules. The keys are (old class name, new class name)."""
+    """Return a dictionary from (old class name, new class name) to the paths of these modules."""
     groups: dict[tuple[str, str], list[str]] = {}
     for each in swapped:
         groups.setdefault((each.old, each.new), []).append(each.path)
@@ -27,12 +27,12 @@ def by_classes(swapped: Iterable[Swapped]) -> dict[tuple[str, str], list[str]]:
 
 
 def in_one_line(swapped: Iterable[Swapped]) -> str:
-    """Return what was swapped as text, such as "MLP → ReluMLP at blocks.0.mlp"."""
+    """Return a text that lists the swapped modules, such as "MLP → ReluMLP at blocks.0.mlp"."""
     return "; ".join(
         f"{old} → {new} at {in_words(paths)}" for (old, new), paths in by_classes(swapped).items()
     )
 
 
 def class_name(module: nn.Module) -> str:
-    """Return the name of the module's class. For an adapter, return that of the adapted module."""
+    """Return the name of the module's class. For an `Adapter`, this is the class it wraps."""
     return type(module.module if isinstance(module, Adapter) else module).__name__

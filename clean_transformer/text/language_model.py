@@ -1,4 +1,4 @@
-"""`LanguageModel`: gives a model a tokenizer, so that a text can go wherever token ids can go."""
+"""`LanguageModel`: gives a model a tokenizer, so that you can pass texts instead of token ids."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -22,18 +22,19 @@ Loss = Float[Tensor, ""] | Float[Tensor, "batch later_pos"]
 
 
 class LogitsAndLoss(NamedTuple):
-    """What a model returns for `return_type="both"`."""
+    """The result of a model that is called with `return_type="both"`."""
 
     logits: Logits
     loss: Loss
 
 
 class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
-    """Adds a tokenizer and TransformerLens's calls to `DemoTransformer`.
+    """A base class of `DemoTransformer`: adds a tokenizer and methods that TransformerLens has.
 
     `source` is the folder, file or hub id from which `DemoTransformer.from_pretrained` loaded the
-    model. `source` is None for a model that was made in another way. Attributes of TransformerLens
-    that this package leaves out raise an `AttributeError` that says what to use.
+    model, or None for a model that was made in another way. Some attributes of TransformerLens do
+    not exist here (see `LEFT_OUT`). Reading one of them raises an `AttributeError` that says what
+    to use instead.
     """
 
     source: str | Path | None = None
@@ -47,7 +48,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
 
     @cfg.setter
     def cfg(self, cfg: Config) -> None:
-        # Another model may share `cfg`, and have its weights on another device.
+        # Make a copy, because another model with another device may use the same `cfg`.
         self._cfg = replace(cfg)
 
     @property
@@ -57,10 +58,10 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of `source`. It is loaded when this attribute is first read.
+        """The tokenizer of `source`. The first read of this attribute loads the tokenizer.
 
-        You can assign another tokenizer to this attribute. Reading this attribute raises
-        `ValueError` if `source` is None and no tokenizer was assigned.
+        You can assign another tokenizer to this attribute. Raises `ValueError` if `source` is None
+        and no tokenizer was assigned.
         """
         if self.source is None:
             raise ValueError(
@@ -79,17 +80,19 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         padding_side: PaddingSide = None,
         **arguments: Any,
     ) -> Any:
-        """Return what `forward` returns for a text, several texts, or token ids [batch pos].
+        """Run the model on a text, on several texts, or on token ids [batch pos].
 
         `prepend_bos` and `padding_side` say how to tokenize texts (see `Tokenizer.to_tokens`).
         Left-padded texts run with a `KVCache` that hides the padding, so they need
-        `torch.no_grad()`. `return_type` chooses between the logits, the loss (see `loss_fn`, where
-        `loss_per_token` is called `per_token`), both (`LogitsAndLoss`) and None. The loss leaves
-        out the padding of texts. With `stop_at_layer`, the residual stream is returned. `rest` and
-        `arguments` are the other arguments of `forward`.
+        `torch.no_grad()`. `rest` and `arguments` are the other arguments of `forward`.
 
-        Raises `TypeError` or `ValueError`, before the model runs, for arguments that do not fit
-        together, and for arguments of TransformerLens that this package leaves out.
+        `return_type` chooses the result: the logits, the loss (see `loss_fn`), both
+        (`LogitsAndLoss`), or None. The loss ignores the padding of texts. If `loss_per_token` is
+        True, the loss is not averaged (see the argument `per_token` of `loss_fn`). If
+        `stop_at_layer` is given, the result is the residual stream.
+
+        Raises `TypeError` or `ValueError`, before the model runs, for arguments that contradict
+        each other, and for TransformerLens's arguments in `LEFT_OUT`.
         """
         refuse_known(type(self).__name__, arguments)
         stops = arguments.get("stop_at_layer") is not None
@@ -120,7 +123,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
     def _token_mask(
         self, texts: Texts, prepend_bos: bool | None, padding_side: PaddingSide
     ) -> Int[Tensor, "batch pos"] | None:
-        """Return 1 for tokens and 0 for padding, or None if there is no padding."""
+        """Return a mask that is 1 for tokens and 0 for padding, or None if there is no padding."""
         rows = self.tokenizer.to_rows(texts, prepend_bos)
         lengths = [len(row) for row in rows]
         if len({*lengths}) < 2:
@@ -137,11 +140,15 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         per_token: bool = False,
     ) -> Loss:
-        """Return the mean of −log p of each token but the first, in nats, given the earlier tokens.
+        """Return the mean cross entropy of the next-token predictions, in nats.
 
-        With `per_token`, return −log p of each of these tokens instead of the mean. A token counts
-        only if `attention_mask` is 1 for this token and for the token before; without a mask, every
-        token counts. Raises `ValueError` if no token counts.
+        The cross entropy of a token is −log p(token | earlier tokens). It is not computed for the
+        first token of each input. With `per_token`, return the cross entropy of each other token
+        [batch pos−1] instead of the mean.
+
+        `attention_mask` is 1 for tokens and 0 for padding. If the mask is 0 for a token or for the
+        token before it, the cross entropy of this token is 0 and does not count in the mean. Raises
+        `ValueError` if no token counts.
         """
         log_probs = at_least_float32(logits[:, :-1]).log_softmax(dim=-1)
         losses = -log_probs.gather(-1, tokens[:, 1:, None].long())[..., 0]
@@ -153,7 +160,11 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         return losses if per_token else losses.sum() / counts.sum()
 
     def tl_parameters(self) -> dict[str, Tensor]:
-        """Return the weights by name, for tools of TransformerLens, which need an "unembed.W_U"."""
+        """Return a dictionary of all parameters and "unembed.W_U", by their names.
+
+        TransformerLens has this method. "unembed.W_U" is included even if it is the transpose of
+        "embed.W_E".
+        """
         return {**dict(self.named_parameters()), "unembed.W_U": self.W_U}
 
     def to_tokens(
@@ -197,9 +208,9 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         mode: Literal["first", "last"] = "first",
         prepend_bos: bool | None = None,
     ) -> int:
-        """Return the first or the last position of a token in one text.
+        """Return the first or the last position of `single_token` in the text or tokens `input`.
 
-        `prepend_bos` is for a text: False leaves out <|endoftext|> at position 0. Raises
+        If `input` is a text and `prepend_bos` is not False, <|endoftext|> is at position 0. Raises
         `ValueError` if the token is not in the text, and for an unknown `mode`.
         """
         if mode not in ("first", "last"):
@@ -218,8 +229,8 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
     ) -> Float[Tensor, "*batch d_model"]:
         """Return the direction in the residual stream that raises the logit of each token.
 
-        The direction of a token is its column of W_U. A string is one token. A tensor with a single
-        token gives one direction [d_model], as in TransformerLens.
+        The direction of a token is its column of W_U. A string must be exactly one token. For a
+        tensor with only one element, the result has the shape [d_model], as in TransformerLens.
         """
         if isinstance(tokens, Tensor) and tokens.numel() > 1:
             return self.W_U.T[tokens]

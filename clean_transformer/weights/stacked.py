@@ -1,4 +1,4 @@
-"""`StackedWeights`: a model's weights by TransformerLens's names, stacked over the layers."""
+"""`StackedWeights`: the attributes `W_E`, `W_Q`, … of a model, as in TransformerLens."""
 
 from typing import Any
 
@@ -8,21 +8,28 @@ from torch import Tensor, nn
 
 
 def _weight(model: nn.Module, path: str, name: str) -> Any:
-    """Return the weight `name` of the module at `path`. Raises `ValueError` if it has none."""
+    """Return the weight `name` of the module at `path` in the model.
+
+    Raises `ValueError` if the module has no such weight.
+    """
     module = model.get_submodule(path)
-    if not hasattr(module, name):  # an AttributeError would seem to be about the model itself
+    # With an AttributeError, people would think that the model itself lacks the attribute.
+    if not hasattr(module, name):
         raise ValueError(f"{path} is a {type(module).__name__}, which has no {name}")
     return getattr(module, name)
 
 
 def _one(path: str, name: str, axes: str) -> Any:
-    """Return a property: the weight `name` of the module at `path`."""
+    """Return a property whose value is the weight `name` of the module at `path`."""
     doc = f"`{path}.{name}` [{axes}]."
     return property(lambda model: _weight(model, path, name), doc=doc)
 
 
 def _stacked(part: str, name: str, axes: str) -> Any:
-    """Return a property: the weights `name` of the module `part` of every block, stacked."""
+    """Return a property whose value stacks the weights `name` of `part` in every block.
+
+    `part` is the name of a block's submodule, such as "attn".
+    """
 
     def read(model: nn.Module) -> Tensor:
         paths = (f"blocks.{layer}.{part}" for layer in range(len(model.blocks)))  # type: ignore[arg-type]
@@ -32,10 +39,11 @@ def _stacked(part: str, name: str, axes: str) -> Any:
 
 
 class StackedWeights(nn.Module):
-    """Adds the attributes `W_E`, `W_Q`, … to a model, by TransformerLens's names.
+    """A base class that adds the attributes `W_E`, `W_Q`, … to a model, as in TransformerLens.
 
-    W_Q to b_out are new tensors, stacked over the layers. Changing them in place does not change
-    the model. If a swapped module lacks a weight, reading the attribute raises `ValueError`.
+    The weights of attention and MLP (W_Q to b_out) are stacked over the layers in a new tensor, so
+    changing this tensor does not change the model. If a module lacks a weight, for example because
+    it was swapped, reading the attribute raises `ValueError`.
     """
 
     W_E = _one("embed", "W_E", "d_vocab d_model")
@@ -58,5 +66,5 @@ class StackedWeights(nn.Module):
 
     @property
     def W_E_pos(self) -> Float[Tensor, "embedding d_model"]:
-        """The rows of W_E, followed by the rows of W_pos: d_vocab + n_ctx embeddings."""
+        """W_E and W_pos, concatenated along their first axis: [d_vocab + n_ctx, d_model]."""
         return torch.cat([self.W_E, self.W_pos])

@@ -1,8 +1,8 @@
-"""Faults that tests plant on purpose, to see whether the checks find them.
+"""Faults that tests plant on purpose, to see whether the parity suite finds them.
 
-A semantic fault changes the function that our model computes. A device fault makes an operation on
-the CPU return what a faulty device would return. The faults are in the tables SEMANTIC_FAULTS and
-DEVICE_FAULTS. Every fault has a name, by which `inject` plants it:
+A semantic fault is a mistake in the code of our model, so that the model computes another function.
+A device fault makes an operation on the CPU return what a faulty device would return. The tables
+SEMANTIC_FAULTS and DEVICE_FAULTS list all faults. `inject` plants a fault by its name:
 
     with inject("linear-noncontiguous-weight"):
         logits = model(tokens)

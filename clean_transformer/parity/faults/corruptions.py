@@ -1,7 +1,7 @@
 """Emulates faulty devices on the CPU: a dispatch mode makes the results of an operation wrong.
 
-A fault affects only the calls that meet its condition. It never affects a call with a float64
-operand: the oracle, which must stay right, runs in float64 on the CPU.
+A fault affects only the calls for which its condition is True. A fault never affects a call with a
+float64 operand, because the float64 model (the oracle) must stay right.
 """
 
 import math
@@ -23,7 +23,8 @@ from clean_transformer.parity.operations.replay import named_arguments
 
 # `corrupt(operation, positional arguments, keyword arguments)` returns the call's wrong result.
 Corruption = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-# The `use` of a fault that no use of GPT-2 meets, so that only probes of single operations find it.
+# The value of `DeviceFault.use` if GPT-2 makes no call that the fault affects. Only the suite's
+# checks of single operations can find such a fault.
 SINGLE = "single operations"
 # A function that takes a tensor and returns a changed tensor.
 Edit = Callable[[Tensor], Tensor]
@@ -37,10 +38,10 @@ class DeviceFault:
     result of such a call. If `first_call_only` is True, the fault affects only the first such call
     inside the `with` block that plants the fault.
 
-    `use` is the name of a use (see `Use`) that the fault spoils, or SINGLE if GPT-2 never meets the
-    condition. The fault may spoil other uses, too. `devices` has the kinds of devices that the
-    fault emulates (see `KnownIssue`). Inside the `with` block, reports name the known issues of
-    these devices.
+    `use` is the name of a use (see `Use`) whose results are wrong with this fault; the results of
+    other uses can be wrong, too. `use` is SINGLE if GPT-2 makes no call that the fault affects.
+    `devices` has the kinds of devices that the fault emulates, such as "mps" (see `KnownIssue`).
+    While the fault is planted, reports name the known issues of these devices.
     """
 
     name: str
@@ -102,7 +103,7 @@ class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def with_arguments(edit: Edit, *positions: int) -> Corruption:
-    """Return a corruption that edits arguments, and then runs the operation on all arguments.
+    """Return a `Corruption` that runs the operation on edited arguments.
 
     `edit` changes the arguments at `positions`. The other arguments stay unchanged.
     """
@@ -115,7 +116,7 @@ def with_arguments(edit: Edit, *positions: int) -> Corruption:
 
 
 def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
-    """Return a corruption that edits the factors of a matrix product, and then multiplies them.
+    """Return a `Corruption` that computes a matrix product of edited factors.
 
     By default, `edit` changes both factors. With `left=False`, it changes only the second factor.
     """
@@ -128,7 +129,7 @@ def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
 
 
 def with_result(edit: Edit) -> Corruption:
-    """Return a corruption that runs the operation and then changes its result with `edit`.
+    """Return a `Corruption` that runs the operation, and then changes the result with `edit`.
 
     If the operation returns several tensors, `edit` changes only the first tensor.
     """
@@ -141,7 +142,7 @@ def with_result(edit: Edit) -> Corruption:
 
 
 def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
-    """Return a corruption that computes attention with a wrong mask.
+    """Return a `Corruption` that computes attention with a wrong mask.
 
     A query does not see a key if `hides(query position, key position, number of keys)` is True.
     The positions of the keys are 0, 1, …. In a call with `is_causal`, the positions of the queries
@@ -163,7 +164,7 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
 
 
 def shifted(result: Tensor) -> Tensor:
-    """Move every element along the last axis to the next place, and the last one to the first."""
+    """Roll the tensor by one element along its last axis."""
     return result.roll(1, -1)
 
 
@@ -185,8 +186,8 @@ def alpha_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> 
 def as_if_contiguous(tensor: Tensor) -> Tensor:
     """Return a tensor of the same shape, but with the elements in the order of the memory.
 
-    The elements are read from the tensor's first element on, and its strides are ignored. If the
-    memory has too few elements, reading starts again at the tensor's first element.
+    This function ignores the tensor's strides, and reads the memory from the tensor's first element
+    on. If the memory ends too early, it starts again at the tensor's first element.
     """
     offset = tensor.storage_offset()
     n_left = tensor.untyped_storage().nbytes() // tensor.element_size() - offset
@@ -195,9 +196,9 @@ def as_if_contiguous(tensor: Tensor) -> Tensor:
 
 
 def rounded(mantissa_bits: int) -> Edit:
-    """Return an edit that rounds float32 tensors to `mantissa_bits` bits of mantissa.
+    """Return a function that rounds float32 tensors to `mantissa_bits` bits of mantissa.
 
-    The edit returns tensors of other dtypes unchanged.
+    The function returns tensors of other dtypes unchanged.
     """
     dropped = 23 - mantissa_bits
 
@@ -245,8 +246,8 @@ def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -
 def half_imprecise(result: Tensor) -> Tensor:
     """Multiply the second half of the result's elements by 1 + 2,000 · 2⁻²³.
 
-    This is an error of 2,000 to 4,000 units in float32's last place. The second half, in row-major
-    order, stands for the elements that one thread computes.
+    This is an error of 2,000 to 4,000 units in float32's last place. The second half is counted in
+    row-major order.
     """
     place = torch.arange(result.numel(), device=result.device).view(result.shape)
     return torch.where(place < result.numel() // 2, result, result * (1 + 2000 * 2**-23))
@@ -258,18 +259,18 @@ def first_columns_repeated(product: Tensor) -> Tensor:
 
 
 def edge_tile_zeroed(product: Tensor) -> Tensor:
-    """Set the columns after the last whole tile of 16 columns to zero, in the matrix `product`."""
+    """Set the last (n mod 16) columns of the matrix `product` to zero, if it has n columns."""
     column = torch.arange(product.shape[-1], device=product.device)
     return product.masked_fill(column >= len(column) // 16 * 16, 0)
 
 
 def from_storage_start(tensor: Tensor) -> Tensor:
-    """Return a view with the tensor's shape and strides, but with the storage offset 0."""
+    """Return a view with the tensor's storage, shape and strides, but with the storage offset 0."""
     return tensor.as_strided(tensor.shape, tensor.stride(), 0)
 
 
 def past_the_end(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Draw indices, and add the number of categories to each index, so that it is out of range."""
+    """Run `multinomial`, but add the number of categories to each drawn index."""
     return func(*args, **options) + args[0].shape[-1]
 
 

@@ -1,6 +1,7 @@
 """The table of device faults.
 
-A fault that emulates a known issue has the name, the operations and the condition of this issue.
+`known` returns a fault that people have reported (see `KnownIssue`). `own` returns a fault that
+nobody has reported.
 """
 
 import torch
@@ -45,7 +46,8 @@ def known(
 ) -> DeviceFault:
     """Return a fault that emulates the known issue called `name`.
 
-    `corrupt` computes the wrong result. `DeviceFault` explains the other arguments.
+    The fault has the operations and the condition of the known issue. `corrupt` computes the wrong
+    result. `DeviceFault` explains the other arguments.
     """
     (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
     return DeviceFault(

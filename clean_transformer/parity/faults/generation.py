@@ -1,4 +1,4 @@
-"""Device faults that only generation, padded batches, beam search or sampling meet."""
+"""Device faults that affect only generation, padded batches, beam search or sampling."""
 
 import math
 from typing import Any
@@ -17,19 +17,27 @@ from clean_transformer.parity.operations.conditions import is_dtype
 
 
 def is_wide(call: Call) -> bool:
-    """Whether the last axis of the first operand is longer than 1,000, as a vocabulary is."""
+    """Whether the last axis of the first operand is longer than 1,000."""
     shape = call.operands[0].shape
     return bool(shape) and shape[-1] > 1000
 
 
 def writes_cache(call: Call) -> bool:
-    """Whether `copy_` writes into a part [batch pos head d_head] of a larger tensor."""
+    """Whether `copy_` writes keys or values into a KV cache, at position 1 or later.
+
+    The function recognizes such a call by its target: a tensor [batch pos head d_head] whose
+    storage offset is at least the stride of one position.
+    """
     target = call.operands[0]
     return len(target.shape) == 4 and target.storage_offset >= target.stride[1] > 0
 
 
 def slot_before(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Write one position too early. The last position gets what the position before had."""
+    """Run `copy_`, but write into the cache one position too early.
+
+    The last position of the target, which nothing is written to, gets the old values of the
+    position before the target.
+    """
     target, source = args[0], args[1]
     early = target.as_strided(
         target.shape, target.stride(), target.storage_offset() - target.stride(1)
@@ -41,36 +49,36 @@ def slot_before(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> An
 
 
 def rows_in_order(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Sort the indices, so that rows are returned in their order in memory."""
+    """Run `index` with sorted indices, so that it returns the rows in their order in memory."""
     return func(args[0], [args[1][0].sort().values], *args[2:], **options)
 
 
 def first_row_for_all(mask: Tensor) -> Tensor:
-    """Repeat the first text's row for the other texts."""
+    """Replace the mask of every text by the mask of the first text."""
     return mask[:1].expand_as(mask)
 
 
 def restarting(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute cumulative sums that start anew every 16 columns."""
+    """Run `cumsum`, but start again from 0 after every 16 columns."""
     parts = args[0].split(16, -1)
     return torch.cat([func(part, *args[1:], **options) for part in parts], -1)
 
 
 def least_likely(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Draw the token with the smallest weight."""
+    """Run `multinomial`, but return the index with the smallest weight for every draw."""
     drawn = func(*args, **options)
     return args[0].argmin(-1, keepdim=True).expand_as(drawn)
 
 
 def last_index_dropped(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Leave out the last index of `index_put_`."""
+    """Run `index_put_` without the last index and its value."""
     indices = [each[:-1] for each in args[1]]
     values = args[2][:-1] if args[2].ndim else args[2]
     return func(args[0], indices, values, *args[3:], **options)
 
 
 def upper_half_unscattered(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Scatter only the first half of the columns."""
+    """Run `scatter` on only the first half of the columns."""
     half = args[2].shape[-1] // 2
     return func(*args[:2], args[2][..., :half], args[3][..., :half], **options)
 

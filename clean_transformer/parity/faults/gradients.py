@@ -1,4 +1,4 @@
-"""Device faults of the operations of a backward pass."""
+"""Device faults that affect only a backward pass."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from clean_transformer.parity.operations.call import Call
 
 
 def sums_rows(call: Call) -> bool:
-    """Whether `sum` adds up several rows [row d_model] of floating-point numbers."""
+    """Whether the argument of `sum` is a floating-point matrix with several rows."""
     rows = call.operands[0]
     return rows.dtype.is_floating_point and len(rows.shape) == 2 and rows.shape[0] > 1
 
 
 def repeats_dropped(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute an embedding's gradient from the first occurrence of each id only."""
+    """Compute an embedding's gradient, but use only the first occurrence of each token id."""
     gradient, ids, *rest = args
     flat = ids.flatten()
     first = (flat[:, None] == flat).int().argmax(-1) == torch.arange(len(flat), device=flat.device)

@@ -1,7 +1,7 @@
-"""Device faults that show only at unusual values, such as very large ones.
+"""Device faults that affect only calls with unusual values, such as very large numbers.
 
-GPT-2 meets these values seldom or never on the suite's texts, so that probes of single operations
-must try them.
+These values seldom or never occur when GPT-2 runs on the suite's texts. Therefore the suite also
+checks single operations on such values.
 """
 
 import math
@@ -26,9 +26,10 @@ from clean_transformer.support.numerics import at_least_float32
 
 
 def where_input(unusual: Callable[[Tensor], Tensor], value: float) -> Corruption:
-    """Return a corruption that sets the result to `value` where the first argument is unusual.
+    """Return a `Corruption` that sets some elements of the operation's result to `value`.
 
-    `unusual(argument)` is a boolean tensor that can be broadcast to the argument's shape.
+    `unusual(first argument of the operation)` returns a boolean tensor, which is True for these
+    elements.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -39,14 +40,14 @@ def where_input(unusual: Callable[[Tensor], Tensor], value: float) -> Corruption
 
 
 def constant_rows(x: Tensor) -> Tensor:
-    """A mask that is True in the rows (last axis) whose elements are all equal."""
+    """Return a mask [… 1] that is True for each row [… n] of `x` whose elements are all equal."""
     return (x == x[..., :1]).all(-1, keepdim=True)
 
 
 def shift_of_first_row(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute softmax of x − the maximum of the whole tensor, instead of each row's maximum.
+    """Compute softmax, but subtract the maximum of the whole tensor instead of each row's maximum.
 
-    The exponentials underflow in rows whose numbers are all far below this maximum.
+    In a row whose numbers are all far below the tensor's maximum, the exponentials underflow to 0.
     """
     x = at_least_float32(args[0])
     powers = (x - x[x.isfinite()].max()).exp()
@@ -54,13 +55,13 @@ def shift_of_first_row(func: Any, args: tuple[Any, ...], options: dict[str, Any]
 
 
 def unshifted(scores: Tensor) -> Tensor:
-    """Return softmax without subtracting the maximum, which overflows for scores above 88."""
+    """Compute softmax without subtracting the maximum. In float32, scores above 88 overflow."""
     powers = scores.exp()
     return powers / powers.sum(-1, keepdim=True)
 
 
 def unshifted_attention(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute attention with `unshifted` as its softmax."""
+    """Compute attention with the softmax `unshifted`, which overflows for scores above 88."""
     named = named_arguments(func, args, options)
     q, k, v, mask, scale = attention_arguments(named)
     q, k, v = (at_least_float32(x) for x in (q, k, v))
@@ -69,17 +70,17 @@ def unshifted_attention(func: Any, args: tuple[Any, ...], options: dict[str, Any
 
 
 def finite_mask(x: Tensor) -> Tensor:
-    """Replace −∞ by a finite number that is 20 below the smallest finite element."""
+    """Replace −∞ by (the smallest finite element of `x`) − 20."""
     return x.masked_fill(x == -math.inf, float(x[x.isfinite()].min()) - 20)
 
 
 def tiny_lost(product: Tensor) -> Tensor:
-    """Set normal numbers below 1e-20 to 0."""
+    """Set numbers whose magnitude is below 1e-20 to 0."""
     return product.masked_fill(product.abs() < 1e-20, 0)
 
 
 def ties_repeated(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Return the same index for all equal values of `topk` or `sort`."""
+    """Run `topk` or `sort`, but return the same index for all values that are equal."""
     values, indices = func(*args, **options)
     first = (values[..., None] == values[..., None, :]).int().argmax(-1)
     return values, indices.gather(-1, first)

@@ -1,7 +1,7 @@
-"""Device faults that depend on the sizes of a call: a device chooses its kernels by these sizes.
+"""Device faults that affect only calls with certain sizes, such as products of one row.
 
-A forward pass of a short text meets none of these faults alone, so a device can have any of them
-and yet read short texts right.
+Real devices have such faults, because they choose kernels by the sizes of a call. So a device can
+read short texts correctly, and still be wrong for long texts or in generation.
 """
 
 from torch import Tensor
@@ -23,7 +23,7 @@ SHIFTED = with_result(shifted)
 
 
 def unembeds(call: Call) -> bool:
-    """Whether a matrix product has many more columns than terms, as the product with W_U has."""
+    """Whether W in a matrix product x W has over 8 times as many columns as rows, like W_U."""
     return n_columns(call) > 8 * factors(call)[0].shape[-1]
 
 
@@ -38,7 +38,7 @@ def n_keys(call: Call) -> int:
 
 
 def has_padding_mask(call: Call) -> bool:
-    """Whether an attention call has a mask [batch 1 query key]."""
+    """Whether an attention call has a mask [batch 1 query key], as for padded texts."""
     masks = [operand.shape for operand in call.operands[3:]]
     return any(len(shape) == 4 and shape[1] == 1 for shape in masks)
 

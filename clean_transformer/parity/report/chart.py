@@ -1,4 +1,4 @@
-"""Computes the chart of the residual stream's error before, inside and after each block."""
+"""Computes a line chart of the error in the residual stream, from the first to the last block."""
 
 import math
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ from clean_transformer.parity.results import DeviceRun
 class Curve:
     """One line of the chart.
 
-    `label` is the line's text in the legend. `style` is the line's CSS class. `values` has the
-    error of each activation, in the order of `Chart.names`.
+    `label` is the text for the line in the legend. `style` is the CSS class of the line. `values`
+    has the error of each activation in `Chart.names`, in the same order.
     """
 
     label: str
@@ -22,12 +22,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the root mean square errors of activations, on a logarithmic vertical axis.
+    """A line chart of root mean square errors, with a logarithmic vertical axis.
 
     `names` has the names of the activations on the horizontal axis. `curves` has the lines of the
-    chart. `allowed` has the largest healthy error of each activation. `decades` has the exponents
-    of the powers of ten on the vertical axis. `width` and `height` are the size of the chart.
-    `left`, `top` and `bottom` are its margins. These five numbers are in SVG units.
+    chart. `allowed` has, for each activation, the largest error that passes. `decades` has the
+    exponents of the powers of ten on the vertical axis. `width` and `height` are the size of the
+    chart, and `left`, `top` and `bottom` are its margins, all in SVG units.
     """
 
     names: list[str]
@@ -46,13 +46,13 @@ class Chart:
         return (self.width - self.left) / len(self.names)
 
     def x(self, index: int | float) -> float:
-        """The distance of the activation `names[index]` from the left edge of the chart."""
+        """The distance of `names[index]` from the left edge of the chart, in SVG units."""
         return self.left + (index + 0.5) * self.step
 
     def y(self, value: float) -> float:
-        """The distance of the error `value` from the top of the chart.
+        """The distance of the error `value` from the top edge of the chart, in SVG units.
 
-        The error 0 is at the lower end of the vertical axis. NaN and infinity are at its upper end.
+        The error 0 is at the lower end of the vertical axis. NaN and infinity are at the upper end.
         """
         low, high = self.decades[0], self.decades[-1]
         depth = low if value == 0 else high if math.isnan(value) else math.log10(value)
@@ -60,15 +60,15 @@ class Chart:
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
     def line(self, values: Iterable[float]) -> str:
-        """The `points` attribute of an SVG polyline. `values` has the error of each activation."""
+        """The `points` attribute of the SVG polyline for `values`, one error per activation."""
         return " ".join(f"{self.x(i):.1f},{self.y(value):.1f}" for i, value in enumerate(values))
 
 
 def depth_chart(run: DeviceRun) -> Chart | None:
-    """Return the chart of a run.
+    """Return the chart of the errors in the residual stream of a run.
 
-    Return None if the run did not measure the residual stream's errors. Also return None if all
-    errors and limits are 0, infinite or NaN, because a logarithmic axis cannot show them.
+    Returns None if the run did not measure these errors, and if all errors and limits are 0,
+    infinite or NaN, because a logarithmic axis cannot show these numbers.
     """
     residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
     curves = [

@@ -1,8 +1,9 @@
-"""Compares two parity reports: what changed in the build, and what got worse or better?
+"""Compares two parity reports, to find which results got worse or better.
 
-The reports are what `read_json` returns. Healthy runs differ a little: the number of threads and
-the kernels change the order of sums, and each run draws other blocks and rows. So an error counts
-as changed only beyond the scatter that was measured between healthy runs (BITS).
+A report is a dictionary that `read_json` returns. Errors also differ a little between two healthy
+runs: the number of threads and the kernels change the order of sums, and each run judges other
+random blocks and positions. Therefore an error counts as changed only if it changes by more than
+BITS.
 """
 
 import math
@@ -15,10 +16,10 @@ from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.verdict import Verdict, worst
 from clean_transformer.reports.environment import differences
 
-# An error counts as changed if it grows or shrinks by more than this number of bits: if the
-# effective precision changes by BITS, or the largest ratio by the factor 2^BITS. Ratios below 1 are
-# less than one rounding, and do not count. Between ten healthy runs with other numbers of threads,
-# instruction sets and drawn blocks, we measured at most 2.5 bits and a factor of 4.3 = 2^2.1.
+# An error counts as changed if the effective precision changes by more than BITS bits, or the
+# largest error ratio by more than a factor of 2^BITS. A ratio below 1 counts as 1, because such an
+# error is less than one rounding. Between ten healthy runs with different numbers of threads,
+# instruction sets and random blocks, we measured at most 2.5 bits and a factor of 4.3 = 2^2.1.
 BITS = 4.0
 NOT_RUN = (Verdict.NOT_CHECKED, Verdict.ERROR)
 
@@ -27,11 +28,12 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """What a result is about.
+    """Identifies a result in a report, so that the same result is found in another report.
 
     `run` is the device, dtype and mode, such as "cpu float32". `what` is the kind of result:
     "run", "use", "activation", "drift", "invariant", "single operation" or "same function". `where`
-    names the use, the activation or the check. `operation` is the kind of operation, or empty.
+    names the use, the activation or the check. `operation` is the kind of operation, such as
+    "linear", or empty.
     """
 
     run: str
@@ -42,10 +44,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Measured:
-    """A result in one report. If only its verdict is compared, `ratio` and `bits` are NaN.
+    """A result in one report.
 
-    `ratio` is the largest error in roundings, and `bits` the lowest effective precision (see
-    `Isolated`). For drift, `ratio` is ρ (see `EndToEnd`), and `bits` is NaN.
+    `ratio` is the largest error ratio, and `bits` is the lowest effective precision (see
+    `Isolated`). For drift, `ratio` is ρ (see `EndToEnd`), and `bits` is NaN. If only the verdict is
+    compared, both are NaN.
     """
 
     verdict: Verdict
@@ -55,7 +58,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Change:
-    """The results of one place in the two reports."""
+    """The result at `place` in the old report (`before`) and in the new report (`after`)."""
 
     place: Place
     before: Measured
@@ -63,10 +66,11 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """ "worse", "better" or "the same".
+        """Whether the new result is "worse", "better" or "the same".
 
-        The verdicts decide. If they are equal, the errors decide: see BITS. A result that is no
-        longer checked is worse, even if it was WRONG before.
+        This depends on the verdicts. If the two verdicts are equal, it depends on the errors: a
+        change of more than BITS counts. A result that was checked before and is not checked now is
+        worse, even if it was WRONG before.
         """
         lost = self.before.verdict not in NOT_RUN and self.after.verdict in NOT_RUN
         step = 1 if lost else self.after.verdict.severity - self.before.verdict.severity
@@ -77,18 +81,19 @@ class Change:
 
     @property
     def growth(self) -> float:
-        """The new ratio divided by the old one, with 1 in place of a smaller ratio.
+        """The factor by which the error ratio grew: max(1, new ratio) / max(1, old ratio).
 
-        The quotient is 1 if the ratios are equal, or if only the verdicts are compared.
+        The factor is 1 if both ratios are infinite, or if only the verdicts are compared.
         """
         old, new = max(1.0, self.before.ratio), max(1.0, self.after.ratio)
         return 1.0 if old == new else new / old
 
     @property
     def lost_bits(self) -> float:
-        """The old effective precision minus the new one; 0 if both errors are below one rounding.
+        """The old effective precision minus the new effective precision, in bits.
 
-        The difference is also 0 if one of the reports has no precision for this place.
+        The result is 0 if both ratios are at most 1, or if a report has no effective precision for
+        this result.
         """
         lost = self.before.bits - self.after.bits
         is_error = max(self.before.ratio, self.after.ratio) > 1
@@ -99,9 +104,9 @@ class Change:
 class Comparison:
     """The comparison of two reports.
 
-    `build` has (key, old value, new value) for each difference of versions, processor and settings.
-    `not_compared` says what could not be compared. `changes` has each result that both reports
-    have.
+    `build` has a tuple (key, old value, new value) for each difference in versions, processor or
+    settings. Each text in `not_compared` says what could not be compared. `changes` has all results
+    that are in both reports, including the results that did not change.
     """
 
     build: list[tuple[str, str, str]]
@@ -109,19 +114,20 @@ class Comparison:
     changes: list[Change]
 
     def those(self, verdict: str) -> list[Change]:
-        """The changes with this verdict. Those whose error grew by the largest factor come first.
+        """The changes whose `Change.verdict` is `verdict`.
 
-        Changes of which only the verdicts are compared come before all others.
+        Changes without an error (only their verdicts are compared) come first. The other changes
+        follow, and the change with the largest `growth` comes first among them.
         """
         found = [change for change in self.changes if change.verdict == verdict]
         return sorted(found, key=lambda one: (not math.isnan(one.after.ratio), -one.growth))
 
 
 def compare_reports(before: Json, after: Json) -> Comparison:
-    """Compare two reports of `parity` or `doctor`.
+    """Compare two reports of `clean-transformer parity` or `clean-transformer doctor`.
 
-    If the reports have different weights, only their verdicts are compared, because errors depend
-    on the weights. Raises `ValueError` if the reports have no result in common.
+    If the models of the reports differ in weights or architecture, only the verdicts are compared.
+    Raises `ValueError` if no result was checked in both reports.
     """
     same_model = all(before[key] == after[key] for key in ("weights", "cfg"))
     old, new = ({**_results(report, with_errors=same_model)} for report in (before, after))
@@ -150,8 +156,8 @@ def _results(report: Json, with_errors: bool) -> dict[Place, Measured]:
     found: dict[Place, Measured] = {}
 
     def add(place: Place, verdict: str, ratio: Any = math.nan, bits: Any = math.nan) -> None:
-        # Results with the same place, such as the blocks that a use draws anew in each run, become
-        # one: the worst.
+        # Several results can have the same place, such as the random blocks that a use judges. They
+        # are merged into one result: the worst verdict, the largest ratio and the fewest bits.
         new = Measured(Verdict(verdict), _number(ratio), _number(bits))
         old = found.get(place, new)
         found[place] = Measured(

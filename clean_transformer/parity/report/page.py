@@ -1,4 +1,4 @@
-"""Writes a parity report as one HTML file. A browser can show it without network or other files."""
+"""Writes a parity report as one HTML file, which needs no network and no other files."""
 
 from pathlib import Path
 
@@ -77,9 +77,9 @@ def render(report: SuiteReport) -> str:
 def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
     """Return the reasons why the verdict of the report is not PASS.
 
-    Each reason is a tuple (id of the section on the page, title, verdict, text). The list has a
-    reason for question 1 if its verdict is not PASS, and for each run whose verdict is not PASS.
-    The text for a run says first what the verdict means for a person (see `meaning`).
+    Each reason is a tuple (id of the section on the page, title, verdict, text). If the comparison
+    with the reference did not pass, the first reason describes it. The list also has a reason for
+    each run whose verdict is not PASS.
     """
     found = []
     same = report.same_function

@@ -1,6 +1,6 @@
 """Computes the heat maps of a run, with one square for each activation.
 
-The color of a square shows the activation's error, divided by the largest healthy error.
+The color of a square shows the activation's error, divided by the largest error that passes.
 """
 
 import math
@@ -15,8 +15,9 @@ from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.heat_map import HeatMap, Square, heat_map, shade
 from clean_transformer.reports.page import number
 
-# A square has one of 12 shades. Shade i is for shares up to SHARES[i]. A share is an error divided
-# by its healthy limit. A healthy error has a share of at most 1, and so one of the shades 0 to 7.
+# A share is an error divided by the largest error that passes. A square has one of 12 shades: the
+# smallest i for which the share is at most SHARES[i]. An error that passes has a share of at most
+# 1, which is one of the shades 0 to 7.
 SHARES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 8.0, 64.0, 512.0, math.inf)
 
 STYLES = {
@@ -39,14 +40,14 @@ MARKS = {
 def isolated_map(run: DeviceRun) -> HeatMap:
     """Return a heat map of the error that the device introduces in each activation.
 
-    An activation has an `Isolated` row for each case and path. Its square shows the worst row.
+    `run.isolated` has several rows for each activation. The square shows the worst of these rows.
     """
     rows = by_activation(run.isolated)
     return heat_map({name or LOGITS: isolated_square(worst_of(rows[name])) for name in rows})
 
 
 def end_to_end_map(run: DeviceRun) -> HeatMap:
-    """Return a heat map of the drift of each activation (see `EndToEnd`)."""
+    """Return a heat map of each activation's drift: the error since the first layer."""
     return heat_map({row.name: end_to_end_square(row) for row in run.end_to_end})
 
 

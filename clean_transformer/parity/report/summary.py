@@ -1,7 +1,4 @@
-"""Groups and sorts the rows of a report, and finds the worst row of a group.
-
-The report in the terminal and the report on the HTML page use these functions.
-"""
+"""Groups and sorts the rows of a report, and finds the worst row of a group."""
 
 import math
 from collections.abc import Iterable
@@ -16,17 +13,16 @@ from clean_transformer.reports.heat_map import rank
 
 
 def share(value: float, healthy: float) -> float:
-    """Return `value / healthy`. If `healthy` is 0: 0 if `value` is 0 too, otherwise infinity."""
+    """Return `value / healthy`, where 0 / 0 is 0, and any other number / 0 is infinity."""
     if healthy:
         return value / healthy
     return 0.0 if value == 0 else math.inf
 
 
 def concern(verdict: Verdict, value: float, healthy: float) -> tuple[int, float, float]:
-    """Return a sort key that is larger for a worse result.
+    """Return a sort key: (severity of the verdict, `share(value, healthy)`, `value`).
 
-    Sorting by this key compares the verdicts first. Equal verdicts are compared by
-    `share(value, healthy)`, and equal shares by `value`. NaN counts as infinity.
+    A worse result has a larger key. NaN counts as infinity.
     """
     return verdict.severity, rank(share(value, healthy)), rank(value)
 
@@ -37,10 +33,9 @@ def worst_of(rows: Iterable[Isolated]) -> Isolated:
 
 
 def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """Group the rows of question 1 by block. The keys are the results of `group_of`.
+    """Group comparisons with the reference by block. The keys are the names from `group_of`.
 
-    The rows of each group are sorted by error, and the row with the largest error comes first.
-    Rows that are NOT CHECKED come after all other rows of their group.
+    In each group, the row with the largest error comes first. Rows that are NOT CHECKED come last.
     """
 
     def error(row: Comparison) -> tuple[bool, float]:
@@ -51,10 +46,7 @@ def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
 
 
 def kinds(rows: Iterable[Isolated]) -> dict[str, tuple[int, Isolated]]:
-    """Return a pair (number of rows, worst row) for each kind of operation.
-
-    The keys are the kinds: the `operation` of the rows, such as "linear".
-    """
+    """Return a pair (number of rows, worst row) for each kind of operation, such as "linear"."""
     groups = grouped(rows, lambda row: row.operation)
     return {kind: (len(same), worst_of(same)) for kind, same in groups.items()}
 
@@ -65,11 +57,11 @@ def failed(checks: Iterable[Check]) -> list[Check]:
 
 
 def worst_reference(run: DeviceRun) -> tuple[int, EndToEnd] | None:
-    """Find the activations whose `reference_error` is above the largest healthy error.
+    """Find the activations in which the reference itself has too large an error.
 
-    The largest healthy error of an activation is `healthy` · `envelope`. Returns the number of
-    activations found, and the row in which `reference_error` exceeds this limit by the largest
-    factor. Returns None if no activation is found.
+    The `reference_error` of an activation is too large if it is above `healthy` · `envelope` (see
+    `EndToEnd`). Returns the number of these activations, and the row of the activation that exceeds
+    the limit by the largest factor. Returns None if there are no such activations.
     """
     shares = [
         (rank(share(row.reference_error, row.healthy * row.envelope)), row)

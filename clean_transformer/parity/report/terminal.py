@@ -26,7 +26,8 @@ from clean_transformer.reports.environment import build_lines, environment
 from clean_transformer.reports.heat_map import rank
 from clean_transformer.reports.terminal import heat_map_table
 
-# What `print_diagnosis` writes before a check that found no fault but did not pass.
+# What is printed before a check whose verdict is ERROR or NOT CHECKED: FIRST before the first
+# check that did not pass, and ALSO before the other checks.
 FIRST = {Verdict.ERROR: "First error", Verdict.NOT_CHECKED: "First not checked"}
 ALSO = {Verdict.ERROR: "Also an error", Verdict.NOT_CHECKED: "Also not checked"}
 
@@ -39,11 +40,11 @@ def styled(verdict: Verdict) -> Text:
 def print_report(
     report: SuiteReport, console: Console, *, worst_rows: int = 0, all_rows: bool = False
 ) -> None:
-    """Print the verdict and the answers to the three questions of the parity suite.
+    """Print the report of `clean-transformer parity`.
 
-    If `worst_rows` is above 0, also print tables of the rows with the largest errors: `worst_rows`
-    rows for question 1, and `worst_rows` rows for each run. If `worst_rows` is 0 and `all_rows` is
-    True, these tables have all rows.
+    If `worst_rows` is above 0, also print the comparisons with the reference and the activations of
+    each run in tables. Each table has the `worst_rows` rows with the largest errors. If
+    `worst_rows` is 0 and `all_rows` is True, each table has all rows.
     """
     console.print("\n".join(build_lines(report.environment)), markup=False, highlight=False)
     console.print(f"clean_transformer on {report.weights}", markup=False)
@@ -69,8 +70,8 @@ def print_report(
 def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
     """Print the result of `clean-transformer doctor` for one device, in plain words.
 
-    `absent` has the types of devices that this machine does not have, such as "mps". `weights` is a
-    text that says which weights the model has.
+    `absent` has the types of devices that this machine does not have, such as "mps". `weights` says
+    which weights the model has, such as "demo".
     """
     build = "\n".join(build_lines(environment()))
     console.print(f"{run.device} in {run.dtype}: {build}", markup=False, highlight=False)
@@ -113,7 +114,7 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
 
 
 def uses_table(uses: list[UseSummary]) -> Table:
-    """Return a table with a row for each use of the model: its verdict, and its `use_line`."""
+    """Return a table with one row for each use of the model: the verdict, and `use_line(use)`."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for use in uses:
         table.add_row(styled(use.verdict), Text(use_line(use)))

@@ -1,4 +1,4 @@
-"""Sentences for the report in the terminal, the report on the HTML page, and `assert_parity`."""
+"""Builds the sentences of parity reports, and of the errors that `assert_parity` raises."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,10 @@ from clean_transformer.reports.environment import lowered_precision
 
 
 def lower_precision(precision: str) -> str:
-    """Say that errors are those of a lower precision, and which settings lower the precision.
+    """Return a text about errors as large as those of `precision`, and the settings that allow it.
 
-    `precision` is `Isolated.lower_precision`. If it is empty, the result is empty.
+    `precision` is `Isolated.lower_precision`: a lower precision than the dtype's, such as "TF32",
+    or "". The result is "" if `precision` is "".
     """
     if not precision:
         return ""
@@ -23,7 +24,7 @@ def lower_precision(precision: str) -> str:
 
 
 def group_of(name: str) -> str:
-    """The group of the activation `name` in the report.
+    """Return the group of the activation `name` in the report.
 
     For an activation inside a block, the group is the block, such as "block 3". For all other
     activations, the group is "outside".
@@ -33,18 +34,18 @@ def group_of(name: str) -> str:
 
 
 def script_name(run: DeviceRun) -> str:
-    """The file name of the script that reproduces the first wrong operation of a run."""
+    """Return the file name of the script that reproduces the first wrong operation of a run."""
     operation = run.located.operation.split(".")[1] if run.located else "nothing"
     return script_file(operation, run.device, run.dtype)
 
 
 def script_file(operation: str, device: str, dtype: str) -> str:
-    """The file name of a script that reproduces an error of `operation`, such as "mm"."""
+    """Return the file name of a script that reproduces an error of `operation`, such as "mm"."""
     return f"reproduce-{operation}-{device.replace(':', '')}-{dtype}.py"
 
 
 def located_lines(located: Located) -> list[str]:
-    """Return lines about the first wrong operation, its operands, and the matching known issues."""
+    """Return lines of text: the first wrong operation, its operands, and matching known issues."""
     return [
         f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
         f"{located.bits:.1f} correct bits; {located.diagnosis}",
@@ -54,7 +55,7 @@ def located_lines(located: Located) -> list[str]:
 
 
 def describe(row: Isolated | EndToEnd | Check) -> str:
-    """Describe a row or a check that did not pass, in one sentence without a period."""
+    """Return one sentence, without a period, about a row or a check that did not pass."""
     if isinstance(row, EndToEnd):
         return (
             f"{row.name} (end to end): error {row.rho:.3g} times that of random rounding, "
@@ -77,17 +78,18 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
 
 
 def use_line(use: UseSummary) -> str:
-    """Return one line about a use of the model: its name and what a person does in it.
+    """Return one line of text about a use of the model, such as "generate: generating text".
 
-    If `use.wrong_from` is set, the line also says from which position on the use is wrong. If the
-    use could not be checked, the line says why.
+    If `use.wrong_from` is set, the line also has this position. If the use could not be checked,
+    the line says why.
     """
     where = f", wrong from position {use.wrong_from} on" if use.wrong_from else ""
     why = f"; {use.reason}" if use.reason else ""
     return f"{use.name}: {use.means}{where}{why}"
 
 
-# The word with which `meaning` introduces the uses of each verdict, in the order of the sentences.
+# `uses_by_verdict` writes one sentence for each verdict, in this order. The sentence begins with
+# these words.
 INTRODUCED = {
     Verdict.WRONG: "Wrong",
     Verdict.DEGRADED: "Less accurate than it should be",
@@ -95,21 +97,22 @@ INTRODUCED = {
     Verdict.NOT_CHECKED: "Not checked",
     Verdict.PASS: "Right",
 }
-# What a WRONG answer to question 1 means for a person.
+# What it means for a person if our model and the reference are not the same function.
 ANOTHER_FUNCTION = (
     "This code does not compute GPT-2: on every device, its results differ from the reference's."
 )
-# What `meaning` adds if `only_drifts`.
+# The sentence that `meaning` adds if `only_drifts(run)` is True.
 DRIFT_ONLY = (
     "Each activation alone is accurate, but the whole run is not: small errors add up, and exceed "
     "the errors that random rounding causes."
 )
-# The uses in which a person knows the length of the text. In other uses, padding counts too.
+# For these uses, `_in_use` gives the length of the wrong texts instead of a position. It cannot do
+# so for padded texts, because their positions count the padding, too.
 BY_LENGTH = ("forward", "long text", "generate")
 
 
 def meaning(run: DeviceRun) -> str:
-    """Say what the verdict of a run means for a person: which uses are wrong, and which are right.
+    """Return a text that says which uses of the model are wrong on the device, and which are right.
 
     If no use is wrong, the text names the wrong single operations. Returns "" if everything passed.
     """
@@ -124,9 +127,10 @@ def meaning(run: DeviceRun) -> str:
 
 
 def uses_by_verdict(uses: list[UseSummary], also_wrong: Sequence[str] = ()) -> str:
-    """Return a sentence for each verdict, which says what a person does in the uses with it.
+    """Return a sentence for each verdict, such as "Right: generating text, beam search.".
 
-    The texts `also_wrong` are added to the sentence for WRONG.
+    The sentence lists the uses that have this verdict. The texts in `also_wrong` are added to the
+    sentence for WRONG.
     """
     groups = {
         words: [_in_use(use) for use in uses if use.verdict is verdict]
@@ -137,7 +141,7 @@ def uses_by_verdict(uses: list[UseSummary], also_wrong: Sequence[str] = ()) -> s
 
 
 def _in_use(use: UseSummary) -> str:
-    """What a person does in a use, and from which text length or position on it is wrong."""
+    """Return `use.means`, followed by the text length or position `use.wrong_from` if it is set."""
     if not use.wrong_from:
         return use.means
     if use.name in BY_LENGTH:
@@ -149,7 +153,7 @@ def _in_use(use: UseSummary) -> str:
 
 
 def _single_operations(run: DeviceRun) -> list[str]:
-    """The wrong single operations of a run, in words, as a list with at most one text."""
+    """Return a list with one text that names all wrong single operations, or an empty list."""
     bad = dict.fromkeys(probe.name.split(",")[0] for probe in run.probes if probe.verdict.is_bad)
     if not bad:
         return []
@@ -157,11 +161,11 @@ def _single_operations(run: DeviceRun) -> list[str]:
 
 
 def only_drifts(run: DeviceRun) -> bool:
-    """Whether the drift is the only measurement of the run that found a fault."""
+    """Whether drift (see `EndToEnd`) is the only kind of measurement that found a fault."""
     drifts = worst(verdicts(run.end_to_end)).is_bad
     return drifts and not worst(verdicts(run.isolated, run.uses, run.invariants, run.probes)).is_bad
 
 
 def worst_head(row: Isolated) -> str:
-    """The index of the head with the largest ratio, as text; "" if the row has no heads."""
+    """Return the index of the head with the largest error ratio as text, or "" without heads."""
     return str(row.per_head.index(row.ratio)) if row.ratio in row.per_head else ""

@@ -1,4 +1,1 @@
-"""Uses: the ways in which people call GPT-2, such as long texts, generation and padded batches.
-
-Each use gets a verdict of its own.
-"""
+"""Judges each use of GPT-2. A use is one way to call the model, such as generating text."""

@@ -1,4 +1,4 @@
-"""Judges a step of AdamW against its formula in float64."""
+"""Compares one step of AdamW on the device with AdamW's formula in float64."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,8 +16,8 @@ from clean_transformer.parity.uses.rows import elementwise
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import Check, Verdict
 
-# AdamW updates every number independently. So only parameters with at most this many numbers are
-# judged, to save time.
+# Only parameters with at most this many elements are judged, to save time. This is enough, because
+# AdamW updates every element independently.
 LARGEST = 2**18
 OPTIONS: dict[str, Any] = {"lr": 1e-3, "eps": 1e-8, "weight_decay": 0.1, "maximize": False}
 BETAS = {"beta1": 0.9, "beta2": 0.999}
@@ -27,11 +27,12 @@ FORMS: dict[str, dict[str, bool]] = {"AdamW": {}, "fused AdamW": {"fused": True}
 def judge_adamw(
     use: Use, parameters: Sequence[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[list[Isolated | Check], Callable[[], Any]]]:
-    """Judge a step of each form of AdamW. `parameters` has pairs (parameter, gradient).
+    """Judge one step of AdamW, in each form in `FORMS`.
 
-    Yields for each form the rows, and a function that takes the step again. In float16, the squares
-    of gradients and ε = 1e-8 are too small. So float16 parameters are converted to float32, as
-    mixed-precision training does.
+    `parameters` has pairs (parameter, gradient). For each form, the function yields the judgments,
+    and a function that takes the step again. Float16 parameters are first converted to float32, as
+    in mixed-precision training, because float16 cannot represent ε = 1e-8 and the squares of small
+    gradients.
     """
     small = [pair for pair in parameters if pair[0].numel() <= LARGEST]
     if parameters and parameters[0][0].dtype == torch.float16:
@@ -50,13 +51,14 @@ def judge_adamw(
 def _second_step(
     parameters: Sequence[tuple[Tensor, Tensor]], form: dict[str, bool]
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Take two steps. After the first step, the running means are not 0.
+    """Take two steps of AdamW, and return its state before and after the second step.
 
-    Returns [parameter, gradient, mean, mean of squares] for each parameter, before and after the
-    second step.
+    A state has a list [parameter, gradient, running mean of the gradients, running mean of their
+    squares] for each parameter. The second step is judged, because the running means are 0 before
+    the first step.
     """
-    # `optimize` changes the memory order of parameters, and the fused kernel on the CPU is wrong if
-    # a parameter and its gradient have different orders.
+    # The fused kernel on the CPU is wrong if a parameter and its gradient have different strides.
+    # `optimize` changes the strides of parameters, so all tensors are made contiguous here.
     given, gradients = (
         [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
         for tensors in zip(*parameters, strict=True)
@@ -83,7 +85,10 @@ def _second_step(
 def _judge(
     name: str, use: Use, before: list[list[Tensor]], after: list[list[Tensor]]
 ) -> list[Isolated | Check]:
-    """Return a row for each output of AdamW: that of the parameter with the largest ratio."""
+    """Judge the three outputs of AdamW: new parameter, new mean and new mean of squares.
+
+    Returns one judgment for each output, that of the parameter with the largest error ratio.
+    """
     second = torch.tensor(2.0, dtype=torch.float64)
     largest: dict[str, Isolated] = {}
     for old, (parameter, _, mean, squares) in zip(before, after, strict=True):

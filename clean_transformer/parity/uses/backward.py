@@ -1,4 +1,4 @@
-"""Runs a backward pass of the whole model, and keeps what flows through each part of the model."""
+"""Runs a forward and a backward pass, and records the activations and gradients of each part."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,10 +16,10 @@ from clean_transformer.training.loss import cross_entropy
 
 @dataclass(frozen=True)
 class Flow:
-    """What flows through one part of the model in a forward and a backward pass.
+    """The activations and gradients of one part of the model, such as a block.
 
-    `given` and `output` are the part's input and output. `of_given` and `of_output` are the
-    gradients of the loss with respect to them.
+    `given` is the input of the part, and `output` is its output. `of_given` is the gradient of the
+    loss with respect to `given`. `of_output` is the gradient with respect to `output`.
     """
 
     given: Tensor
@@ -30,12 +30,13 @@ class Flow:
 
 @dataclass(frozen=True)
 class Backward:
-    """A backward pass of the whole model.
+    """The result of a backward pass of the whole model.
 
-    `loss` is the mean loss. `flows` has the flow through each block, the last LayerNorm and the
-    unembedding, except through parts at which no gradient arrived. `gradients` has the gradients of
-    the parameters that were asked for. `missing` names the parameters at which no gradient arrived.
-    `cut` names the places between two parts where the gradient was lost or changed.
+    `loss` is the mean loss. `flows` has the `Flow` of each block ("blocks.0", …), of "ln_final" and
+    of "unembed". A part that received no gradient is not in `flows`. `gradients` maps the names of
+    the parameters that `run_backward` keeps to their gradients. `missing` has the names of the
+    parameters that received no gradient. `cut` names each pair of neighboring parts, such as
+    "ln_final to blocks.11", between which the gradient was lost or changed.
     """
 
     loss: Tensor
@@ -50,9 +51,9 @@ def run_backward(
 ) -> Backward:
     """Run the model forward and backward, and keep the gradients of some parameters.
 
-    `keeps(name)` says whether the gradient of the parameter `name` is kept. All other gradients are
-    freed at once, to save memory. The gradients are those of the sum of the losses of all
-    positions, because many gradients of the mean would be too small for float16.
+    `keeps(name)` returns whether to keep the gradient of the parameter `name`. All other gradients
+    are freed at once, to save memory. The backward pass computes gradients of the sum of the losses
+    at all positions. Many gradients of the mean loss would be too small for float16.
     """
     given: dict[str, Tensor] = {}
     output: dict[str, Tensor] = {}
@@ -88,7 +89,7 @@ def run_backward(
             hook = parameter.register_post_accumulate_grad_hook(partial(accumulated, name))  # type: ignore[no-untyped-call]
             hooks.callback(hook.remove)
         logits = model(tokens)
-        # As in training, autocast is only for the logits.
+        # As in training, autocast is on only while the model computes the logits.
         with torch.autocast(tokens.device.type, enabled=False):
             loss = cross_entropy(logits.flatten(0, 1), targets.flatten())
             torch.autograd.backward(loss, torch.full_like(loss, targets.numel()))
@@ -110,9 +111,11 @@ def run_backward(
 def gradients_of(
     function: Callable[[Tensor], Tensor], given: Tensor, of_output: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of a part with respect to its input and, for a module, its parameters.
+    """Run `function` on `given`, and return the gradients of the loss.
 
-    `of_output` is the gradient with respect to the part's output; None means 1, for a scalar.
+    The first gradient is that with respect to `given`. If `function` is a module, the gradients
+    with respect to its parameters follow. `of_output` is the gradient of the loss with respect to
+    the output of `function`. If `of_output` is None, the output must be a scalar: the loss itself.
     """
     with torch.enable_grad():
         given = given.detach().requires_grad_()

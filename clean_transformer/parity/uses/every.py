@@ -1,4 +1,4 @@
-"""Judges every use of a model, and the choice of the next token."""
+"""Judges every use of a model (see `Use`), including training and sampling."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from clean_transformer.parity.uses.table import Use, uses
 from clean_transformer.parity.uses.training import judge_training
 from clean_transformer.parity.verdict import Check
 
-# The use of `judge_sampling`: it chooses the next token from four rows of logits.
+# The use that `judge_sampling` judges: choosing the next token from four rows of logits.
 SAMPLING = Use("sampling", "choosing the next token", 4, (1,))
 
 
@@ -24,11 +24,11 @@ def judge_uses(
     locates: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[UseResult]:
-    """Judge every use of `uses(cfg)`, training and sampling. Return their results.
+    """Judge every use in `uses(cfg)`, then training, then sampling. Return one result for each.
 
-    If `locates`, the judge searches each use that fails for its first wrong operation, which
-    becomes `located` in the result. Before each use, `on_step` gets the use's `case`. Before the
-    last two uses, it gets "training" and "sampling".
+    If `locates` is True and a use fails, the judge also searches for the first wrong operation, and
+    stores it in `UseResult.located`. For sampling, it always searches. Before each use, this
+    function calls `on_step` with a text that names the use.
     """
     model, results = judge.model, []
     for use in uses(model.cfg):
@@ -50,8 +50,8 @@ def judge_uses(
 def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
     """Judge all operations that choose the next token.
 
-    `logits` [row d_vocab] are the model's logits, on the device under test. The result has one row
-    for each sampling setting (`SETTINGS`), and one row for beam search.
+    `logits` [row d_vocab] are logits on the device under test. The result has one check for each
+    sampling setting in `SETTINGS`, and one check for beam search.
     """
     reports = check_sampling(cfg, logits)
     rows = tuple(

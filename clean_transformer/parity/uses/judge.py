@@ -1,12 +1,10 @@
-"""Runs the model in each way that people call it, and judges the error of each part.
+"""Judges the error of each part of the model in one use, such as generating text (see `Use`).
 
-A use is one way to call the model, such as generating text (see `Use`).
-
-The parts are the embeddings, each block, the last LayerNorm and the unembedding. The device runs a
-part once for each call of the use (see `Use.reads`). The oracle runs the same part in float64 only
-once, on the device's inputs of all calls together. So the positions of single decoding steps have
-the same limits as other positions, also in half precision. Only one part at a time is in memory in
-float64.
+The parts are the embeddings, each block, the last LayerNorm and the unembedding. On the device, a
+part runs once for each call of the model in the use (see `Use.reads`). The oracle is the same part
+in float64 on the CPU. The oracle runs only once, on the inputs of all calls concatenated, and its
+inputs are the device's own inputs of the part. To save memory, only one part at a time is converted
+to float64.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,26 +37,28 @@ from clean_transformer.parity.uses.rows import by_rows, elementwise, first_posit
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import Check, Verdict, worst
 
-# The oracle runs a block DRAWS times under random rounding, or LONG_DRAWS times if the use has more
-# than LONG positions, to save time. It runs the first FIRST positions FIRST_DRAWS times: GPT-2 has
-# its largest activations there, so one element can cause most of a row's error, and an average over
-# few runs is unreliable.
+# The oracle runs a block DRAWS times under random rounding (`parity/rounding.py`). To save time, it
+# runs the block only LONG_DRAWS times if the use has more than LONG positions. The first FIRST
+# positions run FIRST_DRAWS times. GPT-2 has its largest activations at these positions, so that one
+# element can cause most of the error at a position, and an average over few runs is unreliable.
 FIRST, FIRST_DRAWS, DRAWS, LONG, LONG_DRAWS = 8, 12, 3, 100, 1
 # All blocks run the same operations in the same shapes. So all blocks are judged only in short uses
-# without a cache; in other uses, at most BLOCKS blocks are judged. In each use, about ROWS rows of
-# logits are judged. The first and the last block, and the first and the last position of the
-# logits, are always judged. The other ones are chosen at random in each run.
+# without a cache; in other uses, at most BLOCKS blocks are judged. In each use, the logits are
+# judged at about ROWS positions in total. The first and the last block, and the first and the last
+# position of the logits, are always judged. The other blocks and positions are chosen at random.
 BLOCKS, ROWS = 4, 64
 
 
 @dataclass(frozen=True)
 class UseResult:
-    """The result of one use: a row for each judged part, in the order of the forward pass.
+    """The result of one use of the model.
 
-    If a part raised an exception, the last row describes it. If a part does not pass, `wrong_from`
-    and `located` describe the first such row: `wrong_from` is
-    the first position with an error above the healthy limit, and `located` is the first wrong
-    operation, or None if none was found. If all rows pass, both are None.
+    `rows` has the judgment of each judged part, in the order of the forward pass. If a part raised
+    an exception, the last row describes the exception.
+
+    `wrong_from` and `located` describe the first part that fails, and are None if all rows pass.
+    `wrong_from` is the first position whose error does not pass; it is always None for training and
+    sampling. `located` is the first wrong operation, or None if none was found.
     """
 
     use: Use
@@ -73,16 +73,17 @@ class UseResult:
 
     @property
     def first_failure(self) -> Isolated | Check | None:
-        """The first row that does not pass; None if all rows pass."""
+        """The first row whose verdict is not PASS, or None if all rows pass."""
         return next((row for row in self.rows if row.verdict is not Verdict.PASS), None)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A judged part of the model.
+    """A part of the model with its judgment.
 
-    `row` is its result. `wrong_from` is the first position that fails, or the first judged position
-    if none fails. `inputs` has the part's input in each call of the model.
+    `row` is the judgment. `wrong_from` is the first position whose error does not pass, or the
+    first judged position if all pass. `part` is the function that runs the part on the device, and
+    `inputs` has the input of the part in each call of the model.
     """
 
     row: Isolated
@@ -93,12 +94,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the uses of one model, which is on the device under test.
+    """Judges the uses of `model`, which is on the device under test.
 
-    `exact` builds the model's parts in float64. `generator` chooses which blocks and which rows of
-    logits are judged. `products` is the dtype in which matrix products are computed: the autocast
-    dtype, or None for the model's own dtype. `cache_class` is the class of the KV caches. Compiled
-    models need `StaticKVCache`: with `KVCache`, they would be compiled again for each length.
+    `exact` builds the model's parts in float64. `generator` draws the blocks and the positions of
+    logits that are judged. `products` is the dtype in which the device computes matrix products:
+    the autocast dtype, or None for the model's own dtype. `cache_class` is the class of the KV
+    caches. Compiled models need `StaticKVCache`: with `KVCache`, `torch.compile` would compile them
+    again for each length of the cache.
     """
 
     model: DemoTransformer
@@ -109,9 +111,11 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, use: Use, *, locates: bool) -> UseResult:
-        """Judge a use; if `locates`, search the first failing part for a wrong operation.
+        """Run the model in one use, and judge each part.
 
-        If the use or the search raises an exception, the last row describes it (`failed_check`).
+        If `locates` is True and a part fails, search the first such part for a wrong operation. If
+        the use or the search raises an exception, the last row of the result describes this
+        exception (see `failed_check`).
         """
         parts: list[Judged] = []
         attempts = Attempts()
@@ -125,7 +129,7 @@ class Judge:
         return UseResult(use, (*rows, *attempts.failed), bad.wrong_from if bad else None, located)
 
     def _locate(self, use: Use, bad: Judged) -> Located | None:
-        """The first wrong operation in a part that fails, or None if none was found."""
+        """Return the first wrong operation in the failing part `bad`, or None if none is found."""
         found = check_operations(run, use, bad.part, bad.inputs, self.cache_class).finding
         return in_words(found, f"{bad.row.name}, {use.case}") if found else None
 
@@ -181,10 +185,7 @@ class Judge:
     def _block(
         self, use: Use, layer: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        """Judge each row by its RMS error / the RMS change that random rounding causes in it.
-
-        A row [d_model] is the block's output at one position of one text.
-        """
+        """Judge the output [d_model] of a block at each position of each text (see `by_rows`)."""
         part = self.exact.block(layer)
         given, got = use.in_one(inputs).double(), use.in_one(outputs).double()
         exact = part(given, use.cache(whole=True))
@@ -199,14 +200,15 @@ class Judge:
         return row, first_position(wrong)
 
     def _envelope(self, part: Part, use: Use, given: Tensor, exact: Tensor, draws: int) -> Tensor:
-        """The mean square change [batch pos] that random rounding causes in each row."""
-        total = torch.zeros_like(exact[..., 0])
-        for seed in range(draws):
-            cache = use.cache(whole=True)
-            with RandomRounding(self.exact.dtype, self.products, seed):
-                moved = part(given, cache)
-            total += (moved - exact).square().mean(dim=-1)
-        return total / draws
+        """Return the mean square change [batch pos] that random rounding causes in each row.
+
+        The part runs once, on a batch with `draws` copies of `given`.
+        """
+        copies = replace(use, batch=use.batch * draws, padding=use.padding * draws)
+        with RandomRounding(self.exact.dtype, self.products):
+            moved = part(given.repeat(draws, 1, 1), copies.cache(whole=True))
+        changes = moved.unflatten(0, (draws, use.batch)) - exact
+        return changes.square().mean(dim=(0, -1))
 
     def _layer_norm(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
@@ -222,7 +224,7 @@ class Judge:
     def _logits(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        """Judge logits at some random positions by the limits of a matrix product."""
+        """Judge the logits at the first position, the last position and some random positions."""
         x, logits = use.in_one(inputs), use.in_one(outputs)
         n_rows = max(2, ROWS // len(x))
         drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()

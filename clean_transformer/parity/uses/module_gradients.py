@@ -1,4 +1,4 @@
-"""Judges the gradients of a module, such as a block, against the same module in float64."""
+"""Compares the gradients that the device computes for a module, such as a block, with float64."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,13 +13,14 @@ from clean_transformer.parity.uses.rows import by_rows
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import Check, Verdict
 
-# The oracle computes the gradients DRAWS times under random rounding.
+# The gradients are computed DRAWS times under random rounding (`parity/rounding.py`).
 DRAWS = 2
-# The oracle's gradients are compared with differences of its outputs. Inputs and parameters move by
-# this fraction of their root mean square, or by this number if they are 0.
+# `check_differences` moves inputs and parameters by this fraction of their root mean square, or by
+# this number if they are 0.
 MOVE = 1e-5
-# The largest relative difference that passes. The method leaves about MOVE², because the module is
-# not linear, and 2⁻⁵³ / MOVE, because of rounding. A missing gradient leaves much more.
+# The largest relative error of `check_differences` that passes. Correct gradients have an error of
+# about MOVE², because the module is not linear, plus 2⁻⁵³ / MOVE, because of rounding. If a
+# gradient is missing, the error is much larger.
 ALLOWED = 1e-6
 
 
@@ -32,10 +33,12 @@ def judge_module(
     dtype: torch.dtype,
     products: torch.dtype | None,
 ) -> list[Isolated | Check]:
-    """Judge the gradients of the module's input and parameters, row by row (see `by_rows`).
+    """Judge the gradients of the module's input and parameters with `by_rows`.
 
-    `gradients` has the device's gradients by the full names of the parameters. `module` is the
-    module in float64. `dtype` is the dtype on the device, and `products` that of matrix products.
+    `name` is the path of the module in the model. `flow` and `gradients` hold what the device
+    computed; the keys of `gradients` are the full names of the parameters. `module` is the same
+    module in float64. `dtype` is the dtype of the model on the device. `products` is the dtype of
+    the device's matrix products; None means `dtype`.
     """
     given, of_output = flow.given.cpu().double(), flow.of_output.cpu().double()
     exact = gradients_of(module, given, of_output)
@@ -45,8 +48,9 @@ def judge_module(
             drawn = gradients_of(module, given, of_output)
         for envelope, moved, gradient in zip(envelopes, drawn, exact, strict=True):
             envelope += (moved - gradient).square().mean(dim=-1) / DRAWS
-    # With few draws, the envelope of a row can be small by chance. So the relative envelope of each
-    # row is at least the median of its tensor, and at least the median of all rows.
+    # An envelope is the mean square change that random rounding causes in one row (a slice along
+    # the last axis). With few draws, an envelope can be small by chance. So envelope / mean square
+    # of the row is at least its median in the same tensor, and at least its median in all tensors.
     sizes = [gradient.square().mean(dim=-1) for gradient in exact]
     relative = [(e / s).nan_to_num(0.0, 0.0) for e, s in zip(envelopes, sizes, strict=True)]
     of_all = torch.cat([each.flatten() for each in relative]).median()
@@ -71,15 +75,16 @@ def judge_module(
 def check_differences(
     name: str, module: nn.Module, given: Tensor, of_output: Tensor, exact: Sequence[Tensor]
 ) -> Check:
-    """Compare the gradients `exact` of a float64 module with differences of its outputs.
+    """Check the gradients `exact` of a float64 module by finite differences.
 
-    The input and all parameters move together in a random direction. The change of the output then
-    follows from the gradients. So the check finds a gradient that our code cuts or changes, which
-    the oracle would have in common with the device.
+    This check finds mistakes in our own code, such as a `detach`, which change the gradients of the
+    oracle and of the device in the same way. It moves the input `given` and all parameters together
+    in a random direction, by ±MOVE, and measures the change of the output times `of_output`. The
+    check compares this change with the change that the gradients predict.
     """
     values = [given, *(parameter.data for parameter in module.parameters())]
     generator = torch.Generator().manual_seed(0)
-    # The rows of the residual stream can have very different sizes.
+    # The input has one size per position, because sizes in the residual stream differ a lot.
     sizes = [given.square().mean(dim=-1, keepdim=True).sqrt()]
     sizes += [x.square().mean().sqrt() for x in values[1:]]
     direction = [

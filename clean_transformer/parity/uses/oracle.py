@@ -1,4 +1,7 @@
-"""Checks the float64 oracle of each use against NumPy, which shares no kernel with PyTorch."""
+"""Compares the oracle with NumPy, which does not use PyTorch's kernels.
+
+The oracle is our model in float64 on the CPU. All other checks compare the device with the oracle.
+"""
 
 import numpy as np
 import torch
@@ -11,16 +14,16 @@ from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import Use, uses
 from clean_transformer.parity.verdict import SAME_FUNCTION, Check, Verdict
 
-# How many positions of a text and how many columns of W_U are compared, for each use.
+# For each use, ROWS positions of a text and COLUMNS columns of W_U are compared.
 ROWS, COLUMNS = 16, 512
 
 
 def check_oracle(exact: ExactParts, generator: torch.Generator) -> list[Check]:
-    """Compare the oracle of each use with NumPy, in float64. Return a check for each use.
+    """Compare the oracle with NumPy in float64, and return one check for each use.
 
-    The oracle runs one block, the last LayerNorm and the unembedding, in the shapes of the use. For
-    each use, `generator` draws the block, one text, ROWS positions, and COLUMNS columns of W_U. The
-    block's input is the residual stream before the first block.
+    For each use, PyTorch and NumPy compute one block, then the last LayerNorm, then the
+    unembedding. The input of the block is always the sum of the embeddings. `generator` draws the
+    block, one text of the batch, ROWS positions, and COLUMNS columns of W_U, which are compared.
     """
     with trusted(), torch.no_grad():
         return [_check(use, exact, generator) for use in uses(exact.cfg)]
@@ -68,7 +71,7 @@ def _check(use: Use, exact: ExactParts, generator: torch.Generator) -> Check:
 
 
 def libraries() -> str:
-    """The versions of PyTorch and NumPy, each with the library of its matrix products."""
+    """The versions of PyTorch and NumPy, and the BLAS library that each of them calls."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     ours = "MKL" if torch._C.has_mkl else "its BLAS"
     return (

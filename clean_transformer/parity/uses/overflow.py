@@ -1,4 +1,4 @@
-"""Finds weights and activations that are too large for a dtype, on any device."""
+"""Finds weights and activations that are too large for a dtype, such as float16."""
 
 from functools import partial
 
@@ -11,12 +11,15 @@ from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.weights.table import State
 
-# LayerNorm computes these activations in float32, also if the model is in half precision.
+# In a half-precision model, LayerNorm computes these activations in float32.
 IN_FLOAT32 = ("hook_scale", "hook_normalized")
 
 
 def overflowing_weight(state: State, dtype: torch.dtype) -> str:
-    """Say which finite parameter becomes infinite in `dtype`; return "" if there is none."""
+    """Return a sentence about the first weight that is too large for `dtype`, or "" if none is.
+
+    A weight is too large if it is finite, but converting it to `dtype` makes an element infinite.
+    """
     for name, weight in state.items():
         if weight.to(dtype).isinf().any() and weight.isfinite().all():
             return too_large(f"the weight {name}", float(weight.abs().max()), dtype)
@@ -25,10 +28,11 @@ def overflowing_weight(state: State, dtype: torch.dtype) -> str:
 
 @torch.no_grad()
 def overflowing_activation(exact: ExactParts, tokens: Tokens) -> str:
-    """Say which activation is the first that is too large for `exact.dtype`; "" if there is none.
+    """Return a sentence about the first activation that is too large for `exact.dtype`.
 
-    The model runs on `tokens` in float64 on the CPU, one block at a time. An activation is too
-    large if rounding it to the dtype makes it infinite.
+    Returns "" if no activation is too large. The model runs on `tokens` in float64 on the CPU, one
+    block at a time. An activation is too large if it is finite in float64, but converting it to
+    `exact.dtype` makes an element infinite.
     """
     found: list[str] = []
 
@@ -63,7 +67,7 @@ def overflowing_activation(exact: ExactParts, tokens: Tokens) -> str:
 
 
 def too_large(what: str, size: float, dtype: torch.dtype) -> str:
-    """Say that a weight or an activation is too large for the dtype."""
+    """Return a sentence which says that `what` has the value `size`, too large for `dtype`."""
     name, limit = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
     return (
         f"this model does not fit into {name}: {what} reaches {size:.6g}, and the largest number "

@@ -1,7 +1,4 @@
-"""The parts of a model: the embeddings, each block, the last LayerNorm and the unembedding.
-
-`uses/judge.py` runs each use (see `Use`) part by part, on the device and in float64 on the CPU.
-"""
+"""Runs single parts of a model: the embeddings, a block, the last LayerNorm or the unembedding."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,23 +16,25 @@ from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.weights.table import State
 
-# A part of the model as a function of its input and of a KV cache with one layer. The cache is None
-# in a use without a cache. The function returns the part's output.
+# A function that runs one part of the model. Its arguments are the input of the part, and a KV
+# cache with one layer, or None. It returns the output of the part.
 Part = Callable[[Tensor, KVCache | None], Tensor]
-# The unembedding is the largest weight. In float64, only this many of its columns are in memory.
+# The unembedding is the largest weight. To save memory, only this many of its columns at a time are
+# converted to float64.
 COLUMNS = 8192
 
 
 def run(
     use: Use, part: Part, inputs: Sequence[Tensor], cache_class: type[KVCache] = KVCache
 ) -> list[Tensor]:
-    """Run one part of the model on the input of each call of a use, and return each call's output.
+    """Run one part of the model once for each tensor in `inputs`, and return the outputs.
 
-    If the use has a KV cache, all calls share one cache, on the device of the inputs. After a call
-    in `use.selects`, the cache keeps only the selected rows of the batch.
+    `inputs` has the input of the part in each call of the model in `use`. If the use has a KV
+    cache, all calls share one cache of the class `cache_class`. After a call whose number is in
+    `use.selects`, the cache keeps only the selected texts of the batch.
 
-    With a `StaticKVCache`, compiled modules run compiled only for single tokens, as after
-    `optimize(compile=True)`. Calls that read more tokens run as written.
+    With a `StaticKVCache`, compiled modules run without `torch.compile` in calls that read more
+    than one token, as after `optimize(compile=True)`.
     """
     cache = on_device(use.cache(cache_class), inputs[0].device)
     outputs = []
@@ -51,10 +50,7 @@ def run(
 
 
 def on_device(cache: KVCache | None, device: torch.device) -> KVCache | None:
-    """Move the padding counts of an empty cache to `device`, and return the cache.
-
-    If `cache` is None, return None.
-    """
+    """Move the tensor `cache.padding` of an empty cache to `device`, and return `cache`."""
     if cache is not None and cache.padding is not None:
         cache.padding = cache.padding.to(device)
     return cache
@@ -63,16 +59,17 @@ def on_device(cache: KVCache | None, device: torch.device) -> KVCache | None:
 def embed(model: DemoTransformer, tokens: Tensor, cache: KVCache | None) -> Tensor:
     """Return the residual stream [batch pos d_model] before the first block.
 
-    Positions continue after those that `cache` holds; without a cache, they start at 0.
+    With a cache, the positions of `tokens` follow the cached positions; without one, they start at
+    0.
     """
     positions = None if cache is None else cache.positions(tokens)
     return model.embed(tokens) + model.pos_embed(tokens, positions)
 
 
 def block(module: nn.Module, residual: Tensor, cache: KVCache | None) -> Tensor:
-    """Run one block on the residual stream [batch pos d_model], and return the result.
+    """Run the block `module` on the residual stream [batch pos d_model], and return its output.
 
-    `cache` has one layer, which stores the keys and values of this block.
+    The block stores its keys and values in the only layer of `cache`.
     """
     if cache is None:
         return module(residual)
@@ -86,24 +83,25 @@ def block(module: nn.Module, residual: Tensor, cache: KVCache | None) -> Tensor:
 
 
 class ExactParts:
-    """The parts of the model in float64 on the CPU.
+    """Builds the parts of the model in float64 on the CPU.
 
-    Each method builds a part anew, so only one part at a time must be in memory. The weights come
-    from `state`. They are rounded to `dtype` and then converted to float64, because the model on
-    the device has weights in `dtype`.
+    To save memory, nothing is kept: each method converts the weights that it needs from `state`.
+    The weights are first rounded to `dtype`, the dtype of the model on the device, and then
+    converted to float64. So they are equal to the device's weights.
     """
 
     def __init__(self, cfg: Config, state: State, dtype: torch.dtype):
         self.cfg, self.state, self.dtype = cfg, state, dtype
 
     def weight(self, name: str, index: Any = slice(None)) -> Tensor:
-        """Return the parameter `name` of `state`, or only its part at `index`, in float64."""
+        """Return the weight `state[name][index]`, rounded to `dtype`, in float64."""
         return self.state[name][index].to(self.dtype).double()
 
     def embeddings(self, tokens: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Return the token embeddings and the position embeddings, both [batch pos d_model].
 
-        Positions continue after those that `cache` holds; without a cache, they start at 0.
+        With a cache, the positions of `tokens` follow the cached positions; without one, they start
+        at 0.
         """
         positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
         if cache is not None:
@@ -111,11 +109,11 @@ class ExactParts:
         return self.weight("embed.W_E", tokens), self.weight("pos_embed.W_pos", positions)
 
     def block(self, layer: int) -> Part:
-        """Return the block with the index `layer`."""
+        """Return a function that runs the block with the index `layer`."""
         return partial(block, self.module(f"blocks.{layer}"))
 
     def module(self, path: str) -> HookedModule:
-        """Return the block or the last LayerNorm ("ln_final") with this path in the model."""
+        """Return the module at `path`, which is a block, such as "blocks.0", or "ln_final"."""
         is_norm = path == "ln_final"
         with torch.device("meta"):
             kind = NORMALIZATIONS[self.cfg.normalization_type] if is_norm else TransformerBlock
@@ -127,18 +125,18 @@ class ExactParts:
 
     @property
     def is_tied(self) -> bool:
-        """Whether the unembedding has no weights of its own, and uses the token embeddings."""
+        """Whether W_U is the transpose of W_E, so that `state` has no "unembed.W_U"."""
         return "unembed.W_U" not in self.state
 
     def unembedding(self, tokens: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return W_U [d_model d_vocab] and b_U [d_vocab], or only their columns `tokens`."""
+        """Return W_U [d_model token] and b_U [token] for the token ids `tokens`, by default all."""
         b_U = self.weight("unembed.b_U", tokens)
         if self.is_tied:
             return self.weight("embed.W_E", tokens).T, b_U
         return self.weight("unembed.W_U", (slice(None), tokens)), b_U
 
     def vocabulary(self) -> Iterator[slice]:
-        """Yield slices of at most COLUMNS token ids each. Together they are the vocabulary."""
+        """Yield slices of at most COLUMNS token ids, which together cover the vocabulary."""
         for start in range(0, self.cfg.d_vocab, COLUMNS):
             yield slice(start, start + COLUMNS)
 

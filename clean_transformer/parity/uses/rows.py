@@ -1,4 +1,7 @@
-"""Judges the outputs of a part of the model: element by element, or row by row."""
+"""Judges a tensor that the device computed: each element (`elementwise`) or each row (`by_rows`).
+
+A row of a tensor is a slice along its last axis, such as the output [d_model] at one position.
+"""
 
 import math
 
@@ -20,11 +23,15 @@ def by_rows(
     u: float,
     judged: Tensor | None = None,
 ) -> tuple[Isolated, Tensor]:
-    """Judge each row of `got` by its RMS error / the RMS change that random rounding causes in it.
+    """Judge each row of `got`, the device's result. A row is a slice along the last axis.
 
-    A row is a slice along the last axis. `envelope` has the mean square change of each row. `u` is
-    the unit roundoff. Rows in which the mask `judged` is False are ignored. Returns a row for the
-    report, and a mask of the rows that fail.
+    The error ratio of a row is its root mean square error, divided by the root mean square change
+    that random rounding causes in the row (see `parity/rounding.py`). The limits of this ratio are
+    those of `PART`. `exact` is the right result in float64. `envelope` has the mean square change
+    of each row. `u` is the unit roundoff of the device's dtype. Rows in which the mask `judged` is
+    False are ignored.
+
+    Returns the judgment, and a mask that is True for each row that does not pass.
     """
     healthy, wrong = PART.limits(1, u)
     error = (got.double() - exact).square().mean(dim=-1).sqrt()
@@ -60,10 +67,14 @@ def elementwise(
     terms: int = 1,
     u: float | None = None,
 ) -> tuple[Isolated, Tensor]:
-    """Judge each element of |got − exact| by the limits of `kind` for a sum of `terms` terms.
+    """Judge each element of `got`, the device's result, by its error ratio.
 
-    `scale` is G. `u` is the unit roundoff; None means that of the dtype of `got`. Returns a row for
-    the report, and a mask of the elements that fail.
+    `parity/limits.py` explains the error ratio, its scale G (`scale`), and its limits (`kind`).
+    `exact` is the right result in float64. `terms` is the number of terms that the operation adds
+    up for one element. `u` is the unit roundoff; None means the unit roundoff of the dtype of
+    `got`.
+
+    Returns the judgment, and a mask that is True for each element that does not pass.
     """
     u = UNIT_ROUNDOFF[got.dtype] if u is None else u
     healthy, wrong = kind.limits(terms, u)
@@ -86,9 +97,9 @@ def elementwise(
 
 
 def first_position(wrong: Tensor) -> int:
-    """The first position at which `wrong` [batch pos …] is True for any text or element.
+    """Return the first position at which any element of the mask `wrong` [batch pos …] is True.
 
-    The result is 0 if `wrong` is False everywhere.
+    Returns 0 if `wrong` is False everywhere.
     """
     positions = wrong.transpose(0, 1).flatten(start_dim=1).any(dim=1).nonzero()
     return int(positions[0]) if len(positions) else 0

@@ -1,6 +1,6 @@
 """Checks every operation that text generation calls outside the model, such as top-k and softmax.
 
-Generation runs on given logits of the model instead of on the model.
+For this check, generation gets logits from `GivenLogits` instead of from a model.
 """
 
 from dataclasses import replace
@@ -16,8 +16,8 @@ from clean_transformer.text.beam_search import search_beams
 from clean_transformer.text.decoding import Stop, decode_until
 from clean_transformer.text.settings import Sampling
 
-# Sampling settings that together call every function of `text/sampling.py`. The keys are the names
-# of the settings in the report.
+# Sampling settings. Together they make generation call every function of `text/sampling.py`. The
+# keys are the names of the settings in the report.
 SETTINGS = {
     "the likeliest token": Sampling(),
     "drawn, filtered": Sampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, seed=0),
@@ -26,19 +26,18 @@ SETTINGS = {
 
 
 class GivenLogits:
-    """Replaces the model in generation, so that only operations outside the model are called.
+    """A replacement for the model in generation, which returns given logits.
 
-    Each call returns rows of `logits` [row d_vocab]. `logits` are on the device under test.
+    `logits` [row d_vocab] are on the device under test. Each call returns some of their rows.
     """
 
     def __init__(self, cfg: Config, logits: Tensor):
         self.cfg, self.logits, self.device = cfg, logits, logits.device
 
     def __call__(self, tokens: Tensor, kv_cache: KVCache, last_only: bool = False) -> Tensor:
-        """Return logits [batch 1 d_vocab], and add the tokens to the length of `kv_cache`.
+        """Return logits [batch 1 d_vocab], and advance `kv_cache` by the number of new tokens.
 
-        The call returns one row of `logits` for each text. Text number i gets the row with index
-        i + the length of `kv_cache` before the call, modulo the number of rows.
+        Text number i gets row number (i + `kv_cache.length` before the call) mod (number of rows).
         """
         rows = (torch.arange(len(tokens)) + kv_cache.length) % len(self.logits)
         kv_cache.advance(tokens.shape[1])
@@ -46,11 +45,11 @@ class GivenLogits:
 
 
 def check_sampling(cfg: Config, logits: Tensor) -> list[tuple[str, OperationsReport]]:
-    """Generate from `logits` [row d_vocab] with each of `SETTINGS` and with beam search.
+    """Generate text from `logits` [row d_vocab], with each of `SETTINGS` and with beam search.
 
-    Returns a pair for each run: the name of the run, and the report on its operations.
+    Returns a pair (name, report on all called operations) for each setting and for beam search.
     """
-    # The model is replaced, so generation may use more positions than the model has.
+    # Generation needs up to 8 positions here. The real model can have fewer, but it does not run.
     model = GivenLogits(replace(cfg, n_ctx=8), logits)
     n_new = 3
     prompts = [[cfg.d_vocab - 1, 0], [cfg.d_vocab // 2]]

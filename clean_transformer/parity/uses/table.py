@@ -1,4 +1,4 @@
-"""The table of uses. For each use: how the model is called, and what a person does with it."""
+"""The table of uses. A use is one way to call the model, such as generating text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +18,16 @@ class Use:
     """One way to call the model.
 
     `name` is the short name for reports. `means` says what a person does in this use, such as
-    "generating text". `batch` is the number of texts. A use makes one or more calls of the model:
-    call number i reads the next `reads[i]` tokens of each text.
+    "generating text". `batch` is the number of texts. A use calls the model `len(reads)` times:
+    call number i (from 0 on) reads the next `reads[i]` tokens of each text.
 
-    If `is_cached`, the calls share a KV cache, and only the logits at the last position of each
-    call are checked. `padding` has the number of padding positions on the left of each text; it is
-    empty if no text is padded. `selects` maps the number of a call, from 0 on, to the rows of the
-    batch with which the next call continues, as in beam search. A row can occur several times.
+    If `is_cached` is True, the calls share a KV cache, and only the logits at the last position of
+    each call are checked. `padding` has the number of padding positions on the left of each text,
+    and is empty if no text is padded.
+
+    `selects` describes what beam search does between two calls. After call number i, the batch
+    consists of the texts with the indices `selects[i]`, in this order. An index can occur several
+    times. If i is not in `selects`, the batch stays the same.
     """
 
     name: str
@@ -37,7 +40,7 @@ class Use:
 
     @property
     def length(self) -> int:
-        """The number of positions of a text, with its padding."""
+        """The number of positions of each text, including its padding."""
         return sum(self.reads)
 
     @property
@@ -47,9 +50,9 @@ class Use:
 
     @property
     def is_token(self) -> Bool[Tensor, "batch pos"]:
-        """A mask that is True where a position holds a token, and False where it holds padding.
+        """A mask that is True for tokens and False for padding.
 
-        Without padding, the mask has batch size 1.
+        If no text is padded, the mask has batch size 1.
         """
         padding = torch.tensor(self.padding or (0,))
         return torch.arange(self.length) >= padding[:, None]
@@ -58,8 +61,8 @@ class Use:
         """Return an empty KV cache with one layer, or None if the use has no cache.
 
         By default, the cache is for the calls of this use, one after the other. If `whole` is True,
-        the cache is for a single call that reads all positions. The two caches differ only in their
-        attention mask, which has the length of the first call.
+        the cache is for a single call that reads all positions. Only the attention mask of the
+        cache depends on `whole`: the mask is as long as the first call.
         """
         if not self.is_cached:
             return None
@@ -71,9 +74,8 @@ class Use:
     def calls(self, cfg: Config) -> list[Tokens]:
         """Return the token ids [batch pos] that each call reads.
 
-        The ids are spread over the vocabulary, with three exceptions. The first id of the first
-        text, and the id in the middle of all texts joined together, are the last id of the
-        vocabulary (<|endoftext|> in GPT-2). The final id of the last text is 0.
+        The ids are spread over the vocabulary. They include the first id of the vocabulary, 0, and
+        the last id, which is <|endoftext|> in GPT-2.
         """
         ids = torch.arange(self.batch * self.length) * 7919 % cfg.d_vocab
         ids[0] = ids[len(ids) // 2] = cfg.d_vocab - 1
@@ -87,11 +89,11 @@ class Use:
         return calls
 
     def in_one(self, calls: Sequence[Tensor]) -> Tensor:
-        """Concatenate the tensors of all calls along the positions, on the CPU.
+        """Concatenate the tensors of all calls along the position axis, on the CPU.
 
-        `calls` has one tensor [batch pos …] for each call. The result has the rows of the batch
-        after the last call. If `selects` copies or reorders rows, the tensors of earlier calls are
-        copied or reordered in the same way.
+        `calls` has one tensor [batch pos …] for each call. The texts of the result are those of the
+        last call. If `selects` copies, drops or reorders texts after a call, the tensors of this
+        call and of earlier calls are indexed in the same way.
         """
         so_far: list[Tensor] = []
         for number, call in enumerate(calls):
@@ -102,7 +104,7 @@ class Use:
 
 
 def uses(cfg: Config) -> list[Use]:
-    """Return all uses except sampling, with texts that fit into the model's `n_ctx` positions."""
+    """Return all uses except training and sampling. Their texts have at most `n_ctx` tokens."""
     n_ctx = cfg.n_ctx
     prompt = min(20, max(1, n_ctx - 3))
     return [
@@ -128,12 +130,12 @@ def uses(cfg: Config) -> list[Use]:
 
 
 def steps(length: int, positions: Sequence[int]) -> tuple[int, ...]:
-    """Return the number of tokens that each call reads (`Use.reads`).
+    """Return `Use.reads`, the number of tokens that each call of the model reads.
 
-    For each p in `positions`, one call reads the single token at position p. If there are unread
-    tokens before position p, one more call reads them first, all together. For example, positions
-    (1, 64) give (1, 1, 62, 1). Positions outside 1 … `length` − 1 are ignored. If no position is
-    left, one call reads all `length` tokens.
+    For each p in `positions`, one call reads only the token at position p. If there are unread
+    tokens before position p, another call reads all of them first. For example, positions (1, 64)
+    give (1, 1, 62, 1). Positions outside 1 … `length` − 1 are ignored. If all positions are
+    ignored, a single call reads all `length` tokens.
     """
     reads: list[int] = []
     for position in sorted({p for p in positions if 0 < p < length}):

@@ -1,8 +1,9 @@
-"""Judges training: the loss, the gradients of the parameters, and a step of AdamW.
+"""Judges training: the loss, the gradients, and a step of AdamW.
 
-The device runs one backward pass of the whole model. The oracle computes the gradients of each
-judged part in float64, from the device's own input of the part, and from the device's own gradient
-with respect to the part's output. So an error shows only in the part that introduces it.
+The device runs one backward pass of the whole model. The oracle then computes the gradients of each
+judged part, such as a block, in float64 on the CPU. The oracle starts from two tensors that the
+device computed: the input of the part, and the gradient of the loss with respect to the part's
+output. So an error in one part does not make other parts fail.
 """
 
 import warnings
@@ -36,21 +37,22 @@ from clean_transformer.parity.uses.table import Use, uses
 from clean_transformer.parity.verdict import Check, Verdict, worst
 from clean_transformer.training.loss import cross_entropy
 
-# Gradients of W_U are judged for the tokens of the texts, and for OTHERS more tokens, which are
-# chosen at random in each run.
+# The gradients of W_U and W_E are judged only for the tokens of the texts, and for OTHERS random
+# tokens.
 OTHERS = 32
 
 Rows = list[Isolated | Check]
-# The rows of a part, and a function that computes its gradients on the device once more.
+# The judgments of a part, and a function that computes its gradients on the device once more.
 Judged = tuple[Rows, Callable[[], Any]]
 
 
 def judge_training(judge: Judge, *, locates: bool) -> UseResult:
-    """Judge a backward pass and a step of AdamW; if `locates`, search for a wrong operation.
+    """Judge a backward pass and a step of AdamW.
 
-    The rows of the result are in the order of the backward pass. If a part or the search raises an
-    exception, the last row describes it (`failed_check`). `optimize()` has no effect here, because
-    optimized modules run their own `forward` when gradients are enabled.
+    If `locates` is True and a part fails, also search for the first wrong operation. The rows of
+    the result are in the order of the backward pass. If a part or the search raises an exception,
+    the last row describes this exception (see `failed_check`). `optimize()` has no effect here: an
+    optimized module runs its normal `forward` when gradients are enabled.
     """
     use = replace(uses(judge.model.cfg)[0], name="training", means="training")
     parts: list[Judged] = []
@@ -82,7 +84,7 @@ def _judged_parts(judge: Judge, use: Use) -> Iterator[Judged]:
 
 
 def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
-    """Compute the gradients of the bad parts again until a wrong operation is found."""
+    """Call the functions in `bad`, which compute gradients, until one calls a wrong operation."""
     with torch.enable_grad():
         findings = (check_operations(again).finding for again in bad)
         finding = next((each for each in findings if each is not None), None)
@@ -91,7 +93,7 @@ def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
 
 @dataclass(frozen=True)
 class TrainingJudge:
-    """Judges the parts of one backward pass.
+    """Judges the parts of the backward pass `backward`.
 
     `tokens` [batch pos] are the texts, on the device. `targets` [batch pos] has the token that the
     model must predict at each position.
@@ -105,13 +107,14 @@ class TrainingJudge:
 
     @property
     def u(self) -> float:
-        """The unit roundoff of the dtype in which matrix products are computed."""
+        """The unit roundoff of the dtype in which the device computes matrix products."""
         return UNIT_ROUNDOFF[self.judge.products or self.judge.exact.dtype]
 
     def parts(self, layer: int) -> Iterator[Judged]:
-        """Judge the parts at which a gradient arrived, in the order of the backward pass.
+        """Judge the loss and the parts of the model, in the order of the backward pass, then AdamW.
 
-        `layer` is the index of the judged block.
+        Only one block is judged: the block with the index `layer`. Parts that received no gradient
+        are left out.
         """
         model, backward = self.judge.model, self.backward
         connected: Rows = [
@@ -175,16 +178,17 @@ class TrainingJudge:
         return rows
 
     def _losses(self, flow: Flow, theirs: Tensor, of_theirs: Tensor) -> Rows:
-        """Judge our cross entropy and PyTorch's, and their gradients softmax(z) − onehot.
+        """Judge our cross entropy, PyTorch's cross entropy, and the gradients of both.
 
-        `theirs` is PyTorch's loss, and `of_theirs` its gradient with respect to the logits z.
+        The gradient with respect to the logits z is softmax(z) − onehot(target). `theirs` is
+        PyTorch's loss on the device, and `of_theirs` is its gradient with respect to z.
         """
         z, targets = flow.output.flatten(0, 1).cpu().double(), self.targets.flatten().cpu()
         n_tokens, texts = z.shape[-1], torch.arange(len(z))
         log_sums, chosen = z.logsumexp(dim=-1), z[texts, targets]
         loss, loss_scale = (log_sums - chosen).mean(), (1 + log_sums.abs() + chosen.abs()).mean()
         exact = z.softmax(dim=-1)
-        # The device subtracts log Σ exp z, which it has rounded.
+        # The device subtracts log Σ exp z, and the rounding error of this number counts, too.
         scale = softmax_scale(exact, z, -1) + exact * log_sums[:, None].abs()
         exact[texts, targets] -= 1
         scale[texts, targets] += 1
@@ -199,9 +203,9 @@ class TrainingJudge:
         return rows
 
     def _torch_loss(self, flow: Flow) -> tuple[Tensor, Tensor]:
-        """PyTorch's mean cross entropy of the logits, and the gradient of n times this mean.
+        """Return PyTorch's mean cross entropy of the logits, and the gradient of the sum.
 
-        n is the number of positions.
+        The sum is over all positions. The gradient is with respect to the logits.
         """
         with torch.enable_grad(), torch.autocast(self.tokens.device.type, enabled=False):
             z = flow.output.detach().requires_grad_()
@@ -215,7 +219,7 @@ class TrainingJudge:
         self._torch_loss(flow)
 
     def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the columns `ids` of W_U, and its scale G."""
+        """Return the gradient of the columns `ids` of W_U, and its scale G (`parity/limits.py`)."""
         x, g = (each.flatten(0, 1).cpu().double() for each in (flow.given, flow.of_output))
         exact = x.T @ g[:, ids]
         return exact, sum_scale(exact, lambda size: size(x).T @ size(g[:, ids]), self.u)
@@ -226,9 +230,9 @@ class TrainingJudge:
         return torch.unique(torch.cat([self.tokens.flatten().cpu(), drawn]))
 
     def _embeddings(self, of_residual: Tensor) -> Rows:
-        """Judge the gradients of W_pos, and of W_E for some tokens.
+        """Judge the gradients of W_pos, and of W_E for the tokens in `_some_tokens`.
 
-        `of_residual` is the gradient of the residual stream before the first block.
+        `of_residual` is the gradient with respect to the residual stream before the first block.
         """
         g = of_residual.cpu().double()
         W_pos = self.judge.exact.weight("pos_embed.W_pos")
@@ -261,7 +265,10 @@ class TrainingJudge:
             torch.autograd.grad(embedded, [model.embed.W_E, model.pos_embed.W_pos], of_residual)
 
     def _parameter(self, name: str, index: Any, exact: Tensor, scale: Tensor) -> Rows:
-        """Judge the elements at `index` of a parameter's gradient, which is a sum over tokens."""
+        """Judge the elements at `index` of the gradient of the parameter `name`.
+
+        `exact` has the right values of these elements, and `scale` their scale G.
+        """
         if name not in self.backward.gradients:
             return []
         got = self.backward.gradients[name].cpu()[index]

@@ -1,7 +1,7 @@
 """Semantic faults: mistakes that people make when they write a GPT-2.
 
-Each file has a table of the faults in one part of the model. `edits.py` has the class of a fault.
-SEMANTIC_FAULTS has the faults of all tables.
+`edits.py` defines the class `SemanticFault`. Each other file has a table of the faults in one part
+of the model. SEMANTIC_FAULTS joins these tables.
 """
 
 from clean_transformer.parity.faults.semantic.attention import ATTENTION_FAULTS

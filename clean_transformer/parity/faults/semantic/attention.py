@@ -18,10 +18,10 @@ def masked(
     hides: Callable[[Tensor, Tensor], Tensor] = lambda query, key: key > query,
     fill: float = -math.inf,
 ) -> Edit:
-    """Return an edit that masks attention scores [... query key].
+    """Return a function that masks attention scores [... query key].
 
-    The edit sets a score to `fill` if `hides(query position, key position)` is True. The last query
-    has the same position as the last key.
+    The function sets a score to `fill` if `hides(query position, key position)` is True. The keys
+    have the positions 0, 1, …, and the last query has the same position as the last key.
     """
 
     def mask(scores: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def mixing(
     mask: Edit = CAUSAL,
     normalize: Edit = lambda scores: scores.softmax(-1),
 ) -> Changes:
-    """Return changes to the scale, the mask or the softmax of attention.
+    """Return `Changes` to the scale, the mask or the softmax of attention.
 
     `scale(n_heads, d_head)` returns the number by which the scores are divided. `mask` edits the
     scores, and `normalize` turns the masked scores into the attention pattern. The changes affect

@@ -1,9 +1,8 @@
-"""`SemanticFault`, and functions that return the changes for a fault.
+"""`SemanticFault`, and functions that return the `Changes` to our code for a fault.
 
 A planted fault replaces methods of our classes, or functions in our files. So the fault affects all
-our models, including the models that were made before the fault was planted. The fault affects all
-paths (see `PATHS` in `parity/activations/isolated.py`). It does not change the stored weights, and
-it does not affect other implementations of GPT-2.
+our models, including the models that were made before the fault was planted. The fault does not
+change the stored weights, and it does not affect TransformerLens or transformers.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,10 +27,10 @@ Changes = tuple[Change, ...]
 class SemanticFault:
     """A mistake in the model's code: with this mistake, the model computes another function.
 
-    `first` is an `fnmatch` pattern for the name of the first activation that differs from the same
-    activation of the correct model. This is the name of a hook point, or the name of a LayerNorm;
-    the name of a LayerNorm means its output. An activation that the faulty model does not compute
-    counts as different. `changes` has the changes that `planted` makes to plant the fault.
+    `first` is an `fnmatch` pattern for the name of the first activation that the mistake changes or
+    removes. The name is that of a hook point, such as "blocks.0.hook_mlp_out", or that of a
+    LayerNorm, such as "ln_final", which means the output of the LayerNorm. `changes` has the
+    changes to our code that plant the fault.
     """
 
     name: str
@@ -66,11 +65,10 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
 
 
 class _Bound(nn.Module):
-    """Wraps a module, so that `functional_call` runs the original `forward` of the module's class.
+    """Wraps `module`, so that `functional_call` runs the original `forward` of the module's class.
 
-    While the fault is planted, the class has the faulty `forward`, and this `forward` calls
-    `functional_call`. If `functional_call` got the module itself, it would run the faulty `forward`
-    again, without end.
+    While the fault is planted, the class has a faulty `forward`, which calls `functional_call`. If
+    `functional_call` ran the module itself, the faulty `forward` would call itself without end.
     """
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]):
@@ -84,7 +82,7 @@ class _Bound(nn.Module):
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Return changes that make every module of the class `owner` run with changed parameters.
+    """Return `Changes` that make every module of the class `owner` run with changed parameters.
 
     `edit(module)` returns the new values of some parameters by name. The other parameters keep
     their values.
@@ -101,9 +99,9 @@ def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes
 
 
 def edited(owner: type, edits: dict[str, Edit]) -> Changes:
-    """Return changes that make every module of the class `owner` run with edited parameters.
+    """Return `Changes` that make every module of the class `owner` run with edited parameters.
 
-    `edits` maps the name of a parameter to its edit.
+    `edits` maps the name of a parameter to a function that returns the new value of the parameter.
     """
     return parameters(
         owner, lambda module: {n: edit(module.get_parameter(n)) for n, edit in edits.items()}
@@ -111,9 +109,10 @@ def edited(owner: type, edits: dict[str, Edit]) -> Changes:
 
 
 def mistaken(owner: type, others: dict[str, str]) -> Changes:
-    """Return changes that make every module of the class `owner` mix up its parameters.
+    """Return `Changes` that make every module of the class `owner` mix up its parameters.
 
-    `others` maps the name of a parameter to the name of the parameter that is used in its place.
+    For each `name` in `others`, the module uses the parameter called `others[name]` in place of the
+    parameter called `name`.
     """
     return parameters(
         owner, lambda module: {name: module.get_parameter(n) for name, n in others.items()}
@@ -121,7 +120,7 @@ def mistaken(owner: type, others: dict[str, str]) -> Changes:
 
 
 def arguments(owner: type, edit: Edit) -> Changes:
-    """Return changes that edit the first argument of `forward`, in modules of the class `owner`."""
+    """Return `Changes` that edit the first argument of `forward` in modules of class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda self, x, *args, **kwargs: forward(self, edit(x), *args, **kwargs)
@@ -130,7 +129,7 @@ def arguments(owner: type, edit: Edit) -> Changes:
 
 
 def result(owner: type, edit: Edit) -> Changes:
-    """Return changes that edit the output of every module of the class `owner`."""
+    """Return `Changes` that edit the output of every module of the class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda *args, **kwargs: edit(forward(*args, **kwargs))
@@ -139,7 +138,7 @@ def result(owner: type, edit: Edit) -> Changes:
 
 
 def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:
-    """Return changes that replace the submodule `name` in every module of the class `owner`.
+    """Return `Changes` that replace the submodule `name` in every module of the class `owner`.
 
     `substitute(submodule)` returns the module that replaces the submodule.
     """
@@ -155,12 +154,12 @@ def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Cha
 
 
 def unchanged(activation: Tensor) -> Tensor:
-    """Return the activation itself. This is an edit that changes nothing."""
+    """Return the activation itself."""
     return activation
 
 
 def element(edit: Edit, *index: int) -> Edit:
-    """Return an edit that applies `edit` only to the element or slice at `index`."""
+    """Return a function that applies `edit` only to the element or slice of a tensor at `index`."""
 
     def change(weight: Tensor) -> Tensor:
         changed = weight.clone()
@@ -171,14 +170,14 @@ def element(edit: Edit, *index: int) -> Edit:
 
 
 def without(*names: str) -> dict[str, Edit]:
-    """Return edits for `edited` that set the parameters called `names` to zero."""
+    """Return an argument for `edited` that sets the parameters called `names` to zero."""
     return dict.fromkeys(names, torch.zeros_like)
 
 
 def reread(weight: Tensor) -> Tensor:
-    """Return the elements of `weight.T`, in row-major order, in the shape of `weight`.
+    """Return `weight.T`, reshaped to the shape of `weight`.
 
-    People make this mistake when they convert between a Conv1D weight [in out] and a Linear weight
-    [out in]: they reshape the weight, but they should transpose it.
+    People make this mistake when they convert a Conv1D weight [in out] to a Linear weight [out in],
+    or back: they reshape the weight instead of transposing it.
     """
     return weight.T.reshape(weight.shape)

@@ -21,7 +21,7 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def activation(function: Edit) -> Changes:
-    """Return changes that replace the activation function of the MLP by `function`."""
+    """Return `Changes` that replace the activation function of the MLP by `function`."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         post = self.hook_post(function(self.hook_pre(x @ self.W_in + self.b_in)))
@@ -31,15 +31,15 @@ def activation(function: Edit) -> Changes:
 
 
 def tanh_gelu(cubic: float = 0.044715, root: float = math.sqrt(2 / math.pi)) -> Edit:
-    """Return the tanh form of GELU (Hendrycks and Gimpel 2016) with other constants.
+    """Return the tanh form of GELU (Hendrycks and Gimpel 2016) with the given constants.
 
-    GELU is ½x(1 + tanh(root · (x + cubic · x³))). The default values are the right constants.
+    This form is ½x(1 + tanh(root · (x + cubic · x³))). The default constants are the right ones.
     """
     return lambda x: 0.5 * x * (1 + torch.tanh(root * (x + cubic * x**3)))
 
 
 def next_float32(weight: Tensor) -> Tensor:
-    """Return each element of `weight` plus one unit in the last place of its float32 value."""
+    """Increase each element of `weight` by the distance to the next larger float32 number."""
     single = weight.float()
     return weight + (torch.nextafter(single, torch.full_like(single, math.inf)) - single)
 

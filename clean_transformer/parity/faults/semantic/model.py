@@ -17,10 +17,10 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def unembedding(edit: Edit) -> Changes:
-    """Return changes that make the unembedding multiply by edit(W_U) instead of W_U.
+    """Return `Changes` that make the unembedding multiply by edit(W_U) instead of W_U.
 
-    W_U has the shape [d_model d_vocab]. The changes affect unembeddings that share the weights of
-    the embedding (`TiedUnembed`), and unembeddings with weights of their own (`Unembed`).
+    W_U has the shape [d_model d_vocab]. The changes affect both classes of unembeddings: `Unembed`,
+    and `TiedUnembed`, in which W_U is the transpose of W_E.
     """
 
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def unembedding(edit: Edit) -> Changes:
 
 
 def noise_like(weight: Tensor) -> Tensor:
-    """Return seeded normal noise with the shape and the standard deviation of `weight`."""
+    """Return normal random numbers with the shape and the standard deviation of `weight`."""
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     return noise.to(weight) * weight.std()
 

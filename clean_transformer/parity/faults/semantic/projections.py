@@ -1,4 +1,4 @@
-"""Faults in the weights and biases that compute attention's queries, keys, values and output."""
+"""Faults in the weights and biases of attention: W_Q, W_K, W_V, W_O, b_Q, b_K, b_V and b_O."""
 
 from typing import Any
 
@@ -31,11 +31,11 @@ def output_transposed(weight: Tensor) -> Tensor:
 
 
 def interleaved(module: Any) -> dict[str, Tensor]:
-    """Return the wrong W_Q, W_K, W_V and biases that come from splitting QKV head by head.
+    """Return W_Q, W_K, W_V and their biases, split wrongly from GPT-2's joint weight.
 
-    GPT-2 stores queries, keys and values in one joint weight: first the queries of all heads, then
-    all keys, then all values. With this mistake, the heads 0, 3, 6, … of the joint weight become
-    queries, the heads 1, 4, 7, … become keys, and the heads 2, 5, 8, … become values.
+    GPT-2's files store one joint weight: first the queries of all heads, then the keys of all
+    heads, then the values of all heads. With this mistake, the heads 0, 3, 6, … of the joint weight
+    become queries, the heads 1, 4, 7, … become keys, and the heads 2, 5, 8, … become values.
     """
     fused = {kind: torch.cat([getattr(module, f"{kind}_{x}") for x in "QKV"]) for kind in "Wb"}
     return {f"{kind}_{x}": fused[kind][place::3] for kind in "Wb" for place, x in enumerate("QKV")}
@@ -44,7 +44,7 @@ def interleaved(module: Any) -> dict[str, Tensor]:
 def value_bias_folded(module: Any) -> dict[str, Tensor]:
     """Return b_O + b_V W_O as the new b_O.
 
-    The model then adds b_V twice, because the values also contain b_V.
+    The model then counts b_V twice, because it still adds b_V to the values.
     """
     share = einsum(module.b_V, module.W_O, "head d_head, head d_head d_model -> d_model")
     return {"b_O": module.b_O + share}
