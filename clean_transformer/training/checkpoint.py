@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from clean_transformer.support.files import atomic_file, remove_unfinished, write_atomically
+from clean_transformer.support.files import atomic_file, write_atomically
 from clean_transformer.training.distributed import rank
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
@@ -30,9 +30,10 @@ def save(
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, state = get_state_dict(engine, optimizer, options=options)
     if rank() == 0:
-        with atomic_file(folder / CHECKPOINT) as unfinished:
+        # With a path, `torch.save` would not say why it cannot write, for example for a full disk.
+        with atomic_file(folder / CHECKPOINT) as unfinished, unfinished.open("wb") as file:
             whole = {"step": step, "about": dict(about), "model": model, "optimizer": state}
-            torch.save(whole, unfinished)
+            torch.save(whole, file)
 
 
 def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -108,7 +109,6 @@ class Metrics:
 
     def __init__(self, folder: Path, steps: int):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
         self.file = folder / METRICS
         lines = self.file.read_text("utf-8").splitlines(keepends=True) if steps else []
         write_atomically(self.file, "".join(lines[:steps]))
