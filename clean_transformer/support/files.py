@@ -75,7 +75,8 @@ def locked(folder: Path) -> Iterator[bool]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         except BlockingIOError:
-            raise
+            message = f"another process is writing to {str(folder)!r}; wait until it has ended"
+            raise BlockingIOError(message) from None
         except OSError:
             held = False
         yield held
