@@ -51,17 +51,17 @@ class Training:
     held_out_batches: Annotated[int, "Number of held-out batches in an evaluation."] = 8
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            given, default = getattr(self, field.name), field.default
+        for each in fields(self):
+            given, default = getattr(self, each.name), each.default
             if isinstance(default, bool):
-                require(self, field.name, isinstance(given, bool), "True or False")
+                require(self, each.name, isinstance(given, bool), "True or False")
             elif isinstance(default, float):
                 number = isinstance(given, (int, float)) and not isinstance(given, bool)
-                limit = math.inf if field.name == "clip" else sys.float_info.max
-                require(self, field.name, number and -limit <= given <= limit, "a finite number")
+                limit = math.inf if each.name == "clip" else sys.float_info.max
+                require(self, each.name, number and -limit <= given <= limit, "a finite number")
             else:
                 whole = isinstance(given, int) and not isinstance(given, bool)
-                require(self, field.name, whole, "a whole number")
+                require(self, each.name, whole, "a whole number")
         counts = ("steps", "batch", "accumulation", "save_every", "held_out_every")
         for field in (*counts, "held_out_batches"):
             require(self, field, getattr(self, field) >= 1, "1 or more")
