@@ -4,8 +4,8 @@
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -16,9 +16,9 @@ from clean_transformer.support.left_out import has_no, refuse
 from clean_transformer.support.module_hooks import (
     Editing,
     EditingGradient,
+    Placed,
     Placement,
     Reading,
-    placed,
     register,
     remove,
 )
@@ -167,7 +167,7 @@ class HookedModule(nn.Module):
 
         wanted = self.default_points() if names_filter is None else self._named(names_filter)
         hooks = [(module, Reading(name, capture)) for name, module in wanted.items()]
-        with placed(self, hooks):
+        with Placed(self, hooks):
             output = self(*inputs, **arguments)
         if names_filter is not None:
             _require_runs(names_filter, hooks)
@@ -186,8 +186,9 @@ class HookedModule(nn.Module):
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(*inputs, **arguments)
 
-    @contextmanager
-    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator["HookedModule"]:
+    def hooks(
+        self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
+    ) -> AbstractContextManager["HookedModule"]:
         """Put hook functions in place for all runs inside a `with` block.
 
         `fwd_hooks` and `bwd_hooks` are lists of pairs (names, function). In each pair, `names`
@@ -206,10 +207,12 @@ class HookedModule(nn.Module):
         """
         groups = [(names, self._hooks(names, each)) for names, each in fwd_hooks]
         groups += [(names, self._hooks(names, each, EditingGradient)) for names, each in bwd_hooks]
-        with placed(self, (hook for _, group in groups for hook in group)):
-            yield self
-        for names, group in groups:
-            _require_runs(names, group)
+
+        def check() -> None:
+            for names, group in groups:
+                _require_runs(names, group)
+
+        return Placed(self, (hook for _, group in groups for hook in group), check)
 
     def add_hook(
         self,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import print_json, progress, read_text
+from clean_transformer.cli.terminal import print_json, print_text, progress, read_text
 from clean_transformer.text.settings import Sampling
 
 
@@ -74,11 +74,11 @@ def generate(
             new = ids[len(prompts[0]) :]
             completion = Stop(end, stop_strings, model.tokenizer).text(new)
     if stream:
-        print(prompt, end="", flush=True)
+        print_text(prompt, end="")
         for piece in model.stream(prompt, tokens, stop_strings=stop_strings, **sampling):
-            print(piece, end="", flush=True)
+            print_text(piece, end="")
         print()
     elif as_json:
         print_json(prompt=prompt, completion=completion, prompt_tokens=prompts[0], tokens=new)
     else:
-        print(prompt + completion)
+        print_text(prompt + completion)

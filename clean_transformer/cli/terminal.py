@@ -1,9 +1,11 @@
 """Functions for several commands: read a text, show progress, print tables, JSON and errors."""
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +23,50 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from clean_transformer.support.printable import printable
+
+# Our own errors, and those of the system, are of these kinds; their text is enough.
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print an error in the `with` block as one line on standard error, and exit with status 2.
 
-    After Ctrl-C, the exit status is 130. `BrokenPipeError` is raised unchanged. This error means
-    that the program that reads our output, such as `head`, has ended.
+    This function handles every kind of error, so that no command exits with Python's status 1. For
+    an error that is not an expected one, the line also says where in the code it was raised. After
+    Ctrl-C, the exit status is 130. If the program that reads our output, such as `head`, has ended,
+    nothing is printed, and the exit status is 2.
     """
     try:
-        yield
-    except (BrokenPipeError, typer.Exit):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # some errors, for example of a full disk, show only here
+    except (typer.Exit, typer.BadParameter):
         raise
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        Console(stderr=True, soft_wrap=True).print(f"error: {reason}", style="red", markup=False)
-        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("\nstopped")
         raise typer.Exit(130) from None
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # Python flushes the output again when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(2) from None
+    except BaseException as error:  # a panic in Rust code is a BaseException
+        reason = printable(" ".join(in_words(error).split()))
+        Console(stderr=True, soft_wrap=True).print(f"error: {reason}", style="red", markup=False)
+        raise typer.Exit(2) from None
+
+
+def in_words(error: BaseException) -> str:
+    """Return the text of an error. For an unexpected kind of error, the text has kind and place."""
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory; {error}".removesuffix("; ")
+    if isinstance(error, EXPECTED) and str(error):
+        return str(error)
+    *_, place = traceback.extract_tb(error.__traceback__)
+    file = Path(place.filename).name
+    return f"{type(error).__name__}: {error} ({file}, line {place.lineno})"
 
 
 @contextmanager
@@ -97,6 +124,13 @@ def read_text(text: str | None, file: Path | None) -> str:
     return read.removesuffix("\n").removesuffix("\r")
 
 
+def print_text(text: str, end: str = "\n") -> None:
+    """Print `text` at once. In a terminal, characters that control the terminal are escaped."""
+    if sys.stdout.isatty():
+        text = printable(text, keep="\n\t")
+    print(text, end=end, flush=True)
+
+
 def print_json(**values: Any) -> None:
     """Print `values` as one JSON object. Raises `ValueError` for NaN and infinity."""
     print(json.dumps(values, allow_nan=False))
@@ -116,4 +150,4 @@ def format_cell(value: str | int | float | None) -> str:
     """Return a value as text for a cell of a table (see `print_table`)."""
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -1,7 +1,7 @@
 """`optimize`: makes the blocks and the unembedding of a model faster for inference."""
 
-from contextlib import AbstractContextManager
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from clean_transformer.inference.fast_modules import (
     FastUnembed,
 )
 from clean_transformer.kv_cache import KVCache, StaticKVCache
+from clean_transformer.support.interrupts import Undoable
 from clean_transformer.support.stand_in import StandIn, stand_ins
 
 
@@ -20,26 +21,46 @@ class Speedup(StandIn):
     """A `StandIn` that `optimize` made. The next call of `optimize` for this model removes it."""
 
 
-class Optimized(AbstractContextManager["Optimized"]):
+class Optimized(Undoable):
     """Lets you undo `optimize`: call `undo()`, or use this object in a `with` statement.
 
     At the end of the `with` block, `undo()` is called. `modules` holds the paths of the modules
     that `optimize` made faster. All other modules of the model run as before.
     """
 
-    def __init__(self, fast: dict[str, FastBlock | FastUnembed], step: list[Speedup]):
+    def __init__(
+        self,
+        model: nn.Module,
+        fast: dict[str, FastBlock | FastUnembed],
+        others: Iterable[tuple[str, Callable[[Any], Any]]],
+    ):
         self.modules = tuple(fast)
-        self._fast = fast
-        self._speedups = [Speedup(each.module, "forward", each.over) for each in fast.values()]
-        self._speedups += step
+        self._model, self._fast, self._others = model, fast, others
+        self._speedups: list[Speedup] = []
+        super().__init__(Optimized.undo)
+
+    def make(self) -> None:
+        """Undo earlier calls of `optimize` for the model, and let the fast modules replace it."""
+        for module in self._model.modules():
+            for stand_in in stand_ins(module):
+                if isinstance(stand_in, Speedup):
+                    stand_in.restore()
+        for each in self._fast.values():
+            self._speedups.append(Speedup(each.module, "forward", each.over))
+        for name, over in self._others:
+            self._speedups.append(Speedup(self._model, name, over))
+
+    def unmake(self) -> None:
+        """Let the modules run their own methods again."""
+        for speedup in self._speedups:
+            speedup.restore()
 
     def undo(self) -> None:
         """Let the modules run their own methods again. A second call does nothing.
 
         The parameters keep their new memory order. Their values and shapes are the same as before.
         """
-        for speedup in self._speedups:
-            speedup.restore()
+        self.end()
 
     def __repr__(self) -> str:
         chosen = {
@@ -49,9 +70,6 @@ class Optimized(AbstractContextManager["Optimized"]):
             for each in self._fast.values()
         }
         return f"Optimized({len(self.modules)} modules; kernels by number of rows: {chosen})"
-
-    def __exit__(self, *_: object) -> None:
-        self.undo()
 
 
 def optimize(
@@ -94,24 +112,17 @@ def optimize(
             "8-bit weights are copies that must notice when a weight changes, and this model was "
             "made under torch.inference_mode(), which counts no changes; load it outside of that"
         )
-    for module in model.modules():
-        for stand_in in stand_ins(module):
-            if isinstance(stand_in, Speedup):
-                stand_in.restore()
     supported = {
         path: (module, FAST[type(module)])
         for path, module in model.named_modules()
         if type(module) in FAST and all(type(m) in SUPPORTED for m in [*module.modules()][1:])
     }
     fast = {path: kind(module, weights) for path, (module, kind) in supported.items()}
-    step: list[Speedup] = []
+    others: list[tuple[str, Callable[[Any], Any]]] = []
     if compile:
-        compiled = CompiledStep(model, weights)
-        step = [
-            Speedup(model, "read_one", compiled.over),
-            Speedup(model, "cache_class", use_static_cache),
-        ]
-    return Optimized(fast, step)
+        step = CompiledStep(model, weights)
+        others = [("read_one", step.over), ("cache_class", use_static_cache)]
+    return Optimized(model, fast, others).settled()
 
 
 def use_static_cache(below: type[KVCache]) -> type[KVCache]:

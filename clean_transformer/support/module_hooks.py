@@ -1,13 +1,16 @@
 """Forward hooks that read or edit the output of a module, or the gradient of this output."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from clean_transformer.support.interrupts import Interrupts
 from clean_transformer.support.stand_in import StandIn
+
+Root = TypeVar("Root", bound=nn.Module)
 
 
 class _Running(threading.local):
@@ -129,26 +132,50 @@ def remove(module: nn.Module, hook: Reading) -> None:
             module._forward_hooks.pop(key, None)
 
 
-@contextmanager
-def placed(root: nn.Module, hooks: Iterable[Placement]) -> Iterator[None]:
-    """Register hooks on submodules of `root`, and remove them at the end of the `with` block.
+class Placed(AbstractContextManager[Root], Generic[Root]):
+    """Registers hooks on submodules of `root` for a `with` block, whose `as` gets `root`.
 
     Inside the block, modules that were compiled with `module.compile()` run uncompiled, because a
-    compiled graph does not call hooks that were registered after the compilation.
+    compiled graph does not call hooks that were registered after the compilation. A Ctrl-C at any moment leaves no hook
+    behind. If the block ends without an error, `check` is called.
     """
-    hooks = [*hooks]
-    compiled = [each for each in root.modules() if each._compiled_call_impl is not None]
-    uncompiled: list[StandIn] = []
-    try:
-        uncompiled += [StandIn(each, "_compiled_call_impl", _no_call) for each in compiled]
-        for module, hook in hooks:
-            register(module, hook)
-        yield
-    finally:
-        for module, hook in hooks:
-            remove(module, hook)
-        for stand_in in uncompiled:
-            stand_in.restore()
+
+    def __init__(
+        self, root: Root, hooks: Iterable[Placement], check: Callable[[], object] = lambda: None
+    ):
+        self.root, self.placements, self.check = root, [*hooks], check
+
+    def __enter__(self) -> Root:
+        self.interrupts = Interrupts(Placed.__exit__)
+        self.uncompiled: list[StandIn] = []
+        try:
+            for each in self.root.modules():
+                if each._compiled_call_impl is not None:
+                    self.uncompiled.append(StandIn(each, "_compiled_call_impl", _no_call))
+            for module, hook in self.placements:
+                register(module, hook)
+            self.interrupts.deliver()
+        except BaseException:
+            self.remove()
+            raise
+        self.interrupts.waits = False
+        return self.root
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.interrupts.waits = True
+        self.remove()
+        if error is None:
+            self.check()
+
+    def remove(self) -> None:
+        """Remove the hooks, and let the compiled modules run compiled again."""
+        try:
+            for module, hook in self.placements:
+                remove(module, hook)
+            for stand_in in self.uncompiled:
+                stand_in.restore()
+        finally:
+            self.interrupts.close()
 
 
 def _no_call(below: object) -> None:

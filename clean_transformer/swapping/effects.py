@@ -13,6 +13,7 @@ from clean_transformer.analysis.comparison import LOGITS, impact, rms_difference
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.contract import kind, parts
 from clean_transformer.reports.environment import environment
+from clean_transformer.support.interrupts import Interrupts
 from clean_transformer.support.numerics import upcast
 from clean_transformer.swapping.effect_report import Change, Effect
 from clean_transformer.swapping.swaps import Swap
@@ -54,14 +55,15 @@ def effect(
     def give(path: str, _: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
         return received[path]
 
-    with _before_each(model, paths, keep):
-        now = _activations(model, tokens, _watched(model, paths))
-    with swapped.undone():
-        names = _watched(model, paths)
-        original = _activations(model, tokens, names)
-        with _before_each(model, paths, give):
-            inside = [name for name in names if maker(output_of(name), paths)]
-            isolated = _activations(model, tokens, inside)
+    with Interrupts() as interrupts:
+        with _before_each(model, paths, keep):
+            now = interrupts.let_in(_activations, model, tokens, _watched(model, paths))
+        with swapped.undone():
+            names = _watched(model, paths)
+            original = interrupts.let_in(_activations, model, tokens, names)
+            with _before_each(model, paths, give):
+                inside = [name for name in names if maker(output_of(name), paths)]
+                isolated = interrupts.let_in(_activations, model, tokens, inside)
 
     rows = [
         _change(name, maker(name, paths), now, original, isolated, lost=name in swapped.lost)

@@ -4,7 +4,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from clean_transformer.config import Config
 from clean_transformer.modules.contract import accepts, kind, parts
 from clean_transformer.reports.page import in_words, render_page
+from clean_transformer.support.interrupts import Undoable
+from clean_transformer.support.stand_in import StandIn
 from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
@@ -27,7 +29,7 @@ class HookPointsLost(UserWarning):
     """Warns that new modules lack hook points, whose activations are then missing in caches."""
 
 
-class Swap(AbstractContextManager["Swap"]):
+class Swap(Undoable):
     """The result of `swap` and `transplant`: the new modules, and the modules that they replaced.
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
@@ -49,21 +51,35 @@ class Swap(AbstractContextManager["Swap"]):
             for path, module in modules.items()
         ]
         self.paths, self.lost = tuple(modules), tuple(lost)
-        self._now = places
-        self._before = [place.put() for place in places]
-        self._stand_ins = [
-            stand_in for path, module in modules.items() for stand_in in adapted(kind(path), module)
-        ]
+        self._modules, self._places = modules, places
+        self._now: list[Place] = []
+        self._before: list[Place] = []
+        self._stand_ins: list[StandIn] = []
         # A block reads the attribute `takes_per_head_inputs` of its attention. So each new
         # attention gets this attribute until `restore` is called, unless it has the attribute
         # already.
-        self._told = [
-            module
-            for path, module in modules.items()
-            if kind(path) == "attn" and "takes_per_head_inputs" not in vars(module)
-        ]
+        self._told: list[nn.Module] = []
+        super().__init__(Swap.restore)
+
+    def make(self) -> None:
+        """Put the new modules into the model."""
+        for place in self._places:
+            self._before.append(place.put())
+            self._now.append(place)
+        for path, module in self._modules.items():
+            self._stand_ins += adapted(kind(path), module)
+            if kind(path) == "attn" and "takes_per_head_inputs" not in vars(module):
+                self._told.append(module)
+                vars(module)["takes_per_head_inputs"] = accepts(module, "key_input")
+
+    def unmake(self) -> None:
+        """Put the old modules back."""
+        self._put_back()
+        for stand_in in self._stand_ins:
+            stand_in.restore()
         for module in self._told:
-            vars(module)["takes_per_head_inputs"] = accepts(module, "key_input")
+            vars(module).pop("takes_per_head_inputs", None)
+        self._now, self._before, self._stand_ins, self._told = [], [], [], []
 
     def __repr__(self) -> str:
         return f"Swap({in_one_line(self.swapped)}{'' if self._now else '; restored'})"
@@ -82,12 +98,7 @@ class Swap(AbstractContextManager["Swap"]):
         Raises `RuntimeError`, and restores nothing, if a later swap replaced one of the new modules
         and was not restored yet.
         """
-        self._put_back()
-        for stand_in in self._stand_ins:
-            stand_in.restore()
-        for module in self._told:
-            vars(module).pop("takes_per_head_inputs", None)
-        self._now, self._before, self._stand_ins = [], [], []
+        self.end()
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -117,9 +128,6 @@ class Swap(AbstractContextManager["Swap"]):
             )
         for place in reversed(self._before):
             place.put()
-
-    def __exit__(self, *_: object) -> None:
-        self.restore()
 
 
 def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
@@ -219,7 +227,7 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
             WeightsNotCopied,
             stacklevel=3,
         )
-    return Swap(found, modules, places, lost)
+    return Swap(found, modules, places, lost).settled()
 
 
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:

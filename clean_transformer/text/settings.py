@@ -64,7 +64,7 @@ class Sampling:
             ("top_k", lambda k: isinstance(k, int) and k > 0, "a positive integer"),
             ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1"),
             ("min_p", lambda p: 0 <= p <= 1, "from 0 to 1"),
-            ("repetition_penalty", lambda x: finite(x) and x > 0, "a positive number"),
+            ("repetition_penalty", lambda x: finite(x) and 0.01 <= x <= 100, "from 0.01 to 100"),
             ("frequency_penalty", finite, "a finite number"),
         ):
             value = getattr(self, field)

@@ -2,17 +2,18 @@
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from clean_transformer.support.files import atomic_file, remove_unfinished, write_atomically
+from clean_transformer.support.files import UNFINISHED, atomic_file, locked, write_atomically
 from clean_transformer.training.distributed import rank
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
@@ -30,17 +31,51 @@ def save(
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, state = get_state_dict(engine, optimizer, options=options)
     if rank() == 0:
-        with atomic_file(folder / CHECKPOINT) as unfinished:
+        # With a path, `torch.save` would not say why it cannot write, for example for a full disk.
+        with atomic_file(folder / CHECKPOINT) as unfinished, unfinished.open("wb") as file:
             whole = {"step": step, "about": dict(about), "model": model, "optimizer": state}
-            torch.save(whole, unfinished)
+            torch.save(whole, file)
 
 
-def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
+def refuse_other_folder(folder: Path) -> None:
+    """Raise an error if `folder` has files, but neither a checkpoint nor metrics of a run.
+
+    Raises `NotADirectoryError` if `folder` is a file.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{str(folder)!r} is a file; give a folder for the run")
+    if any((folder / name).exists() for name in (CHECKPOINT, METRICS)):
+        return
+    if others := [file.name for file in folder.iterdir() if not file.name.startswith(UNFINISHED)]:
+        raise ValueError(
+            f"{str(folder)!r} is not the folder of a training run: it has {min(others)!r}; train "
+            "in a new folder"
+        )
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Create `folder` if it is missing. Other runs cannot use it until the `with` block ends.
+
+    Raises `BlockingIOError` if another run uses the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        yield
+
+
+def read(
+    folder: Path, about: Mapping[str, Any], state: Mapping[str, Tensor], steps: int
+) -> dict[str, Any] | None:
     """Return the dictionary that `save` wrote, or None if `folder` has no checkpoint.
 
     The tensors are memory-mapped. Raises `ValueError` for a file that is not a checkpoint, and for
     a checkpoint that was saved with a different `about`. In the second case, the error message
-    names the fields that differ.
+    names the fields that differ. Raises `ValueError`, too, if the checkpoint's number of steps is
+    not from 1 to `steps`, or if its parameters or their moments in the optimizer do not have the
+    names, shapes and dtypes of the parameters in `state`.
     """
     file = folder / CHECKPOINT
     if not file.is_file():
@@ -62,7 +97,30 @@ def read(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
             f"{folder} has a different run: {'; '.join(differing)}. Resume it with the same "
             "settings, or train in another folder"
         )
+    try:
+        problem = _problem(saved, state, steps)
+    except (KeyError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise ValueError(f"{file} is damaged: {problem}; train in another folder")
     return saved
+
+
+def _problem(saved: Mapping[str, Any], state: Mapping[str, Tensor], steps: int) -> str | None:
+    """Return what is wrong with a checkpoint of a run of `steps` steps of a model, or None."""
+    step, model, moments = saved["step"], saved["model"], saved["optimizer"]["state"]
+    if type(step) is not int or not 1 <= step <= steps:
+        return f"it is of step {step!r}, and the run has {steps} steps"
+    if different := sorted(model.keys() ^ state.keys()):
+        return f"{different[0]} is in only one of the checkpoint and the model"
+    for name, value in model.items():
+        wanted = (state[name].shape, state[name].dtype)
+        if (value.shape, value.dtype) != wanted:
+            return f"{name} is {value.dtype} {[*value.shape]}, not {wanted[1]} {[*wanted[0]]}"
+        for kind, moment in moments.get(name, {}).items():
+            if kind.startswith("exp_avg") and (moment.shape, moment.dtype) != wanted:
+                return f"{kind} of {name} is {moment.dtype} {[*moment.shape]}"
+    return None
 
 
 def restore(saved: Mapping[str, Any], engine: nn.Module, optimizer: Optimizer) -> int:
@@ -108,7 +166,6 @@ class Metrics:
 
     def __init__(self, folder: Path, steps: int):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
         self.file = folder / METRICS
         lines = self.file.read_text("utf-8").splitlines(keepends=True) if steps else []
         write_atomically(self.file, "".join(lines[:steps]))

@@ -35,7 +35,7 @@ from clean_transformer.training.temporary import (
     recomputed_blocks,
     training_state,
 )
-from clean_transformer.training.windows import Tokens, refuse_tokens, window
+from clean_transformer.training.windows import Tokens, fingerprint, refuse_tokens, window
 
 
 def train(
@@ -71,8 +71,10 @@ def train(
 
     Raises `ValueError`, before training starts, for tokens outside the vocabulary, for too few
     tokens, for a batch that cannot be divided equally among the processes, for a folder with a
-    checkpoint of a different run, and if the unembedding is tied to an embedding that was swapped
-    out. Raises `RuntimeError` if the gradient norm is not finite. The last checkpoint is then kept.
+    checkpoint of a different run (also of the same settings with other tokens) or with other files,
+    and if the unembedding is tied to an embedding that was swapped out. Raises `BlockingIOError` if
+    another process trains in `folder`. Raises `RuntimeError` if the gradient norm is not finite.
+    The last checkpoint is then kept.
     """
     folder, device = Path(folder), resolve_device(device)
     windows_per_process(training)  # called only for its errors
@@ -80,10 +82,12 @@ def train(
     refuse_tokens("the tokens", tokens, model.cfg)
     if held_out is not None:
         refuse_tokens("the held-out tokens", held_out, model.cfg)
-    about = describe(model, training, len(tokens))
-    saved = checkpoint.read(folder, about)
+    about = describe(model, training, tokens)
+    checkpoint.refuse_other_folder(folder)
+    saved = checkpoint.read(folder, about, model.state_dict(), training.steps)
 
     with (
+        checkpoint.claimed(folder) if rank() == 0 else nullcontext(),
         training_state(model),
         random_generators(device) as generators,
         deterministic_kernels(),
@@ -152,18 +156,19 @@ def refuse_untrained_embedding(model: DemoTransformer) -> None:
         )
 
 
-def describe(model: DemoTransformer, training: Training, n_tokens: int) -> dict[str, Any]:
+def describe(model: DemoTransformer, training: Training, tokens: Tokens) -> dict[str, Any]:
     """Return the values that identify a run. A run can be resumed only with the same values.
 
-    The values are the fields of `model.cfg` and of `training`, the number of tokens, and the name
-    of each module's class.
+    The values are the fields of `model.cfg` and of `training`, the number of tokens, a hash of the
+    tokens, and the name of each module's class.
     """
     modules = {
         path: type(module).__name__
         for path, module in model.named_modules()
         if not isinstance(module, HookPoint)
     }
-    return model.cfg.to_dict() | asdict(training) | {"n_tokens": n_tokens} | modules
+    data = {"n_tokens": len(tokens), "hash of the tokens": fingerprint(tokens)}
+    return model.cfg.to_dict() | asdict(training) | data | modules
 
 
 def seed_of(*numbers: int) -> int:

@@ -5,7 +5,8 @@ should start quickly.
 """
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from clean_transformer.support.validation import require
@@ -50,6 +51,17 @@ class Training:
     held_out_batches: Annotated[int, "Number of held-out batches in an evaluation."] = 8
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            given, default = getattr(self, each.name), each.default
+            if isinstance(default, bool):
+                require(self, each.name, isinstance(given, bool), "True or False")
+            elif isinstance(default, float):
+                number = isinstance(given, (int, float)) and not isinstance(given, bool)
+                limit = math.inf if each.name == "clip" else sys.float_info.max
+                require(self, each.name, number and -limit <= given <= limit, "a finite number")
+            else:
+                whole = isinstance(given, int) and not isinstance(given, bool)
+                require(self, each.name, whole, "a whole number")
         counts = ("steps", "batch", "accumulation", "save_every", "held_out_every")
         for field in (*counts, "held_out_batches"):
             require(self, field, getattr(self, field) >= 1, "1 or more")
@@ -57,6 +69,7 @@ class Training:
             require(self, field, getattr(self, field) >= 0, "0 or more")
         for field in ("learning_rate", "clip"):
             require(self, field, getattr(self, field) > 0, "more than 0")
+        require(self, "seed", self.seed < 2**64, "less than 2**64")
         require(self, "final_share", 0 <= self.final_share <= 1, "from 0 to 1")
         require(self, "batch", self.batch % self.accumulation == 0, "a multiple of accumulation")
 

@@ -1,5 +1,6 @@
 """Loads the tokens to train on, and cuts them into windows of n_ctx + 1 tokens."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +41,14 @@ def tokenize(files: Sequence[Path], tokenizer: Tokenizer) -> Tokens:
             raise ValueError(f"{file} is not UTF-8 text ({error}); convert it first") from None
         ids += tokenizer.to_tokens(text)[0].tolist()
     return np.array(ids, dtype=np.int32)
+
+
+def fingerprint(tokens: Tokens) -> str:
+    """Return a hash of the token ids, which does not depend on the dtype of the array."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for first in range(0, len(tokens), 2**20):
+        hashed.update(tokens[first : first + 2**20].astype("<u4").tobytes())
+    return hashed.hexdigest()
 
 
 def refuse_tokens(name: str, tokens: Tokens, cfg: Config) -> None:

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 import typer
 from rich.console import Console
+from safetensors import SafetensorError
 
-from clean_transformer.cli.terminal import one_line_errors, progress, read_text
+from clean_transformer.cli.terminal import (
+    format_cell,
+    one_line_errors,
+    print_text,
+    progress,
+    read_text,
+)
 
 
 class Terminal(io.TextIOWrapper):
@@ -27,6 +34,10 @@ def piped(monkeypatch: pytest.MonkeyPatch, content: bytes, kind=io.TextIOWrapper
         (FileNotFoundError(2, "No such file", "x"), 2, "error: [Errno 2] No such file: 'x'"),
         (RuntimeError("[bold]out of memory"), 2, "error: [bold]out of memory"),
         (KeyboardInterrupt(), 130, "stopped"),
+        (ValueError("a\x1b[2Jb\u202ec"), 2, r"error: a\x1b[2Jb\u202ec"),
+        (MemoryError(), 2, "error: there is not enough memory"),
+        (RecursionError("too deep"), 2, "error: too deep"),
+        (BrokenPipeError(32, "Broken pipe"), 2, ""),
         (typer.Exit(3), 3, ""),
     ],
 )
@@ -39,11 +50,50 @@ def test_errors_end_with_a_status_and_one_line(error, status: int, message: str,
     assert printed.err.strip() == message
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), TypeError("a bug")])
-def test_what_is_not_for_us_goes_on(error, capsys):
-    with pytest.raises(type(error)), one_line_errors():
+class PanicException(BaseException):
+    """As Rust code raises it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (TypeError("a bug"), "TypeError: a bug"),
+        (KeyError("n_head"), "KeyError: 'n_head'"),
+        (AttributeError("no shape"), "AttributeError: no shape"),
+        (ZeroDivisionError("division"), "ZeroDivisionError: division"),
+        (AssertionError(), "AssertionError:"),
+        (ValueError(), "ValueError:"),
+        (PanicException("index out of bounds"), "PanicException: index out of bounds"),
+        (SafetensorError("header too large"), "SafetensorError: header too large"),
+        (SystemExit(1), "SystemExit: 1"),
+    ],
+)
+def test_an_unexpected_error_says_its_kind_and_place(error, message: str, capsys):
+    with pytest.raises(typer.Exit) as exit_, one_line_errors():
         raise error
-    assert capsys.readouterr().err == ""
+    assert exit_.value.exit_code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"error: {re.escape(message)} \(test_terminal.py, line \d+\)", line)
+
+
+class FullDisk(io.StringIO):
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [None, typer.Exit(1)])
+def test_a_full_disk_behind_standard_output_is_an_error(error, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+
+    @one_line_errors()
+    def command() -> None:
+        if error:
+            raise error
+
+    with pytest.raises(typer.Exit) as exit_:
+        command()
+    assert exit_.value.exit_code == 2
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_no_bar_where_nobody_looks(capsys):
@@ -127,3 +177,19 @@ def test_what_is_not_utf8(tmp_path: Path, monkeypatch):
     piped(monkeypatch, b"caf\xe9")
     with pytest.raises(ValueError, match="standard input is not UTF-8"):
         read_text(None, None)
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.TextIOWrapper])
+def test_a_model_cannot_control_the_terminal(kind, monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", kind(output, encoding="utf-8"))
+    print_text("a\tnaïve\n\x1b]0;title\x07\x9b2J\u202e")
+    printed = output.getvalue().decode()
+    if kind is Terminal:
+        assert printed == "a\tnaïve\n\\x1b]0;title\\x07\\x9b2J\\u202e\n"
+    else:
+        assert printed == "a\tnaïve\n\x1b]0;title\x07\x9b2J\u202e\n"
+
+
+def test_a_cell_cannot_control_the_terminal():
+    assert format_cell("\x1b[2Jé\n") == r"\x1b[2Jé\n"

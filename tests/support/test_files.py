@@ -1,11 +1,19 @@
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from clean_transformer.support.files import (
     atomic_file,
     atomic_folder,
-    remove_unfinished,
     require_folder,
     write_atomically,
 )
@@ -66,12 +74,144 @@ def test_a_missing_folder_is_told_before_the_work(tmp_path: Path):
         require_folder(None, tmp_path / "nowhere" / "report.json")
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path):
-    (tmp_path / "report.json").touch()
-    with pytest.MonkeyPatch.context() as patch, atomic_file(tmp_path / "report.json") as unfinished:
-        patch.setattr("os.replace", lambda *paths: None)
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
-        unfinished.touch()
-    assert len([*tmp_path.iterdir()]) == 2
-    remove_unfinished(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "error"), [("folder", IsADirectoryError), ("protected/report.json", PermissionError)]
+)
+def test_what_cannot_be_written_is_told_before_the_work(
+    name: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "protected").mkdir()
+    monkeypatch.setattr("os.access", lambda path, _: "protected" not in str(path))  # root may all
+    with pytest.raises(error, match=name.split("/")[0]):
+        require_folder(tmp_path / name)
+
+
+def kill_in_the_middle(folder: Path, seconds: float) -> None:
+    """Save a model and a report again and again, in another process, and kill the process."""
+    process = subprocess.Popen([sys.executable, "-c", SAVING, str(folder)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+
+
+SAVING = """
+import itertools, json, sys
+from pathlib import Path
+import numpy
+from safetensors.numpy import save_file
+from clean_transformer.support.files import atomic_folder, write_atomically
+
+folder = Path(sys.argv[1])
+for number in itertools.count():
+    print(number, flush=True)
+    with atomic_folder(folder) as unfinished:
+        save_file({"a": numpy.full(2**18, number)}, unfinished / "model.safetensors")
+        (unfinished / "config.json").write_text(json.dumps({"a": "x" * 2**16}))
+    write_atomically(folder / "report.json", json.dumps([number] * 2**16))
+"""
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_killed_process_leaves_whole_files_and_the_next_one_tidies_up(times: int, tmp_path: Path):
+    generator = random.Random(0)
+    for _ in range(times):
+        kill_in_the_middle(tmp_path, generator.uniform(0.02, 0.1))
+        names = ("model.safetensors", "config.json", "report.json")
+        if all((tmp_path / name).exists() for name in names):
+            assert len(load_file(tmp_path / "model.safetensors")["a"].unique()) == 1
+            assert json.loads((tmp_path / "config.json").read_text())["a"] == "x" * 2**16
+            assert len(set(json.loads((tmp_path / "report.json").read_text()))) == 1
+    write_atomically(tmp_path / "report.json", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_what_another_process_still_writes_stays(tmp_path: Path):
+    with atomic_file(tmp_path / "report.json") as first:
+        first.write_text("first")
+        with atomic_file(tmp_path / "report.json") as second:
+            second.write_text("second")
+        assert (tmp_path / "report.json").read_text() == "second"
+    assert (tmp_path / "report.json").read_text() == "first"
     assert [*tmp_path.iterdir()] == [tmp_path / "report.json"]
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "report.json"
+    link.symlink_to("there/report.json")
+    for content in ("new file", "old file"):
+        require_folder(link)
+        write_atomically(link, content)
+        assert link.is_symlink()
+        assert (tmp_path / "there/report.json").read_text() == content
+
+
+def test_a_pipe_gets_the_content_and_stays(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    require_folder(pipe)
+    write_atomically(pipe, "text")
+    assert reader.communicate()[0] == b"text"
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("to_a_file", [False, True])
+def test_standard_output_gets_the_content(to_a_file: bool, tmp_path: Path):
+    script = (
+        "from pathlib import Path; from clean_transformer.support.files import *;"
+        "require_folder(Path('/dev/stdout')); print('before', flush=True);"
+        "write_atomically(Path('/dev/stdout'), 'text\\n')"
+    )
+    with (tmp_path / "out").open("w") as file:
+        output = file if to_a_file else subprocess.PIPE
+        process = subprocess.run([sys.executable, "-c", script], stdout=output, check=True)
+        same = os.fstat(file.fileno()).st_ino == (tmp_path / "out").stat().st_ino
+    assert same
+    printed = (tmp_path / "out").read_bytes() if to_a_file else process.stdout
+    assert printed.endswith(b"text\n")
+    assert Path("/dev/stdout").is_symlink()
+
+
+def test_permissions_are_kept_and_those_of_new_files_are_alike(tmp_path: Path):
+    (tmp_path / "plain").touch()
+    with atomic_folder(tmp_path / "model") as unfinished:
+        for name in "ab":
+            (unfinished / name).touch(mode=0o600)
+    modes = {(tmp_path / name).stat().st_mode for name in ("plain", "model/a", "model/b")}
+    assert len(modes) == 1
+    (tmp_path / "plain").chmod(0o640)
+    write_atomically(tmp_path / "plain", "new")
+    assert (tmp_path / "plain").stat().st_mode & 0o777 == 0o640
+
+
+FULL = {
+    "python": lambda file: file.write_bytes(bytes(2**20)),
+    "safetensors": lambda file: save_file({"a": torch.zeros(2**18)}, file),
+    "torch": lambda file: torch.save(torch.zeros(2**18), file),
+}
+
+
+@pytest.mark.parametrize("writer", FULL)
+def test_a_full_disk_is_named_and_leaves_the_old_file(writer: str, tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    file = tmp_path / "model"
+    file.write_text("old")
+
+    def write() -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+        try:
+            with atomic_file(file) as unfinished:
+                FULL[writer](unfinished)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    cause = "Input/output error" if writer == "torch" else "File too large"
+    with pytest.raises(OSError, match=rf"{cause}: '{re.escape(str(file))}'$"):
+        write()
+    assert file.read_text() == "old"
+    assert [*tmp_path.iterdir()] == [file]

@@ -24,6 +24,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.swapping.swaps import swap
+from clean_transformer.training import checkpoint
 from clean_transformer.training.loop import adamw, train, update
 from clean_transformer.training.settings import Training
 from clean_transformer.training.temporary import recomputed_blocks
@@ -491,3 +492,87 @@ def test_an_embedding_that_would_stay_untrained_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"tied to an embedding that was swapped out"):
         train(model, TOKENS, tmp_path / "new", RUN, device="cpu")
     assert not (tmp_path / "new").exists()
+
+
+def other(tokens: np.ndarray) -> np.ndarray:
+    changed = tokens.copy()
+    changed[7] = (changed[7] + 1) % CFG.d_vocab
+    return changed
+
+
+def test_other_tokens_of_the_same_length_are_refused(tmp_path: Path):
+    train(random_model(CFG), TOKENS, tmp_path, RUN, device="cpu")
+    train(random_model(CFG), TOKENS.astype(np.int64), tmp_path, RUN, device="cpu")
+    with pytest.raises(ValueError, match=r"different run: hash of the tokens was '\w+' and is now"):
+        train(random_model(CFG), other(TOKENS), tmp_path, RUN, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saved: saved.update(step=6), "step 6, and the run has 5"),
+        (lambda saved: saved.update(step="5"), "step '5'"),
+        (lambda saved: saved.pop("step"), "KeyError: 'step'"),
+        (lambda saved: saved.pop("optimizer"), "KeyError: 'optimizer'"),
+        (lambda saved: saved.update(optimizer=3), "TypeError"),
+        (lambda saved: saved["model"].pop("embed.W_E"), "embed.W_E is in only one of"),
+        (lambda saved: saved["model"].update(x=torch.zeros(1)), "x is in only one of"),
+        (lambda saved: saved["model"].update({"embed.W_E": 5}), "AttributeError"),
+        (
+            lambda saved: saved["model"].update({"embed.W_E": saved["model"]["embed.W_E"].half()}),
+            r"embed.W_E is torch.float16 \[31, 12\], not torch.float64",
+        ),
+        (
+            lambda saved: saved["optimizer"]["state"]["embed.W_E"].update(exp_avg=torch.zeros(2)),
+            r"exp_avg of embed.W_E is torch.float32 \[2\]",
+        ),
+    ],
+)
+def test_a_changed_checkpoint_is_refused(change, message: str, tmp_path: Path):
+    run(tmp_path)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    change(saved)
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=f"is damaged: .*{message}"):
+        run(tmp_path)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path):
+    (tmp_path / "novel.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not the folder of a training run: it has 'novel"):
+        run(tmp_path)
+    with pytest.raises(NotADirectoryError, match=r"novel.txt' is a file"):
+        run(tmp_path / "novel.txt")
+    assert [*tmp_path.iterdir()] == [tmp_path / "novel.txt"]
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path):
+    with (
+        checkpoint.claimed(tmp_path),
+        pytest.raises(BlockingIOError, match="another process is writing to"),
+    ):
+        run(tmp_path)
+    run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 1.5},
+        {"steps": True},
+        {"batch": "4"},
+        {"seed": 2**70},
+        {"learning_rate": float("inf")},
+        {"learning_rate": "fast"},
+        {"weight_decay": float("inf")},
+        {"clip": float("nan")},
+        {"autocast": 1},
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_at_once(changes):
+    with unchecked_types(), pytest.raises(ValueError, match=f"Training.{min(changes)} is "):
+        Training(**{"steps": 4, "batch": 4} | changes)
+
+
+def test_no_clipping_is_a_setting():
+    assert Training(steps=4, batch=4, clip=float("inf"), learning_rate=1.0).clip == math.inf

@@ -1,0 +1,122 @@
+"""Protects changes of a model from Ctrl-C, so that each change is complete or undone."""
+
+import signal
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from inspect import unwrap
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+Change = TypeVar("Change", bound="Undoable")
+
+
+class Interrupts(AbstractContextManager["Interrupts"]):
+    """Makes a Ctrl-C wait until `close()` is called or the `with` block ends.
+
+    After that, a waiting Ctrl-C usually raises `KeyboardInterrupt`: the earlier signal handler is
+    called. If `waits` is set to False, a Ctrl-C only waits if it comes while Python enters one of
+    the functions `guarded`. In a thread other than the main thread, this class does nothing,
+    because Python calls signal handlers only in the main thread.
+    """
+
+    def __init__(self, *guarded: Callable[..., Any]):
+        self.waits, self._pending, self._closed = True, False, False
+        self._guarded = {unwrap(function).__code__ for function in guarded}
+        self._before: Any = signal.getsignal(signal.SIGINT)
+        if callable(self._before) and current_thread() is main_thread():
+            signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.waits or (frame is not None and frame.f_code in self._guarded):
+            self._pending = True
+        else:
+            self._before(number, frame)
+
+    def let_in(self, run: Callable[..., Result], *inputs: Any, **arguments: Any) -> Result:
+        """Return `run(*inputs, **arguments)`. A Ctrl-C does not wait while `run` runs."""
+        self.waits = False
+        try:
+            return run(*inputs, **arguments)
+        finally:
+            self.waits = True
+
+    def deliver(self) -> None:
+        """Call the earlier signal handler if a Ctrl-C waits."""
+        if self._pending:
+            self._pending = False
+            self._before(signal.SIGINT, None)
+
+    def close(self) -> None:
+        """Put the earlier signal handler back, and call it if a Ctrl-C waits."""
+        if signal.getsignal(signal.SIGINT) == self._handle and current_thread() is main_thread():
+            before = self._before
+            # Objects of this class may be closed in another order than they were made.
+            while isinstance(owner := getattr(before, "__self__", None), Interrupts):
+                if not owner._closed:
+                    break
+                before = owner._before
+            signal.signal(signal.SIGINT, before)
+        # Other code may have kept `_handle`, to put it back later.
+        self.waits, self._guarded, self._closed = False, set(), True
+        self.deliver()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Undoable(AbstractContextManager["Undoable"]):
+    """A change that stays until `end` is called or the `with` block ends.
+
+    A subclass makes the change in `make`, and undoes the change in `unmake`. A Ctrl-C at any moment
+    leaves the change complete or undone. Make an object with `Subclass(...).settled()`. `enders`
+    are the functions of the subclass that call `end`.
+    """
+
+    def __init__(self, *enders: Callable[..., Any]):
+        entered = (Undoable.__enter__, Undoable.__exit__, Undoable.settled, Undoable.end)
+        self._interrupts = Interrupts(*entered, *enders)
+        try:
+            self.make()
+        except BaseException:
+            self.end()
+            raise
+
+    @abstractmethod
+    def make(self) -> None:
+        """Make the change."""
+
+    @abstractmethod
+    def unmake(self) -> None:
+        """Undo the change. If `make` raised an error, undo what `make` did before the error."""
+
+    def settled(self: Change) -> Change:
+        """Return this object. If a Ctrl-C waits, undo the change and raise `KeyboardInterrupt`."""
+        try:
+            self._interrupts.deliver()
+        except BaseException:
+            self.end()
+            raise
+        self._interrupts.waits = False
+        return self
+
+    def end(self) -> None:
+        """Undo the change. A second call does nothing."""
+        self._interrupts.waits = True
+        try:
+            with Interrupts():  # an earlier call may have closed `self._interrupts`
+                self.unmake()
+        finally:
+            self._interrupts.close()
+
+    def __enter__(self: Change) -> Change:
+        return self.settled()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def __del__(self) -> None:
+        if "_interrupts" in vars(self):
+            self._interrupts.close()

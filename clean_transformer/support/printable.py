@@ -1,0 +1,20 @@
+"""`printable`: makes text from files safe to print in a terminal."""
+
+import unicodedata
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Return `text` with escapes, such as "\x1b", in place of characters that control a terminal.
+
+    These are the control characters, and the characters that change the direction of text. The
+    characters in `keep`, such as a line break, stay.
+    """
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if char not in keep and (unicodedata.category(char) in ("Cc", "Zl", "Zp") or char in BIDI)
+        else char
+        for char in text
+    )
+
+
+BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

@@ -1,0 +1,112 @@
+"""No command ends in a traceback, or with status 1, which means WRONG, when it could not run."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clean_transformer.weights.hub import DEMO
+
+from .running import assert_one_line, call
+
+
+def config(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def content(name: str, text: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(text) and None
+
+
+BAD_MODELS: dict[str, Callable[[Path], object]] = {
+    "n_head is text": config(n_head="four"),
+    "n_head is a list": config(n_head=[1]),
+    "n_embd is None": config(n_embd=None),
+    "n_layer is negative": config(n_layer=-1),
+    "the config is a list": content("config.json", b"[]"),
+    "the config is deep": content("config.json", b"[" * 100_000),
+    "the config is not UTF-8": content("config.json", b"\xff"),
+    "the weights are empty": content("model.safetensors", b""),
+    "the weights are text": content("model.safetensors", b"hello" * 100),
+    "the header is a list": content("model.safetensors", b"\x02" + bytes(7) + b"[]"),
+    "there is no config": lambda folder: (folder / "config.json").unlink(),
+    "the weights are a folder": lambda folder: (
+        (folder / "model.safetensors").unlink(),
+        (folder / "model.safetensors").mkdir(),
+    ),
+}
+WITH_WEIGHTS = {
+    "generate": ("generate", "a"),
+    "predict": ("predict", "a"),
+    "explain": ("explain", "a", "--html", "page.html"),
+    "info": ("info",),
+    "swap": ("swap", "--module", "blocks.0.mlp", "--with", "variants.ReluMLP"),
+    "parity": ("parity", "--reference", "none"),
+    "doctor": ("doctor",),
+    "train": (
+        "train",
+        "tokens.txt",
+        "--tokenizer",
+        "demo",
+        "--out",
+        "run",
+        "--steps",
+        "1",
+        "--batch",
+        "1",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DEMO, tmp_path / "model")
+    (tmp_path / "tokens.txt").write_text("a story")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", WITH_WEIGHTS)
+@pytest.mark.parametrize("bad", BAD_MODELS)
+def test_a_bad_model_is_one_line_and_status_2(command: str, bad: str, folder: Path):
+    BAD_MODELS[bad](folder / "model")
+    assert_one_line(call(*WITH_WEIGHTS[command], "--weights", "model"), "")
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("file", ["missing", ".", "empty", "deep", "list", "wrong"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("compare", "FILE", "FILE"),
+        ("generate", "--file", "FILE", "--weights", "FILE"),
+        ("predict", "--file", "FILE", "--weights", "FILE"),
+        ("tokens", "a", "--weights", "FILE"),
+        ("info", "--weights", "FILE"),
+        ("swap", "--module", "embed", "--with", "FILE:Name", "--weights", "demo"),
+        ("train", "FILE", "--out", "run", "--steps", "1", "--batch", "1", "--tokenizer", "FILE"),
+        ("notebook", "FILE"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_bad_file_is_one_line_and_status_2(command, file: str, folder: Path):
+    (folder / "empty").touch()
+    (folder / "deep").write_text(DEEP)
+    (folder / "list").write_text("[1, 2]")
+    (folder / "wrong").write_text('{"schema": 5, "version": "x"}')
+    assert_one_line(call(*(part.replace("FILE", f"./{file}") for part in command)), "")
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize("place", ["nowhere/report", "model"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(option: str, place: str):
+    result = call(*WITH_WEIGHTS["swap"], "--weights", "missing", option, place)
+    assert_one_line(result, "make it first" if "/" in place else "is a folder")
