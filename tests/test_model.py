@@ -348,7 +348,7 @@ def test_pickle_that_runs_code(folder: Path):
     refused(folder, WeightsError, r"pytorch_model\.bin is damaged")
 
 
-def test_missing_unused_and_misshapen_keys_are_named_in_one_error(folder: Path):
+def test_missing_unused_and_wrongly_shaped_keys_are_named_in_one_error(folder: Path):
     def damage(state):
         del state["transformer.h.1.attn.c_proj.bias"]
         state["transformer.h.2.ln_1.weight"] = torch.ones(12)
@@ -359,7 +359,7 @@ def test_missing_unused_and_misshapen_keys_are_named_in_one_error(folder: Path):
         "this is not a complete Hugging Face GPT-2 state dict; "
         "missing: transformer.h.1.attn.c_proj.bias; "
         "unused: transformer.h.2.ln_1.weight; "
-        "misshapen: transformer.h.0.mlp.c_fc.weight (20, 12) instead of (12, 20)"
+        "of the wrong shape: transformer.h.0.mlp.c_fc.weight (20, 12) instead of (12, 20)"
     )
 
 
@@ -552,7 +552,7 @@ def test_from_state_dict_names_every_difference():
     state["blocks.0.mlp.gate"] = state.pop("ln_final.b")
     message = re.escape(
         "missing: ln_final.b; unused: blocks.0.mlp.gate; "
-        "misshapen: blocks.0.mlp.W_in (20, 12) instead of (12, 20)"
+        "of the wrong shape: blocks.0.mlp.W_in (20, 12) instead of (12, 20)"
     )
     with pytest.raises(WeightsError, match=message):
         DemoTransformer.from_state_dict(state, TINY)

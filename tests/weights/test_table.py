@@ -132,7 +132,7 @@ def test_every_difference_is_named_in_one_error(boxes):
         "this is not a complete boxes state dict; "
         "missing: scale, box.0/o; "
         "unused: box.2/o, extra; "
-        "misshapen: word.table (30, 12) instead of (31, 12), "
+        "of the wrong shape: word.table (30, 12) instead of (31, 12), "
         "box.1/qkv (12, 36) instead of (36, 12)"
     )
 

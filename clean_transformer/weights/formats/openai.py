@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from clean_transformer.config import Config
-from clean_transformer.weights.formats.huggingface import QKV_BIAS, QKV_WEIGHT, read_json
+from clean_transformer.weights.files import read_json
+from clean_transformer.weights.formats.huggingface import QKV_BIAS, QKV_WEIGHT
 from clean_transformer.weights.formats.tensorflow import read_bundle
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import Folder, Format, State, WeightsError, head_width

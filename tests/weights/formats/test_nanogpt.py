@@ -191,7 +191,10 @@ def test_another_content(tmp_path: Path, content, message: str):
         ({}, r"ckpt\.pt: model_args has no 'n_embd'"),
         (ARGS | {"n_head": 5}, "n_embd 12 is not a multiple of 5 heads"),
         (ARGS | {"n_layer": 3}, r"missing: transformer\.h\.2\.ln_1\.weight, "),
-        (ARGS | {"vocab_size": 32}, r"misshapen: transformer\.wte\.weight \(31, 12\) instead of"),
+        (
+            ARGS | {"vocab_size": 32},
+            r"wrong shape: transformer\.wte\.weight \(31, 12\) instead of",
+        ),
     ],
 )
 def test_impossible_architecture(tmp_path: Path, args: dict, message: str):
