@@ -42,12 +42,13 @@ class HubError(OSError):
     """The files of a model could not be downloaded. The message says what to do next."""
 
 
-def fetch(source: str | Path, wanted: FileSets) -> Path:
+def fetch(source: str | Path, wanted: FileSets, optional: Iterable[str] = ()) -> Path:
     """Return the local folder with the files of `source`, and download them first if necessary.
 
     `source` is a local folder, a hub id ("owner/name"), an alias from `HUB_IDS`, or "demo", the
     model in this package. `wanted` lists alternative sets of files. From the hub, this function
-    downloads only one set: the first set of which the repository has all files. The package
+    downloads only one set: the first set of which the repository has all files, and those files of
+    `optional` that the repository has. The package
     `huggingface_hub` keeps the files in its cache, and reads its usual environment variables
     (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, …). If the request to the hub fails, the function returns
     the cached folder of the model, if this folder has all files of a set.
@@ -85,12 +86,14 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
             "connect once to download it, or pass a folder with its files"
         ) from None
 
-    files = complete_set(wanted, [sibling.rfilename for sibling in listing])
+    names = [sibling.rfilename for sibling in listing]
+    files = complete_set(wanted, names)
     if not files:
         raise HubError(
             f"{repo!r} on the hub does not have {describe(wanted)}; "
             "choose another repository, or pass a folder with these files"
         )
+    files += [name for name in optional if name in names and name not in files]
     downloaded = [_download(repo, file) for file in files]
     return downloaded[0].parent
 

@@ -271,9 +271,8 @@ def refuse_unreal(tensors: State) -> None:
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise WeightsError(f"{key} claims {tensor.numel()} elements, more than the file holds")
     for key, tensor in tensors.items():
-        # A finite sum has finite terms. Only the sum of very large numbers needs the slow test.
-        total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
-        if not total.isfinite() and not tensor.isfinite().all():
+        # A finite sum has finite terms. Only a sum that overflows needs the slow test.
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise WeightsError(
                 f"{key} contains NaN or infinity; to load it anyway, pass what torch.load or "
                 "safetensors returns to from_state_dict"
@@ -334,17 +333,15 @@ def refuse_architecture(name: str, cfg: Config) -> None:
         )
 
 
-def head_width(file: str, d_model: int, n_heads: int) -> int:
+def head_width(file: str, d_model: object, n_heads: object) -> int:
     """Return d_model / n_heads, which is the d_head of a plain GPT-2.
 
     Raises `WeightsError` if n_heads does not divide d_model, or if a number is not a positive
     integer. The error names `file`.
     """
-    for value in (d_model, n_heads):
-        if type(value) is not int or value < 1:
-            raise WeightsError(
-                f"{file}: n_embd and n_head must be positive integers, not {shorten(value)}"
-            )
+    if not (type(d_model) is type(n_heads) is int and d_model > 0 < n_heads):
+        numbers = f"{shorten(d_model)} and {shorten(n_heads)}"
+        raise WeightsError(f"{file}: n_embd and n_head must be positive integers, not {numbers}")
     if d_model % n_heads:
         raise WeightsError(f"{file}: n_embd {d_model} is not a multiple of {n_heads} heads")
     return d_model // n_heads

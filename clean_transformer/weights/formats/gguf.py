@@ -85,16 +85,7 @@ def read_gguf(file: Path) -> tuple[Config, State]:
     whose type is not in `DTYPES`, such as quantized tensors. The error lists the tensors of other
     types.
     """
-    package = _package()
-    try:
-        # "c" means copy on write: changes to the tensors, as in training, do not change the file.
-        reader = package.GGUFReader(file, "c")
-    except (ValueError, IndexError, KeyError) as error:
-        raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
-    if reader.byte_order != "I":
-        raise WeightsError(
-            f"{file} has the byte order of another machine; convert the model again on this one"
-        )
+    reader = _reader(file)
     quantized = [
         f"{tensor.name} is {tensor.tensor_type.name}"
         for tensor in reader.tensors
@@ -110,6 +101,35 @@ def read_gguf(file: Path) -> tuple[Config, State]:
         for tensor in reader.tensors
     }
     return _config(file, reader, state), state
+
+
+def _reader(file: Path) -> Any:
+    """Open a GGUF file with the gguf package. Raises `WeightsError` for a damaged file."""
+    package = _package()
+    try:
+        # "c" means copy on write: changes to the tensors, as in training, do not change the file.
+        reader = package.GGUFReader(file, "c")
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
+    if reader.byte_order != "I":
+        raise WeightsError(
+            f"{file} has the byte order of another machine; convert the model again on this one"
+        )
+    return reader
+
+
+def read_tokenizer(file: Path) -> dict[str, Any]:
+    """Return the fields about the tokenizer in a GGUF file, without "tokenizer.ggml." in the keys.
+
+    Raises `WeightsError` for a damaged file.
+    """
+    prefix = "tokenizer.ggml."
+    fields = _reader(file).fields
+    return {
+        key.removeprefix(prefix): field.contents()
+        for key, field in fields.items()
+        if key.startswith(prefix)
+    }
 
 
 def _config(file: Path, reader: Any, state: State) -> Config:
