@@ -15,6 +15,8 @@ import torch
 
 from clean_transformer.config import Config
 from clean_transformer.support.files import atomic_file
+from clean_transformer.weights.files import readable
+from clean_transformer.weights.formats.gguf_header import check_header, check_tensors
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import (
     File,
@@ -107,8 +109,13 @@ def _reader(file: Path) -> Any:
     """Open a GGUF file with the gguf package. Raises `WeightsError` for a damaged file."""
     package = _package()
     try:
+        if not _is_foreign(file):
+            check_header(readable(file))
         # "c" means copy on write: changes to the tensors, as in training, do not change the file.
         reader = package.GGUFReader(file, "c")
+        check_tensors(reader, file.stat().st_size)
+    except WeightsError:
+        raise
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
     if reader.byte_order != "I":
@@ -116,6 +123,12 @@ def _reader(file: Path) -> Any:
             f"{file} has the byte order of another machine; convert the model again on this one"
         )
     return reader
+
+
+def _is_foreign(file: Path) -> bool:
+    """Return whether the version, a small number, has its bytes in the order of another machine."""
+    with file.open("rb") as stream:
+        return int.from_bytes(stream.read(8)[4:], "little") >= 2**16
 
 
 def read_tokenizer(file: Path) -> dict[str, Any]:

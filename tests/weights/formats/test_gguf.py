@@ -192,7 +192,7 @@ def test_a_file_that_says_a_thing_twice(tmp_path: Path):
     writer.write_kv_data_to_file()
     writer.close()
     file.write_bytes(file.read_bytes().replace(b"gpt3", b"gpt2"))
-    refused(file, r"is damaged \('Duplicate gpt2\.context_length")
+    refused(file, r"is damaged \('gpt2\.context_length' occurs twice")
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
