@@ -143,14 +143,14 @@ def _read_index(file: Path) -> tuple[int, dict[str, Entry]]:
     """
     try:
         messages: dict[bytes, dict[int, list[Any]]] = {}
-        for name, message in read_table(file.read_bytes()):
-            if name in messages:
-                raise ValueError(f"{name.decode(errors='backslashreplace')} occurs twice; {AGAIN}")
-            messages[name] = _decode(message)
+        for key, message in read_table(file.read_bytes()):
+            if key in messages:
+                raise ValueError(f"{key.decode(errors='backslashreplace')} occurs twice; {AGAIN}")
+            messages[key] = _decode(message)
         entries = {
-            name.decode(errors="backslashreplace"): _entry(message)
-            for name, message in messages.items()
-            if name
+            key.decode(errors="backslashreplace"): _entry(message)
+            for key, message in messages.items()
+            if key
         }
     except ValueError as error:
         raise WeightsError(f"{file} is not a valid TensorFlow index: {error}") from None
