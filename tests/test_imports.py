@@ -53,7 +53,7 @@ SUB_LAYERS = {
         ("results", "measurements"),
         ("suite",),
         ("report/*",),
-        ("assertion",),
+        ("assertion", "any_model/*"),
         ("pytest_plugin", "__init__"),
     ),
     "weights": (

@@ -10,6 +10,7 @@ import typer
 
 from clean_transformer.cli import (
     bench,
+    check,
     compare,
     explain,
     generate,
@@ -33,6 +34,7 @@ COMMANDS = (
     swap.swap,
     parity.parity,
     parity.doctor,
+    check.check,
     bench.bench,
     compare.compare,
     train.train,

@@ -39,28 +39,28 @@ def assert_parity(
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Assert that the module equals the reference, and that the device computes it accurately.
+    """Assert that the module computes what `reference` computes, and is accurate on `device`.
 
-    If there is a `reference`, the module and the reference run on the same inputs in float64 on
-    the CPU, without compilation. Their outputs must agree to 1e-12 of the output's scale.
+    If there is a `reference`, the module and the reference run on the same inputs in float64 on the
+    CPU, without compilation. Their outputs must agree to 1e-12 of the output's scale.
 
-    Then a copy of the module runs on `device` in `dtype`. The error of every activation at a hook
-    point must be within the rounding bound of the operation that computes this activation.
+    Then a copy of the module runs on `device` in `dtype`. What is checked depends on the module:
 
-    A module that is not one of ours, and a subclass with methods of its own, is judged in two ways.
-    For each row of each output tensor, the difference from a float64 run of the same module is
-    compared with the change that random rounding causes in this row. And every ATen call is
-    compared with the same call in float64.
-
-    Of optimized and compiled modules, only the outputs are checked. Their float64 run is neither
-    optimized nor compiled. An optimized module runs optimized only if it is already on `device` in
-    `dtype`; otherwise the unoptimized copy is checked.
+    - One of our modules: the error of every activation at a hook point must be within the rounding
+      bound of the operation that computes this activation.
+    - Any other module, and a subclass with methods of its own: in each row of each output tensor,
+      the difference from a float64 run of the same module is compared with the change that random
+      rounding causes (see `judge_black_box`). And every ATen call is compared with the same call in
+      float64.
+    - An optimized or compiled module: only the outputs are checked. The float64 run is neither
+      optimized nor compiled. An optimized module runs optimized only if it is already on `device`
+      in `dtype`. Otherwise the unoptimized copy is checked.
 
     Raises `AssertionError` if a check fails. If an activation is bad, the message names the first
-    bad activation, its error, and the operation that caused the error, if one is found. Raises
-    `AssertionError` if dropout is active. Raises `ValueError` for a module that was compiled in
-    place, or has a `forward` of its own, and that is not on `device` in `dtype`: a copy would run
-    as it is written. `module` and `reference` are not changed.
+    bad activation, its error, and the operation that caused the error, if this operation was found.
+    Raises `AssertionError` if dropout is active. Raises `ValueError` if the module is not on
+    `device` in `dtype`, and was compiled in place or has a `forward` of its own: a copy would run
+    the `forward` of its class. `module` and `reference` are not changed.
     """
     _refuse_dropout(module)
     if reference is not None:
@@ -104,7 +104,11 @@ def _refuse_dropout(module: nn.Module) -> None:
 
 
 def _under_test(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module itself if a copy would run in another way, otherwise a copy on the device."""
+    """Return a copy of the module on the device, or the module itself.
+
+    The module itself is returned if it is on the device in the dtype, and has black boxes (see
+    `is_black_box`). Raises `ValueError` if a copy would not run the same code as the module.
+    """
     is_there = all(each.device == device and each.dtype == dtype for each in module.parameters())
     if is_there and has_black_boxes(module):
         return module
@@ -128,7 +132,10 @@ def _isolated_errors(model: Any, oracle: Any, *given: Tensor) -> list[Isolated]:
 def _errors_of_outputs(
     under_test: nn.Module, oracle: nn.Module, *given: Tensor
 ) -> tuple[list[Isolated], str]:
-    """Judge each output tensor. Also say whether the module lowers the precision by itself."""
+    """Judge each output tensor. Also return a note for the error message.
+
+    The note names the lower dtypes to which the module itself converts numbers, or is empty.
+    """
     outputs = [output.cpu() for output in tensors(under_test(*given))]
     on_cpu, widened = [x.cpu() for x in given], Float64()
 
@@ -155,9 +162,9 @@ def _errors_of_outputs(
 
 
 def _has_formulas(under_test: nn.Module, oracle: nn.Module) -> bool:
-    """Whether `formula_of` finds error bounds for the module and every submodule of our classes.
+    """Whether the error bounds of all activations are known (see `formula_of`).
 
-    False if the whole module is a black box, or if a compiled module is inside, whose hooks may
+    False if the whole module is a black box, or if it contains a compiled module, whose hooks may
     not run.
     """
     if not isinstance(under_test, HookedModule) or is_black_box(under_test):
@@ -168,7 +175,7 @@ def _has_formulas(under_test: nn.Module, oracle: nn.Module) -> bool:
 
 
 def _assert_shapes(where: str, under_test: nn.Module, oracle: nn.Module, *given: Tensor) -> None:
-    """Without any numbers in the inputs, compare only the shapes of the outputs."""
+    """Compare only the shapes of the outputs, because the inputs have no elements."""
     shapes = [[*output.shape] for output in tensors(under_test(*given))]
     with trusted():
         wanted = [[*output.shape] for output in tensors(oracle(*(upcast(x.cpu()) for x in given)))]

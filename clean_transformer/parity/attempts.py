@@ -24,15 +24,15 @@ NO_COMPILER = ("BackendCompilerFailed", "TritonMissing", "GPUTooOldForTriton")
 
 @dataclass
 class Attempts:
-    """Runs measurements one after the other, and collects those that raise an exception.
+    """Runs measurements, and collects those that raise an exception.
 
-    `failed` has a check (see `failed_check`) for each measurement that raised an exception.
+    `failed` has a `Check` (see `failed_check`) for each measurement that raised an exception.
     """
 
     failed: list[Check] = field(default_factory=list)
 
     def run(self, name: str, measure: Callable[[], Result], otherwise: Other) -> Result | Other:
-        """Return `measure()`. If it raises an exception, keep the exception, return `otherwise`.
+        """Return `measure()`. If it raises an exception, add it to `failed` and return `otherwise`.
 
         Ctrl-C is not an `Exception`, so it still stops the program.
         """
@@ -44,10 +44,11 @@ class Attempts:
 
 
 def failed_check(name: str, error: Exception) -> Check:
-    """Describe a measurement that raised `error`. `name` is the name of the measurement.
+    """Return a `Check` that describes a measurement that raised `error`.
 
-    The verdict is NOT CHECKED if the compiler is missing, or if the device lacks an operation or a
-    dtype. Otherwise it is ERROR.
+    `name` is the name of the measurement. The verdict is NOT CHECKED if `torch.compile` finds no
+    working compiler, or if the device lacks an operation or a dtype. Otherwise the verdict is
+    ERROR.
     """
     chain = [*causes(error)]
     texts = [str(each).lower() for each in chain]

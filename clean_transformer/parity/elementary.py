@@ -1,8 +1,8 @@
 """LayerNorm, softmax and GELU in float64, computed only with elementary operations.
 
-A fused kernel of the CPU can be wrong in every dtype. An oracle that calls the same kernel would
-share the fault. So `Elementary` computes these functions, and their gradients, with operations such
-as add, multiply, exp and tanh.
+A fused kernel of the CPU can be wrong in every dtype. If the oracle (the float64 copy of a model)
+called the same kernel, it would have the same fault. So `Elementary` computes these functions, and
+their gradients, with operations such as add, multiply, exp and tanh.
 """
 
 import math
@@ -63,8 +63,9 @@ def layer_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of `layer_norm` with respect to x, weight and bias.
 
-    `grad` is the gradient with respect to the output. An entry of `wanted` is False if a gradient
-    is not needed; this gradient is None.
+    `grad` is the gradient with respect to the output. `mean` and `reciprocal` are results of
+    `layer_norm`. `wanted` says for x, weight and bias whether the gradient is needed. A gradient
+    that is not needed is None.
     """
     axes = [*range(-len(shape), 0)]
     normalized = (x - mean) * reciprocal
@@ -98,12 +99,15 @@ def log_softmax(scores: Tensor, dim: int, half_to_float: bool = False) -> Tensor
 
 
 def log_softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """Return the gradient of `log_softmax` with respect to the scores."""
+    """Return the gradient of `log_softmax` with respect to the scores.
+
+    `grad` is the gradient with respect to the output.
+    """
     return grad - output.exp() * grad.sum(dim, keepdim=True)
 
 
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """Return x Φ(x) with the factor Φ(x) of `gelu_factor`."""
+    """Return x Φ(x). `gelu_factor` computes Φ(x)."""
     return x * gelu_factor(x, approximate)[0]
 
 

@@ -34,7 +34,7 @@ class Weights:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse NaN and infinity, because a device could not be blamed for the results."""
+        """Raise `WeightsError` if a weight is NaN or infinite."""
         for name, weight in self.state.items():
             bad = weight.numel() - int(weight.isfinite().sum())
             if bad:

@@ -1,6 +1,6 @@
 """Invariants: two ways to run one model on a device that must give the same logits.
 
-The function of each invariant returns the logits of both ways as a pair. The two logits are
+Each invariant is a function that returns the logits of both ways as a pair. The two logits are
 compared with each other, so no float64 oracle is needed.
 """
 
@@ -29,10 +29,11 @@ Logits = Float[Tensor, "... _d_vocab"]
 
 
 def causality(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
-    """Changing a token does not change the logits of earlier positions.
+    """Invariant: changing a token does not change the logits of earlier positions.
 
-    The model runs with another last token, then with another last and another middle token. Each
-    run is compared with `logits`, at the positions before the first token that was changed.
+    The model runs twice. In the first run, the last token is changed. In the second run, the last
+    token and the middle token are changed. Each run is compared with `logits`, at the positions
+    before the first changed token.
     """
     last, middle = tokens.clone(), tokens.shape[1] // 2
     last[:, -1] = (last[:, -1] + 1) % model.cfg.d_vocab
@@ -47,12 +48,11 @@ def causality(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[L
 def prefix_consistency(
     model: DemoTransformer, tokens: Tokens, logits: Logits
 ) -> tuple[Logits, Logits]:
-    """The first n_ctx − 1 positions have the same logits with and without the last token.
+    """Invariant: the first n_ctx − 1 positions have the same logits without the last token.
 
     The ids come from `spread_ids`; `tokens` only chooses the device. Only the embeddings, the last
-    block, the last LayerNorm and the unembedding run. The other blocks are left out, because they
-    call the same kernels with the same shapes. In a dtype without fast kernels, all blocks would
-    take minutes.
+    block, the last LayerNorm and the unembedding run. The other blocks would call the same kernels
+    with the same shapes, and would take minutes in a dtype without fast kernels.
     """
     full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
 
@@ -66,22 +66,22 @@ def prefix_consistency(
 def batch_permutation(
     model: DemoTransformer, tokens: Tokens, logits: Logits
 ) -> tuple[Logits, Logits]:
-    """Reversing the order of the inputs in a batch reverses the order of the logits."""
+    """Invariant: reversing the order of the texts in a batch reverses the order of the logits."""
     return logits, model(tokens.flip(0)).flip(0)
 
 
 def batch_size(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
-    """Each row of a batch has the same logits in the batch as when the model runs on it alone."""
+    """Invariant: a text has the same logits in a batch and when the model runs on it alone."""
     return logits, torch.cat([model(row[None]) for row in tokens])
 
 
 def cached_decoding(
     model: DemoTransformer, tokens: Tokens, logits: Logits
 ) -> tuple[Logits, Logits]:
-    """Three calls with a KV cache give the same logits as one call with all tokens.
+    """Invariant: three calls with a KV cache give the same logits as one call with all tokens.
 
-    The first call reads the first half of the tokens, the second call the other tokens except the
-    last, and the third call the last token.
+    The first call reads the first half of the tokens. The second call reads all other tokens except
+    the last token, and the third call reads the last token.
     """
     cache = KVCache(len(model.blocks), model.cfg.n_ctx)
     half = tokens.shape[1] // 2
@@ -90,12 +90,12 @@ def cached_decoding(
 
 
 def second_call(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
-    """Two calls with the same tokens give the same logits."""
+    """Invariant: two calls with the same tokens give the same logits."""
     return logits, model(tokens)
 
 
 def fresh_process(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
-    """A small model gives the same logits in this process and in a new process.
+    """Invariant: a small model gives the same logits in this process and in a new process.
 
     In the new process, every operation runs for the first time.
     """
@@ -133,10 +133,7 @@ def small_logits(device: str, dtype: str) -> Logits:
 
 
 def write_small_logits(device: str, dtype: str, file: str) -> None:
-    """Save the result of `small_logits` to `file`.
-
-    `fresh_process` calls this function in a new process.
-    """
+    """Save the result of `small_logits` to `file`."""
     torch.save(small_logits(device, dtype), file)
 
 
@@ -147,9 +144,9 @@ def check_invariants(
     """Check every invariant for the model on its device.
 
     `allowed` is the largest `row_difference` that two healthy runs may have. `first` holds the
-    logits of the model's first call on the device. A later call on the same tokens must give the
-    same logits, up to `allowed`. An invariant that raises an exception becomes a check with the
-    verdict of `failed_check`.
+    logits of the model's first call on the device, with the same `tokens`. A new call must give the
+    same logits, up to `allowed`. For an invariant that raises an exception, the result has the
+    check that `failed_check` returns.
     """
     again = model(tokens)
     checks = [_judge("first call", first, again, allowed)]
@@ -170,16 +167,16 @@ def _judge(name: str, one: Logits, other: Logits, allowed: float) -> Check:
 
 
 def row_difference(one: Logits, other: Logits) -> float:
-    """The largest relative difference between a row of `one` and the same row of `other`.
+    """Return the largest relative difference between a row of `one` and that row of `other`.
 
-    A row holds the logits at one position. The difference of two rows is
-    RMS(one − other) / RMS(other). The result is infinite if a logit is NaN or infinite.
+    A row holds the logits at one position. The relative difference of two rows is RMS(one − other)
+    / RMS(other). The result is infinite if a logit is NaN or infinite.
     """
     worst = 0.0
     for row, wanted in zip(one.flatten(0, 1), other.flatten(0, 1), strict=True):
         difference = (upcast(row) - upcast(wanted)).square().mean().sqrt()
         relative = difference / upcast(wanted).square().mean().sqrt()
         if difference != 0:
-            # NaN would drop out of `max`.
+            # `max` could ignore NaN, so replace NaN by infinity.
             worst = max(worst, float(relative.nan_to_num(torch.inf, torch.inf)))
     return worst

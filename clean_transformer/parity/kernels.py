@@ -1,4 +1,4 @@
-"""Finds the float64 kernel of PyTorch that makes the oracle differ from NumPy."""
+"""Finds a float64 kernel of PyTorch whose results differ from those of NumPy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,10 @@ from clean_transformer.parity.verdict import SAME_FUNCTION
 
 
 def first_wrong_kernel(function: Callable[[], Any]) -> str:
-    """Run `function()` in float64, and compare each operation of `NUMPY` with NumPy.
+    """Run `function()` in float64 on the CPU, and compare its ATen operations with NumPy.
 
-    Returns the ATen name and the error of the first operation that differs, or "".
+    The table NUMPY says which operations are compared. Returns a sentence with the name and the
+    error of the first operation that differs, or "" if no operation differs.
     """
     beside = _BesideNumPy()
     with beside, Elementary():
@@ -28,7 +29,7 @@ def first_wrong_kernel(function: Callable[[], Any]) -> str:
 
 
 class _BesideNumPy(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that keeps the name of the first operation that differs from NumPy."""
+    """A dispatch mode that describes in `wrong` the first operation that differs from NumPy."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -59,7 +60,7 @@ def _attention(**named: Any) -> Any:
     return numpy_gpt2.softmax(scale * (q @ np.swapaxes(k, -1, -2)) + added) @ v
 
 
-# The same operations in NumPy, by the names of ATen. The arguments have ATen's names.
+# Maps the names of ATen operations to the same operations in NumPy. Arguments have ATen's names.
 NUMPY: dict[str, Callable[..., Any]] = {
     "mm": lambda self, mat2: self @ mat2,
     "bmm": lambda self, mat2: self @ mat2,

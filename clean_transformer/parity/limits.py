@@ -9,8 +9,8 @@ error is judged by the dimensionless ratio |device − exact| / (u G + η):
   matrix product, G is Σ|xW|.
 - η is the underflow threshold of the dtype: devices may flush smaller numbers to 0.
 
-BLAS's DMMCH and LAPACK test with the same ratio (Dongarra et al. 1990). The underflow term follows
-Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §2.2, equation 2.8.
+BLAS (in DMMCH) and LAPACK test with this ratio too (Dongarra et al. 1990). The underflow term is
+from Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §2.2, equation 2.8.
 """
 
 import math
@@ -40,12 +40,12 @@ class Kind:
     """A kind of operation and the limits of its error ratio.
 
     A ratio of at most `healthy` is PASS. A ratio above `wrong` is WRONG, because rounding cannot
-    explain the error. A ratio between these limits is DEGRADED. For sums of k terms, three fields
-    have more rules:
+    explain the error. A ratio between these limits is DEGRADED. For sums of k terms, the limits
+    depend on k and on the dtype:
 
-    `wrong` can be None. Then the limit above which a ratio is WRONG is k, but at least the healthy
-    limit, because a sum of k terms has an error of at most γ_k Σ|xW|, with γ_k = k u / (1 − k u)
-    (Higham, §3.1). In half precision (bfloat16 or float16), that limit is `healthy` instead of k.
+    If `wrong` is None, the limit is k instead, or the healthy limit if that is larger. The reason
+    is that a sum of k terms has an error of at most γ_k Σ|xW|, with γ_k = k u / (1 − k u) (Higham,
+    §3.1). In half precision (bfloat16 or float16), the limit is `healthy` instead of k.
 
     `healthy_per_root` is λ in the probabilistic bound λ √k u. In float32 and float64, the healthy
     limit is the maximum of `healthy` and λ √k. A kind of sum has a λ if all terms may have the same
@@ -70,6 +70,17 @@ class Kind:
             return self.healthy_in_half or self.healthy, self.wrong or self.healthy
         healthy = max(self.healthy, self.healthy_per_root * math.sqrt(terms))
         return healthy, max(healthy, float(terms)) if self.wrong is None else self.wrong
+
+    def dominated(self, terms: int, u: float) -> float:
+        """Return λ √k for k = `terms`: the healthy limit of error / (u · `typical_size`).
+
+        A few large terms can make up most of Σ|xW|, as in the gradient of a loss with respect to
+        the logits. Then nearly every partial sum is about as large as these terms. So each of the k
+        additions makes a rounding error of similar size, and the errors grow like √k, as if all
+        terms had one sign. The partial sums are about as large as `typical_size`, and at most
+        Σ|xW|. In half precision, the result is 0, because kernels accumulate such sums in float32.
+        """
+        return 0.0 if u > ACCUMULATOR else DEVIATIONS * math.sqrt(terms)
 
 
 # The largest healthy ratio of sums in float32 and float64. In half precision, a sum with a larger
@@ -105,8 +116,8 @@ OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # element can have an error of several u G on a healthy device (`parity/README.md` lists the largest
 # healthy ratios). In GPT-2's residual stream, one large element can cause most of a row's error. In
 # half precision, the limit is lower: kernels accumulate sums in float32, and round only the results
-# to half precision. This rounding changes an element by at most u G. The unit is derived, but these
-# two limits are not: they are chosen with a margin above the ratios of healthy blocks.
+# to half precision. This rounding changes an element by at most u G. The two limits are not
+# derived: they are chosen with a margin above the ratios of healthy blocks.
 PART = Kind("part as a whole", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
 
 # Independent rounding errors add up like the root of a sum of squares. Their total is seldom more
@@ -130,12 +141,12 @@ STEPS = 40
 
 
 def largest_drift(cfg: Config, dtype: torch.dtype) -> float:
-    """The largest relative error that rounding can cause in the logits if no sum cancels.
+    """Return the largest relative error that rounding can cause in the logits if no sum cancels.
 
     Each of n roundings multiplies a result by a factor 1 + δ with |δ| ≤ u. Together they change the
     result by at most γ_n ≈ n u (Higham, lemma 3.1). n is the number of roundings on the longest way
-    from the embeddings to a logit: a sum of k terms has k roundings, and STEPS is the number of the
-    other operations in a block. Sums are rounded as in float32, also in half precision.
+    from the embeddings to a logit. A sum of k terms counts as k roundings, and STEPS is the number
+    of the other operations in a block. Sums are rounded as in float32, also in half precision.
     """
     lengths = 6 * cfg.d_model + cfg.d_head + 2 * cfg.n_ctx + cfg.n_heads * cfg.d_head + cfg.d_mlp
     u = UNIT_ROUNDOFF[dtype]
@@ -143,10 +154,10 @@ def largest_drift(cfg: Config, dtype: torch.dtype) -> float:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """The relative error that is always healthy in this dtype, even if the CPU has no error.
+    """Return the relative error that is always healthy in this dtype.
 
-    The result is the unit roundoff, except in float64. In float64, the oracle rounds as much as the
-    device, so the result is larger: WRONG_FACTOR × HEALTHY_RHO × the result is SAME_FUNCTION.
+    It is the unit roundoff, except in float64. In float64, the oracle rounds as much as the device,
+    so the result is larger: SAME_FUNCTION / (WRONG_FACTOR × HEALTHY_RHO).
     """
     if dtype == torch.float64:
         return SAME_FUNCTION / (WRONG_FACTOR * HEALTHY_RHO[dtype])
@@ -154,9 +165,10 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def verdict_of(ratio: float, healthy: float, wrong: float, precision: str = "") -> Verdict:
-    """The verdict for an error ratio: PASS, DEGRADED or WRONG.
+    """Return the verdict for an error ratio: PASS, DEGRADED or WRONG.
 
-    If `precision` names a lower precision that explains the error, the verdict is never WRONG.
+    PASS up to `healthy`, WRONG above `wrong`. If `precision` names a lower precision that explains
+    the error, the verdict is never WRONG.
     """
     if ratio <= healthy:
         return Verdict.PASS
@@ -211,13 +223,12 @@ def square(x: Any) -> Any:
 
 
 def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tensor:
-    """G of a sum of products Σ xW. `terms(abs)` returns Σ|xW|, and `terms(square)` Σ(xW)².
+    """Return G of a sum of products Σ xW. `terms(abs)` is Σ|xW|, and `terms(square)` is Σ(xW)².
 
-    In float32 and float64, G is Σ|xW|. In half precision, G is
-    |result| + √Σ(xW)² + (2⁻²⁴ / u) Σ|xW|. This G is smaller than Σ|xW| if there are many terms. It
-    suffices, because kernels compute half-precision products exactly and sum them in float32. They
-    round only the result to half precision, once or a few times. With G = Σ|xW|, a wrong sum of
-    thousands of terms could pass.
+    In float32 and float64, G is Σ|xW|. In half precision, G is |result| + √Σ(xW)² + (2⁻²⁴ / u)
+    Σ|xW|. With many terms, this G is smaller than Σ|xW|, but it is large enough: kernels compute
+    half-precision products exactly, sum them in float32, and round only the result to half
+    precision, once or a few times. With G = Σ|xW|, a wrong sum of thousands of terms could pass.
     """
     absolute = terms(abs)
     if u <= ACCUMULATOR:
@@ -262,15 +273,14 @@ def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> Tensor:
-    """The sum that the argument `terms` of `sum_scale` must return for fused attention.
+    """Return the sum that `terms(size)` must return for fused attention (see `sum_scale`).
 
-    `size` is `abs` or `square`. `scores` is S = |q||k| scale + |mask|, which is not the signed
-    score s. `pattern` is p. For `abs`, the sum is
-    Σⱼ pⱼ|vⱼ| (1 + Sⱼ + Σₗ pₗSₗ). The 1 stands for the rounding of pⱼ. The other terms come from the
-    scores: a score has an error of u S, and to first order δp = p (δs − Σₗ pₗ δsₗ), so that
-    |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ). For `square`, which only half precision needs, the sum is
-    Σ(pⱼvⱼ)², because a half-precision kernel keeps the scores in float32, and rounds only p and the
-    result.
+    `size` is `abs` or `square`. `pattern` is p. `scores` is not the signed score s, but S = |q||k|
+    scale + |mask|. For `abs`, the result is Σⱼ pⱼ|vⱼ| (1 + Sⱼ + Σₗ pₗSₗ). The 1 stands for the
+    rounding of pⱼ. The other terms stand for the rounding of the scores: a score has an error of u
+    S, and to first order δp = p (δs − Σₗ pₗ δsₗ), so that |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ). For
+    `square`, which only half precision needs, the result is Σ(pⱼvⱼ)², because a half-precision
+    kernel keeps the scores in float32, and rounds only p and the result.
     """
     if size is square:
         return square(pattern) @ square(v)

@@ -1,4 +1,4 @@
-"""Question 3: finds the ATen operation that causes the first bad activation."""
+"""Finds the ATen operation that causes the first bad activation."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +21,12 @@ class Located:
     """A description of the first wrong operation, for the report.
 
     `where` is the activation or the probe in which the operation was found. `operation` is the
-    operation's ATen name, and `operands` describes the dtype and the layout of each tensor
+    operation's ATen name, and `operands` describes the dtype and the memory layout of each tensor
     argument. `ratio` is the largest error ratio (see `parity/limits.py`), and `bits` is the number
     of correct bits. `diagnosis` says under which condition the operation is wrong, for example if
-    an argument is not contiguous. `known` lists the entries of `operations/known_issues.py` that
-    the call matches. A match suggests a cause, but does not prove it. `script` is a Python script
-    that reproduces the error and needs only torch.
+    an argument is not contiguous. `known` describes the entries of `operations/known_issues.py`
+    that the call matches. A match suggests a cause, but does not prove it. `script` is a Python
+    script that reproduces the error and needs only torch.
     """
 
     where: str
@@ -43,10 +43,10 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
     """Find the first wrong operation that contributes to the activation `name`.
 
     The search has two steps. First, the submodule that computes this activation runs alone, on the
-    inputs that it receives when `module` runs on `inputs`, and all its operations are checked. If
-    no operation is wrong, the whole `module` runs on `inputs`, because the wrong operation may be
+    inputs that it gets when `module` runs on `inputs`, and all its operations are checked. If all
+    of them are right, the whole `module` runs on `inputs`, because the wrong operation may be
     outside of the submodule. `path` says which hook points are watched (see `PATHS` in
-    `activations/isolated.py`). Returns None if no operation is wrong in both runs, or if the
+    `activations/isolated.py`). Returns None if neither run has a wrong operation, or if the
     submodule is not a `HookedModule`.
     """
     owner = owner_of(name)[0]
@@ -61,7 +61,7 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
 
 
 def in_words(finding: Finding, where: str) -> Located:
-    """Describe a finding for the report. `where` names the activation or probe of the finding."""
+    """Describe a finding for the report. `where` is the activation or the probe of the finding."""
     known = [describe_issue(issue) for issue in match(finding)]
     return Located(
         where=where,

@@ -1,4 +1,4 @@
-"""The measurements of a model on a device: isolated errors, drift, and single operations."""
+"""Measures the errors of a model on a device: isolated errors, drift, and single operations."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -36,7 +36,7 @@ from clean_transformer.parity.verdict import Check
 # Sequence lengths at which kernels are known to switch to another algorithm. `isolated_errors` runs
 # one block at these lengths, after it has run all blocks at the length `LENGTH`.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
-# The number of runs under `RandomRounding` with which drift is judged. Drift is the root mean
+# How many times the oracle runs under `RandomRounding` to judge drift. Drift is the root mean
 # square over a whole activation, so few runs suffice.
 DRAWS = 3
 
@@ -75,11 +75,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class DeviceRecord:
-    """One run of the model on the device, in which no hook point is watched.
+    """Activations from one run of the model on the device.
 
-    `inputs` has the input [batch pos d_model] of each block and of the last LayerNorm, by the path
-    of the module. `normalized` is the output of the last LayerNorm. `logits` are the model's output
-    [batch pos d_vocab].
+    `inputs` maps the path of each block, and of the last LayerNorm, to the input [batch pos
+    d_model] of this module. `normalized` is the output of the last LayerNorm. `logits` are the
+    model's output [batch pos d_vocab].
     """
 
     inputs: dict[str, Float[Tensor, "batch pos d_model"]]
@@ -90,7 +90,8 @@ class DeviceRecord:
 def record_run(subject: Subject) -> DeviceRecord:
     """Run the model on `subject.tokens`, on the device under test.
 
-    The model runs as people run it. Watched hook points would choose other kernels; see `PATHS`.
+    No hook point has a hook, because the model would then run other kernels (see `PATHS` in
+    `activations/isolated.py`).
     """
     model, calls = subject.model, dict[str, tuple[Tensor, Tensor]]()
 
@@ -111,11 +112,11 @@ def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor
     """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
 
     The inputs have lengths and memory layouts at which kernels are known to fail on some devices.
-    The block is the fourth one, because GPT-2's residual stream has its largest entries from there
-    on. If the model has fewer than four blocks, the block is the last one.
+    The block is the fourth block, because GPT-2's residual stream has its largest entries from
+    there on. If the model has fewer than four blocks, the block is the last one.
 
-    The oracle computes the inputs, because wrong values from the device could hide a fault. They
-    are then moved to the device and the dtype of `like`.
+    The oracle computes the inputs, because wrong values from the device could hide a fault. The
+    inputs are then moved to the device and the dtype of `like`.
     """
     layer, n_ctx = min(3, exact.cfg.n_layers - 1), exact.cfg.n_ctx
     with trusted():
@@ -140,12 +141,13 @@ def isolated_errors(
 
     The isolated error is the error that the device itself introduces in this activation.
 
-    Each block and the last LayerNorm run on their inputs of `record`, with each path of `PATHS`.
-    One block also runs on each of the `cliff_inputs`. If the model has black boxes (see
-    `activations/black_box.py`), each part runs only once, and the rows judge its output, or the
-    outputs of its `leaves`. Before each part, `on_step` gets its path. Only one part at a time is
-    in memory in float64. The use `forward` judges embeddings and logits (see `uses/judge.py`). If a
-    run raises an exception, `attempts` keeps it, and the next run follows.
+    Each block and the last LayerNorm run on their inputs in `record`, once for each path of
+    `PATHS`. One block also runs on each of the `cliff_inputs`. If the model has black boxes (see
+    `activations/black_box.py`), each module runs only once, and only its output, or the outputs of
+    its `leaves`, are judged. Embeddings and logits are not judged here, but in the use `forward`
+    (see `uses/judge.py`). Before each module, `on_step` gets a text with the module's path. Only
+    one module at a time is in memory in float64. If a run raises an exception, `attempts` keeps the
+    exception, and the next run follows.
 
     If an activation does not pass, `locate` searches for the first wrong operation that contributes
     to the first such activation. The second result is None if every activation passes, if the
@@ -195,7 +197,7 @@ def isolated_errors(
 
 
 def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Located | None]:
-    """Run single operations on made-up tensors, called probes (see `operations/probes.py`).
+    """Run single operations on random tensors, called probes (see `operations/probes.py`).
 
     Returns a check for every probe in every memory layout, and a description of the first wrong
     operation. The description is None if the error of every operation is healthy.
@@ -220,9 +222,9 @@ def end_to_end(
     """Return the drift of the residual stream, the impact, and the limit of the invariants.
 
     Drift is the error that an activation has accumulated since the first layer. The impact says how
-    much the device's errors change the predictions. The limit is the argument `allowed` of
-    `check_invariants`: the largest difference that the logits of two healthy runs may have. If
-    `reference` names a reference, the rows of drift also hold the reference's own error on the CPU.
+    much the device's errors change the predictions. The limit is the largest difference that the
+    logits of two healthy runs may have (see `allowed` in `check_invariants`). If `reference` names
+    a reference, the results for drift also hold the reference's own error on the CPU.
     """
     healthy, cfg = HEALTHY_RHO[subject.dtype], subject.exact.cfg
     outputs = [*record.inputs.values(), record.normalized, record.logits]
@@ -246,12 +248,12 @@ def end_to_end(
 
 
 def _float64_run(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Run the oracle exactly, and DRAWS times under `RandomRounding`, one part at a time.
+    """Run the oracle once exactly, and DRAWS times under `RandomRounding`, module by module.
 
-    Yields the name of each activation of the residual stream, of the last LayerNorm's output, and
-    of the logits, with its exact value and with the values of the runs under random rounding, which
-    are concatenated along the batch. Of the logits, only those of one run are computed: they are
-    the largest activation.
+    Yields (name, exact, moved) for each activation of the residual stream, for the output of the
+    last LayerNorm, and for the logits. `exact` is the exact value. `moved` has the values of the
+    runs under random rounding, concatenated along the batch. For the logits, which are the largest
+    activation, `moved` has the values of only one run.
     """
     exact, inexactly = subject.exact, RandomRounding(subject.exact.dtype, subject.autocast)
     token, position = exact.embeddings(subject.tokens, None)
@@ -275,7 +277,12 @@ def _float64_run(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
 def _reference_errors(
     exact: ExactParts, tokens: Int[Tensor, "batch pos"], name: str, activations: dict[str, Tensor]
 ) -> dict[str, float]:
-    """Return the error of the reference `name` on the CPU, for each of `activations`."""
+    """Return the root mean square error of each activation in the reference `name`.
+
+    `activations` has the exact values. The reference runs on the CPU in the dtype of the model
+    under test. Activations that the reference does not cache, or caches in another shape, are left
+    out.
+    """
     state = {key: value.to(exact.dtype) for key, value in exact.state.items()}
     theirs = REFERENCES[name](exact.cfg, state)
     ours = {theirs.aliases.get(key, key): value for key, value in theirs.run(tokens).items()}

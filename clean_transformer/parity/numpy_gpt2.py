@@ -1,7 +1,7 @@
 """GPT-2's forward pass in NumPy: an oracle that shares no kernel with PyTorch.
 
-`weights` maps our parameter names to float64 arrays. In the function of a module, the names are
-relative to this module. `x` is [pos d_model], without a batch axis.
+`weights` maps our parameter names to float64 arrays. In the function of a module, such as `mlp`,
+the names are relative to this module, such as "W_in". `x` is [pos d_model], without a batch axis.
 The matrix products run in NumPy's BLAS. LayerNorm, softmax and GELU use only elementary functions
 of NumPy, such as add, multiply, exp and tanh.
 """
@@ -33,7 +33,7 @@ def block(x: Array, weights: Weights, eps: float) -> Array:
 
 
 def attention(x: Array, weights: Weights) -> Array:
-    """Return b_O plus the sum of z W_O over the heads [pos d_model].
+    """Return Σ z W_O + b_O [pos d_model], where Σ is over the heads.
 
     Each head computes z = softmax(q kᵀ / √d_head + mask) v.
     """
@@ -55,7 +55,7 @@ def mlp(x: Array, weights: Weights) -> Array:
 def layer_norm(x: Array, weights: Weights, eps: float) -> Array:
     """Return (x - mean) / √(var + eps) · w + b.
 
-    If w and b were folded into the next layer, `weights` is empty, and w is 1 and b is 0.
+    If `weights` has no w and b, because they were folded into the next layer, w is 1 and b is 0.
     """
     centered = x - x.mean(-1, keepdims=True)
     normalized = centered / np.sqrt((centered * centered).mean(-1, keepdims=True) + eps)

@@ -45,8 +45,8 @@ def smallest_kept(dtype: torch.dtype) -> float:
 def trusted() -> Iterator[None]:
     """Turn off all of PyTorch's dispatch modes inside a `with` block, except `Elementary`.
 
-    The faults that `inject` plants are dispatch modes, so they do not affect operations in this
-    block. `Elementary` computes LayerNorm, softmax and GELU in float64 without the CPU's fused
+    The device faults that `inject` plants are dispatch modes, so they do not affect operations in
+    this block. `Elementary` computes LayerNorm, softmax and GELU in float64 without the CPU's fused
     kernels, so a fault of these kernels does not affect the oracle.
     """
     with _disable_current_modes(), Elementary():
@@ -54,9 +54,9 @@ def trusted() -> Iterator[None]:
 
 
 def float64_oracle(module: M) -> M:
-    """Return a float64 copy of the module on the CPU. The module stays unchanged on its device.
+    """Return a float64 copy of the module on the CPU. The module itself stays unchanged.
 
-    The module's device need not support float64.
+    The device of the module need not support float64.
     """
     with trusted():
         return deepcopy(module).cpu().double()

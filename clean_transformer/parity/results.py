@@ -1,4 +1,4 @@
-"""The results of the parity suite as dataclasses, with their verdicts and first failures."""
+"""The classes that hold the results of the parity suite, and helpers for their rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,18 +19,18 @@ Row = TypeVar("Row")
 Failure = TypeVar("Failure", bound=Isolated | EndToEnd | Check)
 
 
-# The paths (see `PATHS` in `activations/isolated.py`) whose kernels run only if somebody watches
-# inner activations. The `isolated` rows of these paths give the use "hooks" its verdict.
+# The paths (see `PATHS` in `activations/isolated.py`) that watch inner activations, so that the
+# model runs other kernels. The `isolated` rows with these paths decide the verdict of "hooks".
 WATCHED = ("explicit", "per head")
 
 
 @dataclass(frozen=True)
 class UseSummary:
-    """The report's line on all uses (see `Use`) with the same name, with their worst verdict.
+    """One line of the report: the worst verdict of all uses (see `Use`) with the same name.
 
-    `means` says what a person does in this use, such as "generating text". `wrong_from` is copied
-    from the `UseResult`: the first position with too large an error, or None. `reason` says why the
-    verdict is ERROR or NOT CHECKED; it is empty for other verdicts.
+    `means` says what a person does in this use, such as "generating text". `wrong_from` is the
+    first position with too large an error, or None (see `UseResult`). `reason` says why the verdict
+    is ERROR or NOT CHECKED. It is empty for other verdicts.
     """
 
     name: str
@@ -42,15 +42,16 @@ class UseSummary:
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """The answers to questions 2 and 3 for one device, dtype and mode.
+    """The results of `check_device` for one device, dtype and mode.
 
     `settings` holds the device's precision settings. `uses` has the result of each use. `isolated`
     has the error that the device introduces in each activation. `end_to_end` has the drift of each
-    activation. `invariants` holds the checks of `invariants.py`, and `probes` those of single
-    operations. `errors` describes the other measurements that raised an exception. (If a use, an
-    invariant or a single operation raises an exception, its own row describes it.) `impact` says
-    how much the device's errors change the predictions. `located` is the first wrong operation, if
-    one was found. If nothing ran, `not_checked` is the reason.
+    activation. `invariants` holds the checks of `invariants.py`, and `probes` holds the checks of
+    single operations. `errors` describes all other measurements that raised an exception. (If a
+    use, an invariant or a single operation raises an exception, its own row describes the
+    exception.) `impact` says how much the device's errors change the predictions. `located` is the
+    first wrong operation, or None if no wrong operation was found. If nothing ran, `not_checked` is
+    the reason.
     """
 
     device: str
@@ -74,15 +75,16 @@ class DeviceRun:
 
     @property
     def first_failure(self) -> Isolated | EndToEnd | Check | None:
-        """The first row or check that found a fault; without a fault, the first that did not pass.
+        """The first row or check that is WRONG or DEGRADED.
 
-        A row found a fault if it is WRONG or DEGRADED. Without such a row, the result is the first
-        row with the worst verdict, ERROR or NOT CHECKED. None if everything passed.
+        If there is none, the result is the first row or check with the worst verdict, ERROR or NOT
+        CHECKED. If everything passed, the result is None.
 
-        The order is: isolated errors, uses, drift, invariants, single operations, measurements that
-        raised an exception. Isolated errors come first because they say where an error begins.
-        Drift does not: an activation also drifts because of errors in earlier activations. The rows
-        of isolated errors, of each use and of drift follow the forward pass.
+        The order is: isolated errors, uses, drift, invariants, single operations, other
+        measurements that raised an exception. Isolated errors come first because they show where an
+        error begins. Drift does not show this, because it also contains the errors of earlier
+        activations. Within the isolated errors, within each use and within the drift, the rows are
+        in the order of the forward pass.
         """
         in_order = (row for rows in by_activation(self.isolated).values() for row in rows)
         in_uses = (row for use in self.uses for row in use.rows)
@@ -92,10 +94,11 @@ class DeviceRun:
     def by_use(self) -> list[UseSummary]:
         """One summary for each name of a use.
 
-        Several uses can have the same name, with other texts. Then the summary is that of the use
-        with the worst verdict. The summary "hooks" has the worst verdict of the `isolated` rows
-        with a path in WATCHED. The verdict of "forward" includes all other `isolated` rows, the
-        drift and the invariants. `errors` are counted like the `isolated` rows.
+        Several uses can have the same name, but read different tokens. Then the summary describes
+        the use with the worst verdict. The verdict of "hooks" is the worst verdict of the
+        `isolated` rows with a path in WATCHED. The verdict of "forward" includes all other
+        `isolated` rows, the drift and the invariants. A check in `errors` counts for "hooks" if its
+        name ends with a path in WATCHED, and otherwise for "forward".
         """
         found: dict[str, list[UseSummary]] = {}
         for result in self.uses:
@@ -122,7 +125,7 @@ class DeviceRun:
 
     @property
     def title(self) -> str:
-        """The device, dtype and mode, such as "cpu float32". "eager" is not mentioned."""
+        """The device, dtype and mode, such as "cpu float32". The mode "eager" is left out."""
         return f"{self.device} {self.dtype}{'' if self.mode == 'eager' else f', {self.mode}'}"
 
     @property
@@ -157,9 +160,10 @@ class SuiteReport:
     """The result of `clean-transformer parity`.
 
     `weights` says where the weights come from. `tokens` is the shape (batch, pos) of the tokens.
-    `environment` describes the software and the processor. `same_function` answers question 1. If
-    `same_function` is None, `no_reference` is the reason, and `without_reference` the verdict on
-    question 1: NOT CHECKED, or ERROR after an exception. `runs` answers questions 2 and 3.
+    `environment` describes the software and the processor. `same_function` says whether the model
+    is the same function as the reference. If this was not checked, `same_function` is None,
+    `no_reference` is the reason, and `without_reference` is the verdict: NOT CHECKED, or ERROR
+    after an exception. `runs` has the results for each device, dtype and mode.
     """
 
     weights: str
@@ -173,12 +177,12 @@ class SuiteReport:
 
     @property
     def same_verdict(self) -> Verdict:
-        """The verdict on question 1."""
+        """The verdict on the question whether the model is the same function as the reference."""
         return self.same_function.verdict if self.same_function else self.without_reference
 
     @property
     def verdict(self) -> Verdict:
-        """PASS only if the function is the same and every device computes it accurately."""
+        """The worst of `same_verdict` and the verdicts of all `runs`."""
         return worst(verdict for _, verdict in self._parts)
 
     @property
@@ -203,20 +207,23 @@ class SuiteReport:
 
 
 def reason(rows: Sequence[Isolated | EndToEnd | Check]) -> str:
-    """Why the worst verdict of the rows is ERROR or NOT CHECKED; "" for another verdict."""
+    """Say why the worst verdict of the rows is ERROR or NOT CHECKED.
+
+    Return "" if a row is WRONG or DEGRADED, or if all rows pass.
+    """
     first = first_failure(rows)
     return first.note if isinstance(first, Check) and not first.verdict.is_bad else ""
 
 
 def verdicts(*groups: Iterable[Isolated | EndToEnd | Check | UseResult]) -> Iterator[Verdict]:
-    """The verdict of every row of every group."""
+    """Return the verdict of every row of every group."""
     return (row.verdict for rows in groups for row in rows)
 
 
 def first_failure(rows: Sequence[Failure]) -> Failure | None:
-    """The first row that is WRONG or DEGRADED.
+    """Return the first row that is WRONG or DEGRADED.
 
-    Without such a row: the first row with the worst verdict, or None if all rows pass.
+    If there is none, return the first row with the worst verdict. If all rows pass, return None.
     """
     bad = next((row for row in rows if row.verdict.is_bad), None)
     failures = [row for row in rows if row.verdict is not Verdict.PASS]
@@ -224,9 +231,9 @@ def first_failure(rows: Sequence[Failure]) -> Failure | None:
 
 
 def first_bad_activation(rows: list[Isolated]) -> Isolated | None:
-    """The first row that does not pass, in the order of the forward pass.
+    """Return the first row that does not pass, or None if all rows pass.
 
-    Activations are ordered by `by_activation`. None if all rows pass.
+    The rows are searched in the order of `by_activation`, which is that of the forward pass.
     """
     in_order = (row for same in by_activation(rows).values() for row in same)
     return next((row for row in in_order if row.verdict is not Verdict.PASS), None)
@@ -235,9 +242,9 @@ def first_bad_activation(rows: list[Isolated]) -> Isolated | None:
 def by_activation(rows: list[Isolated]) -> dict[str, list[Isolated]]:
     """Map each activation's name to its rows. The names are in the order of the forward pass.
 
-    The rows of one `case` and one `path` come from one run, in the order of the forward pass, but
-    no run watches every activation. The run with the most rows decides the order of the names.
-    Names that are missing in that run follow at the end.
+    The rows with the same `case` and `path` come from one run, and are in the order of the forward
+    pass. But no run watches every activation. So the run with the most rows decides the order of
+    the names, and names that are missing in this run follow at the end.
     """
     watched = grouped(rows, lambda row: (row.case, row.path)).values()
     names = (row.name for same in sorted(watched, key=len, reverse=True) for row in same)

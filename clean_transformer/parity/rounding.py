@@ -26,13 +26,15 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 
 class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that changes the results of float64 operations like rounding to `dtype`.
+    """A dispatch mode that adds random errors to the results of float64 operations.
 
-    The results of matrix products change like rounding to `products` instead. Under autocast, pass
-    the autocast dtype as `products`; the default is `dtype`. `seed` seeds the random numbers.
+    The errors are as large as the errors of rounding to `dtype`. The errors of matrix products are
+    as large as those of rounding to `products`, which is `dtype` by default. Under autocast, pass
+    the autocast dtype as `products`. `seed` seeds the random numbers.
     """
 
-    # An operator such as `flex_attention` counts as exact, so that the allowed error is not larger.
+    # Higher-order operators such as `flex_attention` run without random errors. This does not make
+    # the allowed error larger.
     supports_higher_order_operators = True
 
     def __init__(self, dtype: torch.dtype, products: torch.dtype | None = None, seed: int = 0):

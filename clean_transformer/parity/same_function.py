@@ -1,6 +1,7 @@
-"""Question 1: is our model the same function as the reference?
+"""Checks whether our model is the same function as the reference.
 
-Compares every activation of the two models in float64.
+Compares every activation of the two models in float64. The reference is another implementation of
+GPT-2 (see `parity/references`).
 """
 
 import math
@@ -24,7 +25,7 @@ from clean_transformer.parity.references.base import (
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict, worst
 
 # The activations that are compared on a text of n_ctx tokens: the residual stream and the logits.
-# All activations of such a text would not fit into memory, and attention scores least of all.
+# The other activations would not fit into memory: attention scores have n_ctx² elements per head.
 LONG = ("hook_embed", "hook_pos_embed", "hook_resid_mid", "hook_resid_post", LOGITS)
 # `compare_tensors` compares this many numbers at a time.
 AT_ONCE = 2**24
@@ -35,11 +36,11 @@ class Comparison:
     """One activation of the reference, compared with the same activation of our model.
 
     `key` is the activation's name in the reference's cache. `name` is our name for the activation,
-    or empty if our model has no such activation. Let "ours" and "theirs" be the values of our model
-    and of the reference. `scale` is the root mean square of "theirs". `error` is the largest
-    |ours − theirs| / (|theirs| + scale) of all elements. An error up to `tolerance` passes. `note`
-    says why the two activations could not be compared, or is empty. `case` is the shape of the
-    tokens, such as "2 × 33 tokens".
+    or empty if our model has no such activation. Let "ours" be the activation's value in our model,
+    and "theirs" its value in the reference. `scale` is the root mean square of "theirs". `error` is
+    the largest |ours − theirs| / (|theirs| + scale) of all elements. An error of at most
+    `tolerance` passes. `note` says why the two activations could not be compared, or is empty.
+    `case` is the shape of the tokens, such as "2 × 33 tokens".
     """
 
     key: str
@@ -63,12 +64,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The answer to question 1.
+    """The answer to the question whether our model is the same function as the reference.
 
     `reference` is the name of the reference with its version. `rows` has one comparison for each
-    key of the reference's cache, in the order of the cache. Then come the comparisons on a text of
-    n_ctx tokens (see `LONG`), if it was compared. `weights` says in a sentence who has read the
-    weights of the reference: if our loader has, a fault of our loader does not show.
+    key of the reference's cache, in the order of the cache. If the models also ran on a text of
+    n_ctx tokens, the comparisons on this text follow (see `LONG`). `weights` is a sentence that
+    says which code read the weights of the reference. If our loader read them, the comparison
+    cannot find a fault of our loader.
     """
 
     reference: str
@@ -87,10 +89,7 @@ class ParityReport:
 
     @property
     def first_failure(self) -> Comparison | None:
-        """The first row that has the worst verdict, in the order of `rows`.
-
-        None if everything passed.
-        """
+        """The first row that has the worst verdict, or None if everything passed."""
         failures = (row for row in self.rows if row.verdict is self.verdict)
         return None if self.verdict is Verdict.PASS else next(failures, None)
 
@@ -103,11 +102,11 @@ def compare(
     tolerance: float = SAME_FUNCTION,
     keep: Callable[[str], bool] = everything,
 ) -> ParityReport:
-    """Run both models on the tokens and compare every activation that the reference caches.
+    """Run both models on the tokens, and compare every activation that the reference caches.
 
     Both models must have the same weights, in float64. A `Comparison` passes if its `error` is at
-    most `tolerance`. Only activations with a name of ours for which `keep(name)` is true are
-    compared.
+    most `tolerance`. An activation is compared only if `keep(name)` is true, where `name` is our
+    name for the activation.
     """
     some = () if keep is everything else (lambda key: keep(reference.name(key)),)
     theirs = {
@@ -137,7 +136,7 @@ def compare(
 def _watched(
     model: DemoTransformer, tokens: Int[Tensor, "batch pos"], names: set[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run the model. Return the logits and the named activations, except those of idle modules.
+    """Run the model. Return the logits, and the outputs of the modules in `names` that ran.
 
     `run_with_cache` would raise an error for a module that does not run.
     """
@@ -163,7 +162,8 @@ def compare_tensors(
 ) -> Comparison:
     """Compare two activations in float64 on the CPU.
 
-    Different shapes, NaN, and infinity beside another number give an infinite error.
+    The error is infinite if the shapes differ, if an element is NaN, or if only one of two elements
+    is infinite.
     """
     if ours.shape != theirs.shape:
         note = f"shape {[*ours.shape]} instead of {[*theirs.shape]}"

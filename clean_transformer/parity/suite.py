@@ -1,6 +1,6 @@
-"""The parity suite: answers the three questions for the chosen devices, dtypes and modes.
+"""The parity suite: runs all checks for the chosen devices, dtypes and modes.
 
-The docstring of `clean_transformer.parity` lists the three questions.
+The checks answer the three questions in the docstring of `clean_transformer.parity`.
 """
 
 from collections.abc import Callable, Iterable
@@ -47,11 +47,11 @@ NO_ALLOWANCE = "the allowed difference comes from the drift, which could not be 
 
 
 def same_function(weights: Weights, reference: str) -> ParityReport:
-    """Question 1: compare our model with the named reference, in float64 on the CPU.
+    """Compare our model with the named reference, in float64 on the CPU.
 
-    If the reference can read the files of the weights itself, it does. So a fault of our loader
-    shows. All activations are compared on short texts, and those in `LONG` on a text of n_ctx
-    tokens.
+    If the reference can read the files of the weights itself, it does. Then the comparison also
+    finds a fault of our loader. All activations are compared on short texts. On a text of n_ctx
+    tokens, only the activations in `LONG` are compared.
     """
     with trusted():
         state = {name: value.double() for name, value in weights.state.items()}
@@ -66,7 +66,7 @@ def same_function(weights: Weights, reference: str) -> ParityReport:
 
 
 def _reference(weights: Weights, name: str, state: State) -> tuple[Reference, str]:
-    """Return the reference with the weights, and a sentence that says who has read the weights."""
+    """Return the reference, and a sentence that says which code read its weights."""
     read, why = READERS[name], "they are not in a folder that it can read"
     if weights.folder is not None and read is not None:
         try:
@@ -88,25 +88,25 @@ def check_device(
     reference: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> DeviceRun:
-    """Answer questions 2 and 3 for one device, dtype and mode.
+    """Check how accurately a device runs the model, and find the first wrong operation.
 
     If `reference` names a reference, the rows of drift (`end_to_end`) also hold the reference's own
-    error on the CPU. Before each step, `on_step` gets the step's name. If this machine does not
-    have the device, or if the device does not support the dtype or mode, nothing runs, and
+    error on the CPU. Before each step, `on_step` gets the name of the step.
+
+    Nothing runs if this machine does not have the device, if the device does not support the dtype
+    or the mode, or if the dtype cannot represent the largest weights or activations. Then
     `not_checked` of the result is the reason. If a measurement raises an exception, the other
     measurements still run, and the result describes the exception (see `failed_check`).
     """
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
-    reason = _cannot_check(device, dtype, mode) or overflowing_weight(weights.state, dtype)
-    if not reason and torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max:
-        on_step(f"the largest numbers in {started.dtype}")
-        exact = ExactParts(weights.cfg, weights.state, dtype)
-        for tokens in (suite_tokens(weights.cfg), suite_tokens(weights.cfg, 1, weights.cfg.n_ctx)):
-            reason = reason or overflowing_activation(exact, tokens)
+    attempts = Attempts()
+    reason = _cannot_check(device, dtype, mode)
+    if not reason:
+        overflow = partial(_overflow, weights, dtype)
+        reason = attempts.run(f"the largest numbers in {started.dtype}", overflow, "")
     if reason:
         return replace(started, not_checked=reason)
 
-    attempts = Attempts()
     with ExitStack() as entered:
         on_step("first call")
         start = partial(_start, weights, device, dtype, mode, entered)
@@ -163,9 +163,9 @@ def check_device(
 
 
 def number_of_steps(cfg: Config) -> int:
-    """How many times `check_device` calls `on_step` for a model with this configuration."""
-    # Each block and the last LayerNorm are a step. The six other steps are the first call, end to
-    # end, training, sampling, invariants and single operations.
+    """Return how many times `check_device` calls `on_step` for a model of this configuration."""
+    # Each block, the last LayerNorm and each use are a step. The six other steps are the first
+    # call, end to end, training, sampling, invariants and single operations.
     return cfg.n_layers + 1 + len(uses(cfg)) + 6
 
 
@@ -174,7 +174,8 @@ def _start(
 ) -> Subject:
     """Build the model under test on its device, and its float64 oracle.
 
-    The contexts in which the model runs stay entered until `entered` is closed.
+    The model must run under autocast, or with compiled modules, in some modes. `entered` keeps
+    these contexts open until it is closed.
     """
     with torch.device("meta"):
         model = DemoTransformer(weights.cfg)
@@ -201,12 +202,12 @@ def run_suite(
     no_reference: str = "",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> SuiteReport:
-    """Answer question 1 once, then questions 2 and 3 for every device, dtype and mode.
+    """Compare the model with the reference, and check every device, dtype and mode.
 
-    `reference` is the name of a reference, or None. Without a reference, question 1 is NOT CHECKED,
-    and the report gives `no_reference` as the reason. If the reference is not available, question 1
-    is also NOT CHECKED, and the report says why. If question 1 raises an exception, the other
-    questions are still answered. Before each step, `on_step` gets the step's name.
+    `reference` is the name of a reference, or None. Without a reference, the comparison is NOT
+    CHECKED, and the report gives `no_reference` as the reason. If the reference is not available,
+    the comparison is also NOT CHECKED, and the report says why. If the comparison raises an
+    exception, the devices are still checked. Before each step, `on_step` gets the name of the step.
     """
     same, without_reference = None, Verdict.NOT_CHECKED
     if reference is not None:
@@ -239,7 +240,11 @@ def run_suite(
 def report_on(
     weights: Weights, same: ParityReport | None, no_reference: str, runs: list[DeviceRun]
 ) -> SuiteReport:
-    """Return a report with the answer to question 1, or the reason for none, and with the runs."""
+    """Return a `SuiteReport` with the comparison `same` and the results `runs`.
+
+    If the model was not compared with a reference, `same` is None, and `no_reference` is the
+    reason.
+    """
     tokens = suite_tokens(weights.cfg)
     return SuiteReport(
         weights=weights.title,
@@ -250,6 +255,16 @@ def report_on(
         no_reference=no_reference,
         runs=runs,
     )
+
+
+def _overflow(weights: Weights, dtype: torch.dtype) -> str:
+    """Say which weight or activation is too large for the dtype. Return "" if all of them fit."""
+    reason = overflowing_weight(weights.state, dtype)
+    if torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max:  # only float16
+        exact = ExactParts(weights.cfg, weights.state, dtype)
+        for tokens in (suite_tokens(weights.cfg), suite_tokens(weights.cfg, 1, weights.cfg.n_ctx)):
+            reason = reason or overflowing_activation(exact, tokens)
+    return reason
 
 
 def _cannot_check(device: str, dtype: torch.dtype, mode: str) -> str:

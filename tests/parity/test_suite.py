@@ -13,6 +13,7 @@ from clean_transformer.parity.measurements import cliff_inputs
 from clean_transformer.parity.modes import choose_modes
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.suite import check_device, number_of_steps, run_suite
+from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.devices import choose_devices
@@ -20,7 +21,7 @@ from clean_transformer.support.dtypes import choose_dtypes
 from clean_transformer.weights.hub import HubError
 
 from ..helpers import tiny
-from .small import BF16, F16, F32, F64, no_float64, small_model, small_weights
+from .small import BF16, F16, F32, F64, no_float64, small_weights
 
 WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
 
@@ -78,7 +79,8 @@ def test_tokens_hold_the_last_id_and_0() -> None:
 
 
 def test_cliffs_have_their_lengths_and_layouts() -> None:
-    layer, cases = cliff_inputs(small_model(WEIGHTS, F64), torch.empty(0, dtype=BF16))
+    exact = ExactParts(WEIGHTS.cfg, WEIGHTS.state, F32)
+    layer, cases = cliff_inputs(exact, torch.empty(0, dtype=BF16))
     assert {x.dtype for x in cases.values()} == {BF16}
     assert layer == 1
     assert {name: x.shape[1] for name, x in cases.items() if "tokens" in name} == {

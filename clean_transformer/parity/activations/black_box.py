@@ -1,6 +1,7 @@
-"""Black boxes: modules whose inner activations cannot be watched. Only their output is judged.
+"""Judges black boxes: modules whose inner activations cannot be watched.
 
-Compiled modules, optimized modules, and modules without our hook points are black boxes.
+Compiled modules, optimized modules, and modules without our hook points are black boxes. Only their
+output is judged.
 """
 
 import math
@@ -24,17 +25,16 @@ from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.support.numerics import upcast
 from clean_transformer.support.stand_in import Method, StandIn
 
-# The number of runs under `RandomRounding` with which one output is judged.
+# How many times the oracle runs under `RandomRounding` to judge one output.
 DRAWS = 6
-# The `path` of the rows for black boxes.
+# The value of `Isolated.path` in the results for black boxes.
 BLACK_BOX = "black box"
 
 
 def is_black_box(part: nn.Module) -> bool:
-    """Whether the module instance does not run its class's `forward` as it is written.
+    """Whether a call of the module runs other code than the `forward` of its class.
 
-    The instance has a `forward` of its own, or `part.compile()` has compiled it. The inner
-    activations of such a module cannot be watched.
+    This is so if the instance has a `forward` of its own, or if it is compiled (see `is_compiled`).
     """
     return "forward" in vars(part) or is_compiled(part)
 
@@ -50,8 +50,11 @@ def has_black_boxes(module: nn.Module) -> bool:
 
 
 def as_written(module: M) -> M:
-    """A copy of the module in which every black box runs the `forward` of its class."""
-    # A deep copy of a module does not keep what `module.compile()` did.
+    """Return a copy of the module that is neither compiled nor optimized.
+
+    Every module in the copy runs the `forward` of its class.
+    """
+    # A deep copy of a module that was compiled with `module.compile()` is not compiled.
     copied = deepcopy(cast(M, module._modules.get("_orig_mod", module)))
     for part in [*copied.modules()]:
         vars(part).pop("forward", None)
@@ -61,9 +64,9 @@ def as_written(module: M) -> M:
 
 
 def leaves(model: nn.Module) -> dict[str, HookedModule]:
-    """The submodules that do the arithmetic, by path. Each is a `HookedModule`.
+    """Return the submodules that do the arithmetic, by path.
 
-    A leaf is a black box, or a module that has no `HookedModule` inside.
+    A leaf is a `HookedModule` that is a black box, or that has no `HookedModule` inside.
     """
     found: dict[str, HookedModule] = {}
     for name, part in model.named_children():
@@ -79,8 +82,8 @@ def leaves(model: nn.Module) -> dict[str, HookedModule]:
 def compiled_leaves(model: nn.Module) -> Iterator[None]:
     """Compile each of the model's `leaves` with `torch.compile` inside a `with` block.
 
-    Hooks on the leaves' outputs still work. Dynamo's recompile limit (8) is raised, so that every
-    input shape is really compiled.
+    Hooks on the outputs of the leaves still work. Dynamo's recompile limit (8) is raised, so that
+    every input shape is really compiled.
     """
     limits = {"cache_size_limit": sys.maxsize, "accumulated_cache_size_limit": sys.maxsize}
     with ExitStack() as put, torch._dynamo.config.patch(limits):
@@ -90,7 +93,7 @@ def compiled_leaves(model: nn.Module) -> Iterator[None]:
 
 
 def compiled(below: Method) -> Method:
-    """Return a compiled version of the method `below` of a module.
+    """Return a compiled version of `below`, a method of a module.
 
     Modules of the same class share the compiled graphs.
     """
@@ -103,11 +106,12 @@ def compiled(below: Method) -> Method:
 def isolate_black_boxes(
     model: HookedModule, oracle: HookedModule, *inputs: Tensor, case: str
 ) -> list[Isolated]:
-    """Run the model and judge the output of each of its `leaves` with `judge_black_box`.
+    """Run the model, and judge the output of each of its `leaves` (see `judge_black_box`).
 
-    If the model itself is a leaf, its output is judged, and its name is "". `oracle` is the same
-    model in float64 on the CPU. It computes the output of each leaf from the leaf's input on the
-    device.
+    `oracle` is the same model in float64 on the CPU. It computes the exact output of each leaf from
+    the input that the leaf had on the device. If the model is itself a black box, or has no leaves,
+    only its own output is judged, and the name in the result is "". `case` describes the inputs in
+    the results.
     """
     parts = {} if is_black_box(model) else leaves(model)
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
@@ -141,11 +145,14 @@ def judge_black_box(
 ) -> Isolated:
     """Compare the error of each row of a module's output with the change that rounding causes.
 
-    `oracle` is the same module in float64 on the CPU. `output` and `inputs` are on the CPU. The
-    error of a row is the root mean square of output − exact over the last axis. The oracle runs
-    again under `RandomRounding`, which changes each row. The ratio of a row is its error divided by
-    the root mean square of this change; `ratio` of the result is the largest ratio. Only the oracle
-    runs here, so a wrong kernel in the device's dtype cannot make the allowed error larger.
+    `oracle` is the same module in float64. `output` is the output of the device, and `inputs` are
+    the inputs that the module had there. All of them are on the CPU.
+
+    A row is a vector along the last axis. Its error is the root mean square of output − exact. The
+    oracle also runs DRAWS times under `RandomRounding`, which changes each row. The ratio of a row
+    is its error, divided by the root mean square of these changes. `ratio` of the result is the
+    largest ratio of all rows. Only the oracle runs here, so a wrong kernel of the device cannot
+    make the allowed error larger.
     """
     given = [upcast(x) if isinstance(x, Tensor) else x for x in inputs]
     exact = first_tensor(oracle(*given))
@@ -176,11 +183,11 @@ def judge_black_box(
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The first tensor in a module's output, which can be a tensor, a tuple or a dict."""
+    """Return the first floating-point tensor in a module's output (see `tensors`)."""
     return tensors(output)[0]
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """All floating-point tensors in a module's output, which can be a tensor, a tuple or a dict."""
+    """Return all floating-point tensors in a module's output: a tensor, a tuple or a dict."""
     leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
     return [leaf for leaf in leaves if leaf.is_floating_point()]

@@ -1,6 +1,7 @@
-"""For each activation: the kind of operation that computes it, and the scale G of each element.
+"""Says for each activation which kind of operation computes it, and computes its scale G.
 
-The kinds, their limits, and the formulas for G are in `parity/limits.py`.
+G is the size of the terms that the operation adds up. The kinds, their limits, and the formulas for
+G are in `parity/limits.py`.
 """
 
 import math
@@ -46,20 +47,21 @@ from clean_transformer.parity.operations.attention import attention
 # for the module's inputs, and the names of its hook points.
 Seen = Mapping[str, Tensor]
 
-# The kinds of operations that multiply matrices. In TF32, in half precision and under autocast, the
-# limits or scales of these kinds are different.
+# The kinds of operations that multiply matrices. Only these kinds may run in TF32 or in the
+# autocast dtype. In half precision, `sum_scale` computes their G with another formula.
 PRODUCTS = (LINEAR, ATTEND)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The kind of operation that computes an activation, and its scale G.
+    """How to judge an activation: the kind of operation that computes it, and its scale G.
 
-    If `kind` is in PRODUCTS, `terms(module, seen, abs)` returns Σ|xW| and
-    `terms(module, seen, square)` returns Σ(xW)². For other kinds, `terms` returns G.
-    `squares(module, seen)` returns the argument `squares` of `typical_size`; if the field `squares`
-    is None, that argument is Σ(xW)² from `terms`. `summed(module, seen)` is the number of terms in
-    a sum. `seen` holds the activations of `module` (see `Seen`).
+    The functions get the module that computes the activation, and `seen`, which holds the device's
+    activations of this module (see `Seen`). If `kind` is in PRODUCTS, `terms(module, seen, abs)`
+    returns Σ|xW|, and `terms(module, seen, square)` returns Σ(xW)². For other kinds, `terms`
+    returns G. `squares(module, seen)` returns the argument `squares` of `typical_size`. If the
+    field `squares` is None, that argument is Σ(xW)² from `terms`. `summed(module, seen)` is the
+    number of terms in each sum.
     """
 
     kind: Kind
@@ -68,12 +70,15 @@ class Rule:
     squares: Callable[[Any, Seen], Tensor] | None = None
 
     def scale(self, module: nn.Module, seen: Seen, exact: Tensor, u: float) -> Tensor:
-        """G of each element, for an activation that was computed with unit roundoff `u`."""
+        """Return G of each element of an activation with unit roundoff `u`.
+
+        `exact` is the exact activation.
+        """
         terms = partial(self.terms, module, seen)
         return sum_scale(exact, terms, u) if self.kind in PRODUCTS else terms(abs)
 
     def typical(self, module: nn.Module, seen: Seen, exact: Tensor) -> Tensor:
-        """The scale of independent rounding errors in a sum of products; see `typical_size`."""
+        """Return the typical size of independent rounding errors (see `typical_size`)."""
         squares = self.squares(module, seen) if self.squares else self.terms(module, seen, square)
         return typical_size(exact, squares)
 
@@ -204,8 +209,8 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
         "output": Rule(LINEAR, _matrix("hook_post", "W_out", "b_out"), _rows_of_weight("W_out")),
     },
     TransformerBlock: {
-        # In the first block, this activation is the rounded sum of the token embedding and the
-        # position embedding.
+        # In the first block, the device has rounded this activation: it is the sum of the token
+        # embedding and the position embedding.
         "hook_resid_pre": Rule(ADD, _sum("hook_resid_pre")),
         "hook_attn_in": Rule(COPY, _exact),
         "hook_q_input": Rule(COPY, _exact),
@@ -225,10 +230,11 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
 
 
 def formula_of(module: nn.Module) -> dict[str, Rule] | None:
-    """The rules in RULES of the module's class, or of a parent with the same methods.
+    """Return the rules for the module's activations, or None if no class in RULES fits.
 
-    The keys are names of hook points, or "output". None if no class in RULES fits. A subclass keeps
-    the rules of its parent if it replaces only `__init__` and adds no hook points.
+    The keys are names of hook points, or "output" for the module's output. The rules are those of
+    the module's class in RULES, or of a parent class there. A subclass has the rules of its parent
+    if it replaces no method of the parent except `__init__`.
     """
     kind = type(module)
     parents = (parent for parent in kind.__mro__ if parent in RULES)
@@ -236,13 +242,13 @@ def formula_of(module: nn.Module) -> dict[str, Rule] | None:
 
 
 def _is_same(kind: type, parent: type) -> bool:
-    """Whether the class has every method of its parent unchanged, except `__init__`."""
+    """Whether `kind` inherits every method of `parent` unchanged, except `__init__`."""
     methods = (name for name, value in vars(parent).items() if callable(value))
     return all(
         getattr(kind, name) is getattr(parent, name) for name in methods if name != "__init__"
     )
 
 
-# The rule for all other hook points: those of `DemoTransformer` itself, which return the output of
-# a submodule unchanged.
+# The rule for hook points without a rule in RULES. These are the hook points of `DemoTransformer`
+# itself, which return the output of a submodule unchanged.
 PASSED_ON = Rule(COPY, _exact)

@@ -17,10 +17,11 @@ from clean_transformer.parity.verdict import Verdict
 class EndToEnd:
     """The drift of one activation.
 
-    `error` is the root mean square of device − oracle. `envelope` is the root mean square of the
-    change that random rounding causes in this activation. `healthy` is the largest `rho` that
-    passes. `reference_error` is the root mean square error of this activation when the reference
-    computes it, or None.
+    `error` is the root mean square of device − oracle. The oracle is the same model in float64 on
+    the CPU. `envelope` is the root mean square of the change that random rounding causes in this
+    activation. `healthy` is the largest `rho` that passes. `reference_error` is the root mean
+    square error of the same activation in another implementation of GPT-2 (the reference), or None
+    without a reference.
     """
 
     name: str
@@ -31,9 +32,10 @@ class EndToEnd:
 
     @property
     def rho(self) -> float:
-        """ρ = error / envelope. If the envelope is 0: 0 if the error is 0 too, else infinity.
+        """ρ = error / envelope.
 
-        ρ is also infinite if the error is infinite or NaN.
+        If the envelope is 0, ρ is 0 for an error of 0, and infinite for any other error. ρ is also
+        infinite if the error is infinite or NaN.
         """
         if not math.isfinite(self.error):
             return math.inf
@@ -43,10 +45,10 @@ class EndToEnd:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS or DEGRADED; WRONG only for an infinite or NaN `error`.
+        """WRONG if `error` is infinite or NaN; otherwise PASS or DEGRADED.
 
-        A finite drift is never WRONG. The isolated errors (see `Isolated`) show in which activation
-        an error begins, and whether this error is WRONG.
+        PASS if `rho` is at most `healthy`. A finite drift is never WRONG. The isolated errors (see
+        `Isolated`) show in which activation an error begins, and whether this error is WRONG.
         """
         if not math.isfinite(self.error):
             return Verdict.WRONG

@@ -13,8 +13,9 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 class Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that keeps float64 where the code asks for a lower floating-point dtype.
 
-    A module that multiplies in bfloat16 would otherwise have an oracle with the same error.
-    `lowered` has the lower dtypes to which the module converts float64 tensors.
+    The oracle, a float64 copy of a module, runs in this mode. Without it, the oracle of a module
+    that multiplies in bfloat16 would also multiply in bfloat16, and would have the same error.
+    `lowered` has the lower dtypes that the code has asked for.
     """
 
     supports_higher_order_operators = True

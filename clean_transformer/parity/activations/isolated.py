@@ -1,9 +1,9 @@
-"""Question 2: does this device compute accurately? Judges each activation by its isolated error.
+"""Judges each activation by its isolated error: the error that the device introduces in it.
 
-The oracle is the same model in float64 on the CPU. During the oracle's forward pass, each
-activation is recorded, and then replaced by the device's activation. So the oracle computes every
-activation from the inputs that the operation had on the device. An activation's isolated error is
-the error that the device introduces in this activation; errors of earlier activations do not count.
+The oracle is the same model in float64 on the CPU. When the oracle has computed an activation, its
+exact value is compared with the device's activation, and then replaced by the device's activation.
+So the oracle computes every activation from the inputs that the operation had on the device, and
+the errors of earlier activations do not count.
 """
 
 import math
@@ -36,15 +36,16 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.numerics import upcast
 
-# A module computes the activations in INNER and PER_HEAD only if they are watched. So the watched
-# hook points decide which kernels run. Each path says which hook points to watch, by name.
+# A module computes the activations in INNER and PER_HEAD only if their hook points have hooks. So
+# the watched hook points (those with hooks) decide which kernels run. PATHS maps the name of a path
+# to a function that says, by name, which hook points are watched.
 INNER = ("hook_attn_scores", "hook_pattern", "hook_scale", "hook_normalized")
 PATHS: dict[str, Callable[[str], bool]] = {
     "fused": lambda point: point not in INNER + PER_HEAD,
     "explicit": lambda point: point not in PER_HEAD,
     "per head": lambda point: True,
 }
-# The head axis of each activation that has one.
+# The index of the head axis, for each activation that has a head axis.
 HEAD_AXIS = {
     "hook_q": 2,
     "hook_k": 2,
@@ -60,12 +61,14 @@ HEAD_AXIS = {
 class Isolated:
     """The error that the device introduces in one activation, as ratios (see `parity/limits.py`).
 
-    `name` is the activation, `case` the input, `path` the watched hook points, and `operation` the
-    kind of operation. `ratio` is the largest ratio of all elements, and `worst_index` its index.
-    `healthy` and `wrong` are the limits of `ratio`. `rms_ratio` is the root mean square of the
-    ratios, and `per_head` has the largest ratio of each head (empty without heads). `bits` is the
-    effective precision: −log₂ of the root mean square of error / G. `lower_precision` names a lower
-    precision that explains all errors, or is empty.
+    `name` is the name of the activation, and `case` describes the input. `path` is the key of PATHS
+    that says which hook points were watched. `operation` is the kind of operation that computes the
+    activation. `ratio` is the largest error ratio of all elements, and `worst_index` is the index
+    of the element with this ratio. `healthy` and `wrong` are the limits of `ratio`. `rms_ratio` is
+    the root mean square of the ratios of all elements. `per_head` has the largest ratio of each
+    head; it is empty if the activation has no heads. `bits` is the effective precision: −log₂ of
+    the root mean square of error / G. `lower_precision` names a lower precision that explains all
+    errors, such as "TF32", or is empty.
     """
 
     name: str
@@ -83,9 +86,9 @@ class Isolated:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS for a healthy rounding error, DEGRADED for a larger one.
+        """PASS up to the limit `healthy`, WRONG above the limit `wrong`, and DEGRADED between.
 
-        WRONG if the error is too large for any rounding error.
+        If a lower precision explains the errors, the verdict is never WRONG.
         """
         return verdict_of(self.ratio, self.healthy, self.wrong, self.lower_precision)
 
@@ -99,12 +102,13 @@ def isolate(
     case: str = "",
     autocast: torch.dtype | None = None,
 ) -> list[Isolated]:
-    """Run the module, then the oracle on the module's activations, and judge each activation.
+    """Run the module on its device, and judge each watched activation beside the oracle.
 
-    `path` says which activations are watched. With "fused", attention and LayerNorm run as single
-    kernels. "explicit" also watches attention scores, patterns, and the inside of LayerNorm. "per
-    head" watches everything. `case` is a label for the returned rows. If `autocast` is a dtype, the
-    module runs under autocast to this dtype.
+    `oracle` is the same module in float64 on the CPU. `path`, a key of PATHS, says which
+    activations are watched. With "fused", attention and LayerNorm run as single kernels. "explicit"
+    also watches the attention scores, the attention patterns, and the activations inside LayerNorm.
+    "per head" watches everything. `case` describes the inputs in the results. If `autocast` is a
+    dtype, the module runs under autocast to this dtype.
     """
     names = watched_names(module, path)
     device_type = inputs[0].device.type
@@ -129,10 +133,10 @@ def isolate(
 
 
 def watched_names(module: HookedModule, path: str) -> list[str]:
-    """The names of the activations to watch for `path`, a key of `PATHS`.
+    """Return the names of the activations to watch for `path`, a key of `PATHS`.
 
-    These are the hook points of the path, and the outputs of `module` (its name is "") and of every
-    `HookedModule` inside.
+    These are the hook points of the path, and the outputs of `module` and of every `HookedModule`
+    inside. The name of an output is the name of its module; the name of `module` itself is "".
     """
     return [
         name
@@ -148,10 +152,11 @@ def _isolate_calls(
     inputs: Iterable[Tensor],
     judge: Callable[[str, Tensor, Seen], None],
 ) -> None:
-    """Run the oracle, and call `judge` as soon as an activation's exact value is known.
+    """Run the oracle, and call `judge` when the exact value of an activation is known.
 
-    `judge` gets the activation's name, its exact value, and the device's earlier activations of the
-    same module. So no exact value is kept.
+    `device` maps the names of activations to the device's values. `judge` gets the activation's
+    name, its exact value, and the device's earlier activations of the same module. Then the
+    device's value replaces the exact value, so that no exact value is kept in memory.
     """
     seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
 
@@ -181,14 +186,14 @@ def _isolate_calls(
 def owner_of(name: str) -> tuple[str, str]:
     """Split an activation's name into the path of its module and the name of its hook point.
 
-    If the activation is a module's output, the second name is "output".
+    If the activation is the output of a module, the second result is "output".
     """
     owner, point = name.rpartition(".")[::2]
     return (owner, point) if point.startswith("hook_") else (name, "output")
 
 
 def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
-    # Autocast multiplies matrices in its own dtype, even where the result has another dtype.
+    # Autocast multiplies matrices in the autocast dtype, even if the result has another dtype.
     return UNIT_ROUNDOFF[autocast if autocast and kind in PRODUCTS else dtype]
 
 

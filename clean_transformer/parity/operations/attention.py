@@ -1,7 +1,4 @@
-"""Computes attention in small steps.
-
-The float64 replays, the planted faults and the reproduction scripts all use `attention`.
-"""
+"""Computes attention in small steps, without PyTorch's fused attention kernels."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,7 +29,7 @@ def attention(
     scale: float,
     normalize: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
 ) -> tuple[Tensor, Tensor]:
-    """Return (pattern v, pattern), with pattern = normalize(scale q k^T + mask)."""
+    """Return (pattern @ v, pattern), with pattern = normalize(scale * q @ k^T + mask)."""
     # A boolean mask is True where a query sees a key. The docstring does not say this, because
     # reproduction scripts contain the docstring and must be short.
     scores = scale * (q @ k.transpose(-2, -1))
@@ -42,12 +39,13 @@ def attention(
 
 
 def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """Return q, k, v, mask and scale, to call `attention` like an operation in ATTENTIONS.
+    """Return (q, k, v, mask, scale), with which `attention` computes a call of fused attention.
 
-    `named` holds the operation's arguments by name. If several query heads share one head of keys
-    and values, k and v contain this head once for each query head. If `is_causal` is True, the
-    returned mask aligns the first query with the first key, as PyTorch documents. (Our
-    `causal_mask` aligns the last query with the last key.)
+    `named` holds the arguments of an operation in ATTENTIONS by name. If several query heads share
+    a head of keys and values, k and v contain this head once for each of these query heads. If
+    `is_causal` is True, query i sees the keys 0 to i, as PyTorch documents. (Our `causal_mask`
+    differs if there are more keys than queries: its last query sees all keys.) If the call has no
+    mask, the returned mask is 0.
     """
     q, k, v = (named[name] for name in ("query", "key", "value"))
     if k.shape[-3] != q.shape[-3]:

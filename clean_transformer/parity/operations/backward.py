@@ -1,8 +1,10 @@
 """Rules for the ATen operations of the backward pass: the exact gradients, with their scale G.
 
-The exact gradients come from formulas made of sums, products, exp, tanh and erf. So a fused
-gradient kernel of PyTorch that is also wrong in float64 is found. In the formulas, g is the
-gradient with respect to the operation's output, and p is a softmax pattern.
+A rule returns an `Expected` for each output of a call. G is the size of the terms that an operation
+adds up (see `parity/limits.py`). The formulas for the exact gradients use only sums, products, exp,
+tanh and erf, and no gradient kernel of PyTorch. So the check also finds a gradient kernel that is
+wrong in float64. In the formulas, g is the gradient with respect to the operation's output, and p
+is the output of a softmax.
 """
 
 import math
@@ -35,7 +37,10 @@ from clean_transformer.parity.oracle import ACCUMULATOR
 
 
 def _of_softmax(call: Call64) -> list[Expected | None]:
-    """The rule for the gradient of softmax, p (g − Σ g p)."""
+    """Return what is expected of the gradient of softmax: p (g − Σ g p).
+
+    p is the output of the softmax, and g is the gradient with respect to p.
+    """
     g, p, dim = (call.named[name] for name in ("grad_output", "output", "dim"))
     total = (g * p).sum(dim, keepdim=True)
     size = sum_scale(total, lambda size: size(g * p).sum(dim, keepdim=True), call.u)
@@ -43,7 +48,10 @@ def _of_softmax(call: Call64) -> list[Expected | None]:
 
 
 def _of_log_softmax(call: Call64) -> list[Expected | None]:
-    """The rule for the gradient of log-softmax, g − p Σ g, with p = exp(output)."""
+    """Return what is expected of the gradient of log-softmax: g − p Σ g.
+
+    p is exp(output), and g is the gradient with respect to the output.
+    """
     g, log_p, dim = (call.named[name] for name in ("grad_output", "output", "dim"))
     p, total = log_p.exp(), g.sum(dim, keepdim=True)
     size = sum_scale(total, lambda size: size(g).sum(dim, keepdim=True), call.u)
@@ -55,10 +63,12 @@ def _along(x: Tensor, dim: int) -> int:
 
 
 def _of_gelu(call: Call64) -> list[Expected | None]:
-    """The rule for the gradient of GELU: g (½(1 + t) + ½x dt/dx), with t = tanh(…) or erf(x/√2).
+    """Return what is expected of the gradient of GELU: g (½(1 + t) + ½x dt/dx).
 
-    dt/dx of tanh has the factor 1 − t², which kernels compute with the error u. There is no such
-    error where t rounds to ±1. Rounding the argument a of tanh changes 1 − t² by 2u|a| (1 − t²).
+    g is the gradient with respect to the output, and t is tanh(a) or erf(x/√2). For tanh, dt/dx has
+    the factor 1 − t². Two rounding errors change this factor. Kernels compute the difference 1 − t²
+    with an error of about u, the unit roundoff, unless t rounds to ±1. And rounding the argument a
+    changes 1 − t² by 2u|a| (1 − t²).
     """
     g, x = call.named["grad_output"], call.named["self"]
     if call.named["approximate"] == "tanh":
@@ -80,11 +90,12 @@ def _of_gelu(call: Call64) -> list[Expected | None]:
 
 
 def _of_layer_norm(call: Call64) -> list[Expected | None]:
-    """The rule for the gradients of LayerNorm with respect to its input, gain and bias.
+    """Return what is expected of LayerNorm's gradients for its input x, gain and bias.
 
-    With n = (x − mean)/σ and h = g · gain, the gradients are (h − mean h − n mean(h n))/σ, Σ g n
-    and Σ g. The sums Σ run over all rows. n is a difference; the size of its terms is
-    (|x| + |mean|)/σ.
+    Let n = (x − mean)/σ and h = g · gain, where g is the gradient with respect to the output. The
+    gradients are (h − mean h − n mean(h n))/σ, Σ g n and Σ g. Each mean is taken over the
+    normalized axes, and each sum Σ over the other axes. n is a difference, and the size of its
+    terms is (|x| + |mean|)/σ. The result has None for a gradient that the call does not ask for.
     """
     g, x, mean, reciprocal = (call.named[name] for name in ("grad_out", "input", "mean", "rstd"))
     weight, wanted = call.named["weight"], call.named["output_mask"]
@@ -117,11 +128,13 @@ def _of_layer_norm(call: Call64) -> list[Expected | None]:
 
 
 def _of_attention(call: Call64) -> list[Expected | None]:
-    """The rule for the gradients of attention with respect to q, k and v.
+    """Return what is expected of the gradients of attention with respect to q, k and v.
 
-    The gradients are dv = pᵀ g, dq = scale · ds k and dk = scale · dsᵀ q, with the gradient
-    ds = p (g vᵀ − Σ g · out) of the scores. `out` is the output of the device. With dropout, or if
-    several query heads share a head of keys, nothing is compared.
+    The gradients are dv = pᵀ g, dq = scale · ds k and dk = scale · dsᵀ q. p is the attention
+    pattern, and g is the gradient with respect to the output. ds = p (g vᵀ − Σ g · out) is the
+    gradient with respect to the scores, where `out` is the output that the device computed. The
+    result is [None] if the call has dropout, or if several query heads share a head of keys. Then
+    nothing is compared.
     """
     named = call.named
     if named["dropout_p"] or named["query"].shape[-3] != named["key"].shape[-3]:
@@ -134,7 +147,7 @@ def _of_attention(call: Call64) -> list[Expected | None]:
     scores = q.abs() @ k.abs().mT * abs(factor)
     if mask.dtype != torch.bool:
         scores = scores + torch.where(mask.isinf(), 0.0, mask.abs())
-    # A score with the error u S changes p by the relative error u (S + Σ p S).
+    # S is `scores`. A score with the error u S changes p by the relative error u (S + Σ p S).
     spread = 1 + scores + (p * scores).sum(-1, keepdim=True)
     of_pattern = g @ v.mT - (g * out).sum(-1, keepdim=True)
     ds = p * of_pattern
@@ -160,12 +173,14 @@ def _of_attention(call: Call64) -> list[Expected | None]:
 def _running_total(
     call: Call64, exact: Tensor, terms: Callable[[Size], Tensor], n_terms: int
 ) -> Expected:
-    """What is expected of a sum whose running total a kernel may keep in half precision.
+    """Return what is expected of a sum whose running total may be kept in half precision.
 
-    In half precision, each of the k additions then rounds the running total, with a random error
-    of about u/√3 of its size. If the terms t have random signs, the total after i terms is about
-    √i t, and the errors add up to √(k/6) √Σt². If all terms have the same sign, the total is i t,
-    and the errors add up to (√k/3) |sum|. G is larger by both.
+    `terms(abs)` returns Σ|t|, and `terms(square)` returns Σt², for the terms t of the sum. In
+    float32 and float64, the scale G is that of `sum_scale`. In half precision, G is larger, because
+    each of the k additions rounds the running total. Such a rounding has a random error of about
+    u/√3 of the total. If the terms have random signs, the total after i terms is about √i times a
+    term, and the errors add up to √(k/6) √Σt². If all terms have the same sign, the total is i
+    times a term, and the errors add up to (√k/3) |sum|. Both sums of errors are added to G.
     """
     scale = sum_scale(exact, terms, call.u)
     if call.u > ACCUMULATOR:
@@ -175,16 +190,21 @@ def _running_total(
 
 
 def _of_embedding(call: Call64) -> list[Expected | None]:
-    """The rule for the gradient of an embedding: each row sums the gradients of its tokens."""
+    """Return what is expected of the gradient of an embedding.
+
+    Each row of the result belongs to a token id. It is the sum of the gradients at all positions
+    with this token id.
+    """
     indices = call.named["indices"].flatten()
     most = int(indices.bincount().max()) if len(indices) else 0
     return [_running_total(call, call.run(), call.run, most)]
 
 
 def _accumulated(call: Call64) -> list[Expected | None]:
-    """The rule for operations that write values at indices, and may add the values up.
+    """Return what is expected of an operation that writes values at indices, or adds them there.
 
-    If an index occurs k times, the sum there has k + 1 terms. k is at most the number of indices.
+    If the values are added, and an index occurs k times, the sum at this index has k + 1 terms. The
+    limits are those for the largest possible k, which is the number of all indices.
     """
     if not call.named.get("accumulate", True) or not call.u:
         return equal(call)
@@ -194,7 +214,10 @@ def _accumulated(call: Call64) -> list[Expected | None]:
 
 
 def _nll_loss(call: Call64) -> list[Expected | None]:
-    """The rule for the mean or sum of −log p[target], and for the total weight of the targets."""
+    """Return what is expected of a loss, and of the total weight of its targets.
+
+    The loss is the mean or the sum of −log p[target].
+    """
     exact, total = call.run()
     n_terms = call.named["target"].numel()
     scale = sum_scale(exact, lambda size: _loss_terms(call, size, total), call.u)
@@ -203,7 +226,8 @@ def _nll_loss(call: Call64) -> list[Expected | None]:
 
 
 def _loss_terms(call: Call64, size: Size, total: Tensor) -> Tensor:
-    # A mean divides by the total weight once. The squares of its terms are divided twice.
+    # The squared terms of a mean must be divided by the squared total weight, but `run` divides by
+    # the total weight only once.
     divided = total if size is square and call.named["reduction"] == 1 else torch.ones(())
     return call.run(size)[0].abs() / divided
 

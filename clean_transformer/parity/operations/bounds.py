@@ -1,9 +1,9 @@
 """Computes the exact outputs, the error limits and the scale G of a call of any ATen operation.
 
-The exact outputs are computed in float64 from the inputs that the device had. `parity/limits.py`
-has the limits and the formulas for G. A rule is a function that computes all three for a call. The
-rules for gradients are in `operations/backward.py`, and those for optimizers in
-`operations/optimizer.py`.
+The exact outputs are computed in float64 from the inputs that the device had. A rule is a function
+that computes the exact outputs, limits and G for a call. The limits and the formulas for G are in
+`parity/limits.py`. The rules for gradients are in `operations/backward.py`, and the rules for
+optimizers are in `operations/optimizer.py`.
 """
 
 import math
@@ -57,9 +57,11 @@ from clean_transformer.parity.operations.rules import (
 def expected_outputs(call: Call64) -> list[Expected | None] | None:
     """Return the exact value of each output of the call, with its limits and its scale G.
 
-    The list has None for an output that is not compared. If the call cannot be checked at all,
-    return None instead of a list. A call cannot be checked if the operation draws random numbers
-    (except `multinomial`), does not exist on the CPU, or depends on more than its tensors' values.
+    G is the size of the terms that the operation adds up (see `parity/limits.py`). The list has
+    None for an output that is not compared. If the call cannot be checked at all, the result is
+    None instead of a list. This happens if the operation draws random numbers (except
+    `multinomial`), if it cannot run in float64 on the CPU, or if its result depends on the storage
+    of its tensors, not only on their values.
     """
     if call.name in RULES:
         return RULES[call.name](call)
@@ -74,7 +76,10 @@ def expected_outputs(call: Call64) -> list[Expected | None] | None:
 
 
 def _for_each(call: Call64) -> list[Expected | None] | None:
-    """Apply the rule of the operation for one tensor to each tensor of a `_foreach_` operation."""
+    """Return what is expected of a `_foreach_` operation, which runs on lists of tensors.
+
+    For each position in the lists, the rule of the operation for single tensors is applied.
+    """
     name = call.name.removeprefix("_foreach_")
     name = {"norm": "linalg_vector_norm"}.get(name, name)
     operation, outputs = getattr(torch.ops.aten, name), []
@@ -94,8 +99,8 @@ def _for_each(call: Call64) -> list[Expected | None] | None:
 
 
 def _term(call: Call64, name: str) -> Tensor:
-    # Returns |value| of the operand `name` of a sum. A Python number counts twice, because the
-    # device first rounds the number to the dtype.
+    # Return |x| for the operand x with this name. A Python number counts twice, because the device
+    # first rounds the number to the dtype.
     value = call.named.get(name, 1)
     return value.abs() if isinstance(value, Tensor) else torch.tensor(2.0 * abs(value)).double()
 
@@ -112,16 +117,17 @@ def _softmax(call: Call64) -> list[Expected | None]:
 
 
 def _log_softmax(call: Call64) -> list[Expected | None]:
-    """The rule for s − max s − log Σ exp(s − max s). As in softmax, all terms of Σ are positive."""
+    """Return what is expected of log-softmax: s − max s − log Σ exp(s − max s) for scores s."""
     exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
     scale = 1 + (scores - scores.amax(dim, keepdim=True)).abs() + exact.abs()
     return [within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
 def _layer_norm(call: Call64) -> list[Expected | None]:
-    """The rule for the outputs of LayerNorm: the output with gain and bias, the mean, and 1/σ.
+    """Return what is expected of LayerNorm's outputs: the normalized input, the mean, and 1/σ.
 
-    An error δσ of σ changes 1/σ by δσ/σ². So G of 1/σ is G of σ, divided by σ².
+    The normalized input includes gain and bias. An error δσ of σ changes 1/σ by δσ/σ². So the scale
+    G of 1/σ is the G of σ, divided by σ².
     """
     x, weight, bias = (call.named[name] for name in ("input", "weight", "bias"))
     axes = tuple(range(-len(call.named["normalized_shape"]), 0))
@@ -140,10 +146,10 @@ def _variance(call: Call64, exact: Tensor) -> Tensor:
 
 
 def _attention(call: Call64) -> list[Expected | None]:
-    """The rule for all operations in ATTENTIONS: softmax(scale · q kᵀ + mask) v.
+    """Return what is expected of an operation in ATTENTIONS: softmax(scale · q kᵀ + mask) v.
 
-    Only the first output is compared, because the other outputs (logsumexp, seeds) are for the
-    backward pass. With dropout, nothing is compared.
+    Only the first output is compared. The other outputs, such as logsumexp and random seeds, are
+    inputs of the backward pass. With dropout, the result is [None], and nothing is compared.
     """
     if call.named.get("dropout_p"):
         return [None]
@@ -167,11 +173,11 @@ def _at_indices(values: Tensor, dim: int, indices: Tensor) -> Tensor:
 
 
 def _largest(call: Call64) -> list[Expected | None]:
-    """The rule for `topk` and `sort`: the returned values must equal the exact values.
+    """Return what is expected of `topk` and `sort`: their values must equal the exact values.
 
-    The input's values at the returned indices must also equal the exact values, and no index may
-    occur twice. The indices themselves are not compared, because the indices of equal values may
-    come in any order.
+    The indices may differ from the exact indices, because equal values may come in any order.
+    Instead, the input's values at the returned indices must equal the exact values, and no index
+    may occur twice.
     """
     values, _ = call.run()
     dim = call.named["dim"]
@@ -184,7 +190,7 @@ def _largest(call: Call64) -> list[Expected | None]:
 
 
 def _multinomial(call: Call64) -> list[Expected | None]:
-    """The rule for `multinomial`: a drawn index is right if its weight is above 0."""
+    """Return what is expected of `multinomial`: each drawn index must have a weight above 0."""
     weights, wanted = call.named["self"], call.named["num_samples"]
     possible = torch.ones(*weights.shape[:-1], wanted, dtype=torch.bool)
     return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]
@@ -213,7 +219,7 @@ RULES: dict[str, Rule] = {
     **rows("log", approximate(ELEMENTWISE, lambda call, y: 1 + y.abs())),
     **rows("mm matmul dot mv linear", summed(LINEAR, factor_length)),
     **rows("addmm", summed(LINEAR, length("mat1"))),
-    # `bmm` may multiply an attention pattern by values. Then all terms of a sum can have one sign.
+    # `bmm` may multiply an attention pattern by values. Then all terms may have the same sign.
     **rows("bmm", summed(SUM, factor_length)),
     **rows("baddbmm", summed(SUM, length("batch1"))),
     **rows("sum mean", summed(SUM, reduced)),

@@ -22,7 +22,7 @@ class Operand:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Operand":
-        """Return the operand that describes `tensor`."""
+        """Return the `Operand` that describes `tensor`."""
         return cls(
             tuple(tensor.shape),
             tensor.stride(),
@@ -42,19 +42,19 @@ class Operand:
         return True
 
     def contiguous(self) -> "Operand":
-        """Return an operand with the same shape, but with contiguous strides and no offset."""
+        """Return an `Operand` of the same shape with contiguous strides and storage offset 0."""
         stride = torch.empty(self.shape, device="meta").stride()
         return Operand(self.shape, stride, 0, self.dtype, self.device)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A description of a call of an ATen operation.
+    """A description of a call of an ATen operation, without the values of its tensors.
 
     `operation` is a name such as "aten.mm.default". `operands` describes all tensor arguments, in
-    the order of the arguments, including tensors inside lists. `arguments` has the positional
-    arguments that are not tensors. `options` has a pair (name, value) for each keyword argument
-    that is not a tensor.
+    the order of the arguments. It also describes the tensors in arguments that are lists.
+    `arguments` has the positional arguments that are not tensors. `options` has a pair (name,
+    value) for each keyword argument that is not a tensor.
     """
 
     operation: str
@@ -64,7 +64,7 @@ class Call:
 
     @classmethod
     def of(cls, func: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> "Call":
-        """Describe the call `func(*args, **kwargs)`, as `__torch_dispatch__` receives it."""
+        """Describe the call `func(*args, **kwargs)` of an ATen operation."""
         leaves = tree_leaves((tuple(args), kwargs))
         return cls(
             str(func),
@@ -81,10 +81,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The range and the distribution of a tensor's finite values, with six digits.
+    """The range, the mean and the standard deviation of a tensor's finite values.
 
-    If the tensor has integers, `low` and `high` are exact integers. `masked` is the share of −∞, as
-    in an attention mask.
+    Floating-point numbers are rounded to six digits. If the tensor has integers, `low` and `high`
+    are exact integers. `masked` is the share of values that are −∞, as in an attention mask.
     """
 
     low: int | float
@@ -95,7 +95,7 @@ class Numbers:
 
     @classmethod
     def of(cls, values: Tensor) -> "Numbers":
-        """Return the numbers that describe `values`; zeros if no value is finite."""
+        """Return the statistics of `values`. If no value is finite, return zeros."""
         finite = values[values.isfinite()]
         if not finite.numel():
             return cls(0, 0, 0.0, 0.0)
@@ -139,7 +139,7 @@ def sample(
     deviation: float,
     masked: float,
 ) -> Tensor:
-    """Random numbers from low to high, some −∞, with this stride and storage offset in memory."""
+    """Return random numbers from low to high in this memory layout. A share `masked` is -inf."""
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     length = max(last + 1, offset + torch.Size(shape).numel())
     if dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""Question 3: which operation goes wrong first?
+"""Finds the first ATen operation that a device computes wrongly.
 
 `check_operations` runs a function on the device. It repeats every ATen call of the function in
 float64 on the CPU, and compares the result of the device with the float64 result.
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clean_transformer.parity.operations.bounds import WITHOUT_VALUES
-from clean_transformer.parity.operations.diagnosis import Attempt, Finding
-from clean_transformer.parity.operations.judgment import judge
-from clean_transformer.parity.operations.replay import computed, operation_name
+from clean_transformer.parity.operations.bounds import RULES, WITHOUT_VALUES
+from clean_transformer.parity.operations.diagnosis import Attempt, Finding, first_float
+from clean_transformer.parity.operations.judgment import Judgment, judge
+from clean_transformer.parity.operations.replay import Expected, computed, operation_name
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.page import render_page
 
@@ -73,28 +73,43 @@ class OperationsReport:
 
 
 class _FirstWrong(Exception):
-    """`_Checker` raises this exception to stop the function at the first WRONG call."""
+    """Raised at the first WRONG call, to stop the function that is checked."""
 
 
 def check_operations(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> OperationsReport:
-    """Run `function(*inputs, **arguments)`, and check each of its ATen calls.
+    """Run `function(*inputs, **arguments)`, and compare its ATen calls with calls in float64.
 
-    The first WRONG call stops the function. If gradients are enabled, as they are by default,
-    `function` can run a backward pass and a step of an optimizer, and their calls are checked too.
+    The function is stopped at its first WRONG call. If gradients are enabled, as they are by
+    default, `function` can run a backward pass and a step of an optimizer, and their calls are
+    checked too.
     """
-    checker = _Checker()
+    report = OperationsReport()
+
+    def record(call: CheckedCall) -> None:
+        report.seen[call.name] += 1
+        if call.judgment is None:
+            report.not_checked[call.name] += 1
+            return
+        largest = max(report.largest.get(call.name, 0.0), call.judgment.ratio)
+        report.largest[call.name] = largest
+        verdict = call.judgment.verdict
+        if verdict is Verdict.WRONG or (verdict is Verdict.DEGRADED and report.finding is None):
+            report.finding = call.diagnose()
+        if verdict is Verdict.WRONG:
+            raise _FirstWrong
+
     with_gradients = torch.is_grad_enabled()
     # Turn inference mode off. In inference mode, PyTorch does not split composite operations: the
     # checker would get `linear` instead of the operations that `linear` calls.
     with torch.inference_mode(False), torch.set_grad_enabled(with_gradients):
         try:
-            with checker:
+            with CallChecker(record):
                 function(*inputs, **arguments)
         except _FirstWrong:
             pass
-    return checker.report
+    return report
 
 
 def first_wrong_operation(
@@ -108,16 +123,44 @@ def first_wrong_operation(
     return check_operations(function, *inputs, **arguments).finding
 
 
-class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that runs and checks every ATen call.
+@dataclass(frozen=True)
+class CheckedCall:
+    """An ATen call that ran, with the judgment of its outputs.
 
-    When the checker runs a call, the dispatch modes that were entered before the checker also get
-    this call. A planted device fault is such a mode, so the checker sees the fault's wrong result.
+    `name` is the operation's name as in `operation_name`. `dtype` is the dtype of the first
+    floating-point output, or None if no output is floating-point. `attempt` can repeat the call.
+    `expected` has the exact value and the limits of each output. If the call could not be compared,
+    `expected` and `judgment` are None.
     """
 
-    def __init__(self) -> None:
+    name: str
+    dtype: torch.dtype | None
+    attempt: Attempt
+    expected: list[Expected | None] | None
+    judgment: Judgment | None
+
+    def diagnose(self) -> Finding:
+        """Repeat the call in other forms to find the cause of its error (see `Attempt.diagnose`).
+
+        `expected` and `judgment` must not be None.
+        """
+        assert self.expected is not None
+        assert self.judgment is not None
+        return self.attempt.diagnose(self.expected, self.judgment)
+
+
+class CallChecker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that runs and judges every ATen call, and passes it to `on_call`.
+
+    `on_call` gets a `CheckedCall`. Calls of operations in `WITHOUT_VALUES` run, but are not judged.
+    When the checker runs a call, the dispatch modes that were entered before the checker also get
+    this call. A planted device fault is such a mode, so the checker judges the fault's wrong
+    result.
+    """
+
+    def __init__(self, on_call: Callable[[CheckedCall], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.report = OperationsReport()
+        self.on_call = on_call
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -126,20 +169,17 @@ class _Checker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = operation_name(func)
         if name in WITHOUT_VALUES:
             return func(*args, **given[1])
+        if name not in RULES:
+            # In inference mode, PyTorch does not split composite operations such as `einsum`. Split
+            # them here, because the parts have rules.
+            with self:
+                output = func.decompose(*args, **given[1])
+            if output is not NotImplemented:
+                return output
         attempt = Attempt(func, *given)
         output = func(*args, **given[1])
-        self.report.seen[name] += 1
         results = computed(func, *given, output)
         expected = attempt.expect(results)
-        if expected is None:
-            self.report.not_checked[name] += 1
-            return output
-        judgment = judge(expected, results)
-        self.report.largest[name] = max(self.report.largest.get(name, 0.0), judgment.ratio)
-        if judgment.verdict is Verdict.WRONG or (
-            judgment.verdict is Verdict.DEGRADED and self.report.finding is None
-        ):
-            self.report.finding = attempt.diagnose(expected, judgment)
-        if judgment.verdict is Verdict.WRONG:
-            raise _FirstWrong
+        judgment = None if expected is None else judge(expected, results)
+        self.on_call(CheckedCall(name, first_float(results), attempt, expected, judgment))
         return output

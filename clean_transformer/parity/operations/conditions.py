@@ -1,7 +1,4 @@
-"""Functions that return facts about a call, such as the number of rows of its result.
-
-The conditions of the known issues and of the device faults use these functions.
-"""
+"""Functions that return facts about a call, such as the number of rows of its result."""
 
 from itertools import pairwise
 from math import prod
@@ -12,10 +9,10 @@ from clean_transformer.parity.operations.call import Call, Operand
 
 
 def factor_positions(operation: str) -> tuple[int, int]:
-    """The positions of a matrix product's two factors in the list of its arguments.
+    """The positions of a matrix product's two factors in `Call.operands`.
 
-    The factors of `addmm` and `baddbmm` have the positions 1 and 2, because the argument at
-    position 0 is the bias. The factors of all other products have the positions 0 and 1.
+    In `addmm` and `baddbmm`, the factors have the positions 1 and 2, because the bias has position
+    0. In all other products, the factors have the positions 0 and 1.
     """
     return (1, 2) if operation in ("addmm", "baddbmm") else (0, 1)
 
@@ -29,8 +26,7 @@ def factors(call: Call) -> tuple[Operand, Operand]:
 def n_rows(call: Call) -> int:
     """The number of rows of the result of a matrix product.
 
-    The result of `linear` has as many rows as the input has vectors: the product of the lengths of
-    all axes of the input except its last axis.
+    For `linear`, it is the product of the lengths of all axes of the input except the last axis.
     """
     left = factors(call)[0].shape
     return prod(left[:-1]) if call.name == "linear" else left[-2]
@@ -39,28 +35,28 @@ def n_rows(call: Call) -> int:
 def n_columns(call: Call) -> int:
     """The number of columns of the result of a matrix product.
 
-    The weight of `linear` has the shape [out in], so the number of columns is the length of its
-    axis -2. The second factor of all other products has the shape [... in out].
+    For `linear`, it is the length of axis -2 of the weight [out in]. For all other products, it is
+    the length of axis -1 of the second factor [... in out].
     """
     return factors(call)[1].shape[-2 if call.name == "linear" else -1]
 
 
 def is_contiguous(call: Call, *positions: int) -> bool:
-    """Whether all operands at the given positions are contiguous."""
+    """Whether all operands of the call at the given positions are contiguous."""
     return all(call.operands[position].is_contiguous for position in positions)
 
 
 def is_dtype(call: Call, *dtypes: torch.dtype) -> bool:
-    """Whether the first operand has one of the given dtypes."""
+    """Whether the first operand of the call has one of the given dtypes."""
     return call.operands[0].dtype in dtypes
 
 
 def is_causal(call: Call) -> bool:
     """Whether an attention call has `is_causal=True`.
 
-    A `Call` does not know the names of its positional arguments. But the positional argument
-    `is_causal` comes directly after the dropout rate, which is a float, and no other boolean comes
-    directly after a float.
+    A `Call` does not store the names of positional arguments. So this function looks for True
+    directly after a float: the positional argument `is_causal` comes directly after the dropout
+    rate, which is a float. No other boolean comes directly after a float.
     """
     placed = any(
         isinstance(before, float) and flag is True for before, flag in pairwise(call.arguments)
@@ -74,5 +70,5 @@ def has_mask(call: Call) -> bool:
 
 
 def alpha(call: Call) -> float:
-    """The factor `alpha` of a product in `addmm` or `baddbmm`."""
+    """The factor `alpha` by which `addmm` and `baddbmm` multiply the product; 1 by default."""
     return dict(call.options).get("alpha", 1)

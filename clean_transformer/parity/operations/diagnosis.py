@@ -1,4 +1,4 @@
-"""Repeats a wrong call with other layouts and in small steps, to find the cause of the error."""
+"""Repeats a wrong call with other memory layouts and in small steps, to find the cause."""
 
 from copy import copy
 from dataclasses import astuple, dataclass, field
@@ -27,10 +27,11 @@ from clean_transformer.reports.environment import float32_precision, full_float3
 
 
 class Cause(Enum):
-    """What makes a wrong call right, or explains its error.
+    """The cause of a wrong call, as found by repeating the call.
 
-    TF32 and BFLOAT16: the error is that of this lower precision. FIRST_CALL: the call is right when
-    it is repeated. LAYOUT: it is right when all its tensors are contiguous. VALUES: it stays wrong.
+    TF32 and BFLOAT16: the error is as large as the error of this lower precision. FIRST_CALL: the
+    same call is right when it is repeated. LAYOUT: the call is right when all its tensors are
+    contiguous. VALUES: none of the other causes was found.
     """
 
     TF32 = "TF32"
@@ -44,15 +45,14 @@ class Cause(Enum):
 class Finding:
     """A call whose error is above its healthy limit, and the cause of the error.
 
-    `call` describes the call, and `func` is the operation. `arguments` and `keywords` are the
+    `call` describes the call, and `func` is the ATen operation. `arguments` and `keywords` are the
     call's positional and keyword arguments, with an `Operand` in place of each tensor. `numbers`
-    describes the values of each tensor, in the order of `call.operands`. `judgment` holds the
-    verdict and the error. `on_random` is the judgment of the same call on the random numbers of a
-    reproduction script; None if that call is right, or cannot be checked.
+    has statistics of the values of each tensor, in the order of `call.operands`. `judgment` holds
+    the verdict and the error. `on_random` is the judgment of the same call on the random numbers of
+    a reproduction script. It is None if the call is right on these numbers, or cannot be checked.
 
-    `cause` is the cause of the error, and `diagnosis` says the cause in words. `Attempt.diagnose`
-    found the cause: it repeated the call with the same values unchanged, with contiguous tensors,
-    and in small steps, and looked which of these results were right.
+    `cause` is the cause of the error, and `diagnosis` describes the cause in words.
+    `Attempt.diagnose` finds both.
     """
 
     call: Call
@@ -67,7 +67,7 @@ class Finding:
 
     @property
     def ratio(self) -> float:
-        """The largest error ratio, |device − exact| / (u G + η)."""
+        """The largest error ratio |device − exact| / (u G + η); see `parity/limits.py`."""
         return self.judgment.ratio
 
     @property
@@ -82,10 +82,10 @@ class Finding:
 
 
 class Attempt:
-    """A call that can be repeated.
+    """A call of an ATen operation that can be repeated.
 
-    `__init__` copies the inputs to the CPU. Create the `Attempt` before you run the call, because
-    an in-place operation overwrites its inputs.
+    `__init__` copies the values of all tensor arguments to the CPU. Create the `Attempt` before you
+    run the call, because an in-place operation overwrites its inputs.
     """
 
     def __init__(self, func: Any, args: Any, kwargs: dict[str, Any]):
@@ -108,14 +108,13 @@ class Attempt:
         """Return the exact value and the limits of each output, from `expected_outputs`.
 
         `output` is what the device returned. The list has None for an output that is not compared.
-        Return None instead of a list if no output can be checked.
+        The result is None instead of a list if no output can be compared, or if an output is
+        complex.
         """
-        floats = [
-            leaf.dtype
-            for leaf in tree_leaves(output)
-            if isinstance(leaf, Tensor) and leaf.is_floating_point()
-        ]
-        dtype = floats[0] if floats else torch.int64
+        leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        if any(leaf.is_complex() for leaf in leaves):
+            return None
+        dtype = first_float(output) or torch.int64
         with trusted():
             args, kwargs = tree_unflatten(self.leaves, self.form)
             expected = expected_outputs(Call64(self.func, args, kwargs, dtype))
@@ -124,7 +123,7 @@ class Attempt:
     def with_layouts(self, layouts: dict[int, Operand]) -> tuple[Any, dict[str, Any]]:
         """Return the call's positional and keyword arguments, with its tensors in new layouts.
 
-        `layouts` has the layout of each tensor. The keys of `layouts` are indices into
+        `layouts` has the memory layout of each tensor argument. Its keys are indices into
         `self.leaves`. The tensors have the values from before the call, and are on the devices of
         the original call.
         """
@@ -135,9 +134,9 @@ class Attempt:
         return tree_unflatten(leaves, self.form)
 
     def retry(self, expected: list[Expected | None], layouts: dict[int, Operand]) -> Judgment:
-        """Repeat the call with the same values in other `layouts`, and judge the result.
+        """Repeat the call on the same values in the memory layouts `layouts`, and judge the result.
 
-        `layouts` has the layout of each tensor, as in `with_layouts`.
+        `layouts` has the layout of each tensor argument, as in `with_layouts`.
         """
         args, kwargs = self.with_layouts(layouts)
         return judge(expected, run_call(self.func, args, kwargs))
@@ -154,13 +153,13 @@ class Attempt:
         args, kwargs = tree_unflatten(
             [self.layouts.get(place, leaf) for place, leaf in enumerate(self.leaves)], self.form
         )
-        # Attention has the tag because of its dropout, but calls with dropout are not compared.
+        # PyTorch tags attention as random because of dropout. We do not compare calls with dropout.
         draws = torch.Tag.nondeterministic_seeded in self.func.tags
         draws = draws and self.call.name not in ATTENTIONS
         if judgment.precision:
             cause = Cause(judgment.precision)
             conclusions = [f"computed in {cause.value} precision{self.lowered_by(expected)}"]
-        elif draws:  # that a draw is right says nothing about the next one
+        elif draws:  # one right draw does not show that the next draw is right
             cause, conclusions = Cause.VALUES, []
         elif is_right(repeated):
             cause = Cause.FIRST_CALL
@@ -186,22 +185,22 @@ class Attempt:
         )
 
     def judge_on_random_numbers(self) -> Judgment | None:
-        """Judge the same call on the random numbers of a reproduction script.
+        """Judge the same call on the random numbers of the reproduction script.
 
-        Return None if the call is right, or if it cannot be checked.
+        Return None if the call is right on these numbers, or if it cannot be checked.
         """
         drawn = self.with_random_numbers()
         args, kwargs = drawn.with_layouts(drawn.layouts)
         try:
-            output = self.func(*args, **kwargs)
+            output = run_call(self.func, args, kwargs)
             expected = drawn.expect(output)
-        except RuntimeError:  # such as that all weights to sample from are 0
+        except RuntimeError:  # for example, all weights to sample from are 0
             return None
         found = judge(expected, output) if expected else None
         return None if is_right(found) else found
 
     def with_random_numbers(self) -> "Attempt":
-        """Return the same call on the random numbers of the reproduction script."""
+        """Return an `Attempt` of the same call on the random numbers of the reproduction script."""
         other = copy(self)
         other.leaves = [*self.leaves]
         with trusted(), torch.random.fork_rng(devices=[]):
@@ -216,8 +215,9 @@ class Attempt:
     def lowered_by(self, expected: list[Expected | None]) -> str:
         """Say in words which setting lowers the precision of float32 products, or return "".
 
-        PyTorch's setting is named only if the call is right without it. An environment variable
-        cannot be changed while the program runs, so it is named if it is set.
+        A setting of PyTorch is named only if the call is right without this setting. An environment
+        variable cannot be changed while the program runs. It is named if it is set, and if the call
+        stays wrong without PyTorch's settings.
         """
         device_type = next(iter(self.devices.values())).type
         with full_float32_precision(device_type):
@@ -231,9 +231,9 @@ class Attempt:
         return ""
 
     def retry_unfused(self, expected: list[Expected | None]) -> Judgment | None:
-        """Compute the first output in small steps on the device, and judge this output.
+        """Compute the first output with several simple operations on the device, and judge it.
 
-        Return None if `UNFUSED` has no small steps for the operation.
+        Return None if `UNFUSED` has no such computation for the operation.
         """
         unfused = UNFUSED.get(operation_name(self.func))
         if unfused is None:
@@ -242,11 +242,11 @@ class Attempt:
         return judge(expected[:1], unfused(named))
 
     def guilty_layout(self, expected: list[Expected | None]) -> str:
-        """Say in words which argument's layout makes the call wrong.
+        """Say in words which argument's memory layout makes the call wrong.
 
-        The call is repeated for each argument: first with this argument's storage offset set to 0,
-        and then with this argument contiguous. The other arguments keep their layouts. The layout
-        at fault is the first one whose change makes the call right.
+        For each argument, the call is repeated twice: with this argument's storage offset set to 0,
+        and with this argument contiguous. The other arguments keep their layouts. The result names
+        the first change that makes the call right.
         """
         names = [argument.name for argument in self.func._schema.arguments]
         keys = [*tree_unflatten([*range(len(self.leaves))], self.form)[0]]
@@ -263,3 +263,9 @@ class Attempt:
                 ):
                     return f"{who} {property_}"
         return "more than one argument is not contiguous"
+
+
+def first_float(output: Any) -> torch.dtype | None:
+    """The dtype of the first floating-point tensor in a call's output; None if there is none."""
+    leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return next((leaf.dtype for leaf in leaves if leaf.is_floating_point()), None)

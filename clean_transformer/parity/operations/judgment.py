@@ -20,19 +20,20 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Judgment:
-    """The verdict on one call. The other fields describe the worst output of the call.
+    """The verdict on one call of an operation, and the error of its worst output.
 
     `output` is the index of the worst output in the list of the call's outputs. `ratio` is the
-    largest error ratio |device − exact| / (u G + η) of this output's elements (see
+    largest error ratio |device − exact| / (u G + η) of the elements of this output (see
     `parity/limits.py`). `worst` is the index of the element with this ratio. `ratio` is infinite if
     an error is NaN, or if the output has a wrong shape.
 
-    `must_equal` is True if the output had to equal the exact output but does not; then `ratio` is
-    infinite too. `bits` is the effective precision: −log₂ of the root mean square of
-    |device − exact| / G. `precision` names a lower precision that explains the error, or is empty.
+    `must_equal` is True if the output had to equal the exact output but does not. Then `ratio` is
+    infinite too. `bits` is the effective precision: −log₂ of the root mean square of |device −
+    exact| / G. `precision` names a lower precision that explains the error, such as "TF32", or is
+    empty.
 
-    `healthy` is the largest healthy ratio, and `unit` is u G + η of the worst element. So an error
-    of this element is healthy up to `healthy` · `unit`.
+    `healthy` is the largest healthy ratio, and `unit` is u G + η of the element at `worst`. So the
+    error of this element is healthy up to `healthy` · `unit`.
     """
 
     verdict: Verdict
@@ -49,10 +50,9 @@ class Judgment:
 def judge(expected: list[Expected | None], output: Any) -> Judgment:
     """Judge each output of a call, and return the judgment of the output with the worst verdict.
 
-    `output` is what the device returned. `expected` has an entry for each output of the call. An
-    output whose entry is None is not judged. If several outputs have the worst verdict, return the
-    judgment of the first of these outputs. But if all outputs pass, return the judgment of the
-    output with the largest ratio.
+    `expected` has an entry for each output of the call. An output whose entry is None is not
+    judged. `output` is what the device returned. If several outputs have the worst verdict, the
+    first of them is the worst output. If all outputs pass, it is the output with the largest ratio.
     """
     with trusted():
         judgments = [
@@ -73,8 +73,8 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgment:
     exact, dtype = expected.exact, actual.dtype
     if actual.shape != exact.shape:
         return Judgment(Verdict.WRONG, math.inf, -math.inf, number)
-    # An exact result that is too large for the dtype rounds to infinity. Then the device's infinity
-    # is right.
+    # An exact result that is too large for the dtype rounds to infinity. Then the device must
+    # return infinity.
     rounded = exact.to(dtype)
     equal = (actual == rounded) | (actual.isnan() & rounded.isnan())
     if actual.numel() == 0 or (expected.scale is None and bool(equal.all())):
@@ -85,12 +85,18 @@ def _judge(number: int, expected: Expected, output: Any) -> Judgment:
     u = UNIT_ROUNDOFF[dtype]
     error = torch.where(equal & ~rounded.isfinite(), 0.0, (actual.double() - exact).abs())
     ratios = error_ratios(error, expected.scale, u, dtype)
+    precision = ""
+    if ratios.max() > expected.healthy and expected.typical is not None:
+        typical = expected.typical()
+        per_typical = expected.dominated / expected.healthy * typical.minimum(expected.scale)
+        widened = error_ratios(error, expected.scale.maximum(per_typical), u, dtype)
+        if widened.max() <= expected.healthy:
+            ratios = widened
+        else:
+            precision = lower_precision(error, ratios, typical, expected.healthy, u)
     ratio = float(ratios.max())
     rms = u * float(ratios.square().mean().sqrt())
     bits = -math.log2(rms) if rms else math.inf
-    precision = ""
-    if ratio > expected.healthy and expected.typical is not None:
-        precision = lower_precision(error, ratios, expected.typical(), expected.healthy, u)
     verdict = verdict_of(ratio, expected.healthy, expected.wrong, precision)
     worst = index_of_largest(ratios)
     size = float(expected.scale.expand_as(ratios)[worst])

@@ -1,6 +1,6 @@
 """A table of device faults that people have reported.
 
-`match` in `leads.py` finds the faults in the table that fit a finding.
+`match` in `leads.py` finds the faults in the table that may explain a wrong call.
 """
 
 from collections.abc import Callable
@@ -43,11 +43,11 @@ class KnownIssue:
     """A fault that people have reported, in one or several operations.
 
     `operations` has the names of the ATen operations, without namespace and overload.
-    `condition(call)` is True if a call of one of these operations is affected. `devices` has the
-    kinds of devices on which people saw the fault: "mps", "cuda", "arm" or "x86". `seen` cites the
-    report. `workaround` says how to avoid the fault. `cause` is the `Finding.cause` that the fault
-    leads to. `since` is the first version of PyTorch in which people saw the fault, and `fixed_in`
-    the first version that has a fix; both are empty if not known.
+    `condition(call)` is True if the fault affects a call of one of these operations. `devices` has
+    the kinds of devices on which people saw the fault: "mps", "cuda", "arm" or "x86". `seen` cites
+    the report. `workaround` says how to avoid the fault. `cause` is the `Cause` that
+    `Attempt.diagnose` finds for this fault. `since` is the first version of PyTorch in which people
+    saw the fault, and `fixed_in` is the first version that has a fix. Both are empty if not known.
     """
 
     name: str
@@ -67,7 +67,7 @@ class KnownIssue:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the PyTorch that runs has the fix."""
+        """Whether the running version of PyTorch has the fix."""
         return bool(self.fixed_in) and torch.__version__ >= self.fixed_in
 
 

@@ -1,4 +1,4 @@
-"""Finds the known issues that may be the cause of a finding, on the device at hand."""
+"""Finds the known issues that may explain a wrong call on its device."""
 
 import platform
 from collections.abc import Iterator
@@ -16,9 +16,10 @@ _emulated: ContextVar[tuple[str, ...]] = ContextVar("emulated", default=())
 
 @contextmanager
 def emulating(devices: tuple[str, ...]) -> Iterator[None]:
-    """Inside a `with` block, `match` finds the issues of `devices`, as if the code ran there.
+    """Inside a `with` block, `match` finds the issues of `devices`, not of the real devices.
 
-    If `devices` is empty, nothing changes.
+    `devices` has kinds of devices, as in `KnownIssue.devices`. If `devices` is empty, nothing
+    changes.
     """
     token = _emulated.set(devices or _emulated.get())
     try:
@@ -28,9 +29,10 @@ def emulating(devices: tuple[str, ...]) -> Iterator[None]:
 
 
 def kind_of_device(device_type: str) -> str:
-    """The kind of a device, as in `KnownIssue.devices`. CPUs have different kinds.
+    """The kind of a device, as in `KnownIssue.devices`.
 
-    A CPU of another kind than "arm" and "x86" has the kind that the operating system names.
+    For "cpu", the kind is "arm", "x86", or the operating system's name for another processor. For
+    other devices, the kind is `device_type` itself.
     """
     if device_type != "cpu":
         return device_type
@@ -40,11 +42,12 @@ def kind_of_device(device_type: str) -> str:
 
 
 def match(finding: Finding) -> list[KnownIssue]:
-    """Return the known issues of the finding's device that the finding matches.
+    """Return the known issues that may explain the finding.
 
-    The call must meet the condition of the issue, and the finding must have the issue's cause.
-    Issues that the running PyTorch has not fixed come first. Both groups are in the order of
-    `KNOWN_ISSUES`. A match does not prove that the issue causes the error.
+    Such an issue occurs on the kind of device that ran the call. The call meets the condition of
+    the issue, and the finding has the issue's cause. A match does not prove that the issue causes
+    the error. Issues that the running version of PyTorch has not fixed come first. Fixed and
+    unfixed issues are each in the order of `KNOWN_ISSUES`.
     """
     kinds = {kind_of_device(operand.device) for operand in finding.call.operands}
     kinds = {*_emulated.get()} or kinds
@@ -59,7 +62,7 @@ def match(finding: Finding) -> list[KnownIssue]:
 
 
 def describe_issue(issue: KnownIssue) -> str:
-    """Describe a known issue in a line: its source, its versions, and the workaround."""
+    """Describe a known issue in one line: its source, its versions, and the workaround."""
     devices = f" on {', '.join(issue.devices)}"
     since = f", since torch {issue.since}" if issue.since else ""
     fixed = f", fixed in torch {issue.fixed_in}" if issue.fixed_in else ""

@@ -1,4 +1,7 @@
-"""Rules for the ATen operations of an optimizer step, such as AdamW and gradient clipping."""
+"""Rules for the ATen operations of an optimizer step, such as AdamW and gradient clipping.
+
+A rule returns an `Expected` for each output of a call.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,11 +41,11 @@ def _norm(call: Call64) -> list[Expected | None]:
 
 
 def _fused_adamw(call: Call64) -> list[Expected | None]:
-    """The rule for the fused step of AdamW (Loshchilov and Hutter 2019).
+    """Return what is expected of the fused step of AdamW (Loshchilov and Hutter 2019).
 
-    The compared outputs are the parameters and both running means, but not the gradients, which
-    the kernel may scale in place. Kernels may round 1 − β in the dtype. So the new terms of the
-    running means enter G as if 1 − β were 1.
+    The parameters and both running means are compared. The gradients are not, because the kernel
+    may scale them in place. With `amsgrad` or a gradient scaler, nothing is compared. Kernels may
+    round 1 − β in the dtype. So G counts the new terms of the running means as if 1 − β were 1.
     """
     named = call.named
     if named["amsgrad"] or named["grad_scale"] is not None or named["found_inf"] is not None:
@@ -57,11 +60,12 @@ def _fused_adamw(call: Call64) -> list[Expected | None]:
 
 
 def adamw_step(state: Sequence[Tensor], options: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
-    """Return the results of a step of AdamW, each with its scale G.
+    """Return the three results of a step of AdamW, each with its scale G (see `parity/limits.py`).
 
-    The results are the parameter, and the running means of the gradient and of its square. `state`
-    has the parameter, its gradient, both running means, and the number of the step, from 1 on.
-    `options` has "lr", "beta1", "beta2", "weight_decay", "eps" and "maximize".
+    The results are the new parameter, the new running mean of the gradient, and the new running
+    mean of the squared gradient. `state` has the old parameter, its gradient, both old running
+    means, and the number of the step, counted from 1. `options` has "lr", "beta1", "beta2",
+    "weight_decay", "eps" and "maximize".
     """
     parameter, gradient, mean, squares, step = state
     beta1, beta2, lr = options["beta1"], options["beta2"], options["lr"]
@@ -73,7 +77,7 @@ def adamw_step(state: Sequence[Tensor], options: Mapping[str, Any]) -> list[tupl
     rate = lr / (1 - beta1**step)
     denominator = (new_squares / (1 - beta2**step)).sqrt() + options["eps"]
     update = rate * new_mean / denominator
-    # A relative error of the squares changes their root by half of it.
+    # A relative error ε of `new_squares` changes the square root by the relative error ε/2.
     relative = squares_size / (2 * new_squares.clamp(min=torch.finfo(torch.float64).tiny))
     update_size = rate * mean_size / denominator + update.abs() * (1 + relative)
     kept = parameter * (1 - lr * options["weight_decay"])

@@ -1,6 +1,6 @@
 """Probes: checks that run a single operation without a model.
 
-The sizes and layouts of the tensors are like those with which devices have failed before.
+The tensors have sizes and memory layouts with which devices have failed before.
 """
 
 import math
@@ -21,11 +21,11 @@ from clean_transformer.parity.operations.diagnosis import Finding
 from clean_transformer.parity.verdict import Verdict
 
 # The possible contents of a probe's tensor. TRUTH has booleans and IDS has token ids from 0 to 49.
-# All others are made from normally distributed numbers: NORMAL has these numbers, WEIGHTS replaces
-# the negative ones by 0, LARGE has numbers of about 10⁴ and SCORES of about 10³. EQUAL has many
-# equal numbers, and a row in which all are equal. MASKED has −∞ in the upper triangle, but not in
-# the last row. SMALL has numbers of about 10⁻¹³, and SUBNORMAL has numbers below the smallest
-# normal number of the dtype.
+# All others are made from normally distributed numbers. NORMAL has these numbers, and WEIGHTS has 0
+# in place of the negative numbers. LARGE has numbers of about 10⁴, and SCORES of about 10³. EQUAL
+# has many equal numbers, and a row in which all numbers are equal. MASKED has −∞ in the upper
+# triangle, but not in the last row. SMALL has numbers of about 10⁻¹³. SUBNORMAL has numbers below
+# the smallest normal number of the dtype.
 NORMAL, WEIGHTS, TRUTH, IDS = "normal", "weights", "truth", "ids"
 LARGE, SCORES, EQUAL, MASKED = "large", "scores", "equal", "masked"
 SMALL, SUBNORMAL = "small", "subnormal"
@@ -38,10 +38,10 @@ class Probe:
     """A function to check, and a description of the tensors that are its arguments.
 
     `shapes` has the shape of each tensor. `contents` says what each tensor contains, such as NORMAL
-    (see the list above). `transposed` has the two axes that are swapped in memory when a tensor
-    is transposed (see `_transposed`). The function runs with all tensors contiguous, and with all
-    tensors transposed. If `each` is True, the function also runs with a single tensor transposed,
-    sliced (see `_sliced`) or offset (see `_offset`), for each tensor in turn.
+    (see the list at the top of this file). The function runs with all tensors contiguous, and with
+    all tensors transposed. A transposed tensor keeps its shape, but the two axes in `transposed`
+    are swapped in memory. If `each` is True, the function also runs with a single tensor
+    transposed, sliced (see `_sliced`) or offset (see `_offset`), for each tensor in turn.
     """
 
     name: str
@@ -120,7 +120,7 @@ def _attentions() -> Iterator[Probe]:
 
 
 def _unusual() -> Iterator[Probe]:
-    """Probes with unusual numbers, and with tensors of 4 MiB in float32."""
+    """Yield probes with unusual numbers, and probes with tensors of 4 MiB in float32."""
     layer_norm = partial(F.layer_norm, normalized_shape=(64,))
     gelu = partial(F.gelu, approximate="tanh")
     for content in (LARGE, EQUAL, SMALL, SUBNORMAL):
@@ -177,7 +177,10 @@ PROBES = (
 
 
 def run_probes(device: str | torch.device, dtype: torch.dtype) -> list[ProbeResult]:
-    """Run all probes in all layouts, with tensors on `device` in `dtype`. This takes seconds."""
+    """Run all probes in all layouts, with tensors on `device` in `dtype`. This takes seconds.
+
+    Returns a result for each probe and layout.
+    """
     return [result for probe in PROBES for result in _run(probe, torch.device(device), dtype)]
 
 
@@ -222,7 +225,7 @@ def _layouts(probe: Probe, plain: list[Operand]) -> Iterator[tuple[str, list[Ope
 
 
 def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
-    """The layout of a tensor that has the same shape, but whose two `axes` are swapped in memory.
+    """Return the layout of a tensor of the same shape whose two `axes` are swapped in memory.
 
     If the tensor does not have both axes, return its layout unchanged.
     """
@@ -233,14 +236,14 @@ def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
 
 
 def _sliced(layout: Operand) -> Operand:
-    """The layout of `wide[..., 8:]`, where `wide` is contiguous and has 8 more columns."""
+    """Return the layout of `wide[..., 8:]`: `wide` is contiguous and has 8 columns more."""
     *rest, last = layout.shape
     stride = torch.empty((*rest, last + 8), device="meta").stride()
     return replace(layout, stride=stride, storage_offset=8)
 
 
 def _offset(layout: Operand) -> Operand:
-    """The layout of `long[1:]`, where `long` is contiguous and has one more entry on axis 0."""
+    """Return the layout of `long[1:]`: `long` is contiguous and has one entry more on axis 0."""
     return replace(layout, storage_offset=math.prod(layout.shape[1:]))
 
 
@@ -250,7 +253,7 @@ def _values(
     normal = torch.randn(shape, generator=generator)
     if content == TRUTH:
         truth = normal > 0
-        truth[..., 0] = True  # if a mask hid all keys of a query, the query's softmax would be NaN
+        truth[..., 0] = True  # a query whose keys are all masked would have a NaN softmax
         return truth
     if content == IDS:
         return torch.randint(50, shape, generator=generator)
@@ -269,7 +272,7 @@ def _masked(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.masked_fill(hidden, -math.inf)
 
 
-# For each content except TRUTH and IDS: a function of normally distributed numbers and the dtype.
+# Functions that make the contents from normally distributed numbers, except TRUTH and IDS.
 CONTENTS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
     NORMAL: lambda x, dtype: x,
     WEIGHTS: lambda x, dtype: x.relu(),

@@ -14,11 +14,11 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 @dataclass(frozen=True)
 class Call64:
-    """A call that can be repeated in float64.
+    """A call of an ATen operation that can be repeated in float64 on the CPU.
 
-    `func` is the operation. `args` and `kwargs` are the call's arguments. The tensors in `args` and
-    `kwargs` are contiguous copies on the CPU, in their original dtypes. `dtype` is the dtype of the
-    first floating-point output of the device, or int64 if there is no such output.
+    `func` is the operation. `args` and `kwargs` are the call's arguments, in which all tensors are
+    contiguous copies on the CPU in their original dtypes. `dtype` is the dtype of the first
+    floating-point output of the device, or int64 if there is no such output.
     """
 
     func: Any
@@ -45,11 +45,11 @@ class Call64:
         return named_arguments(self.func, *tree_map(self._double, (self.args, self.kwargs)))
 
     def run(self, change: Callable[[Any], Any] = lambda number: number) -> Any:
-        """Run the operation in float64 on changed arguments, and return its result.
+        """Run the operation in float64, and return its result.
 
-        This method replaces every floating-point tensor x by `change(x)`. It does the same with
-        every Python float, and with the keyword arguments `alpha` and `beta`. By default, `change`
-        returns its argument, so that the operation runs on the original values.
+        Before the run, every floating-point tensor x and every Python float x is replaced by
+        `change(x)`. The same is done with the keyword arguments `alpha` and `beta`. By default, the
+        original values are used.
         """
         args, kwargs = tree_map(self._double, (self.args, self.kwargs))
         args = tree_map(lambda x: change(x) if _is_real(x) else x, args)
@@ -70,7 +70,7 @@ class Call64:
     def _double(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             dtype = torch.float64 if value.is_floating_point() else value.dtype
-            # Only an in-place operation needs a copy of a tensor that has this dtype already.
+            # An in-place operation needs a copy, even of a tensor that has this dtype already.
             return value.to(dtype, copy=self.func._schema.is_mutable)
         if isinstance(value, torch.dtype) and value.is_floating_point:
             return torch.float64
@@ -82,15 +82,17 @@ class Expected:
     """The exact value of one output of a call, and the largest errors that are allowed.
 
     `scale` has the scale G of each element (see `parity/limits.py`). If `scale` is None, the
-    device's output must equal `exact`. Otherwise the error ratio of each element is
-    |device − exact| / (u G + η). If the largest ratio is at most `healthy`, the verdict is PASS. If
-    it is above `wrong`, and no lower precision explains the error, the verdict is WRONG. Otherwise
-    the verdict is DEGRADED.
+    device's output must equal `exact`. Otherwise the error ratio of each element is |device −
+    exact| / (u G + η). If the largest ratio is at most `healthy`, the verdict is PASS. If the
+    largest ratio is above `wrong`, and no lower precision explains the error, the verdict is WRONG.
+    Otherwise the verdict is DEGRADED.
 
-    `typical()` returns the typical size of independent rounding errors (see `limits.typical_size`).
-    `judge` calls `typical` only if the largest ratio is above `healthy`, to find out whether a
-    lower precision explains the error. `observe(output)` turns the device's output into the tensor
-    that is compared with `exact`.
+    `typical()` returns the typical size of independent rounding errors, in units of u (see
+    `typical_size` in `parity/limits.py`). If `typical` is not None, the verdict is also PASS if
+    every error whose ratio is above `healthy` is at most `dominated` · u · min(`typical()`, G) (see
+    `Kind.dominated`).
+
+    `observe(output)` turns the device's output into the tensor that is compared with `exact`.
     """
 
     exact: Tensor
@@ -98,6 +100,7 @@ class Expected:
     typical: Callable[[], Tensor] | None = None
     healthy: float = 0.0
     wrong: float = 0.0
+    dominated: float = 0.0
     observe: Callable[[Tensor], Tensor] = lambda output: output
 
 
@@ -111,14 +114,15 @@ def operation_name(func: Any) -> str:
 
 
 def run_call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run an operation and return what it computed; see `computed`."""
+    """Run an operation, and return its results (see `computed`)."""
     return computed(func, args, kwargs, func(*args, **kwargs))
 
 
 def computed(func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    """Return `output`, or the arguments that the operation overwrites if it returns nothing.
+    """Return the results of a call whose return value is `output`.
 
-    `_foreach_add_` and `_fused_adamw_` are operations that return nothing.
+    The result is `output`, unless the operation returns nothing, like `_foreach_add_` and
+    `_fused_adamw_`. Then the result is a list of the arguments that the operation overwrites.
     """
     if func._schema.returns:
         return output

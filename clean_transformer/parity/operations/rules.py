@@ -1,7 +1,7 @@
-"""Builds rules for groups of ATen operations, such as sums and elementwise functions.
+"""Functions that make rules for groups of ATen operations, such as sums.
 
-A rule computes the exact outputs, the error limits and the scale G of a call (see
-`expected_outputs` in `operations/bounds.py`).
+A rule is a function that gets a call, and returns an `Expected` for each of its outputs: the exact
+output, the error limits and the scale G (see `parity/limits.py`).
 """
 
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.limits import (
     OTHER,
-    SUM,
     Kind,
     Size,
     square,
@@ -22,20 +21,20 @@ from clean_transformer.parity.limits import (
 )
 from clean_transformer.parity.operations.replay import Call64, Expected
 
-# The limits of `LINEAR` hold for sums in which all terms have about the same size. The sums of a
-# forward pass of GPT-2 XL have at most 6,400 terms. Longer sums get the limits of `SUM`.
-LONGEST_OF_LINEAR = 8192
-
 Rule = Callable[[Call64], list[Expected | None]]
 
 
 def equal(call: Call64) -> list[Expected | None]:
-    """The rule for an operation that does not round: the outputs must equal the exact outputs."""
+    """The rule for operations that do not round: the outputs must equal the exact outputs."""
     return [Expected(torch.as_tensor(output)) for output in tree_leaves(call.run_as_given())]
 
 
 def unknown(call: Call64) -> list[Expected | None]:
-    """The rule for an operation f that is not in RULES: G is |f(inputs)| + |f(|inputs|)|."""
+    """The rule for operations that are not in RULES: the scale G is |f(x)| + |f(|x|)|.
+
+    f is the operation, and x stands for its inputs. Outputs that are not floating-point must equal
+    the exact outputs.
+    """
     pairs = zip(tree_leaves(call.run()), tree_leaves(call.run(abs)), strict=True)
     return [
         within(OTHER, call, exact, exact.abs() + size.abs())
@@ -53,18 +52,24 @@ def within(
     terms: int = 1,
     typical: Callable[[], Tensor] | None = None,
 ) -> Expected:
-    """Return what is expected of one output: its limits are those of `kind` for `terms` terms."""
+    """Return an `Expected` with the limits of `kind` for sums of `terms` terms.
+
+    `exact` is the exact output, and `scale` is its scale G. `typical` is a field of `Expected`.
+    """
     healthy, wrong = kind.limits(terms, call.u)
-    return Expected(exact, scale, typical, healthy, wrong)
+    return Expected(exact, scale, typical, healthy, wrong, kind.dominated(terms, call.u))
 
 
 def unless_integer(rule: Rule) -> Rule:
-    """Return `rule`, but with the rule `equal` for calls without a floating-point output."""
+    """Return a rule that applies `rule`, or `equal` if no output is floating-point."""
     return lambda call: rule(call) if call.u else equal(call)
 
 
 def approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
-    """Return a rule for an operation with one output. `scale(call, exact output)` returns G."""
+    """Return a rule for operations with one output, whose scale G is `scale(call, exact)`.
+
+    `exact` is the exact output.
+    """
 
     def rule(call: Call64) -> list[Expected | None]:
         exact = call.run()
@@ -74,10 +79,11 @@ def approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
 
 
 def summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
-    """Return a rule for an operation that sums terms or products.
+    """Return a rule for operations that sum terms or products.
 
-    `count(named arguments, exact output)` returns the number of terms in each sum. The rule also
-    runs the operation on the absolute values of its inputs: this gives Σ|term|, which G needs.
+    `count(named, exact)` gets the named arguments and the exact output of a call, and returns the
+    number of terms in each sum. The rule also runs the operation on the absolute values of its
+    inputs. This gives Σ|term|, which G needs.
     """
 
     def rule(call: Call64) -> list[Expected | None]:
@@ -94,26 +100,23 @@ def summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
             return typical_size(exact, terms(square))
 
         scale = sum_scale(exact, terms, call.u)
-        # A sum over the vocabulary, as in the gradient of an unembedding's input, has one large
-        # term: that of the target. Then all rounding errors of the running total are large.
-        chosen = SUM if n_terms > LONGEST_OF_LINEAR else kind
-        return [within(chosen, call, exact, scale, n_terms, typical)]
+        return [within(kind, call, exact, scale, n_terms, typical)]
 
     return unless_integer(rule)
 
 
 def length(name: str) -> Callable[[dict[str, Any], Tensor], int]:
-    """Return a function for `summed` that counts the columns of the argument `name`."""
+    """Return a function that returns the length of the last axis of the argument `name`."""
     return lambda named, exact: named[name].shape[-1]
 
 
 def factor_length(named: dict[str, Any], exact: Tensor) -> int:
-    """Return the length of the summed axis of a matrix product."""
+    """Return the length of the axis over which a matrix product sums."""
     return named["input" if "input" in named else "self"].shape[-1]
 
 
 def reduced(named: dict[str, Any], exact: Tensor) -> int:
-    """Return how many elements of the input are summed to one element of the output."""
+    """Return how many input elements are summed to each output element."""
     return named["self"].numel() // max(exact.numel(), 1)
 
 

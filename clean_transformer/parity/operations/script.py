@@ -52,15 +52,15 @@ assert possible.all(), f"{name}: drew {{int((~possible).sum())}} impossible indi
 def reproduction_script(finding: Finding) -> str:
     """Return the source of a Python script whose `assert` fails on a device with this fault.
 
-    The script needs only torch, and has fewer than 40 lines.
+    The script needs only torch, and has fewer than 40 lines. It makes tensors with the memory
+    layouts of the finding's tensors. It fills them with random numbers that have the same range,
+    mean and deviation as the finding's tensors (see `sample`). It runs the operation on the device,
+    and in float64 on the CPU.
 
-    The script makes tensors with the layouts of the finding's tensors, and fills them with random
-    numbers (see `sample`) that have the range, the mean and the deviation of the finding's tensors.
-    It runs the operation on the device, and on the CPU in float64. It then compares the element
-    with the largest error ratio, and allows the bound of the finding: healthy ratio · (u G + η). If
-    the result of the operation has no rounding error, the whole results must be equal. Every index
-    that `multinomial` draws must have a weight above 0. If random numbers do not show the fault,
-    the script's first lines say so.
+    The script then asserts that the element with the largest error ratio has an error of at most
+    `Judgment.healthy` · `Judgment.unit`. If the operation does not round, all results must be equal
+    instead. If the operation is `multinomial`, every drawn index must have a weight above 0. If the
+    random numbers do not show the fault, the first lines of the script say so.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")
@@ -83,10 +83,9 @@ def reproduction_script(finding: Finding) -> str:
 
 
 def source_of(function: Callable[..., Any]) -> str:
-    """The source code of a function without its type annotations.
+    """Return the source code of a function without its type annotations.
 
-    A reproduction script contains this code. The script imports only torch, so the names in the
-    annotations would be missing.
+    The annotations use names that a reproduction script does not import.
     """
     tree = ast.parse(inspect.getsource(function))
     definition = cast(ast.FunctionDef, tree.body[0])
@@ -97,10 +96,9 @@ def source_of(function: Callable[..., Any]) -> str:
 
 
 def _arguments(finding: Finding, form: str) -> str:
-    """The source code of the call's arguments, separated by commas.
+    """Return the source code of the call's arguments, separated by commas.
 
-    `form` is a format string. The name of each tensor is put in place of its "{}". For example,
-    "exact({})" turns the name "x0" into "exact(x0)".
+    `form` is a format string for the names of tensors: "exact({})" turns "x0" into "exact(x0)".
     """
     numbers = iter(range(len(finding.call.operands)))
     positional = [_source(value, numbers, form) for value in finding.arguments]

@@ -1,7 +1,7 @@
 """Computes fused ATen operations in small steps, on the device under test.
 
-If the result of the small steps is right, then only the fused kernel is wrong. Every function in
-this file has one argument: `named` maps the names of the operation's arguments to their values.
+If the result of the small steps is right, then only the fused kernel is wrong. In every function of
+this file, the argument `named` maps the names of the operation's arguments to their values.
 """
 
 import math
@@ -22,7 +22,7 @@ Named = Mapping[str, Any]
 
 
 def addmm(named: Named) -> Tensor:
-    """Return β · input + α · mat1 mat2. The name of the input in `named` is "self"."""
+    """Return β · self + α · mat1 mat2, where "self" is the name of the bias in `named`."""
     return named["beta"] * named["self"] + named["alpha"] * torch.mm(named["mat1"], named["mat2"])
 
 

@@ -1,7 +1,7 @@
 """`Reference`: another implementation of GPT-2, which runs with our weights.
 
-`hooked_transformer.py`, `huggingface.py` and `transformer_bridge.py` each add one implementation.
-`choose.py` finds these files, and every new file in this folder that defines `IMPLEMENTATION`.
+Each file of this folder that defines `IMPLEMENTATION` adds one implementation. `choose.py` finds
+these files.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,29 +11,30 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from clean_transformer.analysis.comparison import LOGITS as LOGITS
 from clean_transformer.config import Config
 from clean_transformer.weights.table import State
 
-# Our names for the token ids and for the positions. Question 1 also compares these two inputs.
+# Our names for the token ids and for the positions. `same_function.py` also compares these inputs.
 TOKENS, POSITIONS = "tokens", "positions"
 
 
 class ReferenceUnavailable(RuntimeError):
-    """The reference is not installed, or it does not support this model."""
+    """The reference is not installed, cannot hold this model, or cannot read the files."""
 
 
 @dataclass(frozen=True)
 class Reference:
     """A model of another implementation, with our weights.
 
-    `title` is the name of the implementation with its version. `run(tokens)` runs the model and
+    `title` is the name of the implementation with its version. `run(tokens)` runs the model, and
     returns a dict of all activations that the implementation caches. `run(tokens, keep)` returns
-    only those for whose key `keep(key)` is true, to save memory. `aliases` maps a key of this
-    dict to our name for the same activation. A key without an alias must be one of our names: a
-    hook point, a submodule (for the submodule's output), TOKENS, POSITIONS or LOGITS.
+    only the activations for which `keep(key)` is true, to save memory. `aliases` maps a key of this
+    dict to our name for the same activation. If `aliases` does not have a key, the key is already
+    our name: a hook point, a submodule (for the submodule's output), TOKENS, POSITIONS or LOGITS.
     """
 
     title: str
@@ -49,26 +50,31 @@ class Reference:
 class Implementation:
     """How to build a reference. A file of this folder defines it as `IMPLEMENTATION`.
 
-    `build(cfg, state)` returns a `Reference` on the CPU with the parameters of `state`, in the
-    dtype of these parameters. `build` raises `ReferenceUnavailable` if the needed package is not
-    installed or does not support the model. `is_installed()` says whether the needed package is
-    installed. The reference "auto" is the installed reference with the lowest `rank`.
+    `name` is the name of the reference in `choose_reference`. `build(cfg, state)` returns a
+    `Reference` on the CPU with the parameters of `state`, in the dtype of these parameters. `build`
+    raises `ReferenceUnavailable` if the package of the implementation is not installed, or does not
+    support the model. `is_installed()` says whether this package is installed. The name "auto"
+    stands for the installed reference with the lowest `rank`.
 
-    `read(folder)` returns a `Reference` in float64 on the CPU that has read the weights from the
-    files of `folder` with the implementation's own code, not with our loader. Like our loader, it
-    rounds the weights to float32. It raises `ReferenceUnavailable` if the implementation cannot
-    read these files. `read` is None if the implementation has no loader.
+    `read(folder)` returns a `Reference` in float64 on the CPU. The implementation's own code reads
+    the weights from the files of `folder`, not our loader. The weights are rounded to float32, as
+    in our loader. `read` raises `ReferenceUnavailable` if the implementation cannot read these
+    files. `read` is None if the implementation has no loader.
+
+    `model(cfg, state, device)` returns the implementation's model itself on `device`, with its
+    default settings. `model` raises `ReferenceUnavailable` in the same cases as `build`.
     """
 
     name: str
     build: Callable[[Config, State], Reference]
+    model: Callable[[Config, State, torch.device], nn.Module]
     is_installed: Callable[[], bool]
     rank: int
     read: Callable[[Path], Reference] | None = None
 
 
 def everything(key: str) -> bool:
-    """Keep every activation (see `Reference`)."""
+    """Return True for every key: keep all activations (see `Reference.run`)."""
     return True
 
 

@@ -8,7 +8,7 @@ from clean_transformer.parity.references.base import Implementation
 
 
 def implementations() -> list[Implementation]:
-    """The `IMPLEMENTATION` of each file in this folder that defines it, sorted by rank."""
+    """Return the `IMPLEMENTATION` of each file in this folder that has one, sorted by rank."""
     files = [
         import_module(f"{references.__name__}.{file.name}")
         for file in iter_modules(references.__path__)
@@ -26,8 +26,8 @@ READERS = {each.name: each.read for each in IMPLEMENTATIONS}
 def choose_reference(name: str) -> tuple[str | None, str]:
     """Return (name of a reference, ""), or (None, reason) if no reference is chosen.
 
-    The name "auto" chooses the installed reference with the lowest rank. The name "none" chooses no
-    reference. Raises `ValueError` for an unknown name.
+    The name "auto" chooses the installed reference with the lowest `Implementation.rank`. The name
+    "none" chooses no reference. Raises `ValueError` for an unknown name.
     """
     if name == "none":
         return None, "no reference was asked for"

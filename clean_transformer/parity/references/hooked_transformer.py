@@ -25,7 +25,7 @@ from clean_transformer.parity.references.huggingface import read_gpt2_lm_head_mo
 from clean_transformer.weights.formats.transformer_lens import HOOKED_TRANSFORMER
 from clean_transformer.weights.table import State
 
-# The optional activations of `HookedTransformer`, which the reference caches too.
+# Options of `HookedTransformer`, with which the model also computes its optional activations.
 OPTIONAL = {
     "use_attn_result": True,
     "use_split_qkv_input": True,
@@ -40,16 +40,20 @@ def is_installed() -> bool:
 
 
 def hooked_transformer(cfg: Config, state: State) -> Reference:
-    """Build the reference around a `HookedTransformer` that caches all optional activations."""
+    """Return a `Reference` that runs a `HookedTransformer` with the parameters of `state`.
+
+    The model also caches its optional activations (see OPTIONAL).
+    """
     require_hooked()
     return watched_model(hooked_model(cfg, state, **OPTIONAL))
 
 
 def read(folder: Path) -> Reference:
-    """Build the reference around a `HookedTransformer` with the weights in `folder`.
+    """Return a `Reference` that runs a `HookedTransformer` with the weights in `folder`.
 
-    transformers reads the files as a `GPT2LMHeadModel`. TransformerLens converts its weights with
-    `convert_gpt2_weights`, as `HookedTransformer.from_pretrained` does for published models.
+    transformers reads the files as a `GPT2LMHeadModel`. TransformerLens converts the weights of
+    this model with `convert_gpt2_weights`, as `HookedTransformer.from_pretrained` does for
+    published models.
     """
     require_hooked()
     from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
@@ -80,7 +84,7 @@ def read(folder: Path) -> Reference:
 
 
 def require_hooked() -> None:
-    """Raise `ReferenceUnavailable` if no version with `HookedTransformer` is installed."""
+    """Raise `ReferenceUnavailable` if the installed packages have no `HookedTransformer`."""
     import_package("transformer_lens", "hooked")
     if not is_installed():
         raise ReferenceUnavailable(
@@ -90,7 +94,7 @@ def require_hooked() -> None:
 
 
 def watched_model(model: Any) -> Reference:
-    """Return the reference around a `HookedTransformer`."""
+    """Return a `Reference` that runs `model`, a `HookedTransformer`."""
 
     def run(
         tokens: Int[Tensor, "batch pos"], keep: Callable[[str], bool] = everything
@@ -99,6 +103,12 @@ def watched_model(model: Any) -> Reference:
         return {**cache, LOGITS: logits}
 
     return Reference(f"HookedTransformer {version('transformer_lens')}", run)
+
+
+def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
+    """Return a `HookedTransformer` on `device` with its default settings."""
+    require_hooked()
+    return hooked_model(cfg, state).to(device, print_details=False)
 
 
 def hooked_model(cfg: Config, state: State, **options: bool) -> Any:
@@ -146,4 +156,6 @@ def empty_model(dtype: torch.dtype, **fields: Any) -> Any:
         return transformer_lens.HookedTransformer(cfg)
 
 
-IMPLEMENTATION = Implementation("hooked", hooked_transformer, is_installed, rank=1, read=read)
+IMPLEMENTATION = Implementation(
+    "hooked", hooked_transformer, plain_model, is_installed, rank=1, read=read
+)

@@ -36,19 +36,19 @@ def is_installed() -> bool:
 
 
 def huggingface(cfg: Config, state: State) -> Reference:
-    """Build the reference around a `GPT2LMHeadModel` with eager attention."""
+    """Return a `Reference` that runs a `GPT2LMHeadModel` with the parameters of `state`."""
     import_package("transformers", "bridge")
     return watched_model(gpt2_lm_head_model(cfg, state))
 
 
 def read(folder: Path) -> Reference:
-    """Build the reference around a `GPT2LMHeadModel` that transformers reads from `folder`."""
+    """Return a `Reference` that runs a `GPT2LMHeadModel`. transformers reads it from `folder`."""
     import_package("transformers", "bridge")
     return watched_model(read_gpt2_lm_head_model(folder))
 
 
 def watched_model(model: Any) -> Reference:
-    """Return the reference around a `GPT2LMHeadModel` with eager attention.
+    """Return a `Reference` that runs `model`, a `GPT2LMHeadModel` with eager attention.
 
     Forward hooks on the model's modules collect the activations.
     """
@@ -109,10 +109,18 @@ def watched_model(model: Any) -> Reference:
     return Reference(f"GPT2LMHeadModel {version('transformers')}", run)
 
 
-def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
+def plain_model(cfg: Config, state: State, device: torch.device) -> nn.Module:
+    """Return a `GPT2LMHeadModel` on `device` with fused attention, transformers' default."""
+    import_package("transformers", "bridge")
+    return gpt2_lm_head_model(cfg, state, attention="sdpa").to(device)
+
+
+def gpt2_lm_head_model(cfg: Config, state: State, *, attention: str = "eager") -> Any:
     """Return a `GPT2LMHeadModel` on the CPU with the parameters and the dtype of `state`.
 
-    Raises `ReferenceUnavailable` if `GPT2LMHeadModel` does not support this configuration.
+    If `attention` is "eager", the model computes attention in small steps. If it is "sdpa", the
+    model uses PyTorch's fused attention. Raises `ReferenceUnavailable` if `GPT2LMHeadModel` does
+    not support this configuration.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -126,7 +134,7 @@ def gpt2_lm_head_model(cfg: Config, state: State) -> Any:
         model = GPT2LMHeadModel(
             GPT2Config(
                 **fields,
-                attn_implementation="eager",
+                attn_implementation=attention,
                 bos_token_id=end_of_text,
                 eos_token_id=end_of_text,
             )
@@ -155,7 +163,7 @@ def read_gpt2_lm_head_model(folder: Path) -> Any:
         model, found = GPT2LMHeadModel.from_pretrained(
             folder, attn_implementation="eager", local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # transformers, safetensors and pickle raise many kinds
+    except Exception as error:  # transformers, safetensors and pickle raise many classes
         first = str(error).strip().partition("\n")[0]
         message = f"transformers cannot read {folder} ({type(error).__name__}: {first})"
         raise ReferenceUnavailable(message) from None
@@ -168,4 +176,6 @@ def read_gpt2_lm_head_model(folder: Path) -> Any:
     return model.eval().float().double()
 
 
-IMPLEMENTATION = Implementation("huggingface", huggingface, is_installed, rank=2, read=read)
+IMPLEMENTATION = Implementation(
+    "huggingface", huggingface, plain_model, is_installed, rank=2, read=read
+)

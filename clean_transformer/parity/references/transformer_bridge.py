@@ -73,19 +73,22 @@ def is_installed() -> bool:
 
 
 def transformer_bridge(cfg: Config, state: State) -> Reference:
-    """Build the reference around a `TransformerBridge`, which wraps a `GPT2LMHeadModel`."""
+    """Return a `Reference` that runs a `TransformerBridge` with the parameters of `state`."""
     require_bridge()
     return watched_bridge(gpt2_lm_head_model(cfg, state))
 
 
 def read(folder: Path) -> Reference:
-    """Build the reference around a `GPT2LMHeadModel` that transformers reads from `folder`."""
+    """Return a `Reference` that runs a `TransformerBridge` with the weights in `folder`.
+
+    transformers reads the files as a `GPT2LMHeadModel`, which the bridge wraps.
+    """
     require_bridge()
     return watched_bridge(read_gpt2_lm_head_model(folder))
 
 
 def require_bridge() -> None:
-    """Raise `ReferenceUnavailable` if no version with `TransformerBridge` is installed."""
+    """Raise `ReferenceUnavailable` if the installed packages have no `TransformerBridge`."""
     import_package("transformer_lens", "bridge")
     if not is_installed():
         raise ReferenceUnavailable(
@@ -95,7 +98,10 @@ def require_bridge() -> None:
 
 
 def watched_bridge(hf_model: Any) -> Reference:
-    """Return the reference around a `TransformerBridge`, which wraps a `GPT2LMHeadModel`."""
+    """Return a `Reference` that runs a `TransformerBridge` around `hf_model`.
+
+    `hf_model` is a `GPT2LMHeadModel`.
+    """
     bridge = bridge_around(hf_model, "cpu", hf_model.dtype)
 
     def run(
@@ -120,8 +126,18 @@ def watched_bridge(hf_model: Any) -> Reference:
     return Reference(f"TransformerBridge {version('transformer_lens')}", run, aliases)
 
 
+def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
+    """Return a `TransformerBridge` on `device` that wraps a `GPT2LMHeadModel`."""
+    require_bridge()
+    hf_model = gpt2_lm_head_model(cfg, state).to(device)
+    return bridge_around(hf_model, str(device), hf_model.dtype)
+
+
 def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
-    """Return a `TransformerBridge` on `device` in `dtype` that wraps a `GPT2LMHeadModel`."""
+    """Return a `TransformerBridge` on `device` in `dtype` that wraps `hf_model`.
+
+    `hf_model` is a `GPT2LMHeadModel`.
+    """
     import tokenizers
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
@@ -147,4 +163,6 @@ def masked_with_infinity(scores: Tensor) -> Tensor:
     return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
 
 
-IMPLEMENTATION = Implementation("bridge", transformer_bridge, is_installed, rank=1, read=read)
+IMPLEMENTATION = Implementation(
+    "bridge", transformer_bridge, plain_model, is_installed, rank=1, read=read
+)

@@ -19,7 +19,7 @@ from clean_transformer.parity.report.wording import (
     script_name,
     use_line,
 )
-from clean_transformer.parity.results import DeviceRun, SuiteReport
+from clean_transformer.parity.results import DeviceRun, SuiteReport, UseSummary
 from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
 from clean_transformer.reports.environment import build_lines, environment
@@ -91,7 +91,7 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     if meaning(run):
         console.print(meaning(run), markup=False)
     if run.by_use:
-        console.print(uses_table(run))
+        console.print(uses_table(run.by_use))
     console.print(
         f"{checked:,} checks: the error of each activation and of each part in every use, the "
         "drift of the whole run, invariants, single operations"
@@ -112,10 +112,10 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
         console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has no {device}")
 
 
-def uses_table(run: DeviceRun) -> Table:
+def uses_table(uses: list[UseSummary]) -> Table:
     """Return a table with a row for each use of the model: its verdict, and its `use_line`."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for use in run.by_use:
+    for use in uses:
         table.add_row(styled(use.verdict), Text(use_line(use)))
     return table
 
@@ -171,7 +171,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
         return Group(heading, Text(f"   {run.not_checked}"))
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
-    parts.append(Padding(uses_table(run), (0, 0, 0, 2)))
+    parts.append(Padding(uses_table(run.by_use), (0, 0, 0, 2)))
     if run.isolated:
         heat_map = heat_map_table({"worst ratio": isolated_map(run)})
         parts += [Padding(heat_map, (0, 0, 0, 2)), _kinds(run.isolated)]

@@ -1,5 +1,7 @@
 """Sentences for the report in the terminal, the report on the HTML page, and `assert_parity`."""
 
+from collections.abc import Sequence
+
 from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
@@ -33,7 +35,12 @@ def group_of(name: str) -> str:
 def script_name(run: DeviceRun) -> str:
     """The file name of the script that reproduces the first wrong operation of a run."""
     operation = run.located.operation.split(".")[1] if run.located else "nothing"
-    return f"reproduce-{operation}-{run.device.replace(':', '')}-{run.dtype}.py"
+    return script_file(operation, run.device, run.dtype)
+
+
+def script_file(operation: str, device: str, dtype: str) -> str:
+    """The file name of a script that reproduces an error of `operation`, such as "mm"."""
+    return f"reproduce-{operation}-{device.replace(':', '')}-{dtype}.py"
 
 
 def located_lines(located: Located) -> list[str]:
@@ -110,15 +117,23 @@ def meaning(run: DeviceRun) -> str:
         return f"Nothing was checked: {run.not_checked}."
     if run.verdict is Verdict.PASS:
         return ""
-    groups = [
-        (words, [_in_use(use) for use in run.by_use if use.verdict is verdict])
-        for verdict, words in INTRODUCED.items()
-    ]
     measured = verdicts(run.isolated, run.uses, run.end_to_end, run.invariants)
-    if not worst(measured).is_bad:
-        groups[0][1].extend(_single_operations(run))
-    said = [f"{words}: {', '.join(uses)}." for words, uses in groups if uses]
-    return " ".join([*said, DRIFT_ONLY] if only_drifts(run) else said)
+    also_wrong = [] if worst(measured).is_bad else _single_operations(run)
+    said = uses_by_verdict(run.by_use, also_wrong)
+    return f"{said} {DRIFT_ONLY}" if only_drifts(run) else said
+
+
+def uses_by_verdict(uses: list[UseSummary], also_wrong: Sequence[str] = ()) -> str:
+    """Return a sentence for each verdict, which says what a person does in the uses with it.
+
+    The texts `also_wrong` are added to the sentence for WRONG.
+    """
+    groups = {
+        words: [_in_use(use) for use in uses if use.verdict is verdict]
+        for verdict, words in INTRODUCED.items()
+    }
+    groups[INTRODUCED[Verdict.WRONG]].extend(also_wrong)
+    return " ".join(f"{words}: {', '.join(same)}." for words, same in groups.items() if same)
 
 
 def _in_use(use: UseSummary) -> str:

@@ -26,9 +26,9 @@ def judge_uses(
 ) -> list[UseResult]:
     """Judge every use of `uses(cfg)`, training and sampling. Return their results.
 
-    If `locates`, the judge searches
-    each use that fails for its first wrong operation, which becomes `located` in the result. Before
-    each use, `on_step` gets the use's `case`; before sampling, it gets "sampling".
+    If `locates`, the judge searches each use that fails for its first wrong operation, which
+    becomes `located` in the result. Before each use, `on_step` gets the use's `case`. Before the
+    last two uses, it gets "training" and "sampling".
     """
     model, results = judge.model, []
     for use in uses(model.cfg):

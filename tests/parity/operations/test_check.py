@@ -210,6 +210,32 @@ def test_a_wrong_operation_is_found_behind_a_degraded_one() -> None:
     assert finding.call.operands[2].shape == (256, 64)
 
 
+def test_a_sum_that_a_few_terms_dominate_may_round_at_every_addition() -> None:
+    """Each of the k additions rounds a partial sum that is as large as the result."""
+
+    def in_order(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+        terms = args[0].T[:, :, None] * args[1][:, None]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+    def far_off(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+        return func(*args) + 200 * 2.0**-24 * (args[0].abs() @ args[1].abs())
+
+    k = 2**14
+    x, w = sample(4, k), sample(k, 8, seed=1)
+    dominated = torch.cat([torch.ones(4, 1), x[:, 1:] * 1e-5], 1)
+    w[0] = 1
+    off = in_order(None, (dominated, w), {}).double() - dominated.double() @ w.double()
+    assert (off.abs() / (dominated.abs() @ w.abs())).max() > 30 * 2.0**-24
+    with broken("mm", in_order):
+        assert check_operations(torch.mm, dominated, w).verdict is Verdict.PASS
+        assert check_operations(torch.mm, x, w).verdict is Verdict.PASS
+    with broken("mm", far_off):
+        assert check_operations(torch.mm, x, w).verdict is Verdict.DEGRADED
+
+
 def test_a_number_that_is_none_is_wrong() -> None:
     with broken("add", with_result(lambda output: output * torch.nan)):
         finding = first_wrong_operation(torch.add, sample(4), sample(4))

@@ -77,7 +77,8 @@ def test_a_reference_is_chosen_by_name():
 def test_a_file_in_the_folder_is_all_that_a_new_reference_takes(tmp_path: Path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from clean_transformer.parity.references.base import Implementation\n"
-        "IMPLEMENTATION = Implementation('mine', lambda cfg, state: None, lambda: True, rank=0)\n"
+        "make = lambda *given: None\n"
+        "IMPLEMENTATION = Implementation('mine', make, make, lambda: True, rank=0)\n"
     )
     monkeypatch.setattr(references, "__path__", [*references.__path__, str(tmp_path)])
     assert [each.name for each in implementations()] == ["mine", *REFERENCES]

@@ -302,7 +302,7 @@ def test_a_compiled_run_is_named_and_needs_no_chart(measured: SuiteReport):
     section = run_sections(Page(render(replace(measured, runs=[run]))).root)[0]
     assert "compute float32, compiled accurately?" in section.words()
     assert not section.all("class", "chart")
-    assert facts(section.all("class", "end-to-end")[0]).keys() == {"logits"}
+    assert facts(section.all("class", "end-to-end")[0]).keys() == {row.name for row in whole}
 
 
 # --- one file, and nothing else ---
@@ -335,7 +335,7 @@ def test_the_file_is_written_whole(measured: SuiteReport, tmp_path: Path):
 def test_the_command_writes_it(
     measured: SuiteReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(inputs, "choose_weights", lambda source: None)
+    monkeypatch.setattr(inputs, "choose_weights", lambda source: small_weights())
     monkeypatch.setattr(suite, "run_suite", lambda *args, **options: measured)
     file = tmp_path / "page.html"
     result = CliRunner().invoke(app, ["parity", "--reference", "none", "--html", str(file)])

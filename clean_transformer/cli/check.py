@@ -1,0 +1,82 @@
+"""`clean-transformer check`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from clean_transformer.cli import options
+from clean_transformer.cli.terminal import progress
+from clean_transformer.support.dtypes import DTYPES, choose_dtype
+
+
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A GPT-2, named as for --weights of parity; or FILE.py:FUNCTION, a function "
+            "without arguments that returns an nn.Module. A function make_inputs in the same file "
+            "returns its inputs: a tensor, a tuple, or a dict."
+        ),
+    ],
+    implementation: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            help="Which class runs a GPT-2: bridge (TransformerLens's TransformerBridge), hooked "
+            "(its HookedTransformer), huggingface (the GPT2LMHeadModel of transformers), or ours. "
+            "auto chooses the first that is installed.",
+        ),
+    ] = "auto",
+    device: options.Device = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(DTYPES)}. Default: float32; a model from a file keeps its own."
+        ),
+    ] = None,
+    json: options.JsonFile = None,
+) -> None:
+    """Check every operation of any model, forward, backward and in generate, on a device.
+
+    Compares each operation with its own result in float64 on the CPU.
+    Writes a script in the current folder that reproduces the first fault.
+
+    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
+    3 something was NOT CHECKED, 130 interrupted.
+    """
+    from clean_transformer.parity.any_model.check import check_model
+    from clean_transformer.parity.any_model.results import SCHEMA
+    from clean_transformer.parity.any_model.target import load_target
+    from clean_transformer.parity.any_model.terminal import print_model_report
+    from clean_transformer.parity.report.terminal import styled
+    from clean_transformer.parity.report.wording import script_file
+    from clean_transformer.parity.verdict import Verdict
+    from clean_transformer.support.devices import choose_devices, is_available, resolve_device
+    from clean_transformer.support.files import require_folder, write_atomically
+
+    require_folder(json)
+    chosen_dtype = None if dtype is None else choose_dtype(dtype)
+    chosen_devices, console = choose_devices(device), Console()
+    if len(chosen_devices) > 1:
+        raise ValueError(f"check runs on one device, not {device!r}; name one")
+    if not is_available(chosen_devices[0]):
+        reason = f"{device}: this machine has no {device}"
+        console.print(styled(Verdict.NOT_CHECKED), reason)
+        raise typer.Exit(Verdict.NOT_CHECKED.exit_status)
+    with progress() as on_step:
+        on_step("loading the model")
+        loaded = load_target(
+            target, implementation, resolve_device(chosen_devices[0]), chosen_dtype
+        )
+        report = check_model(loaded.model, loaded.inputs, on_step=on_step)
+    print_model_report(report, loaded.title, console)
+    if json is not None:
+        SCHEMA.write_json(report, json)
+    if report.first_wrong:
+        operation = report.first_wrong.operation.split(".")[1]
+        script = script_file(operation, report.device, "-".join(report.dtypes))
+        write_atomically(Path(script), report.first_wrong.script)
+        console.print(f"reproduction: {script}")
+    raise typer.Exit(report.verdict.exit_status)

@@ -1,0 +1,1 @@
+"""Checks any PyTorch model on its device, operation by operation (see `check_model`)."""

@@ -1,0 +1,217 @@
+"""`check_model`: compares every ATen call of any model with the same call in float64."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from clean_transformer.parity.any_model.paths import ModulePaths
+from clean_transformer.parity.any_model.results import (
+    ModelReport,
+    Recorder,
+    UseReport,
+    floating_dtypes,
+)
+from clean_transformer.parity.attempts import failed_check
+from clean_transformer.parity.operations.check import CallChecker
+from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.reports.environment import environment
+
+# The inputs of a model: one tensor, a tuple of positional arguments, or a dict of keyword
+# arguments.
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+# The number of tokens that `generate` adds to the prompt.
+NEW_TOKENS = 4
+# Keyword arguments for the `generate` methods of known libraries. An argument is passed only if the
+# signature of the method has it.
+GENERATE = {"verbose": False, "stop_at_eos": False}
+
+
+def check_model(
+    model: nn.Module, inputs: Inputs, *, on_step: Callable[[str], None] = lambda what: None
+) -> ModelReport:
+    """Run the model forward, backward and `generate`, and check every ATen call of these runs.
+
+    Each call runs on the model's device. The call is repeated in float64 on the CPU with the inputs
+    that it had on the device, and its error is judged by the operation's rounding bound (see
+    `parity/limits.py`). So an error counts only in the call that makes it, not in later calls. The
+    check goes on after a wrong call.
+
+    `inputs` is one tensor, a tuple of positional arguments, or a dict of keyword arguments, on the
+    model's device. The first integer tensor [batch pos] of the inputs holds the token ids. If the
+    model has a method `generate`, its prompt is the token ids without the last NEW_TOKENS.
+
+    The backward pass runs if the output requires gradients. If the output has logits [batch pos
+    vocab] for the token ids, the gradients are those of the cross entropy of the next tokens.
+    Otherwise the outputs are multiplied by fixed random numbers and summed, and the gradients are
+    those of this sum. `on_step` gets the name of each use ("forward", "backward" or "generate")
+    before it runs.
+
+    The model runs in evaluation mode, so that dropout is off. At the end, its mode, its gradients
+    and the random states of the CPU and of CUDA are restored. In addition to the model and its
+    activations, the check needs memory for the float64 replay of one call.
+
+    If the model raises an exception in a use, the verdict of the use is ERROR, or NOT CHECKED if
+    the device lacks an operation. Raises `ValueError` if a module is compiled, because PyTorch
+    would run the module uncompiled during the check.
+    """
+    _refuse_compiled(model)
+    args, kwargs = _arguments(inputs)
+    tokens = _tokens((args, kwargs))
+    tensors = [*model.parameters(), *model.buffers(), *_tensors((args, kwargs))]
+    report = ModelReport(
+        model=type(model).__name__,
+        inputs=", ".join(_described(each) for each in _tensors((args, kwargs))),
+        device=str(tensors[0].device) if tensors else "cpu",
+        dtypes=floating_dtypes(tensors),
+        environment=environment(),
+    )
+    output: Any = None
+
+    def forward() -> None:
+        nonlocal output
+        output = model(*args, **kwargs)
+
+    with _undisturbed(model), ModulePaths(model) as paths:
+
+        def check(name: str, run: Callable[[], Any]) -> UseReport:
+            on_step(name)
+            use = UseReport(name)
+            report.uses.append(use)
+            try:
+                with CallChecker(Recorder(use, lambda: paths.current)):
+                    run()
+            except Exception as error:
+                use.failed = failed_check(name, error)
+            return use
+
+        # In inference mode, PyTorch makes no graph for the backward pass.
+        with torch.inference_mode(False), torch.enable_grad():
+            if check("forward", forward).failed:
+                return report
+            if any(each.requires_grad for each in _tensors(output)):
+                check("backward", lambda: torch.autograd.backward(_loss(output, tokens)))
+            else:
+                report.absent["backward"] = "the output does not require gradients"
+        output = None  # frees the activations
+        if not _can_generate(model):
+            report.absent["generate"] = "the model has no method generate"
+        elif tokens is None:
+            reason = "the inputs have no token ids [batch pos] for a prompt"
+            failed = Check("generate", Verdict.NOT_CHECKED, note=reason)
+            report.uses.append(UseReport("generate", failed=failed))
+        else:
+            prompt = tokens[:, : max(1, tokens.shape[1] - NEW_TOKENS)]
+            with torch.no_grad():
+                check("generate", lambda: _generate(model, prompt))
+    return report
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise ValueError(
+                f"{name or 'the model'} is compiled, but the check would run it uncompiled, to see "
+                "its operations; check the model before torch.compile"
+            )
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Turn on evaluation mode. At the end, restore modes, gradients and random states.
+
+    Each gradient is deleted as soon as it is complete, so that only one gradient at a time is in
+    memory.
+    """
+    modes = {module: module.training for module in model.modules()}
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    handles = []
+    for parameter, _ in gradients:
+        parameter.grad = None
+        if parameter.requires_grad and parameter.is_leaf:
+            handles.append(parameter.register_post_accumulate_grad_hook(_forget))  # type: ignore[no-untyped-call]
+    devices = {each.device for each in model.parameters() if each.device.type == "cuda"}
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, training in modes.items():
+            module.training = training
+
+
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _loss(output: Any, tokens: Tensor | None) -> Tensor:
+    outputs = [each for each in _tensors(output) if each.requires_grad]
+    logits = getattr(output, "logits", outputs[0])
+    if tokens is not None and _predicts(logits, tokens):
+        shifted, targets = logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        return nn.functional.cross_entropy(shifted, targets.long().to(logits.device))
+    generator = torch.Generator().manual_seed(0)
+    with trusted():
+        factors = [torch.randn(each.shape, generator=generator).to(each) for each in outputs]
+    products = [(each * factor).sum() for each, factor in zip(outputs, factors, strict=True)]
+    return torch.stack(products).sum()
+
+
+def _predicts(logits: Tensor, tokens: Tensor) -> bool:
+    return (
+        logits.ndim == 3
+        and logits.shape[:2] == tokens.shape
+        and tokens.shape[1] > 1
+        and int(tokens.max()) < logits.shape[2]
+    )
+
+
+def _can_generate(model: nn.Module) -> bool:
+    able = getattr(model, "can_generate", lambda: True)
+    return callable(getattr(model, "generate", None)) and bool(able())
+
+
+def _generate(model: Any, prompt: Tensor) -> None:
+    known = inspect.signature(model.generate).parameters
+    options = {name: value for name, value in GENERATE.items() if name in known}
+    model.generate(prompt, max_new_tokens=NEW_TOKENS, **options)
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _tokens(inputs: Any) -> Tensor | None:
+    integers = (torch.int64, torch.int32)
+    found = (each for each in _tensors(inputs) if each.dtype in integers and each.ndim == 2)
+    return next(found, None)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return all tensors in a model's inputs or output, also those in mappings and dataclasses."""
+    leaves = tree_leaves(value)
+    if leaves == [value]:
+        if isinstance(value, Mapping):
+            leaves = [*value.values()]
+        elif is_dataclass(value):
+            leaves = [getattr(value, each.name) for each in fields(value)]
+        else:
+            return leaves if isinstance(value, Tensor) else []
+    return [tensor for leaf in leaves for tensor in _tensors(leaf)]
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {[*tensor.shape]}"

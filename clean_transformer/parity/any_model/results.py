@@ -1,0 +1,182 @@
+"""The classes that hold the result of `check_model`."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from clean_transformer.parity.locate import Located, in_words
+from clean_transformer.parity.operations.check import CheckedCall
+from clean_transformer.parity.results import UseSummary, grouped
+from clean_transformer.parity.verdict import Check, Verdict, worst
+from clean_transformer.reports.plain import Schema
+
+SCHEMA = Schema("clean-transformer/check", version=1)
+
+# For each use of a model, what a person does in this use.
+MEANINGS = {
+    "forward": "running the model",
+    "generate": "generating text",
+    "backward": "computing gradients",
+}
+
+
+@dataclass
+class Row:
+    """All calls of one operation, in one dtype, in one module or a group of modules.
+
+    `calls` is the number of calls, and `not_checked` is the number of calls that could not be
+    compared. `ratio` is the largest error ratio of a call, and `bits` is the smallest effective
+    precision of a call (see `Judgment`). `verdict` is the worst verdict. `dtype` is the dtype of
+    the first floating-point output of a call, or "" if no output is floating-point.
+    """
+
+    module: str
+    operation: str
+    dtype: str
+    calls: int = 0
+    not_checked: int = 0
+    ratio: float = 0.0
+    bits: float = math.inf
+    verdict: Verdict = Verdict.PASS
+
+    def add(self, other: "Row") -> None:
+        """Add the calls of `other` to this row."""
+        self.calls += other.calls
+        self.not_checked += other.not_checked
+        self.ratio = max(self.ratio, other.ratio)
+        self.bits = min(self.bits, other.bits)
+        self.verdict = worst([self.verdict, other.verdict])
+
+
+@dataclass
+class UseReport:
+    """The result of one use of the model: "forward", "generate" or "backward".
+
+    `rows` has a row for each module, operation and dtype. `located` describes the first WRONG call,
+    or the first DEGRADED call if no call is WRONG. If an exception stopped the use, or if the use
+    could not start, `failed.note` is the reason, and `failed.verdict` is ERROR or NOT CHECKED.
+    """
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+    located: Located | None = None
+    failed: Check | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of `rows` and `failed`; NOT CHECKED if there were no calls."""
+        failed = [self.failed.verdict] if self.failed else []
+        return worst([*(row.verdict for row in self.rows), *failed])
+
+
+@dataclass
+class ModelReport:
+    """The result of `check_model`.
+
+    `model` is the name of the model's class, and `inputs` describes its inputs. `dtypes` has the
+    floating-point dtypes of the parameters, buffers and inputs. `uses` has the results of the uses.
+    If the model does not have a use, `absent` maps the name of this use to the reason, for example
+    that the model has no method `generate`. `environment` describes the software and the processor.
+    """
+
+    model: str
+    inputs: str
+    device: str
+    dtypes: list[str]
+    environment: dict[str, str]
+    uses: list[UseReport] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all uses."""
+        return worst(use.verdict for use in self.uses)
+
+    @property
+    def by_use(self) -> list[UseSummary]:
+        """For each use: its name, its meaning, its verdict, and why it failed, if it did."""
+        return [
+            UseSummary(
+                use.name,
+                MEANINGS[use.name],
+                use.verdict,
+                reason=use.failed.note if use.failed else "",
+            )
+            for use in self.uses
+        ]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all uses."""
+        return [row for use in self.uses for row in use.rows]
+
+    @property
+    def first_wrong(self) -> Located | None:
+        """The first WRONG call of all uses, or the first DEGRADED call if no call is WRONG."""
+        found = [use for use in self.uses if use.located]
+        chosen = max(found, key=lambda use: use.verdict.severity, default=None)
+        return chosen.located if chosen else None
+
+
+class Recorder:
+    """Adds the calls of one use to the rows of `report`, without keeping the calls in memory.
+
+    `path()` returns the path of the submodule that makes the current call (see `ModulePaths`).
+    """
+
+    def __init__(self, report: UseReport, path: Callable[[], str]):
+        self.report = report
+        self.path = path
+        self.rows: dict[tuple[str, str, str], Row] = {}
+        self.found = Verdict.PASS
+
+    def __call__(self, call: CheckedCall) -> None:
+        """Add one call. Diagnose it if its verdict is bad, and worse than all verdicts before."""
+        module, judgment = self.path(), call.judgment
+        dtype = "" if call.dtype is None else str(call.dtype).removeprefix("torch.")
+        one = Row(module, call.name, dtype, calls=1)
+        if judgment is None:
+            one.not_checked, one.verdict = 1, Verdict.NOT_CHECKED
+        else:
+            one.ratio, one.bits, one.verdict = judgment.ratio, judgment.bits, judgment.verdict
+        key = (module, call.name, dtype)
+        if key not in self.rows:
+            self.rows[key] = Row(*key)
+            self.report.rows.append(self.rows[key])
+        self.rows[key].add(one)
+        # A WRONG call replaces a DEGRADED call in `located`.
+        if one.verdict.severity > max(self.found.severity, Verdict.NOT_CHECKED.severity):
+            self.found = one.verdict
+            self.report.located = in_words(call.diagnose(), f"{module} ({self.report.name})")
+
+
+def summed(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, tuple[Row, Row]]:
+    """Group the rows by `key(row)`. Map each key to the sum of its rows, and to its worst row.
+
+    Groups with the worst verdict come first, and then those with the largest ratio.
+    """
+
+    def badness(row: Row) -> tuple[int, float]:
+        return row.verdict.severity, row.ratio
+
+    sums = {}
+    for name, same in grouped(rows, key).items():
+        total = Row("", "", "")
+        for row in same:
+            total.add(row)
+        sums[name] = (total, max(same, key=badness))
+    return dict(sorted(sums.items(), key=lambda item: badness(item[1][0]), reverse=True))
+
+
+def alike(path: str) -> str:
+    """Return the path with "*" in place of numbers: "h.*.mlp" for "h.3.mlp"."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", path)
+
+
+def floating_dtypes(tensors: Iterable[torch.Tensor]) -> list[str]:
+    """Return the sorted names of the floating-point dtypes of the tensors."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
