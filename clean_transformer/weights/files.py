@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,7 +161,10 @@ def _refusal(file: Path, error: Exception) -> str:
         named := re.search(r"GLOBAL ([\w.]+)|(?:class|callable|function) ([\w.]+)", message)
     ):
         name = named[1] or named[2]
-        if name.rpartition(".")[2][:1].isupper():
+        module, _, last = name.rpartition(".")
+        # Python 2 had `commands` and `__builtin__`, whose names old pickles still use.
+        library = {*sys.stdlib_module_names, "commands", "__builtin__"}
+        if last[:1].isupper() and module.partition(".")[0] not in library - {"__main__"}:
             return (
                 f"{file} contains a whole Python object of the class {name}, not a state dict; "
                 "save only its state dict: torch.save(model.state_dict(), file)"

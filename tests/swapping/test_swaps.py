@@ -416,5 +416,5 @@ def test_a_swapped_model_compiles():
 
 def test_a_range_far_beyond_the_layers_is_cheap():
     model = random_model()
-    with swap(model, "blocks.[1-999999999].mlp", lambda old: old) as swapped:
+    with swap(model, "blocks.[1-999999999].mlp", lambda old, path: deepcopy(old)) as swapped:
         assert swapped.paths == ("blocks.1.mlp",)

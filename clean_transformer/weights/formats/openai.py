@@ -87,7 +87,7 @@ def read_openai(folder: Path) -> tuple[Config, State]:
         r'model_checkpoint_path: "(?:.*[/\\])?([^"/\\]+)"',
         checkpoint.read_text(encoding="utf-8", errors="replace"),
     )
-    if not named:
+    if not named or not named[1].isprintable():
         raise WeightsError(f"{checkpoint} does not name the weights; copy or download it again")
     return cfg, read_bundle(folder / named[1])
 
