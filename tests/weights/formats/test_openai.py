@@ -100,6 +100,7 @@ def test_the_published_hparams_are_gpt2_small():
     assert config_from_hparams(published) == Config.gpt2("small")
 
 
+@pytest.mark.filterwarnings("ignore:.*assuming 12 heads")
 def test_a_state_dict_of_these_names_is_recognized():
     cfg = Config.gpt2("small", n_layers=1, d_vocab=5, n_ctx=3)
     state = {name: torch.ones(shape) for name, shape in parameter_shapes(cfg).items()}
