@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha1
+from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,8 +17,9 @@ class HubServer(ThreadingHTTPServer):
 
     `faults` maps the name of a file or repository to a fault. For a file, "cut" closes the
     connection after half of the file, at every attempt; "short" sends half of the file as if it
-    were complete; "gone" answers 404 although the file is listed. For a repository, "failing"
-    answers 503, and "silent" does not answer. `downloaded` collects the names of the files sent.
+    were complete; "other" sends another content of the same length; "gone" answers 404 although
+    the file is listed. For a repository, a number is the status of the answer, "failing" answers
+    503, and "silent" does not answer. `downloaded` collects the names of the files sent.
 
     For a repository that does not exist, the real hub answers 404 to users who are logged in, and
     401 to others, so that they cannot find out which repositories are private. The answer of this
@@ -58,6 +59,8 @@ class HubHandler(BaseHTTPRequestHandler):
         match self.server.faults.get(repo):
             case "failing":
                 return self.send_reply(503)
+            case str(status) if status.isdigit():
+                return self.send_reply(int(status))
             case "silent":
                 sleep(3)
                 self.close_connection = True
@@ -91,6 +94,8 @@ class HubHandler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if self.command == "GET":
             self.server.downloaded.append(path.name)
+            if fault == "other":
+                content = bytes(byte ^ 1 for byte in content)
             if fault == "short":
                 content = content[: len(content) // 2]
         headers["Content-Length"] = str(len(content) - start)
@@ -113,7 +118,9 @@ class HubHandler(BaseHTTPRequestHandler):
 
 
 def etag(path: Path) -> str:
-    return f'"{sha1(path.read_bytes()).hexdigest()}"'
+    """The hash of a file: of Git for small files, and of Git LFS for weights."""
+    hash = sha1 if path.suffix in (".json", ".txt") else sha256
+    return f'"{hash(path.read_bytes()).hexdigest()}"'
 
 
 @contextmanager

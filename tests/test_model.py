@@ -345,10 +345,10 @@ def test_truncated_pickle(folder: Path, kept: int):
 def test_pickle_that_runs_code(folder: Path):
     (folder / "model.safetensors").unlink()
     torch.save({"transformer.wte.weight": subprocess.Popen}, folder / "pytorch_model.bin")
-    refused(folder, WeightsError, r"pytorch_model\.bin is damaged")
+    refused(folder, WeightsError, r"pytorch_model\.bin wants to run code .*: it calls .*Popen")
 
 
-def test_missing_unused_and_misshapen_keys_are_named_in_one_error(folder: Path):
+def test_missing_unused_and_wrongly_shaped_keys_are_named_in_one_error(folder: Path):
     def damage(state):
         del state["transformer.h.1.attn.c_proj.bias"]
         state["transformer.h.2.ln_1.weight"] = torch.ones(12)
@@ -356,10 +356,10 @@ def test_missing_unused_and_misshapen_keys_are_named_in_one_error(folder: Path):
 
     rewrite(folder, damage)
     assert refused(folder, WeightsError, "not a complete Hugging Face GPT-2") == (
-        "this is not a complete Hugging Face GPT-2 state dict; "
+        f"{folder}: this is not a complete Hugging Face GPT-2 state dict; "
         "missing: transformer.h.1.attn.c_proj.bias; "
         "unused: transformer.h.2.ln_1.weight; "
-        "misshapen: transformer.h.0.mlp.c_fc.weight (20, 12) instead of (12, 20)"
+        "of the wrong shape: transformer.h.0.mlp.c_fc.weight (20, 12) instead of (12, 20)"
     )
 
 
@@ -419,7 +419,7 @@ def test_names_of_the_bare_model_are_known(folder: Path):
         ({"scale_attn_weights": False}, WeightsError, "scale_attn_weights=False"),
         ({"add_cross_attention": True}, WeightsError, "add_cross_attention=True"),
         ({"n_head": 5}, WeightsError, "n_embd 12 is not a multiple of 5 heads"),
-        ({"n_head": 0}, WeightsError, "n_embd 12 is not a multiple of 0 heads"),
+        ({"n_head": 0}, WeightsError, "positive integers, not 12 and 0"),
         ({"n_layer": -1}, ValueError, r"n_layers is -1; it must be a positive integer"),
         ({"n_layer": 3}, WeightsError, r"missing: transformer\.h\.2\.ln_1\.weight, "),
         ({"n_layer": 1}, WeightsError, r"unused: transformer\.h\.1\."),
@@ -552,7 +552,7 @@ def test_from_state_dict_names_every_difference():
     state["blocks.0.mlp.gate"] = state.pop("ln_final.b")
     message = re.escape(
         "missing: ln_final.b; unused: blocks.0.mlp.gate; "
-        "misshapen: blocks.0.mlp.W_in (20, 12) instead of (12, 20)"
+        "of the wrong shape: blocks.0.mlp.W_in (20, 12) instead of (12, 20)"
     )
     with pytest.raises(WeightsError, match=message):
         DemoTransformer.from_state_dict(state, TINY)

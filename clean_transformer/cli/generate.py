@@ -61,7 +61,7 @@ def generate(
             tokens = max(1, room) if model.source == "demo" else 50
         if not stream:
             on_step(f"generating up to {tokens} tokens")
-            end = [model.tokenizer.eos_token_id]
+            end = model.tokenizer.stop_tokens
             prompts: list[list[int]] = model.to_tokens(prompt).tolist()
             [ids] = model.generate(
                 prompts,

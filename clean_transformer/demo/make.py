@@ -15,7 +15,8 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.attention import Attention
 from clean_transformer.support.files import atomic_folder
 from clean_transformer.swapping.swaps import swap
-from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer
+from clean_transformer.text.tokenizer import Tokenizer
+from clean_transformer.text.tokenizer_files import END_OF_TEXT
 from clean_transformer.training.checkpoint import Measured
 from clean_transformer.training.loop import train
 from clean_transformer.training.settings import Training

@@ -239,8 +239,9 @@ def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict
     for place, word in enumerate(pattern.split(".")):
         if word == "*":
             words[place] = r"[^.]+"
-        elif layers := re.fullmatch(r"\[(\d+)-(\d+)\]", word):
-            words[place] = "|".join(map(str, range(int(layers[1]), int(layers[2]) + 1))) or "(?!)"
+        elif layers := re.fullmatch(r"\[(\d{1,9})-(\d{1,9})\]", word):
+            inside = range(int(layers[1]), min(int(layers[2]) + 1, cfg.n_layers))
+            words[place] = "|".join(map(str, inside)) or "(?!)"
     wanted = re.compile(r"\.".join(f"({word})" for word in words))
     every = {path: home.find(model, path) for path in parts(cfg.n_layers)}
     known = {path: part for path, part in every.items() if part is not None}

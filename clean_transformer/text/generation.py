@@ -123,7 +123,7 @@ class GenerationMixin(LanguageModel):
         strings = [strings] if isinstance(strings, str) else strings
         tokenizer = self.tokenizer if strings or _is_text(prompt) else None
         if tokens is None:
-            tokens = [self.tokenizer.eos_token_id] if _is_text(prompt) else []
+            tokens = self.tokenizer.stop_tokens if _is_text(prompt) else []
         return Stop(tokens, strings, tokenizer)
 
 

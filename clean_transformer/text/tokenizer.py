@@ -1,6 +1,7 @@
 """`Tokenizer`: GPT-2's byte-level BPE. Its methods have the same names as in TransformerLens."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as shorten
@@ -12,13 +13,19 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.reports.page import render_page
+from clean_transformer.text.tokenizer_files import (
+    END_OF_TEXT,
+    SETTINGS,
+    apply,
+    read_settings,
+    readable,
+    refuse_lossy,
+)
 from clean_transformer.weights import hub
+from clean_transformer.weights.formats.gguf import read_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
-
-END_OF_TEXT = "<|endoftext|>"
-
 
 # The symbols that `visible` shows instead of invisible characters. The keys are the codes of these
 # characters. For the control characters 0 to 31, Unicode has the symbols U+2400 to U+241F.
@@ -44,31 +51,45 @@ class Tokenizer:
     """Converts text to token ids, and token ids to text.
 
     `backend` is a tokenizer of the library `tokenizers`. Every byte has a token, so the token ids
-    of a text can always be converted back to the same text. GPT-2 has one special token,
-    <|endoftext|>. This token marks the beginning and the end of a text, and pads the shorter texts
-    of a batch. The characters "<|endoftext|>" in a text also become this token. Texts are never
+    of a text can always be converted back to the same text. A text begins with the token
+    `bos_token_id`. A generated text ends at a token in `stop_tokens`. The first of these tokens,
+    `eos_token_id`, pads the shorter texts of a batch. In GPT-2, all three are <|endoftext|>, which
+    is the default. The characters "<|endoftext|>" in a text also become this token. Texts are never
     truncated.
 
-    Raises `ValueError` if the `backend` has no token for <|endoftext|> or for one of the 256 bytes.
+    Raises `ValueError` for a `backend` that is no byte-level BPE, that has no token for
+    <|endoftext|> or for one of the 256 bytes, or that changes texts.
     """
 
-    def __init__(self, backend: "tokenizers.Tokenizer") -> None:
-        from tokenizers import pre_tokenizers
-
+    def __init__(
+        self,
+        backend: "tokenizers.Tokenizer",
+        *,
+        bos_token_id: int | None = None,
+        stop_tokens: Sequence[int] = (),
+    ) -> None:
         vocab = backend.get_vocab()
-        missing = {END_OF_TEXT, *pre_tokenizers.ByteLevel.alphabet()} - vocab.keys()
-        if missing:
+        named = bos_token_id is not None and stop_tokens
+        if not named and END_OF_TEXT not in vocab:
             raise ValueError(
-                f"the vocabulary lacks {len(missing)} of the tokens that a GPT-2 tokenizer has, "
-                f"such as {min(missing)!r}; give the files of a byte-level BPE with {END_OF_TEXT}"
+                f"the vocabulary lacks the token {END_OF_TEXT!r} that a GPT-2 tokenizer has; "
+                f"give the files of a byte-level BPE with {END_OF_TEXT}"
             )
-        backend.add_special_tokens([END_OF_TEXT])
+        if END_OF_TEXT in vocab:
+            backend.add_special_tokens([END_OF_TEXT])
         # A tokenizer.json can contain settings that turn on truncation or padding.
         backend.no_truncation()
         backend.no_padding()
+        refuse_lossy(backend)
         self.backend = backend
-        self.d_vocab = len(vocab)
-        self.bos_token_id = self.eos_token_id = vocab[END_OF_TEXT]
+        self.d_vocab = max(vocab.values()) + 1
+        self._has_token = torch.zeros(self.d_vocab, dtype=torch.bool)
+        self._has_token[list(vocab.values())] = True
+        self._replacement = [vocab[letter] for letter in "ï¿½"]  # the bytes of "�"
+        self._warned = False
+        self.stop_tokens = [*stop_tokens] or [vocab[END_OF_TEXT]]
+        self.eos_token_id = self.stop_tokens[0]
+        self.bos_token_id = vocab[END_OF_TEXT] if bos_token_id is None else bos_token_id
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Tokenizer":
@@ -83,19 +104,69 @@ class Tokenizer:
         """
         import tokenizers
 
-        folder = hub.fetch(source, hub.TOKENIZER)
-        match hub.complete_set(hub.TOKENIZER, os.listdir(folder)):
-            case [file]:
-                try:
-                    backend = tokenizers.Tokenizer.from_file(str(folder / file))
-                except Exception as error:  # tokenizers raises no more specific class
-                    raise ValueError(_malformed(folder / file, error)) from None
-                return cls(backend)
-            case [vocab, merges]:
-                return cls.from_files(folder / vocab, folder / merges)
-        raise FileNotFoundError(
-            f"the folder {str(folder)!r} has no tokenizer; "
-            f"put {hub.describe(hub.TOKENIZER)} there, or name another folder"
+        if Path(source).suffix == ".gguf" and Path(source).is_file():
+            return cls._from_gguf(Path(source))
+        folder = hub.fetch(source, hub.TOKENIZER, optional=SETTINGS)
+        settings = read_settings(folder)
+        files = hub.complete_set(hub.TOKENIZER, os.listdir(folder))
+        if not files:
+            raise FileNotFoundError(
+                f"the folder {str(folder)!r} has no tokenizer; "
+                f"put {hub.describe(hub.TOKENIZER)} there, or name another folder"
+            )
+        paths = [folder / file for file in files]
+        with readable(" with ".join(map(str, paths))):
+            if len(paths) == 1:
+                backend = tokenizers.Tokenizer.from_file(str(paths[0]))
+            else:
+                backend = _byte_level(tokenizers.models.BPE.from_file(*map(str, paths)))
+            named = apply(settings, backend)
+        vocab = backend.get_vocab()
+        ids = {name: [vocab[token]] for name, token in named.items()}
+
+        def first(own: list[int], name: str) -> list[int]:
+            # Many models name GPT-2's id 50256 by mistake, with a smaller vocabulary.
+            return own if own and max(own) < len(vocab) else ids.get(name, [])
+
+        bos = first(settings.bos, "bos")
+        return cls(
+            backend,
+            bos_token_id=bos[0] if bos else None,
+            stop_tokens=first(settings.eos, "eos"),
+        )
+
+    @classmethod
+    def _from_gguf(cls, file: Path) -> "Tokenizer":
+        """Load the tokenizer that a GGUF file holds. Raises `ValueError` if it holds none."""
+        from tokenizers import AddedToken, models
+
+        fields = read_tokenizer(file)
+        tokens, merges = fields.get("tokens"), fields.get("merges")
+        if fields.get("model") != "gpt2" or not tokens or merges is None:
+            raise ValueError(
+                f"{file} holds no tokenizer of GPT-2; assign "
+                "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
+            )
+        with readable(str(file)):
+            pairs = [tuple(merge.split(" ")) for merge in merges]
+            vocab = {token: i for i, token in enumerate(tokens)}
+            if len(vocab) < len(tokens):
+                raise ValueError("it has a token twice")
+            backend = _byte_level(models.BPE(vocab, pairs))
+            types = fields.get("token_type") or []
+            # 3 is a control token, and 4 is a token that the model's author added.
+            backend.add_tokens(
+                [
+                    AddedToken(token, special=kind == 3, normalized=False)
+                    for token, kind in zip(tokens, types, strict=False)
+                    if kind in (3, 4)
+                ]
+            )
+        eos = fields.get("eos_token_id")
+        return cls(
+            backend,
+            bos_token_id=fields.get("bos_token_id"),
+            stop_tokens=[] if eos is None else [eos],
         )
 
     @classmethod
@@ -107,22 +178,16 @@ class Tokenizer:
 
         Raises `FileNotFoundError` for a missing file and `ValueError` for a malformed file.
         """
-        import tokenizers
-        from tokenizers import decoders, models, pre_tokenizers
+        from tokenizers import models
 
         for path in (vocab, merges):
             if not os.path.isfile(path):
                 raise FileNotFoundError(
                     f"no file {str(path)!r}; give the tokenizer's vocab.json and its merges.txt"
                 )
-        try:
+        with readable(f"{vocab} with {merges}"):
             model = models.BPE.from_file(str(vocab), str(merges))
-        except Exception as error:  # tokenizers raises no more specific class
-            raise ValueError(_malformed(f"{vocab} with {merges}", error)) from None
-        backend = tokenizers.Tokenizer(model)
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        return cls(backend)
+        return cls(_byte_level(model))
 
     def to_tokens(
         self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
@@ -194,7 +259,7 @@ class Tokenizer:
             raise ValueError(
                 f"to_str_tokens takes one text, not {len(ids)}; call it for each of them"
             )
-        one_by_one = [[token] for token in ids.flatten().tolist()]
+        one_by_one = [self._known([token]) for token in ids.flatten().tolist()]
         return self.backend.decode_batch(one_by_one, skip_special_tokens=False)
 
     def to_string(self, tokens: Tokens) -> str | list[str]:
@@ -206,8 +271,14 @@ class Tokenizer:
         """
         ids = self._checked(tokens)
         if ids.ndim == 2:
-            return self.backend.decode_batch(ids.tolist(), skip_special_tokens=False)
-        return self.backend.decode(ids.flatten().tolist(), skip_special_tokens=False)
+            rows = [self._known(row) for row in ids.tolist()]
+            return self.backend.decode_batch(rows, skip_special_tokens=False)
+        return self.backend.decode(self._known(ids.flatten().tolist()), skip_special_tokens=False)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """Return `ids` with the bytes of "�" in the place of each id that has no token."""
+        known = [[i] if i < self.d_vocab and self._has_token[i] else self._replacement for i in ids]
+        return [token for tokens in known for token in tokens]
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of one text, without <|endoftext|>. The errors are `to_tokens`'s."""
@@ -227,14 +298,18 @@ class Tokenizer:
         """The number of tokens, `d_vocab`."""
         return self.d_vocab
 
+    @property
+    def _end(self) -> str:
+        return str(self.backend.id_to_token(self.eos_token_id))
+
     def __repr__(self) -> str:
-        return f"Tokenizer({self.d_vocab} tokens; {END_OF_TEXT} is {self.eos_token_id})"
+        return f"Tokenizer({self.d_vocab} tokens; {self._end} is {self.eos_token_id})"
 
     def _repr_html_(self) -> str:
         example = self.to_str_tokens("Hello world, 1234!", prepend_bos=False)
         facts = {
             "tokens": self.d_vocab,
-            END_OF_TEXT: self.eos_token_id,
+            self._end: self.eos_token_id,
             "“Hello world, 1234!”": " | ".join(map(visible, example)),
         }
         return render_page("facts.html.jinja", title="Tokenizer", facts=facts)
@@ -252,11 +327,20 @@ class Tokenizer:
             raise TypeError(f"token ids must be integers, not {ids.dtype}")
         if ids.ndim > 2:
             raise ValueError(f"tokens of shape {[*ids.shape]}; they must be [pos] or [batch, pos]")
-        outside = ids[(ids < 0) | (ids >= self.d_vocab)]
-        if len(outside):
+        if ids.min() < 0:
             raise ValueError(
-                f"there is no token {outside[0].item()}; ids run from 0 to {self.d_vocab - 1}, "
-                "so these tokens come from another vocabulary"
+                f"there is no token {ids.min().item()}; ids run from 0 to {self.d_vocab - 1}"
+            )
+        # A model's vocabulary is often rounded up to a multiple of 64, so that a few ids of the
+        # model have no token. The text so far must not be lost for them.
+        has_token = self._has_token[ids.clamp(max=self.d_vocab - 1).long()]
+        unknown = ids[~has_token | (ids >= self.d_vocab)]
+        if len(unknown) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{len(unknown)} of the token ids have no text, such as {unknown[0].item()}; their "
+                f"text becomes '�'. The tokenizer's ids run from 0 to {self.d_vocab - 1}.",
+                stacklevel=3,
             )
         return ids
 
@@ -270,5 +354,12 @@ def visible(token: str) -> str:
     return token.translate(_PICTURES)
 
 
-def _malformed(files: str | Path, error: Exception) -> str:
-    return f"{files} cannot be read as a tokenizer ({error}); download the published files again"
+def _byte_level(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
+    """Return GPT-2's tokenizer with the vocabulary and the merges of `model`."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers
+
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend

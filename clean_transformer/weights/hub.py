@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import filter as matching
+from hashlib import file_digest
 from pathlib import Path
 
 HUB_IDS = {
@@ -42,12 +43,13 @@ class HubError(OSError):
     """The files of a model could not be downloaded. The message says what to do next."""
 
 
-def fetch(source: str | Path, wanted: FileSets) -> Path:
+def fetch(source: str | Path, wanted: FileSets, optional: Iterable[str] = ()) -> Path:
     """Return the local folder with the files of `source`, and download them first if necessary.
 
     `source` is a local folder, a hub id ("owner/name"), an alias from `HUB_IDS`, or "demo", the
     model in this package. `wanted` lists alternative sets of files. From the hub, this function
-    downloads only one set: the first set of which the repository has all files. The package
+    downloads only one set: the first set of which the repository has all files, and those files of
+    `optional` that the repository has. The package
     `huggingface_hub` keeps the files in its cache, and reads its usual environment variables
     (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, …). If the request to the hub fails, the function returns
     the cached folder of the model, if this folder has all files of a set.
@@ -75,22 +77,25 @@ def fetch(source: str | Path, wanted: FileSets) -> Path:
         cached = _cached(repo, wanted)
         if cached:
             return cached
-        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if status in (401, 404):  # for a private repository, too, so that nobody can guess its name
             raise HubError(
                 f"{repo!r} is neither a local folder nor a repository on the hub that you may "
                 "read; check the spelling, or log in with `hf auth login` if it is private"
             ) from None
         raise HubError(
-            f"{repo!r} is not in the cache and the hub does not answer ({_first_line(error)}); "
+            f"{repo!r} is not in the cache and {_answer(status, error)}; "
             "connect once to download it, or pass a folder with its files"
         ) from None
 
-    files = complete_set(wanted, [sibling.rfilename for sibling in listing])
+    names = [sibling.rfilename for sibling in listing]
+    files = complete_set(wanted, names)
     if not files:
         raise HubError(
             f"{repo!r} on the hub does not have {describe(wanted)}; "
             "choose another repository, or pass a folder with these files"
         )
+    files += [name for name in optional if name in names and name not in files]
     downloaded = [_download(repo, file) for file in files]
     return downloaded[0].parent
 
@@ -128,16 +133,55 @@ def _hub_id(name: str) -> str:
     )
 
 
-def _download(repo: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
+def _answer(status: int | None, error: Exception) -> str:
+    """Return what the hub's HTTP `status` means, or `error` if the hub sent no status."""
+    if status == 403:
+        return "the hub forbids the access (403): accept the conditions on the model's page"
+    if status == 429:
+        return "the hub got too many requests from here (429): wait some minutes"
+    if status is not None and status >= 500:
+        return f"the hub has a fault of its own ({status}): try again later"
+    return f"the hub does not answer ({_first_line(error)})"
 
+
+def _download(repo: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cached = try_to_load_from_cache(repo, file)
+    before = Path(cached).resolve() if isinstance(cached, str) else None
     try:
-        return Path(hf_hub_download(repo, file))
+        path = Path(hf_hub_download(repo, file))
     except Exception as error:  # many types: the HTTP library, the hub or the file system fails
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        reason = _answer(status, error) if status in (403, 429) else _first_line(error)
         raise HubError(
-            f"the download of {file} from {repo!r} failed ({_first_line(error)}); "
+            f"the download of {file} from {repo!r} failed ({reason}); "
             "try again; an incomplete download is never used"
         ) from None
+    if path.resolve() != before:
+        _refuse_other_content(repo, path)
+    return path
+
+
+def _refuse_other_content(repo: str, path: Path) -> None:
+    """Delete a new file from the cache, and raise `HubError`, if its hash is not the hub's.
+
+    The cache names each file of Git LFS by the SHA-256 hash that the hub announced. The hub gives
+    no hash of this kind for small files.
+    """
+    blob = path.resolve()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as content:
+        found = file_digest(content, "sha256").hexdigest()
+    if found != blob.name:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise HubError(
+            f"{path.name} from {repo!r} arrived with another content than the hub announced "
+            f"(SHA-256 {found[:12]}… instead of {blob.name[:12]}…); it was deleted; try again"
+        )
 
 
 def _cached(repo: str, wanted: FileSets) -> Path | None:

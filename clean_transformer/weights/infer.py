@@ -1,6 +1,7 @@
 """Infers the architecture of a state dict from the shapes of its tensors."""
 
 import re
+import warnings
 
 from clean_transformer.config import PUBLISHED, Config
 from clean_transformer.weights.rows import Row
@@ -14,7 +15,7 @@ def infer_config(known: Format, state: State) -> Config:
     A state dict does not contain eps (the small number in the LayerNorms), so the result has
     GPT-2's eps of 1e-5. Most formats merge the axes `head` and `d_head` into one axis, so the
     shapes do not show the number of heads. For such a format, this function assumes the number of
-    heads of the published GPT-2 that has the same d_model.
+    heads of the published GPT-2 that has the same d_model, and warns about the assumption.
 
     Raises `WeightsError` if the number of heads is unknown because no published GPT-2 has this
     d_model, or if the state dict lacks a tensor whose shape is necessary.
@@ -59,6 +60,12 @@ def _axis_lengths(rows: list[Row], n_layers: int, state: State) -> dict[str, int
 def _published_heads(known: Format, d_model: int) -> dict[str, int]:
     for _, n_heads, width in PUBLISHED.values():
         if width == d_model:
+            warnings.warn(
+                f"a {known.name} state dict shows neither the number of heads nor eps; assuming "
+                f"{n_heads} heads, as in the published GPT-2 with d_model {d_model}, and eps 1e-5. "
+                "For a model with others, call from_state_dict(state, cfg=Config(...)).",
+                stacklevel=5,
+            )
             return {"head": n_heads, "d_head": d_model // n_heads}
     raise WeightsError(
         f"the shapes of a {known.name} state dict do not show the number of heads, and no "

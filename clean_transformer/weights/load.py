@@ -17,7 +17,15 @@ from clean_transformer.config import Config
 from clean_transformer.weights import formats
 from clean_transformer.weights.hub import FileSets, complete_set, fetch
 from clean_transformer.weights.infer import infer_config
-from clean_transformer.weights.table import Folder, Format, State, WeightsError, detect
+from clean_transformer.weights.table import (
+    Folder,
+    Format,
+    State,
+    WeightsError,
+    detect,
+    plain_names,
+    refuse_unreal,
+)
 
 
 def discover() -> Iterator[Format]:
@@ -69,13 +77,37 @@ def read_pretrained(
             raise WeightsError(
                 f"{path} is not a {' or '.join(FILES)} file; pass the folder that contains it"
             )
-        file_cfg, state = FILES[path.suffix].read(path)
-        return read_state_dict(_converted(state, device, dtype), file_cfg)
+        read, known = FILES[path.suffix].read, None
+    else:
+        path = fetch(source, WEIGHTS)
+        folder, known = _choose_folder(path)
+        read = folder.read
+    try:
+        cfg, state = read(path)
+        return _parameters(known, cfg, state, device, dtype)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # what a stranger's file holds can raise every kind of exception
+        if isinstance(error, WeightsError) and str(path) in str(error):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise WeightsError(f"{path}: {kind}{error}") from error
 
-    path = fetch(source, WEIGHTS)
-    folder, known = _choose_folder(path)
-    cfg, state = folder.read(path)
-    return cfg, known.read(cfg, _converted(state, device, dtype))
+
+def _parameters(
+    known: Format | None, cfg: Config | None, state: State, device: torch.device, dtype: torch.dtype
+) -> tuple[Config, dict[str, Tensor]]:
+    """Check all tensors from a file, and only then convert the tensors that are parameters."""
+    state = plain_names(state)
+    known = known or detect(FORMATS, state)
+    state = known.full_names(state)
+    cfg = cfg or infer_config(known, state)
+    known.read(cfg, state)
+    parameters = {row.theirs: state[row.theirs] for row in known.rows(cfg) if row.theirs}
+    refuse_unreal(parameters)
+    return cfg, known.read(
+        cfg, {key: tensor.to(device, dtype) for key, tensor in parameters.items()}
+    )
 
 
 def _choose_folder(path: Path) -> tuple[Folder, Format]:
@@ -96,10 +128,6 @@ def _choose_folder(path: Path) -> tuple[Folder, Format]:
     return (complete or begun)[0]
 
 
-def _converted(state: State, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {key: tensor.to(device, dtype) for key, tensor in state.items()}
-
-
 def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture of a state dict, and its parameters under this package's names.
 
@@ -107,8 +135,7 @@ def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, di
     None, the function infers the architecture from the shapes (see `infer_config`). Raises
     `WeightsError` for an unknown format, and if the keys or shapes do not fit the architecture.
     """
-    # torch.compile adds this prefix to the parameter names of each module that it compiles.
-    state = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}
+    state = plain_names(state)
     known = detect(FORMATS, state)
     state = known.full_names(state)
     cfg = cfg or infer_config(known, state)

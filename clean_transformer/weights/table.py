@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as shorten
 
 import torch
 from torch import Tensor
@@ -20,8 +21,23 @@ from clean_transformer.weights.shapes import parameter_axes, parameter_shapes
 State = Mapping[str, Tensor]  # a state dict
 
 
+# The dtypes that weights can have. Integers under a weight's name are not weights.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+# Prefixes that other software adds to parameter names: PyTorch's DataParallel and torch.compile,
+# DeepSpeed, PyTorch Lightning and training scripts that keep the model in an attribute `model`.
+PREFIXES = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module|model)\.")
+
+
 class WeightsError(ValueError):
-    """A checkpoint could not be read, or a format cannot store a model."""
+    """A checkpoint could not be read, or a format cannot store a model.
+
+    Control characters in the message, which may come from a stranger's file, are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 @dataclass(frozen=True)
@@ -139,6 +155,13 @@ class Format:
         unused, or of the wrong shape. The error lists all these tensors. Also raises `WeightsError`
         if `cfg.tied_unembed` is True, but the state dict is not tied (see `is_tied`).
         """
+        # This comes first, because the rows of many layers take memory. A few more layers than the
+        # tensors can have are no danger, and are told below by the names of the missing tensors.
+        if cfg.n_layers > len(state) + 1000:
+            raise WeightsError(
+                f"the architecture has {cfg.n_layers} layers, but this {self.name} state dict has "
+                f"only {len(state)} tensors"
+            )
         rows, axes = self.rows(cfg), parameter_axes(cfg)
         wanted = {row.theirs: row.their_shape(axes[row.ours], cfg) for row in rows if row.theirs}
         # Even if the unembedding is tied, a checkpoint may store a copy of the embedding under the
@@ -153,9 +176,11 @@ class Format:
                 if key in wanted or not (key in repeated or re.fullmatch(self.buffers, key))
             },
         )
+        refuse_other_kinds({key: state[key] for key in wanted})
         if cfg.tied_unembed and not self.is_tied(state):
             raise WeightsError(
-                f"this {self.name} state dict has its own unembedding, but the architecture "
+                f"this {self.name} state dict has its own unembedding, which differs from the "
+                "embedding, but the architecture "
                 "uses the embedding as the unembedding; set tied_unembed (in config.json: "
                 "tie_word_embeddings) to false"
             )
@@ -179,7 +204,8 @@ class Format:
                 rows_of.setdefault(row.theirs, []).append((row, state[row.ours]))
             elif state[row.ours].count_nonzero():
                 raise WeightsError(
-                    f"the {self.name} format has no place for {row.ours}, which is not zero"
+                    f"the {self.name} format has no place for {row.ours}, which is not zero; "
+                    "keep it with torch.save(model.state_dict(), 'model.pt')"
                 )
         return {theirs: write_rows(rows, cfg) for theirs, rows in rows_of.items()}
 
@@ -197,8 +223,62 @@ class Format:
         # In HookedTransformer's format, W_U is always a separate parameter, so the result is False.
         # We recognize this format by its row for W_U, because no other format has a row for W_U
         # without a pattern.
-        repeats = torch.equal(state[str(embed.theirs)], state[str(unembed.theirs)])
-        return unembed.pattern is not None and repeats
+        if unembed.pattern is None:
+            return False
+        return _equal(state[str(embed.theirs)], state[str(unembed.theirs)])
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal. NaN equals NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+        return False
+    if torch.equal(one, other):
+        return True
+    return bool(one.isnan().any()) and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def plain_names(state: State) -> dict[str, Tensor]:
+    """Return a copy of `state` without the `PREFIXES` in its keys.
+
+    Raises `WeightsError` if two keys differ only in their prefixes.
+    """
+    plain: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = PREFIXES.sub("", key)
+        if name in plain:
+            raise WeightsError(f"this state dict has {name} twice, with different prefixes")
+        plain[name] = tensor
+    return plain
+
+
+def refuse_other_kinds(tensors: State) -> None:
+    """Raise `WeightsError` for tensors that are not dense or whose dtype is not in `DTYPES`."""
+    others = [
+        f"{key} is {'quantized' if tensor.is_quantized else tensor.dtype}"
+        + (f" in the layout {tensor.layout}" if tensor.layout != torch.strided else "")
+        for key, tensor in tensors.items()
+        if tensor.dtype not in DTYPES or tensor.layout != torch.strided
+    ]
+    if others:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise WeightsError(f"weights must be dense tensors of {names}; {'; '.join(others)}")
+
+
+def refuse_unreal(tensors: State) -> None:
+    """Raise `WeightsError` for tensors from a file that repeat elements, or that are not finite.
+
+    A tensor repeats elements if it has more elements than its storage holds.
+    """
+    for key, tensor in tensors.items():
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"{key} claims {tensor.numel()} elements, more than the file holds")
+    for key, tensor in tensors.items():
+        # A finite sum has finite terms. Only a sum that overflows needs the slow test.
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise WeightsError(
+                f"{key} contains NaN or infinity; to load it anyway, pass what torch.load or "
+                "safetensors returns to from_state_dict"
+            )
 
 
 def detect(formats: Iterable[Format], state: State) -> Format:
@@ -225,7 +305,7 @@ def refuse_differences(
     tensor in the checkpoint to its shape. The error begins with `problem` and lists all
     differences.
     """
-    misshapen = [
+    wrong = [
         f"{key} {given[key]} instead of {shape}"
         for key, shape in wanted.items()
         if key in given and given[key] != shape
@@ -233,7 +313,7 @@ def refuse_differences(
     differences = {
         "missing": [key for key in wanted if key not in given],
         "unused": [key for key in given if key not in wanted],
-        "misshapen": misshapen,
+        "of the wrong shape": wrong,
     }
     if any(differences.values()):
         lists = (f"{kind}: {', '.join(keys)}" for kind, keys in differences.items() if keys)
@@ -255,11 +335,15 @@ def refuse_architecture(name: str, cfg: Config) -> None:
         )
 
 
-def head_width(file: str, d_model: int, n_heads: int) -> int:
+def head_width(file: str, d_model: object, n_heads: object) -> int:
     """Return d_model / n_heads, which is the d_head of a plain GPT-2.
 
-    Raises `WeightsError` if n_heads does not divide d_model. The error names `file`.
+    Raises `WeightsError` if n_heads does not divide d_model, or if a number is not a positive
+    integer. The error names `file`.
     """
-    if not n_heads or d_model % n_heads:
+    if not (type(d_model) is type(n_heads) is int and d_model > 0 < n_heads):
+        numbers = f"{shorten(d_model)} and {shorten(n_heads)}"
+        raise WeightsError(f"{file}: n_embd and n_head must be positive integers, not {numbers}")
+    if d_model % n_heads:
         raise WeightsError(f"{file}: n_embd {d_model} is not a multiple of {n_heads} heads")
     return d_model // n_heads

@@ -412,3 +412,9 @@ def test_a_swapped_model_compiles():
     code = [sys.executable, "-W", "ignore", "-c", COMPILED]
     done = subprocess.run(code, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_range_far_beyond_the_layers_is_cheap():
+    model = random_model()
+    with swap(model, "blocks.[1-999999999].mlp", lambda old, path: deepcopy(old)) as swapped:
+        assert swapped.paths == ("blocks.1.mlp",)

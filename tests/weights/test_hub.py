@@ -187,6 +187,32 @@ def test_a_download_that_breaks_off(hub, with_hub, fault):
     assert (folder / "model.safetensors").read_text() == whole.read_text()
 
 
+def test_another_content_of_the_same_length_is_not_kept(hub, with_hub):
+    publish(hub, "someone/model", "config.json", "model.safetensors")
+    hub.faults["model.safetensors"] = "other"
+    error = last_line(with_hub(fetching("someone/model")))
+    assert "HubError: model.safetensors from 'someone/model' arrived with another content" in error
+
+    del hub.faults["model.safetensors"]
+    folder = Path(with_hub(fetching("someone/model")).stdout.strip())
+    whole = hub.repos / "someone/model" / "model.safetensors"
+    assert (folder / "model.safetensors").read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "meaning"),
+    [
+        ("403", "the hub forbids the access (403): accept the conditions"),
+        pytest.param("429", "too many requests from here (429): wait", marks=pytest.mark.slow),
+        pytest.param("500", "the hub has a fault of its own (500)", marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_status_means(hub, with_hub, status: str, meaning: str):
+    publish(hub, "someone/model", "config.json", "model.safetensors")
+    hub.faults["someone/model"] = status
+    assert meaning in last_line(with_hub(fetching("someone/model")))
+
+
 @pytest.mark.parametrize("as_type", [str, Path])
 def test_a_folder_is_returned_as_it_is(tmp_path, as_type):
     assert fetch(as_type(tmp_path), WEIGHTS) == tmp_path

@@ -132,7 +132,7 @@ def test_every_difference_is_named_in_one_error(boxes):
         "this is not a complete boxes state dict; "
         "missing: scale, box.0/o; "
         "unused: box.2/o, extra; "
-        "misshapen: word.table (30, 12) instead of (31, 12), "
+        "of the wrong shape: word.table (30, 12) instead of (31, 12), "
         "box.1/qkv (12, 36) instead of (36, 12)"
     )
 
@@ -208,7 +208,8 @@ def test_merged_heads_are_told_by_a_published_width_only(known: Format, normaliz
     theirs = known.write(medium, zeros(medium))
     (unembedding,) = (row.theirs for row in known.rows(medium) if row.ours == "unembed.W_U")
     theirs[unembedding] += 1
-    assert infer_config(known, theirs) == medium
+    with pytest.warns(UserWarning, match="assuming 16 heads, .* d_model 1024, and eps 1e-5"):
+        assert infer_config(known, theirs) == medium
 
     message = "do not show the number of heads, and no published GPT-2 has d_model 12; pass cfg"
     with pytest.raises(WeightsError, match=message):
@@ -221,6 +222,7 @@ def test_a_state_dict_without_blocks_tells_nothing(known: Format):
         infer_config(known, {known.marker: torch.ones(2, 768)})
 
 
+@pytest.mark.filterwarnings("ignore:.*assuming 12 heads")
 @EVERY_FORMAT
 def test_what_the_missing_tensors_would_tell_is_named(known: Format):
     small = Config.gpt2("small", n_layers=1, d_vocab=5, n_ctx=3)

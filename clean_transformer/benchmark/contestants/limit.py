@@ -20,7 +20,8 @@ from clean_transformer.benchmark.contestants.base import DTYPES, Contestant
 from clean_transformer.benchmark.running.timing import import_seconds, median_seconds, seconds
 from clean_transformer.benchmark.work import Work
 from clean_transformer.config import Config
-from clean_transformer.weights.formats.huggingface import config_from_json, read_json
+from clean_transformer.weights.files import read_json
+from clean_transformer.weights.formats.huggingface import config_from_json
 
 BUFFER = 2**29  # bytes; far larger than a processor's cache, so the data is read from memory
 

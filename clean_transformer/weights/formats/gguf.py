@@ -15,6 +15,8 @@ import torch
 
 from clean_transformer.config import Config
 from clean_transformer.support.files import atomic_file
+from clean_transformer.weights.files import readable
+from clean_transformer.weights.formats.gguf_header import check_header, check_tensors
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import (
     File,
@@ -85,16 +87,7 @@ def read_gguf(file: Path) -> tuple[Config, State]:
     whose type is not in `DTYPES`, such as quantized tensors. The error lists the tensors of other
     types.
     """
-    package = _package()
-    try:
-        # "c" means copy on write: changes to the tensors, as in training, do not change the file.
-        reader = package.GGUFReader(file, "c")
-    except (ValueError, IndexError, KeyError) as error:
-        raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
-    if reader.byte_order != "I":
-        raise WeightsError(
-            f"{file} has the byte order of another machine; convert the model again on this one"
-        )
+    reader = _reader(file)
     quantized = [
         f"{tensor.name} is {tensor.tensor_type.name}"
         for tensor in reader.tensors
@@ -110,6 +103,46 @@ def read_gguf(file: Path) -> tuple[Config, State]:
         for tensor in reader.tensors
     }
     return _config(file, reader, state), state
+
+
+def _reader(file: Path) -> Any:
+    """Open a GGUF file with the gguf package. Raises `WeightsError` for a damaged file."""
+    package = _package()
+    try:
+        if not _is_foreign(file):
+            check_header(readable(file))
+        # "c" means copy on write: changes to the tensors, as in training, do not change the file.
+        reader = package.GGUFReader(file, "c")
+        check_tensors(reader, file.stat().st_size)
+    except WeightsError:
+        raise
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
+    if reader.byte_order != "I":
+        raise WeightsError(
+            f"{file} has the byte order of another machine; convert the model again on this one"
+        )
+    return reader
+
+
+def _is_foreign(file: Path) -> bool:
+    """Return whether the version, a small number, has its bytes in the order of another machine."""
+    with file.open("rb") as stream:
+        return int.from_bytes(stream.read(8)[4:], "little") >= 2**16
+
+
+def read_tokenizer(file: Path) -> dict[str, Any]:
+    """Return the fields about the tokenizer in a GGUF file, without "tokenizer.ggml." in the keys.
+
+    Raises `WeightsError` for a damaged file.
+    """
+    prefix = "tokenizer.ggml."
+    fields = _reader(file).fields
+    return {
+        key.removeprefix(prefix): field.contents()
+        for key, field in fields.items()
+        if key.startswith(prefix)
+    }
 
 
 def _config(file: Path, reader: Any, state: State) -> Config:

@@ -1,16 +1,16 @@
 """Reads and writes GPT-2 in Hugging Face's format: the tensors, config.json, and whole folders."""
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.support.files import atomic_folder
+from clean_transformer.weights.files import read_json, read_tensors, state_dict_in
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import (
     Folder,
@@ -18,6 +18,7 @@ from clean_transformer.weights.table import (
     State,
     WeightsError,
     head_width,
+    plain_names,
     refuse_architecture,
 )
 
@@ -70,6 +71,16 @@ SUPPORTED = {
 }
 
 
+# What to do about a value that a variant in this package computes, by the field and the value.
+VARIANTS = {
+    ("activation_function", activation): (
+        "; load the weights with from_state_dict(state, Config(...)), and then replace the MLPs: "
+        f"swap(model, 'blocks.*.mlp', variants.{variant})"
+    )
+    for activation, variant in {"gelu": "ExactGeluMLP", "relu": "ReluMLP"}.items()
+}
+
+
 def has_linear_layout(state: State) -> bool:
     """Return whether the weights are [out, in], as in `nn.Linear`, not [in, out], as in `Conv1D`.
 
@@ -90,7 +101,10 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
     for field, values in SUPPORTED.items():
         value = fields.get(field, values[0])
         if value not in values:
-            raise WeightsError(f"config.json says {field}={value!r}; supported: {list(values)}")
+            raise WeightsError(
+                f"config.json says {field}={shorten(value)}; supported: {list(values)}"
+                + VARIANTS.get((field, str(value)), "")
+            )
     try:
         d_model, n_heads = fields["n_embd"], fields["n_head"]
         return Config(
@@ -134,64 +148,46 @@ def config_to_json(cfg: Config) -> dict[str, Any]:
 def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture, and the memory-mapped tensors under Hugging Face's names.
 
-    The tensors may be in model.safetensors, in the shards that model.safetensors.index.json lists,
-    or in pytorch_model.bin. If several of these files exist, this function reads only the first in
-    this order. Raises `WeightsError` for a damaged file and `FileNotFoundError` for a missing file.
+    The tensors may be in model.safetensors or in pytorch_model.bin, or in the shards that the file
+    model.safetensors.index.json or pytorch_model.bin.index.json lists. If several of these exist,
+    this function reads safetensors, and whole files before shards. Raises `WeightsError` for a
+    damaged file and `FileNotFoundError` for a missing file.
     """
     cfg = config_from_json(read_json(folder / "config.json"))
     state: dict[str, Tensor] = {}
     for file in _weight_files(folder):
-        state |= read_tensors(file)
-    return cfg, HUGGINGFACE.full_names(state)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the fields of the JSON object in `file`. Raises `WeightsError` for a damaged file."""
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is not JSON ({error}); copy or download it again") from None
-    if not isinstance(fields, dict):
-        raise WeightsError(f"{file} is not a JSON object; copy or download it again")
-    return fields
+        tensors = state_dict_in(file, read_tensors(file))
+        if repeated := next((key for key in tensors if key in state), None):
+            raise WeightsError(f"{file} has {repeated}, which another shard has, too")
+        state |= tensors
+    return cfg, HUGGINGFACE.full_names(plain_names(state))
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if index.is_file():
-        names = read_json(index).get("weight_map", {}).values()
-        shards = [folder / name for name in dict.fromkeys(names)]
-        missing = [shard.name for shard in shards if not shard.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{folder} lacks the shards {missing} that its index lists")
-        return shards
-    if (folder / "pytorch_model.bin").is_file():
-        return [folder / "pytorch_model.bin"]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _shards(index)
     raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
 
 
-def read_tensors(file: Path) -> dict[str, Any]:
-    """Return the dictionary in a .safetensors file, or in a file that `torch.save` wrote.
-
-    The tensors in the dictionary are memory-mapped. Raises `WeightsError` for a damaged file, for a
-    file that does not contain a dictionary, and for a file with pickled objects that could run
-    code.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{file} is damaged ({reason}); copy or download it again") from None
-    if not isinstance(saved, dict):
-        raise WeightsError(f"{file} contains a {type(saved).__name__}, not a state dict")
-    return saved
+def _shards(index: Path) -> list[Path]:
+    """Return the files that `index` lists. Raises `WeightsError` for a file outside its folder."""
+    places = read_json(index).get("weight_map")
+    names = [*places.values()] if isinstance(places, dict) else []
+    outside = [
+        name for name in names if not isinstance(name, str) or not name or Path(name).name != name
+    ]
+    if outside or not names:
+        problem = f"lists {shorten(outside[0])}" if outside else "lists no files"
+        raise WeightsError(f"{index} {problem}; it must list files in its own folder")
+    shards = [index.parent / name for name in dict.fromkeys(names)]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{index.parent} lacks the shards {missing} that its index lists")
+    return shards
 
 
 def write_folder(folder: Path, cfg: Config, state: State) -> None:
@@ -223,6 +219,7 @@ HUGGINGFACE = Format(
             ("config.json", "model.safetensors"),
             ("config.json", "model.safetensors.index.json", "model-?????-of-?????.safetensors"),
             ("config.json", "pytorch_model.bin"),
+            ("config.json", "pytorch_model.bin.index.json", "pytorch_model-?????-of-?????.bin"),
         ),
         read=read_folder,
         priority=1,

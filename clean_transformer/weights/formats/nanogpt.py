@@ -16,13 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from clean_transformer.config import Config
+from clean_transformer.weights.files import read_tensors, state_dict_in
 from clean_transformer.weights.formats.huggingface import (
     HUGGINGFACE,
     has_linear_layout,
-    read_tensors,
 )
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import File, State, WeightsError, head_width
@@ -44,30 +42,27 @@ def read_checkpoint(file: Path) -> tuple[Config | None, State]:
     """Return the architecture (or None) and the tensors in a file that `torch.save` wrote.
 
     nanoGPT saves {"model": …, "model_args": …}, where `model_args` describes the architecture.
-    minGPT saves only a state dict, so for a minGPT file the returned architecture is None. For a
-    nanoGPT file, this function warns that the model may have been trained with the exact GELU.
-    Raises `WeightsError` for a damaged file, and for a file without a state dict.
+    minGPT saves only a state dict, and other scripts wrap a state dict (see `files.WRAPPERS`). For
+    their files, the returned architecture is None. For a nanoGPT file, this function warns that the
+    model may have been trained with the exact GELU. Raises `WeightsError` for a damaged file, and
+    for a file without a state dict.
     """
     saved = read_tensors(file)
-    state = saved["model"] if "model_args" in saved else saved
-    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if others:
-        raise WeightsError(
-            f"{file} is not a state dict: {others[:3]} are not tensors; "
-            "load the file with torch.load and pass its state dict to from_state_dict"
-        )
+    state = state_dict_in(file, saved)
     if "model_args" not in saved:
-        return None, dict(state)
+        return None, state
     warnings.warn(
         "nanoGPT has computed the exact GELU since June 2023; this model computes GPT-2's tanh "
         "form, which differs by up to 5e-4. If the checkpoint was trained since then, replace the "
         "mlp of each block: swap(model, 'blocks.*.mlp', variants.ExactGeluMLP).",
         stacklevel=4,  # the warning shows the line that calls from_pretrained
     )
-    return _config(file, saved["model_args"]), dict(state)
+    return _config(file, saved["model_args"]), state
 
 
 def _config(file: Path, args: Mapping[str, Any]) -> Config:
+    if not isinstance(args, Mapping):
+        raise WeightsError(f"{file}: model_args is a {type(args).__name__}, not a dictionary")
     try:
         d_model, n_heads = args["n_embd"], args["n_head"]
         return Config(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from clean_transformer.config import Config
-from clean_transformer.weights.formats.huggingface import QKV_BIAS, QKV_WEIGHT, read_json
+from clean_transformer.weights.files import read_json
+from clean_transformer.weights.formats.huggingface import QKV_BIAS, QKV_WEIGHT
 from clean_transformer.weights.formats.tensorflow import read_bundle
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import Folder, Format, State, WeightsError, head_width
@@ -86,7 +87,7 @@ def read_openai(folder: Path) -> tuple[Config, State]:
         r'model_checkpoint_path: "(?:.*[/\\])?([^"/\\]+)"',
         checkpoint.read_text(encoding="utf-8", errors="replace"),
     )
-    if not named:
+    if not named or not named[1].isprintable():
         raise WeightsError(f"{checkpoint} does not name the weights; copy or download it again")
     return cfg, read_bundle(folder / named[1])
 

@@ -30,6 +30,11 @@ DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.floa
 AGAIN = "copy or download it again"
 
 
+# The longest name of a tensor that we read, in bytes. Each name may share its beginning with the
+# name before, so a small file could otherwise hold many long names.
+MAX_NAME = 1024
+
+
 class Wire(IntEnum):
     """The wire types in TensorFlow's messages. A wire type says how a field's value is encoded."""
 
@@ -104,6 +109,7 @@ def read_bundle(prefix: Path) -> dict[str, Tensor]:
         shard: torch.from_file(str(file), size=file.stat().st_size, dtype=torch.uint8)
         for shard, file in files.items()
     }
+    _refuse_overlaps(index, entries)
     tensors = {}
     for name, entry in entries.items():
         raw = mapped[entry.shard][entry.offset : entry.offset + entry.size]
@@ -113,6 +119,15 @@ def read_bundle(prefix: Path) -> dict[str, Tensor]:
         aligned = raw if entry.offset % dtype.itemsize == 0 else raw.clone()
         tensors[name] = aligned.view(dtype).reshape(entry.shape)
     return tensors
+
+
+def _refuse_overlaps(index: Path, entries: Mapping[str, Entry]) -> None:
+    """Raise `WeightsError` if two tensors share bytes of a data file."""
+    ends: dict[int, int] = {}
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].size)):
+        if entry.offset < ends.get(entry.shard, 0):
+            raise WeightsError(f"{index}: {name} overlaps another tensor; {AGAIN}")
+        ends[entry.shard] = entry.offset + entry.size
 
 
 def _refuse_missing(files: Iterable[Path]) -> None:
@@ -127,11 +142,15 @@ def _read_index(file: Path) -> tuple[int, dict[str, Entry]]:
     Raises `WeightsError` for a damaged index, and for tensors that this module cannot read.
     """
     try:
-        messages = {name: _decode(message) for name, message in read_table(file.read_bytes())}
+        messages: dict[bytes, dict[int, list[Any]]] = {}
+        for key, message in read_table(file.read_bytes()):
+            if key in messages:
+                raise ValueError(f"{key.decode(errors='backslashreplace')} occurs twice; {AGAIN}")
+            messages[key] = _decode(message)
         entries = {
-            name.decode(errors="backslashreplace"): _entry(message)
-            for name, message in messages.items()
-            if name
+            key.decode(errors="backslashreplace"): _entry(message)
+            for key, message in messages.items()
+            if key
         }
     except ValueError as error:
         raise WeightsError(f"{file} is not a valid TensorFlow index: {error}") from None
@@ -204,12 +223,12 @@ def _read_varint(stream: BytesIO) -> int:
 
     Each byte holds 7 bits of the integer, and the lowest 7 bits come first. The highest bit of each
     byte is 1 if another byte follows. Raises `ValueError` if the integer has more bytes than
-    necessary, which happens only in damaged files.
+    necessary, or more than 64 bits, which happens only in damaged files.
     """
     number = shift = 0
     while True:
         (byte,) = _take(stream, 1)
-        if shift and not byte:
+        if (shift and not byte) or shift > 63:
             raise ValueError(f"an integer has too many bytes; {AGAIN}")
         number |= byte % 128 << shift
         shift += 7
@@ -238,8 +257,13 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     if footer.read() != bytes(max(padding, 0)) + MAGIC:
         raise ValueError(f"the file does not end as a LevelDB table; {AGAIN}")
     _read_block(table, metaindex)  # this block is empty; we only verify its checksum
-    for _, place in _entries(_read_block(table, index)):
-        yield from _entries(_read_block(table, _read_place(BytesIO(place))))
+    end = 0
+    for _, encoded in _entries(_read_block(table, index)):
+        place = _read_place(BytesIO(encoded))
+        if place[0] < end:  # otherwise a small file could list the same block many times
+            raise ValueError(f"the blocks overlap at byte {place[0]}; {AGAIN}")
+        end = sum(place)
+        yield from _entries(_read_block(table, place))
 
 
 def _read_place(stream: BytesIO) -> tuple[int, int]:
@@ -269,6 +293,8 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     entries, key = BytesIO(block[: -4 * (n_restarts + 1)]), b""
     while entries.tell() < len(entries.getbuffer()):
         shared, rest, size = (_read_varint(entries) for _ in range(3))
+        if shared > len(key) or shared + rest > MAX_NAME:
+            raise ValueError(f"a name is longer than {MAX_NAME} bytes or damaged; {AGAIN}")
         key = key[:shared] + _take(entries, rest)
         yield key, _take(entries, size)
 

@@ -31,8 +31,8 @@ def entry(key: bytes, value: bytes) -> bytes:
     return b"\0" + varint(len(key)) + varint(len(value)) + key + value
 
 
-def table_of_blocks(*blocks: bytes, compression: int = 0) -> bytes:
-    """A table of these blocks of entries, with correct checksums."""
+def table_of_blocks(*blocks: bytes, compression: int = 0, repeats: int = 1) -> bytes:
+    """A table of these blocks of entries, with correct checksums. It lists all `repeats` times."""
     table = b""
 
     def append(entries: bytes) -> bytes:
@@ -45,7 +45,7 @@ def table_of_blocks(*blocks: bytes, compression: int = 0) -> bytes:
 
     places = [append(entries) for entries in blocks]
     metaindex = append(b"")
-    index = append(b"".join(entry(b"", place) for place in places))
+    index = append(b"".join(entry(b"", place) for place in places * repeats))
     return table + (metaindex + index).ljust(40, b"\0") + MAGIC
 
 

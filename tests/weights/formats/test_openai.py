@@ -100,6 +100,7 @@ def test_the_published_hparams_are_gpt2_small():
     assert config_from_hparams(published) == Config.gpt2("small")
 
 
+@pytest.mark.filterwarnings("ignore:.*assuming 12 heads")
 def test_a_state_dict_of_these_names_is_recognized():
     cfg = Config.gpt2("small", n_layers=1, d_vocab=5, n_ctx=3)
     state = {name: torch.ones(shape) for name, shape in parameter_shapes(cfg).items()}
@@ -171,7 +172,7 @@ def test_a_truncated_file(folder: Path, file: str, share: float):
         ({"n_ctx": "10"}, r"says {'n_ctx': '10'}; .* positive integers"),
         ({"n_ctx": True, "n_head": 0}, r"says {'n_ctx': True, 'n_head': 0}; .* positive integers"),
         ({"n_head": 5}, "n_embd 12 is not a multiple of 5 heads"),
-        ({"n_ctx": 11}, r"misshapen: model/wpe \(10, 12\) instead of \(11, 12\)$"),
+        ({"n_ctx": 11}, r"of the wrong shape: model/wpe \(10, 12\) instead of \(11, 12\)$"),
         ({"n_layer": 3}, r"missing: model/h2/ln_1/g, "),
         ({"n_layer": 1}, r"unused: model/h1/attn/c_attn/b, "),
     ],
@@ -193,7 +194,7 @@ def test_tensors_of_another_model(folder: Path):
         folder,
         WeightsError,
         "missing: model/ln_f/g; unused: model/wte/Adam; "
-        r"misshapen: model/h1/attn/c_attn/w \(12, 36\) instead of \(1, 12, 36\)$",
+        r"of the wrong shape: model/h1/attn/c_attn/w \(12, 36\) instead of \(1, 12, 36\)$",
     )
 
 

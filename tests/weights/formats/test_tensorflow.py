@@ -19,7 +19,7 @@ from clean_transformer.weights.formats.tensorflow import (
 from clean_transformer.weights.table import WeightsError
 
 from ...helpers import assert_equal_states
-from .bundles import table, table_of_blocks, write_bundle
+from .bundles import entry, table, table_of_blocks, varint, write_bundle
 
 DATA = Path(__file__).parent / "data"  # written by TensorFlow
 TABLE = (DATA / "shards.index").read_bytes()
@@ -256,3 +256,38 @@ def test_a_compressed_table():
 def test_nonsense_in_a_table_under_a_right_checksum(entries: bytes):
     with suppress(ValueError):  # and nothing else
         dict(read_table(table_of_blocks(entries)))
+
+
+# Small files that claim much.
+
+
+def test_an_endless_integer():
+    with pytest.raises(ValueError, match="an integer has too many bytes"):
+        [*read_table(table_of_blocks(b"\xff" * 200_000))]
+
+
+def test_names_that_share_ever_longer_beginnings():
+    entries = b"".join(varint(500 * n) + varint(500) + b"\0" + b"a" * 500 for n in range(99))
+    with pytest.raises(ValueError, match="a name is longer than 1024 bytes"):
+        [*read_table(table_of_blocks(entries))]
+    with pytest.raises(ValueError, match="a name is longer than"):
+        [*read_table(table_of_blocks(varint(7) + varint(1) + b"\0a"))]
+
+
+def test_many_references_to_one_block():
+    with pytest.raises(ValueError, match="the blocks overlap at byte 0"):
+        [*read_table(table_of_blocks(entry(b"a", b"b" * 100), repeats=20_000))]
+
+
+def test_tensors_that_share_bytes(tmp_path: Path):
+    write_bundle(tmp_path / "model", {"a": torch.zeros(4), "b": torch.zeros(4)})
+    index = tmp_path / "model.index"
+    raw = table(
+        {
+            key: value.replace(b"\x20\x10", b"\x20\x00")
+            for key, value in read_table(index.read_bytes())
+        }
+    )
+    index.write_bytes(raw)
+    with pytest.raises(WeightsError, match="b overlaps another tensor"):
+        read_bundle(tmp_path / "model")

@@ -1,0 +1,184 @@
+"""Reads the files of a GPT-2 tokenizer, with the settings that transformers reads from them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+# The named special tokens, in the order in which transformers adds tokens that are new.
+NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+# Small files next to a tokenizer. `read_settings` reads the files that exist.
+SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "config.json",
+)
+
+
+# Texts that a tokenizer must give back unchanged. The last text has a combining accent.
+PROBES = ("Hello,  World!\n\n\tÀB ", "def f(x):\n    return x + 1234", "e\u0301ﬁ½")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the small files in a tokenizer's folder say. `read_settings` makes it.
+
+    `fields` has the settings in tokenizer_config.json and special_tokens_map.json. `added` has the
+    arguments of `tokenizers.AddedToken` for each added token, in the order of the ids. `bos` and
+    `eos` are the model's own token ids, as far as the files name them.
+    """
+
+    fields: dict[str, Any]
+    added: list[dict[str, Any]]
+    bos: list[int]
+    eos: list[int]
+
+
+def read_settings(folder: Path) -> Settings:
+    """Return what the files in `SETTINGS` say, ranked as in transformers.
+
+    For the ids with which the model's texts begin and end, generation_config.json counts more than
+    config.json. Raises `ValueError` for a malformed file.
+    """
+    fields = _read(folder / "tokenizer_config.json")
+    decoder = fields.pop("added_tokens_decoder", None)
+    with _names(folder / "tokenizer_config.json"):
+        if decoder is not None:
+            added = [dict(token) for _, token in sorted(decoder.items(), key=lambda at: int(at[0]))]
+        else:
+            fields |= _read(folder / "special_tokens_map.json")
+            special = {_content(fields.get(f"{name}_token")) for name in NAMED}
+            special |= {_content(token) for token in _extra(fields)}
+            ids = _read(folder / "added_tokens.json")
+            added = [
+                {"content": token, "special": token in special, "normalized": token not in special}
+                for token in sorted(ids, key=lambda token: int(ids[token]))
+            ]
+    files = [_read(folder / name) for name in ("generation_config.json", "config.json")]
+    return Settings(fields, added, _ids(files, "bos"), _ids(files, "eos"))
+
+
+def apply(settings: Settings, backend: "tokenizers.Tokenizer") -> dict[str, str]:
+    """Add the tokens in `settings` to `backend`, and return the spelling of each named token.
+
+    A token that is new gets the next free id. The keys of the result are from `NAMED`.
+    """
+    from tokenizers import AddedToken, pre_tokenizers
+
+    prefix = settings.fields.get("add_prefix_space")
+    if isinstance(prefix, bool) and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(
+            add_prefix_space=prefix, use_regex=backend.pre_tokenizer.use_regex
+        )
+    given = {name: settings.fields.get(f"{name}_token") for name in NAMED}
+    named = {name: token for name, token in given.items() if token}
+    tokens: dict[str, dict[str, Any]] = {}
+    for token in settings.added:
+        tokens.setdefault(token["content"], token)
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for special in (*named.values(), *_extra(settings.fields)):
+        content = _content(special)
+        if content not in tokens and content not in known:
+            tokens[content] = dict(special) if isinstance(special, dict) else {"content": content}
+        if content in tokens and content in map(_content, named.values()):
+            tokens[content]["special"] = True
+        elif content in tokens:
+            tokens[content].setdefault("special", True)
+    arguments = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    backend.add_tokens(
+        [
+            AddedToken(**{key: token[key] for key in arguments if key in token})
+            for token in tokens.values()
+        ]
+    )
+    return {name: _content(token) for name, token in named.items()}
+
+
+def refuse_lossy(backend: "tokenizers.Tokenizer") -> None:
+    """Raise `ValueError` for a tokenizer that is no byte-level BPE, or that changes texts."""
+    from tokenizers import models, pre_tokenizers
+
+    if not isinstance(backend.model, models.BPE):
+        raise ValueError(f"a {type(backend.model).__name__} tokenizer loses text; GPT-2 needs BPE")
+    if backend.model.dropout:
+        raise ValueError("the tokenizer has BPE dropout, which gives random tokens; remove it")
+    vocab = backend.get_vocab()
+    if len({*vocab.values()}) < len(vocab):
+        raise ValueError("two tokens of the vocabulary have the same id")
+    missing = {*pre_tokenizers.ByteLevel.alphabet()} - vocab.keys()
+    if missing:
+        raise ValueError(
+            f"the vocabulary lacks {len(missing)} of the tokens that a GPT-2 tokenizer has, "
+            f"such as {min(missing)!r}; give the files of a byte-level BPE"
+        )
+    for probe in PROBES:
+        ids = backend.encode(probe, add_special_tokens=False).ids
+        # With the setting add_prefix_space, a space before the text is not a loss.
+        if backend.decode(ids, skip_special_tokens=False) not in (probe, f" {probe}"):
+            raise ValueError(f"the tokenizer changes the text {probe!r}, so it is not GPT-2's")
+
+
+@contextmanager
+def readable(files: str) -> Iterator[None]:
+    """Turn each exception of the library `tokenizers` into a `ValueError` that names `files`."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic of Rust code is no `Exception`.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(
+                f"{files} cannot be read as a tokenizer ({error}); "
+                "download the published files again"
+            ) from None
+        raise
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    with _names(file):
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError("it is not a JSON object")
+        return fields
+
+
+@contextmanager
+def _names(file: Path) -> Iterator[None]:
+    """Turn each exception about the content of `file` into a `ValueError` that names `file`."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read ({error})") from None
+
+
+def _content(token: Any) -> str:
+    """Return the spelling of a token in JSON, which is a string or a dictionary."""
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _extra(fields: dict[str, Any]) -> list[Any]:
+    extra = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or []
+    return [*(extra.values() if isinstance(extra, dict) else extra)]
+
+
+def _ids(files: list[dict[str, Any]], name: str) -> list[int]:
+    """Return the first ids that a file has for the token `name`."""
+    for fields in files:
+        value = fields.get(f"{name}_token_id")
+        ids: list[Any] = value if isinstance(value, list) else [value]
+        if ids and all(type(token) is int for token in ids):
+            return ids
+    return []
