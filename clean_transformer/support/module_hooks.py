@@ -136,8 +136,8 @@ class Placed(AbstractContextManager[Root], Generic[Root]):
     """Registers hooks on submodules of `root` for a `with` block, whose `as` gets `root`.
 
     Inside the block, modules that were compiled with `module.compile()` run uncompiled, because a
-    compiled graph does not call hooks that were registered after the compilation. A Ctrl-C at any moment leaves no hook
-    behind. If the block ends without an error, `check` is called.
+    compiled graph does not call hooks that were registered after the compilation. A Ctrl-C at any
+    moment leaves no hook behind. If the block ends without an error, `check` is called.
     """
 
     def __init__(

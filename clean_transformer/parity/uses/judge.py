@@ -207,7 +207,7 @@ class Judge:
         copies = replace(use, batch=use.batch * draws, padding=use.padding * draws)
         with RandomRounding(self.exact.dtype, self.products):
             moved = part(given.repeat(draws, 1, 1), copies.cache(whole=True))
-        changes = moved.unflatten(0, (draws, use.batch)) - exact
+        changes = moved.view(draws, *exact.shape) - exact
         return changes.square().mean(dim=(0, -1))
 
     def _layer_norm(
