@@ -119,17 +119,18 @@ def isolate(
     with trusted():
         device = {name: value.cpu() for name, value in cache.items()}
         device[""] = output.cpu()
-        rows = []
+        # A module that runs several times has one row: that of its last call, which `device` has.
+        rows: dict[str, Isolated] = {}
 
         def judge(name: str, exact: Tensor, seen: Seen) -> None:
             part, point = owner_of(name)
             made_by = oracle.get_submodule(part)
             rule = (formula_of(made_by) or {}).get(point, PASSED_ON)
             u = _roundoff(rule.kind, device[name].dtype, autocast)
-            rows.append(_judge((name, case, path), device[name], exact, rule, made_by, seen, u))
+            rows[name] = _judge((name, case, path), device[name], exact, rule, made_by, seen, u)
 
         _isolate_calls(oracle, device, [x.cpu() for x in inputs], judge)
-        return rows
+        return [*rows.values()]
 
 
 def watched_names(module: HookedModule, path: str) -> list[str]:

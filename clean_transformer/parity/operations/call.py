@@ -81,35 +81,50 @@ class Call:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The range, the mean and the standard deviation of a tensor's finite values.
+    """The distribution of a tensor's finite values. Floating-point numbers have six digits.
 
-    Floating-point numbers are rounded to six digits. If the tensor has integers, `low` and `high`
-    are exact integers. `masked` is the share of values that are −∞, as in an attention mask.
+    `masked` is the share of values that are −∞, as in an attention mask. If the values are
+    integers, or if many values are equal, `step` is the distance between neighboring values;
+    otherwise `step` is 0. If a row (along the last axis) has equal values only, `repeat` is the length of the row;
+    otherwise `repeat` is 1.
     """
 
-    low: int | float
-    high: int | float
+    low: float
+    high: float
     mean: float
     deviation: float
-    masked: float = 0.0
+    masked: float
+    step: float
+    repeat: int
 
     @classmethod
     def of(cls, values: Tensor) -> "Numbers":
         """Return the statistics of `values`. If no value is finite, return zeros."""
-        finite = values[values.isfinite()]
+        exact = values.double()
+        finite = exact[exact.isfinite()]
         if not finite.numel():
-            return cls(0, 0, 0.0, 0.0)
-        low, high = finite.min().item(), finite.max().item()
-        exact = finite.double()
-        mean, deviation = _rounded(exact.mean()), _rounded(exact.std(correction=0))
-        if values.is_floating_point():
-            masked = _rounded((values == -math.inf).double().mean())
-            return cls(_rounded(low), _rounded(high), mean, deviation, masked)
-        return cls(int(low), int(high), mean, deviation)
+            return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)
+        low, high, distinct = float(finite.min()), float(finite.max()), len(finite.unique())  # type: ignore[no-untyped-call]
+        step = 0.0 if values.is_floating_point() else 1.0
+        if not step and 1 < distinct <= min(64, finite.numel() // 2):
+            step = (high - low) / (distinct - 1)
+        rows = exact.reshape(-1, values.shape[-1] if values.ndim else 1)
+        is_constant = values.is_floating_point() and bool((rows == rows[:, :1]).all(-1).any())
+        repeat = rows.shape[1] if is_constant else 1
+        digits = 6 if values.is_floating_point() else 17
 
+        def rounded(value: float | Tensor) -> float:
+            return float(f"{float(value):.{digits}g}")
 
-def _rounded(value: float | Tensor) -> float:
-    return float(f"{float(value):.6g}")
+        return cls(
+            low=rounded(low),
+            high=rounded(high),
+            mean=rounded(finite.mean()),
+            deviation=rounded(finite.std(correction=0)),
+            masked=rounded((exact == -math.inf).double().mean()),
+            step=rounded(step),
+            repeat=repeat,
+        )
 
 
 def lay_out(values: Tensor, layout: Operand, device: torch.device | str) -> Tensor:
@@ -133,19 +148,20 @@ def sample(
     shape: tuple[int, ...],
     stride: tuple[int, ...],
     offset: int,
-    low: int | float,
-    high: int | float,
+    low: float,
+    high: float,
     mean: float,
     deviation: float,
     masked: float,
+    step: float,
+    repeat: int,
 ) -> Tensor:
     """Return random numbers from low to high in this memory layout. A share `masked` is -inf."""
-    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    length = max(last + 1, offset + torch.Size(shape).numel())
-    if dtype.is_floating_point:
-        base = (torch.randn(length) * deviation + mean).clamp(low, high)
-        base[torch.rand(length) < masked] = -torch.inf
-    else:
-        base = torch.randint(int(low), int(high) + 1, (length,))
-    base[offset], base[last] = low, high
+    last = offset + sum((n - 1) * m for n, m in zip(shape, stride, strict=True))
+    length = max(last + repeat, offset + torch.Size(shape).numel())
+    base = torch.randn(length).double() * deviation + mean
+    base = ((base / step).round() * step if step else base).clamp(low, high)
+    base[torch.rand(length) < masked] = -torch.inf
+    base[offset : offset + repeat] = low
+    base[last] = high
     return base.to(dtype).to(device).as_strided(shape, stride, offset)

@@ -31,8 +31,8 @@ torch.manual_seed(0)'''
 
 
 CLOSE = """\
-error = float(abs(actual - expected)[{index}])
-assert error <= {healthy} * {unit}, f"{name}: an error of {{error / {unit}:.3g}} roundings"
+error, allowed = float(abs(actual - expected)[{index}]), {healthy} * {unit}
+assert error <= allowed, f"{name}: an error of {{error:.3g}}, allowed {{allowed:.3g}}"
 """
 
 

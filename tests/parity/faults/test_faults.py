@@ -1,6 +1,6 @@
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -55,7 +55,14 @@ def activations(model: DemoTransformer, tokens: Tensor) -> tuple[Tensor, Mapping
         for name, module in model.named_modules()
         if isinstance(module, HookPoint | LayerNormPre) and name.split(".")[-1] not in PER_HEAD
     ]
-    return model.run_with_cache(tokens, names_filter=names)
+    seen: dict[str, Tensor] = {}
+    with ExitStack() as watched:
+        for name in names:  # a fault can keep a module from running
+            handle = model.get_submodule(name).register_forward_hook(
+                lambda _module, _inputs, output, name=name: seen.update({name: output})
+            )
+            watched.callback(handle.remove)
+        return model(tokens), seen
 
 
 @torch.no_grad()
@@ -187,6 +194,10 @@ def attend(n: int, d: int, dtype: torch.dtype, *, permuted: bool = False, **opti
     return F.scaled_dot_product_attention(q, k, v, **options)
 
 
+def products(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return normal(3, 5, dtype=dtype), normal(5, 4, dtype=dtype)
+
+
 def lower(n: int) -> Tensor:
     return torch.ones(n, n).tril().bool()
 
@@ -242,6 +253,21 @@ SITUATIONS = {
     "multinomial-int64-min": Situation(
         lambda t: F.one_hot(torch.arange(3)).to(t).multinomial(1),
         lambda: F.one_hot(torch.arange(3)).argmax(-1),
+    ),
+    "multinomial-token-zero": Situation(
+        lambda t: F.one_hot(torch.arange(3)).to(t).multinomial(1),
+        lambda: F.one_hot(torch.arange(3)).argmax(-1),
+    ),
+    "sdpa-bf16-arm": Situation(
+        lambda t: attend(5, 4, t, is_causal=True), lambda: attend(5, 4, F32, is_causal=True)
+    ),
+    "half-product-alpha-ignored": Situation(
+        lambda t: torch.addmm(normal(3, 4, dtype=t), *products(t), alpha=0.5),
+        lambda: torch.addmm(normal(3, 4), *products(F32), alpha=0.5),
+    ),
+    "embedding-sliced-ids": Situation(
+        lambda t: F.embedding(torch.arange(5)[2:], normal(7, 3, dtype=t)),
+        lambda: F.embedding(torch.arange(5)[:3], normal(7, 3)),
     ),
     "argmax-int64-min": Situation(
         lambda t: normal(3, 4, dtype=t).argmax(-1), lambda: normal(3, 4).max(-1).indices
@@ -465,7 +491,11 @@ SITUATIONS |= {
 }
 # These operations have no floating-point operands. The oracle turns all dispatch modes off.
 WITHOUT_FLOATS = {"mask-of-first-text", "positions-unshifted"}
-HALF_ONLY = {name for name in SITUATIONS if "half" in name} | {"sdpa-bf16-mask", "sdpa-causal-leak"}
+HALF_ONLY = {name for name in SITUATIONS if "half" in name} | {
+    "sdpa-bf16-mask",
+    "sdpa-bf16-arm",
+    "sdpa-causal-leak",
+}
 
 
 @pytest.mark.parametrize("fault", DEVICE_FAULTS, ids=lambda fault: fault.name)
@@ -547,8 +577,8 @@ def test_probe_only_faults_leave_the_model_right(tokens: Tensor) -> None:
             with inject(fault.name):
                 wrong_logits, wrong = activations(model, tokens)
                 fused_logits = unobserved(model, tokens)
-            assert torch.equal(fused_logits, unobserved(model, tokens))
-            assert torch.equal(wrong_logits, right_logits)
+            assert torch.equal(fused_logits, unobserved(model, tokens)), fault.name
+            assert torch.equal(wrong_logits, right_logits), fault.name
             assert all(torch.equal(wrong[name], right[name]) for name in right)
 
 
