@@ -85,8 +85,8 @@ class Numbers:
 
     `masked` is the share of values that are −∞, as in an attention mask. If the values are
     integers, or if many values are equal, `step` is the distance between neighboring values;
-    otherwise `step` is 0. If a row (along the last axis) has equal values only, `repeat` is the length of the row;
-    otherwise `repeat` is 1.
+    otherwise `step` is 0. If a row (along the last axis) has equal values only, `repeat` is the
+    length of the row; otherwise `repeat` is 1.
     """
 
     low: float
