@@ -5,8 +5,8 @@ float64 operand, because the float64 model (the oracle) must stay right.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +58,9 @@ class DeviceFault:
         exact = any(operand.dtype == torch.float64 for operand in call.operands)
         return not exact and call.name in self.operations and self.condition(call)
 
-    @contextmanager
-    def plant(self) -> Iterator[None]:
-        """A context manager that plants the fault inside a `with` block."""
-        with emulating(self.devices), _FaultyDevice(self):
-            yield
+    def plant(self) -> AbstractContextManager[Any]:
+        """Return a context manager that plants the fault inside a `with` block."""
+        return _FaultyDevice(self)
 
 
 def own(
@@ -93,6 +91,15 @@ class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.fault = fault
         self.spent = False
+
+    def __enter__(self) -> Any:
+        self.emulation = emulating(self.fault.devices)
+        self.emulation.__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.emulation.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
