@@ -67,7 +67,8 @@ class Kind:
     def limits(self, terms: int, u: float) -> tuple[float, float]:
         """Return the limits (healthy, wrong) for a sum of `terms` terms with unit roundoff `u`."""
         if u > ACCUMULATOR:
-            return self.healthy_in_half or self.healthy, self.wrong or self.healthy
+            healthy = self.healthy_in_half or self.healthy
+            return healthy, self.wrong * healthy / self.healthy if self.wrong else self.healthy
         healthy = max(self.healthy, self.healthy_per_root * math.sqrt(terms))
         return healthy, max(healthy, float(terms)) if self.wrong is None else self.wrong
 

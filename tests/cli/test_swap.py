@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from clean_transformer.parity import inputs
 from clean_transformer.text.tokenizer import END_OF_TEXT
@@ -56,6 +56,7 @@ def tokenizer(folder: Path) -> Path:
     vocab = {word: token for token, word in enumerate(words)}
     backend = tokenizers.Tokenizer(models.BPE(vocab, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     (folder / "weights").mkdir()
     backend.save(str(folder / "weights" / "tokenizer.json"))
     return folder / "weights"
@@ -107,7 +108,7 @@ def test_a_text_is_read_where_there_is_a_tokenizer(tokenizer: Path) -> None:
 def test_a_text_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def unreachable(source: str, wanted: object) -> Path:
+    def unreachable(source: str, wanted: object, optional: object = ()) -> Path:
         asked.append(source)
         raise hub.HubError("no network today")
 

@@ -170,10 +170,10 @@ def test_2_and_one_line_for_what_is_no_source(command: str):
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = hub.fetch
 
-    def fetch_here(source: str, wanted: hub.FileSets) -> Path:
+    def fetch_here(source: str, wanted: hub.FileSets, optional: tuple[str, ...] = ()) -> Path:
         if source == "gpt2":
             raise HubError("the hub cannot be asked; pass a folder with its files")
-        return fetch(source, wanted)
+        return fetch(source, wanted, optional)
 
     for module in (hub, load):
         monkeypatch.setattr(module, "fetch", fetch_here)

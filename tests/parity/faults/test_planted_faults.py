@@ -1,18 +1,20 @@
 """The suite finds every planted fault, and names the activation or the operation that has it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from fnmatch import fnmatch
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, HookPoint
 from clean_transformer.parity import invariants
 from clean_transformer.parity.faults import DEVICE_FAULTS, SEMANTIC_FAULTS, inject
 from clean_transformer.parity.faults.corruptions import SINGLE
+from clean_transformer.parity.faults.device import DeviceFault
 from clean_transformer.parity.measurements import probe_operations
 from clean_transformer.parity.operations import probes
 from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
@@ -138,14 +140,28 @@ MEETS = {
     "layer-norm-half-statistics": {"dtype": F16},
 }
 KNOWN = {fault.name for fault in KNOWN_ISSUES}
-# These need 1,024 positions or a vocabulary of 33,000; or they are products that take as long, and
-# that the same bound finds as `matmul-tf32` and `matmul-bf16-inputs`.
-SLOW = [
-    name
-    for name, changes in MEETS.items()
-    if max(changes.get("n_ctx", 0), changes.get("d_vocab", 0)) > 1000
-]
-SLOW += ["matmul-half-accumulator", "matmul-batch-dependent", "matmul-edge-tile"]
+# One fault of each kind of operation is planted in the fast tests: a product, a fused and an
+# explicit attention, an activation function. Planting all takes minutes.
+FAST = {
+    "linear-noncontiguous-weight",
+    "sdpa-permuted-inputs",
+    "softmax-unnormalized",
+    "gelu-tanh-ignored",
+    "gelu-noncontiguous-input",
+    "cache-rows-in-order",
+    "argmax-wide",
+    "gelu-gradient",
+}
+
+
+def planted_faults(faults: Iterable[DeviceFault]) -> list[ParameterSet]:
+    """The faults as parameters of a test; all but those in FAST are slow."""
+    return [
+        pytest.param(fault, id=fault.name, marks=[] if fault.name in FAST else [pytest.mark.slow])
+        for fault in faults
+    ]
+
+
 IN_THE_MODEL = [fault for fault in IN_A_SHORT_TEXT if not fault.first_call_only]
 # The uses whose parts the device computes one by one.
 USES = ("long text", "generate", "unequal batch", "beams")
@@ -197,13 +213,7 @@ def assert_located(fault, located, planted: Callable[[str], None]) -> None:
 
 
 @pytest.mark.usefixtures("model_alone")
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(fault, id=fault.name, marks=[pytest.mark.slow] if fault.name in SLOW else [])
-        for fault in IN_THE_MODEL
-    ],
-)
+@pytest.mark.parametrize("fault", planted_faults(IN_THE_MODEL))
 def test_device_fault(fault, planted: Callable[[str], None]) -> None:
     planted("device")
     with inject(fault.name):
@@ -215,9 +225,7 @@ def test_device_fault(fault, planted: Callable[[str], None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [fault for fault in DEVICE_FAULTS if fault.name in PROBE_ONLY],
-    ids=lambda fault: fault.name,
+    "fault", planted_faults(fault for fault in DEVICE_FAULTS if fault.name in PROBE_ONLY)
 )
 def test_device_fault_that_single_operations_find(
     fault, planted: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
@@ -241,7 +249,7 @@ def judge() -> Judge:
 
 
 @pytest.mark.parametrize(
-    "fault", [fault for fault in DEVICE_FAULTS if fault.use in USES], ids=lambda fault: fault.name
+    "fault", planted_faults(fault for fault in DEVICE_FAULTS if fault.use in USES)
 )
 def test_device_fault_of_a_use(fault, judge: Judge, planted: Callable[[str], None]) -> None:
     planted("device")
@@ -255,7 +263,7 @@ def test_device_fault_of_a_use(fault, judge: Judge, planted: Callable[[str], Non
 
 
 @pytest.mark.parametrize(
-    "fault", [fault for fault in DEVICE_FAULTS if fault.use == "sampling"], ids=lambda f: f.name
+    "fault", planted_faults(fault for fault in DEVICE_FAULTS if fault.use == "sampling")
 )
 @torch.no_grad()
 def test_device_fault_of_sampling(fault, planted: Callable[[str], None]) -> None:
@@ -270,7 +278,7 @@ def test_device_fault_of_sampling(fault, planted: Callable[[str], None]) -> None
 
 
 @pytest.mark.parametrize(
-    "fault", [fault for fault in DEVICE_FAULTS if fault.use == "training"], ids=lambda f: f.name
+    "fault", planted_faults(fault for fault in DEVICE_FAULTS if fault.use == "training")
 )
 def test_device_fault_of_training(fault, judge: Judge, planted: Callable[[str], None]) -> None:
     planted("device")
@@ -281,6 +289,7 @@ def test_device_fault_of_training(fault, judge: Judge, planted: Callable[[str], 
     assert_attributed(fault, result.located, planted)
 
 
+@pytest.mark.slow
 def test_all_of_them_at_once_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "PROBES", ())
     monkeypatch.setattr(invariants, "INVARIANTS", ())

@@ -167,7 +167,7 @@ def test_a_cache_slot_written_one_early_is_found_in_half_precision():
 
     with DeviceFault("", "", frozenset({"copy_"}), is_slot, one_early).plant():
         for name in ("generate", "unequal batch", "beams"):
-            assert judged(name, BF16).verdict is Verdict.WRONG
+            assert judged(name, BF16).verdict is Verdict.WRONG, name
         assert judged("forward", BF16).verdict is Verdict.PASS
 
 
