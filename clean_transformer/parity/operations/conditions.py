@@ -71,4 +71,4 @@ def has_mask(call: Call) -> bool:
 
 def alpha(call: Call) -> float:
     """The factor `alpha` by which `addmm` and `baddbmm` multiply the product; 1 by default."""
-    return dict(call.options).get("alpha", 1)
+    return float(dict(call.options).get("alpha", 1))

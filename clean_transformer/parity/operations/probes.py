@@ -18,6 +18,7 @@ from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.operations.call import Operand, lay_out
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.operations.diagnosis import Finding
+from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.verdict import Verdict
 
 # The possible contents of a probe's tensor. TRUTH has booleans and IDS has token ids from 0 to 49.
@@ -257,7 +258,8 @@ def _values(
         return truth
     if content == IDS:
         return torch.randint(50, shape, generator=generator)
-    return CONTENTS[content](normal, dtype).to(dtype)
+    with trusted():  # the device may have no float64
+        return CONTENTS[content](normal, dtype).to(dtype)
 
 
 def _equal(x: Tensor, dtype: torch.dtype) -> Tensor:
