@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,7 +13,6 @@ import torch
 from rich.console import Console
 
 from clean_transformer.parity import invariants, suite
-from clean_transformer.parity.activations import black_box
 from clean_transformer.parity.attempts import Attempts, failed_check
 from clean_transformer.parity.faults import inject
 from clean_transformer.parity.faults.corruptions import DeviceFault
@@ -195,21 +196,33 @@ def test_drift_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.isolated
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("model_alone")
-def test_without_a_compiler_nothing_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(*args: object) -> None:
-        raise RuntimeError("no C++ compiler")
+# In a process of its own, because the checks of types that tests have cannot be compiled.
+WITHOUT_A_COMPILER = """
+import torch
+from clean_transformer.config import Config
+from clean_transformer.parity import invariants
+from clean_transformer.parity.inputs import Weights
+from clean_transformer.parity.suite import check_device
+from clean_transformer.weights.synthetic import stress
 
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        black_box.torch, "compile", lambda f, **options: compile_(f, backend=no_compiler)
-    )
-    run = check_device(WEIGHTS, "cpu", F32, mode="compiled")
-    assert run.verdict is Verdict.NOT_CHECKED
-    assert {error.verdict for error in run.errors} == {Verdict.NOT_CHECKED}
-    assert by_use(run)["forward"] is Verdict.NOT_CHECKED
-    assert all(error.note.endswith("RuntimeError: no C++ compiler") for error in run.errors)
+def no_compiler(*args):
+    raise RuntimeError("no C++ compiler")
+
+compile = torch.compile
+torch.compile = lambda function, **options: compile(function, backend=no_compiler)
+invariants.INVARIANTS = ()
+cfg = Config(n_layers=1, n_heads=1, d_model=8, d_head=8, d_mlp=8, d_vocab=50, n_ctx=8)
+run = check_device(Weights("", cfg, stress(cfg)), "cpu", torch.float32, mode="compiled")
+assert run.verdict.value == "NOT CHECKED", run.verdict
+assert {error.verdict.value for error in run.errors} == {"NOT CHECKED"}, run.errors
+assert {use.name: use for use in run.by_use}["forward"].verdict.value == "NOT CHECKED"
+assert all(error.note.endswith("RuntimeError: no C++ compiler") for error in run.errors)
+"""
+
+
+@pytest.mark.slow
+def test_without_a_compiler_nothing_is_checked() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_A_COMPILER], check=True)
 
 
 @pytest.mark.usefixtures("model_alone")

@@ -37,6 +37,7 @@ class Sender:
     """Sends this process a Ctrl-C."""
 
     def __init__(self) -> None:
+        self.lost = 0
         command = [sys.executable, "-c", SENDER]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
         self.interrupt(lambda: None, 0.0)  # wait until the process has started
@@ -50,7 +51,7 @@ class Sender:
                 time.sleep(0.001)
         except KeyboardInterrupt:
             return
-        raise AssertionError("the Ctrl-C was lost")
+        self.lost += 1
 
 
 def edit(activation, hook):
@@ -126,6 +127,8 @@ def main(moments: int) -> None:
     with swap(model, "blocks.*.mlp", ReluMLP) as new:
         check("effect", sender, model, lambda: effect(model, new, TOKENS), moments)
     sender.process.kill()
+    # Python ignores a `KeyboardInterrupt` that comes inside of `__del__`. This is rare.
+    assert sender.lost <= 1 + moments // 500, f"{sender.lost} times, Ctrl-C was lost"
 
 
 if __name__ == "__main__":
