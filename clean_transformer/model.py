@@ -22,7 +22,7 @@ from clean_transformer.text.generation import GenerationMixin
 from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
 from clean_transformer.weights.processing import process_weights
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 
 class DemoTransformer(GenerationMixin):

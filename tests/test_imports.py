@@ -57,7 +57,7 @@ SUB_LAYERS = {
         ("pytest_plugin", "__init__"),
     ),
     "weights": (
-        ("hub", "rows", "shapes", "table", "infer", "files"),
+        ("hub", "rows", "shapes", "refusals", "table", "infer", "files"),
         ("formats/*",),
         ("load", "processing", "synthetic"),
         ("__init__",),

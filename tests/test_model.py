@@ -17,8 +17,8 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.swapping.swaps import swap
 from clean_transformer.variants.mlp import ReluMLP
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
+from clean_transformer.weights.refusals import WeightsError
 from clean_transformer.weights.shapes import parameter_shapes
-from clean_transformer.weights.table import WeightsError
 
 from .conftest import ROOT
 from .helpers import (

@@ -11,8 +11,9 @@ from clean_transformer.config import Config
 from clean_transformer.text.tokenizer import Tokenizer
 from clean_transformer.weights.hub import HubError, fetch
 from clean_transformer.weights.load import FILES, WEIGHTS, read_pretrained
+from clean_transformer.weights.refusals import WeightsError
 from clean_transformer.weights.synthetic import plain, stress
-from clean_transformer.weights.table import State, WeightsError
+from clean_transformer.weights.table import State
 
 Tokens = Int[Tensor, "batch pos"]
 

@@ -7,4 +7,4 @@ from clean_transformer.weights.processing import center_writing_weights as cente
 from clean_transformer.weights.processing import fold_ln as fold_ln
 from clean_transformer.weights.processing import fold_value_biases as fold_value_biases
 from clean_transformer.weights.processing import process_weights as process_weights
-from clean_transformer.weights.table import WeightsError as WeightsError
+from clean_transformer.weights.refusals import WeightsError as WeightsError

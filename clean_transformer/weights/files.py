@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clean_transformer.weights.table import State, WeightsError
+from clean_transformer.weights.refusals import WeightsError
+from clean_transformer.weights.table import State
 
 AGAIN = "copy or download it again"
 

@@ -4,9 +4,10 @@ import re
 import warnings
 
 from clean_transformer.config import PUBLISHED, Config
+from clean_transformer.weights.refusals import WeightsError
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.shapes import parameter_axes
-from clean_transformer.weights.table import Format, State, WeightsError
+from clean_transformer.weights.table import Format, State
 
 
 def infer_config(known: Format, state: State) -> Config:

@@ -17,15 +17,8 @@ from clean_transformer.config import Config
 from clean_transformer.weights import formats
 from clean_transformer.weights.hub import FileSets, complete_set, fetch
 from clean_transformer.weights.infer import infer_config
-from clean_transformer.weights.table import (
-    Folder,
-    Format,
-    State,
-    WeightsError,
-    detect,
-    plain_names,
-    refuse_unreal,
-)
+from clean_transformer.weights.refusals import WeightsError, refuse_unreal
+from clean_transformer.weights.table import Folder, Format, State, detect, plain_names
 
 
 def discover() -> Iterator[Format]:

@@ -26,7 +26,7 @@ from clean_transformer.parity.uses.overflow import overflowing_activation
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 from .small import BF16, F16, F32, F64, small_weights
 

@@ -14,7 +14,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, write_folder
 from clean_transformer.weights.formats.nanogpt import NANOGPT
 from clean_transformer.weights.load import FORMATS, read_state_dict
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 from ..helpers import assert_equal_states, random_model, random_state, tiny
 

@@ -20,7 +20,7 @@ from clean_transformer.weights.formats.gguf import write_gguf
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, write_folder
 from clean_transformer.weights.formats.nanogpt import NANOGPT
 from clean_transformer.weights.load import read_pretrained
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 from ..helpers import random_model, tiny
 from .formats.bundles import write_openai

@@ -15,7 +15,7 @@ from clean_transformer.weights.load import (
     read_pretrained,
     read_state_dict,
 )
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 from ..helpers import (
     TINY,

@@ -9,9 +9,10 @@ from clean_transformer.config import Config
 from clean_transformer.weights.formats.transformer_lens import HOOKED_TRANSFORMER
 from clean_transformer.weights.infer import infer_config
 from clean_transformer.weights.load import FORMATS
+from clean_transformer.weights.refusals import WeightsError, refuse_differences
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.shapes import parameter_shapes
-from clean_transformer.weights.table import Format, WeightsError, detect, refuse_differences
+from clean_transformer.weights.table import Format, detect
 
 from ..helpers import assert_equal_states, configs, random_model, random_state, tiny
 

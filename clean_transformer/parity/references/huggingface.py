@@ -23,7 +23,8 @@ from clean_transformer.parity.references.base import (
     import_package,
 )
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
-from clean_transformer.weights.table import State, WeightsError
+from clean_transformer.weights.refusals import WeightsError
+from clean_transformer.weights.table import State
 
 # A function that gets a module's first input and the module's output. The function returns a dict
 # from our names of activations to the activations that it finds in the input and the output.

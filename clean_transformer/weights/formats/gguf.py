@@ -17,15 +17,9 @@ from clean_transformer.config import Config
 from clean_transformer.support.files import atomic_file
 from clean_transformer.weights.files import readable
 from clean_transformer.weights.formats.gguf_header import check_header, check_tensors
+from clean_transformer.weights.refusals import WeightsError, head_width, refuse_architecture
 from clean_transformer.weights.rows import Row
-from clean_transformer.weights.table import (
-    File,
-    Format,
-    State,
-    WeightsError,
-    head_width,
-    refuse_architecture,
-)
+from clean_transformer.weights.table import File, Format, State
 
 QKV_WEIGHT = "(qkv head d_head) d_model -> qkv head d_model d_head"
 

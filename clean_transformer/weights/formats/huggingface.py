@@ -11,16 +11,9 @@ from torch import Tensor
 from clean_transformer.config import Config
 from clean_transformer.support.files import atomic_folder
 from clean_transformer.weights.files import read_json, read_tensors, state_dict_in
+from clean_transformer.weights.refusals import WeightsError, head_width, refuse_architecture
 from clean_transformer.weights.rows import Row
-from clean_transformer.weights.table import (
-    Folder,
-    Format,
-    State,
-    WeightsError,
-    head_width,
-    plain_names,
-    refuse_architecture,
-)
+from clean_transformer.weights.table import Folder, Format, State, plain_names
 
 # Hugging Face's linear layer is `Conv1D`, whose weight is [in, out]. The weight
 # `attn.c_attn.weight` is the concatenation of W_Q, W_K and W_V along its output axis.

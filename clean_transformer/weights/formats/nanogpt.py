@@ -22,8 +22,9 @@ from clean_transformer.weights.formats.huggingface import (
     HUGGINGFACE,
     has_linear_layout,
 )
+from clean_transformer.weights.refusals import WeightsError, head_width
 from clean_transformer.weights.rows import Row
-from clean_transformer.weights.table import File, State, WeightsError, head_width
+from clean_transformer.weights.table import File, State
 
 # The einops patterns for the weights of the linear layers, which are [out, in] (see `Row.pattern`).
 LINEAR = {

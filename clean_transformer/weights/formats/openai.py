@@ -9,8 +9,9 @@ from clean_transformer.config import Config
 from clean_transformer.weights.files import read_json
 from clean_transformer.weights.formats.huggingface import QKV_BIAS, QKV_WEIGHT
 from clean_transformer.weights.formats.tensorflow import read_bundle
+from clean_transformer.weights.refusals import WeightsError, head_width
 from clean_transformer.weights.rows import Row
-from clean_transformer.weights.table import Folder, Format, State, WeightsError, head_width
+from clean_transformer.weights.table import Folder, Format, State
 
 # In OpenAI's code, each linear layer is a convolution of width 1, so its weight is [1, in, out].
 # There is no row for `unembed.W_U`, because the unembedding is always tied to the embedding.

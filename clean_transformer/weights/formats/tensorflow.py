@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.formats.crc32c import crc32c_library, masked_crc32c
+from clean_transformer.weights.refusals import WeightsError
 
 # The dtypes that this module can read, by their numbers in TensorFlow's types.proto.
 DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
@@ -96,7 +96,7 @@ def read_bundle(prefix: Path) -> dict[str, Tensor]:
     index, for a tensor that was saved in slices, for a dtype that is not in `DTYPES`, and if the
     package google-crc32c is not installed.
     """
-    _crc32c()
+    crc32c_library()
     index = prefix.with_name(f"{prefix.name}.index")
     _refuse_missing([index])
     n_shards, entries = _read_index(index)
@@ -297,20 +297,3 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise ValueError(f"a name is longer than {MAX_NAME} bytes or damaged; {AGAIN}")
         key = key[:shared] + _take(entries, rest)
         yield key, _take(entries, size)
-
-
-def masked_crc32c(data: Any) -> int:
-    """Return LevelDB's checksum of `data`: its CRC-32C, rotated by 15 bits, plus a constant."""
-    crc = _crc32c().value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
-
-
-def _crc32c() -> ModuleType:
-    try:
-        import google_crc32c
-    except ImportError:
-        raise WeightsError(
-            "OpenAI's checkpoints need the google-crc32c package; "
-            "pip install 'clean-transformer[tensorflow]'"
-        ) from None
-    return google_crc32c

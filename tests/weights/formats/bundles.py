@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
+from clean_transformer.weights.formats.crc32c import masked_crc32c
 from clean_transformer.weights.formats.openai import HPARAMS, OPENAI
-from clean_transformer.weights.formats.tensorflow import DTYPES, MAGIC, masked_crc32c
+from clean_transformer.weights.formats.tensorflow import DTYPES, MAGIC
 
 NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 

@@ -10,7 +10,7 @@ from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.formats.gguf import GGUF, SIZES, read_gguf, write_gguf
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_to_json
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 from ...helpers import (
     TINY,

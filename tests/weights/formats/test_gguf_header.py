@@ -8,7 +8,7 @@ import pytest
 
 from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.formats.gguf import GGUF, SIZES, write_gguf
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 from ...helpers import TINY, random_model
 

@@ -13,7 +13,7 @@ from clean_transformer.weights.formats.huggingface import (
     read_folder,
     write_folder,
 )
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 from ...helpers import (
     TINY,

@@ -10,7 +10,8 @@ from clean_transformer.parity.faults import inject
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE
 from clean_transformer.weights.formats.nanogpt import NANOGPT, NANOGPT_WITHOUT_BIASES
 from clean_transformer.weights.load import FORMATS, read_state_dict
-from clean_transformer.weights.table import WeightsError, detect
+from clean_transformer.weights.refusals import WeightsError
+from clean_transformer.weights.table import detect
 
 from ...helpers import (
     assert_equal_states,

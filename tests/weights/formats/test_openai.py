@@ -15,8 +15,8 @@ from clean_transformer.weights.formats.huggingface import HUGGINGFACE
 from clean_transformer.weights.formats.openai import OPENAI, config_from_hparams, read_openai
 from clean_transformer.weights.formats.tensorflow import DTYPES, read_bundle
 from clean_transformer.weights.load import read_state_dict
+from clean_transformer.weights.refusals import WeightsError
 from clean_transformer.weights.shapes import parameter_shapes
-from clean_transformer.weights.table import WeightsError
 
 from ...helpers import assert_equal_states, configs, random_model, tiny, unchecked_types
 from .bundles import write_bundle, write_openai

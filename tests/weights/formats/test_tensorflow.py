@@ -10,13 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from clean_transformer.weights.formats.crc32c import masked_crc32c
 from clean_transformer.weights.formats.tensorflow import (
     DTYPES,
-    masked_crc32c,
     read_bundle,
     read_table,
 )
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 from ...helpers import assert_equal_states
 from .bundles import entry, table, table_of_blocks, varint, write_bundle

@@ -10,7 +10,7 @@ from clean_transformer.weights.formats.transformer_lens import (
     TRANSFORMER_BRIDGE,
 )
 from clean_transformer.weights.infer import infer_config
-from clean_transformer.weights.table import WeightsError
+from clean_transformer.weights.refusals import WeightsError
 
 from ...helpers import (
     assert_equal_states,
