@@ -11,7 +11,7 @@ from torch import Tensor
 from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.reports.page import framed, render_page
 from clean_transformer.support.files import write_atomically
-from clean_transformer.text.tokenizer import visible
+from clean_transformer.text.symbols import visible
 
 
 @dataclass(frozen=True)

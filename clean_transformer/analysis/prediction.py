@@ -9,7 +9,7 @@ from torch import Tensor
 from clean_transformer.model import DemoTransformer
 from clean_transformer.reports.page import number, render_page
 from clean_transformer.support.numerics import at_least_float32
-from clean_transformer.text.tokenizer import visible
+from clean_transformer.text.symbols import visible
 
 # In a notebook, the tokens with a loss of at least this many nats have the strongest color.
 LARGE_LOSS = 10.0

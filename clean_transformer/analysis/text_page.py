@@ -15,7 +15,7 @@ from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.reports.page import framed, render_page
 from clean_transformer.support.files import write_atomically
-from clean_transformer.text.tokenizer import visible
+from clean_transformer.text.symbols import visible
 
 # At each depth (see `logit_lens`) and position, the page shows this many of the most likely next
 # tokens.

@@ -27,7 +27,7 @@ def predict(
 
     from clean_transformer.analysis.prediction import predict as predict_text
     from clean_transformer.cli.loading import read_model
-    from clean_transformer.text.tokenizer import visible
+    from clean_transformer.text.symbols import visible
 
     with progress() as on_step:
         on_step("reading the weights")

@@ -24,7 +24,8 @@ def tokens(
     read = read_text(text, file)
 
     from clean_transformer.cli.loading import read_or_demo
-    from clean_transformer.text.tokenizer import Tokenizer, visible
+    from clean_transformer.text.symbols import visible
+    from clean_transformer.text.tokenizer import Tokenizer
 
     tokenizer = read_or_demo(Tokenizer.from_pretrained, weights)
     ids = tokenizer.to_tokens(read, bos)[0].tolist()

@@ -78,6 +78,7 @@ class Undoable(AbstractContextManager["Undoable"]):
     def __init__(self, *enders: Callable[..., Any]):
         entered = (Undoable.__enter__, Undoable.__exit__, Undoable.settled, Undoable.end)
         self._interrupts = Interrupts(*entered, *enders)
+        self._closer: _Closer | None = _Closer(self._interrupts)
         try:
             self.make()
         except BaseException:
@@ -108,6 +109,9 @@ class Undoable(AbstractContextManager["Undoable"]):
         try:
             with Interrupts():  # an earlier call may have closed `self._interrupts`
                 self.unmake()
+            if self._closer is not None:
+                self._closer.interrupts = None
+                self._closer = None
         finally:
             self._interrupts.close()
 
@@ -117,6 +121,17 @@ class Undoable(AbstractContextManager["Undoable"]):
     def __exit__(self, *_: object) -> None:
         self.end()
 
+
+class _Closer:
+    """Closes the interrupts of an `Undoable` that is deleted before its `end` is called.
+
+    `Undoable.end` deletes its closer while a Ctrl-C waits, because Python ignores a
+    `KeyboardInterrupt` that comes inside of `__del__`. So `Undoable` itself has no `__del__`.
+    """
+
+    def __init__(self, interrupts: Interrupts):
+        self.interrupts: Interrupts | None = interrupts
+
     def __del__(self) -> None:
-        if "_interrupts" in vars(self):
-            self._interrupts.close()
+        if self.interrupts is not None:
+            self.interrupts.close()

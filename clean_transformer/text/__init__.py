@@ -9,7 +9,7 @@ from clean_transformer.support.lazy import lazy_names
 if TYPE_CHECKING:
     from clean_transformer.text.generation import GenerationMixin as GenerationMixin
     from clean_transformer.text.settings import Sampling as Sampling
+    from clean_transformer.text.symbols import visible as visible
     from clean_transformer.text.tokenizer import Tokenizer as Tokenizer
-    from clean_transformer.text.tokenizer import visible as visible
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

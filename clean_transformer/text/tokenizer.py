@@ -13,24 +13,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.reports.page import render_page
-from clean_transformer.text.tokenizer_files import (
-    END_OF_TEXT,
-    SETTINGS,
-    apply,
-    read_settings,
-    readable,
-    refuse_lossy,
-)
+from clean_transformer.text.symbols import visible
+from clean_transformer.text.tokenizer_backends import byte_level, read_folder, read_gguf
+from clean_transformer.text.tokenizer_files import END_OF_TEXT, SETTINGS, readable, refuse_lossy
 from clean_transformer.weights import hub
-from clean_transformer.weights.formats.gguf import read_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
-
-# The symbols that `visible` shows instead of invisible characters. The keys are the codes of these
-# characters. For the control characters 0 to 31, Unicode has the symbols U+2400 to U+241F.
-_PICTURES = {code: 0x2400 + code for code in range(32)} | {127: "␡", ord(" "): "·", ord("\n"): "↵"}
-
 
 # One text, or several texts.
 Texts = str | list[str] | tuple[str, ...]
@@ -102,72 +91,12 @@ class Tokenizer:
         Raises `FileNotFoundError` for a folder without these files, `ValueError` for a malformed
         file or an unknown source, and `HubError` for a failed download.
         """
-        import tokenizers
-
         if Path(source).suffix == ".gguf" and Path(source).is_file():
-            return cls._from_gguf(Path(source))
-        folder = hub.fetch(source, hub.TOKENIZER, optional=SETTINGS)
-        settings = read_settings(folder)
-        files = hub.complete_set(hub.TOKENIZER, os.listdir(folder))
-        if not files:
-            raise FileNotFoundError(
-                f"the folder {str(folder)!r} has no tokenizer; "
-                f"put {hub.describe(hub.TOKENIZER)} there, or name another folder"
-            )
-        paths = [folder / file for file in files]
-        with readable(" with ".join(map(str, paths))):
-            if len(paths) == 1:
-                backend = tokenizers.Tokenizer.from_file(str(paths[0]))
-            else:
-                backend = _byte_level(tokenizers.models.BPE.from_file(*map(str, paths)))
-            named = apply(settings, backend)
-        vocab = backend.get_vocab()
-        ids = {name: [vocab[token]] for name, token in named.items()}
-
-        def first(own: list[int], name: str) -> list[int]:
-            # Many models name GPT-2's id 50256 by mistake, with a smaller vocabulary.
-            return own if own and max(own) < len(vocab) else ids.get(name, [])
-
-        bos = first(settings.bos, "bos")
-        return cls(
-            backend,
-            bos_token_id=bos[0] if bos else None,
-            stop_tokens=first(settings.eos, "eos"),
-        )
-
-    @classmethod
-    def _from_gguf(cls, file: Path) -> "Tokenizer":
-        """Load the tokenizer that a GGUF file holds. Raises `ValueError` if it holds none."""
-        from tokenizers import AddedToken, models
-
-        fields = read_tokenizer(file)
-        tokens, merges = fields.get("tokens"), fields.get("merges")
-        if fields.get("model") != "gpt2" or not tokens or merges is None:
-            raise ValueError(
-                f"{file} holds no tokenizer of GPT-2; assign "
-                "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
-            )
-        with readable(str(file)):
-            pairs = [tuple(merge.split(" ")) for merge in merges]
-            vocab = {token: i for i, token in enumerate(tokens)}
-            if len(vocab) < len(tokens):
-                raise ValueError("it has a token twice")
-            backend = _byte_level(models.BPE(vocab, pairs))
-            types = fields.get("token_type") or []
-            # 3 is a control token, and 4 is a token that the model's author added.
-            backend.add_tokens(
-                [
-                    AddedToken(token, special=kind == 3, normalized=False)
-                    for token, kind in zip(tokens, types, strict=False)
-                    if kind in (3, 4)
-                ]
-            )
-        eos = fields.get("eos_token_id")
-        return cls(
-            backend,
-            bos_token_id=fields.get("bos_token_id"),
-            stop_tokens=[] if eos is None else [eos],
-        )
+            backend, bos, stop_tokens = read_gguf(Path(source))
+        else:
+            folder = hub.fetch(source, hub.TOKENIZER, optional=SETTINGS)
+            backend, bos, stop_tokens = read_folder(folder)
+        return cls(backend, bos_token_id=bos, stop_tokens=stop_tokens)
 
     @classmethod
     def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
@@ -187,7 +116,7 @@ class Tokenizer:
                 )
         with readable(f"{vocab} with {merges}"):
             model = models.BPE.from_file(str(vocab), str(merges))
-        return cls(_byte_level(model))
+        return cls(byte_level(model))
 
     def to_tokens(
         self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
@@ -347,19 +276,3 @@ class Tokenizer:
 
 def _is_one_text(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0)
-
-
-def visible(token: str) -> str:
-    """Return `token` with symbols for spaces ("·"), line breaks ("↵") and control characters."""
-    return token.translate(_PICTURES)
-
-
-def _byte_level(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
-    """Return GPT-2's tokenizer with the vocabulary and the merges of `model`."""
-    import tokenizers
-    from tokenizers import decoders, pre_tokenizers
-
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend

@@ -20,7 +20,7 @@ from clean_transformer.analysis.prediction import predict
 from clean_transformer.analysis.text_page import Explanation, explain, render, write_html
 from clean_transformer.cli import app
 from clean_transformer.model import DemoTransformer
-from clean_transformer.text.tokenizer import visible
+from clean_transformer.text.symbols import visible
 
 from ..helpers import reading_model, unchecked_types
 from ..pages import CHROMIUM, Element, Page, assert_self_contained, browse

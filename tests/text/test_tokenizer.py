@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import models, processors
 
-from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer, visible
+from clean_transformer.text.symbols import visible
+from clean_transformer.text.tokenizer import END_OF_TEXT, Tokenizer
 
 from ..helpers import GPT2, needs_gpt2, trained, unchecked_types
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from clean_transformer.support.files import require_folder, write_atomically
-from clean_transformer.text.tokenizer import visible
+from clean_transformer.text.symbols import visible
 
 SUFFIXES = (".html", ".png")
 

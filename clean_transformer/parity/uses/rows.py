@@ -42,19 +42,7 @@ def by_rows(
         ratios, relative = ratios.where(judged, 0.0), relative.where(judged, 0.0)
     ratios = ratios.nan_to_num(math.inf, math.inf)
     largest = float(relative.nan_to_num(math.inf, math.inf).max())
-    row = Isolated(
-        name=name,
-        case=use.case,
-        path="use",
-        operation=PART.name,
-        ratio=float(ratios.max()),
-        healthy=healthy,
-        wrong=wrong,
-        rms_ratio=float(ratios.square().mean().sqrt()),
-        bits=-math.log2(largest) if largest else math.inf,
-        worst_index=index_of_largest(ratios),
-    )
-    return row, ratios > healthy
+    return _row(name, use, PART, ratios, (healthy, wrong), largest), ratios > healthy
 
 
 def elementwise(
@@ -80,8 +68,16 @@ def elementwise(
     healthy, wrong = kind.limits(terms, u)
     error = torch.where(got == exact, 0.0, (got.double() - exact).abs())
     ratios = error_ratios(error, scale, u, got.dtype)
-    rms = float(ratios.square().mean().sqrt())
-    row = Isolated(
+    relative = u * float(ratios.square().mean().sqrt())
+    return _row(name, use, kind, ratios, (healthy, wrong), relative), ratios > healthy
+
+
+def _row(
+    name: str, use: Use, kind: Kind, ratios: Tensor, limits: tuple[float, float], relative: float
+) -> Isolated:
+    """Return the judgment of all `ratios`. `relative` is the relative error that gives `bits`."""
+    healthy, wrong = limits
+    return Isolated(
         name=name,
         case=use.case,
         path="use",
@@ -89,11 +85,10 @@ def elementwise(
         ratio=float(ratios.max()),
         healthy=healthy,
         wrong=wrong,
-        rms_ratio=rms,
-        bits=-math.log2(rms * u) if rms else math.inf,
+        rms_ratio=float(ratios.square().mean().sqrt()),
+        bits=-math.log2(relative) if relative else math.inf,
         worst_index=index_of_largest(ratios),
     )
-    return row, ratios > healthy
 
 
 def first_position(wrong: Tensor) -> int:

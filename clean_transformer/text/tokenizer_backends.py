@@ -1,0 +1,89 @@
+"""Makes the `backend` of a `Tokenizer`, a tokenizer of the library `tokenizers`, from files."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clean_transformer.text.tokenizer_files import apply, read_settings, readable
+from clean_transformer.weights import hub
+from clean_transformer.weights.formats.gguf import read_tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# A backend, the id with which texts begin, and the ids at which generated texts end. None and an
+# empty list stand for <|endoftext|>.
+Loaded = tuple["tokenizers.Tokenizer", int | None, list[int]]
+
+
+def read_folder(folder: Path) -> Loaded:
+    """Load the first complete set of `hub.TOKENIZER` in the folder, with the folder's settings.
+
+    Raises `FileNotFoundError` if no set is complete, and `ValueError` for a malformed file.
+    """
+    import tokenizers
+
+    settings = read_settings(folder)
+    files = hub.complete_set(hub.TOKENIZER, os.listdir(folder))
+    if not files:
+        raise FileNotFoundError(
+            f"the folder {str(folder)!r} has no tokenizer; "
+            f"put {hub.describe(hub.TOKENIZER)} there, or name another folder"
+        )
+    paths = [folder / file for file in files]
+    with readable(" with ".join(map(str, paths))):
+        if len(paths) == 1:
+            backend = tokenizers.Tokenizer.from_file(str(paths[0]))
+        else:
+            backend = byte_level(tokenizers.models.BPE.from_file(*map(str, paths)))
+        named = apply(settings, backend)
+    vocab = backend.get_vocab()
+    ids = {name: [vocab[token]] for name, token in named.items()}
+
+    def first(own: list[int], name: str) -> list[int]:
+        # Many models name GPT-2's id 50256 by mistake, with a smaller vocabulary.
+        return own if own and max(own) < len(vocab) else ids.get(name, [])
+
+    bos = first(settings.bos, "bos")
+    return backend, bos[0] if bos else None, first(settings.eos, "eos")
+
+
+def read_gguf(file: Path) -> Loaded:
+    """Load the tokenizer that a GGUF file holds. Raises `ValueError` if it holds none."""
+    from tokenizers import AddedToken, models
+
+    fields = read_tokenizer(file)
+    tokens, merges = fields.get("tokens"), fields.get("merges")
+    if fields.get("model") != "gpt2" or not tokens or merges is None:
+        raise ValueError(
+            f"{file} holds no tokenizer of GPT-2; assign "
+            "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
+        )
+    with readable(str(file)):
+        pairs = [tuple(merge.split(" ")) for merge in merges]
+        vocab = {token: i for i, token in enumerate(tokens)}
+        if len(vocab) < len(tokens):
+            raise ValueError("it has a token twice")
+        backend = byte_level(models.BPE(vocab, pairs))
+        types = fields.get("token_type") or []
+        # 3 is a control token, and 4 is a token that the model's author added.
+        backend.add_tokens(
+            [
+                AddedToken(token, special=kind == 3, normalized=False)
+                for token, kind in zip(tokens, types, strict=False)
+                if kind in (3, 4)
+            ]
+        )
+    eos = fields.get("eos_token_id")
+    return backend, fields.get("bos_token_id"), [] if eos is None else [eos]
+
+
+def byte_level(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
+    """Return GPT-2's tokenizer with the vocabulary and the merges of `model`."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers
+
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
