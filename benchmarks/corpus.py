@@ -236,7 +236,7 @@ def main(
     for fault in DEVICE_FAULTS:
         caught, attributed = planted(fault)
         count = counts.setdefault(fault.use, Counter())
-        count.update(planted=1, caught=caught, attributed=attributed)
+        count.update(planted=1, caught=int(caught), attributed=int(attributed))
         missed += [] if caught and attributed else [fault.name]
     thresholds = {
         operation: {str(dtype): threshold(operation, dtype) for dtype in (F32, BF16)}
@@ -250,7 +250,8 @@ def main(
     console.print(table)
     console.print(f"not caught or not attributed: {', '.join(missed) or 'none'}")
     for operation, by_dtype in thresholds.items():
-        console.print(operation, {dtype: f"{value:.1e}" for dtype, value in by_dtype.items()})
+        smallest = ", ".join(f"{dtype} {value:.1e}" for dtype, value in by_dtype.items())
+        console.print(f"smallest error found in {operation}: {smallest}")
     for _, alarm in alarms:
         console.print(alarm)
     if json_file is not None:
