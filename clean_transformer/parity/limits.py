@@ -285,8 +285,8 @@ def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> T
     """
     if size is square:
         return square(pattern) @ square(v)
-    spread = 1 + scores + (pattern * scores).sum(-1, keepdim=True)
-    return (pattern * spread) @ v.abs()
+    weighted = pattern * scores
+    return weighted @ v.abs() + (1 + weighted.sum(-1, keepdim=True)) * (pattern @ v.abs())
 
 
 def attention_squares(pattern: Tensor, scores: Tensor, v: Tensor) -> Tensor:

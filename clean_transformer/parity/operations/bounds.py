@@ -154,15 +154,27 @@ def _attention(call: Call64) -> list[Expected | None]:
     if call.named.get("dropout_p"):
         return [None]
     q, k, v, mask, factor = attention_arguments(call.named)
-    exact, pattern = attention(q, k, v, mask, factor)
-    size = q.abs() @ k.abs().mT * abs(factor)
-    if mask.dtype != torch.bool:
-        size = size + torch.where(mask.isinf(), 0.0, mask.abs())
-    scale = sum_scale(exact, partial(attention_terms, pattern, size, v), call.u)
+    # One head at a time is computed, because the scores of all heads need much memory.
+    tensors = (q, k, v, mask.expand(*q.shape[:-1], k.shape[-2]))
+    heads = [*zip(*(each.unbind(-3) for each in tensors), strict=True)]
+    outputs, scales = [], []
+    for q, k, v, mask in heads:
+        exact, pattern = attention(q, k, v, mask, factor)
+        size = q.abs() @ k.abs().mT * abs(factor)
+        if mask.dtype != torch.bool:
+            size = size + torch.where(mask.isinf(), 0.0, mask.abs())
+        outputs.append(exact)
+        scales.append(sum_scale(exact, partial(attention_terms, pattern, size, v), call.u))
 
     def typical() -> Tensor:
-        return typical_size(exact, attention_squares(pattern, q @ k.mT * factor, v))
+        sizes = []
+        for q, k, v, mask in heads:
+            exact, pattern = attention(q, k, v, mask, factor)
+            squares = attention_squares(pattern, q @ k.mT * factor, v)
+            sizes.append(typical_size(exact, squares))
+        return torch.stack(sizes, -3)
 
+    exact, scale = torch.stack(outputs, -3), torch.stack(scales, -3)
     return [within(ATTEND, call, exact, scale, k.shape[-2], typical)]
 
 
