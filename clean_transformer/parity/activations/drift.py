@@ -1,6 +1,6 @@
-"""Drift: the error that an activation has accumulated since the first layer.
+"""Measures drift: the total error of an activation, which adds up from the first layer on.
 
-The error is compared with the error that rounding alone causes (see `parity/rounding.py`).
+The drift is compared with the error that rounding alone causes (see `parity/rounding.py`).
 """
 
 import math
@@ -15,13 +15,13 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """The drift of one activation.
+    """The drift of one activation: its total error, which adds up from the first layer on.
 
-    `error` is the root mean square of device − oracle. The oracle is the same model in float64 on
+    `error` is the root mean square error of the device, compared with the same model in float64 on
     the CPU. `envelope` is the root mean square of the change that random rounding causes in this
-    activation. `healthy` is the largest `rho` that passes. `reference_error` is the root mean
-    square error of the same activation in another implementation of GPT-2 (the reference), or None
-    without a reference.
+    activation. `healthy` is the largest ratio error / envelope that passes. `reference_error` is
+    the root mean square error of this activation in another implementation of GPT-2, or None if
+    there is no such implementation.
     """
 
     name: str
@@ -32,10 +32,10 @@ class EndToEnd:
 
     @property
     def rho(self) -> float:
-        """ρ = error / envelope.
+        """The ratio ρ = error / envelope.
 
-        If the envelope is 0, ρ is 0 for an error of 0, and infinite for any other error. ρ is also
-        infinite if the error is infinite or NaN.
+        If both numbers are 0, ρ is 0. If only the envelope is 0, or if the error is infinite or
+        NaN, ρ is infinite.
         """
         if not math.isfinite(self.error):
             return math.inf
@@ -45,10 +45,10 @@ class EndToEnd:
 
     @property
     def verdict(self) -> Verdict:
-        """WRONG if `error` is infinite or NaN; otherwise PASS or DEGRADED.
+        """PASS if `rho` is at most `healthy`, WRONG if `error` is infinite or NaN, or DEGRADED.
 
-        PASS if `rho` is at most `healthy`. A finite drift is never WRONG. The isolated errors (see
-        `Isolated`) show in which activation an error begins, and whether this error is WRONG.
+        The verdict on a finite drift is never WRONG. The checks of single activations (see
+        `Isolated`) show in which activation an error begins, and whether rounding can explain it.
         """
         if not math.isfinite(self.error):
             return Verdict.WRONG

@@ -1,4 +1,4 @@
-"""The reference "bridge": `TransformerBridge` of transformer_lens 4.
+"""Runs `TransformerBridge`, of transformer_lens 4, with our weights.
 
 `TransformerBridge` wraps Hugging Face's GPT-2.
 """

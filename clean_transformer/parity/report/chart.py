@@ -12,7 +12,7 @@ class Curve:
     """One line of the chart.
 
     `label` is the text for the line in the legend. `style` is the CSS class of the line. `values`
-    has the error of each activation in `Chart.names`, in the same order.
+    has one error for each activation on the horizontal axis.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Chart:
         return (self.width - self.left) / len(self.names)
 
     def x(self, index: int | float) -> float:
-        """The distance of `names[index]` from the left edge of the chart, in SVG units."""
+        """The distance of the activation `names[index]` from the left edge, in SVG units."""
         return self.left + (index + 0.5) * self.step
 
     def y(self, value: float) -> float:
@@ -65,10 +65,10 @@ class Chart:
 
 
 def depth_chart(run: DeviceRun) -> Chart | None:
-    """Return the chart of the errors in the residual stream of a run.
+    """Return the line chart of one run's errors in the residual stream, or None.
 
-    Returns None if the run did not measure these errors, and if all errors and limits are 0,
-    infinite or NaN, because a logarithmic axis cannot show these numbers.
+    The result is None if the run did not measure these errors. It is also None if all errors and
+    limits are 0, infinite or NaN, because a logarithmic axis cannot show these numbers.
     """
     residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
     curves = [
