@@ -1,7 +1,7 @@
 """Checks black boxes: modules whose inner activations cannot be watched.
 
-Compiled modules, optimized modules, and modules without our hook points are black boxes. Only the
-output of a black box is checked.
+Compiled modules, modules that `optimize()` has changed, and modules without our hook points are
+black boxes. Only the output of a black box is checked.
 """
 
 import math
@@ -64,10 +64,10 @@ def as_written(module: M) -> M:
 
 
 def leaves(model: nn.Module) -> dict[str, HookedModule]:
-    """Return the smallest submodules whose output can be watched, by path.
+    """Return a dict from paths to the smallest submodules whose output can be watched.
 
-    A submodule is such a leaf if it is a `HookedModule` that has no `HookedModule` inside, or that
-    is compiled or optimized as a whole.
+    These are the `HookedModule`s that have no `HookedModule` inside, or that are compiled or
+    optimized as a whole.
     """
     found: dict[str, HookedModule] = {}
     for name, part in model.named_children():
@@ -94,7 +94,7 @@ def compiled_leaves(model: nn.Module) -> Iterator[None]:
 
 
 def compiled(below: Method) -> Method:
-    """Return a version of `below`, a method of a module, that `torch.compile` compiles.
+    """Return the method `below` of a module, compiled with `torch.compile`.
 
     Modules of the same class share the compiled graphs.
     """
@@ -111,8 +111,8 @@ def isolate_black_boxes(
 
     `oracle` is the same model in float64 on the CPU. It computes the exact output of each submodule
     from the input that the submodule had on the device. If the model itself is compiled or
-    optimized, or if `leaves(model)` is empty, only the output of the model is checked, with the
-    name "". `case` describes the inputs in the results.
+    optimized, or if `leaves(model)` is empty, only the model's own output is checked. `case`
+    describes the inputs in the results.
     """
     parts = {} if is_black_box(model) else leaves(model)
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
@@ -151,9 +151,8 @@ def judge_black_box(
 
     A row is a slice along the last axis. Its error is the root mean square of output − exact. The
     oracle also runs DRAWS times under `RandomRounding`, which changes each row. The error ratio of
-    a row is its error, divided by the root mean square of these changes. The result has the largest
-    ratio of all rows. Only the oracle runs here, so a wrong kernel of the device cannot make the
-    allowed error larger.
+    a row is its error, divided by the root mean square of these changes. Only the oracle runs here,
+    so a wrong kernel of the device cannot make the allowed error larger.
     """
     given = [upcast(x) if isinstance(x, Tensor) else x for x in inputs]
     exact = first_tensor(oracle(*given))

@@ -1,8 +1,8 @@
-"""Has the rules that say how large the rounding error of each activation may be.
+"""Rules for how large the rounding error of each activation may be.
 
-A rule says which kind of operation computes the activation, such as a matrix product. It also
-computes the scale G: the size of the terms that the operation adds up. `parity/limits.py` has the
-limits for each kind of operation, and the formulas for G.
+A rule says which kind of operation computes the activation, such as a matrix product, and computes
+the scale G: the size of the terms that the operation adds up. `parity/limits.py` has the limits for
+each kind, and the formulas for G.
 """
 
 import math
@@ -57,15 +57,14 @@ PRODUCTS = (LINEAR, ATTEND)
 class Rule:
     """How large the rounding error of an activation may be.
 
-    `kind` is the kind of operation that computes the activation. The other fields are functions of
-    two arguments: the module that computes the activation, and `seen`, which maps the names of hook
-    points in this module to the device's activations. `summed(module, seen)` returns the number of
-    terms that the operation adds up for each element.
+    `kind` is the kind of operation that computes the activation. The other fields are functions.
+    Their first argument is the module that computes the activation. Their second argument, `seen`,
+    has the device's inputs and activations of this module, by name.
 
-    `terms` also has a third argument. If `kind` is in PRODUCTS, the activation is a sum of products
-    Σ xW: `terms(module, seen, abs)` returns Σ|xW|, and `terms(module, seen, square)` returns
-    Σ(xW)². For other kinds, `terms` returns G, the size of the terms (see `parity/limits.py`). If
-    `squares` is not None, `typical` uses `squares(module, seen)` instead of Σ(xW)².
+    `summed` returns the number of terms that the operation adds up. If `kind` is in PRODUCTS, the
+    operation is a sum Σ xW: `terms(module, seen, abs)` returns Σ|xW|, and `terms(module, seen,
+    square)` returns Σ(xW)². For other kinds, `terms` returns G, the size of the terms (see
+    `parity/limits.py`). If `squares` is not None, `typical` uses it instead of Σ(xW)².
     """
 
     kind: Kind
@@ -82,7 +81,7 @@ class Rule:
         return sum_scale(exact, terms, u) if self.kind in PRODUCTS else terms(abs)
 
     def typical(self, module: nn.Module, seen: Seen, exact: Tensor) -> Tensor:
-        """Return |exact| + √Σ(xW)² for each element: u times this size is a typical error."""
+        """Return |exact| + √Σ(xW)². A typical error is this size times the unit roundoff."""
         squares = self.squares(module, seen) if self.squares else self.terms(module, seen, square)
         return typical_size(exact, squares)
 

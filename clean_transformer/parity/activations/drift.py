@@ -1,7 +1,4 @@
-"""Measures drift: the total error of an activation, which adds up from the first layer on.
-
-The drift is compared with the error that rounding alone causes (see `parity/rounding.py`).
-"""
+"""Measures drift: the total error of an activation, which adds up from the first layer on."""
 
 import math
 from collections.abc import Iterator
@@ -19,9 +16,9 @@ class EndToEnd:
 
     `error` is the root mean square error of the device, compared with the same model in float64 on
     the CPU. `envelope` is the root mean square of the change that random rounding causes in this
-    activation. `healthy` is the largest ratio error / envelope that passes. `reference_error` is
-    the root mean square error of this activation in another implementation of GPT-2, or None if
-    there is no such implementation.
+    activation (see `parity/rounding.py`). `healthy` is the largest ratio `rho` = error / envelope
+    that passes. `reference_error` is the root mean square error of another implementation of GPT-2
+    on the CPU, or None if no other implementation ran.
     """
 
     name: str
@@ -45,11 +42,8 @@ class EndToEnd:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS if `rho` is at most `healthy`, WRONG if `error` is infinite or NaN, or DEGRADED.
-
-        The verdict on a finite drift is never WRONG. The checks of single activations (see
-        `Isolated`) show in which activation an error begins, and whether rounding can explain it.
-        """
+        """WRONG if `error` is infinite or NaN, PASS if `rho` ≤ `healthy`, and DEGRADED otherwise."""
+        # A finite drift is never WRONG: it does not show in which activation an error begins.
         if not math.isfinite(self.error):
             return Verdict.WRONG
         return Verdict.PASS if self.rho <= self.healthy else Verdict.DEGRADED

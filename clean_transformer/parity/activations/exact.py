@@ -14,8 +14,8 @@ class Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that uses float64 where the code asks for a lower floating-point dtype.
 
     A float64 copy of a module runs in this mode to compute exact results. Without the mode, the
-    copy of a module that multiplies in bfloat16 would also multiply in bfloat16, and would have the
-    same error. `lowered` has the lower dtypes that the code has asked for.
+    copy of a module that multiplies in bfloat16 would also multiply in bfloat16, and have the same
+    error. `lowered` has the lower dtypes that the code has asked for.
     """
 
     supports_higher_order_operators = True

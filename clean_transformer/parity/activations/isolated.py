@@ -2,8 +2,7 @@
 
 The exact values come from the same model in float64 on the CPU (the oracle). When the oracle has
 computed an activation, its exact value is compared with the device's activation, and then replaced
-by the device's activation. So the oracle computes every activation from the inputs that the
-operation had on the device, and the errors of earlier activations do not count.
+by it. So the oracle computes every activation from the inputs that the operation had on the device.
 """
 
 import math
@@ -64,15 +63,15 @@ class Isolated:
     Errors are given as ratios: a ratio of 1 is about the error of one rounding (see
     `parity/limits.py`).
 
-    `name` is the name of the activation, and `case` describes the input of the model. `path` is the
-    key of PATHS that says which hook points were watched. `operation` is the kind of operation that
-    computes the activation. `ratio` is the largest error ratio of all elements, and `worst_index`
-    is the index of the element with this ratio. `healthy` is the largest ratio that passes. Above
-    the ratio `wrong`, rounding cannot explain the error. `rms_ratio` is the root mean square of the
-    ratios of all elements. `per_head` has the largest ratio of each attention head; it is empty if
-    the activation has no heads. `bits` is the effective precision: −log₂ of the root mean square of
-    error / G, where G is the size of the terms that the operation adds up. `lower_precision` names
-    a lower precision that explains all errors, such as "TF32", or is empty.
+    `name` is the name of the activation, and `case` describes the input of the model. `path` says
+    which hook points were watched, such as "fused" (see PATHS). `operation` is the kind of
+    operation that computes the activation. `ratio` is the largest error ratio of all elements, and
+    `worst_index` is the index of the element with this ratio. `healthy` is the largest ratio that
+    passes. Above the ratio `wrong`, rounding cannot explain the error. `rms_ratio` is the root mean
+    square of the ratios of all elements. `per_head` has the largest ratio of each attention head;
+    it is empty if the activation has no heads. `bits` is the effective precision: −log₂ of the root
+    mean square of error / G, where G is the size of the terms that the operation adds up.
+    `lower_precision` names a lower precision that explains all errors, such as "TF32", or is empty.
     """
 
     name: str
@@ -158,11 +157,11 @@ def _isolate_calls(
     inputs: Iterable[Tensor],
     judge: Callable[[str, Tensor, Seen], None],
 ) -> None:
-    """Run the oracle, and call `judge` when the exact value of an activation is known.
+    """Run `oracle`, the module in float64, and call `judge` for each activation in `device`.
 
     `device` maps the names of activations to the device's values. `judge` gets the activation's
-    name, its exact value, and the device's activations of the same module up to this one. Then the
-    device's value replaces the exact value in the run.
+    name, its exact value, and the device's activations of the same module. Then the device's value
+    replaces the exact value in the run.
     """
     seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
 

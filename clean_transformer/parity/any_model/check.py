@@ -50,14 +50,14 @@ def check_model(
 
     The backward pass runs if the output requires gradients. If the output has logits [batch pos
     vocab] for the token ids, the loss is the cross entropy of the next tokens. Otherwise the loss
-    is the sum of all outputs, multiplied by fixed random numbers. Before each of the three uses,
-    `on_step` is called with its name: "forward", "backward" or "generate".
+    is the sum of all outputs, each multiplied by a fixed random number. Before each run, `on_step`
+    is called with its name: "forward", "backward" or "generate".
 
     The model runs in evaluation mode, so that dropout is off. At the end, its mode, its gradients
     and the random states of the CPU and of CUDA are restored. In addition to the model and its
     activations, the check needs memory to repeat one call in float64.
 
-    If the model raises an exception in a use, the verdict of the use is ERROR, or NOT CHECKED if
+    If the model raises an exception in a run, the verdict on this run is ERROR, or NOT CHECKED if
     the device lacks an operation. Raises `ValueError` if a module is compiled, because PyTorch
     would run the module uncompiled during the check.
     """

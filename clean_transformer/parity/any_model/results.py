@@ -28,9 +28,9 @@ class Row:
     """The sum of all calls of one operation, in one dtype, in one module or a group of modules.
 
     `calls` is the number of calls, and `not_checked` is the number of calls that could not be
-    compared. `ratio` is the largest error of a call, in units of one rounding. `bits` is the
-    smallest effective precision of a call (see `Judgment`). `verdict` is the worst verdict. `dtype`
-    is the dtype of the first floating-point output of a call, or "" if no output is floating-point.
+    compared. `ratio` is the largest error of a call, in units of one rounding. `bits` is the lowest
+    effective precision of a call, in bits. `dtype` is the dtype of the first floating-point output
+    of a call, or "" if no output is floating-point.
     """
 
     module: str
@@ -56,9 +56,8 @@ class UseReport:
     """The result of one use of the model: "forward", "generate" or "backward".
 
     `rows` has a row for each combination of module, operation and dtype. `located` describes the
-    first call with the verdict WRONG. If there is none, it describes the first call with the
-    verdict DEGRADED. If an exception stopped the use, or if the use could not start, `failed.note`
-    is the reason, and `failed.verdict` is ERROR or NOT CHECKED.
+    first call with the verdict WRONG, or, if there is none, the first with DEGRADED. If an
+    exception stopped the use, or if the use could not start, `failed` says why.
     """
 
     name: str
@@ -79,9 +78,8 @@ class ModelReport:
 
     `model` is the name of the model's class, and `inputs` describes its inputs. `dtypes` has the
     floating-point dtypes of the parameters, buffers and inputs. `uses` has the results of the uses:
-    "forward", "backward" and "generate". If the model does not have a use, `absent` maps the name
-    of this use to the reason, for example that the model has no method `generate`. `environment`
-    describes the software and the processor.
+    "forward", "backward" and "generate". If the model cannot run a use, `absent` maps the name of
+    this use to the reason. `environment` describes the software and the processor.
     """
 
     model: str
@@ -94,7 +92,7 @@ class ModelReport:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of all uses (forward, backward and `generate`)."""
+        """The worst verdict of all `uses`."""
         return worst(use.verdict for use in self.uses)
 
     @property
@@ -112,7 +110,7 @@ class ModelReport:
 
     @property
     def rows(self) -> list[Row]:
-        """The rows of all uses (forward, backward and `generate`)."""
+        """The rows of all `uses`."""
         return [row for use in self.uses for row in use.rows]
 
     @property
@@ -124,10 +122,9 @@ class ModelReport:
 
 
 class Recorder:
-    """Adds the calls of one use to the rows of `report`, without keeping the calls in memory.
+    """Adds the calls of a run of the model to `report`, without keeping the calls in memory.
 
-    A use is "forward", "backward" or "generate". `path()` returns the path of the submodule that
-    makes the current call.
+    `path()` returns the path of the submodule that makes the current call.
     """
 
     def __init__(self, report: UseReport, path: Callable[[], str]):
@@ -139,8 +136,8 @@ class Recorder:
     def __call__(self, call: CheckedCall) -> None:
         """Add one call to its row in the report.
 
-        If the verdict on the call is DEGRADED or WRONG, and worse than all verdicts before, the
-        report also describes this call in `located`.
+        If its verdict is DEGRADED or WRONG, and worse than all verdicts before, `report.located`
+        describes this call.
         """
         module, judgment = self.path(), call.judgment
         dtype = "" if call.dtype is None else str(call.dtype).removeprefix("torch.")
@@ -163,8 +160,7 @@ class Recorder:
 def summed(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, tuple[Row, Row]]:
     """Group the rows by `key(row)`. Map each key to a pair (sum of its rows, its worst row).
 
-    The groups with the worst verdict come first. Among these, the group with the largest ratio is
-    first.
+    The worst group comes first.
     """
 
     def badness(row: Row) -> tuple[int, float]:

@@ -45,11 +45,11 @@ def load_target(
     are random token ids [2 33]; they are shorter than 33 if the model's longest sequence is
     shorter.
 
-    Any other `name` names the weights of a GPT-2 (see `choose_weights`). `implementation` says
+    Any other `name` stands for the weights of a GPT-2 (see `choose_weights`). `implementation` says
     which class runs them: "ours" for `DemoTransformer`, or the name of another implementation, such
-    as "huggingface". "auto" chooses as `choose_reference` does, or "ours" if no other
-    implementation is installed. `dtype` is the dtype of the model. If `dtype` is None, a model from
-    a file keeps its dtypes, and any other model is in float32.
+    as "huggingface". "auto" chooses another implementation if one is installed, and "ours"
+    otherwise. `dtype` is the dtype of the model. If `dtype` is None, a model from a file keeps its
+    dtypes, and any other model is in float32.
 
     Raises `ValueError` for an unknown implementation, if there is no such file or function, if the
     function raises an exception or returns no model, or if the vocabulary's size is not known.

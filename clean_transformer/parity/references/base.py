@@ -23,12 +23,12 @@ TOKENS, POSITIONS = "tokens", "positions"
 
 
 class ReferenceUnavailable(RuntimeError):
-    """The other implementation is not installed, or cannot run this model or read the files."""
+    """An implementation of GPT-2 is not installed, or cannot run a model or read its files."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A GPT-2 model of another implementation, such as transformers, with our weights.
+    """A GPT-2 model of another implementation, such as Hugging Face's, with our weights.
 
     `title` is the name of the implementation with its version. `run(tokens)` runs the model, and
     returns a dict of all activations that the implementation caches. `run(tokens, keep)` returns
@@ -50,20 +50,19 @@ class Reference:
 class Implementation:
     """How to build a `Reference`: a model of another implementation of GPT-2, with our weights.
 
-    `name` is the name by which a user chooses the implementation, such as "huggingface".
+    `name` is the name by which a user chooses the implementation, such as "huggingface". If the
+    user chooses "auto", the installed implementation with the lowest `rank` is used.
+    `is_installed()` says whether the package of the implementation is installed.
+
     `build(cfg, state)` returns a `Reference` on the CPU with the parameters of the state dict
-    `state`, in the dtype of these parameters. `build` raises `ReferenceUnavailable` if the package
-    of the implementation is not installed, or does not support the model. `is_installed()` says
-    whether this package is installed. If the user chooses "auto", the installed implementation with
-    the lowest `rank` is used.
+    `state`, in their dtype. `model(cfg, state, device)` returns the implementation's model itself
+    on `device`, with its default settings. Both raise `ReferenceUnavailable` if the package is not
+    installed, or does not support the model.
 
     `read(folder)` returns a `Reference` in float64 on the CPU. The implementation's own code reads
     the weights from the files of `folder`, not our loader. The weights are rounded to float32, as
     in our loader. `read` raises `ReferenceUnavailable` if the implementation cannot read these
     files. `read` is None if the implementation has no loader.
-
-    `model(cfg, state, device)` returns the implementation's model itself on `device`, with its
-    default settings. `model` raises `ReferenceUnavailable` in the same cases as `build`.
     """
 
     name: str

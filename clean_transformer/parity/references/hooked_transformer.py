@@ -51,9 +51,8 @@ def hooked_transformer(cfg: Config, state: State) -> Reference:
 def read(folder: Path) -> Reference:
     """Return a `Reference` that runs a `HookedTransformer` with the weights in `folder`.
 
-    transformers reads the files as a `GPT2LMHeadModel`. TransformerLens converts the weights of
-    this model with `convert_gpt2_weights`, as `HookedTransformer.from_pretrained` does for
-    published models.
+    transformers reads the files as a `GPT2LMHeadModel`, and TransformerLens converts its weights,
+    as `HookedTransformer.from_pretrained` does for published models.
     """
     require_hooked()
     from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
@@ -106,10 +105,7 @@ def watched_model(model: Any) -> Reference:
 
 
 def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
-    """Return a `HookedTransformer` on `device` with the parameters of `state`.
-
-    Its settings are the defaults.
-    """
+    """Return a `HookedTransformer` on `device` with its default settings."""
     require_hooked()
     return hooked_model(cfg, state).to(device, print_details=False)
 

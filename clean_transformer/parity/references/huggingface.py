@@ -52,10 +52,7 @@ def read(folder: Path) -> Reference:
 
 
 def watched_model(model: Any) -> Reference:
-    """Return a `Reference` that runs `model`, a `GPT2LMHeadModel` with eager attention.
-
-    Forward hooks on the model's modules collect the activations.
-    """
+    """Return a `Reference` that runs `model`, a `GPT2LMHeadModel` with eager attention."""
 
     def heads(merged: Tensor) -> Tensor:
         return rearrange(merged, "... (head d_head) -> ... head d_head", head=model.config.n_head)
@@ -114,10 +111,7 @@ def watched_model(model: Any) -> Reference:
 
 
 def plain_model(cfg: Config, state: State, device: torch.device) -> nn.Module:
-    """Return a `GPT2LMHeadModel` on `device` with the parameters of `state`.
-
-    Its attention is fused, which is transformers' default.
-    """
+    """Return a `GPT2LMHeadModel` on `device` with fused attention, transformers' default."""
     import_package("transformers", "bridge")
     return gpt2_lm_head_model(cfg, state, attention="sdpa").to(device)
 
@@ -125,9 +119,9 @@ def plain_model(cfg: Config, state: State, device: torch.device) -> nn.Module:
 def gpt2_lm_head_model(cfg: Config, state: State, *, attention: str = "eager") -> Any:
     """Return a `GPT2LMHeadModel` on the CPU with the parameters and the dtype of `state`.
 
-    If `attention` is "eager", separate operations compute the attention scores, the pattern and the
-    result. If it is "sdpa", one fused kernel of PyTorch computes attention. Raises
-    `ReferenceUnavailable` if `GPT2LMHeadModel` does not support the configuration `cfg`.
+    If `attention` is "eager", separate operations compute attention. If it is "sdpa", one fused
+    kernel of PyTorch does. Raises `ReferenceUnavailable` if `GPT2LMHeadModel` does not support the
+    configuration `cfg`.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 

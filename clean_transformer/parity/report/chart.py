@@ -46,7 +46,7 @@ class Chart:
         return (self.width - self.left) / len(self.names)
 
     def x(self, index: int | float) -> float:
-        """The distance of the activation `names[index]` from the left edge, in SVG units."""
+        """The distance of `names[index]` from the left edge of the chart, in SVG units."""
         return self.left + (index + 0.5) * self.step
 
     def y(self, value: float) -> float:
@@ -67,8 +67,8 @@ class Chart:
 def depth_chart(run: DeviceRun) -> Chart | None:
     """Return the line chart of one run's errors in the residual stream, or None.
 
-    The result is None if the run did not measure these errors. It is also None if all errors and
-    limits are 0, infinite or NaN, because a logarithmic axis cannot show these numbers.
+    The result is None if the run did not measure these errors, or if all of them are 0, infinite or
+    NaN.
     """
     residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
     curves = [

@@ -1,9 +1,8 @@
 """Compares two parity reports, to find which results got worse or better.
 
 A report is a dictionary that `read_json` returns. Errors also differ a little between two healthy
-runs: the number of threads and the kernels change the order of sums, and each run checks other
-random blocks and positions. Therefore an error counts as changed only if it changes by more than
-BITS bits.
+runs, because the order of sums differs, and other random blocks and positions are checked.
+Therefore an error counts as changed only if it changes by more than BITS bits.
 """
 
 import math
@@ -47,8 +46,8 @@ class Measured:
     """The verdict and the error of one result in one report.
 
     `ratio` is the largest error, in units of one rounding. `bits` is the lowest effective precision
-    (see `Isolated`). The drift of an activation has ρ as its `ratio` (see `EndToEnd`), and NaN as
-    its `bits`. If only the verdict is compared, both are NaN.
+    (see `Isolated`). For drift (see `EndToEnd`), `ratio` is the error divided by that of random
+    rounding, and `bits` is NaN. If only the verdict is compared, both are NaN.
     """
 
     verdict: Verdict
@@ -68,9 +67,9 @@ class Change:
     def verdict(self) -> str:
         """Whether the new result is "worse" than the old result, "better" or "the same".
 
-        The verdicts of the two results are compared first. If they are equal, the errors are
-        compared, and a change of more than BITS bits counts. A result that was checked before and
-        is not checked now is worse, even if it was WRONG before.
+        If the two verdicts are equal, the errors are compared, and a change of more than BITS bits
+        counts. A result that was checked before and is not checked now is worse, even if it was
+        WRONG before.
         """
         lost = self.before.verdict not in NOT_RUN and self.after.verdict in NOT_RUN
         step = 1 if lost else self.after.verdict.severity - self.before.verdict.severity
@@ -106,7 +105,7 @@ class Comparison:
 
     `build` has a tuple (key, old value, new value) for each difference in versions, processor or
     settings. Each text in `not_compared` says what could not be compared. `changes` has a `Change`
-    for each result that is in both reports, also if it did not change. Results that neither report
+    for each result that is in both reports, even if it did not change. Results that neither report
     could check are left out.
     """
 
@@ -115,10 +114,10 @@ class Comparison:
     changes: list[Change]
 
     def those(self, verdict: str) -> list[Change]:
-        """The changes whose verdict is "worse", "better" or "the same", whichever is given.
+        """The changes whose `Change.verdict` is the given one, such as "worse".
 
-        Changes without an error (only their verdicts are compared) come first. The other changes
-        follow, and the change with the largest `growth` comes first among them.
+        Changes without an error come first. The others are sorted by the factor by which the error
+        grew, the largest factor first.
         """
         found = [change for change in self.changes if change.verdict == verdict]
         return sorted(found, key=lambda one: (not math.isnan(one.after.ratio), -one.growth))

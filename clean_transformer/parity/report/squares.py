@@ -40,8 +40,7 @@ MARKS = {
 def isolated_map(run: DeviceRun) -> HeatMap:
     """Return a heat map of the error that the device makes in each activation.
 
-    These errors do not include the errors of earlier activations. If an activation was checked
-    several times, its square shows the worst result.
+    If an activation was checked several times, its square shows the worst result.
     """
     rows = by_activation(run.isolated)
     return heat_map({name or LOGITS: isolated_square(worst_of(rows[name])) for name in rows})

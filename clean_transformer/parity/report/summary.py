@@ -57,12 +57,11 @@ def failed(checks: Iterable[Check]) -> list[Check]:
 
 
 def worst_reference(run: DeviceRun) -> tuple[int, EndToEnd] | None:
-    """Find the activations in which the reference itself has too large an error.
+    """Find the activations in which another implementation of GPT-2 has too large an error.
 
-    The reference is another implementation of GPT-2 on the same device. Its error may be as large
-    as ours: `healthy` · `envelope` (see `EndToEnd`). Returns the number of activations with a
-    larger error, and the row of the activation that exceeds the limit by the largest factor.
-    Returns None if there are no such activations.
+    Its error may be at most `healthy` · `envelope`, as our error (see `EndToEnd`). Returns the
+    number of activations with a larger error, and the row of the activation that exceeds the limit
+    by the largest factor. Returns None if there are no such activations.
     """
     shares = [
         (rank(share(row.reference_error, row.healthy * row.envelope)), row)

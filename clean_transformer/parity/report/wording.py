@@ -12,10 +12,10 @@ from clean_transformer.reports.environment import lowered_precision
 
 
 def lower_precision(precision: str) -> str:
-    """Return the text that an error is as large as in a lower precision, such as "TF32".
+    """Return a text which says that errors are as large as those of a lower precision.
 
-    The text also names the settings that allow this precision. If `precision` is "", the text is
-    "".
+    `precision` is the name of this precision, such as "TF32". The text also names the settings that
+    allow it. Returns "" if `precision` is "".
     """
     if not precision:
         return ""
@@ -114,8 +114,8 @@ BY_LENGTH = ("forward", "long text", "generate")
 def meaning(run: DeviceRun) -> str:
     """Return a text that says which uses of the model are wrong on the device, and which are right.
 
-    A use is a way to call the model, such as generating text. If no use is wrong, the text names
-    the wrong single operations. Returns "" if everything passed.
+    A use is, for example, generating text. If no use is wrong, the text names the wrong single
+    operations, such as softmax. Returns "" if everything passed.
     """
     if run.not_checked:
         return f"Nothing was checked: {run.not_checked}."
@@ -162,10 +162,7 @@ def _single_operations(run: DeviceRun) -> list[str]:
 
 
 def only_drifts(run: DeviceRun) -> bool:
-    """Whether the run passes all checks except that of the drift.
-
-    The drift of an activation is its total error, which adds up from the first layer on.
-    """
+    """Whether the only fault is drift: too large a total error, from the first layer on."""
     drifts = worst(verdicts(run.end_to_end)).is_bad
     return drifts and not worst(verdicts(run.isolated, run.uses, run.invariants, run.probes)).is_bad
 

@@ -27,7 +27,7 @@ FORMS: dict[str, dict[str, bool]] = {"AdamW": {}, "fused AdamW": {"fused": True}
 def judge_adamw(
     use: Use, parameters: Sequence[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[list[Isolated | Check], Callable[[], Any]]]:
-    """Check one step of AdamW on the device, once for each implementation in `FORMS`.
+    """Check one step of AdamW on the device, with the normal and the fused implementation.
 
     `parameters` has pairs (parameter, gradient). For each implementation, the function yields a
     list of results, and a function that takes the step again. Float16 parameters are first
@@ -53,8 +53,7 @@ def _second_step(
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """Take two steps of AdamW, and return its state on the CPU before and after the second step.
 
-    A state has a list [parameter, gradient, running mean of the gradients, running mean of their
-    squares] for each parameter.
+    A state has a list [parameter, gradient, exp_avg, exp_avg_sq] for each parameter.
     """
     # The fused kernel on the CPU is wrong if a parameter and its gradient have different strides.
     # `optimize` changes the strides of parameters, so all tensors are made contiguous here.
@@ -85,11 +84,7 @@ def _second_step(
 def _judge(
     name: str, use: Use, before: list[list[Tensor]], after: list[list[Tensor]]
 ) -> list[Isolated | Check]:
-    """Check the new parameters, the new running means, and the new running means of squares.
-
-    Returns one result for each of these three outputs: the result of the parameter with the largest
-    error relative to the limit.
-    """
+    """Return the worst result for each output of AdamW: parameter, mean and mean of squares."""
     second = torch.tensor(2.0, dtype=torch.float64)
     largest: dict[str, Isolated] = {}
     for old, (parameter, _, mean, squares) in zip(before, after, strict=True):

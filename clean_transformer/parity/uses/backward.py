@@ -18,8 +18,8 @@ from clean_transformer.training.loss import cross_entropy
 class Flow:
     """The input and the output of one module, such as a block, and the gradients of both.
 
-    `given` is the input, and `output` is the output. `of_given` is the gradient of the loss with
-    respect to the input. `of_output` is the gradient with respect to the output.
+    `given` is the input. `of_given` is the gradient of the loss with respect to the input.
+    `of_output` is the gradient with respect to the output.
     """
 
     given: Tensor
@@ -34,9 +34,9 @@ class Backward:
 
     `loss` is the mean loss. `flows` maps the names of modules ("blocks.0", …, "ln_final" and
     "unembed") to their inputs, outputs and gradients. Modules that received no gradient are left
-    out. `gradients` maps the names of some parameters to their gradients. `missing` has the names
-    of the parameters that received no gradient. `cut` lists the places between two modules where
-    the gradient was lost or changed, such as "ln_final to blocks.11".
+    out. `gradients` maps the names of the parameters that `run_backward` keeps to their gradients.
+    `missing` has the names of the parameters that received no gradient. `cut` lists the places
+    between two modules where the gradient was lost or changed, such as "ln_final to blocks.11".
     """
 
     loss: Tensor
@@ -114,9 +114,8 @@ def gradients_of(
     """Run `function` on `given`, and return the gradients of the loss.
 
     The first result is the gradient with respect to `given`. If `function` is a module, the
-    gradients with respect to its parameters follow. `of_output` is the gradient of the loss with
-    respect to the output of `function`. If `of_output` is None, the output must be a scalar: the
-    loss itself.
+    gradients with respect to its parameters follow. `of_output` is the gradient with respect to the
+    output. If `of_output` is None, the output is the loss itself, and must be a scalar.
     """
     with torch.enable_grad():
         given = given.detach().requires_grad_()

@@ -24,7 +24,7 @@ def judge_uses(
     locates: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[UseResult]:
-    """Check the model in every use in `uses(cfg)`, then training, then sampling.
+    """Check the model in every use: first those from `uses(cfg)`, then training, then sampling.
 
     Returns one result for each use. If a use does not pass and `locates` is True, the check also
     searches for the first wrong operation, and stores it in `UseResult.located`. For sampling, it

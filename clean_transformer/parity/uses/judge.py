@@ -2,8 +2,8 @@
 
 The parts are the embeddings, each block, the last LayerNorm and the unembedding. On the device,
 each part runs once for each call of the model. The exact results come from the same part in float64
-on the CPU, which gets the inputs that the part had on the device. It runs only once, with the
-inputs of all calls concatenated. To save memory, only one part at a time is converted to float64.
+on the CPU, with the inputs that the part had on the device. The float64 part runs only once, on the
+inputs of all calls together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,11 +53,11 @@ class UseResult:
     """The result of one use of the model, such as generating text.
 
     `rows` has one result for each checked part of the model, such as a block, in the order in which
-    the parts ran. If a part raised an exception, the last row describes the exception.
+    the parts ran. If a part raised an exception, the last row describes it.
 
     `wrong_from` is the first position with too large an error, in the first part that does not
     pass. It is None if all parts pass, and always None for training and sampling. `located` is the
-    first wrong operation, such as a matrix product, or None if no wrong operation was found.
+    first wrong operation, such as a matrix product, or None if none was found.
     """
 
     use: Use
@@ -81,8 +81,8 @@ class Judged:
     """The result for one part of the model, such as a block, and what is needed to run it again.
 
     `row` is the result. `wrong_from` is the first position with too large an error, or the first
-    checked position if no error is too large. `part` is the function that runs the part on the
-    device, and `inputs` has the input of the part in each call of the model.
+    checked position if there is none. `part` runs the part on the device, and `inputs` has its
+    input in each call of the model.
     """
 
     row: Isolated
@@ -98,8 +98,8 @@ class Judge:
     `exact` builds the model's blocks and other modules in float64. `generator` draws the blocks and
     the positions of logits that are checked. `products` is the dtype in which the device multiplies
     matrices: the autocast dtype, or None for the model's own dtype. `cache_class` is the class of
-    the KV caches. Compiled models need `StaticKVCache`: with `KVCache`, `torch.compile` would
-    compile them again for each length of the cache.
+    the KV caches. Compiled models need `StaticKVCache`, because `torch.compile` would compile them
+    again for each length of a `KVCache`.
     """
 
     model: DemoTransformer
@@ -113,8 +113,7 @@ class Judge:
         """Run the model in one use, such as generating text, and check each part, such as a block.
 
         If `locates` is True and a part does not pass, also search the first such part for a wrong
-        operation. If the use or the search raises an exception, the last row of the result
-        describes the exception.
+        operation. If an exception is raised, the last row of the result describes it.
         """
         parts: list[Judged] = []
         attempts = Attempts()
@@ -128,7 +127,7 @@ class Judge:
         return UseResult(use, (*rows, *attempts.failed), bad.wrong_from if bad else None, located)
 
     def _locate(self, use: Use, bad: Judged) -> Located | None:
-        """Return the first wrong operation in `bad`, a part with a wrong result, or None."""
+        """Return the first wrong operation in the failing part `bad`, or None if none is found."""
         found = check_operations(run, use, bad.part, bad.inputs, self.cache_class).finding
         return in_words(found, f"{bad.row.name}, {use.case}") if found else None
 
@@ -199,10 +198,9 @@ class Judge:
         return row, first_position(wrong)
 
     def _envelope(self, part: Part, use: Use, given: Tensor, exact: Tensor, draws: int) -> Tensor:
-        """Return the mean square change [batch pos] of a part's output under random rounding.
+        """Return the mean square change [batch pos] of a block's output under random rounding.
 
-        The mean is over d_model and over `draws` random runs. To get these runs, the part runs once
-        on a batch with `draws` copies of `given`.
+        The mean is over d_model and over `draws` random runs.
         """
         copies = replace(use, batch=use.batch * draws, padding=use.padding * draws)
         with RandomRounding(self.exact.dtype, self.products):

@@ -35,13 +35,11 @@ def judge_module(
 ) -> list[Isolated | Check]:
     """Compare the device's gradients of a module's input and parameters with gradients in float64.
 
-    `name` is the path of the module, such as "blocks.0". `flow` has the device's activations of the
-    module. `gradients` maps the full names of parameters, such as "blocks.0.attn.W_Q", to the
-    device's gradients. `module` is the same module in float64. `dtype` is the dtype of the model on
-    the device. `products` is the dtype in which the device multiplies matrices; None means `dtype`.
-
-    The first result is that of `check_differences`, which checks the float64 gradients. One result
-    for each of the device's gradients follows.
+    `name` is the path of the module, such as "blocks.0". `flow` has the module's input and output
+    on the device, and their gradients. `gradients` maps the full names of parameters, such as
+    "blocks.0.attn.W_Q", to the device's gradients. `module` is the same module in float64. `dtype`
+    is the dtype of the model on the device. `products` is the dtype in which the device multiplies
+    matrices; None means `dtype`.
     """
     given, of_output = flow.given.cpu().double(), flow.of_output.cpu().double()
     exact = gradients_of(module, given, of_output)
@@ -80,11 +78,11 @@ def check_differences(
 ) -> Check:
     """Check the gradients of the module, which is in float64, by finite differences.
 
-    `given` is the module's input, and `of_output` is the gradient of the loss with respect to the
-    output. `exact` has the gradients to check: those of the input and of the parameters. The check
-    moves the input and all parameters by ±MOVE in a random direction. Then it compares the change
-    of Σ output · `of_output` with the change that the gradients predict. This finds mistakes in our
-    own code, such as a wrong `detach`, which the device and the float64 model have in common.
+    `exact` has the gradients with respect to the input `given` and the parameters. `of_output` is
+    the gradient with respect to the output. The check moves the input and all parameters in a
+    random direction, and compares the change of Σ output · `of_output` with the change that `exact`
+    predicts. This finds mistakes in our own code that the float64 module and the device have in
+    common, such as a wrong `detach`.
     """
     values = [given, *(parameter.data for parameter in module.parameters())]
     generator = torch.Generator().manual_seed(0)

@@ -29,17 +29,15 @@ def run(
 ) -> list[Tensor]:
     """Run one part of the model, such as a block, once for each tensor in `inputs`.
 
-    Returns the outputs. The use `use` calls the model several times, and `inputs` has the input of
-    the part in each call. If the use has a KV cache, all calls share one cache of the class
-    `cache_class`. If `use.selects` lists texts for a call, the cache keeps only these texts after
-    the call.
-
-    With a `StaticKVCache`, compiled modules run without `torch.compile` in calls that read more
-    than one token, as after `optimize(compile=True)`.
+    Returns the outputs. In the use `use`, the model is called several times, and `inputs` has the
+    input of the part in each call. If the use has a KV cache, all calls share one cache of the
+    class `cache_class`. If `use.selects` lists texts for a call, the cache keeps only these texts
+    after the call, as in beam search.
     """
     cache = on_device(use.cache(cache_class), inputs[0].device)
     outputs = []
     for number, given in enumerate(inputs):
+        # As after `optimize(compile=True)`, only calls that read one token run compiled code.
         is_prefill = isinstance(cache, StaticKVCache) and given.shape[1] > 1
         with torch.compiler.set_stance("force_eager" if is_prefill else "default"):
             outputs.append(part(given, cache))
@@ -86,9 +84,9 @@ def block(module: nn.Module, residual: Tensor, cache: KVCache | None) -> Tensor:
 class ExactParts:
     """Builds single parts of the model, such as a block, in float64 on the CPU.
 
-    Each method converts the weights that it needs from the state dict `state`. To save memory, the
-    converted weights are not kept. The weights are first rounded to `dtype`, the dtype of the model
-    on the device, and then converted to float64. So they are equal to the device's weights.
+    To save memory, each method converts only the weights that it needs from the state dict `state`.
+    The weights are first rounded to `dtype`, the dtype of the model on the device, and then
+    converted to float64. So they are equal to the device's weights.
     """
 
     def __init__(self, cfg: Config, state: State, dtype: torch.dtype):
@@ -110,7 +108,7 @@ class ExactParts:
         return self.weight("embed.W_E", tokens), self.weight("pos_embed.W_pos", positions)
 
     def block(self, layer: int) -> Part:
-        """Return a function that runs block number `layer` (from 0 on) with a KV cache or None."""
+        """Return a function that runs the block with the index `layer`."""
         return partial(block, self.module(f"blocks.{layer}"))
 
     def module(self, path: str) -> HookedModule:

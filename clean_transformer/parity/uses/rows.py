@@ -28,8 +28,8 @@ def by_rows(
     A row is a slice along the last axis. The error ratio of a row is its root mean square error,
     divided by the root mean square change that random rounding causes in the row (see
     `parity/rounding.py`). `envelope` has the mean square of this change for each row. `u` is the
-    unit roundoff of the device's dtype, on which the largest allowed ratio depends. If the mask
-    `judged` is given, only the rows where it is True are compared.
+    unit roundoff of the device's dtype. If the mask `judged` is given, only the rows where it is
+    True are compared.
 
     Returns the result, and a mask that is True for each row that does not pass.
     """
@@ -57,11 +57,10 @@ def elementwise(
 ) -> tuple[Isolated, Tensor]:
     """Compare each element of `got`, the device's result, with `exact`, the same result in float64.
 
-    The error ratio of an element is its error, divided by the error of one rounding: u G + η (see
+    The error of an element is divided by the error of one rounding, which is about u G (see
     `parity/limits.py`). `u` is the unit roundoff, by default that of the dtype of `got`. `scale` is
-    G: the size of the terms that the operation adds up for the element. η is the underflow
-    threshold of the dtype of `got`. `kind` is the kind of operation. The largest allowed ratio
-    depends on `kind` and on `terms`, the number of terms.
+    G: the size of the terms that the operation adds up for the element. `kind` is the kind of
+    operation, and `terms` is the number of terms.
 
     Returns the result, and a mask that is True for each element that does not pass.
     """
@@ -76,7 +75,7 @@ def elementwise(
 def _row(
     name: str, use: Use, kind: Kind, ratios: Tensor, limits: tuple[float, float], relative: float
 ) -> Isolated:
-    """Return the result for the error ratios `ratios`. Its `bits` are −log₂ `relative`."""
+    """Return the result for all `ratios`. Its effective precision `bits` is −log₂ `relative`."""
     healthy, wrong = limits
     return Isolated(
         name=name,

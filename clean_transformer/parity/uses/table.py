@@ -93,7 +93,7 @@ class Use:
 
         `calls` has one tensor [batch pos …] for each call. The result has the texts that remain
         after the last call. If `selects` copies, drops or reorders texts after a call, the tensors
-        of this call and of earlier calls are indexed in the same way.
+        up to this call are indexed in the same way.
         """
         so_far: list[Tensor] = []
         for number, call in enumerate(calls):
@@ -104,7 +104,7 @@ class Use:
 
 
 def uses(cfg: Config) -> list[Use]:
-    """Return all checked ways to call the model, except training and sampling.
+    """Return all uses (ways to call the model) except training and sampling.
 
     Their texts have at most `n_ctx` tokens.
     """

@@ -2,8 +2,8 @@
 
 The device runs one backward pass of the whole model. Then the gradients of each checked part, such
 as a block, are computed in float64 on the CPU. This computation starts from two tensors of the
-device: the input of the part, and the gradient of the loss with respect to the part's output. So an
-error in one part does not make other parts fail.
+device: the input of the part, and the gradient of its output. So an error in one part does not make
+other parts fail.
 """
 
 import warnings
@@ -50,14 +50,14 @@ def judge_training(judge: Judge, *, locates: bool) -> UseResult:
     """Check a backward pass and a step of AdamW.
 
     The rows of the result are in the order of the backward pass. If `locates` is True and a part of
-    the model does not pass, also search for the first wrong operation. If a part or the search
-    raises an exception, the last row describes the exception. `optimize()` has no effect here: an
-    optimized module runs its normal `forward` when gradients are enabled.
+    the model does not pass, also search for the first wrong operation. If an exception is raised,
+    the last row describes it.
     """
     use = replace(uses(judge.model.cfg)[0], name="training", means="training")
     parts: list[Judged] = []
     attempts = Attempts()
     with warnings.catch_warnings():
+        # Optimized modules run their normal `forward` when gradients are enabled.
         warnings.simplefilter("ignore", NotOptimized)
         attempts.run(use.case, lambda: parts.extend(_judged_parts(judge, use)), None)
         rows = [row for some, _ in parts for row in some]
@@ -84,7 +84,7 @@ def _judged_parts(judge: Judge, use: Use) -> Iterator[Judged]:
 
 
 def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
-    """Call the functions in `bad`, which compute gradients, until one calls a wrong operation."""
+    """Return the first wrong operation that the functions in `bad` call, or None."""
     with torch.enable_grad():
         findings = (check_operations(again).finding for again in bad)
         finding = next((each for each in findings if each is not None), None)
@@ -93,7 +93,7 @@ def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
 
 @dataclass(frozen=True)
 class TrainingJudge:
-    """Checks the loss, the gradients and a step of AdamW after one backward pass, `backward`.
+    """Checks the loss, the gradients and a step of AdamW after a backward pass.
 
     `tokens` [batch pos] are the texts, on the device. `targets` [batch pos] has the token that the
     model must predict at each position.
@@ -114,8 +114,7 @@ class TrainingJudge:
         """Check the loss and the parts of the model, in the order of the backward pass, then AdamW.
 
         Yields the results of each part, and a function that computes the gradients of the part
-        again. Only one block is checked: the block with the index `layer`. Parts that received no
-        gradient are left out.
+        again. Only one block is checked: the block with the index `layer`.
         """
         model, backward = self.judge.model, self.backward
         connected: Rows = [
@@ -204,10 +203,7 @@ class TrainingJudge:
         return rows
 
     def _torch_loss(self, flow: Flow) -> tuple[Tensor, Tensor]:
-        """Return PyTorch's cross entropy on the device, and the gradient for the logits.
-
-        The cross entropy is the mean over all positions. The gradient is that of the sum.
-        """
+        """Return PyTorch's mean loss on the device, and the gradient of the sum of losses."""
         with torch.enable_grad(), torch.autocast(self.tokens.device.type, enabled=False):
             z = flow.output.detach().requires_grad_()
             loss = nn.functional.cross_entropy(z.flatten(0, 1), self.targets.flatten())
@@ -220,7 +216,7 @@ class TrainingJudge:
         self._torch_loss(flow)
 
     def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the exact gradient of some columns of W_U, and its scale G (see `sum_scale`)."""
+        """Return the exact gradient of the columns `ids` of W_U, and the size of the summed terms."""
         x, g = (each.flatten(0, 1).cpu().double() for each in (flow.given, flow.of_output))
         exact = x.T @ g[:, ids]
         return exact, sum_scale(exact, lambda size: size(x).T @ size(g[:, ids]), self.u)
@@ -231,10 +227,7 @@ class TrainingJudge:
         return torch.unique(torch.cat([self.tokens.flatten().cpu(), drawn]))
 
     def _embeddings(self, of_residual: Tensor) -> Rows:
-        """Check the gradients of W_pos, and of W_E for the tokens in `_some_tokens`.
-
-        `of_residual` is the gradient with respect to the residual stream before the first block.
-        """
+        """Check the gradients of W_pos, and of W_E for some tokens."""
         g = of_residual.cpu().double()
         W_pos = self.judge.exact.weight("pos_embed.W_pos")
 
@@ -268,8 +261,8 @@ class TrainingJudge:
     def _parameter(self, name: str, index: Any, exact: Tensor, scale: Tensor) -> Rows:
         """Check the elements at `index` of the gradient of the parameter `name`.
 
-        `exact` has the exact values of these elements. `scale` has the size of the terms that are
-        summed for each element (see `sum_scale`).
+        `exact` has the exact values of these elements. Each value is a sum, and `scale` has the
+        size of its terms.
         """
         if name not in self.backward.gradients:
             return []
