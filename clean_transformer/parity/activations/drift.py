@@ -42,7 +42,7 @@ class EndToEnd:
 
     @property
     def verdict(self) -> Verdict:
-        """WRONG if `error` is infinite or NaN, PASS if `rho` ≤ `healthy`, and DEGRADED otherwise."""
+        """WRONG if `error` is infinite or NaN, PASS if `rho` ≤ `healthy`, otherwise DEGRADED."""
         # A finite drift is never WRONG: it does not show in which activation an error begins.
         if not math.isfinite(self.error):
             return Verdict.WRONG

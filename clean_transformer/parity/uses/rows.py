@@ -57,10 +57,10 @@ def elementwise(
 ) -> tuple[Isolated, Tensor]:
     """Compare each element of `got`, the device's result, with `exact`, the same result in float64.
 
-    The error of an element is divided by the error of one rounding, which is about u G (see
-    `parity/limits.py`). `u` is the unit roundoff, by default that of the dtype of `got`. `scale` is
-    G: the size of the terms that the operation adds up for the element. `kind` is the kind of
-    operation, and `terms` is the number of terms.
+    The error of an element is divided by the error of one rounding, which is about `u` · `scale`
+    (see `parity/limits.py`). `u` is the unit roundoff, by default that of the dtype of `got`.
+    `scale` is the size of the terms that the operation adds up for the element, and `terms` is the
+    number of these terms. `kind` is the kind of operation.
 
     Returns the result, and a mask that is True for each element that does not pass.
     """

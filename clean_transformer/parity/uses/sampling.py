@@ -28,7 +28,7 @@ SETTINGS = {
 class GivenLogits:
     """A replacement for the model in text generation, which returns given logits.
 
-    `logits` [row d_vocab] are on the device under test. Each call returns some of their rows.
+    `logits` [row d_vocab] are on the device under test. Each call returns some of the rows.
     """
 
     def __init__(self, cfg: Config, logits: Tensor):

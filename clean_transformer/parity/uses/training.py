@@ -216,7 +216,7 @@ class TrainingJudge:
         self._torch_loss(flow)
 
     def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the exact gradient of the columns `ids` of W_U, and the size of the summed terms."""
+        """Return the exact gradient of the columns `ids` of W_U, and the size of its terms."""
         x, g = (each.flatten(0, 1).cpu().double() for each in (flow.given, flow.of_output))
         exact = x.T @ g[:, ids]
         return exact, sum_scale(exact, lambda size: size(x).T @ size(g[:, ids]), self.u)
