@@ -49,9 +49,9 @@ def check_model(
     model has a method `generate`, its prompt is the token ids without the last NEW_TOKENS.
 
     The backward pass runs if the output requires gradients. If the output has logits [batch pos
-    vocab] for the token ids, the loss is the cross entropy of the next tokens. Otherwise the loss
-    is the sum of all outputs, each multiplied by a fixed random number. Before each run, `on_step`
-    is called with its name: "forward", "backward" or "generate".
+    vocab] for the token ids, the loss is the cross entropy of the next tokens. Otherwise each
+    element of the outputs is multiplied by a fixed random number, and the loss is the sum. Before
+    each run, `on_step` is called with "forward", "backward" or "generate".
 
     The model runs in evaluation mode, so that dropout is off. At the end, its mode, its gradients
     and the random states of the CPU and of CUDA are restored. In addition to the model and its

@@ -29,8 +29,8 @@ class Row:
 
     `calls` is the number of calls, and `not_checked` is the number of calls that could not be
     compared. `ratio` is the largest error of a call, in units of one rounding. `bits` is the lowest
-    effective precision of a call, in bits. `dtype` is the dtype of the first floating-point output
-    of a call, or "" if no output is floating-point.
+    effective precision of a call. `dtype` is the dtype of the first floating-point output of a
+    call, or "" if no output is floating-point.
     """
 
     module: str

@@ -23,7 +23,7 @@ TOKENS, POSITIONS = "tokens", "positions"
 
 
 class ReferenceUnavailable(RuntimeError):
-    """An implementation of GPT-2 is not installed, or cannot run a model or read its files."""
+    """A GPT-2 implementation is not installed, cannot run a model, or cannot read the weights."""
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class Chart:
 def depth_chart(run: DeviceRun) -> Chart | None:
     """Return the line chart of one run's errors in the residual stream, or None.
 
-    The result is None if the run did not measure these errors, or if all of them are 0, infinite or
-    NaN.
+    The result is None if the run did not measure these errors, or if all errors and limits are 0,
+    infinite or NaN.
     """
     residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
     curves = [

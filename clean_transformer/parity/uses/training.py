@@ -216,7 +216,10 @@ class TrainingJudge:
         self._torch_loss(flow)
 
     def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the exact gradient of the columns `ids` of W_U, and the size of its terms."""
+        """Return the exact gradient of the columns `ids` of W_U, and its scale.
+
+        The gradient is a sum over all positions. The scale is the size of the terms of this sum.
+        """
         x, g = (each.flatten(0, 1).cpu().double() for each in (flow.given, flow.of_output))
         exact = x.T @ g[:, ids]
         return exact, sum_scale(exact, lambda size: size(x).T @ size(g[:, ids]), self.u)
