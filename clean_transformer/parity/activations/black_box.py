@@ -94,12 +94,10 @@ def compiled_leaves(model: nn.Module) -> Iterator[None]:
 
 
 def compiled(below: Method) -> Method:
-    """Return the method `below` of a module, compiled with `torch.compile`.
-
-    Modules of the same class share the compiled graphs.
-    """
+    """Return the method `below` of a module, compiled with `torch.compile`."""
     if not isinstance(below, MethodType):  # `optimize` replaces methods by callable objects
         below = MethodType(type(below).__call__, below)
+    # Modules of the same class share the compiled graphs.
     return torch.compile(below, dynamic=False)
 
 
@@ -151,8 +149,7 @@ def judge_black_box(
 
     A row is a slice along the last axis. Its error is the root mean square of output − exact. The
     oracle also runs DRAWS times under `RandomRounding`, which changes each row. The error ratio of
-    a row is its error, divided by the root mean square of these changes. Only the oracle runs here,
-    so a wrong kernel of the device cannot make the allowed error larger.
+    a row is its error, divided by the root mean square of these changes.
     """
     given = [upcast(x) if isinstance(x, Tensor) else x for x in inputs]
     exact = first_tensor(oracle(*given))

@@ -124,15 +124,13 @@ def _refuse_compiled(model: nn.Module) -> None:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Turn on evaluation mode. At the end, restore modes, gradients and random states.
-
-    Each gradient is deleted as soon as it is complete, to save memory.
-    """
+    """Turn on evaluation mode. At the end, restore modes, gradients and random states."""
     modes = {module: module.training for module in model.modules()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     handles = []
     for parameter, _ in gradients:
         parameter.grad = None
+        # To save memory, each gradient is deleted as soon as it is complete.
         if parameter.requires_grad and parameter.is_leaf:
             handles.append(parameter.register_post_accumulate_grad_hook(_forget))  # type: ignore[no-untyped-call]
     devices = {each.device for each in model.parameters() if each.device.type == "cuda"}

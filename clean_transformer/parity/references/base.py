@@ -1,7 +1,6 @@
 """`Reference`: another implementation of GPT-2, which runs with our weights.
 
-Each file of this folder that defines `IMPLEMENTATION` adds one implementation. `choose.py` finds
-these files.
+Each file of this folder that defines `IMPLEMENTATION` adds one implementation.
 """
 
 from collections.abc import Callable, Mapping
