@@ -287,5 +287,5 @@ def tanh_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> A
 
 
 def first_entry_filled(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Apply `masked_fill` only to the first input of the batch. Leave other inputs unchanged."""
+    """Run `masked_fill` only for the first text of the batch. The other texts stay unchanged."""
     return torch.cat([func(*args, **options)[:1], args[0][1:]])

@@ -48,7 +48,7 @@ def slot_before(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> An
 
 
 def rows_in_order(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Run `index` with sorted indices, so that it returns the rows in their order in memory."""
+    """Run `index` with sorted indices, so that the rows come in the order of the memory."""
     return func(args[0], [args[1][0].sort().values], *args[2:], **options)
 
 

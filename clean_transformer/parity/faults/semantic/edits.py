@@ -82,7 +82,7 @@ class _Bound(nn.Module):
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Return a fault that makes every module of the class `owner` run with changed parameters.
+    """Return code changes that make every module of the class `owner` run with changed parameters.
 
     `edit(module)` returns the new values of some parameters by name. The other parameters keep
     their values.
@@ -99,7 +99,7 @@ def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes
 
 
 def edited(owner: type, edits: dict[str, Edit]) -> Changes:
-    """Return a fault that makes every module of the class `owner` run with edited parameters.
+    """Return code changes that make every module of the class `owner` run with edited parameters.
 
     `edits` maps the name of a parameter to a function that returns the new value of the parameter.
     """
@@ -109,7 +109,7 @@ def edited(owner: type, edits: dict[str, Edit]) -> Changes:
 
 
 def mistaken(owner: type, others: dict[str, str]) -> Changes:
-    """Return a fault that makes every module of the class `owner` mix up its parameters.
+    """Return code changes that make every module of the class `owner` mix up its parameters.
 
     For each `name` in `others`, the module uses the parameter called `others[name]` in place of the
     parameter called `name`.
@@ -120,7 +120,7 @@ def mistaken(owner: type, others: dict[str, str]) -> Changes:
 
 
 def arguments(owner: type, edit: Edit) -> Changes:
-    """Return a fault that edits the first argument of `forward` in modules of the class `owner`."""
+    """Return code changes that edit the first argument of `forward` in modules of class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda self, x, *args, **kwargs: forward(self, edit(x), *args, **kwargs)
@@ -129,7 +129,7 @@ def arguments(owner: type, edit: Edit) -> Changes:
 
 
 def result(owner: type, edit: Edit) -> Changes:
-    """Return a fault that edits the output of every module of the class `owner`."""
+    """Return code changes that edit the output of every module of the class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda *args, **kwargs: edit(forward(*args, **kwargs))
@@ -138,7 +138,7 @@ def result(owner: type, edit: Edit) -> Changes:
 
 
 def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:
-    """Return a fault that replaces the submodule `name` in every module of the class `owner`.
+    """Return code changes that replace the submodule `name` in every module of the class `owner`.
 
     `substitute(submodule)` returns the module that replaces the submodule.
     """

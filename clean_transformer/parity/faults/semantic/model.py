@@ -1,4 +1,4 @@
-"""Faults in the order of the blocks, in the final LayerNorm, and in the unembedding."""
+"""Faults in the order and number of the blocks, in the final LayerNorm, and in the unembedding."""
 
 from typing import Any
 
