@@ -58,12 +58,12 @@ def assert_parity(
       optimized nor compiled. If an optimized module is not already on `device` in `dtype`, its
       unoptimized copy is checked.
 
-    Raises `AssertionError` if a check fails. If the error of an activation is too large, the
-    message names the first such activation, its error, and the operation that caused the error, if
-    this operation was found. Raises `AssertionError` if dropout is active. Raises `ValueError` if a
-    module that is not on `device` in `dtype` was compiled in place, or if its instance has a
-    `forward` of its own: a copy would run the `forward` of its class. `module` and `reference` are
-    not changed.
+    Raises `AssertionError` if dropout is active, or if a check fails. If the error of an activation
+    is too large, the message names the first such activation, its error, and the operation that
+    caused the error, if this operation was found. Raises `ValueError` if the module must be moved
+    to another device or dtype, but is compiled in place or has a `forward` that was assigned to the
+    instance. A copy would run the `forward` of its class instead. `module` and `reference` are not
+    changed.
     """
     _refuse_dropout(module)
     if reference is not None:
@@ -137,7 +137,8 @@ def _errors_of_outputs(
 ) -> tuple[list[Isolated], str]:
     """Compare each output tensor with a float64 run. Also return a note for the error message.
 
-    The note names the lower dtypes to which the module itself converts numbers, or is empty.
+    The note names dtypes of lower precision to which the module itself converts numbers, or is
+    empty.
     """
     outputs = [output.cpu() for output in tensors(under_test(*given))]
     on_cpu, widened = [x.cpu() for x in given], Float64()

@@ -1,7 +1,7 @@
 """Invariants: two ways to run one model on a device that must give the same logits.
 
-Each invariant is a function that returns the logits of both ways as a pair. The two logits are
-compared with each other, so no exact logits are needed.
+Each invariant is a function that returns the logits of both ways as a pair. They are compared with
+each other, so no exact logits are needed.
 """
 
 import subprocess
@@ -51,11 +51,12 @@ def prefix_consistency(
     """Invariant: leaving out the last of n_ctx tokens does not change the other logits.
 
     The token ids come from `spread_ids`; `tokens` only chooses the device. Only the embeddings, the
-    last block, the last LayerNorm and the unembedding run. The other blocks would call the same
-    kernels with the same shapes, and would take minutes in a dtype without fast kernels.
+    last block, the last LayerNorm and the unembedding run.
     """
     full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
 
+    # The other blocks would call the same kernels with the same shapes, and would take minutes in a
+    # dtype without fast kernels.
     def one_block(tokens: Tokens) -> Logits:
         residual = model.blocks[-1](model.embed(tokens) + model.pos_embed(tokens))
         return model.unembed(model.ln_final(residual))
@@ -147,9 +148,9 @@ def check_invariants(
     """Check every invariant for the model on its device.
 
     `first` holds the logits of the model's first call on the device, with the same `tokens`. A new
-    call must give the same logits. In all checks, two logits count as the same if their
-    `row_difference` is at most `allowed`. If an invariant raises an exception, its `Check`
-    describes the exception.
+    call must give the same logits. In all checks, two logits count as the same if their relative
+    difference (see `row_difference`) is at most `allowed`. If an invariant raises an exception, its
+    `Check` describes the exception.
     """
     again = model(tokens)
     checks = [_judge("first call", first, again, allowed)]

@@ -74,7 +74,7 @@ class Kind:
         return healthy, max(healthy, float(terms)) if self.wrong is None else self.wrong
 
     def dominated(self, terms: int, u: float) -> float:
-        """Return 8 √k for k = `terms`: the healthy limit of error / (u · `typical_size`).
+        """Return 8 √k for k = `terms`: the largest healthy value of error / (u · `typical_size`).
 
         This limit is for sums in which a few large terms make up most of Σ|xW|, as in the gradient
         of a loss with respect to the logits. Nearly every partial sum is then about as large as
@@ -147,10 +147,10 @@ def largest_drift(cfg: Config, dtype: torch.dtype) -> float:
 
     This assumes that no large terms cancel in a sum. Each of n roundings multiplies a result by a
     factor 1 + δ with |δ| ≤ u. Together they change the result by at most γ_n ≈ n u (Higham, lemma
-    3.1). n is the number of roundings on the longest way from the embeddings to a logit. A sum of k
-    terms counts as k roundings, and STEPS is the number of the other operations in a block. Sums
-    are rounded as in float32, also in half precision.
+    3.1). n is the number of roundings on the longest way from the embeddings to a logit.
     """
+    # A sum of k terms counts as k roundings, and STEPS is the number of the other operations in a
+    # block. Sums are rounded as in float32, also in half precision.
     lengths = 6 * cfg.d_model + cfg.d_head + 2 * cfg.n_ctx + cfg.n_heads * cfg.d_head + cfg.d_mlp
     u = UNIT_ROUNDOFF[dtype]
     return (cfg.n_layers + 1) * (STEPS * u + lengths * min(u, ACCUMULATOR))
@@ -247,10 +247,10 @@ def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tenso
 def softmax_scale(pattern: Tensor, scores: Tensor, dim: int) -> Tensor:
     """Return the G of softmax: p (1 + |s − max s|), for scores s and pattern p.
 
-    The allowed error is proportional to G. Rounding s − max s changes exp(s − max s) by the
-    relative error u |s − max s|. The same factor bounds the error of the sum along `dim`. G is 0
-    where the pattern must be 0.
+    The allowed error is proportional to G. G is 0 where the pattern must be 0.
     """
+    # Rounding s − max s changes exp(s − max s) by the relative error u |s − max s|. The same factor
+    # bounds the error of the sum along `dim`.
     below_highest = (scores - scores.amax(dim, keepdim=True)).abs()
     return torch.where(pattern == 0, 0.0, pattern * (1 + below_highest))
 
@@ -261,10 +261,11 @@ def layer_norm_scales(
     """Return G for three results of LayerNorm: the normalized x, the mean, and σ = √(var + eps).
 
     The allowed error of a result is proportional to its G. The normalized x has G = (|x| + mean|x|)
-    / σ, because rounding x − mean x causes an error of u (|x| + mean|x|), which is then divided by
-    σ. The mean has G = mean|x|. Let c = x − mean x. An error δc changes σ by δσ = mean(c δc) / σ,
-    so σ has G = mean(|c| (|x| + mean|x|) / σ) + σ.
+    / σ, the mean has G = mean|x|, and σ has G = mean(|c| (|x| + mean|x|) / σ) + σ, where c = x −
+    mean x.
     """
+    # Rounding x − mean x causes an error of u (|x| + mean|x|), which is then divided by σ. With
+    # c = x − mean x, an error δc changes σ by δσ = mean(c δc) / σ.
     mean_size = x.abs().mean(axes, keepdim=True)
     centered = x - x.mean(axes, keepdim=True)
     sigma = (centered.square().mean(axes, keepdim=True) + eps).sqrt()
@@ -285,7 +286,7 @@ def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> Tensor:
-    """Return the argument `terms` of `sum_scale` for fused attention, called with `size`.
+    """Return what `terms(size)` must return in a call of `sum_scale` for fused attention.
 
     `size` is `abs` or `square`. `pattern` is the attention pattern p. `scores` has a bound S on the
     absolute value of each score: |q||k| scale + |mask|. For `abs`, the result is Σⱼ pⱼ|vⱼ| (1 + Sⱼ

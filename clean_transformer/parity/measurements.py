@@ -95,7 +95,7 @@ class DeviceRecord:
 def record_run(subject: Subject) -> DeviceRecord:
     """Run the model on `subject.tokens`, on the device under test, and record activations.
 
-    No hook point has a hook, because the model would then run other kernels (see `PATHS` in
+    No hook point has a hook. With hooks, the model would run other kernels (see `PATHS` in
     `activations/isolated.py`).
     """
     model, calls = subject.model, dict[str, tuple[Tensor, Tensor]]()
@@ -117,12 +117,10 @@ def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor
     """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
 
     The inputs have lengths and memory layouts at which kernels are known to fail on some devices.
-    The block is the fourth block, because GPT-2's residual stream has its largest entries from
-    there on. If the model has fewer than four blocks, the block is the last one.
-
-    The inputs are computed in float64 on the CPU, because wrong values from the device could hide a
-    fault. They are then moved to the device and the dtype of `like`.
+    They are computed in float64 on the CPU, because wrong values from the device could hide a
+    fault, and are then moved to the device and the dtype of `like`.
     """
+    # The fourth block, because GPT-2's residual stream has its largest entries from there on.
     layer, n_ctx = min(3, exact.cfg.n_layers - 1), exact.cfg.n_ctx
     with trusted():
         residual = sum(exact.embeddings(suite_tokens(exact.cfg, 2, n_ctx), None), torch.zeros(()))

@@ -1,4 +1,4 @@
-"""The oracle (a float64 copy of a module on the CPU, whose results count as exact).
+"""Makes the oracle: a float64 copy of a module on the CPU, whose results count as exact.
 
 The file also has the unit roundoff and the underflow threshold of each dtype.
 """

@@ -97,10 +97,11 @@ class DeviceRun:
         """One summary for each way to call the model, such as "generate".
 
         If `uses` has several results with the same name, for different tokens, the summary
-        describes the worst of them. The summary of "hooks" has the worst verdict of the `isolated`
-        results whose `path` is in WATCHED. The summary of "forward" includes all other `isolated`
-        results, `end_to_end` and `invariants`. A check in `errors` counts for "hooks" if its name
-        ends with a name in WATCHED, and otherwise for "forward".
+        describes the worst of them. The summary "hooks" is for runs in which hooks watch inner
+        activations. It has the worst verdict of the `isolated` results whose `path` is in WATCHED,
+        and of the checks in `errors` whose name ends with such a path. The summary "forward"
+        includes all other results in `isolated` and `errors`, and those in `end_to_end` and
+        `invariants`.
         """
         found: dict[str, list[UseSummary]] = {}
         for result in self.uses:
@@ -241,12 +242,10 @@ def first_bad_activation(rows: list[Isolated]) -> Isolated | None:
 
 
 def by_activation(rows: list[Isolated]) -> dict[str, list[Isolated]]:
-    """Group the results by the activation's name. The names are in the order of the forward pass.
-
-    One run gives results with the same `case` and `path`, in the order of the forward pass. No run
-    watches every activation. So the run with the most results decides the order of the names, and
-    names that are missing in this run follow at the end.
-    """
+    """Group the results by the activation's name, in the order of the forward pass."""
+    # The results with the same `case` and `path` come from one run, and are in the order of the
+    # forward pass. But no run watches every activation. So the run with the most results decides
+    # the order of the names, and names that are missing in this run follow at the end.
     watched = grouped(rows, lambda row: (row.case, row.path)).values()
     names = (row.name for same in sorted(watched, key=len, reverse=True) for row in same)
     same_name = grouped(rows, lambda row: row.name)

@@ -36,11 +36,11 @@ class Comparison:
     """One activation of the reference, compared with the same activation of our model.
 
     `key` is the activation's name in the reference's cache. `name` is our name for the activation,
-    or empty if our model has no such activation. `scale` is the root mean square of the reference's
-    activation. `error` is the largest |ours − theirs| / (|theirs| + scale) of all elements, where
-    "theirs" is the value in the reference. An error of at most `tolerance` passes. `note` says why
-    the two activations could not be compared, or is empty. `case` is the shape of the tokens, such
-    as "2 × 33 tokens".
+    or empty if our model has no such activation. Let "ours" be the activation's value in our model,
+    and "theirs" its value in the reference. `scale` is the root mean square of "theirs". `error` is
+    the largest |ours − theirs| / (|theirs| + scale) of all elements. An error of at most
+    `tolerance` passes. `note` says why the two activations could not be compared, or is empty.
+    `case` is the shape of the tokens, such as "2 × 33 tokens".
     """
 
     key: str
@@ -79,7 +79,7 @@ class ParityReport:
 
     @property
     def coverage(self) -> tuple[int, int]:
-        """How many activations of the reference's cache were compared, and how many it has."""
+        """How many activations in the reference's cache were compared, and how many there are."""
         return len({row.key for row in self.rows if row.name}), len({row.key for row in self.rows})
 
     @property

@@ -174,8 +174,8 @@ def _start(
 ) -> Subject:
     """Build the model under test on its device, and the same model in float64 on the CPU.
 
-    In some modes, the model must run under autocast or with compiled modules. The `ExitStack`
-    `entered` ends this when it is closed.
+    In some modes, the model must run under autocast or with compiled modules. Closing `entered`
+    ends this.
     """
     with torch.device("meta"):
         model = DemoTransformer(weights.cfg)

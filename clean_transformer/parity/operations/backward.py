@@ -1,9 +1,8 @@
 """Rules for the ATen operations of a backward pass: the exact gradients and the allowed errors.
 
-A rule is a function that gets a call of an operation, and returns an `Expected` for each output:
-the exact value and the allowed error. The gradients of softmax, log-softmax, GELU, LayerNorm and
-attention are computed from formulas, not with PyTorch's kernels. So the check also finds a kernel
-that is wrong in float64, too.
+A rule returns an `Expected` (exact value and allowed error) for each output of a call. The
+gradients of softmax, log-softmax, GELU, LayerNorm and attention are computed from formulas, not
+with PyTorch's kernels. So the check also finds a kernel that is wrong even in float64.
 """
 
 import math
@@ -173,11 +172,11 @@ def _of_attention(call: Call64) -> list[Expected | None]:
 def _running_total(
     call: Call64, exact: Tensor, terms: Callable[[Size], Tensor], n_terms: int
 ) -> Expected:
-    """Return `exact`, the exact value of a sum, and an allowed error for a rounded running total.
+    """Return an `Expected` for a sum whose running total a kernel may round to half precision.
 
-    `terms(abs)` returns Σ|t|, and `terms(square)` returns Σt², for the `n_terms` terms t of the
-    sum. In half precision, the allowed error is larger than for other sums, because some kernels
-    round the running total to half precision after each addition.
+    `exact` is the exact sum. `terms(abs)` returns Σ|t|, and `terms(square)` returns Σt², for the
+    `n_terms` terms t of the sum. In half precision, the allowed error is larger than for other
+    sums.
     """
     scale = sum_scale(exact, terms, call.u)
     if call.u > ACCUMULATOR:

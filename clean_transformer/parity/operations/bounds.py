@@ -1,9 +1,8 @@
 """Computes the exact outputs and the allowed errors for a call of any ATen operation.
 
 The exact outputs are computed in float64 from the inputs that the device had. The table RULES maps
-the name of an operation to its rule: a function that gets a call, and returns an `Expected` (the
-exact value and the allowed error) for each output. The rules for gradients are in
-`operations/backward.py`, and the rules for optimizers are in `operations/optimizer.py`.
+the name of an operation to its rule: a function that returns an `Expected` (exact value and allowed
+error) for each output of a call.
 """
 
 import math

@@ -161,7 +161,7 @@ def sample(
     step: float,
     repeat: int,
 ) -> Tensor:
-    """Return random numbers from low to high in this memory layout. The fraction masked is -inf."""
+    """Return random numbers from low to high in this layout. The fraction `masked` is -inf."""
     last = offset + sum((n - 1) * m for n, m in zip(shape, stride, strict=True))
     length = max(last + repeat, offset + torch.Size(shape).numel())
     base = torch.randn(length).double() * deviation + mean

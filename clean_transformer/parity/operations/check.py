@@ -84,10 +84,10 @@ def check_operations(
 ) -> OperationsReport:
     """Run `function(*inputs, **arguments)`, and check every ATen call in it.
 
-    Each call is repeated in float64 on the CPU, and its result is compared with the repetition. The
-    function is stopped at the first call with the verdict WRONG: rounding cannot explain its error.
-    If gradients are enabled, as they are by default, `function` can run a backward pass and a step
-    of an optimizer, and their calls are checked too.
+    Each call is repeated in float64 on the CPU, and both results are compared. The function is
+    stopped at the first call with the verdict WRONG: rounding cannot explain the error of this
+    call. If gradients are enabled, as they are by default, `function` can run a backward pass and a
+    step of an optimizer, and their calls are checked too.
     """
     report = OperationsReport()
 
@@ -119,10 +119,10 @@ def check_operations(
 def first_wrong_operation(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> Finding | None:
-    """Run `function(*inputs, **arguments)`, and return a description of its first wrong ATen call.
+    """Run `function(*inputs, **arguments)`, and describe the first ATen call that is wrong.
 
-    This is the first call with the verdict WRONG. If there is no such call, it is the first call
-    with the verdict DEGRADED. Returns None if every call that could be compared passes.
+    If no call has the verdict WRONG, the first call with the verdict DEGRADED is described. Returns
+    None if every call that could be compared passes.
     """
     return check_operations(function, *inputs, **arguments).finding
 

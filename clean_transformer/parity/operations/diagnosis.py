@@ -119,11 +119,11 @@ class Attempt:
         return expected if expected is not None and any(expected) else None
 
     def with_layouts(self, layouts: dict[int, Operand]) -> tuple[Any, dict[str, Any]]:
-        """Return the call's positional and keyword arguments, with tensors in new memory layouts.
+        """Return the call's positional and keyword arguments, with its tensors in given layouts.
 
-        `layouts` has the new layouts. Its keys are indices into `self.leaves`, the flat list of all
-        arguments. The tensors have the values from before the call, and are on the devices of the
-        original call.
+        `layouts` has these memory layouts. Its keys are indices into `self.leaves`, the flat list
+        of all arguments. The tensors have the values from before the call, and are on the devices
+        of the original call.
         """
         leaves = [*self.leaves]
         for place, layout in layouts.items():
@@ -134,7 +134,7 @@ class Attempt:
     def retry(self, expected: list[Expected | None], layouts: dict[int, Operand]) -> Judgment:
         """Repeat the call on the same values in the memory layouts `layouts`, and judge the result.
 
-        `expected` has the exact outputs. The keys of `layouts` are as in `with_layouts`.
+        `expected` has the exact outputs. `with_layouts` explains `layouts`.
         """
         args, kwargs = self.with_layouts(layouts)
         return judge(expected, run_call(self.func, args, kwargs))
@@ -211,15 +211,13 @@ class Attempt:
         return other
 
     def lowered_by(self, expected: list[Expected | None]) -> str:
-        """Say in words which setting lowers the precision of float32 products, or return "".
-
-        A setting of PyTorch is named only if the call is right without this setting. An environment
-        variable cannot be changed while the program runs. So it is named if it is set, and if the
-        call stays wrong without PyTorch's settings.
-        """
+        """Say in words which setting lowers the precision of float32 products, or return ""."""
         device_type = next(iter(self.devices.values())).type
         with full_float32_precision(device_type):
             without = self.retry(expected, self.layouts)
+        # A setting of PyTorch is named only if the call is right without this setting. An
+        # environment variable cannot be changed while the program runs. So it is named if it is
+        # set, and if the call stays wrong without PyTorch's settings.
         settings = float32_precision(device_type)
         for name, value in settings.items():
             if name.startswith("torch.") and is_right(without):
@@ -242,9 +240,7 @@ class Attempt:
     def guilty_layout(self, expected: list[Expected | None]) -> str:
         """Say in words which argument's memory layout makes the call wrong.
 
-        For each argument, the call is repeated twice: with this argument's storage offset set to 0,
-        and with this argument contiguous. The other arguments keep their layouts. The result names
-        the first change that makes the call right.
+        The call is repeated with the layout of one argument changed at a time, until it is right.
         """
         names = [argument.name for argument in self.func._schema.arguments]
         keys = [*tree_unflatten([*range(len(self.leaves))], self.form)[0]]

@@ -22,18 +22,20 @@ from clean_transformer.parity.verdict import Verdict
 class Judgment:
     """The verdict on one call of an operation, and the error of its worst output.
 
-    `output` is the index of the worst output in the list of the call's outputs. `ratio` is its
-    largest error in units of one rounding error: the largest |device − exact| / (u G + η) of its
-    elements (see `parity/limits.py`). `worst` is the index of the element with this ratio. `ratio`
-    is infinite if an error is NaN, or if the output has a wrong shape.
+    `output` is the index of the worst output in the list of the call's outputs. `ratio` is the
+    largest error in this output, in units of one rounding error. This unit is u G + η for each
+    element: u is the unit roundoff, G is the sum of the absolute values of the terms that the
+    operation adds up, and η is the underflow threshold (see `parity/limits.py`). `worst` is the
+    index of the element with this ratio. `ratio` is infinite if an error is NaN, or if the output
+    has a wrong shape.
 
     If the operation does not round, but the output differs from the exact output, `must_equal` is
     True and `ratio` is infinite. `bits` is the number of correct bits: −log₂ of the root mean
     square of |device − exact| / G. `precision` names a lower precision that explains the error,
     such as "TF32", or is empty.
 
-    `healthy` is the largest ratio on a healthy device, and `unit` is u G + η of the element at
-    `worst`. So the error of this element may be at most `healthy` · `unit`.
+    `healthy` is the largest ratio that is allowed, and `unit` is u G + η of the element at `worst`.
+    So the error of this element may be at most `healthy` · `unit`.
     """
 
     verdict: Verdict

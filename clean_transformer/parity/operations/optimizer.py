@@ -1,7 +1,6 @@
 """Rules for the ATen operations of an optimizer step, such as AdamW and gradient clipping.
 
-A rule is a function that gets a call of an operation, and returns an `Expected` for each output:
-the exact value and the allowed error.
+A rule returns an `Expected` (exact value and allowed error) for each output of a call.
 """
 
 from collections.abc import Mapping, Sequence

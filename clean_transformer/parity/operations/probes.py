@@ -121,7 +121,7 @@ def _attentions() -> Iterator[Probe]:
 
 
 def _unusual() -> Iterator[Probe]:
-    """Yield probes with unusual numbers, such as very large numbers, and probes of 4 MiB."""
+    """Yield probes with unusual numbers, such as very large ones, or with large tensors (4 MiB)."""
     layer_norm = partial(F.layer_norm, normalized_shape=(64,))
     gelu = partial(F.gelu, approximate="tanh")
     for content in (LARGE, EQUAL, SMALL, SUBNORMAL):
@@ -178,9 +178,9 @@ PROBES = (
 
 
 def run_probes(device: str | torch.device, dtype: torch.dtype) -> list[ProbeResult]:
-    """Run all probes in all memory layouts, with tensors on `device` in `dtype`, for some seconds.
+    """Run all probes in all memory layouts, with tensors on `device` in `dtype`.
 
-    Returns a result for each probe and layout.
+    Returns a result for each probe and layout. This takes seconds.
     """
     return [result for probe in PROBES for result in _run(probe, torch.device(device), dtype)]
 

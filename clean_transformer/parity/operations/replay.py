@@ -88,10 +88,10 @@ class Expected:
     verdict is PASS. If it is above `wrong`, and no lower precision such as TF32 explains the error,
     the verdict is WRONG. Otherwise the verdict is DEGRADED.
 
-    If a few large terms dominate a sum, larger errors are healthy. The function `typical` serves
-    for this case: it returns the typical rounding error of each element, divided by u (see
-    `typical_size` in `parity/limits.py`). If `typical` is not None, an error whose ratio is above
-    `healthy` may still be up to `dominated` · u · min(`typical()`, G).
+    If a few large terms dominate a sum, larger errors are healthy. For this case, `typical()`
+    returns the typical rounding error of each element, divided by u. If `typical` is not None, an
+    error up to `dominated` · u · min(`typical()`, G) is healthy even if its ratio is above
+    `healthy`.
 
     `observe(output)` turns the device's output into the tensor that is compared with `exact`.
     """
@@ -115,7 +115,7 @@ def operation_name(func: Any) -> str:
 
 
 def run_call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run an operation, and return what it computes, also if it writes into its arguments."""
+    """Run an operation, and return its results, even if it only writes them into its arguments."""
     return computed(func, args, kwargs, func(*args, **kwargs))
 
 

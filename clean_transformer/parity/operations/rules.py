@@ -1,7 +1,6 @@
 """Functions that make rules for groups of ATen operations, such as sums.
 
-A rule is a function that gets a call of an operation, and returns an `Expected` for each output:
-the exact value and the allowed error.
+A rule returns an `Expected` (exact value and allowed error) for each output of a call.
 """
 
 from collections.abc import Callable
@@ -54,8 +53,8 @@ def within(
 ) -> Expected:
     """Return an `Expected` with the error limits of `kind` for sums of `terms` terms.
 
-    `exact` is the exact output, and the allowed error is proportional to `scale`. `typical` is a
-    field of `Expected`.
+    `exact` is the exact output, and the allowed error is proportional to `scale`. `Expected`
+    explains `typical`.
     """
     healthy, wrong = kind.limits(terms, call.u)
     return Expected(exact, scale, typical, healthy, wrong, kind.dominated(terms, call.u))

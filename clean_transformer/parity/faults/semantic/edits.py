@@ -65,12 +65,10 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
 
 
 class _Bound(nn.Module):
-    """Wraps `module`, so that `functional_call` runs the original `forward` of the module's class.
+    """Makes `functional_call` run the original `forward` of the class of `module`."""
 
-    While a fault is planted, the class has a faulty `forward`, which calls `functional_call`. If
-    `functional_call` ran the module itself, the faulty `forward` would call itself without end.
-    """
-
+    # While a fault is planted, the class has a faulty `forward`, which calls `functional_call`. If
+    # `functional_call` ran the module itself, the faulty `forward` would call itself without end.
     def __init__(self, module: nn.Module, forward: Callable[..., Any]):
         super().__init__()
         self.module = module
