@@ -1,8 +1,8 @@
 """LayerNorm, softmax and GELU in float64, computed only with elementary operations.
 
-A fused kernel of the CPU can be wrong in every dtype. If the oracle (the float64 copy of a model)
-called the same kernel, it would have the same fault. So `Elementary` computes these functions, and
-their gradients, with operations such as add, multiply, exp and tanh.
+The parity suite takes a float64 run of the model on the CPU as exact. But a fused kernel of the CPU
+can be wrong in every dtype, also in float64. So `Elementary` computes these functions, and their
+gradients, with operations such as add, multiply, exp and tanh.
 """
 
 import math
@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Elementary(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that replaces the fused float64 kernels on the CPU (see `FUNCTIONS`).
+    """A dispatch mode that computes LayerNorm, softmax and GELU without the CPU's fused kernels.
 
-    Calls in other dtypes or on other devices stay unchanged.
+    Only float64 calls on the CPU are replaced (see `FUNCTIONS`).
     """
 
     supports_higher_order_operators = True  # such as `flex_attention`, which stays unchanged
@@ -107,7 +107,7 @@ def log_softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dt
 
 
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """Return x Φ(x). `gelu_factor` computes Φ(x)."""
+    """Return GELU, x Φ(x). The function `gelu_factor` computes Φ(x)."""
     return gelu_factor(x, approximate).mul_(x)
 
 

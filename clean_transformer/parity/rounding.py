@@ -1,10 +1,11 @@
 """Estimates how much rounding alone changes a module's output, without running a device.
 
-The module runs in float64 under `RandomRounding`. After each operation, `RandomRounding` adds to
-every element of the result a normal random number times the operation's u G (see
-`parity/limits.py`), as if a device had rounded the element (Monte Carlo arithmetic, Parker 1997).
-The output then changes about as much as on a healthy device, in whatever order the device sums. No
-kernel in the device's dtype runs here, so a wrong kernel cannot make the allowed error larger.
+The module runs in float64 under `RandomRounding`, which adds a random number to every element of
+each operation's result, as if a device had rounded the element (Monte Carlo arithmetic, Parker
+1997). The random number is normal. Its standard deviation is u G, about the size of one rounding
+error (see `parity/limits.py`). The output then changes about as much as on a healthy device, in
+whatever order the device sums. No kernel in the device's dtype runs here, so a wrong kernel cannot
+make the allowed error larger.
 """
 
 from typing import Any
