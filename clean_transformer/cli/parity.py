@@ -141,13 +141,13 @@ def doctor(
 
 
 def counted(on_step: Callable[[str, int], None]) -> Callable[[str], None]:
-    """Return a function that calls `on_step` with the number of the calls before."""
+    """Return a function `f(step)` that calls `on_step(step, n)`; n counts the calls from 0."""
     done = count()
     return lambda step: on_step(step, next(done))
 
 
 def write_script(run: "DeviceRun") -> None:
-    """If the run found a fault, write a script that reproduces the fault to the current folder."""
+    """If the run found a fault, write a script in the current folder that reproduces the fault."""
     from clean_transformer.parity.report.wording import script_name
     from clean_transformer.support.files import write_atomically
 

@@ -1,7 +1,7 @@
 """Chooses dtypes by name.
 
-This file imports PyTorch only inside a function, because the help texts of the command line list
-`DTYPES`, and must not import PyTorch.
+The command line reads the names in this file for its help texts. To start quickly, it must not
+import PyTorch, so this file imports PyTorch only inside a function.
 """
 
 from collections.abc import Iterable

@@ -85,10 +85,10 @@ def has_no(owner: object, name: str) -> str:
 
 
 def refuse(function: str, arguments: Iterable[str]) -> None:
-    """Raise `TypeError` for the first name in `arguments`. Do nothing if `arguments` is empty.
+    """Raise `TypeError` for the first of `arguments`, which `function` does not take.
 
-    If the name is in `LEFT_OUT`, the message says what to use instead. `function` is the name of
-    the called function.
+    `function` and `arguments` are names. If the argument is in `LEFT_OUT`, the message says what to
+    use instead. If `arguments` is empty, nothing is raised.
     """
     for name in arguments:
         instead = f": {LEFT_OUT[name]}" if name in LEFT_OUT else ""
@@ -96,5 +96,5 @@ def refuse(function: str, arguments: Iterable[str]) -> None:
 
 
 def refuse_known(function: str, arguments: Iterable[str]) -> None:
-    """Raise `TypeError` if a name in `arguments` is in `LEFT_OUT`. Say what to use instead."""
+    """Raise `TypeError` if a name in `arguments` is in `LEFT_OUT`, and say what to use instead."""
     refuse(function, (name for name in arguments if name in LEFT_OUT))

@@ -1,7 +1,7 @@
 """`Sampling`: settings for choosing the next token.
 
-This file does not import PyTorch, because the command line reads the help texts in this file, and
-should start quickly.
+The command line shows the help texts in this file. To start quickly, it must not import PyTorch, so
+this file does not import PyTorch, either.
 """
 
 import math

@@ -46,7 +46,7 @@ BELL_KURTOSIS = 2.9
 class Spread(NamedTuple):
     """The distribution of a tensor's entries: standard deviation, kurtosis and mean.
 
-    If `largest` is not None, all outliers (see `STRIDE`) have the value `largest`.
+    If `largest` is not None, every 257th entry (an outlier) has the value `largest`.
     """
 
     std: float
@@ -122,15 +122,15 @@ def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
 
     The keys of the result are the parameter names. The tensors have about the standard deviations,
     kurtoses and largest entries of GPT-2 small, whose `d_model` is 768. For any other `d_model`,
-    this function scales the matrices in the blocks (see `_scale`).
+    this function multiplies the matrices in the blocks by √(768 / d_model). If `cfg.tied_unembed`
+    is False, the unembedding is drawn independently of the embedding.
 
     As in GPT-2, a few activations are huge. If `d_model` is at least 32, the third block sets three
-    coordinates of the residual stream at position 0 to about 3,000, and later blocks keep them at
-    this size. In a model with fewer than three blocks, the last block sets them. In a model with
+    coordinates of the residual stream at position 0 to about 3,000, and they keep this size in
+    later blocks. In a model with fewer than three blocks, the last block sets them. In a model with
     twelve blocks, the median magnitude of the other coordinates is 0.9 after the first block, and 6
     after the last block. From the fourth block on, many heads attend to position 0 if no other
-    position matches their query. If `cfg.tied_unembed` is False, the unembedding is drawn
-    independently of the embedding.
+    position matches their query.
 
     For `normalization_type="LNPre"`, this function first draws the weights for "LN". Then it
     multiplies the weights that read the output of a LayerNorm by the gain of this LayerNorm, and
@@ -154,10 +154,9 @@ def _published_spread(name: str, cfg: Config) -> Spread:
 
 
 def _scale(cfg: Config) -> float:
-    """Return √(768 / d_model), the factor for the standard deviation of each matrix in a block.
+    """Return √(768 / d_model), the factor by which each matrix in a block is multiplied.
 
-    With this factor, the result of a matrix product over d_model is about as large as in GPT-2
-    small.
+    Then the result of a matrix product over d_model is about as large as in GPT-2 small.
     """
     return math.sqrt(MEASURED_WIDTH / cfg.d_model)
 
@@ -229,15 +228,10 @@ def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[s
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
-    """Return the tensor `name` with the given shape. Its entries have the distribution `spread`.
-
-    The function draws bell-shaped values with variance 1 (see `_bell`). It multiplies the outliers
-    (see `STRIDE`), which are a share p of all values, by √(1 + e). Then the variance is 1 + p·e,
-    and the kurtosis is BELL_KURTOSIS · (1 + r²), where r = √(p (1 − p)) · e / (1 + p·e). The code
-    computes r from `spread.kurtosis`, and e (`excess`) from r. Finally the function scales and
-    shifts all values to the standard deviation `spread.std` and the mean `spread.mean`. If
-    `spread.largest` is not None, all outliers are set to `spread.largest`.
-    """
+    """Return the tensor `name` with the given shape. Its entries have the distribution `spread`."""
+    # The outliers are the share p of all values. If we multiply the outliers by √(1 + e), the
+    # variance becomes 1 + p·e, and the kurtosis becomes BELL_KURTOSIS · (1 + r²), where
+    # r = √(p (1 − p)) · e / (1 + p·e). We compute r from the kurtosis, and e (`excess`) from r.
     values = _bell(name, math.prod(shape), seed)
     p = 1 / STRIDE
     r = math.sqrt(spread.kurtosis / BELL_KURTOSIS - 1)
@@ -254,8 +248,8 @@ def _bell(name: str, count: int, seed: int) -> Array:
     """Return `count` bell-shaped values with mean 0 and variance 1.
 
     Each value is a sum of twelve random 16-bit integers (Irwin–Hall distribution), shifted and
-    scaled. `seed` and `name` are the seed of the random generator, so the values of one tensor do
-    not depend on which other tensors are drawn.
+    scaled. `seed` and `name` together seed the random generator, so the values of one tensor do not
+    depend on which other tensors are drawn.
     """
     stream = np.random.SFC64([seed, zlib.crc32(name.encode())])
     values = np.empty(count, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The `Library` for Hugging Face's GPT-2.
+"""Finds and replaces modules in `GPT2LMHeadModel`, the GPT-2 of Hugging Face's transformers.
 
 The blocks and the attentions of `GPT2LMHeadModel` take one KV cache for all layers, and a mask that
 hides later positions and padding.
@@ -26,11 +26,11 @@ from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_fr
 
 
 class LayerOfTheirs:
-    """A `LayerCache` for our modules that stores keys and values in Hugging Face's cache.
+    """The `kv_cache` for one of our modules. It stores keys and values in Hugging Face's cache.
 
-    `cache` holds the keys and values of all layers; None means that there is no cache. `layer` is
-    the index of our module's layer. `mask` [batch 1 query key] is boolean (True where a query sees
-    a key), float (0 or larger where a query sees a key), or None.
+    `cache` holds the keys and values of all layers, or is None if there is no cache. `layer` is the
+    index of our module's layer. `mask` [batch 1 query key] is boolean (True where a query sees a
+    key), float (0 or larger where a query sees a key), or None.
     """
 
     def __init__(self, cache: Any, mask: Tensor | None, layer: int):
@@ -39,14 +39,14 @@ class LayerOfTheirs:
         self.length = 0 if cache is None else cache.get_seq_length(layer)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LayerCache.append`."""
+        """Store `k` and `v` [batch pos head d_head]. Return keys and values of all positions."""
         if self.cache is None:
             return k, v
         k, v = self.cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer)
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """See `LayerCache.mask`."""
+        """Return a mask that is True where a query sees a key, or None if `mask` was None."""
         if self.given is None:
             return None
         return self.given | ~self.given.any(dim=-1, keepdim=True)
@@ -91,7 +91,7 @@ class AsAttention(AsBlock):
 
 
 class AsPositions(Adapter):
-    """Gives our position embedding the call signature of Hugging Face's, an `nn.Embedding`."""
+    """Gives our position embedding the call signature of `nn.Embedding`, as in Hugging Face."""
 
     def forward(self, position_ids: Int[Tensor, "batch pos"]) -> Residual:
         """Return the embeddings of the positions `position_ids`."""
@@ -101,7 +101,7 @@ class AsPositions(Adapter):
 
 
 class AsTheirCache:
-    """A cache for Hugging Face's modules, which stores keys and values in `layer`."""
+    """The cache for a module of Hugging Face. It stores keys and values in `layer`."""
 
     def __init__(self, layer: LayerCache):
         self.layer = layer
@@ -113,10 +113,10 @@ class AsTheirCache:
 
 
 class FromBlock(Adapter):
-    """Gives our call signature to Hugging Face's `GPT2Block` or `GPT2Attention`."""
+    """Gives Hugging Face's `GPT2Block` or `GPT2Attention` the call signature of our module."""
 
     def forward(self, residual: Residual, kv_cache: LayerCache | None = None) -> Residual:
-        """Return the output of Hugging Face's module; if the output is a tuple, its first item."""
+        """Return the output of Hugging Face's module, or the first item of an output tuple."""
         n_queries, length = residual.shape[1], 0 if kv_cache is None else kv_cache.length
         seen = None if kv_cache is None else kv_cache.mask(n_queries)
         if seen is None:
@@ -133,7 +133,10 @@ class FromBlock(Adapter):
 
 
 class FromPositions(Adapter):
-    """Gives our call signature to Hugging Face's position embedding `wpe`, an `nn.Embedding`."""
+    """Gives Hugging Face's position embedding `wpe` the call signature of our position embedding.
+
+    `wpe` is an `nn.Embedding`.
+    """
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
@@ -145,7 +148,7 @@ class FromPositions(Adapter):
 
 
 class HuggingFace(Library):
-    """Supports `GPT2LMHeadModel` of transformers, which has no hook points."""
+    """Finds and replaces modules in a `GPT2LMHeadModel`, which has no hook points."""
 
     MODELS = ("transformers.GPT2LMHeadModel",)
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
@@ -172,11 +175,11 @@ class HuggingFace(Library):
         return super().find(model, self.name(path))
 
     def weights(self, model: Any, path: str) -> dict[str, Tensor]:
-        """Return the weights of the part at our path `path`, by our names without the path."""
+        """Return the weights of the module at our path `path`, by our names, such as "W_Q"."""
         return read_part(HUGGINGFACE, self.config(model), model.state_dict(), path)
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return one assignment, which puts `module` at our path `path` in `model`."""
+        """Return one `Place`, whose `put` puts `module` at our path `path` in `model`."""
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
@@ -184,7 +187,7 @@ class HuggingFace(Library):
         return []
 
     def name(self, path: str) -> str:
-        """Return the path in Hugging Face's model of the module at our path `path`."""
+        """Return the path that the module at our path `path` has in Hugging Face's model."""
         return ".".join(self.NAMES.get(word, word) for word in path.split("."))
 
     def as_theirs(self, path: str, module: nn.Module) -> nn.Module:

@@ -1,1 +1,1 @@
-"""Defines the checkpoint formats. `weights/load.py` finds every `Format` in these modules."""
+"""Defines the checkpoint formats: each module reads one format, and some also write it."""
