@@ -44,8 +44,8 @@ def check(
     operation with the same operation in float64 on the CPU. Writes a script in
     the current folder that reproduces the first fault.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
-    3 something was NOT CHECKED, 130 interrupted.
+    Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
+    3 = something was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.any_model.check import check_model
     from clean_transformer.parity.any_model.results import SCHEMA

@@ -29,8 +29,8 @@ def compare(
 ) -> None:
     """Compare two reports: which versions and settings changed, and what got worse or slower.
 
-    Exit status: 0 nothing got worse, 1 something got worse,
-    2 could not compare.
+    Exit status: 0 = nothing got worse, 1 = something got worse,
+    2 = could not compare.
     """
     from clean_transformer.benchmark.results.file import SCHEMA as BENCH
     from clean_transformer.parity.report.json import SCHEMA as PARITY

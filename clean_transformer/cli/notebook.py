@@ -17,7 +17,7 @@ def notebook(
 ) -> None:
     """List the example notebooks, or copy one of them, to open it in Jupyter.
 
-    Exit status: 0 done, 2 could not run, 130 interrupted.
+    Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     files = {file.stem: file for file in sorted(FOLDER.glob("*.ipynb"))}
     if name is None:

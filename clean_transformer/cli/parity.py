@@ -52,12 +52,12 @@ def parity(
     json: options.JsonFile = None,
     html: options.HtmlFile = None,
 ) -> None:
-    """Compare every activation with a reference implementation, then check each device.
+    """Compare every activation of GPT-2 with a reference implementation, then check each device.
 
     Writes scripts in the current folder that reproduce the first faults.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
-    3 something was NOT CHECKED, 130 interrupted.
+    Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
+    3 = something was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.references.choose import choose_reference
@@ -108,8 +108,8 @@ def doctor(
     Compares the device with the CPU in float64; needs no other implementation.
     Writes a script in the current folder that reproduces the first fault.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
-    3 something was NOT CHECKED, 130 interrupted.
+    Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
+    3 = something was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.report.json import write_json

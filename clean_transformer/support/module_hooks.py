@@ -39,7 +39,7 @@ class Reading:
         self.depth = _running.depth
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        """Return `apply(module, output)`, or None if another thread or a hook function calls."""
+        """Return `apply(module, output)`, or None if this hook must do nothing (see `Reading`)."""
         if self.thread not in (None, threading.get_ident()) or _running.depth != self.depth:
             return None
         self.has_run = True
@@ -180,7 +180,7 @@ class Placed(AbstractContextManager[Root], Generic[Root]):
 
 
 def _no_call(below: object) -> None:
-    """Return None, which means, as the value of `_compiled_call_impl`, "not compiled"."""
+    """Return None, the `_compiled_call_impl` of a module that is not compiled."""
 
 
 def _plain(value: object) -> object:

@@ -23,8 +23,8 @@ class StandIn(AbstractContextManager["StandIn"]):
     The replacement must still work after a deep copy of the module. So `make` must return a bound
     method, a `functools.partial` or a callable object, not a closure that uses the module. A deep
     copy does not copy closures, so the closure would still use the original module. If
-    `module.<name>` is not a method but another attribute, `make` may return any value. If `make`
-    raises an error, nothing is replaced.
+    `module.<name>` is not a method but another attribute of the class, `make` may return any value.
+    If `make` raises an error, nothing is replaced.
     """
 
     def __init__(self, module: nn.Module, name: str, make: Callable[[Any], Any]):

@@ -80,7 +80,7 @@ class Effect:
     - `device` and `dtype`: where and in which precision the model ran.
     - `tokens`: the shape (batch, pos) of the model's input tokens.
     - `environment`: the versions of Python, packages and libraries, and the name of the processor.
-    - `swapped`: the path and the class names of each swapped module.
+    - `swapped`: for each swapped module, its path, and the class names of the old and new module.
     - `impact`: how much the predictions changed, for example the KL divergence.
     - `rows`: the change of each activation, in the order of the forward pass.
     """

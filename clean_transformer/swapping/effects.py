@@ -134,9 +134,9 @@ def _merged(
 ) -> list[str]:
     """Return the names of all activations, each name once.
 
-    `original` and `now` map the activations of the original and of the swapped model by name.
-    `lost` has names of activations that only the original model computes. The names are in the
-    order of `original`. A name that is only in `now` follows the name that precedes it in `now`.
+    `original` and `now` hold the activations of the original and of the swapped model, by name.
+    `lost` has names of activations that only the original model computes. The result has the order
+    of `original`. A name that is only in `now` follows the name that precedes it in `now`.
     """
     names, at = [*original], 0
     for name in now:

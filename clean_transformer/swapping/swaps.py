@@ -26,7 +26,7 @@ Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
 
 
 class HookPointsLost(UserWarning):
-    """Warns that new modules lack hook points, so that `run_with_cache` lacks their activations."""
+    """Warns that new modules lack hook points, whose activations `run_with_cache` cannot return."""
 
 
 class Swap(Undoable):
@@ -34,7 +34,7 @@ class Swap(Undoable):
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
 
-    - `swapped`: the path and the class names of each swapped module.
+    - `swapped`: for each swapped module, its path, and the class names of the old and new module.
     - `paths`: the paths of the swapped modules.
     - `lost`: the full names of the hook points that do not run while the new modules are in place.
     """

@@ -88,7 +88,7 @@ def search_beams(
     continuations (beams) per prompt, as transformers does with `length_penalty=1.0` and
     `early_stopping=False`. The penalties in `sampling` change the log-probabilities. The search for
     a prompt is over when `width` beams have ended, and no running beam has a higher mean
-    log-probability than the worst of these.
+    log-probability than the worst ended beam.
 
     Raises `ValueError` for a `width` below 1, and for a temperature above 0.
     """

@@ -18,10 +18,10 @@ from clean_transformer.text.tokenizer import Tokenizer
 
 @runtime_checkable
 class Model(Protocol):
-    """The attributes and methods that a model needs to generate text, as `DemoTransformer` does.
+    """The attributes and methods of a model that can generate text, such as `DemoTransformer`.
 
-    A model may also have an attribute `cache_class`. `decode` then creates a KV cache of this class
-    instead of `KVCache`.
+    A model may also have an attribute `cache_class`. The function `decode` then creates a KV cache
+    of this class instead of `KVCache`.
     """
 
     cfg: Config

@@ -1,7 +1,7 @@
 """`Sampling`: settings for choosing the next token.
 
-The command line shows the help texts in this file. To start quickly, it must not import PyTorch, so
-this file does not import PyTorch, either.
+This file does not import PyTorch, so that the command line, which shows the help texts in this
+file, starts quickly.
 """
 
 import math

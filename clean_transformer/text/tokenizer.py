@@ -212,7 +212,10 @@ class Tokenizer:
         return [token for tokens in known for token in tokens]
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of one text, without <|endoftext|>. Raises as `to_tokens` does."""
+        """Return the token ids of one text, without <|endoftext|>.
+
+        Raises the same errors as `to_tokens`.
+        """
         [row] = self.to_rows(text, prepend_bos=False)
         return row
 
@@ -221,7 +224,7 @@ class Tokenizer:
 
     @property
     def vocab(self) -> dict[str, int]:
-        """A new dictionary from the spelling of each token, in which "Ġ" is a space, to its id."""
+        """A new dictionary that maps each token's spelling to its id. "Ġ" stands for a space."""
         return self.backend.get_vocab()
 
     @property

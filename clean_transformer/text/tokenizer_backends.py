@@ -1,4 +1,4 @@
-"""Makes the `backend` of a `Tokenizer`, a tokenizer of the library `tokenizers`, from files."""
+"""Reads the `backend` of a `Tokenizer` (a tokenizer of the library `tokenizers`) from files."""
 
 import os
 from pathlib import Path

@@ -159,7 +159,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def _names(file: Path) -> Iterator[None]:
-    """Turn any exception about content in the `with` block into a `ValueError` naming `file`."""
+    """Turn any exception about the content of `file` into a `ValueError` that names `file`."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

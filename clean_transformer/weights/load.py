@@ -90,10 +90,7 @@ def read_pretrained(
 def _parameters(
     known: Format | None, cfg: Config | None, state: State, device: torch.device, dtype: torch.dtype
 ) -> tuple[Config, dict[str, Tensor]]:
-    """Check the tensors of a checkpoint. Return the architecture and the converted parameters.
-
-    If `known` or `cfg` is None, the format or the architecture is inferred from the tensors.
-    """
+    """Check the tensors of a checkpoint. Return the architecture and the converted parameters."""
     state = plain_names(state)
     known = known or detect(FORMATS, state)
     state = known.full_names(state)

@@ -39,7 +39,7 @@ def refuse_other_kinds(tensors: Mapping[str, Tensor]) -> None:
 
 
 def refuse_unreal(tensors: Mapping[str, Tensor]) -> None:
-    """Raise `WeightsError` for a tensor with NaN or infinity, or larger than its storage."""
+    """Raise `WeightsError` if a tensor contains NaN or infinity, or is larger than its storage."""
     for key, tensor in tensors.items():
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise WeightsError(f"{key} claims {tensor.numel()} elements, more than the file holds")

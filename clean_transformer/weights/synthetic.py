@@ -6,8 +6,7 @@ compute logarithms and cosines differently. In this module, each value starts as
 integers (see `_bell`). NumPy guarantees that its bit generator `SFC64` always gives the same
 integers for the same seed. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`.
 IEEE 754 prescribes the rounding of these operations, so every machine gets the same bits. The code
-never sums floats over an axis: different machines may add the floats in different orders, and the
-order of the additions changes the bits of the sum.
+never sums floats over an axis, because different machines may add them in different orders.
 """
 
 import math
@@ -166,9 +165,10 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
     In these coordinates, W_pos has the value 4.5 at position 0 and −0.5 elsewhere. One MLP neuron
     detects the 4.5 and writes huge values into the same coordinates. The heads of later blocks
-    attend to position 0 because of these huge values. No earlier attention or MLP writes into the
-    three coordinates, so they still have the values of W_pos when the neuron reads them.
+    attend to position 0 because of these huge values.
     """
+    # No earlier attention or MLP writes into the three coordinates, so they still have the values
+    # of W_pos when the neuron reads them.
     layer = min(2, cfg.n_layers - 1)
     coordinates = [cfg.d_model * quarter // 4 for quarter in (1, 2, 3)]
     for earlier in range(layer + 1):
@@ -198,10 +198,7 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
-    """Multiply each weight [..., d_model, out] that reads a LayerNorm by the LayerNorm's gain.
-
-    This function changes the arrays in `state` in place.
-    """
+    """Multiply, in place, each weight [..., d_model, out] after a LayerNorm by the gain."""
     for layer in range(cfg.n_layers):
         for ln, readers in READERS.items():
             for reader in readers:
@@ -212,10 +209,10 @@ def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
 def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[str, Array]:
     """Draw all tensors of a model with the architecture `cfg`, and return them by name.
 
-    `spread` takes the name of a tensor and returns the `Spread` of its entries. Several threads
-    draw tensors in parallel, which is possible because NumPy releases the GIL.
+    `spread` takes the name of a tensor and returns the `Spread` of its entries.
     """
     shapes = parameter_shapes(cfg)
+    # The threads draw tensors in parallel, because NumPy releases the GIL.
     with ThreadPoolExecutor() as pool:
         drawn = pool.map(lambda name: _draw(name, shapes[name], seed, spread(name)), shapes)
         state = dict(zip(shapes, drawn, strict=True))

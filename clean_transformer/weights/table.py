@@ -71,11 +71,10 @@ class Format:
     the function `layout` distinguishes the formats: it takes a state dict, and returns whether the
     tensors have this format's layout. `optional_prefix` is a prefix of their names that some
     checkpoints leave out. We ignore tensors whose keys match the regular expression `buffers`,
-    because they are not parameters.
+    because these tensors are not parameters.
 
-    `folder` describes how the format is stored in a folder, and is None if the format is never
-    stored in a folder. `file` describes how the format is stored in a single file, and is None if
-    the format is never stored in a single file.
+    `folder` is None if the format is never stored in a folder. `file` is None if the format is
+    never stored in a single file.
     """
 
     name: str
@@ -104,10 +103,7 @@ class Format:
         return row.theirs is not None and row.theirs.startswith(self.optional_prefix)
 
     def fits(self, state: State) -> bool:
-        """Return whether `state` is a state dict of this format.
-
-        It is if it has the key `marker` and the function `layout` returns True.
-        """
+        """Return whether `state` has this format: the key `marker` and the right `layout`."""
         named = self.full_names(state)
         return self.marker in named and self.layout(named)
 

@@ -60,9 +60,8 @@ class Place:
 class Library(ABC):
     """Finds and replaces modules in the GPT-2 models of one library.
 
-    In all methods, `path` is the module's path in our models ("our path"), such as "blocks.3.attn",
-    even if the module has another path in the library's models. "Our names" are the names of this
-    package's parameters, and "our call signature" is the call signature of this package's modules.
+    In all methods, `path` is the module's path in this package's models, such as "blocks.3.attn",
+    even if the module has another path in the library's models.
     """
 
     # A class is named by the string "package.Class", so that this package need not import the
@@ -78,14 +77,14 @@ class Library(ABC):
         """Return the architecture of `model`."""
 
     def weights(self, model: Any, path: str) -> dict[str, Tensor]:
-        """Return the weights of the module at our path `path`, by our names, such as "W_Q".
+        """Return the weights of the module at `path`, by this package's names, such as "W_Q".
 
-        The result need not have a weight that is an attribute of the module with our name.
+        Weights that the module itself has as attributes with these names can be left out.
         """
         return {}
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """Return the module at our path `path`, or None if `model` has no such module."""
+        """Return the module at `path`, or None if `model` has no such module."""
         try:
             return model.get_submodule(path)
         except AttributeError:
@@ -93,9 +92,9 @@ class Library(ABC):
 
     @abstractmethod
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the `Place`s whose `put` puts `module` at our path `path` in `model`.
+        """Return the steps, one `Place` each, that put `module` at `path` in `model`.
 
-        `module` has our call signature.
+        `module` has the call signature of this package's modules.
         """
 
     @abstractmethod

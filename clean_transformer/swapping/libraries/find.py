@@ -32,7 +32,7 @@ def known_libraries() -> tuple[Library, ...]:
 
 @cache
 def adapters() -> Mapping[tuple[str, str], type[Adapter]]:
-    """Return all adapters that give modules of other libraries our call signature.
+    """Return all adapters that give other libraries' modules the call signature of ours.
 
     The keys are pairs: the kind of the module, such as "attn", and the module's class name.
     """

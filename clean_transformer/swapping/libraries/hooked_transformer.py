@@ -26,7 +26,7 @@ from clean_transformer.swapping.libraries.base import (
 
 
 class LayerOfTheirs:
-    """The `kv_cache` for one of our modules. It stores keys and values in TransformerLens's cache.
+    """A KV cache for one of our modules, which stores keys and values in TransformerLens's cache.
 
     `entry` is TransformerLens's cache of one layer, or None if there is no cache. `is_token`
     [batch key] is 1 for tokens and 0 for padding, or None if there is no padding.
@@ -60,7 +60,7 @@ class LayerOfTheirs:
 
 
 class AsBlock(Adapter):
-    """Gives our block the call signature of TransformerLens's `TransformerBlock`."""
+    """Wraps our block, so that TransformerLens can call it like its own `TransformerBlock`."""
 
     def forward(
         self,
@@ -71,14 +71,13 @@ class AsBlock(Adapter):
     ) -> Residual:
         """Return the output of our block.
 
-        `attention_mask` is 1 for tokens and 0 for padding, at the cached positions and at the new
-        positions.
+        `attention_mask` is 1 for tokens and 0 for padding, at the cached and the new positions.
         """
         return self.module(resid_pre, kv_cache=as_layer(past_kv_cache_entry, attention_mask))
 
 
 class AsAttention(Adapter):
-    """Gives our attention the call signature of TransformerLens's `Attention`."""
+    """Wraps our attention, so that TransformerLens can call it like its own `Attention`."""
 
     def forward(
         self,
@@ -92,8 +91,7 @@ class AsAttention(Adapter):
     ) -> Residual:
         """Return the output of our attention.
 
-        `attention_mask` is 1 for tokens and 0 for padding, at the cached positions and at the new
-        positions.
+        `attention_mask` is 1 for tokens and 0 for padding, at the cached and the new positions.
         """
         inputs: tuple[Tensor, ...] = (query_input, key_input, value_input)
         if not accepts(self.module, "key_input"):
@@ -107,7 +105,7 @@ class AsAttention(Adapter):
 
 
 class AsPositions(Adapter):
-    """Gives our position embedding the call signature of TransformerLens's `PosEmbed`."""
+    """Wraps our position embedding, so that TransformerLens can call it like its own `PosEmbed`."""
 
     def forward(
         self,
@@ -129,7 +127,7 @@ class AsPositions(Adapter):
 
 
 def as_layer(entry: Any, is_token: Tensor | None) -> LayerOfTheirs | None:
-    """Return the `kv_cache` for our module from TransformerLens's cache entry and padding mask.
+    """Convert TransformerLens's cache entry and padding mask to a KV cache for one of our modules.
 
     Returns None if there is no entry and no padding.
     """
@@ -138,7 +136,7 @@ def as_layer(entry: Any, is_token: Tensor | None) -> LayerOfTheirs | None:
 
 
 class AsTheirEntry:
-    """The cache entry for a module of TransformerLens. It stores keys and values in `layer`."""
+    """A cache entry for TransformerLens's modules, which stores keys and values in our KV cache."""
 
     def __init__(self, layer: LayerCache, like: Tensor):
         self.layer = layer
@@ -151,7 +149,7 @@ class AsTheirEntry:
 
 
 class FromBlock(Adapter):
-    """Gives TransformerLens's `TransformerBlock` the call signature of our block."""
+    """Wraps TransformerLens's `TransformerBlock`, so that our model can call it like our block."""
 
     def forward(self, *inputs: Tensor, kv_cache: LayerCache | None = None) -> Residual:
         """Return the output of TransformerLens's module, for the positions in `inputs`."""
@@ -166,7 +164,7 @@ class FromBlock(Adapter):
 
 
 class FromAttention(FromBlock):
-    """Gives TransformerLens's `Attention` the call signature of our attention."""
+    """Wraps TransformerLens's `Attention`, so that our model can call it like our attention."""
 
     def forward(  # type: ignore[override]
         self,
@@ -229,7 +227,10 @@ class Lens(Library):
         )
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the `Place`s of the old hook points in `module`, and of `module` in `model`."""
+        """Return the steps, one `Place` each, that put `module` at `path` in `model`.
+
+        The first steps put the old module's hook points into `module`.
+        """
         adapter = self.AS_THEIRS.get(kind(path))
         points = [place for place, _ in self.shared_points(model, path, module)]
         return [*points, place_at(model, path, adapter(module) if adapter else module)]

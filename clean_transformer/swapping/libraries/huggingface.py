@@ -26,7 +26,7 @@ from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_fr
 
 
 class LayerOfTheirs:
-    """The `kv_cache` for one of our modules. It stores keys and values in Hugging Face's cache.
+    """A KV cache for one of our modules, which stores keys and values in Hugging Face's cache.
 
     `cache` holds the keys and values of all layers, or is None if there is no cache. `layer` is the
     index of our module's layer. `mask` [batch 1 query key] is boolean (True where a query sees a
@@ -53,7 +53,7 @@ class LayerOfTheirs:
 
 
 class AsBlock(Adapter):
-    """Gives our block the call signature of Hugging Face's `GPT2Block`."""
+    """Wraps our block, so that Hugging Face's model can call it like its own `GPT2Block`."""
 
     def __init__(self, module: nn.Module, layer: int):
         super().__init__(module)
@@ -81,7 +81,7 @@ class AsBlock(Adapter):
 
 
 class AsAttention(AsBlock):
-    """Gives our attention the call signature of Hugging Face's `GPT2Attention`."""
+    """Wraps our attention, so that Hugging Face's model can call it like its `GPT2Attention`."""
 
     def forward(  # type: ignore[override]
         self, *inputs: Any, **arguments: Any
@@ -91,7 +91,7 @@ class AsAttention(AsBlock):
 
 
 class AsPositions(Adapter):
-    """Gives our position embedding the call signature of `nn.Embedding`, as in Hugging Face."""
+    """Wraps our position embedding, so that Hugging Face's model can call it like its own."""
 
     def forward(self, position_ids: Int[Tensor, "batch pos"]) -> Residual:
         """Return the embeddings of the positions `position_ids`."""
@@ -101,7 +101,7 @@ class AsPositions(Adapter):
 
 
 class AsTheirCache:
-    """The cache for a module of Hugging Face. It stores keys and values in `layer`."""
+    """A cache for Hugging Face's modules, which stores keys and values in our KV cache."""
 
     def __init__(self, layer: LayerCache):
         self.layer = layer
@@ -113,10 +113,10 @@ class AsTheirCache:
 
 
 class FromBlock(Adapter):
-    """Gives Hugging Face's `GPT2Block` or `GPT2Attention` the call signature of our module."""
+    """Wraps a `GPT2Block` or `GPT2Attention`, so that our model can call it like our own module."""
 
     def forward(self, residual: Residual, kv_cache: LayerCache | None = None) -> Residual:
-        """Return the output of Hugging Face's module, or the first item of an output tuple."""
+        """Return the output of Hugging Face's module; from a tuple, return only the first item."""
         n_queries, length = residual.shape[1], 0 if kv_cache is None else kv_cache.length
         seen = None if kv_cache is None else kv_cache.mask(n_queries)
         if seen is None:
@@ -133,10 +133,7 @@ class FromBlock(Adapter):
 
 
 class FromPositions(Adapter):
-    """Gives Hugging Face's position embedding `wpe` the call signature of our position embedding.
-
-    `wpe` is an `nn.Embedding`.
-    """
+    """Wraps Hugging Face's position embedding, so that our model can call it like our own."""
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
@@ -171,15 +168,15 @@ class HuggingFace(Library):
         return config_from_json(model.config.to_dict())
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """Return the module at our path `path`, or None if `model` has no such module."""
+        """Return the module at `path`, or None if `model` has no such module."""
         return super().find(model, self.name(path))
 
     def weights(self, model: Any, path: str) -> dict[str, Tensor]:
-        """Return the weights of the module at our path `path`, by our names, such as "W_Q"."""
+        """Return the weights of the module at `path`, by this package's names, such as "W_Q"."""
         return read_part(HUGGINGFACE, self.config(model), model.state_dict(), path)
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return one `Place`, whose `put` puts `module` at our path `path` in `model`."""
+        """Return a list with one step, which puts `module` at `path` in `model`."""
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
@@ -187,13 +184,13 @@ class HuggingFace(Library):
         return []
 
     def name(self, path: str) -> str:
-        """Return the path that the module at our path `path` has in Hugging Face's model."""
+        """Return the path in Hugging Face's model for `path`, a path in this package's models."""
         return ".".join(self.NAMES.get(word, word) for word in path.split("."))
 
     def as_theirs(self, path: str, module: nn.Module) -> nn.Module:
-        """Return `module` with the call signature of Hugging Face's module of the same kind.
+        """Return our `module`, wrapped so that Hugging Face's model can call it.
 
-        `module` has our call signature, and `path` is its path in our models.
+        `path` is the path of `module` in our models.
         """
         match kind(path):
             case "pos_embed":

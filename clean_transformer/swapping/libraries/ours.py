@@ -23,7 +23,7 @@ class Ours(Library):
         return model.cfg
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return one `Place`, whose `put` puts `module` at the path `path` in `model`."""
+        """Return a list with one step, which puts `module` at `path` in `model`."""
         return [place_at(model, path, module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:

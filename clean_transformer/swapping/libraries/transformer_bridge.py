@@ -44,7 +44,7 @@ class Bridged(Adapter):
         self.before, self.after = nn.ModuleList(before), nn.ModuleList(after)
 
     def forward(self, x: Tensor, *rest: Any, **arguments: Any) -> Any:
-        """Return the module's output. Only the first item of an output tuple goes through `after`."""
+        """Return the module's output. Of a tuple, only the first item passes through `after`."""
         for point in self.before:
             x = point(x)
         output = self.module(x, *rest, **arguments)
@@ -57,7 +57,7 @@ class Bridged(Adapter):
 
 
 class MergedHeads(nn.Module):
-    """Replaces a hook point of our module by TransformerLens's hook point `point`.
+    """Replaces one of our hook points, and calls TransformerLens's hook point `point` instead.
 
     The activation has the shape [batch pos head d_head] at our hook point, and
     [batch pos (head d_head)] at `point`.
@@ -80,7 +80,7 @@ class MergedHeads(nn.Module):
 
 
 class FromShell(FromBlock):
-    """Gives a `BlockBridge` or `AttentionBridge` of TransformerLens our module's call signature."""
+    """Wraps a `BlockBridge` or `AttentionBridge`, so that our model can call it like our module."""
 
     def cache_name(self) -> str:
         """Return the name of the module's cache argument."""
@@ -116,23 +116,24 @@ class Bridge(Lens):
         return self.inside.config(model.original_model)
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """Return the module at our path `path`, or None if `model` has no such module."""
+        """Return the module at `path`, or None if `model` has no such module."""
         return Library.find(self, model.original_model, self.name(path))
 
     def weights(self, model: Any, path: str) -> dict[str, Tensor]:
-        """Return the weights of the module at our path `path`, by our names, such as "W_Q"."""
+        """Return the weights of the module at `path`, by this package's names, such as "W_Q"."""
         return read_part(TRANSFORMER_BRIDGE, self.config(model), model.state_dict(), path)
 
     def name(self, path: str) -> str:
-        """Return the path that the module at our path `path` has in `model.original_model`."""
+        """Return the path in `model.original_model` for `path`, a path in this package's models."""
         # The bridge wraps each block of this model, a model of Hugging Face. The block itself is
         # the attribute `_original_component` of the wrapper.
         return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", self.inside.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the `Place`s of the old hook points in `module`, and of `module` in `model`.
+        """Return the steps, one `Place` each, that put `module` at `path` in `model`.
 
-        `module` is put both into the bridge and into the model of Hugging Face in the bridge.
+        The first steps put the old module's hook points into `module`. The last steps put `module`
+        into the bridge, and into the model of Hugging Face inside the bridge.
         """
         inner = self.inside.as_theirs(path, module)
         points = [

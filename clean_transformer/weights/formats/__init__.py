@@ -1,1 +1,1 @@
-"""Defines the checkpoint formats: each module reads one format, and some also write it."""
+"""Reads and writes checkpoints. A `Format` object in this folder describes each known format."""

@@ -1,8 +1,7 @@
 """Reads and writes GGUF, the file format of llama.cpp, for the `gpt2` architecture.
 
 The tensors have the names that the gguf package lists in `MODEL_TENSORS`. The weight of every
-linear layer is [out, in], as in `nn.Linear`. In Hugging Face's format, these weights are [in, out],
-and llama.cpp's converter transposes them.
+linear layer is [out, in], as in `nn.Linear`.
 """
 
 from contextlib import closing
@@ -200,11 +199,8 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
 
 
 def _shortest_decimal(value: float) -> float:
-    """Return the shortest decimal number that rounds to the same float32 as `value`.
-
-    A GGUF file stores eps in float32. For the float32 nearest to 1e-5, which is not exactly 1e-5,
-    this function returns the Python float 1e-5.
-    """
+    """Return the shortest decimal number that rounds to the same float32 as `value`."""
+    # A GGUF file stores eps in float32, and the float32 nearest to 1e-5 is not exactly 1e-5.
     return float(str(np.float32(value)))
 
 

@@ -77,10 +77,10 @@ VARIANTS = {
 def has_linear_layout(state: State) -> bool:
     """Return whether the weights are [out, in], as in `nn.Linear`, not [in, out], as in `Conv1D`.
 
-    `state` has Hugging Face's names, which nanoGPT also uses. This function looks at the weight
-    that computes queries, keys and values. Its output axis is three times as long as its input
-    axis.
+    `state` has Hugging Face's names, which nanoGPT also uses.
     """
+    # The output axis of the weight for queries, keys and values is three times as long as its input
+    # axis.
     weight = state.get("transformer.h.0.attn.c_attn.weight")
     return weight is not None and weight.ndim == 2 and weight.shape[0] > weight.shape[1]
 

@@ -196,8 +196,8 @@ def _entry(message: Mapping[int, list[Any]]) -> Entry:
 def _decode(message: bytes) -> dict[int, list[Any]]:
     """Decode a protobuf message. Return a list of the values of each field, by the field's tag.
 
-    A list has several values if its field occurs several times in the message. Raises `ValueError`
-    if the bytes are not a protobuf message.
+    A tag is 8 × the field's number + its wire type. A list has several values if its field occurs
+    several times in the message. Raises `ValueError` if the bytes are not a protobuf message.
     """
     stream = BytesIO(message)
     fields: dict[int, list[Any]] = {}
@@ -224,10 +224,11 @@ def _number(fields: Mapping[int, list[Any]], tag: int) -> int:
 def _read_varint(stream: BytesIO) -> int:
     """Read an integer in protobuf's varint encoding from the stream, and return it.
 
-    Each byte holds 7 bits of the integer, and the lowest 7 bits come first. The highest bit of each
-    byte is 1 if another byte follows. Raises `ValueError` if the integer has more bytes than
-    necessary, or more than 10 bytes, which happens only in damaged files.
+    Raises `ValueError` if the integer has more bytes than necessary, or more than 10 bytes, which
+    happens only in damaged files.
     """
+    # Each byte holds 7 bits of the integer, and the lowest 7 bits come first. The highest bit of
+    # each byte is 1 if another byte follows.
     number = shift = 0
     while True:
         (byte,) = _take(stream, 1)
