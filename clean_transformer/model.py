@@ -49,14 +49,15 @@ class DemoTransformer(GenerationMixin):
         """Return the logits of all positions, or of only the last position if `last_only` is True.
 
         If `stop_at_layer` is given, run only the blocks before this block, and return the residual
-        stream instead of the logits; -1 is the last block. `LanguageModel.__call__` adds more
-        arguments.
+        stream instead of the logits; -1 is the last block. `LanguageModel.__call__` describes more
+        arguments, for example to get the loss.
 
         If `kv_cache` is given, `tokens` are the tokens that follow the text in the cache. The model
         stores the keys and values of `tokens` in the cache.
 
-        Before the model computes anything, it raises the errors of `check_tokens`, and `ValueError`
-        if the cache has no room for the tokens, or for `stop_at_layer` with `kv_cache`.
+        Before the model computes anything, it raises the errors of `check_tokens`. It also raises
+        `ValueError` if the cache has no room for the tokens, or for `stop_at_layer` with
+        `kv_cache`.
         """
         self.check_tokens(tokens)
         if kv_cache is None:

@@ -12,10 +12,10 @@ from clean_transformer.benchmark.work import Part, format_value
 
 @dataclass(frozen=True)
 class Judged:
-    """A goal and its measured quotient (see `Goal`).
+    """A goal, and the quotient that was measured for it.
 
-    `measured` has the median and the quartiles of the quotient, or is None if a part in the goal's
-    `over` or `under` was not measured. `note` says why the goal was missed or not measured.
+    `measured` has the median and the quartiles of the quotient (see `Goal`). It is None if a value
+    in the quotient was not measured. `note` says why the goal was missed or not measured.
     """
 
     goal: Goal
@@ -50,8 +50,9 @@ def quotient(
 ) -> Spread:
     """Return the median and the quartiles of factor · product(over) / product(under).
 
-    `found` has the values of each part: one value per round. Each round gives one quotient, because
-    the machine's speed changes between rounds. The result is computed from these quotients.
+    `found` has several values for each part in `over` and `under`: one value per round. Because the
+    machine's speed changes between rounds, one quotient is computed for each round. The result has
+    the median and the quartiles of these quotients.
     """
 
     def products(parts: Sequence[Part]) -> list[float]:
@@ -70,7 +71,7 @@ def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
       another dtype than float32, the note also says how much faster "limit" is in this dtype than
       in float32. If "limit" was not measured, the note is "".
     - The goal bounds how close our contestant comes to "limit". The note is "".
-    - Any other goal. The note has the median values of the parts in `over` and `under`.
+    - Any other goal. The note has the median of each value that the goal divides.
     """
     if len(goal.under) != 1 or goal.at_least is None:
         return " over ".join(

@@ -75,7 +75,7 @@ class Benchmark:
 
     @property
     def turns(self) -> int:
-        """The number of turns in a run. In a turn, one part of a measurement does its work."""
+        """The number of turns in a run. In each turn, one contestant does its work once."""
         return sum(one.turns for one in self.measurements)
 
     def run(

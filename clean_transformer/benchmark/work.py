@@ -75,7 +75,7 @@ def format_value(value: float, work: Work) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A contestant, its model, device and dtype. Each setup runs in a process of its own.
+    """A contestant with its model, device and dtype. Each setup runs in a process of its own.
 
     `contestant` is a key of `contestants.CONTESTANTS`. `model` is a published size, such as
     "small", or "tiny".
@@ -92,7 +92,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a `Measurement`: a setup, and the work that this setup does in each round."""
+    """A contestant with its settings, and the work that it does in each round."""
 
     setup: Setup
     work: Work
@@ -123,11 +123,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Parts that are measured in rounds. In every round, each part does its work in one turn.
+    """Contestants and their work, measured in rounds. In every round, each part has one turn.
 
-    If the machine is slow for a minute, all parts become slower alike. `rounds` is the number of
-    rounds whose values count. Before these rounds, there is a warm-up round, unless all parts do
-    their work in fresh processes (see `FRESH`). The values of the warm-up round are discarded.
+    If the machine is slow for a minute, the times of all parts increase alike. `rounds` is the
+    number of rounds whose values count. Before these rounds, there is a warm-up round, whose values
+    are discarded. There is no warm-up round if all parts do their work in fresh processes (see
+    `FRESH`).
     """
 
     title: str

@@ -142,7 +142,7 @@ def measure(
     """Return, for each number of rows, the shortest time of each candidate, in seconds per layer.
 
     `run(candidate, x)` runs the candidate's kernel on one or several layers, and returns the number
-    of layers on which the kernel ran. Candidates that are too slow (see `TOO_SLOW`) are not
+    of these layers. A candidate that is much slower than the fastest (see `TOO_SLOW`) is not
     measured at larger numbers of rows.
     """
     by_rows = {}
@@ -169,7 +169,7 @@ def measure(
 
 
 def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
-    """Return the candidates that must run again. The comment at `SECONDS_EACH` states the rule.
+    """Return the candidates that must run again. The comment at `SECONDS_EACH` explains when.
 
     `runs` maps each candidate to the times of its runs so far, in seconds.
     """

@@ -118,10 +118,10 @@ class OneDNN(Matmul):
 class ThroughFloat32(Matmul):
     """Computes half-precision products in float32, and rounds the result at the end.
 
-    This is much faster on a processor without instructions for half precision. The kernel converts
-    the weights of `at_a_time` output features at a time, so that PyTorch can reuse a small buffer.
-    For a large buffer, PyTorch would get new memory from the operating system each time, and this
-    would take as long as writing the converted weights.
+    This is much faster on a processor without instructions for half precision. The weights of only
+    `at_a_time` output features are converted at a time. The buffer for the converted weights is
+    then small enough for PyTorch to reuse it. A large buffer would be new memory from the operating
+    system each time, which is slow.
     """
 
     def __init__(self, at_a_time: int = 4096):

@@ -161,9 +161,9 @@ def project(
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Return x W + b for every head.
 
-    If x is [batch pos stream d_model], each stream is the input of one head in W. If x has more
-    streams than W has heads, as in grouped-query attention, the streams are divided into equal
-    groups of neighbors, one group per head. The input of each head is then the mean of its group.
+    If x is [batch pos stream d_model], each stream is the input of one head of W. If x has more
+    streams than W has heads, as in grouped-query attention, each head gets an equal group of
+    neighboring streams. The input of the head is then the mean of its group.
     """
     if x.ndim == 4:
         groups = "batch pos (head group) d_model -> batch pos head d_model"

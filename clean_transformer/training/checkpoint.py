@@ -73,9 +73,10 @@ def read(
 
     The tensors are memory-mapped. Raises `ValueError` for a file that is not a checkpoint, and for
     a checkpoint that was saved with a different `about`. In the second case, the error message
-    names the fields that differ. Raises `ValueError`, too, if the checkpoint's number of steps is
-    not from 1 to `steps`, or if its parameters or their moments in the optimizer do not have the
-    names, shapes and dtypes of the parameters in `state`.
+    names the fields that differ. Also raises `ValueError` if the checkpoint's number of steps is
+    not from 1 to `steps`, or if its tensors do not fit the model's state dict `state`. Its
+    parameters and their moments in the optimizer must have the names, shapes and dtypes of the
+    parameters in `state`.
     """
     file = folder / CHECKPOINT
     if not file.is_file():

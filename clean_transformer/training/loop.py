@@ -57,9 +57,9 @@ def train(
 
     If the run is killed at any moment, the same call resumes the run from the last checkpoint. The
     trained parameters then equal the parameters of an uninterrupted run, bit for bit. For this
-    reason, the windows of a step depend only on `training.seed` and the number of the step, and the
-    random generators are seeded before each step with `training.seed`, the number of the step and
-    the rank of the process.
+    reason, the windows of a step depend only on `training.seed` and the number of the step. A
+    window is a piece of `tokens` with n_ctx + 1 token ids. The random generators are seeded before
+    each step with `training.seed`, the number of the step and the rank of the process.
 
     If `torch.distributed` is initialized (see `distributed.joined`), all processes train together,
     and only process 0 calls `on_step`. With `training.sharded`, each process still holds only a
@@ -70,11 +70,11 @@ def train(
     state and settings for deterministic algorithms.
 
     Raises `ValueError`, before training starts, for tokens outside the vocabulary, for too few
-    tokens, for a batch that cannot be divided equally among the processes, for a folder with a
-    checkpoint of a different run (also of the same settings with other tokens) or with other files,
-    and if the unembedding is tied to an embedding that was swapped out. Raises `BlockingIOError` if
-    another process trains in `folder`. Raises `RuntimeError` if the gradient norm is not finite.
-    The last checkpoint is then kept.
+    tokens, and for a batch that cannot be divided equally among the processes. Raises `ValueError`
+    if `folder` has other files, or a checkpoint of a run with other settings or tokens. Raises
+    `ValueError` if the unembedding is tied to an embedding that was swapped out. Raises
+    `BlockingIOError` if another process trains in `folder`. Raises `RuntimeError` if the gradient
+    norm is not finite. The last checkpoint is then kept.
     """
     folder, device = Path(folder), resolve_device(device)
     windows_per_process(training)  # called only for its errors
@@ -181,7 +181,7 @@ def own_windows(
 ) -> Int[Tensor, "window pos"]:
     """Return this process's share of the windows of batch number `batch`, counted from 0.
 
-    A window has n_ctx + 1 tokens.
+    A window has the n_ctx + 1 token ids of one training example.
     """
     share = windows_per_process(training)
     first = batch * training.batch + rank() * share

@@ -1,4 +1,4 @@
-"""Code that several plots share: colors, axes with tokens, checks of arguments, and `save`."""
+"""Code that several plots share: colors, an axis with tokens, checks of arguments, and `save`."""
 
 import html
 from collections.abc import Sequence

@@ -29,10 +29,11 @@ Tokens = Int[Tensor, "batch pos"]
 class Contestant:
     """The base class of the models that are measured. `__init__` loads the weights from `folder`.
 
-    A subclass overrides the methods `forward`, `generate` and `capture` if its model can do their
-    work. A subclass whose model `train_step` can train sets the attribute `model`. `package` is the
-    name of the installed package that runs the model. `imported` is the name of the module whose
-    import is timed. `loss` takes logits [n d_vocab] and token ids [n], and returns the mean loss.
+    A subclass overrides those of the methods `forward`, `generate` and `capture` that its model
+    supports. It sets the attribute `model` if the method `train_step` can train its model.
+    `package` is the name of the installed package that runs the model. `imported` is the name of
+    the module whose import is timed. `loss` takes logits [n d_vocab] and token ids [n], and returns
+    the mean loss.
     """
 
     package = "torch"

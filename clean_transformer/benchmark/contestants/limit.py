@@ -1,8 +1,8 @@
 """Computes the limit: the shortest time in which this machine could do the work.
 
-The limit is a contestant, so that it is measured in the same rounds as the other contestants. The
-limit is computed from two measurements: the times of matrix products with the model's shapes, and
-the speed at which the machine reads memory.
+The limit is computed from two measurements: the times of matrix products with the model's shapes,
+and the speed at which the machine reads memory. The class `Limit` is a `Contestant`, so its
+measurements are made in turn with those of the other contestants.
 """
 
 import math
@@ -111,7 +111,7 @@ def by_mm(weight: Tensor, rows: int) -> Product:
 
 
 def by_mm_transposed(weight: Tensor, rows: int) -> Product:
-    """Return a function that does the same as `by_mm`, with a weight stored as [outputs inputs]."""
+    """Return a function like the one of `by_mm`, with the weight stored as [outputs inputs]."""
     return by_mm(weight.T.contiguous().T, rows)
 
 
@@ -125,9 +125,9 @@ def by_onednn(weight: Tensor, rows: int) -> Product:
 
 
 def by_onednn_packed(weight: Tensor, rows: int) -> Product:
-    """Return a function that does the same as `by_onednn`, with another layout of the weight.
+    """Return a function that multiplies x by the weight with oneDNN, in oneDNN's own layout.
 
-    oneDNN chooses the layout that is best for an x with `rows` rows.
+    oneDNN chooses the layout of the weight that is best for an x with `rows` rows.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
@@ -176,7 +176,8 @@ class Limit(Contestant):
     def measure(self, work: Work, at_least: float) -> float:
         """Return the fewest seconds that `work` can take; for the kind "memory", the fewest bytes.
 
-        Raises `NotImplementedError` for a kind of work that has no known limit.
+        Here and in the other methods, each measurement is repeated until `at_least` seconds have
+        passed. Raises `NotImplementedError` for a kind of work that has no known limit.
         """
         match work.kind:
             case "forward" | "capture":
@@ -245,7 +246,7 @@ class Limit(Contestant):
 
 
 def prepared(x: Tensor, way: Way, weight: Tensor) -> Callable[[], object]:
-    """Return a function that takes no arguments and multiplies x by `weight`, as `way` does."""
+    """Return a function without arguments that multiplies x by `weight` with the kernel `way`."""
     return partial(way(weight, len(x)), x)
 
 

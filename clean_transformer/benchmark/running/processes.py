@@ -1,4 +1,4 @@
-"""Starts a process for each setup (see `work.Setup`), and exchanges messages with the process.
+"""Starts processes that each run one contestant, and exchanges messages with them.
 
 worker.py describes the messages, which are lines of JSON.
 """
