@@ -43,7 +43,7 @@ class Row:
     In each call of the model, the operation runs `times` times, and takes `seconds` in total. If
     the script decodes a token, `amount` is the number of bytes of weights that the operation reads
     in these runs. If the script runs a forward pass, `amount` is the number of additions and
-    multiplications. It is 0 if the operation is not a matrix product.
+    multiplications. `amount` is 0 if the operation is not a matrix product.
     """
 
     operation: str
@@ -101,8 +101,7 @@ def operations(events: Any, calls: int, amount: Callable[[Shapes], float]) -> li
     """Summarize the profiler's `events` as one row per operation, the slowest operation first.
 
     The profiler recorded `events` during `calls` calls of the model. The function `amount` takes
-    the shapes of a matrix product's arguments, and returns the bytes or operations of this product
-    (see `Row`).
+    the shapes of a matrix product's arguments, and returns the `Row.amount` of one such product.
     """
     rows: dict[str, Row] = {}
     for event in events:

@@ -1,11 +1,11 @@
 """Counts the faults that the parity suite finds, and its false alarms on a healthy CPU.
 
 The parity suite (`clean_transformer.parity`) checks whether a device computes a model correctly.
-This script first runs the suite on small random models, under settings that change how the CPU
-rounds. Each failed check is a false alarm. Then the script changes PyTorch's operations, so that
-they return wrong results: one fault of `parity.faults` at a time. It counts how many of these
-faults the suite finds, and for how many it names the wrong operation. Finally, the script measures
-the smallest relative error that the suite finds.
+First, the script runs the suite on small random models, under settings that change how the CPU
+rounds. Each failed check is a false alarm. Then the script plants each fault of `parity.faults` in
+PyTorch, so that an operation returns wrong results. It counts how many faults the suite finds, and
+how often the suite names the faulty operation. Finally, the script measures the smallest relative
+error that the suite finds.
 
     python -m benchmarks.corpus --runs 400 --json benchmarks/results/corpus.json
 """
@@ -80,10 +80,10 @@ def draw_weights(draw: random.Random, seed: int) -> Weights:
 
 
 def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
-    """Run some of the suite's checks on a random model or module, without any planted fault.
+    """Run some checks of the parity suite on a random model or module, without a planted fault.
 
-    Yields a pair for each check: the name of the check, and a description of the false alarm. If
-    there is no false alarm, the description is "".
+    Yields a pair for each check: the name of the check, and a description of the false alarm, or ""
+    if there is none.
     """
     draw = random.Random(seed)
     weights, dtype = draw_weights(draw, seed), draw.choice((F32, BF16, F16))
@@ -166,7 +166,7 @@ def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
 
 
 def planted(fault: DeviceFault) -> tuple[bool, bool]:
-    """Plant the fault. Return whether the suite finds it, and whether it names the operation."""
+    """Return whether the suite finds the planted fault, and names the faulty operation."""
     dtype = BF16 if "half" in fault.name or fault.name in ("sdpa-bf16-mask",) else F32
     cfg = Config(n_layers=2, n_heads=2, d_model=128, d_head=64, d_mlp=256, d_vocab=1500, n_ctx=104)
     weights = Weights("", cfg, synthetic.stress(cfg))
@@ -193,7 +193,7 @@ def planted(fault: DeviceFault) -> tuple[bool, bool]:
 
 
 def threshold(operation: str, dtype: torch.dtype) -> float:
-    """Return the smallest relative error of `operation` that the suite finds.
+    """Return the smallest relative error of `operation` that the parity suite finds.
 
     Only powers of two are tried. If the suite finds none of these errors, the result is infinity.
     """

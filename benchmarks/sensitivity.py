@@ -1,11 +1,11 @@
 """Measures the largest rounding errors on a healthy machine, which the parity suite must accept.
 
 Each run draws a small model, a batch of tokens and a number of threads at random. The parity suite
-then checks every activation of this model, three times: with hooks on all hook points, or only on
-some of them, which makes the model run other kernels. The script prints the largest error ratio of
-each kind of operation in each dtype. An error ratio is an error in units of the rounding errors of
-the dtype (`parity/limits.py` has the formula). The script also prints the number of activations
-that fail the check. On a healthy machine, this number should be 0.
+checks every activation of this model three times. Each time, other hook points have hooks, so that
+the model runs other kernels. The script prints the largest error ratio of each kind of operation in
+each dtype. An error ratio is an error divided by the size of one rounding error (see
+`parity/limits.py`). The script also prints the number of activations that fail the check. On a
+healthy machine, this number should be 0.
 
     python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
 """

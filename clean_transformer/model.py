@@ -114,8 +114,7 @@ class DemoTransformer(GenerationMixin):
 
         Raises `TypeError` if the tokens are not int64 or int32. Raises `ValueError` if their shape
         is not [batch pos], if there are no tokens, if there are more than n_ctx positions, or if an
-        id is outside the vocabulary. Without this check, an accelerator could crash or return
-        arbitrary numbers for an id outside the vocabulary.
+        id is outside the vocabulary.
         """
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
@@ -129,6 +128,7 @@ class DemoTransformer(GenerationMixin):
                 f"{tokens.shape[1]} tokens are more than the n_ctx={self.cfg.n_ctx} positions that "
                 "the model has; shorten or split the text"
             )
+        # For an id outside the vocabulary, an accelerator could crash or return arbitrary numbers.
         lowest, highest = (int(bound) for bound in tokens.aminmax())
         if lowest < 0 or highest >= self.cfg.d_vocab:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Compares a forward pass with an exact one: the same model, which computes in float64."""
+"""Compares a forward pass with an exact one, which the same model computes in float64."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,8 +73,7 @@ def impact(
 ) -> Impact:
     """Return how much the predictions of `logits` differ from the predictions of `exact`.
 
-    `exact` has the logits of the same model in float64. `tokens` has the token ids of which both
-    are the logits.
+    `exact` has the logits of the same model in float64. `tokens` are the inputs of both models.
     """
     given, wanted = upcast(logits).log_softmax(-1), exact.log_softmax(-1)
     kl = (wanted.exp() * (wanted - given)).sum(-1).mean()

@@ -67,10 +67,10 @@ class Explanation:
 
 @torch.no_grad()
 def explain(model: DemoTransformer, text: str) -> Explanation:
-    """Return what the model predicts in `text` at each depth, and what its heads attend to.
+    """Return what the model predicts in `text` after each layer, and what its heads attend to.
 
-    Probabilities are rounded to four significant digits. Raises `ValueError`, before the model
-    runs, if the page would be too large. Raises `ValueError` if the model computes NaN.
+    Probabilities are rounded to four significant digits. Raises `ValueError` if the page would be
+    too large (before the model runs), and if the model computes NaN.
     """
     tokens = single(model, text)
     _require_fit(model.cfg, tokens.shape[1])

@@ -201,11 +201,11 @@ class _Goals:
     def kept(
         self, what: str, small: Work, large: Work, model: str = "small", larger: str = "small"
     ) -> Goal:
-        """Return a goal about the contestant "optimized": it must stay close to the limit.
+        """Return a goal that compares two shares of the limit.
 
-        Divide the time of the contestant "limit" by the time of "optimized". This share of the
-        limit must be at least 0.9 times as large for the work `large`, done by the model `larger`,
-        as for the work `small`, done by the model `model`.
+        A share of the limit is the time of the contestant "limit" divided by the time of
+        "optimized". The share when the model `larger` does the work `large` must be at least 0.9
+        times the share when the model `model` does the work `small`.
         """
         over = (self.part(large, "limit", model=larger), self.part(small, "optimized", model=model))
         under = (

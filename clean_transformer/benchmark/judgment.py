@@ -50,9 +50,8 @@ def quotient(
 ) -> Spread:
     """Return the median and the quartiles of factor · product(over) / product(under).
 
-    `found` has several values for each part in `over` and `under`: one value per round. Because the
-    machine's speed changes between rounds, one quotient is computed for each round. The result has
-    the median and the quartiles of these quotients.
+    `found` has several values for each part, one per round of the measurement. One quotient is
+    computed per round, because the machine's speed changes between rounds.
     """
 
     def products(parts: Sequence[Part]) -> list[float]:
@@ -93,8 +92,7 @@ def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
 def exit_status(judged: Sequence[Judged]) -> int:
     """Return the exit status of the command: 0 if all goals are held, 1 if a goal is missed.
 
-    If no goal is missed, but a goal was not measured, the status is 3. An optional goal that was
-    not measured does not count.
+    The status is 3 if no goal is missed, but a goal that is not optional was not measured.
     """
     if any(one.verdict == "MISSED" for one in judged):
         return 1

@@ -31,11 +31,11 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """0 if all goals are held, 1 if a goal is missed, and otherwise 3: a goal was not measured.
+        """The exit status of the command: 0 if all goals are held, and 1 if a goal is missed.
 
-        Goals for devices that this machine lacks do not count, and an optional goal that was not
-        measured does not count. If `judged` is None, the status is 0 if everything was measured,
-        and otherwise 3.
+        The status is 3 if no goal is missed, but a goal was not measured. Optional goals and goals
+        for devices that this machine lacks need not be measured. If `judged` is None, the status is
+        0 if everything was measured, and otherwise 3.
         """
         if self.judged is not None:
             return exit_status([one for one in self.judged if one.goal.device not in self.absent])

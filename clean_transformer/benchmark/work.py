@@ -35,7 +35,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens that is divided by the time to get tokens per second.
+        """The number of tokens that reports divide by the time, to print tokens per second.
 
         For "generate" and "step", this is the number of new tokens; for "forward", "capture" and
         "train", the number of tokens in all inputs. For all other kinds, and for "generate" with
@@ -99,17 +99,14 @@ class Part:
 
     @property
     def warm_up(self) -> Work:
-        """The work in the warm-up round: less work than `work`, but with the same code.
-
-        On a GPU, the length is the same as in `work`, because another length would select other
-        kernels.
-        """
+        """The work in the warm-up round: less work than `work`, but with the same code."""
         work = replace(self.work, new=min(self.work.new, 4))
         # The time of "step" is a difference of two times. With only four steps, noise could make
         # the difference negative, which `worker.measure` reports as an error. So the warm-up for
         # "step" is "generate", which runs the same code.
         if work.kind == "step":
             work = replace(work, kind="generate")
+        # On a GPU, the length stays, because another length would select other kernels.
         return replace(work, length=min(work.length, 64)) if self.setup.device == "cpu" else work
 
     def by(self, contestant: str, dtype: str | None = None) -> "Part":

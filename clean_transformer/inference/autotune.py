@@ -79,15 +79,15 @@ class Candidate(NamedTuple):
 Seconds = dict[Candidate, float]
 
 
+# `n_threads` is an argument so that `lru_cache` stores one choice for each number of threads.
 @lru_cache
 def fastest_for_blocks(
     d_model: int, d_mlp: int, n_layers: int, dtype: torch.dtype, n_threads: int
 ) -> Choice:
     """Return the fastest kernels for the blocks of a model. Measuring takes a few seconds.
 
-    `n_threads` must be PyTorch's current number of threads. It is an argument so that `lru_cache`
-    stores one choice for each number of threads. If two kernels are about equally fast, two
-    processes may choose different kernels, whose results differ in the last bits.
+    `n_threads` must be PyTorch's current number of threads. If two kernels are about equally fast,
+    two processes may choose different kernels, whose results differ in the last bits.
     """
     shapes = ((d_model, d_mlp), (d_mlp, d_model))
     enough = math.ceil(BEYOND_CACHES / (2 * d_model * d_mlp * dtype.itemsize))

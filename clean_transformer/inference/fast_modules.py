@@ -79,7 +79,7 @@ class Fast:
         self.state = self.state_of_parameters()
 
     def over(self, below: Method) -> "Fast":
-        """Store `below`, the method that this object replaces, and return this object."""
+        """Store the method that this object replaces as `below`, and return this object."""
         self.below = below
         return self
 

@@ -122,11 +122,9 @@ def average_values(pattern: Float[Tensor, "batch head query key"], v: Keys) -> Q
 
 
 def input_weight(cfg: Config) -> nn.Parameter:
-    """Return a randomly initialized W_Q, W_K or W_V [head d_model d_head].
-
-    The layout of the weight in memory is [d_model head d_head], so that `project` can merge the
-    heads into one matrix without a copy.
-    """
+    """Return a randomly initialized W_Q, W_K or W_V [head d_model d_head]."""
+    # The layout in memory is [d_model head d_head], so that `project` can merge the heads into one
+    # matrix without a copy.
     weight = normal(cfg.d_model, cfg.n_heads, cfg.d_head, std=cfg.initializer_range)
     return nn.Parameter(weight.detach().permute(1, 0, 2))
 

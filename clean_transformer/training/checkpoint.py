@@ -108,7 +108,7 @@ def read(
 
 
 def _problem(saved: Mapping[str, Any], state: Mapping[str, Tensor], steps: int) -> str | None:
-    """Return what is wrong with a checkpoint of a run of `steps` steps of a model, or None."""
+    """Return why a checkpoint does not fit the model or the run, or None if it fits."""
     step, model, moments = saved["step"], saved["model"], saved["optimizer"]["state"]
     if type(step) is not int or not 1 <= step <= steps:
         return f"it is of step {step!r}, and the run has {steps} steps"

@@ -1,8 +1,7 @@
 """Computes the limit: the shortest time in which this machine could do the work.
 
 The limit is computed from two measurements: the times of matrix products with the model's shapes,
-and the speed at which the machine reads memory. The class `Limit` is a `Contestant`, so its
-measurements are made in turn with those of the other contestants.
+and the speed at which the machine reads memory.
 """
 
 import math
@@ -134,10 +133,8 @@ def by_onednn_packed(weight: Tensor, rows: int) -> Product:
 
 
 def in_float32(weight: Tensor, rows: int) -> Product:
-    """Return a function that multiplies with oneDNN in float32, and rounds to the dtype of x.
-
-    On a processor without instructions for half precision, this can be the fastest function.
-    """
+    """Return a function that multiplies with oneDNN in float32, and rounds to the dtype of x."""
+    # This can be the fastest function on a processor without instructions for half precision.
     multiply = by_onednn(weight.float(), rows)
     return lambda x: multiply(x.float()).to(x.dtype)
 
@@ -146,12 +143,10 @@ WAYS: tuple[Way, ...] = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, i
 
 
 def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
-    """Return functions that each read the whole `buffer` [n].
-
-    Which function is fastest depends on the processor.
-    """
+    """Return functions that each read the whole `buffer` [n]."""
     rows = buffer.view(-1, 1024)
     vector = buffer[:1024].clone()
+    # Which of these functions is fastest depends on the processor.
     return (buffer.sum, rows.sum, lambda: rows @ vector)
 
 
