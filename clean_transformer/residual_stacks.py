@@ -199,9 +199,9 @@ class ResidualStacks:
         """Subtract each component's mean, and divide by the cached scale of a LayerNorm.
 
         The LayerNorm is ln1 of the block `layer`, or ln2 of this block if `mlp_input` is True, or
-        ln_final if `layer` is None or -1. All components are divided by the same scale, so they add
-        up to the normalized residual stream if they add up to the residual stream. The gain and the
-        bias of the LayerNorm are not applied.
+        ln_final if `layer` is None or -1. All components are divided by the same scale. So if the
+        components add up to the residual stream, the results add up to the normalized residual
+        stream. The gain and the bias of the LayerNorm are not applied.
         """
         end = self._end(layer)
         place = "ln_final" if end == self.n_layers else f"blocks.{end}.ln{1 + mlp_input}"

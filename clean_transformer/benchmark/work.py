@@ -92,7 +92,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Part:
-    """A contestant with its settings, and the work that it does in each round."""
+    """A contestant with its settings, and the work that it does in each round of a measurement."""
 
     setup: Setup
     work: Work

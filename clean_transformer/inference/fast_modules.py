@@ -135,10 +135,7 @@ class Fast:
 
 
 class FastBlock(Fast):
-    """Computes `TransformerBlock.forward` with four large matrix products and no hook points.
-
-    The products are with W_QKV, W_O, W_in and W_out.
-    """
+    """Computes `TransformerBlock.forward` with four large matrix products and no hook points."""
 
     module: TransformerBlock
 

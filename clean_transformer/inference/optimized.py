@@ -77,12 +77,12 @@ def optimize(
 ) -> Optimized:
     """Make the blocks and the unembedding of `model` faster for inference.
 
-    Only modules whose classes come from this package become faster. The names, shapes and values of
-    all parameters stay the same. An optimized module runs its own, slower `forward` while a
-    submodule has a hook, while gradients are enabled, under autocast, and after one of its
-    submodules or weights was replaced. The warning `NotOptimized` then says why. On the CPU,
-    `optimize` measures for some seconds which kernels are the fastest. A second call of `optimize`
-    first undoes the earlier call.
+    A block with a module of another class, such as a variant of attention, does not change. The
+    names, shapes and values of all parameters stay the same. An optimized module runs its own,
+    slower `forward` while a submodule has a hook, while gradients are enabled, under autocast, and
+    after one of its submodules or weights was replaced. The warning `NotOptimized` then says why.
+    On the CPU, `optimize` measures for some seconds which kernels are the fastest. A second call of
+    `optimize` first undoes the earlier call.
 
     With `weights="int8"`, which works only on the CPU, the modules compute with 8-bit copies of the
     weights. The modules then read fewer bytes from memory, and their outputs are less accurate.

@@ -159,9 +159,9 @@ def project(
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Return x W + b for every head.
 
-    If x is [batch pos stream d_model], each stream is the input of one head of W. If x has more
-    streams than W has heads, as in grouped-query attention, each head gets an equal group of
-    neighboring streams. The input of the head is then the mean of its group.
+    If x is [batch pos stream d_model], each stream is the input of one query head. In grouped-query
+    attention, W has fewer heads than x has streams. The streams are then divided into equal groups
+    of neighbors, and each head of W gets the mean of one group.
     """
     if x.ndim == 4:
         groups = "batch pos (head group) d_model -> batch pos head d_model"

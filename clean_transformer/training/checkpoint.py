@@ -71,12 +71,12 @@ def read(
 ) -> dict[str, Any] | None:
     """Return the dictionary that `save` wrote, or None if `folder` has no checkpoint.
 
-    The tensors are memory-mapped. Raises `ValueError` for a file that is not a checkpoint, and for
-    a checkpoint that was saved with a different `about`. In the second case, the error message
-    names the fields that differ. Also raises `ValueError` if the checkpoint's number of steps is
-    not from 1 to `steps`, or if its tensors do not fit the model's state dict `state`. Its
-    parameters and their moments in the optimizer must have the names, shapes and dtypes of the
-    parameters in `state`.
+    The tensors are memory-mapped. `about` identifies the run. Raises `ValueError` for a file that
+    is not a checkpoint, and for a checkpoint that was saved with a different `about`. In the second
+    case, the error message names the fields that differ. Also raises `ValueError` if the
+    checkpoint's number of steps is not from 1 to `steps`. Raises `ValueError` if the checkpoint's
+    parameters do not have the names, shapes and dtypes of the state dict `state`, or if a moment in
+    the optimizer does not have the shape and dtype of its parameter.
     """
     file = folder / CHECKPOINT
     if not file.is_file():

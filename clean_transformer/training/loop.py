@@ -57,9 +57,9 @@ def train(
 
     If the run is killed at any moment, the same call resumes the run from the last checkpoint. The
     trained parameters then equal the parameters of an uninterrupted run, bit for bit. For this
-    reason, the windows of a step depend only on `training.seed` and the number of the step. A
-    window is a piece of `tokens` with n_ctx + 1 token ids. The random generators are seeded before
-    each step with `training.seed`, the number of the step and the rank of the process.
+    reason, the tokens of a step depend only on `training.seed` and the number of the step. The
+    random generators are seeded before each step with `training.seed`, the number of the step and
+    the rank of the process.
 
     If `torch.distributed` is initialized (see `distributed.joined`), all processes train together,
     and only process 0 calls `on_step`. With `training.sharded`, each process still holds only a
@@ -126,7 +126,7 @@ def train(
 
 
 def windows_per_process(training: Training) -> int:
-    """Return the number of windows that each process reads in one batch.
+    """Return how many training windows each process reads in one batch.
 
     Raises `ValueError` if a batch cannot be divided equally among the processes and micro-batches,
     and for `training.sharded` with only one process.
