@@ -83,8 +83,8 @@ def layer_norm_backward(
 
 def softmax(scores: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
     """Return exp(s − max s) / Σ exp(s − max s) for scores s, where max and Σ are along `dim`."""
-    exp = (scores - scores.amax(dim, keepdim=True)).exp()
-    return exp / exp.sum(dim, keepdim=True)
+    exp = (scores - scores.amax(dim, keepdim=True)).exp_()
+    return exp.div_(exp.sum(dim, keepdim=True))
 
 
 def softmax_backward(grad: Tensor, pattern: Tensor, dim: int, dtype: torch.dtype) -> Tensor:

@@ -6,10 +6,10 @@ by it. So the oracle computes every activation from the inputs that the operatio
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import UserDict, defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -189,32 +189,16 @@ def _isolate_calls(
         oracle(*(upcast(x) for x in inputs))
 
 
-@dataclass(frozen=True)
-class _InFloat64(Mapping[str, Tensor]):
-    """A dictionary of tensors that converts a tensor to float64 only when it is read.
-
-    If `head` is not None, only this attention head of each tensor is read.
-    """
-
-    tensors: dict[str, Tensor]
-    head: int | None = None
+class _InFloat64(UserDict[str, Tensor]):
+    """A dictionary of tensors that converts a tensor to float64 only when it is read."""
 
     def __getitem__(self, name: str) -> Tensor:
-        value = self.tensors[name]
-        return upcast(value if self.head is None else value.narrow(HEAD_AXIS[name], self.head, 1))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+        return upcast(self.data[name])
 
     def of_head(self, head: int) -> "_InFloat64":
-        """Return the same tensors, of which only the attention head number `head` is read."""
-        return replace(self, head=head)
+        """Return the activations that have a head axis, for the attention head number `head`."""
+        split = {name: axis for name, axis in HEAD_AXIS.items() if name in self.data}
+        return _InFloat64({n: self.data[n].narrow(axis, head, 1) for n, axis in split.items()})
 
 
 def owner_of(name: str) -> tuple[str, str]:
@@ -257,7 +241,7 @@ def _judge(
         ratios = torch.cat(of_heads, axis)
     else:
         ratios = errors(seen, device, exact)[1]
-    ratio, rms = float(ratios.max()), float(ratios.square().mean().sqrt())
+    ratio, rms = float(ratios.max()), float(ratios.norm()) / math.sqrt(ratios.numel())
     healthy, wrong = rule.kind.limits(rule.summed(module, seen), u)
     lower = ""
     if ratio > healthy and rule.kind in PRODUCTS:
