@@ -25,7 +25,7 @@ MEANINGS = {
 
 @dataclass
 class Row:
-    """The sum of all calls of one operation, in one dtype, in one module or a group of modules.
+    """One row of the report: an operation, in one dtype, in one module or a group of modules.
 
     `calls` is the number of calls, and `not_checked` is the number of calls that could not be
     compared. `ratio` is the largest error of a call, in units of one rounding. `bits` is the lowest

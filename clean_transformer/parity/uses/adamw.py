@@ -84,7 +84,11 @@ def _second_step(
 def _judge(
     name: str, use: Use, before: list[list[Tensor]], after: list[list[Tensor]]
 ) -> list[Isolated | Check]:
-    """Return the worst result for each output of AdamW: parameter, mean and mean of squares."""
+    """Return, for each output of AdamW, the worst result of all parameters.
+
+    The outputs are the new parameter, the running mean of the gradients, and the running mean of
+    the squared gradients.
+    """
     second = torch.tensor(2.0, dtype=torch.float64)
     largest: dict[str, Isolated] = {}
     for old, (parameter, _, mean, squares) in zip(before, after, strict=True):
