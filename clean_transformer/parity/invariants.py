@@ -1,4 +1,4 @@
-"""Invariants: if a model runs on a device in two equivalent ways, both give the same logits.
+"""Invariants: if a model runs on a device in two equivalent ways, both must give the same logits.
 
 Each invariant is a function that returns the logits of both ways as a pair. They are compared with
 each other, so no exact logits are needed.

@@ -67,7 +67,7 @@ class UseReport:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of `rows` and `failed`; NOT CHECKED if there are no rows and no failure."""
+        """The worst verdict of `rows` and `failed`; NOT CHECKED if both are empty."""
         failed = [self.failed.verdict] if self.failed else []
         return worst([*(row.verdict for row in self.rows), *failed])
 

@@ -29,9 +29,9 @@ def judge_adamw(
 ) -> Iterator[tuple[list[Isolated | Check], Callable[[], Any]]]:
     """Check one step of AdamW on the device, with the normal and the fused implementation.
 
-    `parameters` has pairs (parameter, gradient). For each implementation, yields a list of
-    results, and a function that takes the step again. Float16 parameters are first
-    converted to float32, as in mixed-precision training.
+    `parameters` has pairs (parameter, gradient). Yields, for each implementation, a list of
+    results and a function that takes the step again. Float16 parameters are first converted to
+    float32, as in mixed-precision training.
     """
     small = [pair for pair in parameters if pair[0].numel() <= LARGEST]
     # Float16 cannot represent ε = 1e-8 and the squares of small gradients.
