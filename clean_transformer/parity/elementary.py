@@ -112,7 +112,7 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 
 def gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
-    """Return the gradient of `gelu` with respect to x: the gradient `grad` · (Φ(x) + x Φ'(x))."""
+    """Return `grad` · (Φ(x) + x Φ'(x)), the gradient with respect to the input x of `gelu`."""
     factor = gelu_factor(x, approximate)
     if approximate == "tanh":
         inner_slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
