@@ -46,7 +46,7 @@ class LayerOfTheirs:
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """Return a mask that is True where a query sees a key, or None if `mask` was None."""
+        """Return a mask that is True where a query sees a key, or None if there is no mask."""
         if self.given is None:
             return None
         return self.given | ~self.given.any(dim=-1, keepdim=True)
