@@ -7,9 +7,9 @@ by it. So the oracle computes every activation from the inputs that the operatio
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -54,6 +54,8 @@ HEAD_AXIS = {
     "hook_attn_scores": 1,
     "hook_pattern": 1,
 }
+# The activations of a head that are computed only from other activations of the same head.
+WITHIN_A_HEAD = ("hook_attn_scores", "hook_pattern", "hook_z")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def isolate(
         # A module that runs several times has one row: that of its last call, which `device` has.
         rows: dict[str, Isolated] = {}
 
-        def judge(name: str, exact: Tensor, seen: Seen) -> None:
+        def judge(name: str, exact: Tensor, seen: _InFloat64) -> None:
             part, point = owner_of(name)
             made_by = oracle.get_submodule(part)
             rule = (formula_of(made_by) or {}).get(point, PASSED_ON)
@@ -155,7 +157,7 @@ def _isolate_calls(
     oracle: HookedModule,
     device: dict[str, Tensor],
     inputs: Iterable[Tensor],
-    judge: Callable[[str, Tensor, Seen], None],
+    judge: Callable[[str, Tensor, "_InFloat64"], None],
 ) -> None:
     """Run `oracle`, the module in float64, and call `judge` for each activation in `device`.
 
@@ -171,11 +173,10 @@ def _isolate_calls(
             seen[name][f"input {index}" if index else "input"] = tensor
 
     def record_and_replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
-        given = upcast(device[name])
         owner, point = owner_of(name)
-        seen[owner][point] = given
-        judge(name, value, seen[owner])
-        return given
+        seen[owner][point] = device[name]
+        judge(name, value, _InFloat64(seen[owner]))
+        return upcast(device[name])
 
     with ExitStack() as placed:
         for name, part in oracle.named_modules():
@@ -186,6 +187,34 @@ def _isolate_calls(
                 handle = part.register_forward_hook(partial(record_and_replace, name))
                 placed.callback(handle.remove)
         oracle(*(upcast(x) for x in inputs))
+
+
+@dataclass(frozen=True)
+class _InFloat64(Mapping[str, Tensor]):
+    """A dictionary of tensors that converts a tensor to float64 only when it is read.
+
+    If `head` is not None, only this attention head of each tensor is read.
+    """
+
+    tensors: dict[str, Tensor]
+    head: int | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.tensors[name]
+        return upcast(value if self.head is None else value.narrow(HEAD_AXIS[name], self.head, 1))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def of_head(self, head: int) -> "_InFloat64":
+        """Return the same tensors, of which only the attention head number `head` is read."""
+        return replace(self, head=head)
 
 
 def owner_of(name: str) -> tuple[str, str]:
@@ -208,20 +237,32 @@ def _judge(
     exact: Tensor,
     rule: Rule,
     module: nn.Module,
-    seen: Seen,
+    seen: "_InFloat64",
     u: float,
 ) -> Isolated:
     name, case, path = label
-    given = upcast(device)
-    error = torch.where(given == exact, 0.0, (given - exact).abs())
-    ratios = error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
+    axis = HEAD_AXIS.get(name.split(".")[-1], 0)
+
+    def errors(seen: Seen, device: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+        given = upcast(device)
+        error = torch.where(given == exact, 0.0, (given - exact).abs())
+        return error, error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
+
+    if name.endswith(WITHIN_A_HEAD):
+        # One head at a time, because the attention scores of all heads need much memory.
+        of_heads = [
+            errors(seen.of_head(head), device.narrow(axis, head, 1), exact.narrow(axis, head, 1))[1]
+            for head in range(exact.shape[axis])
+        ]
+        ratios = torch.cat(of_heads, axis)
+    else:
+        ratios = errors(seen, device, exact)[1]
     ratio, rms = float(ratios.max()), float(ratios.square().mean().sqrt())
     healthy, wrong = rule.kind.limits(rule.summed(module, seen), u)
-    axis = HEAD_AXIS.get(name.split(".")[-1])
     lower = ""
     if ratio > healthy and rule.kind in PRODUCTS:
         typical = rule.typical(module, seen, exact)
-        lower = lower_precision(error, ratios, typical, healthy, u)
+        lower = lower_precision(errors(seen, device, exact)[0], ratios, typical, healthy, u)
     return Isolated(
         name=name,
         case=case,
