@@ -192,7 +192,8 @@ def padding_mask(
     """Return a mask that is True where a query sees a key.
 
     `is_token` is False for padding. The queries belong to the last `n_queries` positions of
-    `is_token`. A query sees the tokens up to its own position, but no padding.
+    `is_token`. A query sees the tokens up to its own position, but no padding. A query that
+    would see no key, because it is padding, sees all keys.
     """
     n_keys = is_token.shape[1]
     key = torch.arange(n_keys, device=is_token.device)
