@@ -261,7 +261,7 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
     },
     (7, "expand_neurons, project_output_onto"): {
         "cache.get_full_resid_decomposition()": "neurons are not stacked",
-        "cache.get_full_resid_decomposition(project_output_onto=model.W_U[:, 0])": "stack @ directions",
+        "cache.get_full_resid_decomposition(project_output_onto=W_U)": "stack @ directions",
     },
     (3, "permanent hooks, hook levels, hooks of a hook point"): {
         "model.add_hook('hook_embed', in_place, is_permanent=True)": "no hook is permanent",
@@ -406,7 +406,13 @@ def names(model: Any) -> dict[str, Any]:
         **{"TEXT": TEXT, "TEXTS": TEXTS, "UNEQUAL": UNEQUAL, "torch": torch, "np": np},
         **{"without_head": without_head, "in_place": in_place, "is_pattern": is_pattern},
         **{"seen": seen, "only": only, "added": added, "within": within, "printed": printed},
-        **{"model": model, "tokens": tokens, "removed": removed, "other_tokens": tokens.flip(0)},
+        **{
+            "W_U": model.unembed.W_U,
+            "model": model,
+            "tokens": tokens,
+            "removed": removed,
+            "other_tokens": tokens.flip(0),
+        },
         "cache": model.run_with_cache(tokens)[1],
         "single": model.run_with_cache(tokens[:1], remove_batch_dim=True)[1],
         "other": model.run_with_cache(tokens.flip(0))[1],
