@@ -93,7 +93,7 @@ ROWS: dict[tuple[int, str], list[str]] = {
         f"model.run_with_hooks(tokens, return_type={kind}, fwd_hooks=[(is_pattern, without_head)])"
         for kind in ("'loss'", "None", "'logits'")
     ],
-    (20, "reset_hooks"): ["model.reset_hooks()"],
+    (20, "reset_hooks"): ["model.reset_hooks()", "model.reset_hooks(including_permanent=True)"],
     (20, "FactoredMatrix"): [
         "FactoredMatrix(model.W_V, model.W_O).AB",
         "FactoredMatrix(model.W_Q, model.W_K.transpose(-2, -1)).norm()",
@@ -129,6 +129,13 @@ ROWS: dict[tuple[int, str], list[str]] = {
         "model.tokenizer.batch_decode(tokens[:, 1:])",
         "model.tokenizer.vocab['the']",
         "model.tokenizer.vocab_size",
+        "model.tokenizer(TEXT).input_ids",
+        "dict(model.tokenizer(UNEQUAL))",
+        "dict(model.tokenizer(UNEQUAL, padding=True))",
+        "dict(model.tokenizer(UNEQUAL, padding=True, return_tensors='pt'))",
+        "model.tokenizer.tokenize(TEXT)",
+        "model.tokenizer.bos_token + model.tokenizer.eos_token",
+        "model.tokenizer.pad_token_id",
     ],
     (12, "detect_head"): [
         f"detect_head(model, TEXT, {kind!r}, exclude_bos=True, error_measure={error!r})"
@@ -254,7 +261,6 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
         "model.run_with_saes(tokens)": "run_with_hooks",
         "model.run_with_cache_with_saes(tokens)": "run_with_hooks",
     },
-    (0, "tokenizer(…)"): {"model.tokenizer(TEXT)": "not callable"},
     (7, "generate(verbose=, do_sample=)"): {
         "model.generate(tokens, verbose=False)": "prints nothing",
         "model.generate(tokens, do_sample=False)": "temperature=0, the default",
@@ -266,7 +272,7 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
     (3, "permanent hooks, hook levels, hooks of a hook point"): {
         "model.add_hook('hook_embed', in_place, is_permanent=True)": "no hook is permanent",
         "model.add_hook('hook_embed', in_place, level=1)": "no hook is permanent",
-        "model.reset_hooks(including_permanent=True)": "no hook is permanent",
+        "model.reset_hooks(level=1)": "no hook is permanent",
         "model.hook_dict['hook_embed'].add_hook(in_place)": "model.add_hook",
     },
     (5, "hook.ctx"): {"seen(lambda hook: hook.ctx)": "variable of your own"},

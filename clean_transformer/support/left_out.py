@@ -12,8 +12,8 @@ _NO_PERMANENT = (
 )
 _NOTHING_STAYS = "run_with_hooks and run_with_cache leave no hook behind; leave the argument out"
 _NEURONS = (
-    "neurons are not stacked; cache['post', layer] holds the activations of the neurons, and "
-    "model.W_out[layer] holds what each neuron writes"
+    "neurons are not stacked here; transformer_lens.ActivationCache(dict(cache), model) has this, "
+    "and cache['post', layer] and model.W_out[layer] hold the factors"
 )
 _KV_CACHE = "pass kv_cache=KVCache(n_layers, n_ctx); KVCache is in clean_transformer"
 _PATTERN = "give the factors to FactoredMatrix of transformer_lens: "
@@ -38,7 +38,6 @@ LEFT_OUT = {
             "is_permanent",
             "level",
             "prepend",
-            "including_permanent",
             "add_perma_hook",
             "remove_hooks",
             "remove_all_hook_fns",
