@@ -5,11 +5,12 @@ all kinds alike. The times are CPU seconds of one thread, because other programs
 change them less than wall-clock time. The script prints the median time of each kind, and the
 median over the rounds of the quotients of two kinds.
 
-    python -m benchmarks.observation --rounds 9
+    python -m benchmarks.observation --rounds 8
 """
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Annotated, Any
@@ -73,20 +74,25 @@ def runs(model: DemoTransformer, tokens: Tensor) -> dict[str, Callable[[], Any]]
 
 @torch.no_grad()
 def measure(model: DemoTransformer, tokens: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each kind of run in each round. A first round is not counted."""
+    """Return the seconds of each kind of run in each round. A first round is not counted.
+
+    Each round begins with another kind, because a run can slow the next one: a run that frees much
+    memory makes the operating system give new memory to the next run.
+    """
     kinds = runs(model, tokens)
     taken: dict[str, list[float]] = {name: [] for name in kinds}
-    for counted in [False, *[True] * rounds]:
-        for name, run in kinds.items():
+    order = deque(kinds)
+    for _ in range(1 + rounds):
+        for name in order:
             began = time.process_time()
-            run()
-            if counted:
-                taken[name].append(time.process_time() - began)
-    return taken
+            kinds[name]()
+            taken[name].append(time.process_time() - began)
+        order.rotate()
+    return {name: times[1:] for name, times in taken.items()}
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="How often each kind of run is timed.")] = 9,
+    rounds: Annotated[int, typer.Option(help="How often each kind of run is timed.")] = 8,
     batch: Annotated[int, typer.Option(help="Inputs in each forward pass.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens in each input.")] = 256,
 ) -> None:
