@@ -95,11 +95,11 @@ class Judged:
 class Judge:
     """Checks how accurately the device computes `model` in a use, such as generating text.
 
-    `exact` builds the model's blocks and other modules in float64. `generator` draws the blocks and
-    the positions of logits that are checked. `products` is the dtype in which the device multiplies
-    matrices: the autocast dtype, or None for the model's own dtype. `cache_class` is the class of
-    the KV caches. Compiled models need `StaticKVCache`, because `torch.compile` would compile them
-    again for each length of a `KVCache`.
+    `exact` builds the model's blocks and other modules in float64. `generator` chooses at random
+    which blocks are checked, and at which positions the logits are checked. `products` is the dtype
+    in which the device multiplies matrices: the autocast dtype, or None for the model's own dtype.
+    `cache_class` is the class of the KV caches. Compiled models need `StaticKVCache`, because
+    `torch.compile` would compile them again for each length of a `KVCache`.
     """
 
     model: DemoTransformer
