@@ -52,10 +52,9 @@ class DemoTransformer(GenerationMixin):
     ) -> Output:
         """Return the logits of all positions, or of only the last position if `last_only` is True.
 
-        If `stop_at_layer`, the index of a block, is given, run only the earlier blocks, and return
-        the residual stream instead of the logits. The index -1 means the last block. If `unembed`
-        is False, return the output of ln_final, without computing logits. `LanguageModel.__call__`
-        describes more arguments, for example to get the loss.
+        With `stop_at_layer`, the index of a block, run only the earlier blocks, and return the
+        residual stream instead of the logits; -1 means the last block. If `unembed` is False,
+        return the output of ln_final instead. `LanguageModel.__call__` describes more arguments.
 
         If `kv_cache` is given, `tokens` are the tokens that follow the text in the cache. The model
         stores the keys and values of `tokens` in the cache.
@@ -129,8 +128,7 @@ class DemoTransformer(GenerationMixin):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(
-                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], with at least one "
-                "token"
+                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], and not empty"
             )
         if tokens.shape[1] > self.cfg.n_ctx:
             raise ValueError(
