@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.support.keywords import checks_keywords, keywords, refuse_unknown
 from clean_transformer.support.left_out import has_no, refuse
 from clean_transformer.support.module_hooks import (
     Editing,
@@ -115,6 +116,15 @@ class HookedModule(nn.Module):
     """
 
     name: str | None = None
+    _keywords: list[str] | None  # those of a call; None if `forward` takes any
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._keywords = keywords(cls.__call__, cls.forward)
+
+    def _refuse_other(self, function: str, arguments: Iterable[str], *more: str) -> None:
+        if self._keywords is not None and "forward" not in vars(self):  # nnsight replaces it
+            refuse_unknown(function, arguments, [*more, *self._keywords])
 
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
@@ -156,6 +166,9 @@ class HookedModule(nn.Module):
         Raises `KeyError` for an unknown name, and for a function that selects nothing, before the
         module runs. Raises `RuntimeError` if a selected module does not run.
         """
+        self._refuse_other(
+            "run_with_cache", arguments, "names_filter", "remove_batch_dim", "device"
+        )
         captured: dict[str, Tensor] = {}
         weights = {each.untyped_storage().data_ptr() for each in self.parameters()}
 
@@ -183,9 +196,11 @@ class HookedModule(nn.Module):
 
         See the method `hooks` for `fwd_hooks`, `bwd_hooks` and the errors.
         """
+        self._refuse_other("run_with_hooks", arguments, "fwd_hooks", "bwd_hooks")
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(*inputs, **arguments)
 
+    @checks_keywords
     def hooks(
         self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
     ) -> AbstractContextManager["HookedModule"]:

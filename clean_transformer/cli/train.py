@@ -85,7 +85,6 @@ def train(
 
     from clean_transformer.model import DemoTransformer
     from clean_transformer.support.devices import resolve_device
-    from clean_transformer.support.files import atomic_file
     from clean_transformer.text.tokenizer import Tokenizer
     from clean_transformer.training.distributed import joined, rank
     from clean_transformer.training.loop import train
@@ -127,10 +126,9 @@ def train(
             # the weights. The checkpoint has all weights.
             saved = torch.load(out / "checkpoint.pt", weights_only=True, mmap=True)
             whole = DemoTransformer.from_state_dict(saved["model"], model.cfg)
-            whole.save_pretrained(out / "model")
             if of_text is not None:
-                with atomic_file(out / "model/tokenizer.json") as unfinished:
-                    of_text.backend.save(str(unfinished))
+                whole.tokenizer = of_text
+            whole.save_pretrained(out / "model")
             print(f"wrote {out / 'model'}")
 
 

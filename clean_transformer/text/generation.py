@@ -58,8 +58,9 @@ class GenerationMixin(LanguageModel):
         of `stop_tokens`, or with the vocabulary's last token if there are no stop tokens.
 
         Raises `TypeError` for an unknown setting. Raises `ValueError` for an invalid setting, and
-        if a prompt and `max_new_tokens` together exceed n_ctx. All errors are raised before the
-        model runs.
+        if a prompt and `max_new_tokens` together exceed n_ctx. These errors are raised before the
+        model runs. Raises `RuntimeError` if the logits become NaN; the message names the activation
+        in which the first NaN or infinity occurred.
         """
         settings, prompts = Sampling(**sampling), self._ids(prompt)
         stop = self._stop(prompt, stop_tokens, stop_strings)
