@@ -164,9 +164,9 @@ class DemoTransformer(GenerationMixin):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DemoTransformer":
         """Apply `fn` to all weights, as in `model.double()` and `model.to(device)`."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if recurse and (embed := self.swapped_out_embedding) is not None:
-            embed._apply(fn)
+            embed._apply(fn)  # type: ignore[no-untyped-call]
         return self
 
     @classmethod

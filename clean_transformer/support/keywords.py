@@ -55,14 +55,15 @@ def checks_keywords(function: Function) -> Function:
 
 def checks_fields(settings: Class) -> Class:
     """Decorate a dataclass so that it refuses unknown fields (see `refuse_unknown`)."""
-    init: Any = settings.__init__  # type: ignore[misc]
+    init: Any = settings.__init__
     known = keywords(init)
     assert known is not None
 
     @wraps(init)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        refuse_unknown(settings.__name__, kwargs, known)
+        if any(name not in known for name in kwargs):
+            refuse_unknown(settings.__name__, kwargs, known)
         init(self, *args, **kwargs)
 
-    settings.__init__ = checked  # type: ignore[misc]
+    settings.__init__ = checked
     return settings

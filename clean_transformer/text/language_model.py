@@ -4,7 +4,7 @@ import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -254,7 +254,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         return self.W_U[:, token]
 
 
-def is_text(value: object) -> bool:
+def is_text(value: object) -> TypeGuard[Texts]:
     """Whether `value` is one text, or a list or tuple that begins with a text."""
     if isinstance(value, (list, tuple)):
         return isinstance(next(iter(value), None), str)
