@@ -221,7 +221,7 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
     for (old, new), paths in by_classes(report.swapped).items():
         say(f"swapped: {old} → {new} at {in_words(paths)}")
     for parameters, paths in by_parameters(report.swapped).items():
-        say(f"{in_words(paths)}: {parameters}")
+        say(f"parameters at {in_words(paths)}: {parameters}")
     say("", *said(report), "")
     console.print(
         heat_map_table({"changed": total_map(report), "introduced": introduced_map(report)})

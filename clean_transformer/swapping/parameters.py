@@ -24,7 +24,7 @@ class Parameters:
     def __str__(self) -> str:
         kinds = {"copied": self.copied, "new": self.new, "left over of the old": self.left_over}
         said = [f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names]
-        return f"parameters: {'; '.join(said) or 'none'}"
+        return "; ".join(said) or "none"
 
 
 def compare(new: Mapping[str, Tensor], *old: Mapping[str, Tensor]) -> Parameters:

@@ -96,7 +96,7 @@ class Swap(Undoable):
         facts = {f"{old} → {new}": in_words(paths) for (old, new), paths in changes.items()}
         facts["state"] = "in place" if self._now else "restored"
         for said, paths in by_parameters(self.swapped).items():
-            facts[in_words(paths)] = said
+            facts[f"parameters at {in_words(paths)}"] = said
         if self.lost:
             facts["hook points that do not run"] = in_words([*self.lost])
         return render_page("facts.html.jinja", title="Swap", facts=facts)
