@@ -12,9 +12,9 @@ from clean_transformer.swapping.trial import SwapError
 
 
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:
-    """Return the modules of `model` whose paths match `pattern`. The keys are the paths.
+    """Return the modules of `model` whose paths match a pattern, such as "blocks.*.mlp", by path.
 
-    `swap` explains patterns. Raises `SwapError` if no path matches.
+    Raises `SwapError` if no path matches.
     """
     words = [re.escape(word) for word in pattern.split(".")]
     for place, word in enumerate(pattern.split(".")):

@@ -1,4 +1,4 @@
-"""Code that several plots share: colors, axes with tokens, checks of arguments, and `save`."""
+"""Code that several plots share: colors, an axis with tokens, checks of arguments, and `save`."""
 
 import html
 from collections.abc import Sequence
@@ -89,8 +89,8 @@ def require_as_many(positions: int, tokens: Sequence[str]) -> None:
 def index_of(what: str, index: int, count: int) -> int:
     """Return `index` as an index from 0 to count − 1. A negative `index` counts from the end.
 
-    Raises `IndexError` if `index` is out of range. `what`, such as "layer", is the word for an
-    item in the error message.
+    Raises `IndexError` if `index` is out of range. The error message contains the word `what`, such
+    as "layer": "there is no layer 12".
     """
     if not -count <= index < count:
         raise IndexError(f"there is no {what} {index}; this model has {what}s 0 to {count - 1}")
@@ -106,10 +106,7 @@ def label(token: str) -> str:
 
 
 def token_axis(tokens: Sequence[str]) -> dict[str, Any]:
-    """Return plotly's settings for an axis on which each position has its token as label.
-
-    The coordinates on this axis are positions and not tokens, because a text may contain the same
-    token twice.
-    """
+    """Return plotly's settings for an axis on which each position has its token as label."""
+    # The coordinates are positions and not tokens, because a text may contain a token twice.
     names = [label(token) for token in tokens]
     return {"tickvals": [*range(len(names))], "ticktext": names, "showgrid": False}

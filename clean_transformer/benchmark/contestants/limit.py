@@ -1,8 +1,7 @@
 """Computes the limit: the shortest time in which this machine could do the work.
 
-The limit is a contestant, so that it is measured in the same rounds as the other contestants. The
-limit is computed from two measurements: the times of matrix products with the model's shapes, and
-the speed at which the machine reads memory.
+The limit is computed from two measurements: the times of matrix products with the model's shapes,
+and the speed at which the machine reads memory.
 """
 
 import math
@@ -111,7 +110,7 @@ def by_mm(weight: Tensor, rows: int) -> Product:
 
 
 def by_mm_transposed(weight: Tensor, rows: int) -> Product:
-    """Return a function that does the same as `by_mm`, with a weight stored as [outputs inputs]."""
+    """Return a function like the one of `by_mm`, with the weight stored as [outputs inputs]."""
     return by_mm(weight.T.contiguous().T, rows)
 
 
@@ -125,19 +124,17 @@ def by_onednn(weight: Tensor, rows: int) -> Product:
 
 
 def by_onednn_packed(weight: Tensor, rows: int) -> Product:
-    """Return a function that does the same as `by_onednn`, with another layout of the weight.
+    """Return a function that multiplies x by the weight with oneDNN, in oneDNN's own layout.
 
-    oneDNN chooses the layout that is best for an x with `rows` rows.
+    oneDNN chooses the layout of the weight that is best for an x with `rows` rows.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def in_float32(weight: Tensor, rows: int) -> Product:
-    """Return a function that multiplies with oneDNN in float32, and rounds to the dtype of x.
-
-    On a processor without instructions for half precision, this can be the fastest function.
-    """
+    """Return a function that multiplies with oneDNN in float32, and rounds to the dtype of x."""
+    # This can be the fastest function on a processor without instructions for half precision.
     multiply = by_onednn(weight.float(), rows)
     return lambda x: multiply(x.float()).to(x.dtype)
 
@@ -146,23 +143,21 @@ WAYS: tuple[Way, ...] = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, i
 
 
 def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
-    """Return functions that each read the whole `buffer` [n].
-
-    Which function is fastest depends on the processor.
-    """
+    """Return several functions that read the whole `buffer` [n], to choose the fastest of them."""
     rows = buffer.view(-1, 1024)
     vector = buffer[:1024].clone()
+    # Which of these functions is fastest depends on the processor.
     return (buffer.sum, rows.sum, lambda: rows @ vector)
 
 
 class Limit(Contestant):
     """Computes a lower bound on time with the roofline model (Williams et al. 2009).
 
-    A forward pass takes at least as long as its matrix products, if each product runs on the
-    fastest kernel for its shape. A forward pass also takes at least as long as reading every weight
-    once. Decoding a token takes at least as long as reading the weights, keys and values. The
-    products here can be faster than the same products in a model: each product is timed several
-    times with the same weight, which may then be in the processor's cache.
+    A forward pass takes at least the time that its matrix products need, each on the fastest kernel
+    for its shape. A forward pass also takes at least as long as reading every weight once. Decoding
+    a token takes at least as long as reading the weights, keys and values. The products here can be
+    faster than the same products in a model: each product is timed several times with the same
+    weight, which may then be in the processor's cache.
     """
 
     title = "the machine"
@@ -176,7 +171,8 @@ class Limit(Contestant):
     def measure(self, work: Work, at_least: float) -> float:
         """Return the fewest seconds that `work` can take; for the kind "memory", the fewest bytes.
 
-        Raises `NotImplementedError` for a kind of work that has no known limit.
+        Here and in the other methods, each measurement is repeated until `at_least` seconds have
+        passed. Raises `NotImplementedError` for a kind of work that has no known limit.
         """
         match work.kind:
             case "forward" | "capture":
@@ -245,7 +241,7 @@ class Limit(Contestant):
 
 
 def prepared(x: Tensor, way: Way, weight: Tensor) -> Callable[[], object]:
-    """Return a function that takes no arguments and multiplies x by `weight`, as `way` does."""
+    """Return a function without arguments that multiplies x by `weight` with the kernel `way`."""
     return partial(way(weight, len(x)), x)
 
 

@@ -1,13 +1,12 @@
-"""Judges each activation by its isolated error: the error that the device introduces in it.
+"""Checks the error that the device makes in each activation, apart from errors in its inputs.
 
-The oracle is the same model in float64 on the CPU. When the oracle has computed an activation, its
-exact value is compared with the device's activation, and then replaced by the device's activation.
-So the oracle computes every activation from the inputs that the operation had on the device, and
-the errors of earlier activations do not count.
+The exact values come from the same model in float64 on the CPU (the oracle). When the oracle has
+computed an activation, its exact value is compared with the device's activation, and then replaced
+by it. So the oracle computes every activation from the inputs that the operation had on the device.
 """
 
 import math
-from collections import defaultdict
+from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -55,20 +54,26 @@ HEAD_AXIS = {
     "hook_attn_scores": 1,
     "hook_pattern": 1,
 }
+# The activations of a head that are computed only from other activations of the same head.
+WITHIN_A_HEAD = ("hook_attn_scores", "hook_pattern", "hook_z")
 
 
 @dataclass(frozen=True)
 class Isolated:
-    """The error that the device introduces in one activation, as ratios (see `parity/limits.py`).
+    """The error that the device makes in one activation, apart from errors in its inputs.
 
-    `name` is the name of the activation, and `case` describes the input. `path` is the key of PATHS
-    that says which hook points were watched. `operation` is the kind of operation that computes the
-    activation. `ratio` is the largest error ratio of all elements, and `worst_index` is the index
-    of the element with this ratio. `healthy` and `wrong` are the limits of `ratio`. `rms_ratio` is
-    the root mean square of the ratios of all elements. `per_head` has the largest ratio of each
-    head; it is empty if the activation has no heads. `bits` is the effective precision: −log₂ of
-    the root mean square of error / G. `lower_precision` names a lower precision that explains all
-    errors, such as "TF32", or is empty.
+    Errors are given as ratios: a ratio of 1 is about the error of one rounding (see
+    `parity/limits.py`).
+
+    `name` is the name of the activation, and `case` describes the input of the model. `path` says
+    which hook points were watched, such as "fused" (see PATHS). `operation` is the kind of
+    operation that computes the activation. `ratio` is the largest error ratio of all elements, and
+    `worst_index` is the index of the element with this ratio. `healthy` is the largest ratio that
+    passes. Above the ratio `wrong`, rounding cannot explain the error. `rms_ratio` is the root mean
+    square of the ratios of all elements. `per_head` has the largest ratio of each attention head;
+    it is empty if the activation has no heads. `bits` is the effective precision: −log₂ of the root
+    mean square of error / G, where G is the size of the terms that the operation adds up.
+    `lower_precision` names a lower precision that explains all errors, such as "TF32", or is empty.
     """
 
     name: str
@@ -86,9 +91,9 @@ class Isolated:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS up to the limit `healthy`, WRONG above the limit `wrong`, and DEGRADED between.
+        """PASS up to the ratio `healthy`, WRONG above the ratio `wrong`, and DEGRADED between them.
 
-        If a lower precision explains the errors, the verdict is never WRONG.
+        If a lower precision explains the errors, the verdict is DEGRADED instead of WRONG.
         """
         return verdict_of(self.ratio, self.healthy, self.wrong, self.lower_precision)
 
@@ -102,13 +107,13 @@ def isolate(
     case: str = "",
     autocast: torch.dtype | None = None,
 ) -> list[Isolated]:
-    """Run the module on its device, and judge each watched activation beside the oracle.
+    """Run the module on its device, and compare each watched activation with its exact value.
 
     `oracle` is the same module in float64 on the CPU. `path`, a key of PATHS, says which
-    activations are watched. With "fused", attention and LayerNorm run as single kernels. "explicit"
-    also watches the attention scores, the attention patterns, and the activations inside LayerNorm.
-    "per head" watches everything. `case` describes the inputs in the results. If `autocast` is a
-    dtype, the module runs under autocast to this dtype.
+    activations are watched. With "fused", attention and LayerNorm run as single kernels. With
+    "explicit", the attention scores, the attention patterns, and the activations inside LayerNorm
+    are also watched. With "per head", all activations are watched. `case` describes the inputs in
+    the results. If `autocast` is a dtype, the module runs under autocast to this dtype.
     """
     names = watched_names(module, path)
     device_type = inputs[0].device.type
@@ -122,7 +127,7 @@ def isolate(
         # A module that runs several times has one row: that of its last call, which `device` has.
         rows: dict[str, Isolated] = {}
 
-        def judge(name: str, exact: Tensor, seen: Seen) -> None:
+        def judge(name: str, exact: Tensor, seen: _InFloat64) -> None:
             part, point = owner_of(name)
             made_by = oracle.get_submodule(part)
             rule = (formula_of(made_by) or {}).get(point, PASSED_ON)
@@ -136,8 +141,9 @@ def isolate(
 def watched_names(module: HookedModule, path: str) -> list[str]:
     """Return the names of the activations to watch for `path`, a key of `PATHS`.
 
-    These are the hook points of the path, and the outputs of `module` and of every `HookedModule`
-    inside. The name of an output is the name of its module; the name of `module` itself is "".
+    These are the hook points that `PATHS[path]` selects, and the outputs of `module` and of every
+    `HookedModule` inside. The name of an output is the name of its module; the name of `module`
+    itself is "".
     """
     return [
         name
@@ -151,13 +157,13 @@ def _isolate_calls(
     oracle: HookedModule,
     device: dict[str, Tensor],
     inputs: Iterable[Tensor],
-    judge: Callable[[str, Tensor, Seen], None],
+    judge: Callable[[str, Tensor, "_InFloat64"], None],
 ) -> None:
-    """Run the oracle, and call `judge` when the exact value of an activation is known.
+    """Run `oracle`, the module in float64, and call `judge` for each activation in `device`.
 
     `device` maps the names of activations to the device's values. `judge` gets the activation's
-    name, its exact value, and the device's earlier activations of the same module. Then the
-    device's value replaces the exact value, so that no exact value is kept in memory.
+    name, its exact value, and the device's activations of the same module. Then the device's value
+    replaces the exact value in the run.
     """
     seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
 
@@ -167,11 +173,10 @@ def _isolate_calls(
             seen[name][f"input {index}" if index else "input"] = tensor
 
     def record_and_replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
-        given = upcast(device[name])
         owner, point = owner_of(name)
-        seen[owner][point] = given
-        judge(name, value, seen[owner])
-        return given
+        seen[owner][point] = device[name]
+        judge(name, value, _InFloat64(seen[owner]))
+        return upcast(device[name])
 
     with ExitStack() as placed:
         for name, part in oracle.named_modules():
@@ -184,10 +189,22 @@ def _isolate_calls(
         oracle(*(upcast(x) for x in inputs))
 
 
-def owner_of(name: str) -> tuple[str, str]:
-    """Split an activation's name into the path of its module and the name of its hook point.
+class _InFloat64(UserDict[str, Tensor]):
+    """A dictionary of tensors that converts a tensor to float64 only when it is read."""
 
-    If the activation is the output of a module, the second result is "output".
+    def __getitem__(self, name: str) -> Tensor:
+        return upcast(self.data[name])
+
+    def of_head(self, head: int) -> "_InFloat64":
+        """Return the activations that have a head axis, for the attention head number `head`."""
+        split = {name: axis for name, axis in HEAD_AXIS.items() if name in self.data}
+        return _InFloat64({n: self.data[n].narrow(axis, head, 1) for n, axis in split.items()})
+
+
+def owner_of(name: str) -> tuple[str, str]:
+    """Split an activation's name: "blocks.0.attn.hook_q" gives ("blocks.0.attn", "hook_q").
+
+    If the activation is the output of a module, the result is (path of the module, "output").
     """
     owner, point = name.rpartition(".")[::2]
     return (owner, point) if point.startswith("hook_") else (name, "output")
@@ -204,20 +221,32 @@ def _judge(
     exact: Tensor,
     rule: Rule,
     module: nn.Module,
-    seen: Seen,
+    seen: "_InFloat64",
     u: float,
 ) -> Isolated:
     name, case, path = label
-    given = upcast(device)
-    error = torch.where(given == exact, 0.0, (given - exact).abs())
-    ratios = error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
-    ratio, rms = float(ratios.max()), float(ratios.square().mean().sqrt())
+    axis = HEAD_AXIS.get(name.split(".")[-1], 0)
+
+    def errors(seen: Seen, device: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+        given = upcast(device)
+        error = torch.where(given == exact, 0.0, (given - exact).abs())
+        return error, error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
+
+    if name.endswith(WITHIN_A_HEAD):
+        # One head at a time, because the attention scores of all heads need much memory.
+        of_heads = [
+            errors(seen.of_head(head), device.narrow(axis, head, 1), exact.narrow(axis, head, 1))[1]
+            for head in range(exact.shape[axis])
+        ]
+        ratios = torch.cat(of_heads, axis)
+    else:
+        ratios = errors(seen, device, exact)[1]
+    ratio, rms = float(ratios.max()), float(ratios.norm()) / math.sqrt(ratios.numel())
     healthy, wrong = rule.kind.limits(rule.summed(module, seen), u)
-    axis = HEAD_AXIS.get(name.split(".")[-1])
     lower = ""
     if ratio > healthy and rule.kind in PRODUCTS:
         typical = rule.typical(module, seen, exact)
-        lower = lower_precision(error, ratios, typical, healthy, u)
+        lower = lower_precision(errors(seen, device, exact)[0], ratios, typical, healthy, u)
     return Isolated(
         name=name,
         case=case,
