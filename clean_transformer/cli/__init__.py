@@ -22,7 +22,7 @@ from clean_transformer.cli import (
     tokens,
     train,
 )
-from clean_transformer.cli.terminal import one_line_errors
+from clean_transformer.cli.terminal import never_fail_to_print, one_line_errors
 
 COMMANDS = (
     generate.generate,
@@ -73,4 +73,5 @@ def clean_transformer(
 
 def main() -> None:
     """Run the command that the arguments of this process (`sys.argv`) choose."""
+    never_fail_to_print()
     app()

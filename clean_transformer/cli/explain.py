@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import progress, read_text
+from clean_transformer.cli.terminal import print_written, progress, read_text
 
 
 def explain(
@@ -33,4 +33,4 @@ def explain(
         model = read_model(weights, device, dtype)
         on_step("running the model")
         write_html(explain(model, read), html)
-    print(f"wrote {html}")
+    print_written(html)

@@ -4,12 +4,11 @@ from math import prod
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import print_json
+from clean_transformer.cli.terminal import open_console, print_json
 
 
 def info(
@@ -46,7 +45,7 @@ def info(
     for field, value in cfg.to_dict().items():
         print(f"{field:20}{value}")
     tree = parameter_tree(f"{count:,} parameters", cfg.n_layers, parameter_axes(cfg), shapes)
-    Console().print(tree)
+    open_console().print(tree)
     print(f"{memory['parameters'] / 2**20:,.1f} MiB of parameters in {dtype}")
     print(f"{memory['kv_cache'] / 2**20:,.1f} MiB of keys and values for {cfg.n_ctx} positions")
 

@@ -4,10 +4,9 @@ from typing import Annotated
 from warnings import catch_warnings, simplefilter
 
 import typer
-from rich.console import Console
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import progress
+from clean_transformer.cli.terminal import open_console, print_written, progress
 
 
 def swap(
@@ -65,8 +64,11 @@ def swap(
                 simplefilter("ignore", HookPointsLost)  # the report lists the lost hook points
                 swapped = swap(model, module, make)
             report = effect(model, swapped, tokens.to(chosen_device), f"{chosen.title}; on {read}")
-        print_effect(report, Console())
-        if json is not None:
-            write_json(report, json)
-        if html is not None:
-            write_html(report, html)
+        try:
+            if json is not None:
+                write_json(report, json)
+            if html is not None:
+                write_html(report, html)
+        finally:  # a full disk does not hide the result
+            print_effect(report, open_console())
+        print_written(json, html)

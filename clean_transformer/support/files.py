@@ -24,12 +24,13 @@ def require_folder(*files: Path | None) -> None:
 
     Call this function before a long computation whose results will be saved in these files.
     Entries of `files` that are None are ignored. Raises `FileNotFoundError` for a missing folder,
-    `IsADirectoryError` for a path that is a folder, and `PermissionError` without the right to
-    write.
+    `IsADirectoryError` for a path that is a folder, `PermissionError` without the right to write,
+    and `ValueError` if two of `files` are the same file.
     """
-    for file in files:
-        if file is None:
-            continue
+    given = [file for file in files if file is not None]
+    for number, file in enumerate(given):
+        if not is_special(file) and target(file) in map(target, given[:number]):
+            raise ValueError(f"two results cannot be written to the same file, {str(file)!r}")
         folder = target(file).parent
         if not is_special(file) and not folder.is_dir():
             folder_name = str(folder if file.is_symlink() else file.parent)
@@ -38,6 +39,19 @@ def require_folder(*files: Path | None) -> None:
             raise IsADirectoryError(f"{str(file)!r} is a folder; give the name of a file")
         if not os.access(file if is_special(file) else folder, os.W_OK):
             raise PermissionError(f"this user may not write {str(file)!r}; choose another folder")
+
+
+def require_output_folder(folder: Path) -> None:
+    """Raise an error if files cannot be written in `folder`, which may not exist yet.
+
+    Raises `NotADirectoryError` if `folder` or a folder above it is a file, and `PermissionError`
+    without the right to write.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{str(existing)!r} is a file; give the name of a folder")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"this user may not write in {str(existing)!r}")
 
 
 def target(file: Path) -> Path:
