@@ -29,10 +29,10 @@ def compare(
     after: Annotated[Path, typer.Argument(help="A later report of the same kind.")],
     rows: Annotated[bool, typer.Option("--rows", help="Print every change.")] = False,
 ) -> None:
-    """Compare two reports: what changed in the build, and what got worse or slower.
+    """Compare two reports: which versions and settings changed, and what got worse or slower.
 
-    Exit status: 0 nothing got worse, 1 something got worse,
-    2 could not compare.
+    Exit status: 0 = nothing got worse, 1 = something got worse,
+    2 = could not compare.
     """
     from clean_transformer.benchmark.results.file import SCHEMA as BENCH
     from clean_transformer.parity.report.json import SCHEMA as PARITY

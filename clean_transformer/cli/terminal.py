@@ -70,10 +70,10 @@ def open_console(*, stderr: bool = False) -> Console:
 def one_line_errors() -> Iterator[None]:
     """Print an error in the `with` block as one line on standard error, and exit with status 2.
 
-    This function handles every kind of error, so that no command exits with Python's status 1. For
-    an error that is not an expected one, the line also says where in the code it was raised. After
-    Ctrl-C, the exit status is 130. If the program that reads our output, such as `head`, has ended,
-    nothing is printed, and the exit status is 2.
+    This function catches every kind of error, so that no command exits with Python's status 1. For
+    an unexpected kind of error, the line also says where in the code it was raised. After Ctrl-C,
+    the exit status is 130. If the program that reads our output, such as `head`, has ended, nothing
+    is printed, and the exit status is 2.
     """
     try:
         try:
@@ -96,7 +96,10 @@ def one_line_errors() -> Iterator[None]:
 
 
 def in_words(error: BaseException) -> str:
-    """Return the text of an error. For an unexpected kind of error, the text has kind and place."""
+    """Return the message of an error. For an unexpected kind of error, add its type and its place.
+
+    The place is the file and the line in which the error was raised.
+    """
     if isinstance(error, MemoryError):
         return f"there is not enough memory; {error}".removesuffix("; ")
     if isinstance(error, EXPECTED) and str(error):
@@ -114,10 +117,10 @@ def progress(
 
     `on_step` changes the bar: `what` is the text beside the bar, and `done` is the number of
     finished steps. If `total`, the number of all steps, is given, the bar shows the remaining time,
-    and stays on the screen at the end unless `stays` is False. Without `total`, `done` is not
-    needed; the bar shows the elapsed time, and disappears at the end. If standard error is not a
-    terminal, there is no bar. With `logged`, there are lines instead, at most one per
-    `SECONDS_PER_LINE`, and always one for the first and for the last step.
+    and stays on the screen at the end unless `stays` is False. If `total` is None, the bar shows
+    the elapsed time and disappears at the end, and `done` can be left out. If standard error is not
+    a terminal, there is no bar. With `logged`, there are lines instead: for the first and the last
+    step, and for other steps at most every `SECONDS_PER_LINE` seconds.
     """
     what = TextColumn("{task.description}")
     columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, TimeElapsedColumn()]
@@ -185,7 +188,7 @@ def decode(content: bytes, source: str) -> str:
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print `text` at once. In a terminal, characters that control the terminal are escaped."""
+    """Print `text` at once. In a terminal, escape the characters that control the terminal."""
     if sys.stdout.isatty():
         text = printable(text, keep="\n\t")
     print(text, end=end, flush=True)

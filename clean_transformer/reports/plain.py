@@ -77,7 +77,7 @@ class Schema:
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """Read a JSON report of any kind: `schema` names its format, and `version` the version.
+    """Read a JSON report. Its key "schema" names its format, and "version" the format's version.
 
     Raises `ValueError` if the file is no such report.
     """

@@ -1,4 +1,4 @@
-"""Writes files atomically: other programs see the old file or the complete new file."""
+"""Writes files atomically: other programs see either the old file or the complete new file."""
 
 import errno
 import os
@@ -24,8 +24,8 @@ def require_folder(*files: Path | None) -> None:
 
     Call this function before a long computation whose results will be saved in these files.
     Entries of `files` that are None are ignored. Raises `FileNotFoundError` for a missing folder,
-    `IsADirectoryError` for a path that is a folder, `PermissionError` without the right to write,
-    and `ValueError` if two of `files` are the same file.
+    `IsADirectoryError` for a path that is a folder, `PermissionError` if we have no permission to
+    write, and `ValueError` if two of `files` are the same file.
     """
     given = [file for file in files if file is not None]
     for number, file in enumerate(given):
@@ -55,14 +55,14 @@ def require_output_folder(folder: Path) -> None:
 
 
 def target(file: Path) -> Path:
-    """Return the path of the file that is written for `file`: a link is followed to its end."""
+    """Return `file` as an absolute path without symbolic links."""
     return Path(os.path.realpath(file))
 
 
 def is_special(file: Path) -> bool:
-    """Whether `file` is a device, a pipe, or a file that this process has open, as /dev/stdout.
+    """Whether `file` is a device, a pipe, or a path in /dev or /proc, such as /dev/stdout.
 
-    Such a file must be written to, and not be replaced.
+    We write into such a file, instead of replacing it by a new file.
     """
     for _ in range(40):  # Linux follows 40 links
         if Path(os.path.abspath(file)).parts[1:2] in (("dev",), ("proc",)):
@@ -108,9 +108,9 @@ def remove_unfinished(folder: Path) -> None:
 
 @contextmanager
 def _staging(folder: Path, shown: Path) -> Iterator[Path]:
-    """Yield a new temporary folder in `folder`, and delete it at the end.
+    """Yield a new temporary folder in `folder`, and delete it at the end of the `with` block.
 
-    An error that the system reports, such as a full disk, is raised as an `OSError` for `shown`.
+    If an error is about a file in the temporary folder, the `OSError` names `shown` instead.
     """
     try:
         remove_unfinished(folder)
@@ -127,7 +127,7 @@ def _staging(folder: Path, shown: Path) -> Iterator[Path]:
 
 
 def _number(error: BaseException) -> int | None:
-    """Return the `errno` of an error about an unfinished file, or None for another error."""
+    """Return the `errno` of an error in writing a temporary file, or None for any other error."""
     if isinstance(error, OSError):
         about_ours = error.filename is None or UNFINISHED in str(error.filename)
         return error.errno if about_ours else None
@@ -143,9 +143,9 @@ def atomic_file(file: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, for the caller to write.
 
     If the `with` block ends without an error, the temporary file replaces `file`, and gets the
-    permissions of `file`. Otherwise `file` stays as it was. If `file` is a link, the file that it
-    points to is replaced. A device or a pipe, such as /dev/stdout, gets the content of the
-    temporary file.
+    permissions of `file`. Otherwise `file` stays as it was. If `file` is a symbolic link, the file
+    that it points to is replaced. If `file` is a device or a pipe, such as /dev/stdout, the content
+    of the temporary file is written into it.
     """
     if is_special(file):
         with _staging(Path(gettempdir()), file) as unfinished:
@@ -181,7 +181,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _move(new: Path, old: Path) -> None:
-    """Replace the file `old` by `new`, with the permissions of `old`, or else of any new file."""
+    """Move the file `new` to the path `old`. If `old` exists, `new` gets its permissions.
+
+    Otherwise `new` gets the permissions that any new file gets.
+    """
     if old.exists():
         mode = stat.S_IMODE(old.stat().st_mode)
     else:
