@@ -1,5 +1,7 @@
 """The command `clean-transformer generate`."""
 
+import sys
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
@@ -59,6 +61,7 @@ def generate(
         if tokens is None:
             room = model.cfg.n_ctx - model.to_tokens(prompt).shape[1]
             tokens = max(1, room) if model.source == "demo" else 50
+        began = perf_counter()
         if not stream:
             on_step(f"generating up to {tokens} tokens")
             end = model.tokenizer.stop_tokens
@@ -73,12 +76,19 @@ def generate(
             )
             new = ids[len(prompts[0]) :]
             completion = Stop(end, stop_strings, model.tokenizer).text(new)
+            seconds = perf_counter() - began
     if stream:
         print_text(prompt, end="")
+        completion = ""
         for piece in model.stream(prompt, tokens, stop_strings=stop_strings, **sampling):
             print_text(piece, end="")
+            completion += piece
         print()
+        seconds = perf_counter() - began
+        new = model.tokenizer.to_tokens(completion, False)[0].tolist()
     elif as_json:
         print_json(prompt=prompt, completion=completion, prompt_tokens=prompts[0], tokens=new)
     else:
         print_text(prompt + completion)
+    speed = f"{len(new)} tokens in {seconds:.2g} s, {len(new) / seconds:.3g} tokens/s"
+    print(speed, file=sys.stderr)

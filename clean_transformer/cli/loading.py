@@ -41,10 +41,10 @@ def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
         return read(weights)
     try:
         return read("gpt2")
-    except HubError as error:
+    except HubError:
         Console(stderr=True, soft_wrap=True).print(
-            f"note: {error}. This is 'demo', the small model that comes with clean-transformer. It "
-            "knows only little stories; --weights chooses another model",
+            "note: gpt2 cannot be downloaded (--weights gpt2 says why); this is demo, which only "
+            "knows stories that begin with 'Once upon a time'",
             style="yellow",
             markup=False,
         )

@@ -157,17 +157,24 @@ def read_text(text: str | None, file: Path | None) -> str:
     break at the end of the file or of standard input is removed.
 
     Raises `ValueError` if `text` and `file` are both given, if neither is given and standard input
-    is a terminal, or if the text, the file or standard input is not UTF-8.
+    is a terminal, if the text is empty, or if it is not in UTF-8.
     """
     if text is not None and file is not None:
         raise ValueError("there are two texts, an argument and a --file; give one")
     if file is None and text not in (None, "-"):
-        return argument_in_utf8(text)
+        return not_empty(argument_in_utf8(text))
     if file is None and text is None and sys.stdin.isatty():
         raise ValueError("there is no text; give one as an argument, as --file or by a pipe")
     source = "standard input" if file is None else str(file)
     read = decode(sys.stdin.buffer.read() if file is None else file.read_bytes(), source)
-    return read.removesuffix("\n").removesuffix("\r")
+    return not_empty(read.removesuffix("\n").removesuffix("\r"))
+
+
+def not_empty(text: str) -> str:
+    """Return `text`. Raises `ValueError` if it is empty."""
+    if not text:
+        raise ValueError("the text is empty; give at least one character")
+    return text
 
 
 def argument_in_utf8(text: str) -> str:

@@ -98,11 +98,12 @@ def choose_weights(source: str | None) -> Weights:
         folder = None if in_file else fetch(source or "gpt2", WEIGHTS)
         cfg, state = read_pretrained(folder or source or "", torch.device("cpu"), torch.float32)
         return Weights(f"the weights of {source or 'gpt2'}", cfg, state, folder)
-    except HubError as error:
+    except HubError:
         if source:
             raise
         synthetic = choose_weights("stress")
-        return replace(synthetic, title=f"{synthetic.title}, because {error}")
+        why = "because gpt2 cannot be downloaded (--weights gpt2 says why)"
+        return replace(synthetic, title=f"{synthetic.title}, {why}")
 
 
 def choose_tokens(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,7 @@ def test_the_help_of_every_command(encoding: str, monkeypatch: pytest.MonkeyPatc
         assert (status, err) == (0, "")
         assert "Usage: " in out
         assert r"\u" not in out
+        assert not re.search(r"<(bool|str|int|float|path|list)", out)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
