@@ -257,9 +257,9 @@ def _only_rounding(report: Effect) -> str:
 
 
 def _most_introduced(report: Effect) -> "rich.table.Table":
-    from rich.table import Table
+    from clean_transformer.reports.terminal import FoldingTable
 
-    table = Table(
+    table = FoldingTable(
         "introduced most", "introduced", "inherited", "changed", box=None, padding=(0, 2, 0, 0)
     )
     for row in report.most_introduced[:LISTED]:

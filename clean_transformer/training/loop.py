@@ -50,9 +50,10 @@ def train(
     """Train the model in place, or resume the run that was saved in `folder`.
 
     `tokens` [pos] and `held_out` [pos] are arrays, tensors or lists of token ids, for example a
-    memory-mapped uint16 array. `model` is moved to `device`. Some of its modules may have
-    been replaced with `swap`. `train` writes two files into `folder`: checkpoint.pt, and metrics.jsonl with one JSON object
-    per step. After each step, `train` calls `on_step` with the measurements of the step.
+    memory-mapped uint16 array. `model` is moved to `device`. Some of its modules may have been
+    replaced with `swap`. `train` writes two files into `folder`: checkpoint.pt, and metrics.jsonl
+    with one JSON object per step. After each step, `train` calls `on_step` with the measurements of
+    the step.
 
     If the run is killed at any moment, the same call resumes the run from the last checkpoint. The
     trained parameters then equal the parameters of an uninterrupted run, bit for bit. For this
