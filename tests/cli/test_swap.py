@@ -80,16 +80,8 @@ def test_it_prints_and_writes_what_changed(folder: Path) -> None:
     [told] = read["swapped"]
     assert told["path"] == "blocks.1.attn"
     assert (told["old"], told["new"]) == ("Attention", "Halved")
-    assert told["parameters"]["left_over"] == [
-        "W_Q",
-        "W_K",
-        "W_V",
-        "W_O",
-        "b_Q",
-        "b_K",
-        "b_V",
-        "b_O",
-    ]
+    names = ["W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"]
+    assert told["parameters"]["left_over"] == names
     assert "parameters at blocks.1.attn: left over of the old W_Q, W_K" in said
     felt = read["impact"]
     assert f"output: {felt['top1_flips']} of 32 top-1 predictions flipped" in result.stdout
