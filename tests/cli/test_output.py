@@ -133,7 +133,7 @@ def test_reports_are_written_before_anything_is_printed(
 
     monkeypatch.setattr("clean_transformer.cli.parity.open_console", Gone)
     options = ["--reference", "none", "--html", "report.html"] if command == "parity" else []
-    result = call(command, "--device", "cpu", *options, "--json", "-", "report.json")
+    result = call(command, "--device", "cpu", *options, "--json", "report.json")
     assert (result.exit_code, result.stderr) == (2, "error: the terminal is gone\n")
     assert json.loads(Path("report.json").read_text())["verdict"] == "WRONG"
     assert Path("report.html").exists() == (command == "parity")
@@ -147,7 +147,7 @@ def test_a_full_disk_does_not_hide_the_verdict(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("clean_transformer.parity.report.json.write_json", fail)
-    result = call(command, "--device", "cpu", "--json", "-", "report.json")
+    result = call(command, "--device", "cpu", "--json", "report.json")
     assert result.exit_code == 2
     assert "No space left" in result.stderr
     assert "WRONG" in result.stdout
@@ -158,7 +158,7 @@ def test_a_full_disk_does_not_hide_the_verdict(
 def test_names_are_whole(width: int | None, encoding: str, finished: None, monkeypatch):
     if width is not None:
         console = Console(width=width, force_terminal=True, no_color=True)
-        monkeypatch.setattr("clean_transformer.cli.parity.open_console", lambda: console)
+        monkeypatch.setattr("clean_transformer.cli.parity.open_console", lambda **_: console)
     monkeypatch.setenv("COLUMNS", "80")  # which a log file does not have
     status, out, _ = run(monkeypatch, encoding, "parity", "--device", "cpu", "--rows")
     assert status == 1
