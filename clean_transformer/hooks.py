@@ -93,10 +93,9 @@ Names = str | Iterable[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
 Hooks = Iterable[tuple[Names, HookFunction]]
 
-# `PER_HEAD_INPUTS` are the block's hook points for the inputs of each attention head. `PER_HEAD`
-# also contains attention's hook point for the output of each head. These activations have the shape
-# [batch pos head d_model], so each of them needs n_heads times the memory of the residual stream.
-# Therefore `run_with_cache` captures them only if its argument `names_filter` selects them.
+# The block's hook points for the inputs of each attention head, and (in `PER_HEAD`) for each head's
+# output. These activations [batch pos head d_model] need n_heads times the memory of the residual
+# stream, so `run_with_cache` captures them only if its argument `names_filter` selects them.
 PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
