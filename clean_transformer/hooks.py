@@ -257,9 +257,8 @@ class HookedModule(nn.Module):
         """
         refuse("reset_hooks", left_out)
         for module in self.modules():
-            for each in [*module._forward_hooks.values()]:
-                if isinstance(each, Editing):
-                    remove(module, each)
+            for each in [e for e in module._forward_hooks.values() if isinstance(e, Editing)]:
+                remove(module, each)
 
     def _hooks(
         self, names: Names, function: HookFunction, kind: type[Editing] = Editing
