@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from clean_transformer.reports.page import render_page
+from clean_transformer.support.keywords import checks_fields
 from clean_transformer.support.validation import require
 
 NormalizationType = Literal["LN", "LNPre"]
@@ -25,6 +26,7 @@ PUBLISHED = {
 ARENA_NAMES = {"eps": "layer_norm_eps", "initializer_range": "init_range"}
 
 
+@checks_fields
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The architecture of a GPT-2.

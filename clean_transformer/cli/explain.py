@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import progress, read_text
+from clean_transformer.cli.terminal import print_written, progress, read_text
 
 
 def explain(
@@ -14,6 +14,7 @@ def explain(
     text: options.Text = None,
     file: options.TextFile = None,
     weights: options.Weights = None,
+    tokenizer: options.Tokenizer = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
 ) -> None:
@@ -30,7 +31,7 @@ def explain(
     require_folder(html)
     with progress() as on_step:
         on_step("reading the weights")
-        model = read_model(weights, device, dtype)
+        model = read_model(weights, device, dtype, tokenizer)
         on_step("running the model")
         write_html(explain(model, read), html)
-    print(f"wrote {html}")
+    print_written(html)

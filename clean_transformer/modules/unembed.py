@@ -42,8 +42,13 @@ class TiedUnembed(HookedModule):
         self.hook_out = HookPoint()
 
     @property
+    def embed(self) -> Embed:
+        """The embedding whose weights are used."""
+        return self._embed[0]
+
+    @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The embedding's W_E, transposed. The result is a view, not a copy."""
-        return self._embed[0].W_E.T
+        return self.embed.W_E.T
 
     forward = Unembed.forward

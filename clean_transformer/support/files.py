@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,17 +20,22 @@ except ImportError:  # Windows has no such locks
 UNFINISHED = ".unfinished-"
 
 
+# The name of a file that stands for standard output.
+STANDARD_OUTPUT = Path("-")
+
+
 def require_folder(*files: Path | None) -> None:
     """Raise an error if one of `files` cannot be written, without writing anything.
 
     Call this function before a long computation whose results will be saved in these files.
-    Entries of `files` that are None are ignored. Raises `FileNotFoundError` for a missing folder,
-    `IsADirectoryError` for a path that is a folder, and `PermissionError` if we have no permission
-    to write.
+    Entries of `files` that are None or `STANDARD_OUTPUT` are ignored. Raises `FileNotFoundError`
+    for a missing folder, `IsADirectoryError` for a path that is a folder, `PermissionError` if we
+    have no permission to write, and `ValueError` if two of `files` are the same file.
     """
-    for file in files:
-        if file is None:
-            continue
+    given = [file for file in files if file not in (None, STANDARD_OUTPUT)]
+    for number, file in enumerate(given):
+        if not is_special(file) and target(file) in map(target, given[:number]):
+            raise ValueError(f"two results cannot be written to the same file, {str(file)!r}")
         folder = target(file).parent
         if not is_special(file) and not folder.is_dir():
             folder_name = str(folder if file.is_symlink() else file.parent)
@@ -38,6 +44,19 @@ def require_folder(*files: Path | None) -> None:
             raise IsADirectoryError(f"{str(file)!r} is a folder; give the name of a file")
         if not os.access(file if is_special(file) else folder, os.W_OK):
             raise PermissionError(f"this user may not write {str(file)!r}; choose another folder")
+
+
+def require_output_folder(folder: Path) -> None:
+    """Raise an error if files cannot be written in `folder`, which may not exist yet.
+
+    Raises `NotADirectoryError` if `folder` or a folder above it is a file, and `PermissionError`
+    without the right to write.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{str(existing)!r} is a file; give the name of a folder")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"this user may not write in {str(existing)!r}")
 
 
 def target(file: Path) -> Path:
@@ -133,9 +152,13 @@ def atomic_file(file: Path) -> Iterator[Path]:
     that it points to is replaced. If `file` is a device or a pipe, such as /dev/stdout, the content
     of the temporary file is written into `file`.
     """
-    if is_special(file):
+    if file == STANDARD_OUTPUT or is_special(file):
         with _staging(Path(gettempdir()), file) as unfinished:
             yield unfinished / "file"
+            if file == STANDARD_OUTPUT:
+                sys.stdout.flush()
+                sys.stdout.buffer.write((unfinished / "file").read_bytes())
+                return
             with (unfinished / "file").open("rb") as content, file.open("wb") as output:
                 shutil.copyfileobj(content, output)
         return

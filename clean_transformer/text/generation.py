@@ -62,7 +62,8 @@ class GenerationMixin(LanguageModel):
 
         Raises `TypeError` for an unknown setting, and for `prepend_bos` with token ids. Raises
         `ValueError` for an invalid setting, and if a prompt and `max_new_tokens` together exceed
-        n_ctx. All errors are raised before the model runs.
+        n_ctx. These errors are raised before the model runs. Raises `RuntimeError` if the logits
+        become NaN; the message names the activation in which the first NaN or infinity occurred.
         """
         settings, prompts = Sampling(**sampling), self._ids(prompt, prepend_bos)
         stop = self._stop(prompt, stop_tokens, stop_strings)

@@ -15,6 +15,7 @@ from clean_transformer.support.files import (
     atomic_file,
     atomic_folder,
     require_folder,
+    require_output_folder,
     write_atomically,
 )
 
@@ -215,3 +216,24 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(writer: str, tmp_path: Pat
         write()
     assert file.read_text() == "old"
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_two_results_in_one_file_are_refused(tmp_path: Path):
+    (tmp_path / "link").symlink_to("report")
+    require_folder(tmp_path / "report", tmp_path / "other")
+    require_folder(Path("/dev/stdout"), Path("/dev/stdout"))
+    with pytest.raises(ValueError, match="two results cannot be written to the same file"):
+        require_folder(tmp_path / "report", None, tmp_path / "link")
+
+
+def test_a_folder_for_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    require_output_folder(tmp_path)
+    require_output_folder(tmp_path / "new/folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for inside in ("file", "file/new"):
+        with pytest.raises(NotADirectoryError, match="file' is a file; give the name of a folder"):
+            require_output_folder(tmp_path / inside)
+    monkeypatch.setattr(os, "access", lambda path, right: False)
+    with pytest.raises(PermissionError, match="this user may not write in"):
+        require_output_folder(tmp_path / "new")

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from clean_transformer.benchmark.judgment import Judged
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.work import format_value
+from clean_transformer.reports.terminal import FoldingTable
 
 COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
 
@@ -25,12 +25,12 @@ def print_results(results: Results, console: Console) -> None:
     """
     for rows in results.by_measurement():
         [title] = {row.measurement for row in rows.values()}
-        table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
+        table = FoldingTable(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
         table.add_column("work")
-        table.add_column("contestant", no_wrap=True)
-        table.add_column("dtype", no_wrap=True)
+        table.add_column("contestant")
+        table.add_column("dtype")
         for column in ("median", "quartiles", "tokens/s", "of limit", "KL"):
-            table.add_column(column, justify="right", no_wrap=True)
+            table.add_column(column, justify="right")
         for part, row in rows.items():
             setup = part.setup
             work = f"{part.work}, {setup.model}" if setup.model != "small" else str(part.work)
@@ -60,11 +60,11 @@ def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Consol
 
     `absent` are the devices that this machine does not have.
     """
-    table = Table(box=box.SIMPLE, title="goals", title_justify="left", title_style="bold")
-    table.add_column("device", no_wrap=True)
+    table = FoldingTable(box=box.SIMPLE, title="goals", title_justify="left", title_style="bold")
+    table.add_column("device")
     table.add_column("what")
     for column in ("goal", "measured", ""):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column)
     table.add_column("note")
     for one in judged:
         goal, measured = one.goal, one.measured
