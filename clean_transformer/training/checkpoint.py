@@ -1,7 +1,6 @@
 """Reads and writes the two files of a training run: checkpoint.pt and metrics.jsonl."""
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +14,8 @@ from torch.optim import Optimizer
 
 from clean_transformer.support.files import UNFINISHED, atomic_file, locked, write_atomically
 from clean_transformer.training.distributed import rank
+from clean_transformer.weights.files import read_tensors
+from clean_transformer.weights.refusals import WeightsError
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 
@@ -81,16 +82,17 @@ def read(
     if not file.is_file():
         return None
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        before = saved["about"]
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        saved = read_tensors(file)
+        before = {str(field): value for field, value in saved["about"].items()}
+    except (WeightsError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{file} is not a checkpoint of a training run ({error}); train in another folder"
         ) from None
     differing = [
         f"{field} was {before.get(field)!r} and is now {about.get(field)!r}"
         for field in sorted(before.keys() | about.keys())
-        if before.get(field) != about.get(field)
+        if type(before.get(field)) is not type(about.get(field))
+        or before.get(field) != about.get(field)
     ]
     if differing:
         raise ValueError(
