@@ -40,10 +40,9 @@ PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "_int_mm", "_linear_pointwise")
 class Row:
     """One row of the table: an operation and its time.
 
-    In each call of the model, the operation runs `times` times, and takes `seconds` in total.
-
-    `amount` is also per call of the model. If a token is decoded, `amount` is the number of bytes
-    of weights that the operation reads. In a forward pass, it is the number of additions and
+    In each call of the model, the operation runs `times` times, and takes `seconds` in total. If
+    the script decodes a token, `amount` is the number of bytes of weights that the operation reads
+    in these runs. If the script runs a forward pass, `amount` is the number of additions and
     multiplications. `amount` is 0 if the operation is not a matrix product.
     """
 
@@ -75,7 +74,7 @@ def reader(model: DemoTransformer, batch: int, length: int) -> Callable[[], obje
 
 
 def bytes_read(shapes: Shapes, itemsize: int) -> int:
-    """Return the number of bytes of the weight in a matrix product that decodes one token.
+    """Return the number of bytes of the weight in one matrix product.
 
     `shapes` has the shapes of the product's arguments. The largest argument is the weight.
     `itemsize` is the number of bytes of one element.
@@ -86,8 +85,8 @@ def bytes_read(shapes: Shapes, itemsize: int) -> int:
 def flops(shapes: Shapes) -> float:
     """Return the number of additions and multiplications of a matrix product.
 
-    `shapes` has the shapes of the operation's arguments. If three arguments are matrices, the
-    operation multiplies two of them and adds the third. The order of the arguments does not matter.
+    `shapes` has the shapes of the operation's arguments, in any order. If three arguments are
+    matrices, the operation multiplies two of them and adds the third.
     """
     matrices = [shape for shape in shapes if len(shape) > 1]
     # A product of [r i] and [i o] is added to a matrix [r o]. Each of the sizes r, i and o occurs
@@ -101,8 +100,8 @@ def flops(shapes: Shapes) -> float:
 def operations(events: Any, calls: int, amount: Callable[[Shapes], float]) -> list[Row]:
     """Summarize the profiler's `events` as one row per operation, the slowest operation first.
 
-    The profiler recorded `events` during `calls` calls of the model. `amount(shapes)` returns the
-    amount of one matrix product (see `Row.amount`) whose arguments have these shapes.
+    The profiler recorded `events` during `calls` calls of the model. The function `amount` takes
+    the shapes of a matrix product's arguments, and returns the `Row.amount` of one such product.
     """
     rows: dict[str, Row] = {}
     for event in events:
@@ -136,7 +135,7 @@ def main(
     ] = 0,
     calls: Annotated[int, typer.Option(help="Number of profiled calls.")] = 20,
 ) -> None:
-    """Print where the time of one token, or of one forward pass, goes after `optimize`."""
+    """Print how long each operation of an optimized model takes, for one token or forward pass."""
     cfg = Config.gpt2(size)
     weights: Literal["int8"] | None = "int8" if dtype == "int8" else None
     computed = torch.float32 if weights else choose_dtype(dtype)

@@ -1,8 +1,11 @@
 """Counts the faults that the parity suite finds, and its false alarms on a healthy CPU.
 
-The script judges small random models under settings that change how the CPU rounds. Then it plants
-every device fault of `parity.faults`, and counts how many the suite finds, and for how many it
-names the right operation. Finally, it measures the smallest relative error that the suite finds.
+The parity suite (`clean_transformer.parity`) checks whether a device computes a model correctly.
+First, the script runs the suite on small random models, under settings that change how the CPU
+rounds. Each failed check is a false alarm. Then the script plants each fault of `parity.faults` in
+PyTorch, so that an operation returns wrong results. It counts how many faults the suite finds, and
+how often the suite names the faulty operation. Finally, the script measures the smallest relative
+error that the suite finds.
 
     python -m benchmarks.corpus --runs 400 --json benchmarks/results/corpus.json
 """
@@ -57,11 +60,11 @@ VARIANTS = [
 
 
 class Subclass(MLP):
-    """A subclass that changes nothing."""
+    """A subclass of `MLP` that changes nothing."""
 
 
 def draw_weights(draw: random.Random, seed: int) -> Weights:
-    """Return random weights of a tiny model. Its sizes are drawn with `draw`."""
+    """Return random weights of a tiny model, whose sizes are drawn with `draw`."""
     heads, d_head = draw.choice((1, 2, 3)), draw.choice((8, 16, 20))
     cfg = Config(
         n_layers=draw.choice((1, 2)),
@@ -77,9 +80,10 @@ def draw_weights(draw: random.Random, seed: int) -> Weights:
 
 
 def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
-    """Judge a random model in three random uses, or a random module with `assert_parity`.
+    """Run some checks of the parity suite on a random model or module, without a planted fault.
 
-    Yields a pair (name of the use, description of the false alarm or "") for each judgment.
+    Yields a pair for each check: the name of the check, and a description of the false alarm, or ""
+    if there is none.
     """
     draw = random.Random(seed)
     weights, dtype = draw_weights(draw, seed), draw.choice((F32, BF16, F16))
@@ -128,12 +132,15 @@ def model_of(weights: Weights, dtype: torch.dtype) -> DemoTransformer:
 
 
 def logits_of(d_vocab: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return random logits [4 d_vocab]."""
+    """Return random logits [4 d_vocab] for four positions."""
     return torch.randn(4, d_vocab, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
-    """Return the number of judgments of each use, and the false alarms, under one setting."""
+    """Call `healthy_run` for each seed, under one of the settings in `SETTINGS`.
+
+    The result has the number of checks by name, and a list of the false alarms.
+    """
     judged: Counter[str] = Counter()
     alarms: list[tuple[str, str]] = []
     with SETTINGS[setting][1]():
@@ -159,7 +166,7 @@ def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
 
 
 def planted(fault: DeviceFault) -> tuple[bool, bool]:
-    """Return whether the suite finds the planted fault, and whether it names the operation."""
+    """Plant the fault. Return whether the suite finds it, and names the faulty operation."""
     dtype = BF16 if "half" in fault.name or fault.name in ("sdpa-bf16-mask",) else F32
     cfg = Config(n_layers=2, n_heads=2, d_model=128, d_head=64, d_mlp=256, d_vocab=1500, n_ctx=104)
     weights = Weights("", cfg, synthetic.stress(cfg))
@@ -186,7 +193,10 @@ def planted(fault: DeviceFault) -> tuple[bool, bool]:
 
 
 def threshold(operation: str, dtype: torch.dtype) -> float:
-    """Return the smallest relative error of `operation` that the suite finds, a power of two."""
+    """Return the smallest relative error of `operation` that the parity suite finds.
+
+    Only powers of two are tried. If the suite finds none of these errors, the result is infinity.
+    """
     cfg = Config(n_layers=1, n_heads=2, d_model=64, d_head=32, d_mlp=128, d_vocab=101, n_ctx=24)
     weights = Weights("", cfg, synthetic.stress(cfg))
     model = model_of(weights, dtype)
@@ -220,7 +230,7 @@ def main(
     worker: Annotated[str, typer.Option(hidden=True)] = "",
     first: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
-    """Count the planted faults that are caught, and the false alarms on a healthy machine."""
+    """Count the planted faults that the suite finds, and the false alarms on a healthy machine."""
     if worker:
         print(json.dumps(judged_healthy(worker, range(first, first + runs))))
         return

@@ -1,4 +1,4 @@
-"""Measures the time and the memory of `clean-transformer doctor`.
+"""Measures the time and the memory of `clean-transformer doctor`, which checks a device.
 
 The script runs the command in a fresh process for each of the given weights. It prints the
 wall-clock time and the CPU time (user plus system) in seconds, and the largest resident memory of a

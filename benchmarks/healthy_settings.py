@@ -27,7 +27,7 @@ class InOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def flushing() -> Iterator[None]:
-    """Let the CPU flush subnormal numbers to 0 inside a `with` block."""
+    """Let the CPU replace subnormal numbers by 0 inside a `with` block."""
     torch.set_flush_denormal(True)
     try:
         yield

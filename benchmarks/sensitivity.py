@@ -1,10 +1,11 @@
-"""Measures the largest error ratios on a healthy machine, which the parity suite must accept.
+"""Measures the largest rounding errors on a healthy machine, which the parity suite must accept.
 
-`parity/limits.py` defines the error ratio of an activation. Each run draws a small model, a batch
-of tokens and a number of threads at random. The run judges every activation, once for each path in
-`PATHS` of `parity/activations/isolated.py` (a path says which hook points have hooks). The script
-prints the largest error ratio of each kind of operation in each dtype, and the number of
-activations that did not pass. On a healthy machine, this number should be 0.
+Each run draws a small model, a batch of tokens and a number of threads at random. The parity suite
+checks every activation of this model three times. Each time, other hook points have hooks, so that
+the model runs other kernels. The script prints the largest error ratio of each kind of operation in
+each dtype. An error ratio is an error divided by the size of one rounding error (see
+`parity/limits.py`). The script also prints the number of activations that fail the check. On a
+healthy machine, this number should be 0.
 
     python -m benchmarks.sensitivity --runs 200 --json benchmarks/results/healthy_ratios.json
 """
@@ -48,7 +49,7 @@ def draw_config(draw: random.Random) -> Config:
 
 
 def healthy_run(seed: int, dtype: torch.dtype) -> Iterator[Isolated]:
-    """Draw a model and tokens with `seed`, and yield the judgment of each activation.
+    """Draw a model and tokens with `seed`, and yield the result of checking each activation.
 
     `dtype` is the dtype of the model.
     """
@@ -71,7 +72,7 @@ def main(
         Path | None, typer.Option("--json", help="Write the figures as JSON.")
     ] = None,
 ) -> None:
-    """Measure the largest healthy ratio of each kind of operation in each dtype."""
+    """Print the largest error ratio of each kind of operation in each dtype."""
     largest: dict[str, dict[str, float]] = {}
     alarms, rows = 0, 0
     progress = Console(stderr=True)

@@ -35,9 +35,10 @@ class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
 
     A key is either a full name, as in `cache["blocks.0.attn.hook_pattern"]`, or a shorthand, as in
     `cache["pattern", 0, "attn"]`, `cache["resid_pre", -1]` or `cache["normalized", "ln_final"]`. A
-    shorthand begins with the name of a hook point without "hook_", or with a key of `SHORTHAND`.
-    The index of the layer (block) and the names of modules in the hook point's path can follow, in
-    any order. Layer -1 is the last layer of the model, even if it was not captured.
+    shorthand begins with the name of a hook point without "hook_", or with a key of `SHORTHAND`,
+    such as "mlp_post". The index of the layer (block) and the names of modules in the hook point's
+    path can follow, in any order. Layer -1 is the last layer of the model, even if the cache has no
+    activations of this layer.
 
     `model` is the model or the module that computed the activations. `has_batch_dim` says whether
     the first axis of each activation is the batch axis. The methods of `ResidualStacks` analyze the

@@ -100,12 +100,12 @@ class Config:
 
     @property
     def layer_norm_eps(self) -> float:
-        """The name of `eps` in the configuration of the ARENA exercises."""
+        """The same as `eps`. The ARENA exercises use this name."""
         return self.eps
 
     @property
     def init_range(self) -> float:
-        """The name of `initializer_range` in the configuration of the ARENA exercises."""
+        """The same as `initializer_range`. The ARENA exercises use this name."""
         return self.initializer_range
 
     def axes(self) -> dict[str, int]:

@@ -25,9 +25,9 @@ from clean_transformer.support.module_hooks import (
 
 
 class KnowsLeftOut(nn.Module):
-    """A module whose `AttributeError` says what to use instead of a missing attribute.
+    """A module whose `AttributeError` names what to use instead of a missing attribute.
 
-    The hints are in `LEFT_OUT`. They are for attributes that TransformerLens has, and we lack.
+    It does this for attributes that TransformerLens has and this package lacks.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -40,8 +40,8 @@ class KnowsLeftOut(nn.Module):
 class HookPoint(KnowsLeftOut):
     """A module that returns its input. A hook on this module can read and replace an activation.
 
-    A hook function gets the hook point as its argument `hook`. Then `hook.name` is the path of the
-    hook point in the model, such as "blocks.0.attn.hook_z".
+    A hook function gets the hook point as its argument `hook`. The attribute `hook.name` is the
+    path of the hook point in the model, such as "blocks.0.attn.hook_z".
     """
 
     name: str | None = None
@@ -122,9 +122,9 @@ class HookedModule(nn.Module):
         return hook_points(self)
 
     def default_points(self) -> dict[str, nn.Module]:
-        """Return the hook points that `run_with_cache` captures by default: all except `PER_HEAD`.
+        """Return the hook points that `run_with_cache` captures by default, by path.
 
-        The result maps the path of each hook point to the hook point.
+        The hook points in `PER_HEAD`, which need much memory, are left out.
         """
         return {
             name: point
@@ -143,18 +143,19 @@ class HookedModule(nn.Module):
         """Return the output of `self(*inputs, **arguments)`, and an `ActivationCache` of the run.
 
         `names_filter` selects the activations: one name, several names, or a function that takes
-        the name of a hook point and returns whether to capture its activation. The default is all
-        activations of `default_points`. The name of a submodule, such as "blocks.0.ln1", selects
-        the submodule's output. If attention scores or patterns are selected, attention runs without
-        its fused kernel, so that the output can have other rounding errors than without a cache.
+        the name of a hook point and returns whether to capture its activation. None selects the
+        activations of all hook points in `default_points()`. The name of a submodule, such as
+        "blocks.0.ln1", selects the submodule's output. If attention scores or patterns are
+        selected, attention runs without its fused kernel, so that the output can have other
+        rounding errors than without a cache.
 
         The activations in the cache are detached. Writing into them does not change the model's
         weights. If `remove_batch_dim` is True, the activations have no batch axis; the batch must
         hold one input. The activations are moved to `device`; None leaves them on the model's
         device.
 
-        Raises `KeyError` for an unknown name, and for a function that selects nothing, before the
-        module runs. Raises `RuntimeError` if a selected module does not run.
+        Raises `KeyError` before the module runs, if a name is unknown or the function selects
+        nothing. Raises `RuntimeError` if a selected module does not run.
         """
         captured: dict[str, Tensor] = {}
         weights = {each.untyped_storage().data_ptr() for each in self.parameters()}
@@ -201,9 +202,9 @@ class HookedModule(nn.Module):
         replace it in the same way. They are called in the backward pass of a run that was made
         inside the block. This backward pass may come after the block.
 
-        Raises `KeyError` for an unknown name, and for a function that selects nothing. Raises
-        `ValueError` for a replacement that does not fit, and `RuntimeError` if a selected module
-        does not run inside the block.
+        Raises `KeyError` if a name is unknown or a `names` function selects nothing. Raises
+        `ValueError` for a replacement of another shape, dtype or device, and `RuntimeError` if a
+        selected module does not run inside the block.
         """
         groups = [(names, self._hooks(names, each)) for names, each in fwd_hooks]
         groups += [(names, self._hooks(names, each, EditingGradient)) for names, each in bwd_hooks]
@@ -225,8 +226,8 @@ class HookedModule(nn.Module):
 
         See the method `hooks` for the hook function and the errors. Prefer `run_with_hooks` or
         `hooks`, which remove their hooks. The hooks of `add_hook` are called in every thread.
-        Raises `KeyError` if `dir` is neither "fwd" nor "bwd". `left_out` takes TransformerLens's
-        other arguments, only to raise a `TypeError` that says what to use instead.
+        Raises `KeyError` if `dir` is neither "fwd" nor "bwd". For TransformerLens's other
+        arguments, this method raises a `TypeError` that says what to use instead.
         """
         refuse("add_hook", left_out)
         kind = {"fwd": Editing, "bwd": EditingGradient}[dir]
@@ -237,8 +238,8 @@ class HookedModule(nn.Module):
     def reset_hooks(self, **left_out: Any) -> None:
         """Remove all hooks that `add_hook` put in place.
 
-        `left_out` takes TransformerLens's arguments, only to raise a `TypeError` that says what to
-        use instead.
+        For TransformerLens's arguments, this method raises a `TypeError` that says what to use
+        instead.
         """
         refuse("reset_hooks", left_out)
         for module in self.modules():
@@ -272,8 +273,8 @@ class HookedModule(nn.Module):
 def _require_runs(names: Names, hooks: Iterable[Placement]) -> None:
     """Raise `RuntimeError` if a selected module did not run.
 
-    If `names` is a function, raise it only if none of the selected modules ran. For example, with
-    `stop_at_layer`, later blocks do not run.
+    If `names` is a function, one module that ran is enough. For example, with `stop_at_layer`,
+    later blocks do not run.
     """
     idle = {hook.name: module for module, hook in hooks if not hook.has_run}
     if not idle or (callable(names) and any(hook.has_run for _, hook in hooks)):

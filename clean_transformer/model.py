@@ -49,14 +49,15 @@ class DemoTransformer(GenerationMixin):
         """Return the logits of all positions, or of only the last position if `last_only` is True.
 
         If `stop_at_layer` is given, run only the blocks before this block, and return the residual
-        stream instead of the logits; -1 is the last block. `LanguageModel.__call__` adds more
-        arguments.
+        stream instead of the logits; -1 is the last block. `LanguageModel.__call__` describes more
+        arguments, for example to get the loss.
 
         If `kv_cache` is given, `tokens` are the tokens that follow the text in the cache. The model
         stores the keys and values of `tokens` in the cache.
 
-        Before the model computes anything, it raises the errors of `check_tokens`, and `ValueError`
-        if the cache has no room for the tokens, or for `stop_at_layer` with `kv_cache`.
+        Before the model computes anything, it raises the errors of `check_tokens`. It also raises
+        `ValueError` if the cache has no room for the tokens, or for `stop_at_layer` with
+        `kv_cache`.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
@@ -113,8 +114,7 @@ class DemoTransformer(GenerationMixin):
 
         Raises `TypeError` if the tokens are not int64 or int32. Raises `ValueError` if their shape
         is not [batch pos], if there are no tokens, if there are more than n_ctx positions, or if an
-        id is outside the vocabulary. Without this check, an accelerator could crash or return
-        arbitrary numbers for an id outside the vocabulary.
+        id is outside the vocabulary.
         """
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
@@ -128,6 +128,7 @@ class DemoTransformer(GenerationMixin):
                 f"{tokens.shape[1]} tokens are more than the n_ctx={self.cfg.n_ctx} positions that "
                 "the model has; shorten or split the text"
             )
+        # For an id outside the vocabulary, an accelerator could crash or return arbitrary numbers.
         lowest, highest = (int(bound) for bound in tokens.aminmax())
         if lowest < 0 or highest >= self.cfg.d_vocab:
             raise ValueError(

@@ -62,9 +62,9 @@ class ResidualStacks:
         """Return the residual stream before each block from block 0 to block `layer`.
 
         If `layer` is None or -1, return the residual stream before every block and after the last
-        block. If `incl_mid` is True, include the residual stream between the attention and the MLP
-        of each earlier block; if `mlp_input` is True, include that of block `layer`. The labels are
-        "0_pre", "0_mid", "1_pre", …, "final_post".
+        block. If `incl_mid` is True, also return the residual stream between the attention and the
+        MLP of each earlier block. If `mlp_input` is True, also return it for block `layer`. The
+        labels are "0_pre", "0_mid", "1_pre", …, "final_post".
 
         If `apply_ln` is True, and `layer` is None or -1, apply the module ln_final to each
         component, with its gain and its bias. This is the first step of the logit lens.
@@ -199,9 +199,9 @@ class ResidualStacks:
         """Subtract each component's mean, and divide by the cached scale of a LayerNorm.
 
         The LayerNorm is ln1 of the block `layer`, or ln2 of this block if `mlp_input` is True, or
-        ln_final if `layer` is None or -1. All components are divided by the same scale, so they add
-        up to the normalized residual stream if they add up to the residual stream. The gain and the
-        bias of the LayerNorm are not applied.
+        ln_final if `layer` is None or -1. All components are divided by the same scale. So if the
+        components add up to the residual stream, the results add up to the normalized residual
+        stream. The gain and the bias of the LayerNorm are not applied.
         """
         end = self._end(layer)
         place = "ln_final" if end == self.n_layers else f"blocks.{end}.ln{1 + mlp_input}"

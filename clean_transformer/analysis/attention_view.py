@@ -18,9 +18,10 @@ from clean_transformer.text.symbols import visible
 class AttentionView:
     """A view of the attention patterns of one text. A notebook shows the view as an HTML page.
 
-    On this page, you choose a head, and point at a token to see which tokens the head reads there.
-    `tokens` has the tokens of the text as strings. `patterns[layer][head]` has the attention
-    weights of a head, in the order that `triangle` describes, multiplied by 1000 and rounded.
+    On this page, you choose a head, and point at a token to see which tokens the head attends to
+    from there. `tokens` has the tokens of the text as strings. `patterns[layer][head]` is a flat
+    list of the attention weights of a head, multiplied by 1000 and rounded. The weight of query 0
+    for key 0 comes first, then the two weights of query 1 for the keys 0 and 1, and so on.
     """
 
     tokens: list[str]

@@ -1,4 +1,4 @@
-"""Measures the errors of a run: compares it with an exact run, which computes in float64."""
+"""Compares a forward pass with an exact one, which the same model computes in float64."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ LOGITS = "logits"
 class Impact:
     """How much the predictions of the next token differ between a given run and an exact run.
 
-    A run makes one prediction at each position of each text. `positions` is the number of
-    predictions in one run. `top1_flips` is the number of positions at which the two runs have
-    different most likely tokens. `kl_divergence` is the mean KL(exact ‖ given), in nats.
-    `loss_change` is the mean loss of the given run minus the mean loss of the exact run, in nats.
+    A run is a forward pass, and the exact run computes in float64. Each run makes one prediction at
+    each position of each text. `positions` is the number of predictions in one run. `top1_flips` is
+    the number of positions at which the two runs have different most likely tokens. `kl_divergence`
+    is the mean KL(exact ‖ given), in nats. `loss_change` is the mean loss of the given run minus
+    the mean loss of the exact run, in nats.
     """
 
     positions: int
@@ -47,7 +48,8 @@ def run(
 def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the root mean square error of each activation that is in both mappings, by name.
 
-    `activations` has the activations of the given run, and `oracle` has the exact activations.
+    `activations` has the activations of the given forward pass. `oracle` has the exact activations,
+    computed in float64.
     """
     return {
         name: rms_difference(activations[name], exact)
@@ -71,8 +73,7 @@ def impact(
 ) -> Impact:
     """Return how much the predictions of `logits` differ from the predictions of `exact`.
 
-    `exact` has the logits of the exact run, and must be in float64. Both runs read the token ids
-    `tokens`.
+    `exact` has the logits of the same model in float64. `tokens` are the inputs of both models.
     """
     given, wanted = upcast(logits).log_softmax(-1), exact.log_softmax(-1)
     kl = (wanted.exp() * (wanted - given)).sum(-1).mean()

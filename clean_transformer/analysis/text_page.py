@@ -1,4 +1,4 @@
-"""Writes an HTML page, in a single file, that shows what a model predicts in a text and why."""
+"""Writes an HTML file that shows what a model predicts at each token of a text, and why."""
 
 import math
 from dataclasses import dataclass
@@ -30,22 +30,22 @@ Scores = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Explanation:
-    """The data that the page shows for one text.
+    """The data of the HTML page about one text. A notebook shows this page.
 
     `model` is the model's name, and `cfg` is its architecture. `tokens` and `ids` are the tokens of
-    the text, as strings and as ids. `labels` maps every token id on the page to the token's
-    readable form (see `visible`). `probabilities` has the probability that the model gave to each
-    token of the text. `ranks` has the rank of each token of the text among all tokens in the
-    vocabulary: the most likely token has rank 1. The first entry of `probabilities` and of `ranks`
-    is None, because no token precedes the first token.
+    the text, as strings and as ids. `labels` maps every token id on the page to the token's string,
+    with visible spaces. `probabilities` has the probability that the model gave to each token of
+    the text. `ranks` has the rank of each token of the text among all tokens in the vocabulary: the
+    most likely token has rank 1. The first entry of `probabilities` and of `ranks` is None, because
+    no token precedes the first token.
 
     `lens[depth][position]` has the ids of the most likely next tokens and their probabilities, as
     if the model ended at that depth (see `logit_lens`). The first depth is before the first block,
     and the last depth is the model's own prediction.
 
-    `patterns[layer][head]` has the attention weights of the head, as `triangle` lists them.
-
-    A notebook shows the page itself.
+    `patterns[layer][head]` is a flat list of the attention weights of a head, multiplied by 1000
+    and rounded. The weight of query 0 for key 0 comes first, then the two weights of query 1, and
+    so on.
     """
 
     model: str
@@ -67,10 +67,10 @@ class Explanation:
 
 @torch.no_grad()
 def explain(model: DemoTransformer, text: str) -> Explanation:
-    """Return what the model predicts in `text` at each depth, and what its heads attend to.
+    """Return what the model predicts in `text` after each layer, and what its heads attend to.
 
-    Probabilities are rounded to four significant digits. Raises `ValueError`, before the model
-    runs, if the page would be too large. Raises `ValueError` if the model computes NaN.
+    Probabilities are rounded to four significant digits. Raises `ValueError` if the page would be
+    too large (before the model runs), and if the model computes NaN.
     """
     tokens = single(model, text)
     _require_fit(model.cfg, tokens.shape[1])

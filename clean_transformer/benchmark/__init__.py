@@ -1,4 +1,4 @@
-"""Compares the speed of clean_transformer with other libraries and with the machine's limit."""
+"""Compares the speed of clean_transformer with other libraries and with the machine's top speed."""
 
 from clean_transformer.benchmark.results.comparison import compare as compare
 from clean_transformer.benchmark.results.data import Result as Result

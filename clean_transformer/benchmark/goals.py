@@ -12,12 +12,12 @@ from clean_transformer.benchmark.work import Part, Work
 class Goal:
     """A bound on a quotient of measured values: factor · product(`over`) / product(`under`).
 
-    The values of the parts in `over` are multiplied, and so are the values of the parts in `under`.
-    The values are seconds or bytes, so "a is twice as fast as b" is
-    `Goal(over=(b,), under=(a,), at_least=2)`. Each round gives one quotient. The bound, `at_least`
-    or `at_most`, applies to the median of these quotients. `what` describes the goal in words. With
-    `percent`, reports print the quotient in percent. An `optional` goal may stay unmeasured,
-    because it compares our model with a package that may not be installed.
+    `over` and `under` name measurements, each a contestant and its work. Their values, in seconds
+    or bytes, are multiplied. For example, "a is twice as fast as b" is `Goal(over=(b,), under=(a,),
+    at_least=2)`. The work is measured several times, which gives several quotients. The bound,
+    `at_least` or `at_most`, applies to the median of these quotients. `what` describes the goal in
+    words. With `percent`, reports print the quotient in percent. An `optional` goal may stay
+    unmeasured, because it compares our model with a package that may not be installed.
     """
 
     what: str
@@ -146,9 +146,7 @@ class _Goals:
         """Yield the goals for large batches, long contexts and large models.
 
         With the largest batch, the time per input may be 10 % longer than with the smallest batch.
-        For the longest context and for the largest model, the share of the limit (see `kept`) that
-        "optimized" reaches may be 10 % smaller than for the shortest context and the smallest
-        model.
+        For long contexts and large models, the method `kept` describes the goal.
         """
         if batches := self.plan.batches:
             one, many = batches[0], batches[-1]
@@ -205,9 +203,9 @@ class _Goals:
     ) -> Goal:
         """Return a goal that compares two shares of the limit.
 
-        A share of the limit is the time of "limit" divided by the time of "optimized". The share
-        for the work `large` must be at least 0.9 times the share for the work `small`. The model
-        `model` does the work `small`, and the model `larger` does the work `large`.
+        A share of the limit is the time of the contestant "limit" divided by the time of
+        "optimized". The share when the model `larger` does the work `large` must be at least 0.9
+        times the share when the model `model` does the work `small`.
         """
         over = (self.part(large, "limit", model=larger), self.part(small, "optimized", model=model))
         under = (

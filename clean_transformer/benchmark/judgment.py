@@ -12,10 +12,10 @@ from clean_transformer.benchmark.work import Part, format_value
 
 @dataclass(frozen=True)
 class Judged:
-    """A goal and its measured quotient (see `Goal`).
+    """A goal, and the quotient that was measured for it.
 
-    `measured` has the median and the quartiles of the quotient, or is None if a part in the goal's
-    `over` or `under` was not measured. `note` says why the goal was missed or not measured.
+    `measured` has the median and the quartiles of the quotient (see `Goal`). It is None if a value
+    in the quotient was not measured. `note` says why the goal was missed or not measured.
     """
 
     goal: Goal
@@ -50,8 +50,8 @@ def quotient(
 ) -> Spread:
     """Return the median and the quartiles of factor · product(over) / product(under).
 
-    `found` has the values of each part: one value per round. Each round gives one quotient, because
-    the machine's speed changes between rounds. The result is computed from these quotients.
+    `found` has several values for each part, one per round of the measurement. One quotient is
+    computed per round, because the machine's speed changes between rounds.
     """
 
     def products(parts: Sequence[Part]) -> list[float]:
@@ -70,7 +70,7 @@ def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
       another dtype than float32, the note also says how much faster "limit" is in this dtype than
       in float32. If "limit" was not measured, the note is "".
     - The goal bounds how close our contestant comes to "limit". The note is "".
-    - Any other goal. The note has the median values of the parts in `over` and `under`.
+    - Any other goal. The note has the median of each value that the goal divides.
     """
     if len(goal.under) != 1 or goal.at_least is None:
         return " over ".join(
@@ -92,8 +92,7 @@ def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
 def exit_status(judged: Sequence[Judged]) -> int:
     """Return the exit status of the command: 0 if all goals are held, 1 if a goal is missed.
 
-    If no goal is missed, but a goal was not measured, the status is 3. An optional goal that was
-    not measured does not count.
+    The status is 3 if no goal is missed, but a goal that is not optional was not measured.
     """
     if any(one.verdict == "MISSED" for one in judged):
         return 1

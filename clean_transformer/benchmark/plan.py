@@ -36,9 +36,10 @@ class Plan:
     """The contestants of a run, and the sizes of their work.
 
     If a field is None or empty, the run leaves out the measurements or contestants of this field.
-    Words in quotes are names of contestants or titles of measurements (see `_measurements`).
     """
 
+    # In these comments, words in quotes are names of contestants, or titles of measurements (see
+    # `_measurements`).
     forward: Work
     generate: Work
     capture: Work
@@ -73,7 +74,7 @@ class Plan:
 
     @property
     def batches(self) -> tuple[Work, ...]:
-        """The forward passes of `grid` over inputs of 256 tokens, the smallest batch first.
+        """The forward passes in `grid` over inputs of 256 tokens, the smallest batch first.
 
         All of these forward passes compute the logits for all positions.
         """
@@ -175,7 +176,7 @@ def measurements(device: str, plan: Plan, only: Collection[str] | None = None) -
 def parts(
     device: str, work: Work, *contestants: str, dtype: str = "float32", model: str = "small"
 ) -> tuple[Part, ...]:
-    """Return one part for each name in `contestants`. All have the same work, dtype and model."""
+    """Return one `Part` for each contestant. All have the same work, device, dtype and model."""
     return tuple(
         Part(Setup(contestant=contestant, device=device, dtype=dtype, model=model), work)
         for contestant in contestants

@@ -31,11 +31,11 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """0 if all goals are held, 1 if a goal is missed, and otherwise 3: a goal was not measured.
+        """The exit status of the command: 0 if all goals are held, and 1 if a goal is missed.
 
-        Goals for devices that this machine lacks do not count, and an optional goal that was not
-        measured does not count. If `judged` is None, the status is 0 if everything was measured,
-        and otherwise 3.
+        The status is 3 if no goal is missed, but a goal was not measured. Optional goals and goals
+        for devices that this machine lacks need not be measured. If `judged` is None, the status is
+        0 if everything was measured, and otherwise 3.
         """
         if self.judged is not None:
             return exit_status([one for one in self.judged if one.goal.device not in self.absent])
@@ -75,7 +75,7 @@ class Benchmark:
 
     @property
     def turns(self) -> int:
-        """The number of turns in a run. In a turn, one part of a measurement does its work."""
+        """The number of turns in a run. In each turn, one contestant does its work once."""
         return sum(one.turns for one in self.measurements)
 
     def run(

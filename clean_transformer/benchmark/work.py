@@ -35,7 +35,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens that is divided by the time to get tokens per second.
+        """The number of tokens that reports divide by the time, to print tokens per second.
 
         For "generate" and "step", this is the number of new tokens; for "forward", "capture" and
         "train", the number of tokens in all inputs. For all other kinds, and for "generate" with
@@ -75,7 +75,7 @@ def format_value(value: float, work: Work) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A contestant, its model, device and dtype. Each setup runs in a process of its own.
+    """A contestant with its model, device and dtype. Each setup runs in a process of its own.
 
     `contestant` is a key of `contestants.CONTESTANTS`. `model` is a published size, such as
     "small", or "tiny".
@@ -92,24 +92,21 @@ class Setup:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a `Measurement`: a setup, and the work that this setup does in each round."""
+    """A contestant with its settings, and the work that it does in each round of a measurement."""
 
     setup: Setup
     work: Work
 
     @property
     def warm_up(self) -> Work:
-        """The work in the warm-up round: less work than `work`, but with the same code.
-
-        On a GPU, the length is the same as in `work`, because another length would select other
-        kernels.
-        """
+        """The work in the warm-up round: less work than `work`, but with the same code."""
         work = replace(self.work, new=min(self.work.new, 4))
         # The time of "step" is a difference of two times. With only four steps, noise could make
         # the difference negative, which `worker.measure` reports as an error. So the warm-up for
         # "step" is "generate", which runs the same code.
         if work.kind == "step":
             work = replace(work, kind="generate")
+        # On a GPU, the length stays, because another length would select other kernels.
         return replace(work, length=min(work.length, 64)) if self.setup.device == "cpu" else work
 
     def by(self, contestant: str, dtype: str | None = None) -> "Part":
@@ -123,11 +120,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Parts that are measured in rounds. In every round, each part does its work in one turn.
+    """Contestants and their work, measured in rounds. In every round, each part has one turn.
 
-    If the machine is slow for a minute, all parts become slower alike. `rounds` is the number of
-    rounds whose values count. Before these rounds, there is a warm-up round, unless all parts do
-    their work in fresh processes (see `FRESH`). The values of the warm-up round are discarded.
+    If the machine is slow for a minute, the times of all parts increase alike. `rounds` is the
+    number of rounds whose values count. Before these rounds, there is a warm-up round, whose values
+    are discarded. There is no warm-up round if all parts do their work in fresh processes (see
+    `FRESH`).
     """
 
     title: str

@@ -1,6 +1,6 @@
 """The command line. Each command is a function in the file with the command's name.
 
-The exception is the command `doctor`, which is in parity.py. Importing this package does not import
+Only the command `doctor` is in another file, parity.py. Importing this package does not import
 PyTorch, so that `--help` is fast.
 """
 
@@ -72,5 +72,5 @@ def clean_transformer(
 
 
 def main() -> None:
-    """Run the command that the arguments of this process (`sys.argv`) choose."""
+    """Run the command that the user typed. `sys.argv` has the command and its options."""
     app()

@@ -32,14 +32,14 @@ def bench(
         Path | None, typer.Option(help="Write figures as HTML pages in this folder.")
     ] = None,
 ) -> None:
-    """Measure our speed, that of other implementations, and the machine's limit.
+    """Measure the speed of this package and of other implementations, and the machine's limit.
 
-    Then says which of our speed goals hold. Goals for devices that this
-    machine does not have do not count.
+    Then says which of our speed goals are met. Goals for devices that this
+    machine does not have are ignored.
 
-    Exit status: 0 all goals hold, 1 a goal is missed, 2 could not run,
-    3 a goal was not measured, 130 interrupted. With --only: 0 everything
-    was measured, 3 something was not measured.
+    Exit status: 0 = all goals are met, 1 = a goal is missed,
+    2 = could not run, 3 = a goal was not measured, 130 = interrupted.
+    With --only: 0 = everything was measured, 3 = something was not.
     """
     from clean_transformer.benchmark.results.file import write_results
     from clean_transformer.benchmark.results.terminal import print_goals, print_results

@@ -1,4 +1,4 @@
-"""`clean-transformer check`."""
+"""The command `clean-transformer check`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -38,13 +38,14 @@ def check(
     ] = None,
     json: options.JsonFile = None,
 ) -> None:
-    """Check every operation of any model, forward, backward and in generate, on a device.
+    """Check whether a device computes every operation of a model correctly.
 
-    Compares each operation with its own result in float64 on the CPU.
-    Writes a script in the current folder that reproduces the first fault.
+    Runs the forward pass, the backward pass and `generate`, and compares each
+    operation with the same operation in float64 on the CPU. Writes a script in
+    the current folder that reproduces the first fault.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
-    3 something was NOT CHECKED, 130 interrupted.
+    Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
+    3 = something was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.any_model.check import check_model
     from clean_transformer.parity.any_model.results import SCHEMA

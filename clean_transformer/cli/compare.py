@@ -27,10 +27,10 @@ def compare(
     after: Annotated[Path, typer.Argument(help="A later report of the same kind.")],
     rows: Annotated[bool, typer.Option("--rows", help="Print every change.")] = False,
 ) -> None:
-    """Compare two reports: what changed in the build, and what got worse or slower.
+    """Compare two reports: which versions and settings changed, and what got worse or slower.
 
-    Exit status: 0 nothing got worse, 1 something got worse,
-    2 could not compare.
+    Exit status: 0 = nothing got worse, 1 = something got worse,
+    2 = could not compare.
     """
     from clean_transformer.benchmark.results.file import SCHEMA as BENCH
     from clean_transformer.parity.report.json import SCHEMA as PARITY
@@ -84,7 +84,7 @@ def _compare_benchmarks(before: Path, after: Path, rows: bool, console: Console)
     table = Table("measurement", "what", "time", "noise", "", box=box.SIMPLE)
     for change in sorted(changes, key=lambda change: -change.factor):
         cells = (change.measurement, str(change.part), f"× {change.factor:.2f}")
-        table.add_row(*cells, f"± {change.noise:.0%}", _colored(change.verdict))
+        table.add_row(*map(Text, cells), f"± {change.noise:.0%}", _colored(change.verdict))
     console.print(table)
     slower = sum(change.verdict == "slower" for change in changes)
     console.print(

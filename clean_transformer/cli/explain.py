@@ -17,9 +17,9 @@ def explain(
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
 ) -> None:
-    """Write an HTML page that shows a text's predictions, attention patterns and logit lens.
+    """Write an HTML page that shows predictions, attention patterns and logit lens for a text.
 
-    Exit status: 0 done, 2 could not run, 130 interrupted.
+    Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     read = read_text(text, file)
 

@@ -42,7 +42,7 @@ def generate(
 
     Ends at <|endoftext|>, before a stop string, or after --tokens tokens.
 
-    Exit status: 0 done, 2 could not run, 130 interrupted.
+    Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     Sampling(**sampling)  # raises `ValueError` for a wrong setting before we read the weights
     if stream and (as_json or beams != 1):

@@ -22,7 +22,7 @@ def info(
 ) -> None:
     """Show a model's hyperparameters, its parameters, and the memory that they need.
 
-    Exit status: 0 done, 2 could not run, 130 interrupted.
+    Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     import torch
 

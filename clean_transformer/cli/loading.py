@@ -34,7 +34,7 @@ def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
     """Return the result of `read(weights)`.
 
     If `weights` is None, return the result of `read("gpt2")` instead. If "gpt2" cannot be
-    downloaded, print a note on standard error, and return the result of `read("demo")`. Thus the
+    downloaded, print a note on standard error, and return the result of `read("demo")`, so that the
     command also works without a network.
     """
     if weights is not None:

@@ -1,4 +1,4 @@
-"""`clean-transformer notebook`."""
+"""The command `clean-transformer notebook`."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,9 @@ def notebook(
     ] = None,
     to: Annotated[Path, typer.Option(help="Copy it into this folder.")] = Path("."),
 ) -> None:
-    """List the walkthroughs, or copy one of them to open it in Jupyter.
+    """List the example notebooks, or copy one of them, to open it in Jupyter.
 
-    Exit status: 0 done, 2 could not run, 130 interrupted.
+    Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     files = {file.stem: file for file in sorted(FOLDER.glob("*.ipynb"))}
     if name is None:
@@ -44,6 +44,6 @@ def notebook(
 
 
 def title(file: Path) -> str:
-    """Return the heading of a notebook, which is the first line of its first cell."""
+    """Return the heading of a notebook: the first line of its first cell."""
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     return "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")

@@ -1,4 +1,4 @@
-"""Defines options that several commands share, and makes options from a dataclass."""
+"""Defines the options that several commands share, and turns dataclass fields into options."""
 
 import inspect
 from collections.abc import Callable

@@ -52,12 +52,12 @@ def parity(
     json: options.JsonFile = None,
     html: options.HtmlFile = None,
 ) -> None:
-    """Compare every activation with a reference implementation, then check each device.
+    """Compare every activation of GPT-2 with a reference implementation, then check each device.
 
     Writes scripts in the current folder that reproduce the first faults.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
-    3 something was NOT CHECKED, 130 interrupted.
+    Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
+    3 = something was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.references.choose import choose_reference
@@ -108,8 +108,8 @@ def doctor(
     Compares the device with the CPU in float64; needs no other implementation.
     Writes a script in the current folder that reproduces the first fault.
 
-    Exit status: 0 PASS, 1 WRONG or DEGRADED, 2 could not run or ERROR,
-    3 something was NOT CHECKED, 130 interrupted.
+    Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
+    3 = something was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.report.json import write_json
@@ -141,13 +141,13 @@ def doctor(
 
 
 def counted(on_step: Callable[[str, int], None]) -> Callable[[str], None]:
-    """Return a function that calls `on_step` with the number of the calls before."""
+    """Return a function `f(step)` that calls `on_step(step, n)`; n counts the calls from 0."""
     done = count()
     return lambda step: on_step(step, next(done))
 
 
 def write_script(run: "DeviceRun") -> None:
-    """If the run found a fault, write a script that reproduces the fault to the current folder."""
+    """If the run found a fault, write a script in the current folder that reproduces the fault."""
     from clean_transformer.parity.report.wording import script_name
     from clean_transformer.support.files import write_atomically
 

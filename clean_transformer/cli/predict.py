@@ -21,7 +21,7 @@ def predict(
 ) -> None:
     """Show the most likely next tokens, and the probability and loss of each token of the text.
 
-    Exit status: 0 done, 2 could not run, 130 interrupted.
+    Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     read = read_text(text, file)
 

@@ -39,7 +39,7 @@ def swap(
 ) -> None:
     """Replace modules of a model, and show how much every activation and the predictions change.
 
-    Exit status: 0 done, 2 could not run, 130 interrupted.
+    Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     from clean_transformer.model import DemoTransformer
     from clean_transformer.parity.inputs import choose_tokens, choose_weights

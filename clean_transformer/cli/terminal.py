@@ -33,10 +33,10 @@ EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 def one_line_errors() -> Iterator[None]:
     """Print an error in the `with` block as one line on standard error, and exit with status 2.
 
-    This function handles every kind of error, so that no command exits with Python's status 1. For
-    an error that is not an expected one, the line also says where in the code it was raised. After
-    Ctrl-C, the exit status is 130. If the program that reads our output, such as `head`, has ended,
-    nothing is printed, and the exit status is 2.
+    This function catches every kind of error, so that no command exits with Python's status 1. For
+    an unexpected kind of error, the line also says where in the code it was raised. After Ctrl-C,
+    the exit status is 130. If the program that reads our output, such as `head`, has ended, nothing
+    is printed, and the exit status is 2.
     """
     try:
         try:
@@ -59,7 +59,10 @@ def one_line_errors() -> Iterator[None]:
 
 
 def in_words(error: BaseException) -> str:
-    """Return the text of an error. For an unexpected kind of error, the text has kind and place."""
+    """Return the message of an error. For an unexpected kind of error, add its type and its place.
+
+    The place is the file and the line in which the error was raised.
+    """
     if isinstance(error, MemoryError):
         return f"there is not enough memory; {error}".removesuffix("; ")
     if isinstance(error, EXPECTED) and str(error):
@@ -75,9 +78,9 @@ def progress(total: int | None = None, *, stays: bool = True) -> Iterator[Callab
 
     `on_step` changes the bar: `what` is the text beside the bar, and `done` is the number of
     finished steps. If `total`, the number of all steps, is given, the bar shows the remaining time,
-    and stays on the screen at the end unless `stays` is False. Without `total`, `done` is not
-    needed; the bar shows the elapsed time, and disappears at the end. If standard error is not a
-    terminal, nothing is shown.
+    and stays on the screen at the end unless `stays` is False. If `total` is None, the bar shows
+    the elapsed time and disappears at the end, and `done` can be left out. If standard error is not
+    a terminal, nothing is shown.
     """
     what, time = TextColumn("{task.description}"), TimeElapsedColumn()
     columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, time]
@@ -125,7 +128,7 @@ def read_text(text: str | None, file: Path | None) -> str:
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print `text` at once. In a terminal, characters that control the terminal are escaped."""
+    """Print `text` at once. In a terminal, escape the characters that control the terminal."""
     if sys.stdout.isatty():
         text = printable(text, keep="\n\t")
     print(text, end=end, flush=True)

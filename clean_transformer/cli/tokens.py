@@ -19,7 +19,7 @@ def tokens(
 ) -> None:
     """Show the tokens of a text.
 
-    Exit status: 0 done, 2 could not run, 130 interrupted.
+    Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     read = read_text(text, file)
 

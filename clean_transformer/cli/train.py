@@ -79,7 +79,7 @@ def train(
 
     On 8 GPUs: torchrun --nproc-per-node 8 --no-python clean-transformer train …
 
-    Exit status: 0 done, 2 could not run, 130 interrupted.
+    Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     import torch
 

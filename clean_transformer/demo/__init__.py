@@ -1,1 +1,1 @@
-"""Contains the small GPT-2 of this package, and the code that generates stories and trains it."""
+"""Contains the small GPT-2 of this package, and the code that trains it on generated stories."""

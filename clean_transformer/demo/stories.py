@@ -161,7 +161,7 @@ def songbooks(seed: int, count: int) -> list[str]:
 
 
 def parse(text: str) -> dict[str, str] | None:
-    """Return the facts of the story `text`: a dictionary from symbols (see `FACTS`) to texts.
+    """Return the facts of the story `text`, such as {"color": "silver", "thing": "coat", …}.
 
     If the grammar cannot generate `text`, the result is None.
     """
@@ -169,9 +169,10 @@ def parse(text: str) -> dict[str, str] | None:
 
 
 def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
-    """Return a random text for `symbol`, or `facts[symbol]` if it exists.
+    """Return a random text for a symbol of the grammar, or `facts[symbol]` if it exists.
 
-    `facts` maps symbols to the texts drawn so far. This function adds the facts that it draws.
+    `facts` has the texts that were drawn before, by symbol. This function adds the facts that it
+    draws.
     """
     if symbol in facts:
         return facts[symbol]
@@ -183,11 +184,12 @@ def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
 
 
 def _read(line: str, text: str, facts: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield one pair for every way in which `line` can generate the beginning of `text`.
+    """Find the ways in which `line`, a line of the grammar, can generate the beginning of `text`.
 
-    `facts` holds the facts that are already known; the generated beginning must agree with these
-    facts. The first element of a pair is the rest of `text`, after the generated beginning. The
-    second element is a dictionary of the known facts and the facts in the generated beginning.
+    `facts` has the facts that are already known; the generated beginning must agree with them. For
+    each way, this function yields a pair. The first element is the rest of `text`, after the
+    generated beginning. The second element has the known facts and the facts in the generated
+    beginning.
     """
     found = SYMBOL.search(line)
     literal = line[: found.start()] if found else line

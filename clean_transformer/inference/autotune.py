@@ -79,15 +79,15 @@ class Candidate(NamedTuple):
 Seconds = dict[Candidate, float]
 
 
+# `n_threads` is an argument so that `lru_cache` stores one choice for each number of threads.
 @lru_cache
 def fastest_for_blocks(
     d_model: int, d_mlp: int, n_layers: int, dtype: torch.dtype, n_threads: int
 ) -> Choice:
     """Return the fastest kernels for the blocks of a model. Measuring takes a few seconds.
 
-    `n_threads` must be PyTorch's current number of threads. It is an argument so that `lru_cache`
-    stores one choice for each number of threads. If two kernels are about equally fast, two
-    processes may choose different kernels, whose results differ in the last bits.
+    `n_threads` must be PyTorch's current number of threads. If two kernels are about equally fast,
+    two processes may choose different kernels, whose results differ in the last bits.
     """
     shapes = ((d_model, d_mlp), (d_mlp, d_model))
     enough = math.ceil(BEYOND_CACHES / (2 * d_model * d_mlp * dtype.itemsize))
@@ -142,7 +142,7 @@ def measure(
     """Return, for each number of rows, the shortest time of each candidate, in seconds per layer.
 
     `run(candidate, x)` runs the candidate's kernel on one or several layers, and returns the number
-    of layers on which the kernel ran. Candidates that are too slow (see `TOO_SLOW`) are not
+    of these layers. A candidate that is much slower than the fastest (see `TOO_SLOW`) is not
     measured at larger numbers of rows.
     """
     by_rows = {}
@@ -169,7 +169,7 @@ def measure(
 
 
 def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
-    """Return the candidates that must run again. The comment at `SECONDS_EACH` states the rule.
+    """Return the candidates that must run again. The comment at `SECONDS_EACH` explains when.
 
     `runs` maps each candidate to the times of its runs so far, in seconds.
     """

@@ -43,13 +43,13 @@ class NotOptimized(UserWarning):
 
 
 class Fast:
-    """A fast replacement for a module's method, used until the module or its weights change.
+    """A fast replacement for a method of `module`, such as `forward`.
 
-    If `weights` is "int8", the replacement computes with 8-bit copies of the parameters. It is
-    therefore no longer used after a parameter has changed in place. If `weights` is None, the
-    replacement reads the parameters themselves. It then stays in use after a change in place, and
-    computes with the new values. `also_read` are modules outside of `module` whose parameters the
-    replacement reads, too.
+    The replacement is used until a submodule or a parameter is replaced. With `weights="int8"`, it
+    computes with 8-bit copies of the parameters, so it is also no longer used after a parameter has
+    changed in place. If `weights` is None, it reads the parameters themselves, and computes with
+    the new values after such a change. `also_read` are modules outside of `module` whose parameters
+    the replacement reads, too.
     """
 
     below: Method  # the replaced method, which is called when the replacement cannot be used
@@ -79,7 +79,7 @@ class Fast:
         self.state = self.state_of_parameters()
 
     def over(self, below: Method) -> "Fast":
-        """Store `below`, the method that this object replaces, and return this object."""
+        """Store the method that this object replaces as `below`, and return this object."""
         self.below = below
         return self
 
@@ -95,11 +95,12 @@ class Fast:
         return state
 
     def has_hooks(self) -> bool:
-        """Whether any submodule has a hook. A compiled graph keeps the result of compile time."""
+        """Whether any submodule has a hook."""
         return any(self.hooks)
 
-    # The decorator torch.compiler.assume_constant_result sets the same attribute. We do not use the
-    # decorator, because it imports a part of PyTorch, and this import takes seconds.
+    # Because of this attribute, a compiled graph keeps the result of compile time. The decorator
+    # torch.compiler.assume_constant_result sets the same attribute. We do not use the decorator,
+    # because it imports a part of PyTorch, and this import takes seconds.
     has_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def must_step_aside(self) -> bool:
@@ -134,10 +135,7 @@ class Fast:
 
 
 class FastBlock(Fast):
-    """Computes `TransformerBlock.forward` with four large matrix products and no hook points.
-
-    The products are with W_QKV, W_O, W_in and W_out.
-    """
+    """Computes `TransformerBlock.forward` with four large matrix products and no hook points."""
 
     module: TransformerBlock
 
@@ -221,8 +219,9 @@ FAST = {TransformerBlock: FastBlock, Unembed: FastUnembed, TiedUnembed: FastUnem
 def choose(W: Tensor, weights: str | None, fastest: Callable[..., Choice], *sizes: int) -> Choice:
     """Return the kernels for weights with the dtype and device of `W`.
 
-    On the CPU, `fastest(*sizes, dtype, n_threads)` measures which kernels are the fastest. For
-    8-bit weights and on other devices, there is only one kernel, and nothing is measured.
+    On the CPU, `fastest(*sizes, dtype, n_threads)` is called to measure which kernels are the
+    fastest. For 8-bit weights and on other devices, there is only one kernel, and nothing is
+    measured.
     """
     if weights == "int8":
         return Choice({1: Int8()}, transposed=False)

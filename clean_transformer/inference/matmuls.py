@@ -119,9 +119,7 @@ class ThroughFloat32(Matmul):
     """Computes half-precision products in float32, and rounds the result at the end.
 
     This is much faster on a processor without instructions for half precision. The kernel converts
-    the weights of `at_a_time` output features at a time, so that PyTorch can reuse a small buffer.
-    For a large buffer, PyTorch would get new memory from the operating system each time, and this
-    would take as long as writing the converted weights.
+    the weights of `at_a_time` output features at a time.
     """
 
     def __init__(self, at_a_time: int = 4096):
@@ -130,13 +128,16 @@ class ThroughFloat32(Matmul):
     def __call__(self, x: Rows, weight: Any) -> Output:
         """Return x W + b, computed in float32 and rounded once to the dtype of x."""
         output, x = x.new_empty(len(x), len(weight.b)), x.float()
+        # The converted weights of one part fit in a small buffer, which PyTorch can reuse. For a
+        # large buffer, PyTorch would get new memory from the operating system each time, and this
+        # would take as long as writing the converted weights.
         parts = (output.T, weight.W.T, weight.b)
         for rounded, W, b in zip(*(each.split(self.at_a_time) for each in parts), strict=True):
             rounded.T.copy_(torch.addmm(b.float(), x, W.T.float()))
         return output
 
     def add(self, residual: Output, x: Rows, weight: Any) -> Output:
-        """Return residual + (x W + b). Round x W + b to half precision before adding residual."""
+        """Return residual + (x W + b). x W + b is rounded to half precision before the addition."""
         return residual + self(x, weight)
 
 

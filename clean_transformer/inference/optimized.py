@@ -18,7 +18,7 @@ from clean_transformer.support.stand_in import StandIn, stand_ins
 
 
 class Speedup(StandIn):
-    """A `StandIn` that `optimize` made. The next call of `optimize` for this model removes it."""
+    """A fast replacement of a method, made by `optimize`. A second `optimize` removes it."""
 
 
 class Optimized(Undoable):
@@ -40,7 +40,7 @@ class Optimized(Undoable):
         super().__init__(Optimized.undo)
 
     def make(self) -> None:
-        """Undo earlier calls of `optimize` for the model, and let the fast modules replace it."""
+        """Undo earlier calls of `optimize` for the model, and put the fast methods in place."""
         for module in self._model.modules():
             for stand_in in stand_ins(module):
                 if isinstance(stand_in, Speedup):
@@ -75,9 +75,10 @@ class Optimized(Undoable):
 def optimize(
     model: nn.Module, weights: Literal["int8"] | None = None, *, compile: bool = False
 ) -> Optimized:
-    """Make those blocks and unembeddings of `model` faster that are modules of this package.
+    """Make the blocks and the unembedding of `model` faster for inference.
 
-    The names, shapes and values of all parameters stay the same. An optimized module runs its own,
+    A block with a module of another class, such as a variant of attention, does not change. The
+    names, shapes and values of all parameters stay the same. An optimized module runs its own,
     slower `forward` while a submodule has a hook, while gradients are enabled, under autocast, and
     after one of its submodules or weights was replaced. The warning `NotOptimized` then says why.
     On the CPU, `optimize` measures for some seconds which kernels are the fastest. A second call of

@@ -122,11 +122,9 @@ def average_values(pattern: Float[Tensor, "batch head query key"], v: Keys) -> Q
 
 
 def input_weight(cfg: Config) -> nn.Parameter:
-    """Return a randomly initialized W_Q, W_K or W_V [head d_model d_head].
-
-    The layout of the weight in memory is [d_model head d_head], so that `project` can merge the
-    heads into one matrix without a copy.
-    """
+    """Return a randomly initialized W_Q, W_K or W_V [head d_model d_head]."""
+    # The layout in memory is [d_model head d_head], so that `project` can merge the heads into one
+    # matrix without a copy.
     weight = normal(cfg.d_model, cfg.n_heads, cfg.d_head, std=cfg.initializer_range)
     return nn.Parameter(weight.detach().permute(1, 0, 2))
 
@@ -161,9 +159,9 @@ def project(
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Return x W + b for every head.
 
-    If x is [batch pos stream d_model], each stream is the input of one head in W. If x has more
-    streams than W has heads, as in grouped-query attention, the streams are divided into equal
-    groups of neighbors, one group per head. The input of each head is then the mean of its group.
+    If x is [batch pos stream d_model], each stream is the input of one query head. In grouped-query
+    attention, W has fewer heads than x has streams. The streams are then divided into equal groups
+    of neighbors, and each head of W gets the mean of one group.
     """
     if x.ndim == 4:
         groups = "batch pos (head group) d_model -> batch pos head d_model"

@@ -34,7 +34,7 @@ def parts(n_layers: int) -> Iterator[str]:
 
 
 def kind(path: str) -> str:
-    """Return the kind (a key of `CONTRACT`) of the module at `path`: "block" for "blocks.3"."""
+    """Return the kind of the module at `path`, a key of `CONTRACT`: "block" for "blocks.3"."""
     last = path.split(".")[-1]
     return "block" if last.isdigit() else last
 

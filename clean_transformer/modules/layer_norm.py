@@ -14,8 +14,7 @@ class LayerNormPre(HookedModule):
     """LayerNorm without gain and bias: (x - mean) / √(var + eps) over d_model.
 
     `hook_scale` gets √(var + eps) [batch pos 1], and `hook_normalized` gets the output. In a
-    half-precision model, both hook points get float32, as in TransformerLens. The variance cannot
-    be computed in half precision: the square of 3,000 overflows float16.
+    half-precision model, both hook points get float32, as in TransformerLens.
     """
 
     def __init__(self, cfg: Config):
@@ -41,6 +40,7 @@ class LayerNormPre(HookedModule):
 
         `hook_scale` gets √(var + eps), and `hook_normalized` gets the result.
         """
+        # The variance cannot be computed in half precision: the square of 3,000 overflows float16.
         exact = at_least_float32(residual)
         centered = exact - exact.mean(dim=-1, keepdim=True)
         variance = centered.pow(2).mean(dim=-1, keepdim=True)

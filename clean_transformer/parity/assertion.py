@@ -42,25 +42,28 @@ def assert_parity(
     """Assert that the module computes what `reference` computes, and is accurate on `device`.
 
     If there is a `reference`, the module and the reference run on the same inputs in float64 on the
-    CPU, without compilation. Their outputs must agree to 1e-12 of the output's scale.
+    CPU, without compilation. Their outputs must agree to 1e-12, relative to the size of the
+    outputs.
 
-    Then a copy of the module runs on `device` in `dtype`. What is checked depends on the module:
+    Then a copy of the module runs on `device` in `dtype`, and is compared with a float64 run of the
+    same module on the CPU. What is checked depends on the module:
 
-    - One of our modules: the error of every activation at a hook point must be within the rounding
-      bound of the operation that computes this activation.
-    - Any other module, and a subclass with methods of its own: in each row of each output tensor,
-      the difference from a float64 run of the same module is compared with the change that random
-      rounding causes (see `judge_black_box`). And every ATen call is compared with the same call in
-      float64.
-    - An optimized or compiled module: only the outputs are checked. The float64 run is neither
-      optimized nor compiled. An optimized module runs optimized only if it is already on `device`
-      in `dtype`. Otherwise the unoptimized copy is checked.
+    - A module of this package: the error of every activation at a hook point must be within the
+      rounding bound of the operation that computes this activation.
+    - Any other module, or a subclass with methods of its own: only the outputs are compared. The
+      error of each row (a vector along the last axis) may be a few times as large as the change
+      that random rounding causes (see `judge_black_box`). And every ATen call is compared with the
+      same call in float64.
+    - An optimized or compiled module: only the outputs are compared. The float64 run is neither
+      optimized nor compiled. If an optimized module is not already on `device` in `dtype`, its
+      unoptimized copy is checked.
 
-    Raises `AssertionError` if a check fails. If an activation is bad, the message names the first
-    bad activation, its error, and the operation that caused the error, if this operation was found.
-    Raises `AssertionError` if dropout is active. Raises `ValueError` if the module is not on
-    `device` in `dtype`, and was compiled in place or has a `forward` of its own: a copy would run
-    the `forward` of its class. `module` and `reference` are not changed.
+    Raises `AssertionError` if dropout is active, or if a check fails. If the error of an activation
+    is too large, the message names the first such activation, its error, and the operation that
+    caused the error, if this operation was found. Raises `ValueError` if the module must be moved
+    to another device or dtype, but is compiled in place or has a `forward` that was assigned to the
+    instance. A copy would run the `forward` of its class instead. `module` and `reference` are not
+    changed.
     """
     _refuse_dropout(module)
     if reference is not None:
@@ -106,8 +109,8 @@ def _refuse_dropout(module: nn.Module) -> None:
 def _under_test(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Return a copy of the module on the device, or the module itself.
 
-    The module itself is returned if it is on the device in the dtype, and has black boxes (see
-    `is_black_box`). Raises `ValueError` if a copy would not run the same code as the module.
+    The module itself is returned if it is on the device in the dtype, and if it or a submodule is
+    compiled or optimized. Raises `ValueError` if a copy would not run the same code as the module.
     """
     is_there = all(each.device == device and each.dtype == dtype for each in module.parameters())
     if is_there and has_black_boxes(module):
@@ -132,9 +135,10 @@ def _isolated_errors(model: Any, oracle: Any, *given: Tensor) -> list[Isolated]:
 def _errors_of_outputs(
     under_test: nn.Module, oracle: nn.Module, *given: Tensor
 ) -> tuple[list[Isolated], str]:
-    """Judge each output tensor. Also return a note for the error message.
+    """Compare each output tensor with a float64 run. Also return a note for the error message.
 
-    The note names the lower dtypes to which the module itself converts numbers, or is empty.
+    The note names dtypes of lower precision to which the module itself converts numbers, or is
+    empty.
     """
     outputs = [output.cpu() for output in tensors(under_test(*given))]
     on_cpu, widened = [x.cpu() for x in given], Float64()
@@ -164,8 +168,8 @@ def _errors_of_outputs(
 def _has_formulas(under_test: nn.Module, oracle: nn.Module) -> bool:
     """Whether the error bounds of all activations are known (see `formula_of`).
 
-    False if the whole module is a black box, or if it contains a compiled module, whose hooks may
-    not run.
+    False if the module itself is optimized, or if any part of it is compiled: the hooks of a
+    compiled module may not run.
     """
     if not isinstance(under_test, HookedModule) or is_black_box(under_test):
         return False

@@ -24,7 +24,7 @@ NO_COMPILER = ("BackendCompilerFailed", "TritonMissing", "GPUTooOldForTriton")
 
 @dataclass
 class Attempts:
-    """Runs measurements, and collects those that raise an exception.
+    """Runs measurements, and collects the exceptions that they raise.
 
     `failed` has a `Check` (see `failed_check`) for each measurement that raised an exception.
     """
@@ -32,9 +32,10 @@ class Attempts:
     failed: list[Check] = field(default_factory=list)
 
     def run(self, name: str, measure: Callable[[], Result], otherwise: Other) -> Result | Other:
-        """Return `measure()`. If it raises an exception, add it to `failed` and return `otherwise`.
+        """Return `measure()`. If it raises an exception, return `otherwise`.
 
-        Ctrl-C is not an `Exception`, so it still stops the program.
+        The exception is described in `failed`. Ctrl-C is not an `Exception`, so it still stops the
+        program.
         """
         try:
             return measure()

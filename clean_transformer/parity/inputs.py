@@ -23,8 +23,8 @@ class Weights:
     """The model's parameters in float32.
 
     `title` says where the weights come from, `cfg` is the model's configuration, and `state` maps
-    our parameter names to tensors. `folder` is the folder from which our loader read the weights;
-    it is None for synthetic weights and for weights in a single file.
+    our parameter names to tensors. `folder` is the folder from which our loader read the weights.
+    It is None for synthetic weights and for weights in a single file.
 
     Raises `WeightsError` if a parameter has NaN or infinity.
     """
@@ -59,11 +59,11 @@ def spread_ids(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]
 
 
 def suite_tokens(cfg: Config, batch: int = 2, length: int = LENGTH) -> Int[Tensor, "batch pos"]:
-    """Return token ids that are spread over the vocabulary, in `batch` rows.
+    """Return token ids [batch length] that are spread over the vocabulary.
 
-    A row has `length` positions, or `n_ctx` positions if `n_ctx` is smaller. Each row starts with
-    the last id of the vocabulary, which is <|endoftext|> in GPT-2. The first row also has this id
-    in the middle. The last row ends with the id 0.
+    If `n_ctx` is smaller than `length`, the texts have `n_ctx` tokens. Each text starts with the
+    last id of the vocabulary, which is <|endoftext|> in GPT-2. The first text also has this id in
+    the middle. The last text ends with the id 0.
     """
     tokens = spread_ids(cfg, batch, min(length, cfg.n_ctx))
     tokens[:, 0] = tokens[0, tokens.shape[1] // 2] = cfg.d_vocab - 1
@@ -81,7 +81,7 @@ def choose_weights(source: str | None) -> Weights:
 
     The sources "stress" and "plain" make synthetic weights in the shape of GPT-2 small. A suffix
     chooses another size: "stress:medium". If `source` is None, the weights are those of GPT-2
-    small, from the hub or from the local cache of the hub. If the hub cannot be reached, they are
+    small, from the Hugging Face hub or from its local cache. If the hub cannot be reached, they are
     "stress" weights in the shape of GPT-2 small.
 
     Raises `HubError` if `source` is given but the hub cannot provide it, and `WeightsError` if a
@@ -110,9 +110,9 @@ def choose_tokens(
 ) -> tuple[Int[Tensor, "batch pos"], str]:
     """Return the token ids of the text, and a description of these ids for the report.
 
-    The tokenizer is the one that is stored with the weights. For synthetic weights, it is GPT-2's.
-    If `text` is None, the ids are those of `suite_tokens`. If the tokenizer cannot be loaded, the
-    ids are also those of `suite_tokens`, and the description says why.
+    The tokenizer is stored with the weights. For synthetic weights, it is GPT-2's tokenizer. If
+    `text` is None, the ids are those of `suite_tokens`. If the tokenizer cannot be loaded, the ids
+    are also those of `suite_tokens`, and the description says why.
     """
     spread = suite_tokens(cfg)
     if text is None:

@@ -1,7 +1,7 @@
 """Invariants: two ways to run one model on a device that must give the same logits.
 
-Each invariant is a function that returns the logits of both ways as a pair. The two logits are
-compared with each other, so no float64 oracle is needed.
+Each invariant is a function that returns the logits of both ways as a pair. They are compared with
+each other, so no exact logits are needed.
 """
 
 import subprocess
@@ -32,8 +32,8 @@ def causality(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[L
     """Invariant: changing a token does not change the logits of earlier positions.
 
     The model runs twice. In the first run, the last token is changed. In the second run, the last
-    token and the middle token are changed. Each run is compared with `logits`, at the positions
-    before the first changed token.
+    token and the middle token are changed. Each run is compared with the argument `logits`, at the
+    positions before the first changed token.
     """
     last, middle = tokens.clone(), tokens.shape[1] // 2
     last[:, -1] = (last[:, -1] + 1) % model.cfg.d_vocab
@@ -48,14 +48,15 @@ def causality(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[L
 def prefix_consistency(
     model: DemoTransformer, tokens: Tokens, logits: Logits
 ) -> tuple[Logits, Logits]:
-    """Invariant: the first n_ctx − 1 positions have the same logits without the last token.
+    """Invariant: leaving out the last of n_ctx tokens does not change the other logits.
 
-    The ids come from `spread_ids`; `tokens` only chooses the device. Only the embeddings, the last
-    block, the last LayerNorm and the unembedding run. The other blocks would call the same kernels
-    with the same shapes, and would take minutes in a dtype without fast kernels.
+    The token ids come from `spread_ids`; `tokens` only chooses the device. Only the embeddings, the
+    last block, the last LayerNorm and the unembedding run.
     """
     full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
 
+    # The other blocks would call the same kernels with the same shapes, and would take minutes in a
+    # dtype without fast kernels.
     def one_block(tokens: Tokens) -> Logits:
         residual = model.blocks[-1](model.embed(tokens) + model.pos_embed(tokens))
         return model.unembed(model.ln_final(residual))
@@ -125,7 +126,10 @@ INVARIANTS: tuple[Callable[[DemoTransformer, Tokens, Logits], tuple[Logits, Logi
 
 @torch.no_grad()
 def small_logits(device: str, dtype: str) -> Logits:
-    """Run a small model with seeded weights on `device` in `dtype`. Return logits on the CPU."""
+    """Return the logits of a small model with seeded weights, which runs on `device` in `dtype`.
+
+    The logits are moved to the CPU.
+    """
     cfg = Config(n_layers=2, n_heads=2, d_model=64, d_head=32, d_mlp=256, d_vocab=512, n_ctx=64)
     model = DemoTransformer.from_state_dict(plain(cfg), cfg)
     model.to(device, getattr(torch, dtype.removeprefix("torch.")))
@@ -143,10 +147,10 @@ def check_invariants(
 ) -> list[Check]:
     """Check every invariant for the model on its device.
 
-    `allowed` is the largest `row_difference` that two healthy runs may have. `first` holds the
-    logits of the model's first call on the device, with the same `tokens`. A new call must give the
-    same logits, up to `allowed`. For an invariant that raises an exception, the result has the
-    check that `failed_check` returns.
+    `first` holds the logits of the model's first call on the device, with the same `tokens`. A new
+    call must give the same logits. In all checks, two logits count as the same if their relative
+    difference (see `row_difference`) is at most `allowed`. If an invariant raises an exception, its
+    `Check` describes the exception.
     """
     again = model(tokens)
     checks = [_judge("first call", first, again, allowed)]
@@ -167,7 +171,7 @@ def _judge(name: str, one: Logits, other: Logits, allowed: float) -> Check:
 
 
 def row_difference(one: Logits, other: Logits) -> float:
-    """Return the largest relative difference between a row of `one` and that row of `other`.
+    """Return the largest relative difference between a row of `one` and the same row of `other`.
 
     A row holds the logits at one position. The relative difference of two rows is RMS(one − other)
     / RMS(other). The result is infinite if a logit is NaN or infinite.

@@ -29,7 +29,7 @@ def first_wrong_kernel(function: Callable[[], Any]) -> str:
 
 
 class _BesideNumPy(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that describes in `wrong` the first operation that differs from NumPy."""
+    """A dispatch mode whose `wrong` describes the first operation that differs from NumPy."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

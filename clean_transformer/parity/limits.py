@@ -1,12 +1,13 @@
-"""How large a rounding error may be: the limits and the scale G for each kind of operation.
+"""How large a rounding error may be, for each kind of operation.
 
-Activations (`activations/`) and ATen operations (`operations/`) are checked with these limits. An
-error is judged by the dimensionless ratio |device − exact| / (u G + η):
+Activations (`activations/`) and ATen operations (`operations/`) are checked with these limits. The
+limits apply to the error ratio |device − exact| / (u G + η), the error in units of about one
+rounding error:
 
 - `exact` is the result computed in float64 from the device's own inputs.
 - u is the unit roundoff of the dtype: the largest relative error of one rounding.
-- G is, for each element of the result, the size of the terms that the operation adds up. For a
-  matrix product, G is Σ|xW|.
+- G says, for each element of the result, how large the numbers are that the operation rounds. For a
+  matrix product, G is Σ|xW|, the sum of the absolute values of the terms.
 - η is the underflow threshold of the dtype: devices may flush smaller numbers to 0.
 
 BLAS (in DMMCH) and LAPACK test with this ratio too (Dongarra et al. 1990). The underflow term is
@@ -37,18 +38,18 @@ Size = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of operation and the limits of its error ratio.
+    """A kind of operation, and the limits of its error ratio (see the top of this file).
 
-    A ratio of at most `healthy` is PASS. A ratio above `wrong` is WRONG, because rounding cannot
-    explain the error. A ratio between these limits is DEGRADED. For sums of k terms, the limits
-    depend on k and on the dtype:
+    The verdict is PASS for a ratio of at most `healthy`. It is WRONG for a ratio above `wrong`,
+    because rounding cannot explain the error. It is DEGRADED between these limits. For sums of k
+    terms, the limits depend on k and on the dtype:
 
-    If `wrong` is None, the limit is k instead, or the healthy limit if that is larger. The reason
-    is that a sum of k terms has an error of at most γ_k Σ|xW|, with γ_k = k u / (1 − k u) (Higham,
-    §3.1). In half precision (bfloat16 or float16), the limit is `healthy` instead of k.
+    If `wrong` is None, the upper limit is k, or the healthy limit if that is larger. The reason is
+    that a sum of k terms has an error of at most γ_k Σ|xW|, with γ_k = k u / (1 − k u) (Higham,
+    §3.1). In half precision (bfloat16 or float16), the upper limit is then the healthy limit.
 
     `healthy_per_root` is λ in the probabilistic bound λ √k u. In float32 and float64, the healthy
-    limit is the maximum of `healthy` and λ √k. A kind of sum has a λ if all terms may have the same
+    limit is the maximum of `healthy` and λ √k. λ is not 0 if all terms of the sum may have the same
     sign, as in an average, because the errors of such sums grow like √k. A healthy error exceeds
     the bound with probability 2 exp(−λ²/2) (Higham and Mary 2019, theorem 2.4), which is 3e-14 for
     λ = 8.
@@ -73,13 +74,13 @@ class Kind:
         return healthy, max(healthy, float(terms)) if self.wrong is None else self.wrong
 
     def dominated(self, terms: int, u: float) -> float:
-        """Return λ √k for k = `terms`: the healthy limit of error / (u · `typical_size`).
+        """Return 8 √k for k = `terms`: the largest healthy value of error / (u · `typical_size`).
 
-        A few large terms can make up most of Σ|xW|, as in the gradient of a loss with respect to
-        the logits. Then nearly every partial sum is about as large as these terms. So each of the k
-        additions makes a rounding error of similar size, and the errors grow like √k, as if all
-        terms had one sign. The partial sums are about as large as `typical_size`, and at most
-        Σ|xW|. In half precision, the result is 0, because kernels accumulate such sums in float32.
+        This limit is for sums in which a few large terms make up most of Σ|xW|, as in the gradient
+        of a loss with respect to the logits. Nearly every partial sum is then about as large as
+        these terms. So each of the k additions makes a rounding error of similar size, and the
+        errors grow like √k. In half precision, the result is 0, because kernels accumulate such
+        sums in float32.
         """
         return 0.0 if u > ACCUMULATOR else DEVIATIONS * math.sqrt(terms)
 
@@ -142,23 +143,25 @@ STEPS = 40
 
 
 def largest_drift(cfg: Config, dtype: torch.dtype) -> float:
-    """Return the largest relative error that rounding can cause in the logits if no sum cancels.
+    """Return the largest relative error that rounding can cause in the logits.
 
-    Each of n roundings multiplies a result by a factor 1 + δ with |δ| ≤ u. Together they change the
-    result by at most γ_n ≈ n u (Higham, lemma 3.1). n is the number of roundings on the longest way
-    from the embeddings to a logit. A sum of k terms counts as k roundings, and STEPS is the number
-    of the other operations in a block. Sums are rounded as in float32, also in half precision.
+    This assumes that no large terms cancel in a sum. Each of n roundings multiplies a result by a
+    factor 1 + δ with |δ| ≤ u. Together they change the result by at most γ_n ≈ n u (Higham, lemma
+    3.1). n is the number of roundings on the longest way from the embeddings to a logit.
     """
+    # A sum of k terms counts as k roundings, and STEPS is the number of the other operations in a
+    # block. Sums are rounded as in float32, also in half precision.
     lengths = 6 * cfg.d_model + cfg.d_head + 2 * cfg.n_ctx + cfg.n_heads * cfg.d_head + cfg.d_mlp
     u = UNIT_ROUNDOFF[dtype]
     return (cfg.n_layers + 1) * (STEPS * u + lengths * min(u, ACCUMULATOR))
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Return the relative error that is always healthy in this dtype.
+    """Return a relative error that is healthy for every result in this dtype.
 
-    It is the unit roundoff, except in float64. In float64, the oracle rounds as much as the device,
-    so the result is larger: SAME_FUNCTION / (WRONG_FACTOR × HEALTHY_RHO).
+    It is the unit roundoff, except in float64. The exact results are computed in float64, too, and
+    are rounded as much. So the value for float64 is larger: SAME_FUNCTION / (WRONG_FACTOR ×
+    HEALTHY_RHO).
     """
     if dtype == torch.float64:
         return SAME_FUNCTION / (WRONG_FACTOR * HEALTHY_RHO[dtype])
@@ -168,8 +171,9 @@ def rounding(dtype: torch.dtype) -> float:
 def verdict_of(ratio: float, healthy: float, wrong: float, precision: str = "") -> Verdict:
     """Return the verdict for an error ratio: PASS, DEGRADED or WRONG.
 
-    PASS up to `healthy`, WRONG above `wrong`. If `precision` names a lower precision that explains
-    the error, the verdict is never WRONG.
+    The verdict is PASS up to the limit `healthy`, WRONG above the limit `wrong`, and DEGRADED
+    between. If `precision` names a lower precision that explains the error, the verdict is never
+    WRONG.
     """
     if ratio <= healthy:
         return Verdict.PASS
@@ -179,13 +183,14 @@ def verdict_of(ratio: float, healthy: float, wrong: float, precision: str = "") 
 def lower_precision(
     error: Tensor, ratios: Tensor, typical: Tensor, healthy: float, u: float
 ) -> str:
-    """The lower precision that explains all errors of a float32 product: "TF32", "bfloat16" or "".
+    """Return the lower precision that explains all errors of a float32 product.
 
+    The result is "TF32", "bfloat16", or "" if no precision fits or if `u` is not that of float32.
     `error`, `ratios` and `typical` have the shape of the product; `typical` comes from
     `typical_size`. A lower precision explains the errors if two conditions hold. First, the median
     ratio is above `healthy`: a lower precision changes nearly all elements, while a faulty kernel
     changes only some. Second, no error is larger than SELDOM_EXCEEDED × the lower precision's unit
-    roundoff × `typical`. Returns "" if no precision fits, or if `u` is not that of float32.
+    roundoff × `typical`.
     """
     if u != ACCUMULATOR or float(ratios.median()) <= healthy:
         return ""
@@ -197,17 +202,17 @@ def lower_precision(
 def typical_size(exact: Tensor, squares: Tensor) -> Tensor:
     """Return |exact| + √Σ(xW)² for a sum of products Σ xW; `squares` is Σ(xW)².
 
-    If the sum and its terms are rounded independently, a typical error is u times the result.
+    If the sum and its terms are rounded independently, a typical error is u times this value.
     """
     return exact.abs() + squares.sqrt()
 
 
 def error_ratios(error: Tensor, scale: Tensor, u: float, dtype: torch.dtype) -> Tensor:
-    """Return error / (u G + η) for each element of a result of the given dtype.
+    """Return the error ratio error / (u G + η) of each element of a result of the given dtype.
 
-    `error` is |device − exact|, and `scale` is G. The ratio is infinite where the error is NaN.
-    Where G is 0, the exact result is 0. There η is left out, so that any error has an infinite
-    ratio.
+    `error` is |device − exact|, `scale` is G, and η is the underflow threshold. The ratio is
+    infinite where the error is NaN. Where G is 0, the exact result is 0. There η is left out, so
+    that any error has an infinite ratio.
     """
     allowed = u * scale + torch.where(scale == 0, scale, smallest_kept(dtype))
     return torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
@@ -224,12 +229,13 @@ def square(x: Any) -> Any:
 
 
 def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tensor:
-    """Return G of a sum of products Σ xW. `terms(abs)` is Σ|xW|, and `terms(square)` is Σ(xW)².
+    """Return the G of a sum of products Σ xW. The allowed error is proportional to G.
 
-    In float32 and float64, G is Σ|xW|. In half precision, G is |result| + √Σ(xW)² + (2⁻²⁴ / u)
-    Σ|xW|. With many terms, this G is smaller than Σ|xW|, but it is large enough: kernels compute
-    half-precision products exactly, sum them in float32, and round only the result to half
-    precision, once or a few times. With G = Σ|xW|, a wrong sum of thousands of terms could pass.
+    `terms(abs)` is Σ|xW|, and `terms(square)` is Σ(xW)². In float32 and float64, G is Σ|xW|. In
+    half precision, G is |result| + √Σ(xW)² + (2⁻²⁴ / u) Σ|xW|, which is smaller than Σ|xW| if there
+    are many terms. This is large enough: kernels compute half-precision products exactly, sum them
+    in float32, and round only the result to half precision, once or a few times. With G = Σ|xW|, a
+    wrong sum of thousands of terms could pass.
     """
     absolute = terms(abs)
     if u <= ACCUMULATOR:
@@ -239,11 +245,12 @@ def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tenso
 
 
 def softmax_scale(pattern: Tensor, scores: Tensor, dim: int) -> Tensor:
-    """Return G (see the top of this file) of softmax: p (1 + |s − max s|), for scores s, pattern p.
+    """Return the G of softmax: p (1 + |s − max s|), for scores s and pattern p.
 
-    Rounding s − max s changes exp(s − max s) by the relative error u |s − max s|. The same factor
-    bounds the error of the sum along `dim`. G is 0 where the pattern must be 0.
+    The allowed error is proportional to G. G is 0 where the pattern must be 0.
     """
+    # Rounding s − max s changes exp(s − max s) by the relative error u |s − max s|. The same factor
+    # bounds the error of the sum along `dim`.
     below_highest = (scores - scores.amax(dim, keepdim=True)).abs()
     return torch.where(pattern == 0, 0.0, pattern * (1 + below_highest))
 
@@ -253,10 +260,12 @@ def layer_norm_scales(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return G for three results of LayerNorm: the normalized x, the mean, and σ = √(var + eps).
 
-    The normalized x has G = (|x| + mean|x|) / σ, because rounding x − mean x causes an error of
-    u (|x| + mean|x|), which is then divided by σ. The mean has G = mean|x|. Let c = x − mean x. An
-    error δc changes σ by δσ = mean(c δc) / σ, so σ has G = mean(|c| (|x| + mean|x|) / σ) + σ.
+    The allowed error of a result is proportional to its G. The normalized x has G = (|x| + mean|x|)
+    / σ, the mean has G = mean|x|, and σ has G = mean(|c| (|x| + mean|x|) / σ) + σ, where c = x −
+    mean x.
     """
+    # Rounding x − mean x causes an error of u (|x| + mean|x|), which is then divided by σ. With
+    # c = x − mean x, an error δc changes σ by δσ = mean(c δc) / σ.
     mean_size = x.abs().mean(axes, keepdim=True)
     centered = x - x.mean(axes, keepdim=True)
     sigma = (centered.square().mean(axes, keepdim=True) + eps).sqrt()
@@ -265,7 +274,10 @@ def layer_norm_scales(
 
 
 def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
-    """G of GELU: ½|x| (1 + |tanh(…)|) for the tanh form, ½|x| (1 + |erf(…)|) for the erf form."""
+    """Return the G of GELU: ½|x| (1 + |tanh(…)|), or ½|x| (1 + |erf(…)|) for the erf form.
+
+    The allowed error is proportional to G.
+    """
     if approximate == "tanh":
         inner = (math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))).tanh()
     else:
@@ -274,25 +286,27 @@ def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> Tensor:
-    """Return the sum that `terms(size)` must return for fused attention (see `sum_scale`).
+    """Return what `terms(size)` must return in a call of `sum_scale` for fused attention.
 
-    `size` is `abs` or `square`. `pattern` is p. `scores` is not the signed score s, but S = |q||k|
-    scale + |mask|. For `abs`, the result is Σⱼ pⱼ|vⱼ| (1 + Sⱼ + Σₗ pₗSₗ). The 1 stands for the
-    rounding of pⱼ. The other terms stand for the rounding of the scores: a score has an error of u
-    S, and to first order δp = p (δs − Σₗ pₗ δsₗ), so that |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ). For
-    `square`, which only half precision needs, the result is Σ(pⱼvⱼ)², because a half-precision
-    kernel keeps the scores in float32, and rounds only p and the result.
+    `size` is `abs` or `square`. `pattern` is the attention pattern p. `scores` has a bound S on the
+    absolute value of each score: |q||k| scale + |mask|. For `abs`, the result is Σⱼ pⱼ|vⱼ| (1 + Sⱼ
+    + Σₗ pₗSₗ). For `square`, the result is Σ(pⱼvⱼ)².
     """
+    # Only half precision needs the squares. A half-precision kernel keeps the scores in float32,
+    # and rounds only p and the result.
     if size is square:
         return square(pattern) @ square(v)
-    spread = 1 + scores + (pattern * scores).sum(-1, keepdim=True)
-    return (pattern * spread) @ v.abs()
+    # The 1 stands for the rounding of pⱼ, and the other terms for the rounding of the scores. A
+    # score has an error of u S, and to first order δp = p (δs − Σₗ pₗ δsₗ), so that
+    # |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ).
+    weighted = pattern * scores
+    return weighted @ v.abs() + (1 + weighted.sum(-1, keepdim=True)) * (pattern @ v.abs())
 
 
 def attention_squares(pattern: Tensor, scores: Tensor, v: Tensor) -> Tensor:
     """Return Σ(pⱼvⱼ(1 + |sⱼ|))², the argument `squares` of `typical_size` for fused attention.
 
-    `pattern` is p and `scores` is s, with its signs. The factor 1 + |sⱼ| covers the rounding of
-    the scores: rounding sⱼ changes pⱼ by the relative error u |sⱼ|.
+    `pattern` is p, and `scores` has the signed scores s. The factor 1 + |sⱼ| is there because
+    rounding sⱼ changes pⱼ by the relative error u |sⱼ|.
     """
     return square(pattern * (1 + scores.abs())) @ square(v)

@@ -1,4 +1,4 @@
-"""Finds the ATen operation that causes the first bad activation."""
+"""Finds the ATen operation that causes the first activation with too large an error."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +20,13 @@ from clean_transformer.parity.operations.script import reproduction_script
 class Located:
     """A description of the first wrong operation, for the report.
 
-    `where` is the activation or the probe in which the operation was found. `operation` is the
-    operation's ATen name, and `operands` describes the dtype and the memory layout of each tensor
-    argument. `ratio` is the largest error ratio (see `parity/limits.py`), and `bits` is the number
-    of correct bits. `diagnosis` says under which condition the operation is wrong, for example if
-    an argument is not contiguous. `known` describes the entries of `operations/known_issues.py`
-    that the call matches. A match suggests a cause, but does not prove it. `script` is a Python
-    script that reproduces the error and needs only torch.
+    `where` is the activation, or the check of a single operation, in which the operation was found.
+    `operation` is the operation's ATen name, and `operands` describes the dtype and the memory
+    layout of each tensor argument. `ratio` is the largest error in units of one rounding error (see
+    `Judgment`), and `bits` is the number of correct bits. `diagnosis` says under which condition
+    the operation is wrong, for example if an argument is not contiguous. `known` describes the
+    entries of `operations/known_issues.py` that the call matches. A match suggests a cause, but
+    does not prove it. `script` is a Python script that reproduces the error and needs only torch.
     """
 
     where: str
@@ -45,9 +45,9 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
     The search has two steps. First, the submodule that computes this activation runs alone, on the
     inputs that it gets when `module` runs on `inputs`, and all its operations are checked. If all
     of them are right, the whole `module` runs on `inputs`, because the wrong operation may be
-    outside of the submodule. `path` says which hook points are watched (see `PATHS` in
-    `activations/isolated.py`). Returns None if neither run has a wrong operation, or if the
-    submodule is not a `HookedModule`.
+    outside of the submodule. In both runs, hooks watch the activations that belong to `path`:
+    "fused", "explicit" or "per head" (see `PATHS` in `activations/isolated.py`). Returns None if
+    neither run has a wrong operation, or if the submodule is not a `HookedModule`.
     """
     owner = owner_of(name)[0]
     part = module.get_submodule(owner)
@@ -61,7 +61,10 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
 
 
 def in_words(finding: Finding, where: str) -> Located:
-    """Describe a finding for the report. `where` is the activation or the probe of the finding."""
+    """Describe the wrong call `finding` for the report.
+
+    `where` is the activation, or the check of a single operation, in which the call was found.
+    """
     known = [describe_issue(issue) for issue in match(finding)]
     return Located(
         where=where,

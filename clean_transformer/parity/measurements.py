@@ -1,4 +1,8 @@
-"""Measures the errors of a model on a device: isolated errors, drift, and single operations."""
+"""Measures a model's errors on a device, and checks single operations.
+
+An isolated error is what the device itself introduces in one activation. Drift is the error that an
+activation has accumulated since the first layer.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -43,10 +47,11 @@ DRAWS = 3
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under test, with its float64 oracle and the tokens that the measurements need.
+    """The model under test, the same model in float64, and the tokens for the measurements.
 
-    `model` is on the device under test. `exact` builds the model's parts in float64. `tokens` are
-    on the CPU. `autocast` is the dtype of autocast, or None if the model runs without autocast.
+    `model` is on the device under test. `exact` builds single modules of the model in float64 on
+    the CPU; their results count as exact. `tokens` are on the CPU. `autocast` is the dtype of
+    autocast, or None if the model runs without autocast.
     """
 
     model: DemoTransformer
@@ -77,9 +82,9 @@ class Subject:
 class DeviceRecord:
     """Activations from one run of the model on the device.
 
-    `inputs` maps the path of each block, and of the last LayerNorm, to the input [batch pos
-    d_model] of this module. `normalized` is the output of the last LayerNorm. `logits` are the
-    model's output [batch pos d_vocab].
+    `inputs` maps the name of each block, such as "blocks.0", and of the last LayerNorm to the input
+    [batch pos d_model] of this module. `normalized` is the output of the last LayerNorm. `logits`
+    are the model's output [batch pos d_vocab].
     """
 
     inputs: dict[str, Float[Tensor, "batch pos d_model"]]
@@ -88,9 +93,9 @@ class DeviceRecord:
 
 
 def record_run(subject: Subject) -> DeviceRecord:
-    """Run the model on `subject.tokens`, on the device under test.
+    """Run the model on `subject.tokens`, on the device under test, and record activations.
 
-    No hook point has a hook, because the model would then run other kernels (see `PATHS` in
+    No hook point has a hook. With hooks, the model would run other kernels (see `PATHS` in
     `activations/isolated.py`).
     """
     model, calls = subject.model, dict[str, tuple[Tensor, Tensor]]()
@@ -112,12 +117,10 @@ def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor
     """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
 
     The inputs have lengths and memory layouts at which kernels are known to fail on some devices.
-    The block is the fourth block, because GPT-2's residual stream has its largest entries from
-    there on. If the model has fewer than four blocks, the block is the last one.
-
-    The oracle computes the inputs, because wrong values from the device could hide a fault. The
-    inputs are then moved to the device and the dtype of `like`.
+    They are computed in float64 on the CPU, because wrong values from the device could hide a
+    fault, and are then moved to the device and the dtype of `like`.
     """
+    # The fourth block, because GPT-2's residual stream has its largest entries from there on.
     layer, n_ctx = min(3, exact.cfg.n_layers - 1), exact.cfg.n_ctx
     with trusted():
         residual = sum(exact.embeddings(suite_tokens(exact.cfg, 2, n_ctx), None), torch.zeros(()))
@@ -139,19 +142,21 @@ def isolated_errors(
 ) -> tuple[list[Isolated], Located | None]:
     """Return the isolated error of each activation, and the first wrong operation or None.
 
-    The isolated error is the error that the device itself introduces in this activation.
+    The isolated error is the error that the device itself introduces in the activation.
 
-    Each block and the last LayerNorm run on their inputs in `record`, once for each path of
-    `PATHS`. One block also runs on each of the `cliff_inputs`. If the model has black boxes (see
-    `activations/black_box.py`), each module runs only once, and only its output, or the outputs of
-    its `leaves`, are judged. Embeddings and logits are not judged here, but in the use `forward`
-    (see `uses/judge.py`). Before each module, `on_step` gets a text with the module's path. Only
-    one module at a time is in memory in float64. If a run raises an exception, `attempts` keeps the
-    exception, and the next run follows.
+    Each block and the last LayerNorm run alone on their inputs in `record`. They run once for each
+    entry of `PATHS`, because the hook points that have hooks decide which kernels run. One block
+    also runs on each of the `cliff_inputs`. If a module of the model is compiled or optimized, its
+    inner activations cannot be watched. Then each module runs only once, and only the outputs of
+    modules are judged. Embeddings and logits are judged elsewhere (see `uses/judge.py`).
+
+    Before each module, `on_step` gets a text with the module's name. Only one module at a time is
+    in memory in float64. If a run raises an exception, `attempts` keeps the exception, and the next
+    run follows.
 
     If an activation does not pass, `locate` searches for the first wrong operation that contributes
     to the first such activation. The second result is None if every activation passes, if the
-    search finds no wrong operation, or if the model has black boxes.
+    search finds no wrong operation, or if a module is compiled or optimized.
     """
     model, (batch, length) = subject.model, subject.tokens.shape
     case, is_watched = f"{batch} × {length} tokens", not has_black_boxes(subject.model)
@@ -197,9 +202,9 @@ def isolated_errors(
 
 
 def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Located | None]:
-    """Run single operations on random tensors, called probes (see `operations/probes.py`).
+    """Run single operations on random tensors (see `operations/probes.py`).
 
-    Returns a check for every probe in every memory layout, and a description of the first wrong
+    Returns a check for every operation in every memory layout, and a description of the first wrong
     operation. The description is None if the error of every operation is healthy.
     """
     results = run_probes(device, dtype)
@@ -219,12 +224,12 @@ def probe_operations(device: str, dtype: torch.dtype) -> tuple[list[Check], Loca
 def end_to_end(
     subject: Subject, record: DeviceRecord, reference: str | None
 ) -> tuple[list[EndToEnd], Impact, float]:
-    """Return the drift of the residual stream, the impact, and the limit of the invariants.
+    """Return the drift of the residual stream, its effect on the predictions, and a limit.
 
-    Drift is the error that an activation has accumulated since the first layer. The impact says how
-    much the device's errors change the predictions. The limit is the largest difference that the
-    logits of two healthy runs may have (see `allowed` in `check_invariants`). If `reference` names
-    a reference, the results for drift also hold the reference's own error on the CPU.
+    Drift is the error that an activation has accumulated since the first layer. The limit is the
+    largest difference that the logits of two healthy runs may have (see `allowed` in
+    `check_invariants`). If `reference` names another implementation of GPT-2, the results for drift
+    also hold the error of this implementation on the CPU.
     """
     healthy, cfg = HEALTHY_RHO[subject.dtype], subject.exact.cfg
     outputs = [*record.inputs.values(), record.normalized, record.logits]
@@ -248,11 +253,11 @@ def end_to_end(
 
 
 def _float64_run(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Run the oracle once exactly, and DRAWS times under `RandomRounding`, module by module.
+    """Run the model in float64, once exactly and DRAWS times with random rounding errors.
 
     Yields (name, exact, moved) for each activation of the residual stream, for the output of the
     last LayerNorm, and for the logits. `exact` is the exact value. `moved` has the values of the
-    runs under random rounding, concatenated along the batch. For the logits, which are the largest
+    runs under `RandomRounding`, concatenated along the batch. For the logits, which are the largest
     activation, `moved` has the values of only one run.
     """
     exact, inexactly = subject.exact, RandomRounding(subject.exact.dtype, subject.autocast)
@@ -277,11 +282,11 @@ def _float64_run(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
 def _reference_errors(
     exact: ExactParts, tokens: Int[Tensor, "batch pos"], name: str, activations: dict[str, Tensor]
 ) -> dict[str, float]:
-    """Return the root mean square error of each activation in the reference `name`.
+    """Return the root mean square error of each activation in another implementation of GPT-2.
 
-    `activations` has the exact values. The reference runs on the CPU in the dtype of the model
-    under test. Activations that the reference does not cache, or caches in another shape, are left
-    out.
+    `name` is the name of this implementation. It runs on the CPU in the dtype of the model under
+    test. `activations` has the exact values. Activations that the implementation does not cache, or
+    caches in another shape, are left out.
     """
     state = {key: value.to(exact.dtype) for key, value in exact.state.items()}
     theirs = REFERENCES[name](exact.cfg, state)

@@ -1,4 +1,4 @@
-"""The modes in which the suite runs a model.
+"""The modes in which the suite runs a model, such as "eager" and "compiled".
 
 This file does not import PyTorch, because `--help` lists the modes and must be fast.
 """

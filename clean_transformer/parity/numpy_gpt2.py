@@ -1,4 +1,4 @@
-"""GPT-2's forward pass in NumPy: an oracle that shares no kernel with PyTorch.
+"""GPT-2's forward pass in NumPy, to check PyTorch's results without a kernel of PyTorch.
 
 `weights` maps our parameter names to float64 arrays. In the function of a module, such as `mlp`,
 the names are relative to this module, such as "W_in". `x` is [pos d_model], without a batch axis.

@@ -1,4 +1,7 @@
-"""The oracle (the same module in float64 on the CPU), and the precision of each dtype."""
+"""Makes the oracle: a float64 copy of a module on the CPU, whose results count as exact.
+
+The file also has the unit roundoff and the underflow threshold of each dtype.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +50,7 @@ def trusted() -> Iterator[None]:
 
     The device faults that `inject` plants are dispatch modes, so they do not affect operations in
     this block. `Elementary` computes LayerNorm, softmax and GELU in float64 without the CPU's fused
-    kernels, so a fault of these kernels does not affect the oracle.
+    kernels. So a faulty fused kernel does not make the exact results wrong.
     """
     with _disable_current_modes(), Elementary():
         yield

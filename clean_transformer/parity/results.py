@@ -1,4 +1,4 @@
-"""The classes that hold the results of the parity suite, and helpers for their rows."""
+"""The classes that hold the results of the parity suite."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,11 +26,12 @@ WATCHED = ("explicit", "per head")
 
 @dataclass(frozen=True)
 class UseSummary:
-    """One line of the report: the worst verdict of all uses (see `Use`) with the same name.
+    """One line of the report: the verdict on one way to call the model, such as "generate".
 
-    `means` says what a person does in this use, such as "generating text". `wrong_from` is the
-    first position with too large an error, or None (see `UseResult`). `reason` says why the verdict
-    is ERROR or NOT CHECKED. It is empty for other verdicts.
+    `name` is the short name of this way, and `means` says what a person then does, such as
+    "generating text". `wrong_from` is the first position with too large an error, or None (see
+    `UseResult`). `reason` says why the verdict is ERROR or NOT CHECKED. It is empty for other
+    verdicts.
     """
 
     name: str
@@ -44,14 +45,15 @@ class UseSummary:
 class DeviceRun:
     """The results of `check_device` for one device, dtype and mode.
 
-    `settings` holds the device's precision settings. `uses` has the result of each use. `isolated`
-    has the error that the device introduces in each activation. `end_to_end` has the drift of each
-    activation. `invariants` holds the checks of `invariants.py`, and `probes` holds the checks of
-    single operations. `errors` describes all other measurements that raised an exception. (If a
-    use, an invariant or a single operation raises an exception, its own row describes the
-    exception.) `impact` says how much the device's errors change the predictions. `located` is the
-    first wrong operation, or None if no wrong operation was found. If nothing ran, `not_checked` is
-    the reason.
+    `settings` holds the device's precision settings. `uses` has a result for each way to call the
+    model, such as generating text. `isolated` has the error that the device introduces in each
+    activation. `end_to_end` has the drift: the error that each activation has accumulated since the
+    first layer. `invariants` holds the checks of `invariants.py`, and `probes` holds the checks of
+    single operations. If one of these checks raises an exception, its result describes the
+    exception. `errors` describes all other measurements that raised an exception.
+
+    `impact` says how much the device's errors change the predictions. `located` is the first wrong
+    operation, or None if no wrong operation was found. If nothing ran, `not_checked` is the reason.
     """
 
     device: str
@@ -70,21 +72,21 @@ class DeviceRun:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of all rows and checks."""
+        """The worst verdict of all results."""
         return worst(verdicts(self.isolated, self.uses, self._rest))
 
     @property
     def first_failure(self) -> Isolated | EndToEnd | Check | None:
-        """The first row or check that is WRONG or DEGRADED.
+        """The first result with the verdict WRONG or DEGRADED.
 
-        If there is none, the result is the first row or check with the worst verdict, ERROR or NOT
-        CHECKED. If everything passed, the result is None.
+        If there is none, this is the first result with the worst verdict, ERROR or NOT CHECKED. If
+        everything passed, it is None.
 
-        The order is: isolated errors, uses, drift, invariants, single operations, other
-        measurements that raised an exception. Isolated errors come first because they show where an
-        error begins. Drift does not show this, because it also contains the errors of earlier
-        activations. Within the isolated errors, within each use and within the drift, the rows are
-        in the order of the forward pass.
+        The order is: `isolated`, `uses`, `end_to_end`, `invariants`, `probes`, `errors`. The
+        isolated errors come first because they show where an error begins. The drift in
+        `end_to_end` does not show this, because it also contains the errors of earlier activations.
+        Within `isolated`, `end_to_end` and each of the `uses`, the results are in the order of the
+        forward pass.
         """
         in_order = (row for rows in by_activation(self.isolated).values() for row in rows)
         in_uses = (row for use in self.uses for row in use.rows)
@@ -92,13 +94,14 @@ class DeviceRun:
 
     @property
     def by_use(self) -> list[UseSummary]:
-        """One summary for each name of a use.
+        """One summary for each way to call the model, such as "generate".
 
-        Several uses can have the same name, but read different tokens. Then the summary describes
-        the use with the worst verdict. The verdict of "hooks" is the worst verdict of the
-        `isolated` rows with a path in WATCHED. The verdict of "forward" includes all other
-        `isolated` rows, the drift and the invariants. A check in `errors` counts for "hooks" if its
-        name ends with a path in WATCHED, and otherwise for "forward".
+        If `uses` has several results with the same name, for different tokens, the summary
+        describes the worst of them. The summary "hooks" is for runs in which hooks watch inner
+        activations. It has the worst verdict of the `isolated` results whose `path` is in WATCHED,
+        and of the checks in `errors` whose name ends with such a path. The summary "forward"
+        includes all other results in `isolated` and `errors`, and those in `end_to_end` and
+        `invariants`.
         """
         found: dict[str, list[UseSummary]] = {}
         for result in self.uses:
@@ -161,9 +164,10 @@ class SuiteReport:
 
     `weights` says where the weights come from. `tokens` is the shape (batch, pos) of the tokens.
     `environment` describes the software and the processor. `same_function` says whether the model
-    is the same function as the reference. If this was not checked, `same_function` is None,
-    `no_reference` is the reason, and `without_reference` is the verdict: NOT CHECKED, or ERROR
-    after an exception. `runs` has the results for each device, dtype and mode.
+    is the same function as the reference, another implementation of GPT-2. If this was not checked,
+    `same_function` is None, `no_reference` is the reason, and `without_reference` is the verdict:
+    NOT CHECKED, or ERROR after an exception. `runs` has the results for each device, dtype and
+    mode.
     """
 
     weights: str
@@ -207,23 +211,24 @@ class SuiteReport:
 
 
 def reason(rows: Sequence[Isolated | EndToEnd | Check]) -> str:
-    """Say why the worst verdict of the rows is ERROR or NOT CHECKED.
+    """Say why the worst verdict of the results is ERROR or NOT CHECKED.
 
-    Return "" if a row is WRONG or DEGRADED, or if all rows pass.
+    Return "" if a verdict is WRONG or DEGRADED, or if all results pass.
     """
     first = first_failure(rows)
     return first.note if isinstance(first, Check) and not first.verdict.is_bad else ""
 
 
 def verdicts(*groups: Iterable[Isolated | EndToEnd | Check | UseResult]) -> Iterator[Verdict]:
-    """Return the verdict of every row of every group."""
+    """Return the verdict of every result in every group."""
     return (row.verdict for rows in groups for row in rows)
 
 
 def first_failure(rows: Sequence[Failure]) -> Failure | None:
-    """Return the first row that is WRONG or DEGRADED.
+    """Return the first result with the verdict WRONG or DEGRADED.
 
-    If there is none, return the first row with the worst verdict. If all rows pass, return None.
+    If there is none, return the first result with the worst verdict. If all results pass, return
+    None.
     """
     bad = next((row for row in rows if row.verdict.is_bad), None)
     failures = [row for row in rows if row.verdict is not Verdict.PASS]
@@ -231,21 +236,16 @@ def first_failure(rows: Sequence[Failure]) -> Failure | None:
 
 
 def first_bad_activation(rows: list[Isolated]) -> Isolated | None:
-    """Return the first row that does not pass, or None if all rows pass.
-
-    The rows are searched in the order of `by_activation`, which is that of the forward pass.
-    """
+    """Return the first result that does not pass, in the order of the forward pass, or None."""
     in_order = (row for same in by_activation(rows).values() for row in same)
     return next((row for row in in_order if row.verdict is not Verdict.PASS), None)
 
 
 def by_activation(rows: list[Isolated]) -> dict[str, list[Isolated]]:
-    """Map each activation's name to its rows. The names are in the order of the forward pass.
-
-    The rows with the same `case` and `path` come from one run, and are in the order of the forward
-    pass. But no run watches every activation. So the run with the most rows decides the order of
-    the names, and names that are missing in this run follow at the end.
-    """
+    """Group the results by the activation's name, in the order of the forward pass."""
+    # The results with the same `case` and `path` come from one run, and are in the order of the
+    # forward pass. But no run watches every activation. So the run with the most results decides
+    # the order of the names, and names that are missing in this run follow at the end.
     watched = grouped(rows, lambda row: (row.case, row.path)).values()
     names = (row.name for same in sorted(watched, key=len, reverse=True) for row in same)
     same_name = grouped(rows, lambda row: row.name)

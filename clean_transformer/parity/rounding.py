@@ -1,10 +1,11 @@
 """Estimates how much rounding alone changes a module's output, without running a device.
 
-The module runs in float64 under `RandomRounding`. After each operation, `RandomRounding` adds to
-every element of the result a normal random number times the operation's u G (see
-`parity/limits.py`), as if a device had rounded the element (Monte Carlo arithmetic, Parker 1997).
-The output then changes about as much as on a healthy device, in whatever order the device sums. No
-kernel in the device's dtype runs here, so a wrong kernel cannot make the allowed error larger.
+The module runs in float64 under `RandomRounding`, which adds a random number to every element of
+each operation's result, as if a device had rounded the element (Monte Carlo arithmetic, Parker
+1997). The random number is normal. Its standard deviation is u G, about the size of one rounding
+error (see `parity/limits.py`). The output then changes about as much as on a healthy device, in
+whatever order the device sums. No kernel in the device's dtype runs here, so a wrong kernel cannot
+make the allowed error larger.
 """
 
 from typing import Any
@@ -20,7 +21,12 @@ from clean_transformer.parity.operations.bounds import (
     WITHOUT_VALUES,
     expected_outputs,
 )
-from clean_transformer.parity.operations.replay import Call64, computed, operation_name
+from clean_transformer.parity.operations.replay import (
+    Call64,
+    Expected,
+    computed,
+    operation_name,
+)
 from clean_transformer.parity.operations.rules import equal
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
@@ -55,11 +61,22 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # An operation without expected outputs draws random numbers or moves memory. It does not
         # round, so its result stays unchanged.
         expected = expected_outputs(Call64(func, args, keywords, dtype)) or []
-        output = func(*args, **keywords)
+        output = self._exact(func, expected)
+        if output is None:
+            output = func(*args, **keywords)
         results = tree_leaves(computed(func, args, keywords, output))
         for value, wanted in zip(results, expected, strict=False):
             if wanted is None or wanted.scale is None or not value.is_floating_point():
                 continue
-            moved = torch.randn(value.shape, generator=self.generator, dtype=value.dtype)
-            value.add_(moved * UNIT_ROUNDOFF[dtype] * wanted.scale.nan_to_num(0.0))
+            moved = torch.randn(value.shape, generator=self.generator)
+            value.add_(moved * wanted.scale.nan_to_num(0.0), alpha=UNIT_ROUNDOFF[dtype])
         return output
+
+    @staticmethod
+    def _exact(func: Any, expected: list[Expected | None]) -> Any:
+        """Return the exact outputs from `expected`, or None if `expected` lacks one of them."""
+        exact = [wanted.exact for wanted in expected if wanted and wanted.scale is not None]
+        returns = [str(each.type) for each in func._schema.returns]
+        if func._schema.is_mutable or returns != ["Tensor"] * len(exact):
+            return None
+        return exact[0] if len(exact) == 1 else tuple(exact)

@@ -1,7 +1,7 @@
-"""Checks whether our model is the same function as the reference.
+"""Checks whether our model is the same function as another implementation of GPT-2.
 
-Compares every activation of the two models in float64. The reference is another implementation of
-GPT-2 (see `parity/references`).
+The other implementation is called the reference (see `parity/references`). Every activation of the
+two models is compared in float64.
 """
 
 import math
@@ -55,7 +55,7 @@ class Comparison:
     def verdict(self) -> Verdict:
         """NOT CHECKED if `name` is empty; otherwise PASS up to the tolerance, and WRONG above it.
 
-        A NaN error is WRONG.
+        The verdict is also WRONG if the error is NaN.
         """
         if not self.name:
             return Verdict.NOT_CHECKED
@@ -66,11 +66,11 @@ class Comparison:
 class ParityReport:
     """The answer to the question whether our model is the same function as the reference.
 
-    `reference` is the name of the reference with its version. `rows` has one comparison for each
-    key of the reference's cache, in the order of the cache. If the models also ran on a text of
-    n_ctx tokens, the comparisons on this text follow (see `LONG`). `weights` is a sentence that
-    says which code read the weights of the reference. If our loader read them, the comparison
-    cannot find a fault of our loader.
+    `reference` is the name and version of another implementation of GPT-2. `rows` has one
+    comparison for each activation in this reference's cache, in the order of the cache. If the
+    models also ran on a text of n_ctx tokens, the comparisons on this text follow (see `LONG`).
+    `weights` is a sentence that says which code read the weights of the reference. If our loader
+    read them, the comparison cannot find a fault of our loader.
     """
 
     reference: str
@@ -79,17 +79,17 @@ class ParityReport:
 
     @property
     def coverage(self) -> tuple[int, int]:
-        """How many keys of the cache were compared, and how many keys the cache has."""
+        """How many activations in the reference's cache were compared, and how many there are."""
         return len({row.key for row in self.rows if row.name}), len({row.key for row in self.rows})
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the rows."""
+        """The worst verdict of the comparisons."""
         return worst(row.verdict for row in self.rows)
 
     @property
     def first_failure(self) -> Comparison | None:
-        """The first row that has the worst verdict, or None if everything passed."""
+        """The first comparison that has the worst verdict, or None if everything passed."""
         failures = (row for row in self.rows if row.verdict is self.verdict)
         return None if self.verdict is Verdict.PASS else next(failures, None)
 
@@ -104,9 +104,9 @@ def compare(
 ) -> ParityReport:
     """Run both models on the tokens, and compare every activation that the reference caches.
 
-    Both models must have the same weights, in float64. A `Comparison` passes if its `error` is at
-    most `tolerance`. An activation is compared only if `keep(name)` is true, where `name` is our
-    name for the activation.
+    `reference` is another implementation of GPT-2. Both models must have the same weights, in
+    float64. A `Comparison` passes if its `error` is at most `tolerance`. An activation is compared
+    only if `keep(name)` is true, where `name` is our name for the activation.
     """
     some = () if keep is everything else (lambda key: keep(reference.name(key)),)
     theirs = {
@@ -136,10 +136,8 @@ def compare(
 def _watched(
     model: DemoTransformer, tokens: Int[Tensor, "batch pos"], names: set[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run the model. Return the logits, and the outputs of the modules in `names` that ran.
-
-    `run_with_cache` would raise an error for a module that does not run.
-    """
+    """Run the model. Return the logits, and the outputs of the modules in `names` that ran."""
+    # `run_with_cache` would raise an error for a module that does not run.
     cache: dict[str, Tensor] = {}
 
     def keep(name: str, _: object, args: object, output: Tensor) -> None:

@@ -47,11 +47,11 @@ NO_ALLOWANCE = "the allowed difference comes from the drift, which could not be 
 
 
 def same_function(weights: Weights, reference: str) -> ParityReport:
-    """Compare our model with the named reference, in float64 on the CPU.
+    """Compare our model with another implementation of GPT-2, in float64 on the CPU.
 
-    If the reference can read the files of the weights itself, it does. Then the comparison also
-    finds a fault of our loader. All activations are compared on short texts. On a text of n_ctx
-    tokens, only the activations in `LONG` are compared.
+    `reference` is the name of this implementation. If it can read the files of the weights itself,
+    it does. Then the comparison also finds a fault of our loader. All activations are compared on
+    short texts. On a text of n_ctx tokens, only the activations in `LONG` are compared.
     """
     with trusted():
         state = {name: value.double() for name, value in weights.state.items()}
@@ -66,7 +66,7 @@ def same_function(weights: Weights, reference: str) -> ParityReport:
 
 
 def _reference(weights: Weights, name: str, state: State) -> tuple[Reference, str]:
-    """Return the reference, and a sentence that says which code read its weights."""
+    """Return the named reference, and a sentence that says which code read its weights."""
     read, why = READERS[name], "they are not in a folder that it can read"
     if weights.folder is not None and read is not None:
         try:
@@ -90,8 +90,8 @@ def check_device(
 ) -> DeviceRun:
     """Check how accurately a device runs the model, and find the first wrong operation.
 
-    If `reference` names a reference, the rows of drift (`end_to_end`) also hold the reference's own
-    error on the CPU. Before each step, `on_step` gets the name of the step.
+    If `reference` names another implementation of GPT-2, `end_to_end` of the result also holds the
+    error of this implementation on the CPU. Before each step, `on_step` gets the name of the step.
 
     Nothing runs if this machine does not have the device, if the device does not support the dtype
     or the mode, or if the dtype cannot represent the largest weights or activations. Then
@@ -172,10 +172,10 @@ def number_of_steps(cfg: Config) -> int:
 def _start(
     weights: Weights, device: str, dtype: torch.dtype, mode: str, entered: ExitStack
 ) -> Subject:
-    """Build the model under test on its device, and its float64 oracle.
+    """Build the model under test on its device, and the same model in float64 on the CPU.
 
-    The model must run under autocast, or with compiled modules, in some modes. `entered` keeps
-    these contexts open until it is closed.
+    In some modes, the model must run under autocast or with compiled modules. Closing `entered`
+    ends this.
     """
     with torch.device("meta"):
         model = DemoTransformer(weights.cfg)
@@ -202,12 +202,13 @@ def run_suite(
     no_reference: str = "",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> SuiteReport:
-    """Compare the model with the reference, and check every device, dtype and mode.
+    """Compare the model with a reference, and check every device, dtype and mode.
 
-    `reference` is the name of a reference, or None. Without a reference, the comparison is NOT
-    CHECKED, and the report gives `no_reference` as the reason. If the reference is not available,
-    the comparison is also NOT CHECKED, and the report says why. If the comparison raises an
-    exception, the devices are still checked. Before each step, `on_step` gets the name of the step.
+    `reference` is the name of another implementation of GPT-2, or None. Without a reference, the
+    verdict on the comparison is NOT CHECKED, and the report gives `no_reference` as the reason. If
+    the reference is not available, the verdict is also NOT CHECKED, and the report says why. If the
+    comparison raises an exception, the devices are still checked. Before each step, `on_step` gets
+    the name of the step.
     """
     same, without_reference = None, Verdict.NOT_CHECKED
     if reference is not None:

@@ -1,4 +1,4 @@
-"""The verdicts, the result of a check, and the tolerance for "the same function"."""
+"""The verdicts, the result of a check, and the tolerance for comparisons in float64."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Verdict(str, Enum):
 
     @property
     def is_bad(self) -> bool:
-        """Whether the check found a fault: DEGRADED or WRONG."""
+        """Whether the check found a fault: the verdict is DEGRADED or WRONG."""
         return self in (Verdict.DEGRADED, Verdict.WRONG)
 
 

@@ -30,8 +30,8 @@ NOT_SET, NOT_RECORDED = "not set", "not recorded"
 def environment() -> dict[str, str]:
     """Return what can change a result: versions, build, processor, threads, and settings.
 
-    Each environment variable that matches VARIABLES has a key of its own. A variable that is not
-    set has no key.
+    The result also has the environment variables that are set and match VARIABLES, such as
+    OMP_NUM_THREADS.
     """
     build = torch.__config__.show()
     found = {
@@ -61,7 +61,10 @@ def environment() -> dict[str, str]:
 
 
 def build_lines(found: Mapping[str, str]) -> list[str]:
-    """Describe an `environment` in one or two lines. The second has the environment variables."""
+    """Return one or two lines that describe the result of `environment()`.
+
+    The second line has the environment variables, if any are set.
+    """
     libraries = [
         f"{name} {found[key]}"
         for name, key in (("MKL", "mkl"), ("oneDNN", "onednn"))
@@ -80,7 +83,7 @@ def build_lines(found: Mapping[str, str]) -> list[str]:
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Return (key, old value, new value) for each key whose value differs.
 
-    Of the key "build", which has many words, only the words that differ are returned.
+    The value of the key "build" has many words. Only the words that differ are returned.
     """
     found = []
     for key in dict.fromkeys([*before, *after]):
@@ -134,9 +137,10 @@ def lowered_precision() -> dict[str, str]:
 
 @contextmanager
 def full_float32_precision(device_type: str) -> Iterator[None]:
-    """Multiply float32 numbers in float32 inside a `with` block, as far as PyTorch decides it.
+    """Inside a `with` block, multiply float32 numbers in float32 and not, for example, in TF32.
 
-    Environment variables have no effect any more: libraries read them only once.
+    This changes PyTorch's setting. It cannot change the effect of environment variables, which
+    libraries read only once.
     """
     name, owner, attribute = _precision_setting(device_type)
     if not name:

@@ -44,7 +44,7 @@ def number(value: int | float, digits: int = 3) -> str:
 
 
 def in_words(names: list[str]) -> str:
-    """Return a text that lists `names`; of more than three names, only three and the count."""
+    """Return a text that lists `names`. Of many names, it has three, and the number of all."""
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"

@@ -88,7 +88,7 @@ def size_of(tensors: Iterable[Tensor]) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Return ascending numbers as text, such as "0–3, 7"."""
+    """Return a list of ascending numbers as short text, such as "0–3, 7"."""
     runs = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
     spans = [[number for _, number in run] for _, run in runs]
     return ", ".join(f"{span[0]}–{span[-1]}" if span[1:] else f"{span[0]}" for span in spans)

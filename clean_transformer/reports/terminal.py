@@ -12,9 +12,9 @@ def heat_map_table(maps: Mapping[str, HeatMap]) -> Table:
     """Return a table with one row per activation.
 
     The first column has the name of the activation. The second column shows the squares of the
-    first map in `maps`, with one character per layer. Then there is one column per map. It has the
-    label of the activation's worst square in this map (see `HeatMap.worst`). The headings of these
-    columns are the keys of `maps`.
+    first map in `maps`, with one character per layer. Then there is one column per map, whose
+    heading is the map's key in `maps`. This column has the label of the activation's worst square
+    in the map.
     """
     drawn = next(iter(maps.values()))
     ruler = "".join(str(layer % 10) for layer in drawn.layers)

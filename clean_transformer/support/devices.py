@@ -4,7 +4,7 @@ import torch
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """Return the device called `name`. "auto" is the first available of cuda, mps and cpu.
+    """Return the device called `name`. For "auto", return the first available of cuda, mps, cpu.
 
     Raises `ValueError` for a device that PyTorch does not know or that this machine does not have.
     """
@@ -17,9 +17,9 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def known_device(name: str | torch.device) -> torch.device:
-    """Return the device called `name`. Raises `ValueError` if PyTorch does not know the name.
+    """Return the device called `name`, even if this machine does not have the device.
 
-    The machine need not have the device.
+    Raises `ValueError` if PyTorch does not know the name.
     """
     try:
         return torch.device(name)

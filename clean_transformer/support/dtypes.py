@@ -1,7 +1,7 @@
 """Chooses dtypes by name.
 
-This file imports PyTorch only inside a function, because the help texts of the command line list
-`DTYPES`, and must not import PyTorch.
+This file imports PyTorch only inside a function, so that the command line, whose help texts show
+`DTYPES`, starts quickly.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def choose_dtype(name: str) -> "torch.dtype":
-    """Return the dtype called `name`. Raises `ValueError` for a name that is not in `DTYPES`."""
+    """Return the dtype called `name`. Raises `ValueError` for an unknown name."""
     import torch
 
     if name not in DTYPES:

@@ -1,4 +1,4 @@
-"""Writes files atomically: other programs see the old file or the complete new file."""
+"""Writes files atomically: other programs see either the old file or the complete new file."""
 
 import errno
 import os
@@ -29,8 +29,8 @@ def require_folder(*files: Path | None) -> None:
 
     Call this function before a long computation whose results will be saved in these files.
     Entries of `files` that are None are ignored. Raises `FileNotFoundError` for a missing folder,
-    `IsADirectoryError` for a path that is a folder, and `PermissionError` without the right to
-    write.
+    `IsADirectoryError` for a path that is a folder, and `PermissionError` if we have no permission
+    to write.
     """
     for file in files:
         if file is None:
@@ -46,14 +46,14 @@ def require_folder(*files: Path | None) -> None:
 
 
 def target(file: Path) -> Path:
-    """Return the path of the file that is written for `file`: a link is followed to its end."""
+    """Return `file` as an absolute path without symbolic links."""
     return Path(os.path.realpath(file))
 
 
 def is_special(file: Path) -> bool:
-    """Whether `file` is a device, a pipe, or a file that this process has open, as /dev/stdout.
+    """Whether `file` is a device, a pipe, or a path in /dev or /proc, such as /dev/stdout.
 
-    Such a file must be written to, and not be replaced.
+    We write into such a file, instead of replacing it by a new file.
     """
     for _ in range(40):  # Linux follows 40 links
         if Path(os.path.abspath(file)).parts[1:2] in (("dev",), ("proc",)):
@@ -99,9 +99,9 @@ def remove_unfinished(folder: Path) -> None:
 
 @contextmanager
 def _staging(folder: Path, shown: Path) -> Iterator[Path]:
-    """Yield a new temporary folder in `folder`, and delete it at the end.
+    """Yield a new temporary folder in `folder`, and delete it at the end of the `with` block.
 
-    An error that the system reports, such as a full disk, is raised as an `OSError` for `shown`.
+    If an error is about a file in the temporary folder, the `OSError` names `shown` instead.
     """
     try:
         remove_unfinished(folder)
@@ -129,7 +129,7 @@ def _new_locked(folder: Path, lock: ExitStack) -> Path:
 
 
 def _number(error: BaseException) -> int | None:
-    """Return the `errno` of an error about an unfinished file, or None for another error."""
+    """Return the `errno` of an error in writing a temporary file, or None for any other error."""
     if isinstance(error, OSError):
         about_ours = error.filename is None or UNFINISHED in str(error.filename)
         return error.errno if about_ours else None
@@ -145,9 +145,9 @@ def atomic_file(file: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, for the caller to write.
 
     If the `with` block ends without an error, the temporary file replaces `file`, and gets the
-    permissions of `file`. Otherwise `file` stays as it was. If `file` is a link, the file that it
-    points to is replaced. A device or a pipe, such as /dev/stdout, gets the content of the
-    temporary file.
+    permissions of `file`. Otherwise `file` stays as it was. If `file` is a symbolic link, the file
+    that it points to is replaced. If `file` is a device or a pipe, such as /dev/stdout, the content
+    of the temporary file is written into it.
     """
     if is_special(file):
         with _staging(Path(gettempdir()), file) as unfinished:

@@ -1,4 +1,4 @@
-"""Protects changes of a model from Ctrl-C, so that each change is complete or undone."""
+"""Delays Ctrl-C while a model is changed, so that each change is complete or undone."""
 
 import signal
 from abc import abstractmethod
@@ -14,12 +14,12 @@ Change = TypeVar("Change", bound="Undoable")
 
 
 class Interrupts(AbstractContextManager["Interrupts"]):
-    """Makes a Ctrl-C wait until `close()` is called or the `with` block ends.
+    """Delays a Ctrl-C until `close()` is called or the `with` block ends.
 
-    After that, a waiting Ctrl-C usually raises `KeyboardInterrupt`: the earlier signal handler is
-    called. If `waits` is set to False, a Ctrl-C only waits if it comes while Python enters one of
-    the functions `guarded`. In a thread other than the main thread, this class does nothing,
-    because Python calls signal handlers only in the main thread.
+    Then the earlier signal handler is called, which usually raises `KeyboardInterrupt`. If the
+    attribute `waits` is set to False, a Ctrl-C is not delayed, unless Python runs the body of one
+    of the functions `guarded` when the Ctrl-C comes. In a thread other than the main thread, this
+    class does nothing, because Python calls signal handlers only in the main thread.
     """
 
     def __init__(self, *guarded: Callable[..., Any]):
@@ -36,7 +36,7 @@ class Interrupts(AbstractContextManager["Interrupts"]):
             self._before(number, frame)
 
     def let_in(self, run: Callable[..., Result], *inputs: Any, **arguments: Any) -> Result:
-        """Return `run(*inputs, **arguments)`. A Ctrl-C does not wait while `run` runs."""
+        """Return `run(*inputs, **arguments)`. A Ctrl-C during this call is not delayed."""
         self.waits = False
         try:
             return run(*inputs, **arguments)
@@ -44,13 +44,13 @@ class Interrupts(AbstractContextManager["Interrupts"]):
             self.waits = True
 
     def deliver(self) -> None:
-        """Call the earlier signal handler if a Ctrl-C waits."""
+        """Call the earlier signal handler if a Ctrl-C was delayed."""
         if self._pending:
             self._pending = False
             self._before(signal.SIGINT, None)
 
     def close(self) -> None:
-        """Put the earlier signal handler back, and call it if a Ctrl-C waits."""
+        """Put the earlier signal handler back, and call it if a Ctrl-C was delayed."""
         if signal.getsignal(signal.SIGINT) == self._handle and current_thread() is main_thread():
             before = self._before
             # Objects of this class may be closed in another order than they were made.
@@ -71,8 +71,9 @@ class Undoable(AbstractContextManager["Undoable"]):
     """A change that stays until `end` is called or the `with` block ends.
 
     A subclass makes the change in `make`, and undoes the change in `unmake`. A Ctrl-C at any moment
-    leaves the change complete or undone. Make an object with `Subclass(...).settled()`. `enders`
-    are the functions of the subclass that call `end`.
+    leaves the change complete or undone. Create objects with `Subclass(...).settled()`, because a
+    Ctrl-C is delayed until `settled` is called. `enders` are the methods of the subclass that call
+    `end`.
     """
 
     def __init__(self, *enders: Callable[..., Any]):
@@ -94,7 +95,10 @@ class Undoable(AbstractContextManager["Undoable"]):
         """Undo the change. If `make` raised an error, undo what `make` did before the error."""
 
     def settled(self: Change) -> Change:
-        """Return this object. If a Ctrl-C waits, undo the change and raise `KeyboardInterrupt`."""
+        """Return this object, and stop delaying Ctrl-C.
+
+        If a Ctrl-C was delayed, undo the change and raise `KeyboardInterrupt` instead.
+        """
         try:
             self._interrupts.deliver()
         except BaseException:
@@ -123,11 +127,10 @@ class Undoable(AbstractContextManager["Undoable"]):
 
 
 class _Closer:
-    """Closes the interrupts of an `Undoable` that is deleted before its `end` is called.
+    """Puts the earlier signal handler back if an `Undoable` is deleted before `end` is called."""
 
-    `Undoable.end` deletes its closer while a Ctrl-C waits, because Python ignores a
-    `KeyboardInterrupt` that comes inside of `__del__`. So `Undoable` itself has no `__del__`.
-    """
+    # `Undoable.end` deletes its closer while a Ctrl-C waits, because Python ignores a
+    # `KeyboardInterrupt` that comes inside of `__del__`. So `Undoable` itself has no `__del__`.
 
     def __init__(self, interrupts: Interrupts):
         self.interrupts: Interrupts | None = interrupts

@@ -10,8 +10,8 @@ from pkgutil import get_data
 def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` for a package, so that its imports are lazy.
 
-    The `__init__.py` of the package must import its public names as in this example, in which type
-    checkers and editors can find the names:
+    The `__init__.py` of the package must import its public names as in this example, so that type
+    checkers and editors find the names:
 
         if TYPE_CHECKING:
             from clean_transformer.config import Config as Config

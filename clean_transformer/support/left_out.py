@@ -78,17 +78,17 @@ LEFT_OUT = {
 def has_no(owner: object, name: str) -> str:
     """Return the message of the `AttributeError` for a missing attribute `name` of `owner`.
 
-    If `name` is in `LEFT_OUT`, the message says what to use instead.
+    If TransformerLens has the attribute (see `LEFT_OUT`), the message says what to use instead.
     """
     instead = f": {LEFT_OUT[name]}" if name in LEFT_OUT else ""
     return f"{type(owner).__name__!r} has no attribute {name!r}{instead}"
 
 
 def refuse(function: str, arguments: Iterable[str]) -> None:
-    """Raise `TypeError` for the first name in `arguments`. Do nothing if `arguments` is empty.
+    """Raise `TypeError` for the first of `arguments`, which `function` does not take.
 
-    If the name is in `LEFT_OUT`, the message says what to use instead. `function` is the name of
-    the called function.
+    `function` and `arguments` are names. If TransformerLens has the argument (see `LEFT_OUT`), the
+    message says what to use instead. If `arguments` is empty, nothing is raised.
     """
     for name in arguments:
         instead = f": {LEFT_OUT[name]}" if name in LEFT_OUT else ""
@@ -96,5 +96,8 @@ def refuse(function: str, arguments: Iterable[str]) -> None:
 
 
 def refuse_known(function: str, arguments: Iterable[str]) -> None:
-    """Raise `TypeError` if a name in `arguments` is in `LEFT_OUT`. Say what to use instead."""
+    """Raise `TypeError` if only TransformerLens has one of `arguments`. Say what to use instead.
+
+    `function` and `arguments` are names. `LEFT_OUT` lists TransformerLens's arguments.
+    """
     refuse(function, (name for name in arguments if name in LEFT_OUT))

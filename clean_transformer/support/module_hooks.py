@@ -1,4 +1,4 @@
-"""Forward hooks that read or edit the output of a module, or the gradient of this output."""
+"""Forward hooks that read or edit a module's output, or edit the gradient of the output."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ Root = TypeVar("Root", bound=nn.Module)
 
 
 class _Running(threading.local):
-    """`depth` counts the hook functions, one inside the other, that the current thread runs now."""
+    """`depth` is the number of hook functions that now run in this thread, one inside the other."""
 
     depth = 0
 
@@ -28,9 +28,9 @@ class Reading:
     """A forward hook that calls `function(output, hook=module)` and ignores the result.
 
     `name` is the path of the module in the model. Before each call, the hook sets `module.name` to
-    `name`. The hook calls the function only in the thread that made the hook. If `thread` is None,
-    it calls the function in every thread. If a hook function runs the module, the hook does not
-    call the function. `has_run` says whether the function was called.
+    `name`. The hook calls the function only in the thread that created the hook, or in every thread
+    if the attribute `thread` is None. If a hook function runs the module, the hook does nothing.
+    `has_run` says whether the function was called.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]):
@@ -39,7 +39,7 @@ class Reading:
         self.depth = _running.depth
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        """Call `apply`, unless another thread or a hook function runs the module."""
+        """Return `apply(module, output)`, or None if this hook must do nothing (see `Reading`)."""
         if self.thread not in (None, threading.get_ident()) or _running.depth != self.depth:
             return None
         self.has_run = True
@@ -64,16 +64,16 @@ class Editing(Reading):
     """A forward hook whose function edits the output of a module.
 
     The function gets a copy of the output. It edits the copy in place, or returns a replacement.
-    Raises `TypeError` if the function returns something else than a tensor or None. Raises
-    `ValueError` if the replacement has another shape, dtype or device than the output.
+    Raises `TypeError` if the function returns anything but a tensor or None. Raises `ValueError` if
+    the replacement has another shape, dtype or device than the output.
     """
 
     def apply(self, module: nn.Module, output: Tensor) -> Tensor:
-        """Return the edited copy of `output`, or what the function returned."""
+        """Return the copy of `output` that the function edited, or the replacement it returned."""
         return self.edited(module, output, "activation")
 
     def edited(self, module: nn.Module, value: Tensor, what: str) -> Tensor:
-        """Let the function edit `value`, and return the result.
+        """Let the function edit a copy of `value`, and return the copy or the replacement.
 
         `what` is the word for `value` in error messages.
         """
@@ -133,11 +133,12 @@ def remove(module: nn.Module, hook: Reading) -> None:
 
 
 class Placed(AbstractContextManager[Root], Generic[Root]):
-    """Registers hooks on submodules of `root` for a `with` block, whose `as` gets `root`.
+    """Registers `hooks` on modules of `root`, and removes the hooks at the end of a `with` block.
 
-    Inside the block, modules that were compiled with `module.compile()` run uncompiled, because a
-    compiled graph does not call hooks that were registered after the compilation. A Ctrl-C at any
-    moment leaves no hook behind. If the block ends without an error, `check` is called.
+    `with Placed(root, hooks) as model` sets `model` to `root`. Inside the block, modules that were
+    compiled with `module.compile()` run uncompiled, because a compiled graph does not call hooks
+    that were registered after the compilation. A Ctrl-C at any moment leaves no hook behind. If the
+    block ends without an error, `check` is called.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class Placed(AbstractContextManager[Root], Generic[Root]):
             self.check()
 
     def remove(self) -> None:
-        """Remove the hooks, and let the compiled modules run compiled again."""
+        """Remove the hooks. Modules that were compiled run compiled again."""
         try:
             for module, hook in self.placements:
                 remove(module, hook)
@@ -179,7 +180,7 @@ class Placed(AbstractContextManager[Root], Generic[Root]):
 
 
 def _no_call(below: object) -> None:
-    """Return None, the value of `_compiled_call_impl` in a module that is not compiled."""
+    """Return None, the `_compiled_call_impl` of a module that is not compiled."""
 
 
 def _plain(value: object) -> object:

@@ -1,4 +1,4 @@
-"""Conversions to a higher precision, which keep rounding errors small."""
+"""Conversions to dtypes of higher precision, which keep rounding errors small."""
 
 import torch
 from jaxtyping import Float

@@ -6,8 +6,8 @@ import unicodedata
 def printable(text: str, keep: str = "") -> str:
     r"""Return `text` with escapes, such as "\x1b", in place of characters that control a terminal.
 
-    These are the control characters, and the characters that change the direction of text. The
-    characters in `keep`, such as a line break, stay.
+    The replaced characters are control characters and characters that change the direction of text.
+    Characters in `keep`, such as a line break, are not replaced.
     """
     return "".join(
         char.encode("unicode_escape").decode()

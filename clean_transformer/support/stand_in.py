@@ -12,8 +12,8 @@ Method = Callable[..., Any]
 class StandIn(AbstractContextManager["StandIn"]):
     """Replaces `module.<name>` until `restore()` is called or the `with` block ends.
 
-    `make(below)` must return the replacement. `below` is the method that is replaced. The
-    replacement may call `below`, or ignore it.
+    `make(below)` must return the replacement. `below` is the method that is replaced, which the
+    replacement may call.
 
     One method can have several stand-ins, which form a stack. The `below` of the first stand-in is
     the original method. The `below` of each later stand-in is the replacement that the previous
@@ -76,11 +76,11 @@ class StandIn(AbstractContextManager["StandIn"]):
 
 
 class Stack:
-    """The stand-ins of one method of one module. `stand_ins` has the oldest stand-in first.
+    """The stand-ins (replacements) of one method of one module, the oldest first.
 
-    `bottom` is the method that was assigned to the module before the first stand-in. `bottom` is
-    None if the module used the method of its class. `top` is the replacement that the newest
-    stand-in made, or `bottom` if there is no stand-in.
+    `bottom` is the method that was assigned to the module before the first stand-in, or None if the
+    module used the method of its class. `top` is the replacement that the newest stand-in made, or
+    `bottom` if there is no stand-in.
     """
 
     def __init__(self, bottom: Method | None):

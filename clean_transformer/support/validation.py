@@ -2,10 +2,10 @@
 
 
 def require(settings: object, field: str, holds: bool, wanted: str) -> None:
-    """Raise `ValueError` for the field called `field`, unless `holds` is True.
+    """Raise `ValueError` for the field of `settings` called `field`, unless `holds` is True.
 
-    `wanted` says which values are valid, for example "a positive integer". The message is then, for
-    example, "Config.n_layers is 0; it must be a positive integer".
+    `wanted` says which values are valid, for example "a positive integer". An example of the
+    message: "Config.n_layers is 0; it must be a positive integer".
     """
     if not holds:
         given = f"{type(settings).__name__}.{field} is {getattr(settings, field)!r}"

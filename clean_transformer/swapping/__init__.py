@@ -1,4 +1,4 @@
-"""Replaces modules in our models or in other libraries' models, and measures what changes."""
+"""Replaces modules of a GPT-2, ours or another library's, and measures what changes."""
 
 from clean_transformer.swapping.effect_report import Effect as Effect
 from clean_transformer.swapping.effect_report import print_effect as print_effect

@@ -13,9 +13,9 @@ def adapted(kind: str, module: nn.Module) -> list[StandIn]:
     """Replace the module's `forward` if it lacks a keyword argument that the model passes.
 
     The model passes `kv_cache` to attentions and blocks, and `positions` to position embeddings.
-    `kind` is the kind of the module, a key of `CONTRACT`. Returns a list with the `StandIn` that
-    replaces `forward`, or an empty list if `forward` takes the argument. `StandIn.restore` brings
-    back the old `forward`. Parameters, hook points and the module's path stay the same.
+    `kind` is the kind of the module, such as "attn" or "block". Returns a list with the `StandIn`
+    that replaces `forward`, or an empty list if `forward` is not replaced. `StandIn.restore` puts
+    the old `forward` back.
     """
     if kind in ("attn", "block") and not accepts(module, "kv_cache"):
         return [StandIn(module, "forward", WithCache)]
@@ -38,7 +38,7 @@ class WithCache:
     def __call__(
         self, *inputs: Float[Tensor, "batch new ..."], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch new d_model"]:
-        """Return the outputs for the new positions: the positions in `inputs`."""
+        """Return the output for the positions in `inputs`, which are not in the cache yet."""
         if kv_cache is None:
             return self.forward(*inputs)
         # The cache stores tensors [batch pos head d_head]. Here, the inputs are stacked along the
@@ -64,8 +64,8 @@ class WithCache:
 class WithPositions:
     """Adds the argument `positions` to the `forward` of a position embedding.
 
-    The module embeds all positions from 0 to the largest entry of `positions`. Then this class
-    selects the embeddings of `positions`.
+    The module embeds all positions from 0 to the largest entry of `positions`. The result has only
+    the embeddings of `positions`.
     """
 
     def __init__(self, forward: Method):

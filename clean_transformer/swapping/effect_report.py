@@ -53,13 +53,13 @@ class Change:
     activation is what the old module computes from the inputs of the new module.
 
     - `name`: the full name of the activation.
-    - `module`: the path of the swapped module that computes the activation. "" means that no
-      swapped module computes the activation; then `introduced` is 0, and `inherited` is `total`.
+    - `module`: the path of the swapped module that computes the activation, or "" if no swapped
+      module computes it. In this case, `introduced` is 0, and `inherited` equals `total`.
     - `scale`: the root mean square of the original activation.
     - `total`: the root mean square of (swapped − original), divided by `scale`.
     - `introduced`: the root mean square of (swapped − isolated), divided by `scale`.
     - `inherited`: the root mean square of (isolated − original), divided by `scale`.
-    - `note`: if the four numbers are None, the reason. Otherwise a remark, or "" for no remark.
+    - `note`: a remark, or "". If the four numbers are None, the note says why.
     """
 
     name: str
@@ -78,10 +78,10 @@ class Effect:
     - `title`: the headline of the report.
     - `cfg`: the architecture of the model.
     - `device` and `dtype`: where and in which precision the model ran.
-    - `tokens`: the shape (batch, pos) of the tokens that the model read.
+    - `tokens`: the shape (batch, pos) of the model's input tokens.
     - `environment`: the versions of Python, packages and libraries, and the name of the processor.
-    - `swapped`: the path and the class names of each swapped module.
-    - `impact`: how much the predictions changed.
+    - `swapped`: for each swapped module, its path, and the class names of the old and new module.
+    - `impact`: how much the predictions changed, for example the KL divergence.
     - `rows`: the change of each activation, in the order of the forward pass.
     """
 
@@ -114,12 +114,12 @@ class Effect:
 
 
 def total_map(report: Effect) -> HeatMap:
-    """Return a heat map of the total change of each activation."""
+    """Return a heat map of `Change.total` for each activation."""
     return heat_map({row.name: square(row, row.total) for row in report.rows})
 
 
 def introduced_map(report: Effect) -> HeatMap:
-    """Return a heat map of the introduced change of each activation that a new module computes."""
+    """Return a heat map of `Change.introduced` for each activation that a new module computes."""
     return heat_map(
         {row.name: square(row, row.introduced) if row.module else None for row in report.rows}
     )
@@ -128,8 +128,8 @@ def introduced_map(report: Effect) -> HeatMap:
 def square(change: Change, size: float | None) -> Square:
     """Return the square of a heat map for the activation that `change` describes.
 
-    `size` is `change.total` or `change.introduced`, and determines the color. If `size` is None,
-    the square shows `NO_SIZE`.
+    `size` is `change.total` or `change.introduced`, and determines the color of the square. If
+    `size` is None, the square shows "×".
     """
     sizes = {
         "total": change.total,
@@ -152,10 +152,9 @@ def square(change: Change, size: float | None) -> Square:
 
 
 def notes(report: Effect) -> list[str]:
-    """Return the notes of the report's rows, as texts for people.
+    """Return the notes (see `Change`) on the report's activations, without repetitions.
 
-    If several activations have the same note in the same blocks, they have one text. Each text
-    names the activations and the blocks, and then gives the note.
+    Each text names the activations and the blocks with the same note, and then gives the note.
     """
     blocks: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
@@ -218,7 +217,7 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
 
 
 def said(report: Effect) -> tuple[str, str]:
-    """Return a line on the changed predictions, and a line on the first changed activation."""
+    """Return two lines of text: how the predictions changed, and which activation changed first."""
     felt, first = report.impact, report.first_change
     return (
         f"output: {felt.top1_flips} of {felt.positions} top-1 predictions flipped, "

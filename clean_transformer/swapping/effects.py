@@ -28,10 +28,10 @@ def effect(
         with swap(model, "blocks.*.mlp", variants.ReluMLP) as swapped:
             report = effect(model, swapped, tokens)
 
-    The model runs three times. The first run is with the new modules, and the second run is with
-    the old modules. In the third run, each old module gets the inputs that the new module at its
-    path got in the first run. The third run separates two changes: the change that a new module
-    introduces, and the change that is already in the new module's inputs (the inherited change).
+    The model runs three times: first with the new modules, and then with the old modules. In the
+    third run, each old module gets the inputs that the new module at its path got in the first run.
+    The third run separates two changes: the change that a new module introduces, and the inherited
+    change, which the new module's inputs already have.
 
     This function compares the activations that `run_with_cache` returns by default, the outputs of
     LayerNorms and of swapped modules, and the logits. All activations are kept on the CPU and
@@ -103,7 +103,7 @@ def output_of(path: str) -> str:
 
 
 def maker(name: str, paths: Iterable[str]) -> str:
-    """Return the path in `paths` whose module computes the activation `name`; if none does, ""."""
+    """Return the path in `paths` of the module that computes the activation `name`, or ""."""
     made_by = (path for path in paths if name == output_of(path) or name.startswith(f"{path}."))
     return next(made_by, "")
 
@@ -132,10 +132,11 @@ def _before_each(
 def _merged(
     original: Mapping[str, Tensor], now: Mapping[str, Tensor], lost: tuple[str, ...]
 ) -> list[str]:
-    """Return the names of all activations, each name once, in the order of the original model.
+    """Return the names of all activations, each name once.
 
-    A name that is only in `now` comes after the name that precedes it in `now`. Names that are only
-    in `lost` come at the end.
+    `original` and `now` hold the activations of the original and of the swapped model, by name.
+    `lost` has names of activations that only the original model computes. The result has the order
+    of `original`. A name that is only in `now` follows the name that precedes it in `now`.
     """
     names, at = [*original], 0
     for name in now:

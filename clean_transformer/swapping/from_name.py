@@ -1,4 +1,4 @@
-"""Finds, by name, a variant or a class or function in a file, to pass to `swap` as `make`."""
+"""Finds the class or function with a given name, such as "variants.ReluMLP", to pass to `swap`."""
 
 import difflib
 import inspect
@@ -18,12 +18,11 @@ from clean_transformer.swapping.trial import SwapError
 
 @contextmanager
 def chosen_make(name: str) -> Iterator[Make]:
-    """Yield the class or function with the given `name`, which `swap` takes as `make`.
+    """Yield the class or function with the given `name`, to pass to `swap` as `make`.
 
     `name` is, for example, "variants.ReluMLP" or "my_file.py:MyAttention". Raises `ValueError` if
     the file, the class or the function does not exist. If the code in the file raises an error,
-    during the import or in the `with` block, this function raises a `ValueError` that names the
-    line in the file.
+    during the import or in the `with` block, a `ValueError` says in which line of the file.
     """
     file, colon, attribute = name.rpartition(":")
     if not colon:
@@ -63,10 +62,10 @@ def variant(name: str) -> Make:
 
 
 def from_file(file: Path, name: str) -> Make:
-    """Import a Python file, and return the class or function `name` in the file.
+    """Import a Python file, and return the class or function called `name` in the file.
 
-    The file can import other files of its folder. Raises `ValueError` if the file does not exist,
-    or if the file has no class or function `name`.
+    The file can import other files in its folder. Raises `ValueError` if the file does not exist,
+    or if the file has no such class or function.
     """
     if file.suffix != ".py" or not file.is_file():
         raise ValueError(f"there is no Python file {str(file)!r}; give FILE.py:NAME")
@@ -83,7 +82,7 @@ def from_file(file: Path, name: str) -> Make:
 
 
 def line_in(file: Path, error: BaseException) -> int | None:
-    """Return the last line of `file` that the error's traceback names, or None if it names none."""
+    """Return the number of the last line of `file` in the error's traceback, or None."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

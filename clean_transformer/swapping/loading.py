@@ -13,7 +13,7 @@ from clean_transformer.swapping.trial import SwapError
 class WeightsNotCopied(UserWarning):
     """Warns that `swap` could not copy all parameters of a new module from the old module.
 
-    The other parameters keep the values that the constructor of the new module gave them.
+    Parameters that were not copied keep the values from the constructor of the new module.
     """
 
 
@@ -26,7 +26,7 @@ def load(new: nn.Module, old: nn.Module, weights: Mapping[str, Tensor], path: st
     the old module, and returns the names of the new module's other parameters.
 
     `weights` maps this package's names for weights, such as "W_Q", to the weights of the old
-    module. If a name is not in `weights`, the weight is the attribute `name` of the old module.
+    module. A weight that is not in `weights` is the attribute of the old module with its name.
     `path` is the path of the modules in the model, for error messages. Raises `SwapError` if
     `load_from` raises an error, or if no parameter can be copied.
     """

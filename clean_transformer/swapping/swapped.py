@@ -1,4 +1,4 @@
-"""`Swapped`, which describes one swapped module, and functions that describe several of them."""
+"""`Swapped`, which describes one swapped module, and functions that list several in a text."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Swapped:
 
 
 def by_classes(swapped: Iterable[Swapped]) -> dict[tuple[str, str], list[str]]:
-    """Return a dictionary from (old class name, new class name) to the paths of these modules."""
+    """Return the paths of the swapped modules, grouped by (old class name, new class name)."""
     groups: dict[tuple[str, str], list[str]] = {}
     for each in swapped:
         groups.setdefault((each.old, each.new), []).append(each.path)
@@ -34,5 +34,5 @@ def in_one_line(swapped: Iterable[Swapped]) -> str:
 
 
 def class_name(module: nn.Module) -> str:
-    """Return the name of the module's class. For an `Adapter`, this is the class it wraps."""
+    """Return the name of the class of `module`, or of the wrapped module for an `Adapter`."""
     return type(module.module if isinstance(module, Adapter) else module).__name__

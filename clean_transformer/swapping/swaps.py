@@ -26,7 +26,7 @@ Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
 
 
 class HookPointsLost(UserWarning):
-    """Warns that new modules lack hook points, whose activations are then missing in caches."""
+    """Warns that new modules lack hook points, whose activations `run_with_cache` cannot return."""
 
 
 class Swap(Undoable):
@@ -34,7 +34,7 @@ class Swap(Undoable):
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
 
-    - `swapped`: the path and the class names of each swapped module.
+    - `swapped`: for each swapped module, its path, and the class names of the old and new module.
     - `paths`: the paths of the swapped modules.
     - `lost`: the full names of the hook points that do not run while the new modules are in place.
     """
@@ -187,7 +187,7 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def which_one() -> str:
-    """Return text for an error message that says which models `transplant` and `swap` accept."""
+    """Return a text for error messages: which models `transplant` accepts, and which `swap`."""
     theirs = [
         name.split(".")[-1]
         for each in known_libraries()
@@ -231,9 +231,9 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:
-    """Return the modules of `model` whose paths match `pattern`. The keys are the paths.
+    """Return the modules of `model` whose paths match a pattern, such as "blocks.*.mlp", by path.
 
-    `swap` explains patterns. Raises `SwapError` if no path matches.
+    Raises `SwapError` if no path matches.
     """
     words = [re.escape(word) for word in pattern.split(".")]
     for place, word in enumerate(pattern.split(".")):
@@ -263,8 +263,8 @@ def new_module(
 
     `old` is the old module at the path. `like` is a tensor with the dtype and device of the model.
     `alone` is True if the pattern matches only this path. If `make` is a single module, the result
-    is a copy of `make`, or `make` itself if `alone` is True. Raises `SwapError` if `make` raises an
-    error or does not return a module.
+    is `make` itself if `alone` is True, and a copy of `make` otherwise. Raises `SwapError` if
+    `make` raises an error or does not return a module.
     """
     if isinstance(make, nn.Module):
         source = library_of(make)

@@ -1,4 +1,4 @@
-"""Checks, in a trial run, that a module takes and returns the shapes that `CONTRACT` requires."""
+"""Runs a new module once before a swap, to check that its output has the right shape."""
 
 import math
 
@@ -17,9 +17,9 @@ class SwapError(ValueError):
 def probe(module: nn.Module, name: str, path: str, cfg: Config, like: Tensor) -> None:
     """Run `module` once, on a batch of 2 inputs with 3 positions, and check its output.
 
-    `path` is the future path of the module in the model, and `name` is the module's name in error
-    messages. `like` is a tensor with the dtype and device of the model. Raises `SwapError` if the
-    module raises an error, or if its output has the wrong shape, dtype or device.
+    `path` is the path that the module will have in the model, and `name` is the module's name in
+    error messages. `like` is a tensor with the dtype and device of the model. Raises `SwapError` if
+    the module raises an error, or if its output has the wrong shape, dtype or device.
     """
     takes, gives = CONTRACT[kind(path)]
     lengths = cfg.axes() | {"batch": 2, "pos": min(3, cfg.n_ctx)}

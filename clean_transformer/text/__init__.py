@@ -1,4 +1,4 @@
-"""Turns a prompt into generated text: `Tokenizer`, `Sampling` and `GenerationMixin.generate`."""
+"""Generates text after a prompt: `Tokenizer`, `Sampling` and `GenerationMixin.generate`."""
 
 from typing import TYPE_CHECKING
 

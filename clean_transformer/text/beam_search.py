@@ -29,8 +29,8 @@ class Beam:
 class Search:
     """The state of the beam search for one prompt.
 
-    `prompt` holds token ids. `running` holds the beams that can still grow. `ended` holds the best
-    beams that have stopped, sorted by `mean`, the highest first. `running` and `ended` each have at
+    `prompt` holds token ids. `running` holds the beams that can still grow. `ended` holds the
+    stopped beams with the highest `mean`, the highest first. `running` and `ended` each have at
     most `width` beams. A beam stops when `stop.ends` returns True for its new tokens, or when it
     has `max_new_tokens` new tokens.
     """
@@ -43,12 +43,12 @@ class Search:
     ended: list[Beam] = field(default_factory=list)
 
     def advance(self, log_probs: Float[Tensor, "beam d_vocab"]) -> list[int]:
-        """Replace the running beams by the best `width` beams that are one token longer.
+        """Extend the running beams by one token, and keep the `width` most probable new beams.
 
-        `log_probs` has one row for each running beam. A beam that stops at the new token moves to
-        `ended` if it is one of the best `width` beams. Returns, for each new running beam, the
-        index of the old running beam that the new beam extends. The list is empty when the search
-        is over.
+        `log_probs` has the log-probabilities of the next token, one row for each running beam. New
+        beams that stop move to `ended` if they are among the `width` most probable. For each new
+        running beam, the result has the index of the old beam that it extends. The result is empty
+        when the search is over.
         """
         length = len(self.running[0].new) + 1
         totals = torch.tensor([beam.total for beam in self.running], device=log_probs.device)
@@ -84,11 +84,11 @@ def search_beams(
 ) -> list[list[int]]:
     """Return, for each prompt, the token ids of the best continuation that the search found.
 
-    The best continuation has the highest mean log-probability per token. The search keeps `width`
-    beams per prompt, as transformers does with `length_penalty=1.0` and `early_stopping=False`. The
-    penalties in `sampling` change the log-probabilities. The search for a prompt is over when
-    `width` beams have ended, and no running beam has a higher mean log-probability than the worst
-    ended beam.
+    The best continuation has the highest mean log-probability per token. The search extends `width`
+    continuations (beams) per prompt, as transformers does with `length_penalty=1.0` and
+    `early_stopping=False`. The penalties in `sampling` change the log-probabilities. The search for
+    a prompt is over when `width` beams have ended, and no running beam has a higher mean
+    log-probability than the worst ended beam.
 
     Raises `ValueError` for a `width` below 1, and for a temperature above 0.
     """

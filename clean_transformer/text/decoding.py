@@ -18,17 +18,17 @@ from clean_transformer.text.tokenizer import Tokenizer
 
 @runtime_checkable
 class Model(Protocol):
-    """The attributes and methods that a model needs for decoding. `DemoTransformer` is an example.
+    """The attributes and methods of a model that can generate text, such as `DemoTransformer`.
 
-    A model may also have an attribute `cache_class`. `decode` then creates its KV cache with this
-    class instead of `KVCache`.
+    A model may also have an attribute `cache_class`. The function `decode` then creates a KV cache
+    of this class instead of `KVCache`.
     """
 
     cfg: Config
 
     @property
     def device(self) -> torch.device:
-        """The device on which the model's input tokens must be."""
+        """The device on which the input tokens of the model must be."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the logits. The arguments are the same as in `DemoTransformer.forward`."""
@@ -36,12 +36,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Stop:
-    """The rule that stops a continuation: at a token in `tokens`, or at a string in `strings`.
+    """Says where a generated continuation stops: at one of `tokens`, or at one of `strings`.
 
-    A continuation stops when its text contains one of `strings`. Such a stop string may begin and
-    end in the middle of a token. `tokenizer` converts token ids to text. Stop strings and the
-    methods `text` and `settled_text` need a `tokenizer`. Raises `ValueError` for an empty stop
-    string.
+    A continuation stops when its last token is in `tokens`, or when its text contains one of
+    `strings`. A string may begin and end in the middle of a token. `strings` and the methods `text`
+    and `settled_text` need a `tokenizer`, which converts token ids to text. Raises `ValueError` for
+    an empty string.
     """
 
     tokens: Sequence[int] = ()
@@ -63,10 +63,9 @@ class Stop:
         return bool(self.strings) and any(string in self._decode(new) for string in self.strings)
 
     def text(self, new: Sequence[int]) -> str:
-        """Return the text of the token ids `new`, up to the stop token or the first stop string.
+        """Return the text of the token ids `new`, without the stop string and any text after it.
 
-        The stop token or the stop string is not part of the returned text. Only the last token of
-        `new` is compared with `tokens`.
+        If the last token of `new` is in `tokens`, the text of this token is left out, too.
         """
         text = self._decode(new[:-1] if new and new[-1] in self.tokens else new)
         return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
@@ -140,7 +139,7 @@ def decode(
 ) -> Iterator[list[int]]:
     """Generate `max_new_tokens` tokens per prompt, and yield one list per step.
 
-    The list of a step holds one new token id for each prompt, in the order of `prompts`.
+    Each list holds one new token id for each prompt, in the order of `prompts`.
     """
     generator = new_generator(sampling.seed)
     new: list[list[int]] = [[] for _ in prompts]
@@ -161,8 +160,8 @@ def decode_until(
 ) -> list[list[int]]:
     """Return one list of new token ids for each prompt.
 
-    Each list ends with the token at which `stop` ends the continuation of this prompt. If `stop`
-    does not end it, the list has `max_new_tokens` tokens.
+    Each list ends with the first token for which `stop.ends` returns True. If there is no such
+    token, the list has `max_new_tokens` tokens.
     """
     new: list[list[int]] = [[] for _ in prompts]
     going = [*range(len(prompts))]

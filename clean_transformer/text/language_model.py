@@ -41,7 +41,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
 
     @property
     def cfg(self) -> Config:
-        """The model's architecture. `cfg.device` and `cfg.dtype` are those of the weights."""
+        """The model's architecture, and the device and the dtype of its weights."""
         weight = next(self.parameters())
         vars(self._cfg).update(device=weight.device, dtype=weight.dtype)
         return self._cfg
@@ -83,8 +83,8 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         """Run the model on a text, on several texts, or on token ids [batch pos].
 
         `prepend_bos` and `padding_side` say how to tokenize texts (see `Tokenizer.to_tokens`).
-        Left-padded texts run with a `KVCache` that hides the padding, so they need
-        `torch.no_grad()`. `rest` and `arguments` are the other arguments of `forward`.
+        Left-padded texts need `torch.no_grad()`, because a `KVCache` hides the padding, and keeps
+        no gradients. `rest` and `arguments` are the other arguments of `forward`.
 
         `return_type` chooses the result: the logits, the loss (see `loss_fn`), both
         (`LogitsAndLoss`), or None. The loss ignores the padding of texts. If `loss_per_token` is
@@ -123,7 +123,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
     def _token_mask(
         self, texts: Texts, prepend_bos: bool | None, padding_side: PaddingSide
     ) -> Int[Tensor, "batch pos"] | None:
-        """Return a mask that is 1 for tokens and 0 for padding, or None if there is no padding."""
+        """Return 1 for each token and 0 for padding, or None if the texts need no padding."""
         rows = self.tokenizer.to_rows(texts, prepend_bos)
         lengths = [len(row) for row in rows]
         if len({*lengths}) < 2:
@@ -142,9 +142,9 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
     ) -> Loss:
         """Return the mean cross entropy of the next-token predictions, in nats.
 
-        The cross entropy of a token is −log p(token | earlier tokens). It is not computed for the
-        first token of each input. With `per_token`, return the cross entropy of each other token
-        [batch pos−1] instead of the mean.
+        The cross entropy of a token is −log p(token | earlier tokens). The first token of each
+        input is never predicted. If `per_token` is True, the result is the cross entropy of each
+        predicted token [batch pos−1] instead of the mean.
 
         `attention_mask` is 1 for tokens and 0 for padding. If the mask is 0 for a token or for the
         token before it, the cross entropy of this token is 0 and does not count in the mean. Raises

@@ -19,10 +19,10 @@ Rows = Sequence[Sequence[int]]
 def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logits:
     """Return a copy of `logits` with lower logits for the tokens that occur in `previous`.
 
-    `previous` has one sequence of token ids for each row of `logits`. If the logit of such a token
-    is positive, it is divided by `penalty`; if it is negative, it is multiplied by `penalty`, as in
-    transformers. The number of times that the token occurs does not matter. Source: Keskar et al.
-    2019, "CTRL", section 4.1.
+    `previous` has one sequence of token ids for each row of `logits`. As in transformers, the logit
+    of such a token is divided by `penalty` if it is positive, and multiplied by `penalty` if it is
+    negative. The number of times that the token occurs does not matter. Source: Keskar et al. 2019,
+    "CTRL", section 4.1.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):
@@ -88,7 +88,7 @@ def sample(logits: Logits, generator: torch.Generator | None = None) -> Int[Tens
 def new_generator(seed: int | None) -> torch.Generator | None:
     """Return a CPU generator with this seed.
 
-    If `seed` is None, returns None, for which `sample` uses PyTorch's global generator.
+    If `seed` is None, the result is None. `sample` then uses PyTorch's global generator.
     """
     return None if seed is None else torch.Generator().manual_seed(seed)
 
@@ -97,8 +97,9 @@ def penalize(logits: Logits, prompts: Rows, new: Rows, sampling: Sampling) -> Lo
     """Return `logits` with the repetition penalty and the frequency penalty of `sampling`.
 
     For each row of `logits`, `prompts` holds the prompt without padding, and `new` holds the tokens
-    generated so far. The repetition penalty counts both, and the frequency penalty counts only the
-    new tokens. Unlike in transformers, padding tokens do not count as repeated text.
+    generated so far. The repetition penalty applies to tokens that occur in the prompt or in `new`,
+    and the frequency penalty to tokens that occur in `new`. Unlike in transformers, padding does
+    not count as repeated text.
     """
     if sampling.repetition_penalty != 1:
         so_far = [[*prompt, *added] for prompt, added in zip(prompts, new, strict=True)]

@@ -1,7 +1,7 @@
 """`Sampling`: settings for choosing the next token.
 
-This file does not import PyTorch, because the command line reads the help texts in this file, and
-should start quickly.
+This file does not import PyTorch, so that the command line, which shows the help texts in this
+file, starts quickly.
 """
 
 import math

@@ -17,9 +17,9 @@ def names_settings(function: Function) -> Function:
 
     The last parameter of `function` must be `**sampling`. In the signature, the fields of
     `Sampling` replace this parameter, so that `help()` shows the type and the default of each
-    field. The decorated function raises `TypeError` for an unknown keyword argument, before it
-    calls `function`. The error message suggests the parameter with the most similar name, or says
-    what to use instead of an argument of TransformerLens.
+    field. For an unknown keyword argument, the decorated function raises `TypeError` before it
+    calls `function`. The error message suggests the parameter with the most similar name. For an
+    argument that only TransformerLens has, the message says what to use instead.
     """
     shown = signature(function)
     *parameters, _ = shown.parameters.values()

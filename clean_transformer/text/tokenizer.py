@@ -40,14 +40,15 @@ class Tokenizer:
     """Converts text to token ids, and token ids to text.
 
     `backend` is a tokenizer of the library `tokenizers`. Every byte has a token, so the token ids
-    of a text can always be converted back to the same text. A text begins with the token
-    `bos_token_id`. A generated text ends at a token in `stop_tokens`. The first of these tokens,
-    `eos_token_id`, pads the shorter texts of a batch. In GPT-2, all three are <|endoftext|>, which
-    is the default. The characters "<|endoftext|>" in a text also become this token. Texts are never
-    truncated.
+    of a text can always be converted back to the same text. The token `bos_token_id` is put before
+    each text. A generated text ends at a token in `stop_tokens`. The first of these tokens,
+    `eos_token_id`, pads the shorter texts of a batch. By default, all these tokens are
+    <|endoftext|>, as in GPT-2. The characters "<|endoftext|>" in a text also become this token.
+    Texts are never truncated.
 
-    Raises `ValueError` for a `backend` that is no byte-level BPE, that has no token for
-    <|endoftext|> or for one of the 256 bytes, or that changes texts.
+    Raises `ValueError` for a `backend` that is not a byte-level BPE, that has no token for
+    <|endoftext|> or for one of the 256 bytes, or that does not convert tokens back to the same
+    text.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Tokenizer:
     def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:
         """Return a list of token ids for each text, without padding.
 
-        The arguments and the errors are those of `to_tokens`.
+        The arguments and the errors are the same as in `to_tokens`.
         """
         texts = [*text] if isinstance(text, (list, tuple)) else [text]
         for each in texts:
@@ -174,12 +175,13 @@ class Tokenizer:
     ) -> list[str] | list[list[str]]:
         """Return one string for each token of `text`, to show the tokens to people.
 
-        `text` is one text, or the token ids of one text. For a list of texts or of tensors, return
-        one list per text. <|endoftext|> is added before each text, unless `prepend_bos` is False,
-        but not before token ids. A token that is only part of a character becomes "�".
+        `text` is one text, or the token ids of one text. For a list of texts or tensors, the result
+        has one list of strings for each of them. <|endoftext|> is added before each text, unless
+        `prepend_bos` is False, but not before token ids. A token that is only a part of a character
+        becomes "�".
 
-        Raises `TypeError` if `text` is neither a `str` nor token ids. Raises `ValueError` for a
-        tensor of several texts, and for ids outside the vocabulary.
+        Raises `TypeError` if `text` is neither a `str` nor token ids. Raises `ValueError` for one
+        tensor with the ids of several texts, and for ids outside the vocabulary.
         """
         if isinstance(text, (list, tuple)) and any(_is_one_text(each) for each in text):
             return [self.to_str_tokens(each, prepend_bos) for each in text]
@@ -205,12 +207,15 @@ class Tokenizer:
         return self.backend.decode(self._known(ids.flatten().tolist()), skip_special_tokens=False)
 
     def _known(self, ids: list[int]) -> list[int]:
-        """Return `ids` with the bytes of "�" in the place of each id that has no token."""
+        """Return `ids`, in which the tokens of "�" replace each id that has no token."""
         known = [[i] if i < self.d_vocab and self._has_token[i] else self._replacement for i in ids]
         return [token for tokens in known for token in tokens]
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of one text, without <|endoftext|>. The errors are `to_tokens`'s."""
+        """Return the token ids of one text, without <|endoftext|>.
+
+        Raises the same errors as `to_tokens`.
+        """
         [row] = self.to_rows(text, prepend_bos=False)
         return row
 
@@ -219,7 +224,7 @@ class Tokenizer:
 
     @property
     def vocab(self) -> dict[str, int]:
-        """A new dictionary from the spelling of each token to its id. Spaces are spelled "Ġ"."""
+        """A new dictionary that maps each token's spelling to its id. "Ġ" stands for a space."""
         return self.backend.get_vocab()
 
     @property

@@ -1,4 +1,4 @@
-"""Makes the `backend` of a `Tokenizer`, a tokenizer of the library `tokenizers`, from files."""
+"""Reads the `backend` of a `Tokenizer` (a tokenizer of the library `tokenizers`) from files."""
 
 import os
 from pathlib import Path
@@ -17,9 +17,11 @@ Loaded = tuple["tokenizers.Tokenizer", int | None, list[int]]
 
 
 def read_folder(folder: Path) -> Loaded:
-    """Load the first complete set of `hub.TOKENIZER` in the folder, with the folder's settings.
+    """Load the tokenizer in a folder, with the settings from the JSON files next to it.
 
-    Raises `FileNotFoundError` if no set is complete, and `ValueError` for a malformed file.
+    The tokenizer is tokenizer.json, or else vocab.json and merges.txt, or else encoder.json and
+    vocab.bpe. Raises `FileNotFoundError` if the folder has none of these, and `ValueError` for a
+    malformed file.
     """
     import tokenizers
 
@@ -49,7 +51,7 @@ def read_folder(folder: Path) -> Loaded:
 
 
 def read_gguf(file: Path) -> Loaded:
-    """Load the tokenizer that a GGUF file holds. Raises `ValueError` if it holds none."""
+    """Load the tokenizer in a GGUF file. Raises `ValueError` if the file has no GPT-2 tokenizer."""
     from tokenizers import AddedToken, models
 
     fields = read_tokenizer(file)

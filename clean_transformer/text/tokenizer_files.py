@@ -1,11 +1,12 @@
-"""Reads the files of a GPT-2 tokenizer, with the settings that transformers reads from them."""
+"""Reads the settings of a GPT-2 tokenizer from the same JSON files as transformers."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clean_transformer.weights.files import read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -33,11 +34,12 @@ PROBES = ("Hello,  World!\n\n\tÀB ", "def f(x):\n    return x + 1234", "e\u0301
 
 @dataclass(frozen=True)
 class Settings:
-    """What the small files in a tokenizer's folder say. `read_settings` makes it.
+    """The settings in the JSON files of a tokenizer's folder.
 
     `fields` has the settings in tokenizer_config.json and special_tokens_map.json. `added` has the
     arguments of `tokenizers.AddedToken` for each added token, in the order of the ids. `bos` and
-    `eos` are the model's own token ids, as far as the files name them.
+    `eos` are the values of bos_token_id and eos_token_id in the model's files, or [] if these files
+    have no such value.
     """
 
     fields: dict[str, Any]
@@ -47,10 +49,10 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """Return what the files in `SETTINGS` say, ranked as in transformers.
+    """Return the settings in the JSON files of a folder.
 
-    For the ids with which the model's texts begin and end, generation_config.json counts more than
-    config.json. Raises `ValueError` for a malformed file.
+    As in transformers, bos_token_id and eos_token_id are read from generation_config.json, or else
+    from config.json. Raises `ValueError` for a malformed file.
     """
     fields = _read(folder / "tokenizer_config.json")
     decoder = fields.pop("added_tokens_decoder", None)
@@ -71,9 +73,10 @@ def read_settings(folder: Path) -> Settings:
 
 
 def apply(settings: Settings, backend: "tokenizers.Tokenizer") -> dict[str, str]:
-    """Add the tokens in `settings` to `backend`, and return the spelling of each named token.
+    """Add the tokens in `settings` to `backend`, and return the spelling of each special token.
 
-    A token that is new gets the next free id. The keys of the result are from `NAMED`.
+    A new token gets the next free id. The keys of the result are names of special tokens, such as
+    "bos" and "pad".
     """
     from tokenizers import AddedToken, pre_tokenizers
 
@@ -107,7 +110,7 @@ def apply(settings: Settings, backend: "tokenizers.Tokenizer") -> dict[str, str]
 
 
 def refuse_lossy(backend: "tokenizers.Tokenizer") -> None:
-    """Raise `ValueError` for a tokenizer that is no byte-level BPE, or that changes texts."""
+    """Raise `ValueError` for a tokenizer that is not a byte-level BPE, or that changes texts."""
     from tokenizers import models, pre_tokenizers
 
     if not isinstance(backend.model, models.BPE):
@@ -132,7 +135,7 @@ def refuse_lossy(backend: "tokenizers.Tokenizer") -> None:
 
 @contextmanager
 def readable(files: str) -> Iterator[None]:
-    """Turn each exception of the library `tokenizers` into a `ValueError` that names `files`."""
+    """Turn any exception of `tokenizers` in the `with` block into a `ValueError` naming `files`."""
     try:
         yield
     except BaseException as error:
@@ -146,18 +149,12 @@ def readable(files: str) -> Iterator[None]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    with _names(file):
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError("it is not a JSON object")
-        return fields
+    return read_json(file) if file.exists() else {}
 
 
 @contextmanager
 def _names(file: Path) -> Iterator[None]:
-    """Turn each exception about the content of `file` into a `ValueError` that names `file`."""
+    """Turn any exception about the content of `file` into a `ValueError` that names `file`."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -165,7 +162,7 @@ def _names(file: Path) -> Iterator[None]:
 
 
 def _content(token: Any) -> str:
-    """Return the spelling of a token in JSON, which is a string or a dictionary."""
+    """Return the spelling of `token`, a value in a JSON file: a string or a dictionary."""
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
@@ -175,7 +172,7 @@ def _extra(fields: dict[str, Any]) -> list[Any]:
 
 
 def _ids(files: list[dict[str, Any]], name: str) -> list[int]:
-    """Return the first ids that a file has for the token `name`."""
+    """Return the token ids for `name`, such as "eos", in the first of `files` that has any."""
     for fields in files:
         value = fields.get(f"{name}_token_id")
         ids: list[Any] = value if isinstance(value, list) else [value]

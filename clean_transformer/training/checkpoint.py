@@ -72,11 +72,12 @@ def read(
 ) -> dict[str, Any] | None:
     """Return the dictionary that `save` wrote, or None if `folder` has no checkpoint.
 
-    The tensors are memory-mapped. Raises `ValueError` for a file that is not a checkpoint, and for
-    a checkpoint that was saved with a different `about`. In the second case, the error message
-    names the fields that differ. Raises `ValueError`, too, if the checkpoint's number of steps is
-    not from 1 to `steps`, or if its parameters or their moments in the optimizer do not have the
-    names, shapes and dtypes of the parameters in `state`.
+    The tensors are memory-mapped. `about` identifies the run. Raises `ValueError` for a file that
+    is not a checkpoint, and for a checkpoint that was saved with a different `about`. In the second
+    case, the error message names the fields that differ. Also raises `ValueError` if the
+    checkpoint's number of steps is not from 1 to `steps`. Raises `ValueError` if the checkpoint's
+    parameters do not have the names, shapes and dtypes of the state dict `state`, or if a moment in
+    the optimizer does not have the shape and dtype of its parameter.
     """
     file = folder / CHECKPOINT
     if not file.is_file():
@@ -109,7 +110,7 @@ def read(
 
 
 def _problem(saved: Mapping[str, Any], state: Mapping[str, Tensor], steps: int) -> str | None:
-    """Return what is wrong with a checkpoint of a run of `steps` steps of a model, or None."""
+    """Return why a checkpoint does not fit the model or the run, or None if it fits."""
     step, model, moments = saved["step"], saved["model"], saved["optimizer"]["state"]
     if type(step) is not int or not 1 <= step <= steps:
         return f"it is of step {step!r}, and the run has {steps} steps"

@@ -86,8 +86,8 @@ def accumulating(engine: nn.Module) -> AbstractContextManager[None]:
 
     In the `with` block, a backward pass adds to the gradients of its own process, and does not
     average the gradients over the processes. Use the context manager for every micro-batch except
-    the last. With `fully_shard`, the context manager does nothing: the gradients are reduced after
-    every micro-batch, so that no process holds full gradients.
+    the last. With `fully_shard`, it does nothing: the gradients are reduced after every
+    micro-batch, so that no process holds full gradients.
     """
     return engine.no_sync() if isinstance(engine, DistributedDataParallel) else nullcontext()
 

@@ -57,7 +57,7 @@ def train(
 
     If the run is killed at any moment, the same call resumes the run from the last checkpoint. The
     trained parameters then equal the parameters of an uninterrupted run, bit for bit. For this
-    reason, the windows of a step depend only on `training.seed` and the number of the step, and the
+    reason, the tokens of a step depend only on `training.seed` and the number of the step. The
     random generators are seeded before each step with `training.seed`, the number of the step and
     the rank of the process.
 
@@ -70,11 +70,11 @@ def train(
     state and settings for deterministic algorithms.
 
     Raises `ValueError`, before training starts, for tokens outside the vocabulary, for too few
-    tokens, for a batch that cannot be divided equally among the processes, for a folder with a
-    checkpoint of a different run (also of the same settings with other tokens) or with other files,
-    and if the unembedding is tied to an embedding that was swapped out. Raises `BlockingIOError` if
-    another process trains in `folder`. Raises `RuntimeError` if the gradient norm is not finite.
-    The last checkpoint is then kept.
+    tokens, and for a batch that cannot be divided equally among the processes. Raises `ValueError`
+    if `folder` has other files, or a checkpoint of a run with other settings or tokens. Raises
+    `ValueError` if the unembedding is tied to an embedding that was swapped out. Raises
+    `BlockingIOError` if another process trains in `folder`. Raises `RuntimeError` if the gradient
+    norm is not finite. The last checkpoint is then kept.
     """
     folder, device = Path(folder), resolve_device(device)
     windows_per_process(training)  # called only for its errors
@@ -126,7 +126,7 @@ def train(
 
 
 def windows_per_process(training: Training) -> int:
-    """Return the number of windows that each process reads in one batch.
+    """Return how many training windows each process reads in one batch.
 
     Raises `ValueError` if a batch cannot be divided equally among the processes and micro-batches,
     and for `training.sharded` with only one process.
@@ -181,7 +181,7 @@ def own_windows(
 ) -> Int[Tensor, "window pos"]:
     """Return this process's share of the windows of batch number `batch`, counted from 0.
 
-    A window has n_ctx + 1 tokens.
+    A window has the n_ctx + 1 token ids of one training example.
     """
     share = windows_per_process(training)
     first = batch * training.batch + rank() * share

@@ -1,9 +1,7 @@
-"""`Training`: settings for training.
+"""`Training`: settings for training."""
 
-This file does not import PyTorch, because the command line reads the help texts in this file, and
-should start quickly.
-"""
-
+# This file does not import PyTorch, because the command line reads the help texts in this file, and
+# should start quickly.
 import math
 import sys
 from dataclasses import dataclass, fields

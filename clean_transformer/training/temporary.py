@@ -85,7 +85,7 @@ def deterministic_kernels() -> Iterator[None]:
 
 @contextmanager
 def recomputed_blocks(model: DemoTransformer) -> Iterator[None]:
-    """Use gradient checkpointing: store only the input of each block for the backward pass.
+    """Use gradient checkpointing in the `with` block: the forward pass stores only block inputs.
 
     The backward pass recomputes the other activations of each block. Therefore a training step
     takes about a third more time (Chen et al. 2016).

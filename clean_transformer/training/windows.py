@@ -82,9 +82,9 @@ def window(tokens: Tokens, number: int, length: int, seed: int) -> Int[Tensor, "
 
     The first `length` tokens are the input of the model. The last token is only a target. `number`
     counts the windows of the whole run, from 0. Each epoch has every window once, in random order,
-    and may cut the tokens at other places than the epoch before (see `_epoch`). The result depends
-    only on the arguments. A resumed run therefore reads the same windows, even with another number
-    of processes.
+    and may cut the tokens at other places than the previous epoch. The result depends only on the
+    arguments. A resumed run therefore reads the same windows, even with another number of
+    processes.
     """
     per_epoch, left = divmod(len(tokens) - 1, length)
     epoch, place = divmod(number, per_epoch)

@@ -1,4 +1,4 @@
-"""Reads checkpoints in every supported format, writes GGUF files, and processes state dicts."""
+"""Reads checkpoints, writes GGUF files, and simplifies weights, for example with `fold_ln`."""
 
 from clean_transformer.weights.formats.gguf import write_gguf as write_gguf
 from clean_transformer.weights.load import read_pretrained as read_pretrained

@@ -1,4 +1,4 @@
-"""Reads JSON, safetensors and PyTorch files from strangers, without running code from them."""
+"""Reads JSON, safetensors and PyTorch files, without running code that a file may contain."""
 
 import json
 import pickle
@@ -29,10 +29,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def parse_json(file: Path, content: bytes) -> dict[str, Any]:
-    """Return the fields of the JSON object in `content`, which comes from `file`.
+    """Return the fields of the JSON object in `content`. Error messages name `file`.
 
-    Raises `WeightsError` for bytes that are not JSON, for a key that occurs twice, and for lists
-    nested more deeply than Python can read.
+    Raises `WeightsError` for bytes that are not a JSON object, for a key that occurs twice, and for
+    lists or objects that are nested too deeply for Python.
     """
     try:
         fields = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
@@ -55,7 +55,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def readable(file: Path) -> Path:
-    """Return `file`. Raises `WeightsError` if this user may not read the file."""
+    """Return `file`. Raises `WeightsError` if we have no permission to read the file."""
     try:
         file.open("rb").close()
     except (PermissionError, IsADirectoryError) as error:
@@ -66,9 +66,9 @@ def readable(file: Path) -> Path:
 def read_tensors(file: Path) -> dict[str, Any]:
     """Return the dictionary in a .safetensors file, or in a file that `torch.save` wrote.
 
-    The tensors in the dictionary are memory-mapped, except in files from before PyTorch 1.6. Raises
-    `WeightsError` for a damaged file, for a file that does not contain a dictionary, and for a file
-    with pickled objects that could run code.
+    The tensors in the dictionary are memory-mapped, unless PyTorch before 1.6 wrote the file.
+    Raises `WeightsError` for a damaged file, for a file that does not contain a dictionary, and for
+    a file with pickled objects that could run code.
     """
     readable(file)
     saved = _read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file)
@@ -104,7 +104,10 @@ def read_pickle(file: Path) -> Any:
 
 
 def _checked_records(file: Path) -> dict[int, int]:
-    """Return the size of each record of a zip file by its offset, after comparing checksums."""
+    """Verify all checksums in a zip file. Return the size of each record by its offset, in bytes.
+
+    A record is one file inside the zip file.
+    """
     try:
         with zipfile.ZipFile(file) as archive, file.open("rb") as opened:
             if damaged := archive.testzip():
@@ -126,12 +129,10 @@ def _checked_records(file: Path) -> dict[int, int]:
 
 
 def _refuse_long_storages(file: Path, saved: Any, records: dict[int, int]) -> None:
-    """Raise `WeightsError` if a tensor's data is longer than the record that should hold the data.
-
-    `torch.load` does not compare the two lengths when it maps a file into memory. All tensors lie
-    in one mapping, which begins at an unknown address, but the distances between tensors are the
-    distances between their records.
-    """
+    """Raise `WeightsError` if the data of a tensor in `file` is cut off."""
+    # `torch.load` does not compare the size of a tensor with the size of its record when it maps a
+    # file into memory. All tensors lie in one mapping, which begins at an unknown address, but the
+    # distances between tensors are the distances between their records.
     storages = {
         tensor.untyped_storage().data_ptr(): (key, tensor.untyped_storage().nbytes())
         for key, tensor in _tensors_in(saved)
@@ -168,7 +169,7 @@ def _tensors_in(saved: Any) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _refusal(file: Path, error: Exception) -> str:
-    """Return a message for people about an exception of `torch.load`."""
+    """Return the message of the `WeightsError` that replaces an exception of `torch.load`."""
     message = str(error)
     if isinstance(error, pickle.UnpicklingError) and (
         named := re.search(r"GLOBAL ([\w.]+)|(?:class|callable|function) ([\w.]+)", message)
@@ -190,7 +191,7 @@ def _refusal(file: Path, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error, without PyTorch's advice and without color codes."""
+    """Return the first line of an error's message, without characters that cannot be printed."""
     if isinstance(error, pickle.UnpicklingError) or not str(error):
         return "its pickled part cannot be read"
     line = str(error).splitlines()[0]
@@ -198,7 +199,7 @@ def _reason(error: Exception) -> str:
 
 
 def _wrapped(saved: Any) -> Any:
-    """Return the state dict that `saved` holds under a usual key, or `saved` itself."""
+    """Return the state dict under a usual key of `saved`, such as "state_dict", or else `saved`."""
     if isinstance(saved, dict):
         for key in WRAPPERS:
             inside = saved.get(key)
@@ -208,9 +209,10 @@ def _wrapped(saved: Any) -> Any:
 
 
 def state_dict_in(file: Path, saved: Mapping[str, Any]) -> State:
-    """Return the state dict in `saved`, which `file` holds. A key of `WRAPPERS` may hold it.
+    """Return the state dict in `saved`, the dictionary that was read from `file`.
 
-    Raises `WeightsError` if there is anything but tensors in the state dict.
+    The state dict is the value of a usual key, such as "state_dict", or else `saved` itself. Raises
+    `WeightsError` if the state dict contains anything but tensors.
     """
     state = _wrapped(saved)
     others = [

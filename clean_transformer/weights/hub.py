@@ -52,13 +52,12 @@ class HubError(OSError):
 def fetch(source: str | Path, wanted: FileSets, optional: Iterable[str] = ()) -> Path:
     """Return the local folder with the files of `source`, and download them first if necessary.
 
-    `source` is a local folder, a hub id ("owner/name"), an alias from `HUB_IDS`, or "demo", the
-    model in this package. `wanted` lists alternative sets of files. From the hub, this function
-    downloads only one set: the first set of which the repository has all files, and those files of
-    `optional` that the repository has. The package
-    `huggingface_hub` keeps the files in its cache, and reads its usual environment variables
-    (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, …). If the request to the hub fails, the function returns
-    the cached folder of the model, if this folder has all files of a set.
+    `source` is a local folder, a hub id ("owner/name"), an alias such as "gpt2", or "demo", the
+    model in this package. `wanted` lists alternative sets of files. This function downloads the
+    first set of which the repository has every file. It also downloads the files in `optional` that
+    the repository has. The package `huggingface_hub` keeps the files in its cache, and reads its
+    environment variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, …). If the request to the hub
+    fails, this function returns the model's folder in the cache, if it has every file of a set.
 
     Raises `ValueError` if `source` is neither a folder nor a hub id nor an alias. Raises `HubError`
     if the repository or the files do not exist, if a download is interrupted, or if the hub does
@@ -128,9 +127,9 @@ def _listing(repo: str) -> list[str]:
 def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
     """Return the file names that belong to the first complete set of `wanted`.
 
-    `names` are the names of existing files. A set is complete if each of its patterns matches at
-    least one name. The result has the matching names, in the order of the set's patterns. If no set
-    is complete, the result is [].
+    `names` are the names of existing files. A set is a tuple of glob patterns, and is complete if
+    each pattern matches at least one name. The result has the matching names, in the order of the
+    patterns. If no set is complete, the result is [].
     """
     names = sorted(names)
     for patterns in wanted:
@@ -141,7 +140,7 @@ def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:
 
 
 def describe(wanted: FileSets) -> str:
-    """Return text that lists the sets, such as "tokenizer.json, or vocab.json + merges.txt"."""
+    """Return a text that lists sets of files: "tokenizer.json, or vocab.json + merges.txt"."""
     return ", or ".join(" + ".join(patterns) for patterns in wanted)
 
 
@@ -159,7 +158,7 @@ def _hub_id(name: str) -> str:
 
 
 def _answer(status: int | None, error: Exception) -> str:
-    """Return what the hub's HTTP `status` means, or `error` if the hub sent no status."""
+    """Return the meaning of the hub's HTTP `status` as a text, or `error` if there is no status."""
     if status == 403:
         return "the hub forbids the access (403): accept the conditions on the model's page"
     if status == 429:
@@ -190,11 +189,9 @@ def _download(repo: str, file: str) -> Path:
 
 
 def _refuse_other_content(repo: str, path: Path) -> None:
-    """Delete a new file from the cache, and raise `HubError`, if its hash is not the hub's.
-
-    The cache names each file of Git LFS by the SHA-256 hash that the hub announced. The hub gives
-    no hash of this kind for small files.
-    """
+    """Raise `HubError`, and delete the file, if its SHA-256 hash is not the hash on the hub."""
+    # The cache names each file of Git LFS by the SHA-256 hash that the hub announced. The hub gives
+    # no hash of this kind for small files.
     blob = path.resolve()
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return

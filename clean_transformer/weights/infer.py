@@ -50,7 +50,7 @@ def _count_layers(known: Format, state: State) -> int:
 
 
 def _axis_lengths(rows: list[Row], n_layers: int, state: State) -> dict[str, int]:
-    """Return the length of each axis by name, without the axes that the format merges into one."""
+    """Return the length of each axis by name, except for axes that the format merges into one."""
     axes = parameter_axes(Config.gpt2("small", n_layers=n_layers, tied_unembed=False))
     lengths: dict[str, int] = {}
     for row in rows:

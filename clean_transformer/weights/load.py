@@ -1,7 +1,6 @@
 """Reads the architecture and the parameters from a checkpoint in any known format.
 
-The parameters get this package's names. A format is known if a module in the folder `formats/`
-defines a `Format` object for it.
+The known formats are the `Format` objects that the modules in the folder `formats/` define.
 """
 
 import os
@@ -23,7 +22,7 @@ from clean_transformer.weights.table import Folder, Format, State, detect, plain
 
 
 def discover() -> Iterator[Format]:
-    """Yield every `Format` that a module in `formats/` defines or imports."""
+    """Yield every `Format` object that a module in the folder `formats/` defines or imports."""
     for module in iter_modules(formats.__path__):
         contents = vars(import_module(f"{formats.__name__}.{module.name}"))
         yield from (value for value in contents.values() if isinstance(value, Format))
@@ -55,13 +54,14 @@ def read_pretrained(
 ) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture of a model, and its parameters under this package's names.
 
-    `source` is a hub id, an alias, "demo", a folder or a file. The parameters are on `device` and
-    have the dtype `dtype`. If a tensor in the checkpoint already has this device and dtype, the
-    parameter is a view of the memory-mapped file, not a copy.
+    `source` is a folder, a file, a Hugging Face hub id ("owner/name"), an alias such as "gpt2", or
+    "demo", the model in this package. The parameters are on `device` and have the dtype `dtype`. If
+    a tensor in the checkpoint already has this device and dtype, the parameter is a view of the
+    memory-mapped file, not a copy.
 
     Raises `WeightsError` for a damaged file or for weights that do not fit the architecture, and
-    `FileNotFoundError` for missing files. Raises `ValueError` if `source` is none of these, and
-    `HubError` if the download fails (see `hub.fetch`).
+    `FileNotFoundError` for missing files. Raises `ValueError` for an unknown `source`, and
+    `HubError` if the download fails.
     """
     path = Path(source)
     if path.is_file() or (path.suffix in FILES and not path.is_dir()):
@@ -92,7 +92,7 @@ def read_pretrained(
 def _parameters(
     known: Format | None, cfg: Config | None, state: State, device: torch.device, dtype: torch.dtype
 ) -> tuple[Config, dict[str, Tensor]]:
-    """Check all tensors from a file, and only then convert the tensors that are parameters."""
+    """Check the tensors of a checkpoint. Return the architecture and the converted parameters."""
     state = plain_names(state)
     known = known or detect(FORMATS, state)
     state = known.full_names(state)
@@ -106,15 +106,15 @@ def _parameters(
 
 
 def _choose_folder(path: Path) -> tuple[Folder, Format]:
-    """Choose the format to read from the folder `path`. Return its `Folder` and its `Format`.
+    """Return the `Folder` and the `Format` of the checkpoint format to read from the folder `path`.
 
-    A format is complete if the folder has all files of one of the format's file sets. This function
-    chooses the complete format with the highest priority. If no format is complete, the function
-    chooses a format whose first file exists, so that the format's `Folder.read` later raises an
-    error that names the missing file. Raises `FileNotFoundError` if the folder does not have the
-    first file of any format.
+    This function chooses the format with the highest priority whose files are all in the folder.
+    Raises `FileNotFoundError` if the folder has no file that describes an architecture, such as
+    config.json.
     """
     names = os.listdir(path)
+    # If no format has all its files, we take a format whose first file exists. Later, the format's
+    # `Folder.read` raises an error that names the missing file.
     complete = [pair for pair in FOLDERS if complete_set(pair[0].file_sets, names)]
     begun = [pair for pair in FOLDERS if any(files[0] in names for files in pair[0].file_sets)]
     if not (complete or begun):

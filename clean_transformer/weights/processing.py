@@ -6,11 +6,9 @@ the tensors that did not change.
 
 The new weights equal the weights that TransformerLens computes, bit for bit. To get equal bits, the
 code multiplies elementwise and then sums, as TransformerLens does, because a matrix product would
-round differently. The rounding of a sum also depends on the memory layout, so equal bits need equal
-strides. `untie` therefore gives W_U the strides that TransformerLens gives W_U when it loads the
-published GPT-2. In one case, the weights differ from TransformerLens's weights: if d_model equals
-d_mlp or d_vocab, TransformerLens (3.9.0 and 4.3.0) takes the wrong axis for d_model, and its
-`fold_ln` changes the function that the model computes.
+round differently. There is one exception: if d_model equals d_mlp or d_vocab, TransformerLens
+(3.9.0 and 4.3.0) takes the wrong axis for d_model, and its `fold_ln` changes the function that the
+model computes.
 
 Sources: TransformerLens's `further_comments.md`, and Elhage et al. 2021, "A Mathematical Framework
 for Transformer Circuits".
@@ -36,6 +34,8 @@ def untie(cfg: Config, state: State) -> tuple[Config, State]:
     """
     if not cfg.tied_unembed:
         return cfg, state
+    # The rounding of a sum depends on the memory layout. `clone` keeps the strides of W_Eᵀ, which
+    # TransformerLens also gives W_U when it loads the published GPT-2.
     W_U = state["embed.W_E"].T.clone()
     return dataclasses.replace(cfg, tied_unembed=False), {**state, "unembed.W_U": W_U}
 
@@ -51,8 +51,8 @@ def fold_ln(cfg: Config, state: State) -> tuple[Config, State]:
     entries of a column of W. This function subtracts from each column of the new W the column's
     mean over d_model. The logits are unchanged.
 
-    W is W_Q, W_K, W_V [head d_model d_head], W_in [d_model d_mlp] or W_U [d_model d_vocab]. If the
-    model is tied, the function first unties the model (see `untie`). The result has
+    W is W_Q, W_K or W_V [head d_model d_head], W_in [d_model d_mlp] or W_U [d_model d_vocab]. If
+    the model is tied, this function first unties the model (see `untie`). The result has
     `normalization_type="LNPre"` and no LayerNorm parameters. If the LayerNorms are already folded,
     the function returns `cfg` and `state` unchanged, as TransformerLens does. Raises `KeyError` for
     a missing parameter.
@@ -133,12 +133,11 @@ def process_weights(
 ) -> tuple[Config, State]:
     """Return the weights that TransformerLens's `HookedTransformer` loads with the same flags.
 
-    This function unties the model (see `untie`). Then it calls each function of this module whose
-    flag is True, in the order of the arguments. The log-probabilities are unchanged, except for
-    rounding. Like TransformerLens, this function computes in float32 and then converts each
-    parameter back to its original dtype. Even if all flags are False, float64 weights lose
-    precision, because they are rounded to float32. To keep the precision of float64, call the four
-    functions one by one.
+    This function unties the model (see `untie`). Then it calls, in the order of the flags, each
+    function whose flag is True. The log-probabilities are unchanged, except for rounding. Like
+    TransformerLens, this function computes in float32, and then converts each parameter back to its
+    original dtype. So float64 weights lose precision, even if all flags are False. To keep their
+    precision, call the four functions one by one.
 
     Raises `KeyError` for a missing parameter.
     """
@@ -173,7 +172,7 @@ def _writers(cfg: Config) -> list[str]:
 
 
 def _with_centered(state: State, names: list[str]) -> State:
-    """Return a new state dict: the mean over the last axis is subtracted from the given tensors."""
+    """Return a copy of `state` in which the tensors `names` have mean 0 over their last axis."""
     return {**state, **{name: _centered(state[name], axis=-1) for name in names}}
 
 

@@ -1,4 +1,4 @@
-"""Defines `WeightsError`, and functions that raise it for weights that are not those of a GPT-2."""
+"""Defines `WeightsError`, and functions that raise it for weights that no GPT-2 can have."""
 
 from collections.abc import Mapping
 from reprlib import repr as shorten
@@ -15,7 +15,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class WeightsError(ValueError):
     """A checkpoint could not be read, or a format cannot store a model.
 
-    Control characters in the message, which may come from a stranger's file, are escaped.
+    Control characters in the message are escaped, because they may come from a malicious file.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,7 +23,10 @@ class WeightsError(ValueError):
 
 
 def refuse_other_kinds(tensors: Mapping[str, Tensor]) -> None:
-    """Raise `WeightsError` for tensors that are not dense or whose dtype is not in `DTYPES`."""
+    """Raise `WeightsError` unless all tensors are dense and have a floating-point dtype.
+
+    `DTYPES` lists the allowed dtypes.
+    """
     others = [
         f"{key} is {'quantized' if tensor.is_quantized else tensor.dtype}"
         + (f" in the layout {tensor.layout}" if tensor.layout != torch.strided else "")
@@ -36,10 +39,7 @@ def refuse_other_kinds(tensors: Mapping[str, Tensor]) -> None:
 
 
 def refuse_unreal(tensors: Mapping[str, Tensor]) -> None:
-    """Raise `WeightsError` for tensors from a file that repeat elements, or that are not finite.
-
-    A tensor repeats elements if it has more elements than its storage holds.
-    """
+    """Raise `WeightsError` if a tensor contains NaN or infinity, or is larger than its storage."""
     for key, tensor in tensors.items():
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise WeightsError(f"{key} claims {tensor.numel()} elements, more than the file holds")

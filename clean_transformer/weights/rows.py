@@ -1,8 +1,4 @@
-"""Defines `Row`, which describes the name and the layout of one parameter in a checkpoint format.
-
-In this module and in `table`, "our" parameters have this package's names and axes, and "their"
-tensors have the names and axes of the checkpoint format.
-"""
+"""Defines `Row`, which describes the name and layout of one parameter in a checkpoint format."""
 
 import math
 import re
@@ -20,11 +16,12 @@ AXIS = r"[a-z]\w*"  # matches the name of an axis in an einops pattern, but not 
 
 @dataclass(frozen=True)
 class Row:
-    """Describes in which tensor, and with which axes, a format stores one of our parameters.
+    """Describes in which tensor, and with which axes, a format stores one parameter.
 
-    `ours` is our name of the parameter. `theirs` is the name of their tensor that holds the
-    parameter. If the format does not store the parameter, `theirs` is None, and the parameter that
-    we read is all zeros.
+    "Our" parameters have this package's names and axes, and "their" tensors have the names and axes
+    of the checkpoint format. `ours` is our name of the parameter. `theirs` is the name of their
+    tensor that holds the parameter. If the format does not store the parameter, `theirs` is None,
+    and we set the parameter to zeros.
 
     `pattern` is the einops pattern that turns their tensor into our parameter. If `pattern` is
     None, their tensor has the same axes as our parameter. Their tensor may also hold several of our
@@ -80,10 +77,10 @@ class Row:
 
 
 def write_rows(rows: Iterable[tuple[Row, Tensor]], cfg: Config) -> Tensor:
-    """Return one of their tensors, computed from our parameters. The result is contiguous.
+    """Return one tensor of a checkpoint format, computed from parameters of this package.
 
-    `rows` has one pair for each parameter that the result holds: the parameter's `Row`, and the
-    parameter itself. The pairs can be in any order.
+    `rows` has one pair for each parameter that the tensor holds: the parameter's `Row`, and the
+    parameter itself. The pairs can be in any order. The result is contiguous.
     """
     (row, tensor), *others = sorted(rows, key=lambda pair: pair[0].part or 0)
     if row.part is not None:

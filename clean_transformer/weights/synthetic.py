@@ -6,8 +6,7 @@ compute logarithms and cosines differently. In this module, each value starts as
 integers (see `_bell`). NumPy guarantees that its bit generator `SFC64` always gives the same
 integers for the same seed. All further operations are elementwise `+`, `-`, `*`, `/` and `sqrt`.
 IEEE 754 prescribes the rounding of these operations, so every machine gets the same bits. The code
-never sums floats over an axis: different machines may add the floats in different orders, and the
-order of the additions changes the bits of the sum.
+never sums floats over an axis, because different machines may add them in different orders.
 """
 
 import math
@@ -46,7 +45,7 @@ BELL_KURTOSIS = 2.9
 class Spread(NamedTuple):
     """The distribution of a tensor's entries: standard deviation, kurtosis and mean.
 
-    If `largest` is not None, all outliers (see `STRIDE`) have the value `largest`.
+    If `largest` is not None, every 257th entry (an outlier) has the value `largest`.
     """
 
     std: float
@@ -122,15 +121,15 @@ def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
 
     The keys of the result are the parameter names. The tensors have about the standard deviations,
     kurtoses and largest entries of GPT-2 small, whose `d_model` is 768. For any other `d_model`,
-    this function scales the matrices in the blocks (see `_scale`).
+    this function multiplies the matrices in the blocks by √(768 / d_model). If `cfg.tied_unembed`
+    is False, the unembedding is drawn independently of the embedding.
 
     As in GPT-2, a few activations are huge. If `d_model` is at least 32, the third block sets three
-    coordinates of the residual stream at position 0 to about 3,000, and later blocks keep them at
-    this size. In a model with fewer than three blocks, the last block sets them. In a model with
+    coordinates of the residual stream at position 0 to about 3,000, and they keep this size in
+    later blocks. In a model with fewer than three blocks, the last block sets them. In a model with
     twelve blocks, the median magnitude of the other coordinates is 0.9 after the first block, and 6
     after the last block. From the fourth block on, many heads attend to position 0 if no other
-    position matches their query. If `cfg.tied_unembed` is False, the unembedding is drawn
-    independently of the embedding.
+    position matches their query.
 
     For `normalization_type="LNPre"`, this function first draws the weights for "LN". Then it
     multiplies the weights that read the output of a LayerNorm by the gain of this LayerNorm, and
@@ -154,10 +153,9 @@ def _published_spread(name: str, cfg: Config) -> Spread:
 
 
 def _scale(cfg: Config) -> float:
-    """Return √(768 / d_model), the factor for the standard deviation of each matrix in a block.
+    """Return √(768 / d_model), the factor by which each matrix in a block is multiplied.
 
-    With this factor, the result of a matrix product over d_model is about as large as in GPT-2
-    small.
+    Then the result of a matrix product over d_model is about as large as in GPT-2 small.
     """
     return math.sqrt(MEASURED_WIDTH / cfg.d_model)
 
@@ -167,9 +165,10 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
     In these coordinates, W_pos has the value 4.5 at position 0 and −0.5 elsewhere. One MLP neuron
     detects the 4.5 and writes huge values into the same coordinates. The heads of later blocks
-    attend to position 0 because of these huge values. No earlier attention or MLP writes into the
-    three coordinates, so they still have the values of W_pos when the neuron reads them.
+    attend to position 0 because of these huge values.
     """
+    # No earlier attention or MLP writes into the three coordinates, so they still have the values
+    # of W_pos when the neuron reads them.
     layer = min(2, cfg.n_layers - 1)
     coordinates = [cfg.d_model * quarter // 4 for quarter in (1, 2, 3)]
     for earlier in range(layer + 1):
@@ -199,10 +198,7 @@ def _plant_massive_activation(state: dict[str, Array], cfg: Config) -> None:
 
 
 def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
-    """Multiply each weight [..., d_model, out] that reads a LayerNorm by the LayerNorm's gain.
-
-    This function changes the arrays in `state` in place.
-    """
+    """Multiply, in place, each weight [..., d_model, out] after a LayerNorm by the gain."""
     for layer in range(cfg.n_layers):
         for ln, readers in READERS.items():
             for reader in readers:
@@ -213,10 +209,10 @@ def _fold_gains(state: dict[str, Array], cfg: Config) -> None:
 def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[str, Array]:
     """Draw all tensors of a model with the architecture `cfg`, and return them by name.
 
-    `spread` takes the name of a tensor and returns the `Spread` of its entries. Several threads
-    draw tensors in parallel, which is possible because NumPy releases the GIL.
+    `spread` takes the name of a tensor and returns the `Spread` of its entries.
     """
     shapes = parameter_shapes(cfg)
+    # The threads draw tensors in parallel, because NumPy releases the GIL.
     with ThreadPoolExecutor() as pool:
         drawn = pool.map(lambda name: _draw(name, shapes[name], seed, spread(name)), shapes)
         state = dict(zip(shapes, drawn, strict=True))
@@ -229,15 +225,10 @@ def _draw_all(cfg: Config, seed: int, spread: Callable[[str], Spread]) -> dict[s
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int, spread: Spread) -> Array:
-    """Return the tensor `name` with the given shape. Its entries have the distribution `spread`.
-
-    The function draws bell-shaped values with variance 1 (see `_bell`). It multiplies the outliers
-    (see `STRIDE`), which are a share p of all values, by √(1 + e). Then the variance is 1 + p·e,
-    and the kurtosis is BELL_KURTOSIS · (1 + r²), where r = √(p (1 − p)) · e / (1 + p·e). The code
-    computes r from `spread.kurtosis`, and e (`excess`) from r. Finally the function scales and
-    shifts all values to the standard deviation `spread.std` and the mean `spread.mean`. If
-    `spread.largest` is not None, all outliers are set to `spread.largest`.
-    """
+    """Return the tensor `name` with the given shape. Its entries have the distribution `spread`."""
+    # The outliers are the share p of all values. If we multiply the outliers by √(1 + e), the
+    # variance becomes 1 + p·e, and the kurtosis becomes BELL_KURTOSIS · (1 + r²), where
+    # r = √(p (1 − p)) · e / (1 + p·e). We compute r from the kurtosis, and e (`excess`) from r.
     values = _bell(name, math.prod(shape), seed)
     p = 1 / STRIDE
     r = math.sqrt(spread.kurtosis / BELL_KURTOSIS - 1)
@@ -254,8 +245,8 @@ def _bell(name: str, count: int, seed: int) -> Array:
     """Return `count` bell-shaped values with mean 0 and variance 1.
 
     Each value is a sum of twelve random 16-bit integers (Irwin–Hall distribution), shifted and
-    scaled. `seed` and `name` are the seed of the random generator, so the values of one tensor do
-    not depend on which other tensors are drawn.
+    scaled. `seed` and `name` together seed the random generator, so the values of one tensor do not
+    depend on which other tensors are drawn.
     """
     stream = np.random.SFC64([seed, zlib.crc32(name.encode())])
     values = np.empty(count, dtype=np.float32)

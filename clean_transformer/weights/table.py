@@ -1,7 +1,6 @@
 """Defines `Format`, which reads and writes the state dicts of one checkpoint format.
 
-A `Format` has a table with one `Row` for each parameter. In this module, "our" parameters have this
-package's names and axes, and "their" tensors have the names and axes of the checkpoint format.
+A `Format` has a table with one `Row` for each parameter.
 """
 
 import re
@@ -60,22 +59,22 @@ class File:
 
 @dataclass(frozen=True)
 class Format:
-    """Describes how a family of checkpoints names and lays out GPT-2's parameters.
+    """Describes the names and the layout of GPT-2's parameters in one checkpoint format.
 
-    `outer` has one row (see `Row`) for each parameter outside of the blocks. `block` has one row
-    for each parameter of a block. The names in `block` do not contain the number of the block. The
-    method `all_rows` adds a prefix with this number: `blocks.{layer}.` to our names, and
-    `block_prefix` to their names.
+    "Our" parameters have this package's names and axes, and "their" tensors have the names and axes
+    of the checkpoint format. `outer` has one `Row` for each parameter outside of the blocks.
+    `block` has one `Row` for each parameter of a block. The names in `block` do not contain the
+    number of the block. The method `all_rows` adds a prefix with this number: `blocks.{layer}.` to
+    our names, and `block_prefix` to their names.
 
     Every checkpoint of the format has the key `marker`. If several formats have the same marker,
     the function `layout` distinguishes the formats: it takes a state dict, and returns whether the
     tensors have this format's layout. `optional_prefix` is a prefix of their names that some
-    checkpoints leave out. Tensors whose keys match the regular expression `buffers` are not
-    parameters, and we ignore these tensors.
+    checkpoints leave out. We ignore tensors whose keys match the regular expression `buffers`,
+    because these tensors are not parameters.
 
-    `folder` describes how the format is stored in a folder, and is None if the format is never
-    stored in a folder. `file` describes how the format is stored in a single file, and is None if
-    the format is never stored in a single file.
+    `folder` is None if the format is never stored in a folder. `file` is None if the format is
+    never stored in a single file.
     """
 
     name: str
@@ -90,7 +89,7 @@ class Format:
     file: File | None = None
 
     def full_names(self, state: State) -> dict[str, Tensor]:
-        """Return a copy of `state`. If the keys lack `optional_prefix`, they get it in the copy."""
+        """Return a copy of `state`, in which `optional_prefix` is added to keys that lack it."""
         short_marker = self.marker.removeprefix(self.optional_prefix)
         if self.marker in state or short_marker not in state:
             return dict(state)
@@ -104,12 +103,12 @@ class Format:
         return row.theirs is not None and row.theirs.startswith(self.optional_prefix)
 
     def fits(self, state: State) -> bool:
-        """Return whether `state` is a state dict of this format (see `marker` and `layout`)."""
+        """Return whether `state` has this format: the key `marker` and the right `layout`."""
         named = self.full_names(state)
         return self.marker in named and self.layout(named)
 
     def rows(self, cfg: Config) -> list[Row]:
-        """Return one row for each parameter of the architecture `cfg`.
+        """Return one `Row` for each parameter of the architecture `cfg`.
 
         Raises `WeightsError` if the format has no place for a parameter.
         """
@@ -120,11 +119,10 @@ class Format:
         return [row for name, row in rows.items() if name in names]
 
     def all_rows(self, n_layers: int) -> list[Row]:
-        """Return the rows of all parameters that a model with `n_layers` blocks can have.
+        """Return one `Row` for each parameter that a model with `n_layers` blocks can have.
 
-        The names in the rows are complete: in the blocks, they have the prefix with the number of
-        the block. A model may lack some of these parameters: for example, a tied model (see
-        `is_tied`) has no `unembed.W_U`.
+        The names contain the numbers of the blocks. A model may lack some of these parameters: for
+        example, a tied model (see `is_tied`) has no `unembed.W_U`.
         """
         blocks = [
             replace(
@@ -140,9 +138,9 @@ class Format:
     def read(self, cfg: Config, state: State) -> dict[str, Tensor]:
         """Return our parameters, by our names, as views of the tensors in the state dict.
 
-        `state` has their tensors under their full names (see `full_names`). A parameter that the
-        format does not store is a tensor of zeros. Raises `WeightsError` if tensors are missing,
-        unused, or of the wrong shape. The error lists all these tensors. Also raises `WeightsError`
+        `state` has their tensors under their full names (see `full_names`). If the format does not
+        store a parameter, the result has a tensor of zeros for the parameter. Raises `WeightsError`
+        if tensors are missing, unused, or of the wrong shape or dtype. Also raises `WeightsError`
         if `cfg.tied_unembed` is True, but the state dict is not tied (see `is_tied`).
         """
         # This comes first, because the rows of many layers take memory. A few more layers than the
@@ -200,7 +198,7 @@ class Format:
         return {theirs: write_rows(rows, cfg) for theirs, rows in rows_of.items()}
 
     def is_tied(self, state: State) -> bool:
-        """Return whether the model is tied: whether the embedding is also the unembedding.
+        """Return whether the model is tied: it uses its embedding as its unembedding, too.
 
         `state` has their tensors under their full names. A model is tied if `state` has no
         unembedding. Except in HookedTransformer's format, a model is also tied if its unembedding
@@ -228,9 +226,10 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def plain_names(state: State) -> dict[str, Tensor]:
-    """Return a copy of `state` without the `PREFIXES` in its keys.
+    """Return a copy of `state` whose keys lack prefixes such as "module." and "_orig_mod.".
 
-    Raises `WeightsError` if two keys differ only in their prefixes.
+    PyTorch and training libraries add these prefixes. Raises `WeightsError` if two keys differ only
+    in their prefixes.
     """
     plain: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -242,9 +241,9 @@ def plain_names(state: State) -> dict[str, Tensor]:
 
 
 def detect(formats: Iterable[Format], state: State) -> Format:
-    """Return the format in `formats` to which the state dict belongs (see `Format.fits`).
+    """Return the format in `formats` that the state dict has (see `Format.fits`).
 
-    Raises `WeightsError` if no format fits the state dict, or if several formats fit.
+    Raises `WeightsError` if the state dict has none or several of the formats.
     """
     fitting = [known for known in formats if known.fits(state)]
     if len(fitting) == 1:

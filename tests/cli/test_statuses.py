@@ -9,7 +9,10 @@ import pytest
 
 from clean_transformer.weights.hub import DEMO
 
+from ..conftest import ROOT
 from .running import assert_one_line, call
+
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def config(**changes: object) -> Callable[[Path], None]:
@@ -110,3 +113,21 @@ def test_a_bad_file_is_one_line_and_status_2(command, file: str, folder: Path):
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(option: str, place: str):
     result = call(*WITH_WEIGHTS["swap"], "--weights", "missing", option, place)
     assert_one_line(result, "make it first" if "/" in place else "is a folder")
+
+
+STRANGE = "\x1b[2J[/red]\u202e"
+
+
+def test_a_report_cannot_control_the_terminal(folder: Path):
+    report = json.loads((RESULTS / "two_core_intel_avx512.json").read_text())
+    for row in report["results"]:
+        row["measurement"] += STRANGE
+    for name, version in (("before", "1\x1b[2J"), ("after", "[/bold]2")):
+        report["environment"]["torch"] = version
+        (folder / name).write_text(json.dumps(report))
+    result = call("compare", "before", "after")
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.stdout
+    assert "\u202e" not in result.stdout
+    assert r"1\x1b[2J" in result.stdout
+    assert "[/red]" in result.stdout

@@ -1,8 +1,7 @@
 """Functions that plot what a model computes, as plotly figures, and `save`, which writes a figure.
 
 Most functions take the activations of one text, with or without a batch dimension of length 1, and
-the tokens of the text as strings: `model.to_str_tokens(text)`. Every figure has the plotly template
-`STYLE`.
+the tokens of the text as strings: `model.to_str_tokens(text)`.
 """
 
 from importlib.util import find_spec

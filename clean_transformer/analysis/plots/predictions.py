@@ -48,9 +48,9 @@ def token_probabilities(
 def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:
     """Plot the most likely next token at each depth, as if the model ended at this depth.
 
-    `analysis.logit_lens` explains depths. The plot has one row per depth and one column per token
-    of the text. The color shows the probability of the most likely token. Raises `ValueError` for
-    several texts.
+    There is one depth before each block, and one depth after the last block. The plot has one row
+    per depth and one column per token of the text. The color shows the probability of the most
+    likely token. Raises `ValueError` for several texts.
     """
     tokens = single(model, text)
     log_probs, labels = log_probs_by_depth(model, tokens)

@@ -1,4 +1,4 @@
-"""Code that several plots share: colors, axes with tokens, checks of arguments, and `save`."""
+"""Code that several plots share: colors, an axis with tokens, checks of arguments, and `save`."""
 
 import html
 from collections.abc import Sequence
@@ -106,10 +106,7 @@ def label(token: str) -> str:
 
 
 def token_axis(tokens: Sequence[str]) -> dict[str, Any]:
-    """Return plotly's settings for an axis on which each position has its token as label.
-
-    The coordinates on this axis are positions and not tokens, because a text may contain the same
-    token twice.
-    """
+    """Return plotly's settings for an axis on which each position has its token as label."""
+    # The coordinates are positions and not tokens, because a text may contain a token twice.
     names = [label(token) for token in tokens]
     return {"tickvals": [*range(len(names))], "ticktext": names, "showgrid": False}

@@ -29,8 +29,8 @@ Tokens = Int[Tensor, "batch pos"]
 class Contestant:
     """The base class of the models that are measured. `__init__` loads the weights from `folder`.
 
-    A subclass overrides the methods `forward`, `generate` and `capture` if its model can do their
-    work. A subclass whose model `train_step` can train sets the attribute `model`. `package` is the
+    A subclass overrides those of the methods `forward`, `generate` and `capture` that its model
+    supports. If `train_step` can train this model, the attribute `model` holds it. `package` is the
     name of the installed package that runs the model. `imported` is the name of the module whose
     import is timed. `loss` takes logits [n d_vocab] and token ids [n], and returns the mean loss.
     """
@@ -91,9 +91,7 @@ class Contestant:
 
 
 def any_shape(device: str) -> bool | None:
-    """Return the argument `dynamic` for `torch.compile`: True on a CPU, None on other devices.
-
-    With True, `torch.compile` makes one graph for all shapes. On a CPU, this graph compiles in half
-    a minute, and is as fast as a graph for a single shape.
-    """
+    """Return the argument `dynamic` for `torch.compile`: True on a CPU, None on other devices."""
+    # With True, `torch.compile` makes one graph for all shapes. On a CPU, this graph compiles in
+    # half a minute, and is as fast as a graph for a single shape.
     return True if device == "cpu" else None

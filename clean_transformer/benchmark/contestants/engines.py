@@ -112,7 +112,7 @@ class OnnxRuntime(Engine):
         )
 
     def exported(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-        """Export `module` to the ONNX file `name`, and return a session that runs this file.
+        """Export `module` to the ONNX file `name`. Return onnxruntime's session for this file.
 
         `inputs` are examples for the export. The session accepts other batch sizes and lengths.
         """
@@ -134,19 +134,22 @@ class OnnxRuntime(Engine):
 
     @cached_property
     def whole(self) -> Any:
-        """The session that computes the logits for all positions."""
+        """The onnxruntime session that computes the logits for all positions."""
         return self.exported("whole", self.model, (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def first(self) -> Any:
-        """The session that reads a prompt. It returns the outputs of `Reader.forward`."""
+        """The onnxruntime session that reads a prompt.
+
+        It returns the logits at the last position, and the keys and values of all positions.
+        """
         return self.exported("first", Reader(self.model), (torch.ones(2, 8, dtype=torch.long),))
 
     @cached_property
     def next(self) -> Any:
-        """The session that decodes. Its inputs are one new token, and the earlier keys and values.
+        """The onnxruntime session that reads one new token, with the earlier keys and values.
 
-        The session returns the outputs of `Reader.forward`.
+        It returns the logits of the new token, and the keys and values of all positions.
         """
         past = torch.zeros(self.cfg.n_layers, 2, 2, self.cfg.n_heads, 8, self.cfg.d_head)
         tokens = torch.ones(2, 1, dtype=torch.long)
@@ -183,9 +186,9 @@ class Reader(nn.Module):
     def forward(self, tokens: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the logits at the last position [batch d_vocab], and the keys and values.
 
-        `past` has the keys and values of the earlier positions. The returned keys and values are of
-        all positions: the earlier positions and the positions of `tokens`. `past` and the returned
-        tensor have the axes of `nanogpt.Past`.
+        `past` has the keys and values of the earlier positions. The returned keys and values also
+        include the positions of `tokens`. Both have the shape [layer two batch head pos d_head],
+        where the axis `two` has keys first and then values.
         """
         x, presents = self.model.read(tokens, past)
         kept = torch.stack([torch.stack(present) for present in presents])

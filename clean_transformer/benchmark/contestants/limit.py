@@ -1,8 +1,7 @@
 """Computes the limit: the shortest time in which this machine could do the work.
 
-The limit is a contestant, so that it is measured in the same rounds as the other contestants. The
-limit is computed from two measurements: the times of matrix products with the model's shapes, and
-the speed at which the machine reads memory.
+The limit is computed from two measurements: the times of matrix products with the model's shapes,
+and the speed at which the machine reads memory.
 """
 
 import math
@@ -111,7 +110,7 @@ def by_mm(weight: Tensor, rows: int) -> Product:
 
 
 def by_mm_transposed(weight: Tensor, rows: int) -> Product:
-    """Return a function that does the same as `by_mm`, with a weight stored as [outputs inputs]."""
+    """Return a function like the one of `by_mm`, with the weight stored as [outputs inputs]."""
     return by_mm(weight.T.contiguous().T, rows)
 
 
@@ -125,19 +124,17 @@ def by_onednn(weight: Tensor, rows: int) -> Product:
 
 
 def by_onednn_packed(weight: Tensor, rows: int) -> Product:
-    """Return a function that does the same as `by_onednn`, with another layout of the weight.
+    """Return a function that multiplies x by the weight with oneDNN, in oneDNN's own layout.
 
-    oneDNN chooses the layout that is best for an x with `rows` rows.
+    oneDNN chooses the layout of the weight that is best for an x with `rows` rows.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def in_float32(weight: Tensor, rows: int) -> Product:
-    """Return a function that multiplies with oneDNN in float32, and rounds to the dtype of x.
-
-    On a processor without instructions for half precision, this can be the fastest function.
-    """
+    """Return a function that multiplies with oneDNN in float32, and rounds to the dtype of x."""
+    # This can be the fastest function on a processor without instructions for half precision.
     multiply = by_onednn(weight.float(), rows)
     return lambda x: multiply(x.float()).to(x.dtype)
 
@@ -146,12 +143,10 @@ WAYS: tuple[Way, ...] = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, i
 
 
 def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
-    """Return functions that each read the whole `buffer` [n].
-
-    Which function is fastest depends on the processor.
-    """
+    """Return functions that each read the whole `buffer` [n]."""
     rows = buffer.view(-1, 1024)
     vector = buffer[:1024].clone()
+    # Which of these functions is fastest depends on the processor.
     return (buffer.sum, rows.sum, lambda: rows @ vector)
 
 
@@ -176,7 +171,8 @@ class Limit(Contestant):
     def measure(self, work: Work, at_least: float) -> float:
         """Return the fewest seconds that `work` can take; for the kind "memory", the fewest bytes.
 
-        Raises `NotImplementedError` for a kind of work that has no known limit.
+        Here and in the other methods, each measurement is repeated until `at_least` seconds have
+        passed. Raises `NotImplementedError` for a kind of work that has no known limit.
         """
         match work.kind:
             case "forward" | "capture":
@@ -245,7 +241,7 @@ class Limit(Contestant):
 
 
 def prepared(x: Tensor, way: Way, weight: Tensor) -> Callable[[], object]:
-    """Return a function that takes no arguments and multiplies x by `weight`, as `way` does."""
+    """Return a function without arguments that multiplies x by `weight` with the kernel `way`."""
     return partial(way(weight, len(x)), x)
 
 

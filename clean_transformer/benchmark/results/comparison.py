@@ -1,13 +1,13 @@
-"""Compares two runs: says which parts of our own contestants became slower or faster.
+"""Compares two runs: says which work of our own contestants became slower or faster.
 
 Between two runs, the whole machine may become slower, because it is warmer, or because other
 programs run. We call this the machine's drift. The peers show the drift. Peers are contestants that
-do not run our code, and whose package has the same version in both runs. The change of a part (see
-`work.Part`) is its new time divided by its old time. We divide the change of each of our parts by
-the median change of the peers in the same measurement, and compare the quotient with the noise. We
-estimate the noise in two ways, from the differences between the peers' changes, and from the
-differences between the rounds of our part, and use the larger estimate. Bytes do not depend on the
-machine's speed, so we do not divide changes of bytes by the peers' changes.
+do not run our code, and whose package has the same version in both runs. A part is a contestant and
+its work, and the change of a part is its new time divided by its old time. We divide the change of
+each of our parts by the median change of the peers in the same measurement, and compare the
+quotient with the noise. We estimate the noise in two ways, from the differences between the peers'
+changes, and from the differences between the rounds of our part, and use the larger estimate. Bytes
+do not depend on the machine's speed, so we do not divide changes of bytes by the peers' changes.
 """
 
 import math
@@ -29,12 +29,12 @@ SIGMAS = 4
 
 @dataclass(frozen=True)
 class Change:
-    """How one part of a measurement changed between two runs.
+    """How the time or the memory of one contestant changed between two runs, for the same work.
 
-    `measurement` is the title of the measurement. `factor` is the new time divided by the old time,
-    without the machine's drift (see above). For memory, `factor` is the new number of bytes divided
-    by the old number. `noise` is the largest change that may be noise, on a log scale: 0.05 is
-    about 5 %.
+    `measurement` is the title of the measurement. `part` names the contestant and its work.
+    `factor` is the new time divided by the old time. It is corrected: if the whole machine became
+    slower, `factor` does not change. For memory, `factor` is the new number of bytes divided by the
+    old number. `noise` is the largest change that may be noise, on a log scale: 0.05 is about 5 %.
     """
 
     measurement: str
@@ -51,10 +51,11 @@ class Change:
 
 
 def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
-    """Compare two runs. Return the machine's drift, and the change of each part of our contestants.
+    """Return the drift between two runs, and a `Change` for each part of our contestants.
 
-    The drift is the median of the factors by which the peers' times changed. Raises `ValueError` if
-    the runs have no measurement in common.
+    The drift says how much slower the whole machine became. It is the median of the factors by
+    which the times of other libraries changed. Raises `ValueError` if the runs have no measurement
+    in common.
     """
     old = {(row.measurement, row.part): row for row in before.results if row.values}
     pairs = [

@@ -9,15 +9,16 @@ from clean_transformer.benchmark.work import Part
 
 @dataclass(frozen=True)
 class Result:
-    """The values of one part in one measurement.
+    """The values that one measurement gave for one contestant and its work.
 
     - `measurement`: the title of the measurement.
-    - `part`: the part, which names the contestant and its work.
+    - `part`: the contestant and its work.
     - `title`: the contestant's package and version.
-    - `values`: one value per round, in seconds or bytes; empty if the part was not measured.
+    - `values`: one value per round, in seconds or bytes; empty if nothing was measured.
     - `why`: why there are no values, or "".
-    - `kl_divergence`: the mean KL(ours ‖ contestant), in nats, of the predictions of the next
-      token. Our model predicts in float32. None if no logits of the contestant were checked.
+    - `kl_divergence`: how much the contestant's predictions of the next token differ from our
+      model's predictions in float32: the mean KL(ours ‖ contestant), in nats. None if no logits of
+      the contestant were checked.
     """
 
     measurement: str
@@ -46,7 +47,7 @@ class Results:
     results: Sequence[Result]
 
     def by_measurement(self) -> Iterator[Mapping[Part, Result]]:
-        """Yield one mapping per measurement, from its parts to their results."""
+        """Yield one mapping per measurement, from each part of the measurement to its result."""
         for title in dict.fromkeys(result.measurement for result in self.results):
             yield {r.part: r for r in self.results if r.measurement == title}
 

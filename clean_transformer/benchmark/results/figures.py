@@ -39,9 +39,10 @@ GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
 
 
 def throughput(results: Results, name: str) -> go.Figure:
-    """Return a bar chart of the median tokens per second in one measurement, one bar per setup.
+    """Return a bar chart of the median tokens per second in one measurement.
 
-    The error bars show the quartiles. `name` is the title of the measurement, without the device.
+    There is one bar for each contestant, dtype and device. The error bars show the quartiles.
+    `name` is the title of the measurement, without the device.
     """
     rows = [row for row in results.results if _name(row) == name and row.values]
     speeds = [row.tokens_per_second for row in rows]
@@ -87,7 +88,7 @@ def roofline(results: Results) -> go.Figure:
 
 
 def growth(results: Results, axis: str) -> go.Figure:
-    """Return a plot of tokens per second against `axis`, a key of `GROWTH`."""
+    """Return a plot of tokens per second against `axis`, such as "batch" (a key of `GROWTH`)."""
     measurement, belongs, size = GROWTH[axis]
     rows = [row for row in results.results if _name(row) == measurement and belongs(row)]
     title = f"Throughput over the {axis}"

@@ -16,11 +16,12 @@ COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Print one table per measurement, with one row per part.
+    """Print one table per measurement, with one row per contestant and its work.
 
-    A row has the median, the quartiles, the tokens per second, the share of the limit (see
-    `Results.share_of_limit`) and, for dtypes other than float32, the KL divergence. Below the
-    table, each part that was not measured has a line with the reason.
+    A row has the median, the quartiles, the tokens per second, and the share of the limit: the
+    shortest possible time divided by the contestant's time. For dtypes other than float32, a row
+    also has the KL divergence from our model in float32. Below the table, a line gives the reason
+    for each contestant that was not measured.
     """
     for rows in results.by_measurement():
         [title] = {row.measurement for row in rows.values()}

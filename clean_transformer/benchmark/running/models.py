@@ -30,12 +30,12 @@ def count_parameters(cfg: Config) -> int:
 
 
 def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Write the weights of each model in `names` to a subfolder of `folder`.
+    """Write random weights of each model in `names` to a subfolder of `folder`.
 
-    The weights are those that `synthetic.stress` draws. `config` explains the names. A model is not
-    written if this machine has too little memory for the model. Returns two dictionaries whose keys
-    are model names: the subfolders of the written models, and the reasons why the other models were
-    not written.
+    The names are published sizes, such as "small", and "tiny". A model is not written if this
+    machine has too little memory for the model. Returns two dictionaries whose keys are model
+    names: the subfolders of the written models, and the reasons why the other models were not
+    written.
     """
     folders, missing = {}, {}
     for name in names:

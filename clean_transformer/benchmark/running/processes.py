@@ -1,4 +1,4 @@
-"""Starts a process for each setup (see `work.Setup`), and exchanges messages with the process.
+"""Starts processes that each run one contestant, and exchanges messages with them.
 
 worker.py describes the messages, which are lines of JSON.
 """
@@ -81,7 +81,7 @@ def command(contestant: str, hooked_python: str | None) -> list[str]:
     """Return the command that starts a contestant's process.
 
     `hooked_python` is the Python of an environment that has TransformerLens 3. Raises `Failed` if
-    the contestant is `HOOKED` and `hooked_python` is None.
+    the contestant is "HookedTransformer" and `hooked_python` is None.
     """
     python = sys.executable
     if contestant == HOOKED:
@@ -107,11 +107,11 @@ def environment() -> dict[str, str]:
 def folder_of_the_package() -> str:
     """Return a temporary folder that contains only a link to this package.
 
-    A worker's PYTHONPATH names this folder, so that the worker can import this package. The package
-    itself may be in `site-packages`. If PYTHONPATH named `site-packages`, a worker in another
-    environment would import the wrong versions of other packages. Python deletes the temporary
-    folder when this process ends.
+    Python deletes the folder when this process ends.
     """
+    # A worker's PYTHONPATH names this folder, so that the worker can import this package. The
+    # package itself may be in `site-packages`. If PYTHONPATH named `site-packages`, a worker in
+    # another environment would import the wrong versions of other packages.
     folder = tempfile.TemporaryDirectory(prefix="bench-")
     atexit.register(folder.cleanup)
     package = Path(__file__).resolve().parents[2]

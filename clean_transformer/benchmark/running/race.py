@@ -1,4 +1,4 @@
-"""Runs measurements. The setups (see `work.Setup`) take turns. Each setup has its own process."""
+"""Runs measurements, in which the contestants take turns. Each contestant has its own process."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -59,7 +59,10 @@ class Expected(NamedTuple):
 
 
 class Race:
-    """Runs measurements. Each setup has a process, which ends after the setup's last measurement.
+    """Runs measurements, in which several setups take turns.
+
+    A setup is a contestant with its model, device and dtype. Each setup has a process, which ends
+    after the setup's last measurement.
 
     - `folders`: the folder with the weights of each model, by model name.
     - `threads`: the number of CPU threads of each process.
@@ -202,7 +205,7 @@ class Race:
                     break
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
-        """Run one measurement, and return the result of each part.
+        """Run one measurement, and return the result of each part (a setup and its work).
 
         In each round, another part runs first, so that the order favors no part.
         """

@@ -67,10 +67,11 @@ def import_seconds(module: str) -> float:
 def median_seconds(call: Callable[[], object], device: str, at_least: float) -> float:
     """Repeat `call` until `at_least` seconds have passed, and return the median seconds per call.
 
-    There is at least one call. If a call takes less than `SHORT` seconds, several calls are timed
-    together: if each call were timed alone, the wait for the device would distort the time.
+    There is at least one call.
     """
     measured = [seconds(call, device)]
+    # Short calls are timed several at a time: if each call were timed alone, the wait for the
+    # device would distort the time.
     times = math.ceil(SHORT / measured[0])
     filled = measured[0]
     while filled < at_least:
@@ -80,11 +81,9 @@ def median_seconds(call: Callable[[], object], device: str, at_least: float) -> 
 
 
 def wait_until_idle(most: float = 1.0) -> None:
-    """Wait until no thread of this process is busy, but at most `most` seconds.
-
-    When OpenMP's threads have finished their work, they still use the processor for a while: they
-    wait for new work in a loop, and only later fall asleep.
-    """
+    """Wait until no thread of this process is busy, but at most `most` seconds."""
+    # When OpenMP's threads have finished their work, they still use the processor for a while: they
+    # wait for new work in a loop, and only later fall asleep.
     end = time.monotonic() + most
     while time.monotonic() < end:
         before = time.process_time()

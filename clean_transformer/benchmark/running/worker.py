@@ -8,8 +8,8 @@ answer is after the arrow:
     {"do": "check", "tokens": [[…]], "new": …} → {"logits": [[…]], "generated": [id, …]}
     {"do": "measure", "work": {…}, "at_least": seconds} → seconds; for memory, bytes
 
-An answer is {"value": …}, or {"error": "…"} if the request failed. The value is what the method of
-`Server` with the name of the request returns. Text that libraries print goes to standard error.
+An answer is {"value": …}, or {"error": "…"} if the request failed. `Server` has one method for each
+request, which returns the value. Text that libraries print goes to standard error.
 """
 
 import json

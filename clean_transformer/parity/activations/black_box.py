@@ -1,7 +1,7 @@
-"""Judges black boxes: modules whose inner activations cannot be watched.
+"""Checks black boxes: modules whose inner activations cannot be watched.
 
-Compiled modules, optimized modules, and modules without our hook points are black boxes. Only their
-output is judged.
+Compiled modules, modules that `optimize()` has changed, and modules without our hook points are
+black boxes. Only the output of a black box is checked.
 """
 
 import math
@@ -32,9 +32,9 @@ BLACK_BOX = "black box"
 
 
 def is_black_box(part: nn.Module) -> bool:
-    """Whether a call of the module runs other code than the `forward` of its class.
+    """Whether the module is compiled, or its instance has another `forward` than its class.
 
-    This is so if the instance has a `forward` of its own, or if it is compiled (see `is_compiled`).
+    `optimize()`, for example, replaces the `forward` of an instance.
     """
     return "forward" in vars(part) or is_compiled(part)
 
@@ -45,7 +45,7 @@ def is_compiled(part: nn.Module) -> bool:
 
 
 def has_black_boxes(module: nn.Module) -> bool:
-    """Whether `is_black_box` is true for this module or for a submodule."""
+    """Whether this module or a submodule is compiled or optimized (see `is_black_box`)."""
     return any(is_black_box(part) for part in module.modules())
 
 
@@ -64,9 +64,10 @@ def as_written(module: M) -> M:
 
 
 def leaves(model: nn.Module) -> dict[str, HookedModule]:
-    """Return the submodules that do the arithmetic, by path.
+    """Return a dict from paths to the smallest submodules whose output can be watched.
 
-    A leaf is a `HookedModule` that is a black box, or that has no `HookedModule` inside.
+    These are the `HookedModule`s that have no `HookedModule` inside, or that are compiled or
+    optimized as a whole.
     """
     found: dict[str, HookedModule] = {}
     for name, part in model.named_children():
@@ -80,10 +81,10 @@ def leaves(model: nn.Module) -> dict[str, HookedModule]:
 
 @contextmanager
 def compiled_leaves(model: nn.Module) -> Iterator[None]:
-    """Compile each of the model's `leaves` with `torch.compile` inside a `with` block.
+    """Compile each submodule in `leaves(model)` with `torch.compile` inside a `with` block.
 
-    Hooks on the outputs of the leaves still work. Dynamo's recompile limit (8) is raised, so that
-    every input shape is really compiled.
+    Hooks on the outputs of these submodules still work. Dynamo's recompile limit (8) is raised, so
+    that every input shape is really compiled.
     """
     limits = {"cache_size_limit": sys.maxsize, "accumulated_cache_size_limit": sys.maxsize}
     with ExitStack() as put, torch._dynamo.config.patch(limits):
@@ -93,12 +94,10 @@ def compiled_leaves(model: nn.Module) -> Iterator[None]:
 
 
 def compiled(below: Method) -> Method:
-    """Return a compiled version of `below`, a method of a module.
-
-    Modules of the same class share the compiled graphs.
-    """
+    """Return the method `below` of a module, compiled with `torch.compile`."""
     if not isinstance(below, MethodType):  # `optimize` replaces methods by callable objects
         below = MethodType(type(below).__call__, below)
+    # Modules of the same class share the compiled graphs.
     return torch.compile(below, dynamic=False)
 
 
@@ -106,12 +105,12 @@ def compiled(below: Method) -> Method:
 def isolate_black_boxes(
     model: HookedModule, oracle: HookedModule, *inputs: Tensor, case: str
 ) -> list[Isolated]:
-    """Run the model, and judge the output of each of its `leaves` (see `judge_black_box`).
+    """Run the model, and check the output of each submodule in `leaves(model)`.
 
-    `oracle` is the same model in float64 on the CPU. It computes the exact output of each leaf from
-    the input that the leaf had on the device. If the model is itself a black box, or has no leaves,
-    only its own output is judged, and the name in the result is "". `case` describes the inputs in
-    the results.
+    `oracle` is the same model in float64 on the CPU. It computes the exact output of each submodule
+    from the input that the submodule had on the device. If the model itself is compiled or
+    optimized, or if `leaves(model)` is empty, only the model's own output is checked. `case`
+    describes the inputs in the results.
     """
     parts = {} if is_black_box(model) else leaves(model)
     calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
@@ -145,14 +144,12 @@ def judge_black_box(
 ) -> Isolated:
     """Compare the error of each row of a module's output with the change that rounding causes.
 
-    `oracle` is the same module in float64. `output` is the output of the device, and `inputs` are
-    the inputs that the module had there. All of them are on the CPU.
+    `output` is the output of the device, and `inputs` are the inputs that the module had there.
+    `oracle` is the same module in float64. All of them are on the CPU.
 
-    A row is a vector along the last axis. Its error is the root mean square of output − exact. The
-    oracle also runs DRAWS times under `RandomRounding`, which changes each row. The ratio of a row
-    is its error, divided by the root mean square of these changes. `ratio` of the result is the
-    largest ratio of all rows. Only the oracle runs here, so a wrong kernel of the device cannot
-    make the allowed error larger.
+    A row is a slice along the last axis. Its error is the root mean square of output − exact. The
+    oracle also runs DRAWS times under `RandomRounding`, which changes each row. The error ratio of
+    a row is its error, divided by the root mean square of these changes.
     """
     given = [upcast(x) if isinstance(x, Tensor) else x for x in inputs]
     exact = first_tensor(oracle(*given))

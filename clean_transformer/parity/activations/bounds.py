@@ -1,7 +1,8 @@
-"""Says for each activation which kind of operation computes it, and computes its scale G.
+"""Rules for how large the rounding error of each activation may be.
 
-G is the size of the terms that the operation adds up. The kinds, their limits, and the formulas for
-G are in `parity/limits.py`.
+A rule says which kind of operation computes the activation, such as a matrix product, and computes
+the scale G: the size of the terms that the operation adds up. `parity/limits.py` has the limits for
+each kind, and the formulas for G.
 """
 
 import math
@@ -54,14 +55,16 @@ PRODUCTS = (LINEAR, ATTEND)
 
 @dataclass(frozen=True)
 class Rule:
-    """How to judge an activation: the kind of operation that computes it, and its scale G.
+    """How large the rounding error of an activation may be.
 
-    The functions get the module that computes the activation, and `seen`, which holds the device's
-    activations of this module (see `Seen`). If `kind` is in PRODUCTS, `terms(module, seen, abs)`
-    returns Σ|xW|, and `terms(module, seen, square)` returns Σ(xW)². For other kinds, `terms`
-    returns G. `squares(module, seen)` returns the argument `squares` of `typical_size`. If the
-    field `squares` is None, that argument is Σ(xW)² from `terms`. `summed(module, seen)` is the
-    number of terms in each sum.
+    `kind` is the kind of operation that computes the activation. The other fields are functions.
+    Their first argument is the module that computes the activation. Their second argument, `seen`,
+    has the device's inputs and activations of this module, by name.
+
+    `summed` returns the number of terms that the operation adds up. If `kind` is in PRODUCTS, the
+    operation is a sum Σ xW: `terms(module, seen, abs)` returns Σ|xW|, and `terms(module, seen,
+    square)` returns Σ(xW)². For other kinds, `terms` returns G, the size of the terms (see
+    `parity/limits.py`). If `squares` is not None, `typical` uses it instead of Σ(xW)².
     """
 
     kind: Kind
@@ -70,15 +73,15 @@ class Rule:
     squares: Callable[[Any, Seen], Tensor] | None = None
 
     def scale(self, module: nn.Module, seen: Seen, exact: Tensor, u: float) -> Tensor:
-        """Return G of each element of an activation with unit roundoff `u`.
+        """Return G, the size of the terms that the operation adds up, for each element.
 
-        `exact` is the exact activation.
+        `exact` is the exact activation. `u` is the unit roundoff of the device's dtype.
         """
         terms = partial(self.terms, module, seen)
         return sum_scale(exact, terms, u) if self.kind in PRODUCTS else terms(abs)
 
     def typical(self, module: nn.Module, seen: Seen, exact: Tensor) -> Tensor:
-        """Return the typical size of independent rounding errors (see `typical_size`)."""
+        """Return |exact| + √Σ(xW)². A typical error is this size times the unit roundoff."""
         squares = self.squares(module, seen) if self.squares else self.terms(module, seen, square)
         return typical_size(exact, squares)
 
@@ -230,11 +233,10 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
 
 
 def formula_of(module: nn.Module) -> dict[str, Rule] | None:
-    """Return the rules for the module's activations, or None if no class in RULES fits.
+    """Return the rules for the module's activations, or None if there are no rules for its class.
 
-    The keys are names of hook points, or "output" for the module's output. The rules are those of
-    the module's class in RULES, or of a parent class there. A subclass has the rules of its parent
-    if it replaces no method of the parent except `__init__`.
+    The keys are names of hook points, or "output" for the module's output. The rules of a class in
+    RULES also apply to a subclass that replaces no method except `__init__`.
     """
     kind = type(module)
     parents = (parent for parent in kind.__mro__ if parent in RULES)

@@ -1,7 +1,4 @@
-"""Drift: the error that an activation has accumulated since the first layer.
-
-The error is compared with the error that rounding alone causes (see `parity/rounding.py`).
-"""
+"""Measures drift: the total error of an activation, which adds up from the first layer on."""
 
 import math
 from collections.abc import Iterator
@@ -15,13 +12,13 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """The drift of one activation.
+    """The drift of one activation: its total error, which adds up from the first layer on.
 
-    `error` is the root mean square of device − oracle. The oracle is the same model in float64 on
+    `error` is the root mean square error of the device, compared with the same model in float64 on
     the CPU. `envelope` is the root mean square of the change that random rounding causes in this
-    activation. `healthy` is the largest `rho` that passes. `reference_error` is the root mean
-    square error of the same activation in another implementation of GPT-2 (the reference), or None
-    without a reference.
+    activation (see `parity/rounding.py`). `healthy` is the largest ratio `rho` = error / envelope
+    that passes. `reference_error` is the root mean square error of another implementation of GPT-2
+    on the CPU, or None if no other implementation ran.
     """
 
     name: str
@@ -32,10 +29,10 @@ class EndToEnd:
 
     @property
     def rho(self) -> float:
-        """ρ = error / envelope.
+        """The ratio ρ = error / envelope.
 
-        If the envelope is 0, ρ is 0 for an error of 0, and infinite for any other error. ρ is also
-        infinite if the error is infinite or NaN.
+        If both numbers are 0, ρ is 0. If only the envelope is 0, or if the error is infinite or
+        NaN, ρ is infinite.
         """
         if not math.isfinite(self.error):
             return math.inf
@@ -45,11 +42,8 @@ class EndToEnd:
 
     @property
     def verdict(self) -> Verdict:
-        """WRONG if `error` is infinite or NaN; otherwise PASS or DEGRADED.
-
-        PASS if `rho` is at most `healthy`. A finite drift is never WRONG. The isolated errors (see
-        `Isolated`) show in which activation an error begins, and whether this error is WRONG.
-        """
+        """WRONG if `error` is infinite or NaN, PASS if `rho` ≤ `healthy`, otherwise DEGRADED."""
+        # A finite drift is never WRONG: it does not show in which activation an error begins.
         if not math.isfinite(self.error):
             return Verdict.WRONG
         return Verdict.PASS if self.rho <= self.healthy else Verdict.DEGRADED

@@ -1,4 +1,4 @@
-"""Runs a module in float64 even where the module itself chooses a lower precision."""
+"""Runs a module in float64, even where its code asks for a lower precision."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from clean_transformer.parity.oracle import UNIT_ROUNDOFF
 
 
 class Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that keeps float64 where the code asks for a lower floating-point dtype.
+    """A dispatch mode that uses float64 where the code asks for a lower floating-point dtype.
 
-    The oracle, a float64 copy of a module, runs in this mode. Without it, the oracle of a module
-    that multiplies in bfloat16 would also multiply in bfloat16, and would have the same error.
-    `lowered` has the lower dtypes that the code has asked for.
+    A float64 copy of a module runs in this mode to compute exact results. Without the mode, the
+    copy of a module that multiplies in bfloat16 would also multiply in bfloat16, and have the same
+    error. `lowered` has the lower dtypes that the code has asked for.
     """
 
     supports_higher_order_operators = True

@@ -1,9 +1,8 @@
-"""Judges each activation by its isolated error: the error that the device introduces in it.
+"""Checks the error that the device makes in each activation, apart from errors in its inputs.
 
-The oracle is the same model in float64 on the CPU. When the oracle has computed an activation, its
-exact value is compared with the device's activation, and then replaced by the device's activation.
-So the oracle computes every activation from the inputs that the operation had on the device, and
-the errors of earlier activations do not count.
+The exact values come from the same model in float64 on the CPU (the oracle). When the oracle has
+computed an activation, its exact value is compared with the device's activation, and then replaced
+by it. So the oracle computes every activation from the inputs that the operation had on the device.
 """
 
 import math
@@ -59,16 +58,20 @@ HEAD_AXIS = {
 
 @dataclass(frozen=True)
 class Isolated:
-    """The error that the device introduces in one activation, as ratios (see `parity/limits.py`).
+    """The error that the device makes in one activation, apart from errors in its inputs.
 
-    `name` is the name of the activation, and `case` describes the input. `path` is the key of PATHS
-    that says which hook points were watched. `operation` is the kind of operation that computes the
-    activation. `ratio` is the largest error ratio of all elements, and `worst_index` is the index
-    of the element with this ratio. `healthy` and `wrong` are the limits of `ratio`. `rms_ratio` is
-    the root mean square of the ratios of all elements. `per_head` has the largest ratio of each
-    head; it is empty if the activation has no heads. `bits` is the effective precision: −log₂ of
-    the root mean square of error / G. `lower_precision` names a lower precision that explains all
-    errors, such as "TF32", or is empty.
+    Errors are given as ratios: a ratio of 1 is about the error of one rounding (see
+    `parity/limits.py`).
+
+    `name` is the name of the activation, and `case` describes the input of the model. `path` says
+    which hook points were watched, such as "fused" (see PATHS). `operation` is the kind of
+    operation that computes the activation. `ratio` is the largest error ratio of all elements, and
+    `worst_index` is the index of the element with this ratio. `healthy` is the largest ratio that
+    passes. Above the ratio `wrong`, rounding cannot explain the error. `rms_ratio` is the root mean
+    square of the ratios of all elements. `per_head` has the largest ratio of each attention head;
+    it is empty if the activation has no heads. `bits` is the effective precision: −log₂ of the root
+    mean square of error / G, where G is the size of the terms that the operation adds up.
+    `lower_precision` names a lower precision that explains all errors, such as "TF32", or is empty.
     """
 
     name: str
@@ -86,9 +89,9 @@ class Isolated:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS up to the limit `healthy`, WRONG above the limit `wrong`, and DEGRADED between.
+        """PASS up to the ratio `healthy`, WRONG above the ratio `wrong`, and DEGRADED between them.
 
-        If a lower precision explains the errors, the verdict is never WRONG.
+        If a lower precision explains the errors, the verdict is DEGRADED instead of WRONG.
         """
         return verdict_of(self.ratio, self.healthy, self.wrong, self.lower_precision)
 
@@ -102,13 +105,13 @@ def isolate(
     case: str = "",
     autocast: torch.dtype | None = None,
 ) -> list[Isolated]:
-    """Run the module on its device, and judge each watched activation beside the oracle.
+    """Run the module on its device, and compare each watched activation with its exact value.
 
     `oracle` is the same module in float64 on the CPU. `path`, a key of PATHS, says which
-    activations are watched. With "fused", attention and LayerNorm run as single kernels. "explicit"
-    also watches the attention scores, the attention patterns, and the activations inside LayerNorm.
-    "per head" watches everything. `case` describes the inputs in the results. If `autocast` is a
-    dtype, the module runs under autocast to this dtype.
+    activations are watched. With "fused", attention and LayerNorm run as single kernels. With
+    "explicit", the attention scores, the attention patterns, and the activations inside LayerNorm
+    are also watched. With "per head", all activations are watched. `case` describes the inputs in
+    the results. If `autocast` is a dtype, the module runs under autocast to this dtype.
     """
     names = watched_names(module, path)
     device_type = inputs[0].device.type
@@ -136,8 +139,9 @@ def isolate(
 def watched_names(module: HookedModule, path: str) -> list[str]:
     """Return the names of the activations to watch for `path`, a key of `PATHS`.
 
-    These are the hook points of the path, and the outputs of `module` and of every `HookedModule`
-    inside. The name of an output is the name of its module; the name of `module` itself is "".
+    These are the hook points that `PATHS[path]` selects, and the outputs of `module` and of every
+    `HookedModule` inside. The name of an output is the name of its module; the name of `module`
+    itself is "".
     """
     return [
         name
@@ -153,11 +157,11 @@ def _isolate_calls(
     inputs: Iterable[Tensor],
     judge: Callable[[str, Tensor, Seen], None],
 ) -> None:
-    """Run the oracle, and call `judge` when the exact value of an activation is known.
+    """Run `oracle`, the module in float64, and call `judge` for each activation in `device`.
 
     `device` maps the names of activations to the device's values. `judge` gets the activation's
-    name, its exact value, and the device's earlier activations of the same module. Then the
-    device's value replaces the exact value, so that no exact value is kept in memory.
+    name, its exact value, and the device's activations of the same module. Then the device's value
+    replaces the exact value in the run.
     """
     seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
 
@@ -185,9 +189,9 @@ def _isolate_calls(
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """Split an activation's name into the path of its module and the name of its hook point.
+    """Split an activation's name: "blocks.0.attn.hook_q" gives ("blocks.0.attn", "hook_q").
 
-    If the activation is the output of a module, the second result is "output".
+    If the activation is the output of a module, the result is (path of the module, "output").
     """
     owner, point = name.rpartition(".")[::2]
     return (owner, point) if point.startswith("hook_") else (name, "output")

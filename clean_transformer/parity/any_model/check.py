@@ -37,28 +37,27 @@ GENERATE = {"verbose": False, "stop_at_eos": False}
 def check_model(
     model: nn.Module, inputs: Inputs, *, on_step: Callable[[str], None] = lambda what: None
 ) -> ModelReport:
-    """Run the model forward, backward and `generate`, and check every ATen call of these runs.
+    """Run the model forward, run it backward, call `generate`, and check every ATen call.
 
-    Each call runs on the model's device. The call is repeated in float64 on the CPU with the inputs
-    that it had on the device, and its error is judged by the operation's rounding bound (see
-    `parity/limits.py`). So an error counts only in the call that makes it, not in later calls. The
-    check goes on after a wrong call.
+    Each ATen call on the model's device is repeated in float64 on the CPU, with the inputs that it
+    had on the device. The difference must not exceed the rounding error that the operation may have
+    (see `parity/limits.py`). So an error counts only in the call that makes it, not in later calls.
+    The check goes on after a wrong call.
 
     `inputs` is one tensor, a tuple of positional arguments, or a dict of keyword arguments, on the
     model's device. The first integer tensor [batch pos] of the inputs holds the token ids. If the
     model has a method `generate`, its prompt is the token ids without the last NEW_TOKENS.
 
     The backward pass runs if the output requires gradients. If the output has logits [batch pos
-    vocab] for the token ids, the gradients are those of the cross entropy of the next tokens.
-    Otherwise the outputs are multiplied by fixed random numbers and summed, and the gradients are
-    those of this sum. `on_step` gets the name of each use ("forward", "backward" or "generate")
-    before it runs.
+    vocab] for the token ids, the loss is the cross entropy of the next tokens. Otherwise each
+    element of the outputs is multiplied by a fixed random number, and the loss is the sum. Before
+    each run, `on_step` is called with "forward", "backward" or "generate".
 
     The model runs in evaluation mode, so that dropout is off. At the end, its mode, its gradients
     and the random states of the CPU and of CUDA are restored. In addition to the model and its
-    activations, the check needs memory for the float64 replay of one call.
+    activations, the check needs memory to repeat one call in float64.
 
-    If the model raises an exception in a use, the verdict of the use is ERROR, or NOT CHECKED if
+    If the model raises an exception in a run, the verdict on this run is ERROR, or NOT CHECKED if
     the device lacks an operation. Raises `ValueError` if a module is compiled, because PyTorch
     would run the module uncompiled during the check.
     """
@@ -125,16 +124,13 @@ def _refuse_compiled(model: nn.Module) -> None:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Turn on evaluation mode. At the end, restore modes, gradients and random states.
-
-    Each gradient is deleted as soon as it is complete, so that only one gradient at a time is in
-    memory.
-    """
+    """Turn on evaluation mode. At the end, restore modes, gradients and random states."""
     modes = {module: module.training for module in model.modules()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     handles = []
     for parameter, _ in gradients:
         parameter.grad = None
+        # To save memory, each gradient is deleted as soon as it is complete.
         if parameter.requires_grad and parameter.is_leaf:
             handles.append(parameter.register_post_accumulate_grad_hook(_forget))  # type: ignore[no-untyped-call]
     devices = {each.device for each in model.parameters() if each.device.type == "cuda"}

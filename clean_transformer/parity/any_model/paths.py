@@ -1,4 +1,4 @@
-"""Finds out which submodule of a model makes a call, in the forward and in the backward pass."""
+"""Finds the submodule of a model that makes an ATen call, in the forward and the backward pass."""
 
 from bisect import bisect_right
 from contextlib import AbstractContextManager, ExitStack
@@ -22,13 +22,9 @@ WRAPPED = "._original_component"
 class ModulePaths(AbstractContextManager["ModulePaths"]):
     """Inside a `with` block, `current` is the path of the submodule that is running.
 
-    A path is the submodule's name in `model.named_modules()`, or MODEL, or OUTSIDE. PyTorch's
-    global module hooks tell when each `forward` starts and ends. The model itself gets no hooks,
-    because hooks change how a `DemoTransformer` computes its attention.
-
-    In the backward pass, `current` is found from the sequence numbers that PyTorch gives to the
-    nodes of the autograd graph. These numbers increase during the forward pass. The nodes from
-    number `starts[i]` up to the next start belong to `paths[i]`.
+    A path is the submodule's name in `model.named_modules()`, such as "h.0.attn". It is MODEL for
+    calls that the model's own `forward` makes outside of its submodules. It is OUTSIDE for calls
+    outside of the model's `forward`, such as the loss.
     """
 
     def __init__(self, model: nn.Module):
@@ -40,6 +36,8 @@ class ModulePaths(AbstractContextManager["ModulePaths"]):
         self.hooks = ExitStack()
 
     def __enter__(self) -> "ModulePaths":
+        # These hooks are global: hooks on the modules would change how a `DemoTransformer` computes
+        # its attention.
         before = register_module_forward_pre_hook(self._started)
         after = register_module_forward_hook(self._ended, always_call=True)
         self.hooks.callback(before.remove)
@@ -60,6 +58,8 @@ class ModulePaths(AbstractContextManager["ModulePaths"]):
         # With gradient checkpointing, a submodule runs forward during the backward pass.
         if node is None or len(self.stack) > 1:
             return self.stack[-1]
+        # Autograd numbers the nodes of its graph during the forward pass. The nodes from number
+        # `starts[i]` up to the next start belong to `paths[i]`.
         place = bisect_right(self.starts, node._sequence_nr()) - 1
         return self.paths[place] if place >= 0 else OUTSIDE
 

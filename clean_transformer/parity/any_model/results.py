@@ -25,12 +25,12 @@ MEANINGS = {
 
 @dataclass
 class Row:
-    """All calls of one operation, in one dtype, in one module or a group of modules.
+    """The sum of all calls of one operation, in one dtype, in one module or a group of modules.
 
     `calls` is the number of calls, and `not_checked` is the number of calls that could not be
-    compared. `ratio` is the largest error ratio of a call, and `bits` is the smallest effective
-    precision of a call (see `Judgment`). `verdict` is the worst verdict. `dtype` is the dtype of
-    the first floating-point output of a call, or "" if no output is floating-point.
+    compared. `ratio` is the largest error of a call, in units of one rounding. `bits` is the lowest
+    effective precision of a call. `dtype` is the dtype of the first floating-point output of a
+    call, or "" if no output is floating-point.
     """
 
     module: str
@@ -55,9 +55,9 @@ class Row:
 class UseReport:
     """The result of one use of the model: "forward", "generate" or "backward".
 
-    `rows` has a row for each module, operation and dtype. `located` describes the first WRONG call,
-    or the first DEGRADED call if no call is WRONG. If an exception stopped the use, or if the use
-    could not start, `failed.note` is the reason, and `failed.verdict` is ERROR or NOT CHECKED.
+    `rows` has a row for each combination of module, operation and dtype. `located` describes the
+    first call with the verdict WRONG, or, if there is none, the first with DEGRADED. If an
+    exception stopped the use, or if the use could not start, `failed` says why.
     """
 
     name: str
@@ -77,9 +77,9 @@ class ModelReport:
     """The result of `check_model`.
 
     `model` is the name of the model's class, and `inputs` describes its inputs. `dtypes` has the
-    floating-point dtypes of the parameters, buffers and inputs. `uses` has the results of the uses.
-    If the model does not have a use, `absent` maps the name of this use to the reason, for example
-    that the model has no method `generate`. `environment` describes the software and the processor.
+    floating-point dtypes of the parameters, buffers and inputs. `uses` has the results of the uses:
+    "forward", "backward" and "generate". If the model cannot run a use, `absent` maps the name of
+    this use to the reason. `environment` describes the software and the processor.
     """
 
     model: str
@@ -92,12 +92,12 @@ class ModelReport:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of all uses."""
+        """The worst verdict of all `uses`."""
         return worst(use.verdict for use in self.uses)
 
     @property
     def by_use(self) -> list[UseSummary]:
-        """For each use: its name, its meaning, its verdict, and why it failed, if it did."""
+        """The name, the meaning and the verdict of each use, and why the use failed, if it did."""
         return [
             UseSummary(
                 use.name,
@@ -110,21 +110,21 @@ class ModelReport:
 
     @property
     def rows(self) -> list[Row]:
-        """The rows of all uses."""
+        """The rows of all `uses`."""
         return [row for use in self.uses for row in use.rows]
 
     @property
     def first_wrong(self) -> Located | None:
-        """The first WRONG call of all uses, or the first DEGRADED call if no call is WRONG."""
+        """The first call with the verdict WRONG, or the first with DEGRADED if no call is WRONG."""
         found = [use for use in self.uses if use.located]
         chosen = max(found, key=lambda use: use.verdict.severity, default=None)
         return chosen.located if chosen else None
 
 
 class Recorder:
-    """Adds the calls of one use to the rows of `report`, without keeping the calls in memory.
+    """Adds the calls of a run of the model to `report`, without keeping the calls in memory.
 
-    `path()` returns the path of the submodule that makes the current call (see `ModulePaths`).
+    `path()` returns the path of the submodule that makes the current call.
     """
 
     def __init__(self, report: UseReport, path: Callable[[], str]):
@@ -134,7 +134,11 @@ class Recorder:
         self.found = Verdict.PASS
 
     def __call__(self, call: CheckedCall) -> None:
-        """Add one call. Diagnose it if its verdict is bad, and worse than all verdicts before."""
+        """Add one call to its row in the report.
+
+        If its verdict is DEGRADED or WRONG, and worse than all verdicts before, `report.located`
+        describes this call.
+        """
         module, judgment = self.path(), call.judgment
         dtype = "" if call.dtype is None else str(call.dtype).removeprefix("torch.")
         one = Row(module, call.name, dtype, calls=1)
@@ -154,9 +158,9 @@ class Recorder:
 
 
 def summed(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, tuple[Row, Row]]:
-    """Group the rows by `key(row)`. Map each key to the sum of its rows, and to its worst row.
+    """Group the rows by `key(row)`. Map each key to a pair (sum of its rows, its worst row).
 
-    Groups with the worst verdict come first, and then those with the largest ratio.
+    The worst group comes first.
     """
 
     def badness(row: Row) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""Loads the model that the command `clean-transformer check` names, and its inputs."""
+"""Loads the model that a user names in the command `clean-transformer check`, and its inputs."""
 
 import sys
 from collections.abc import Callable
@@ -45,11 +45,11 @@ def load_target(
     are random token ids [2 33]; they are shorter than 33 if the model's longest sequence is
     shorter.
 
-    For any other `name`, `choose_weights` reads the weights of a GPT-2, and `implementation` says
-    which class runs them: the name of a reference (see `choose_reference`), or "ours" for
-    `DemoTransformer`. "auto" chooses the installed reference with the lowest rank, or "ours" if
-    none is installed. `dtype` is the dtype of the model. If `dtype` is None, a model from a file
-    keeps its dtypes, and any other model is in float32.
+    Any other `name` stands for the weights of a GPT-2 (see `choose_weights`). `implementation` says
+    which class runs them: "ours" for `DemoTransformer`, or the name of another implementation, such
+    as "huggingface". "auto" chooses another implementation if one is installed, and "ours"
+    otherwise. `dtype` is the dtype of the model. If `dtype` is None, a model from a file keeps its
+    dtypes, and any other model is in float32.
 
     Raises `ValueError` for an unknown implementation, if there is no such file or function, if the
     function raises an exception or returns no model, or if the vocabulary's size is not known.

@@ -1,7 +1,7 @@
 """Emulates faulty devices on the CPU: a dispatch mode makes the results of an operation wrong.
 
 A fault affects only the calls for which its condition is True. A fault never affects a call with a
-float64 operand, because the float64 model (the oracle) must stay right.
+float64 operand, because the parity suite takes float64 results as exact.
 """
 
 import math
@@ -38,10 +38,10 @@ class DeviceFault:
     result of such a call. If `first_call_only` is True, the fault affects only the first such call
     inside the `with` block that plants the fault.
 
-    `use` is the name of a use (see `Use`) whose results are wrong with this fault; the results of
-    other uses can be wrong, too. `use` is SINGLE if GPT-2 makes no call that the fault affects.
-    `devices` has the kinds of devices that the fault emulates, such as "mps" (see `KnownIssue`).
-    While the fault is planted, reports name the known issues of these devices.
+    `use` names a way to call GPT-2 that gives wrong results with this fault, such as "generate" or
+    "training". Other ways can give wrong results, too. If GPT-2 makes no call that the fault
+    affects, `use` is SINGLE. `devices` has the kinds of devices that the fault emulates, such as
+    "mps". While the fault is planted, reports name the known issues of these devices.
     """
 
     name: str
@@ -73,8 +73,8 @@ def own(
 ) -> DeviceFault:
     """Return a fault that nobody has reported, but that a device could have.
 
-    `operations` has names of ATen operations, separated by spaces. `use` is explained in
-    `DeviceFault`.
+    `operations` has names of ATen operations, separated by spaces. The other arguments are fields
+    of `DeviceFault`.
     """
     return DeviceFault(
         name, description, frozenset(operations.split()), condition, corrupt, use=use
@@ -110,7 +110,7 @@ class _FaultyDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def with_arguments(edit: Edit, *positions: int) -> Corruption:
-    """Return a `Corruption` that runs the operation on edited arguments.
+    """Return a faulty version of an operation, which runs the operation on edited arguments.
 
     `edit` changes the arguments at `positions`. The other arguments stay unchanged.
     """
@@ -123,7 +123,7 @@ def with_arguments(edit: Edit, *positions: int) -> Corruption:
 
 
 def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
-    """Return a `Corruption` that computes a matrix product of edited factors.
+    """Return a faulty version of a matrix product, which multiplies edited factors.
 
     By default, `edit` changes both factors. With `left=False`, it changes only the second factor.
     """
@@ -136,7 +136,7 @@ def with_factors(edit: Edit, *, left: bool = True) -> Corruption:
 
 
 def with_result(edit: Edit) -> Corruption:
-    """Return a `Corruption` that runs the operation, and then changes the result with `edit`.
+    """Return a faulty version of an operation, which changes the right result with `edit`.
 
     If the operation returns several tensors, `edit` changes only the first tensor.
     """
@@ -149,12 +149,12 @@ def with_result(edit: Edit) -> Corruption:
 
 
 def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
-    """Return a `Corruption` that computes attention with a wrong mask.
+    """Return a faulty version of attention, which has a wrong mask.
 
-    A query does not see a key if `hides(query position, key position, number of keys)` is True.
-    The positions of the keys are 0, 1, …. In a call with `is_causal`, the positions of the queries
-    are also 0, 1, …. In any other call, the positions of the queries start after the position of
-    the last key, so that `key > query` hides no key.
+    A query does not see a key if `hides(query position, key position, number of keys)` is True. The
+    positions of the keys are 0, 1, …. In a call with `is_causal`, the positions of the queries are
+    also 0, 1, …. In any other call, all queries are at positions after the last key, so that `key >
+    query` hides no key.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -191,10 +191,11 @@ def alpha_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> 
 
 
 def as_if_contiguous(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape, but with the elements in the order of the memory.
+    """Read the memory of a tensor as if the tensor were contiguous.
 
-    This function ignores the tensor's strides, and reads the memory from the tensor's first element
-    on. If the memory ends too early, it starts again at the tensor's first element.
+    The result has the tensor's shape. Its elements are read one after another from the tensor's
+    first element on, whatever the strides are. At the end of the memory, reading continues at the
+    tensor's first element.
     """
     offset = tensor.storage_offset()
     n_left = tensor.untyped_storage().nbytes() // tensor.element_size() - offset
@@ -242,7 +243,7 @@ def half_accumulator(func: Any, args: tuple[Any, ...], options: dict[str, Any]) 
 
 
 def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute LayerNorm's mean and variance in half precision, in which large squares overflow."""
+    """Compute LayerNorm's mean and variance in half precision instead of float32."""
     x, _, weight, bias, eps = args
     centered = x - x.mean(-1, keepdim=True)
     normalized = centered * (centered.square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -251,10 +252,9 @@ def half_statistics(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -
 
 
 def half_imprecise(result: Tensor) -> Tensor:
-    """Multiply the second half of the result's elements by 1 + 2,000 · 2⁻²³.
+    """Multiply the second half of the elements, in row-major order, by 1 + 2,000 · 2⁻²³.
 
-    This is an error of 2,000 to 4,000 units in float32's last place. The second half is counted in
-    row-major order.
+    In float32, this is an error of 2,000 to 4,000 units in the last place.
     """
     place = torch.arange(result.numel(), device=result.device).view(result.shape)
     return torch.where(place < result.numel() // 2, result, result * (1 + 2000 * 2**-23))
@@ -266,7 +266,7 @@ def first_columns_repeated(product: Tensor) -> Tensor:
 
 
 def edge_tile_zeroed(product: Tensor) -> Tensor:
-    """Set the last (n mod 16) columns of the matrix `product` to zero, if it has n columns."""
+    """Set the last n mod 16 columns of a matrix with n columns to zero."""
     column = torch.arange(product.shape[-1], device=product.device)
     return product.masked_fill(column >= len(column) // 16 * 16, 0)
 
@@ -287,5 +287,5 @@ def tanh_ignored(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> A
 
 
 def first_entry_filled(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Apply `masked_fill` only to the first input of the batch. Leave other inputs unchanged."""
+    """Run `masked_fill` only for the first text of the batch. The other texts stay unchanged."""
     return torch.cat([func(*args, **options)[:1], args[0][1:]])

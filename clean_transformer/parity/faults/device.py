@@ -44,10 +44,10 @@ from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES
 def known(
     name: str, corrupt: Corruption, first_call_only: bool = False, use: str = "forward"
 ) -> DeviceFault:
-    """Return a fault that emulates the known issue called `name`.
+    """Return a fault that emulates the entry called `name` in the table KNOWN_ISSUES.
 
-    The fault has the operations and the condition of the known issue. `corrupt` computes the wrong
-    result. `DeviceFault` explains the other arguments.
+    The fault has the operations and the condition of this entry. `corrupt` computes the wrong
+    result. The other arguments are fields of `DeviceFault`.
     """
     (row,) = (fault for fault in KNOWN_ISSUES if fault.name == name)
     return DeviceFault(

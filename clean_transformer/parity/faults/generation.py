@@ -25,18 +25,17 @@ def is_wide(call: Call) -> bool:
 def writes_cache(call: Call) -> bool:
     """Whether `copy_` writes keys or values into a KV cache, at position 1 or later.
 
-    The function recognizes such a call by its target: a tensor [batch pos head d_head] whose
-    storage offset is at least the stride of one position.
+    The function recognizes such a call by the tensor that is written to: it has the shape [batch
+    pos head d_head], and its storage offset is at least the stride of one position.
     """
     target = call.operands[0]
     return len(target.shape) == 4 and target.storage_offset >= target.stride[1] > 0
 
 
 def slot_before(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Run `copy_`, but write into the cache one position too early.
+    """Run `copy_`, but write into a KV cache one position too early.
 
-    The last position of the target, which nothing is written to, gets the old values of the
-    position before the target.
+    The old values at this earlier position move to the last position that `copy_` should write to.
     """
     target, source = args[0], args[1]
     early = target.as_strided(
@@ -49,7 +48,7 @@ def slot_before(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> An
 
 
 def rows_in_order(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Run `index` with sorted indices, so that it returns the rows in their order in memory."""
+    """Run `index` with sorted indices, so that the rows come in the order of the memory."""
     return func(args[0], [args[1][0].sort().values], *args[2:], **options)
 
 

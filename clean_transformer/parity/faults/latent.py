@@ -26,10 +26,9 @@ from clean_transformer.support.numerics import at_least_float32
 
 
 def where_input(unusual: Callable[[Tensor], Tensor], value: float) -> Corruption:
-    """Return a `Corruption` that sets some elements of the operation's result to `value`.
+    """Return a faulty version of an operation, which sets some elements of the result to `value`.
 
-    `unusual(first argument of the operation)` returns a boolean tensor, which is True for these
-    elements.
+    These are the elements for which `unusual(first argument of the operation)` is True.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -61,7 +60,7 @@ def unshifted(scores: Tensor) -> Tensor:
 
 
 def unshifted_attention(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute attention with the softmax `unshifted`, which overflows for scores above 88."""
+    """Compute attention with `unshifted` as softmax, which overflows for scores above 88."""
     named = named_arguments(func, args, options)
     q, k, v, mask, scale = attention_arguments(named)
     q, k, v = (at_least_float32(x) for x in (q, k, v))

@@ -1,4 +1,4 @@
-"""Device faults that affect only calls with certain sizes, such as products of one row.
+"""Device faults that affect only calls with certain sizes, such as matrix products with one row.
 
 Real devices have such faults, because they choose kernels by the sizes of a call. So a device can
 read short texts correctly, and still be wrong for long texts or in generation.
@@ -23,7 +23,7 @@ SHIFTED = with_result(shifted)
 
 
 def unembeds(call: Call) -> bool:
-    """Whether W in a matrix product x W has over 8 times as many columns as rows, like W_U."""
+    """Whether a matrix product x W has a W with over 8 times as many columns as rows, like W_U."""
     return n_columns(call) > 8 * factors(call)[0].shape[-1]
 
 

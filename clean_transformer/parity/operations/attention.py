@@ -1,4 +1,4 @@
-"""Computes attention in small steps, without PyTorch's fused attention kernels."""
+"""Computes attention with matrix products and a softmax, without PyTorch's fused kernels."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,13 +39,12 @@ def attention(
 
 
 def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """Return (q, k, v, mask, scale), with which `attention` computes a call of fused attention.
+    """Return the arguments (q, k, v, mask, scale) with which `attention` repeats a fused call.
 
-    `named` holds the arguments of an operation in ATTENTIONS by name. If several query heads share
-    a head of keys and values, k and v contain this head once for each of these query heads. If
-    `is_causal` is True, query i sees the keys 0 to i, as PyTorch documents. (Our `causal_mask`
-    differs if there are more keys than queries: its last query sees all keys.) If the call has no
-    mask, the returned mask is 0.
+    `named` maps the names of the fused call's arguments, such as "query", to their values. If
+    several query heads share a head of keys and values, this head is repeated in k and v, once for
+    each of these query heads. If `is_causal` is True, query i sees the keys 0 to i, as PyTorch
+    documents. If the call has no mask, the returned mask is a tensor with the single number 0.
     """
     q, k, v = (named[name] for name in ("query", "key", "value"))
     if k.shape[-3] != q.shape[-3]:
@@ -53,6 +52,8 @@ def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tenso
     mask = named.get("attn_mask")
     mask = named.get("attn_bias") if mask is None else mask
     if named.get("is_causal"):
+        # If there are more keys than queries, our `causal_mask` differs: its last query sees all
+        # keys.
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     elif mask is None:
         mask = torch.zeros((), dtype=q.dtype, device=q.device)

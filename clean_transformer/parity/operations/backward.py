@@ -1,10 +1,8 @@
-"""Rules for the ATen operations of the backward pass: the exact gradients, with their scale G.
+"""Rules for the ATen operations of a backward pass: the exact gradients and the allowed errors.
 
-A rule returns an `Expected` for each output of a call. G is the size of the terms that an operation
-adds up (see `parity/limits.py`). The formulas for the exact gradients use only sums, products, exp,
-tanh and erf, and no gradient kernel of PyTorch. So the check also finds a gradient kernel that is
-wrong in float64. In the formulas, g is the gradient with respect to the operation's output, and p
-is the output of a softmax.
+A rule returns an `Expected` (exact value and allowed error) for each output of a call. The
+gradients of softmax, log-softmax, GELU, LayerNorm and attention are computed from formulas, not
+with PyTorch's kernels. So the check also finds a kernel that is wrong even in float64.
 """
 
 import math
@@ -37,7 +35,7 @@ from clean_transformer.parity.oracle import ACCUMULATOR
 
 
 def _of_softmax(call: Call64) -> list[Expected | None]:
-    """Return what is expected of the gradient of softmax: p (g − Σ g p).
+    """Return the exact gradient of softmax, p (g − Σ g p), and the allowed error.
 
     p is the output of the softmax, and g is the gradient with respect to p.
     """
@@ -48,7 +46,7 @@ def _of_softmax(call: Call64) -> list[Expected | None]:
 
 
 def _of_log_softmax(call: Call64) -> list[Expected | None]:
-    """Return what is expected of the gradient of log-softmax: g − p Σ g.
+    """Return the exact gradient of log-softmax, g − p Σ g, and the allowed error.
 
     p is exp(output), and g is the gradient with respect to the output.
     """
@@ -63,12 +61,9 @@ def _along(x: Tensor, dim: int) -> int:
 
 
 def _of_gelu(call: Call64) -> list[Expected | None]:
-    """Return what is expected of the gradient of GELU: g (½(1 + t) + ½x dt/dx).
+    """Return the exact gradient of GELU, g (½(1 + t) + ½x dt/dx), and the allowed error.
 
-    g is the gradient with respect to the output, and t is tanh(a) or erf(x/√2). For tanh, dt/dx has
-    the factor 1 − t². Two rounding errors change this factor. Kernels compute the difference 1 − t²
-    with an error of about u, the unit roundoff, unless t rounds to ±1. And rounding the argument a
-    changes 1 − t² by 2u|a| (1 − t²).
+    g is the gradient with respect to the output. t is tanh(√(2/π)(x + 0.044715x³)) or erf(x/√2).
     """
     g, x = call.named["grad_output"], call.named["self"]
     if call.named["approximate"] == "tanh":
@@ -76,7 +71,10 @@ def _of_gelu(call: Call64) -> list[Expected | None]:
         inner = root * (x + 0.044715 * x * x * x)
         t, slope = inner.tanh(), root * (1 + 3 * 0.044715 * x * x)
         rest = 1 / inner.clamp(-350, 350).cosh().square()
-        # Kernels for half precision compute 1 − t² in float32.
+        # dt/dx has the factor 1 − t². Two rounding errors change this factor. Kernels compute the
+        # difference 1 − t² with an error of about u, unless t rounds to ±1. And rounding the
+        # argument a of the tanh changes 1 − t² by 2u|a| (1 − t²). Kernels for half precision
+        # compute 1 − t² in float32.
         u = min(call.u, ACCUMULATOR)
         cancelled = (16 * rest / u).clamp(max=1.0) * u / call.u
         size = slope * (rest * (1 + 2 * inner.abs()) + cancelled)
@@ -90,17 +88,18 @@ def _of_gelu(call: Call64) -> list[Expected | None]:
 
 
 def _of_layer_norm(call: Call64) -> list[Expected | None]:
-    """Return what is expected of LayerNorm's gradients for its input x, gain and bias.
+    """Return LayerNorm's exact gradients for its input x, gain and bias, and the allowed errors.
 
     Let n = (x − mean)/σ and h = g · gain, where g is the gradient with respect to the output. The
-    gradients are (h − mean h − n mean(h n))/σ, Σ g n and Σ g. Each mean is taken over the
-    normalized axes, and each sum Σ over the other axes. n is a difference, and the size of its
-    terms is (|x| + |mean|)/σ. The result has None for a gradient that the call does not ask for.
+    gradients are (h − mean h − n mean(h n))/σ for x, Σ g n for the gain, and Σ g for the bias. Each
+    mean is taken over the normalized axes, and each sum Σ over the other axes. The result has None
+    for a gradient that the call does not ask for.
     """
     g, x, mean, reciprocal = (call.named[name] for name in ("grad_out", "input", "mean", "rstd"))
     weight, wanted = call.named["weight"], call.named["output_mask"]
     axes = tuple(range(-len(call.named["normalized_shape"]), 0))
     rows_axes = tuple(range(x.ndim + axes[0]))
+    # n is the difference x − mean, so the size of its terms is |x| + |mean|.
     normalized, size = (x - mean) * reciprocal, (x.abs() + mean.abs()) * reciprocal
     h = g if weight is None else g * weight
 
@@ -128,13 +127,13 @@ def _of_layer_norm(call: Call64) -> list[Expected | None]:
 
 
 def _of_attention(call: Call64) -> list[Expected | None]:
-    """Return what is expected of the gradients of attention with respect to q, k and v.
+    """Return the exact gradients of attention for q, k and v, and the allowed errors.
 
     The gradients are dv = pᵀ g, dq = scale · ds k and dk = scale · dsᵀ q. p is the attention
-    pattern, and g is the gradient with respect to the output. ds = p (g vᵀ − Σ g · out) is the
-    gradient with respect to the scores, where `out` is the output that the device computed. The
-    result is [None] if the call has dropout, or if several query heads share a head of keys. Then
-    nothing is compared.
+    pattern, g is the gradient with respect to the output, and ds = p (g vᵀ − Σ g · out) is the
+    gradient with respect to the scores. `out` is the output that the device computed, and Σ is a
+    sum over d_head. If the call has dropout, or if several query heads share a head of keys, the
+    result is [None], and nothing is compared.
     """
     named = call.named
     if named["dropout_p"] or named["query"].shape[-3] != named["key"].shape[-3]:
@@ -173,26 +172,27 @@ def _of_attention(call: Call64) -> list[Expected | None]:
 def _running_total(
     call: Call64, exact: Tensor, terms: Callable[[Size], Tensor], n_terms: int
 ) -> Expected:
-    """Return what is expected of a sum whose running total may be kept in half precision.
+    """Return an `Expected` for a sum whose running total a kernel may round to half precision.
 
-    `terms(abs)` returns Σ|t|, and `terms(square)` returns Σt², for the terms t of the sum. In
-    float32 and float64, the scale G is that of `sum_scale`. In half precision, G is larger, because
-    each of the k additions rounds the running total. Such a rounding has a random error of about
-    u/√3 of the total. If the terms have random signs, the total after i terms is about √i times a
-    term, and the errors add up to √(k/6) √Σt². If all terms have the same sign, the total is i
-    times a term, and the errors add up to (√k/3) |sum|. Both sums of errors are added to G.
+    `exact` is the exact sum. `terms(abs)` returns Σ|t|, and `terms(square)` returns Σt², for the
+    `n_terms` terms t of the sum. In half precision, the allowed error is larger than for other
+    sums.
     """
     scale = sum_scale(exact, terms, call.u)
     if call.u > ACCUMULATOR:
+        # Each of the k additions rounds the running total, with a random error of about u/√3 of the
+        # total. If all terms have the same sign, the total after i terms is i times a term, and the
+        # errors add up to (√k/3) |sum|. If the terms have random signs, the total is about √i times
+        # a term, and the errors add up to √(k/6) √Σt². G contains both sums of errors.
         scale = scale + math.sqrt(n_terms) / 3 * exact.abs()
         scale = scale + math.sqrt(n_terms / 6) * terms(square).sqrt()
     return within(SUM, call, exact, scale, n_terms)
 
 
 def _of_embedding(call: Call64) -> list[Expected | None]:
-    """Return what is expected of the gradient of an embedding.
+    """Return the exact gradient of an embedding matrix, and the allowed error.
 
-    Each row of the result belongs to a token id. It is the sum of the gradients at all positions
+    Each row of the gradient belongs to a token id. It is the sum of the gradients at all positions
     with this token id.
     """
     indices = call.named["indices"].flatten()
@@ -201,10 +201,11 @@ def _of_embedding(call: Call64) -> list[Expected | None]:
 
 
 def _accumulated(call: Call64) -> list[Expected | None]:
-    """Return what is expected of an operation that writes values at indices, or adds them there.
+    """Return the exact result of `index_put` or a similar operation, and the allowed error.
 
-    If the values are added, and an index occurs k times, the sum at this index has k + 1 terms. The
-    limits are those for the largest possible k, which is the number of all indices.
+    Such an operation writes values at indices of a tensor, or adds values to the elements there. If
+    values are added k times at the same index, the sum has k + 1 terms. The allowed error assumes
+    the largest possible k, which is the number of all indices.
     """
     if not call.named.get("accumulate", True) or not call.u:
         return equal(call)
@@ -214,7 +215,7 @@ def _accumulated(call: Call64) -> list[Expected | None]:
 
 
 def _nll_loss(call: Call64) -> list[Expected | None]:
-    """Return what is expected of a loss, and of the total weight of its targets.
+    """Return the exact loss, the exact total weight of its targets, and the allowed errors.
 
     The loss is the mean or the sum of −log p[target].
     """

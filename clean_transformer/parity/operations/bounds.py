@@ -1,9 +1,8 @@
-"""Computes the exact outputs, the error limits and the scale G of a call of any ATen operation.
+"""Computes the exact outputs and the allowed errors for a call of any ATen operation.
 
-The exact outputs are computed in float64 from the inputs that the device had. A rule is a function
-that computes the exact outputs, limits and G for a call. The limits and the formulas for G are in
-`parity/limits.py`. The rules for gradients are in `operations/backward.py`, and the rules for
-optimizers are in `operations/optimizer.py`.
+The exact outputs are computed in float64 from the inputs that the device had. The table RULES maps
+the name of an operation to its rule: a function that returns an `Expected` (exact value and allowed
+error) for each output of a call.
 """
 
 import math
@@ -55,13 +54,12 @@ from clean_transformer.parity.operations.rules import (
 
 
 def expected_outputs(call: Call64) -> list[Expected | None] | None:
-    """Return the exact value of each output of the call, with its limits and its scale G.
+    """Return the exact value and the allowed error of each output of the call.
 
-    G is the size of the terms that the operation adds up (see `parity/limits.py`). The list has
-    None for an output that is not compared. If the call cannot be checked at all, the result is
-    None instead of a list. This happens if the operation draws random numbers (except
-    `multinomial`), if it cannot run in float64 on the CPU, or if its result depends on the storage
-    of its tensors, not only on their values.
+    The list has None for an output that is not compared. If the call cannot be checked at all, the
+    result is None instead of a list. This happens if the operation draws random numbers (except
+    `multinomial`), if it cannot run in float64 on the CPU, or if its result depends on the memory
+    layout of its tensors, as for `as_strided`.
     """
     if call.name in RULES:
         return RULES[call.name](call)
@@ -76,9 +74,10 @@ def expected_outputs(call: Call64) -> list[Expected | None] | None:
 
 
 def _for_each(call: Call64) -> list[Expected | None] | None:
-    """Return what is expected of a `_foreach_` operation, which runs on lists of tensors.
+    """Return the exact outputs of a `_foreach_` operation, and the allowed errors.
 
-    For each position in the lists, the rule of the operation for single tensors is applied.
+    Such an operation runs on lists of tensors. Each position in the lists is treated like a call of
+    the operation for single tensors.
     """
     name = call.name.removeprefix("_foreach_")
     name = {"norm": "linalg_vector_norm"}.get(name, name)
@@ -117,17 +116,16 @@ def _softmax(call: Call64) -> list[Expected | None]:
 
 
 def _log_softmax(call: Call64) -> list[Expected | None]:
-    """Return what is expected of log-softmax: s − max s − log Σ exp(s − max s) for scores s."""
+    """Return log-softmax, s − max s − log Σ exp(s − max s) for scores s, and the allowed error."""
     exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
     scale = 1 + (scores - scores.amax(dim, keepdim=True)).abs() + exact.abs()
     return [within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
 def _layer_norm(call: Call64) -> list[Expected | None]:
-    """Return what is expected of LayerNorm's outputs: the normalized input, the mean, and 1/σ.
+    """Return LayerNorm's exact outputs, and the allowed errors.
 
-    The normalized input includes gain and bias. An error δσ of σ changes 1/σ by δσ/σ². So the scale
-    G of 1/σ is the G of σ, divided by σ².
+    The outputs are the normalized input (after gain and bias), the mean, and 1/σ.
     """
     x, weight, bias = (call.named[name] for name in ("input", "weight", "bias"))
     axes = tuple(range(-len(call.named["normalized_shape"]), 0))
@@ -135,6 +133,7 @@ def _layer_norm(call: Call64) -> list[Expected | None]:
     output = output if weight is None else output * weight.abs()
     output = output if bias is None else output + bias.abs()
     outputs = tree_leaves(call.run())
+    # An error δσ of σ changes 1/σ by δσ/σ².
     scales = (output, mean, *(sigma * reciprocal.square() for reciprocal in outputs[2:]))
     pairs = zip(outputs, scales, strict=False)
     return [within(LAYER_NORM, call, exact, scale) for exact, scale in pairs]
@@ -146,23 +145,35 @@ def _variance(call: Call64, exact: Tensor) -> Tensor:
 
 
 def _attention(call: Call64) -> list[Expected | None]:
-    """Return what is expected of an operation in ATTENTIONS: softmax(scale · q kᵀ + mask) v.
+    """Return fused attention's exact output, softmax(scale · q kᵀ + mask) v, and the allowed error.
 
-    Only the first output is compared. The other outputs, such as logsumexp and random seeds, are
+    Other outputs of the operation, such as logsumexp and random seeds, are not compared. They are
     inputs of the backward pass. With dropout, the result is [None], and nothing is compared.
     """
     if call.named.get("dropout_p"):
         return [None]
     q, k, v, mask, factor = attention_arguments(call.named)
-    exact, pattern = attention(q, k, v, mask, factor)
-    size = q.abs() @ k.abs().mT * abs(factor)
-    if mask.dtype != torch.bool:
-        size = size + torch.where(mask.isinf(), 0.0, mask.abs())
-    scale = sum_scale(exact, partial(attention_terms, pattern, size, v), call.u)
+    # One head at a time is computed, because the scores of all heads need much memory.
+    tensors = (q, k, v, mask.expand(*q.shape[:-1], k.shape[-2]))
+    heads = [*zip(*(each.unbind(-3) for each in tensors), strict=True)]
+    outputs, scales = [], []
+    for q, k, v, mask in heads:
+        exact, pattern = attention(q, k, v, mask, factor)
+        size = q.abs() @ k.abs().mT * abs(factor)
+        if mask.dtype != torch.bool:
+            size = size + torch.where(mask.isinf(), 0.0, mask.abs())
+        outputs.append(exact)
+        scales.append(sum_scale(exact, partial(attention_terms, pattern, size, v), call.u))
 
     def typical() -> Tensor:
-        return typical_size(exact, attention_squares(pattern, q @ k.mT * factor, v))
+        sizes = []
+        for q, k, v, mask in heads:
+            exact, pattern = attention(q, k, v, mask, factor)
+            squares = attention_squares(pattern, q @ k.mT * factor, v)
+            sizes.append(typical_size(exact, squares))
+        return torch.stack(sizes, -3)
 
+    exact, scale = torch.stack(outputs, -3), torch.stack(scales, -3)
     return [within(ATTEND, call, exact, scale, k.shape[-2], typical)]
 
 
@@ -173,11 +184,11 @@ def _at_indices(values: Tensor, dim: int, indices: Tensor) -> Tensor:
 
 
 def _largest(call: Call64) -> list[Expected | None]:
-    """Return what is expected of `topk` and `sort`: their values must equal the exact values.
+    """Return what `topk` or `sort` must return.
 
-    The indices may differ from the exact indices, because equal values may come in any order.
-    Instead, the input's values at the returned indices must equal the exact values, and no index
-    may occur twice.
+    The returned values must equal the exact values. The returned indices may differ from the exact
+    indices, because equal values may come in any order. But the input's values at the returned
+    indices must equal the exact values, and no index may occur twice.
     """
     values, _ = call.run()
     dim = call.named["dim"]
@@ -190,7 +201,7 @@ def _largest(call: Call64) -> list[Expected | None]:
 
 
 def _multinomial(call: Call64) -> list[Expected | None]:
-    """Return what is expected of `multinomial`: each drawn index must have a weight above 0."""
+    """Return what `multinomial` must return: only indices whose weight is above 0."""
     weights, wanted = call.named["self"], call.named["num_samples"]
     possible = torch.ones(*weights.shape[:-1], wanted, dtype=torch.bool)
     return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]

@@ -1,4 +1,4 @@
-"""Describes a call of an ATen operation: the layouts of its tensors, and its other arguments."""
+"""Describes a call of an ATen operation: the memory layouts of its tensors, and other arguments."""
 
 import math
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ class Operand:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements are in memory in row-major order, without gaps."""
+        """Whether the tensor's elements are in memory in row-major order, without gaps."""
         expected = 1
         for length, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if length != 1 and stride != expected:
@@ -51,10 +51,10 @@ class Operand:
 class Call:
     """A description of a call of an ATen operation, without the values of its tensors.
 
-    `operation` is a name such as "aten.mm.default". `operands` describes all tensor arguments, in
-    the order of the arguments. It also describes the tensors in arguments that are lists.
-    `arguments` has the positional arguments that are not tensors. `options` has a pair (name,
-    value) for each keyword argument that is not a tensor.
+    `operation` is a name such as "aten.mm.default". `operands` describes all tensor arguments, and
+    all tensors in lists, in the order of the arguments. `arguments` has the positional arguments
+    that are not tensors. `options` has a pair (name, value) for each keyword argument that is not a
+    tensor.
     """
 
     operation: str
@@ -81,12 +81,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The distribution of a tensor's finite values. Floating-point numbers have six digits.
+    """Statistics of a tensor's finite values, from which `sample` makes similar random numbers.
 
-    `masked` is the share of values that are −∞, as in an attention mask. If the values are
-    integers, or if many values are equal, `step` is the distance between neighboring values;
-    otherwise `step` is 0. If a row (along the last axis) has equal values only, `repeat` is the
-    length of the row; otherwise `repeat` is 1.
+    `low`, `high`, `mean` and `deviation` are the smallest value, the largest value, the mean and
+    the standard deviation. For floating-point tensors, they are rounded to six digits. `masked` is
+    the fraction of all values that are −∞, as in an attention mask. `step` is 1 for integers. If a
+    floating-point tensor has few different values, `step` is the mean distance between neighboring
+    values; otherwise it is 0. If a row (along the last axis) of a floating-point tensor has equal
+    values only, `repeat` is the length of a row; otherwise it is 1.
     """
 
     low: float
@@ -99,7 +101,10 @@ class Numbers:
 
     @classmethod
     def of(cls, values: Tensor) -> "Numbers":
-        """Return the statistics of `values`. If no value is finite, return zeros."""
+        """Return the statistics of `values`.
+
+        If no value is finite, `repeat` is 1, and all other statistics are 0.
+        """
         exact = values.double()
         finite = exact[exact.isfinite()]
         if not finite.numel():
@@ -156,7 +161,7 @@ def sample(
     step: float,
     repeat: int,
 ) -> Tensor:
-    """Return random numbers from low to high in this memory layout. A share `masked` is -inf."""
+    """Return random numbers from low to high in this layout. The fraction `masked` is -inf."""
     last = offset + sum((n - 1) * m for n, m in zip(shape, stride, strict=True))
     length = max(last + repeat, offset + torch.Size(shape).numel())
     base = torch.randn(length).double() * deviation + mean

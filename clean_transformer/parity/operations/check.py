@@ -22,13 +22,16 @@ from clean_transformer.reports.page import render_page
 
 @dataclass
 class OperationsReport:
-    """The result of `check_operations`, which stops at the first WRONG call.
+    """The result of `check_operations`: how many calls were compared, and the first bad call.
 
-    The keys of `seen`, `not_checked` and `largest` are operation names. `seen` counts the calls of
-    each operation, except the operations in `WITHOUT_VALUES`. `not_checked` counts the calls that
-    could not be compared. `largest` holds the largest error ratio of each operation (see
-    `Judgment.ratio`). `finding` describes the first WRONG call. If no call is WRONG, `finding`
-    describes the first DEGRADED call. If all calls that could be compared pass, `finding` is None.
+    The keys of `seen`, `not_checked` and `largest` are operation names, such as "mm". `seen` counts
+    the calls of each operation. It leaves out operations without a fixed result, such as `empty`.
+    `not_checked` counts the calls that could not be compared. `largest` holds the largest error of
+    each operation, in units of one rounding error (see `Judgment.ratio`).
+
+    `finding` describes the first call with the verdict WRONG, at which the check stops. If there is
+    no such call, `finding` describes the first call with the verdict DEGRADED. If all calls that
+    could be compared pass, `finding` is None.
     """
 
     seen: Counter[str] = field(default_factory=Counter)
@@ -38,14 +41,14 @@ class OperationsReport:
 
     @property
     def compared(self) -> Counter[str]:
-        """The number of calls of each operation that were compared."""
+        """For each operation, the number of its calls that were compared."""
         return self.seen - self.not_checked
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict of `finding`, if `finding` is not None.
+        """The verdict on the first bad call (see `finding`), or else PASS or NOT CHECKED.
 
-        If `finding` is None: PASS if there were calls and all of them were compared. NOT CHECKED if
+        Without a bad call, the verdict is PASS if all calls were compared. It is NOT CHECKED if
         there were no calls, or if a call could not be compared.
         """
         if self.finding is not None:
@@ -73,17 +76,18 @@ class OperationsReport:
 
 
 class _FirstWrong(Exception):
-    """Raised at the first WRONG call, to stop the function that is checked."""
+    """Raised at the first call with the verdict WRONG, to stop the function that is checked."""
 
 
 def check_operations(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> OperationsReport:
-    """Run `function(*inputs, **arguments)`, and compare its ATen calls with calls in float64.
+    """Run `function(*inputs, **arguments)`, and check every ATen call in it.
 
-    The function is stopped at its first WRONG call. If gradients are enabled, as they are by
-    default, `function` can run a backward pass and a step of an optimizer, and their calls are
-    checked too.
+    Each call is repeated in float64 on the CPU, and both results are compared. The function is
+    stopped at the first call with the verdict WRONG: rounding cannot explain the error of this
+    call. If gradients are enabled, as they are by default, `function` can run a backward pass and a
+    step of an optimizer, and their calls are checked too.
     """
     report = OperationsReport()
 
@@ -115,22 +119,22 @@ def check_operations(
 def first_wrong_operation(
     function: Callable[..., Any], *inputs: Any, **arguments: Any
 ) -> Finding | None:
-    """Run `check_operations` and return a description of the first WRONG call.
+    """Run `function(*inputs, **arguments)`, and describe the first ATen call that is wrong.
 
-    If no call is WRONG, return a description of the first DEGRADED call. Return None if every call
-    that could be compared passes.
+    If no call has the verdict WRONG, the first call with the verdict DEGRADED is described. Returns
+    None if every call that could be compared passes.
     """
     return check_operations(function, *inputs, **arguments).finding
 
 
 @dataclass(frozen=True)
 class CheckedCall:
-    """An ATen call that ran, with the judgment of its outputs.
+    """An ATen call that ran, with the verdict on its outputs.
 
-    `name` is the operation's name as in `operation_name`. `dtype` is the dtype of the first
-    floating-point output, or None if no output is floating-point. `attempt` can repeat the call.
-    `expected` has the exact value and the limits of each output. If the call could not be compared,
-    `expected` and `judgment` are None.
+    `name` is the operation's name, such as "mm". `dtype` is the dtype of the first floating-point
+    output, or None if no output is floating-point. `attempt` is an object that can repeat the call.
+    `expected` has the exact value and the allowed error of each output. `judgment` holds the
+    verdict. If the call could not be compared, `expected` and `judgment` are None.
     """
 
     name: str
@@ -140,7 +144,7 @@ class CheckedCall:
     judgment: Judgment | None
 
     def diagnose(self) -> Finding:
-        """Repeat the call in other forms to find the cause of its error (see `Attempt.diagnose`).
+        """Repeat the call with other memory layouts and simpler operations, to find what is wrong.
 
         `expected` and `judgment` must not be None.
         """
@@ -150,12 +154,12 @@ class CheckedCall:
 
 
 class CallChecker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that runs and judges every ATen call, and passes it to `on_call`.
+    """A PyTorch dispatch mode that runs and checks every ATen call, and passes it to `on_call`.
 
-    `on_call` gets a `CheckedCall`. Calls of operations in `WITHOUT_VALUES` run, but are not judged.
-    When the checker runs a call, the dispatch modes that were entered before the checker also get
-    this call. A planted device fault is such a mode, so the checker judges the fault's wrong
-    result.
+    `on_call` gets a `CheckedCall`. Calls of operations in `WITHOUT_VALUES`, such as `empty`, run
+    without a check. When the checker runs a call, the dispatch modes that were entered before the
+    checker also get this call. A device fault that a test plants is such a mode, so the checker
+    gets the fault's wrong result.
     """
 
     def __init__(self, on_call: Callable[[CheckedCall], None]) -> None:

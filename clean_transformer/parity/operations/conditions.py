@@ -52,12 +52,10 @@ def is_dtype(call: Call, *dtypes: torch.dtype) -> bool:
 
 
 def is_causal(call: Call) -> bool:
-    """Whether an attention call has `is_causal=True`.
-
-    A `Call` does not store the names of positional arguments. So this function looks for True
-    directly after a float: the positional argument `is_causal` comes directly after the dropout
-    rate, which is a float. No other boolean comes directly after a float.
-    """
+    """Whether an attention call has `is_causal=True`."""
+    # A `Call` does not store the names of positional arguments. So look for True directly after a
+    # float: the positional argument `is_causal` comes directly after the dropout rate, which is a
+    # float. No other boolean comes directly after a float.
     placed = any(
         isinstance(before, float) and flag is True for before, flag in pairwise(call.arguments)
     )

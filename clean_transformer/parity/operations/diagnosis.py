@@ -1,4 +1,4 @@
-"""Repeats a wrong call with other memory layouts and in small steps, to find the cause."""
+"""Repeats a wrong call with other memory layouts and with simpler operations, to find the cause."""
 
 from copy import copy
 from dataclasses import astuple, dataclass, field
@@ -27,7 +27,7 @@ from clean_transformer.reports.environment import float32_precision, full_float3
 
 
 class Cause(Enum):
-    """The cause of a wrong call, as found by repeating the call.
+    """Why a call is wrong, as found by repeating the call.
 
     TF32 and BFLOAT16: the error is as large as the error of this lower precision. FIRST_CALL: the
     same call is right when it is repeated. LAYOUT: the call is right when all its tensors are
@@ -43,16 +43,14 @@ class Cause(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """A call whose error is above its healthy limit, and the cause of the error.
+    """A description of a call whose error is too large for a healthy device.
 
     `call` describes the call, and `func` is the ATen operation. `arguments` and `keywords` are the
     call's positional and keyword arguments, with an `Operand` in place of each tensor. `numbers`
     has statistics of the values of each tensor, in the order of `call.operands`. `judgment` holds
     the verdict and the error. `on_random` is the judgment of the same call on the random numbers of
-    a reproduction script. It is None if the call is right on these numbers, or cannot be checked.
-
-    `cause` is the cause of the error, and `diagnosis` describes the cause in words.
-    `Attempt.diagnose` finds both.
+    a reproduction script. If the call is right on these numbers, or cannot be checked, `on_random`
+    is None. `cause` is the cause of the error, and `diagnosis` describes the cause in words.
     """
 
     call: Call
@@ -67,12 +65,12 @@ class Finding:
 
     @property
     def ratio(self) -> float:
-        """The largest error ratio |device − exact| / (u G + η); see `parity/limits.py`."""
+        """The largest error of all elements, in units of one rounding error; see `Judgment`."""
         return self.judgment.ratio
 
     @property
     def bits(self) -> float:
-        """The effective precision in bits; see `Judgment`."""
+        """The number of correct bits of the result (see `Judgment`)."""
         return self.judgment.bits
 
     @property
@@ -84,7 +82,7 @@ class Finding:
 class Attempt:
     """A call of an ATen operation that can be repeated.
 
-    `__init__` copies the values of all tensor arguments to the CPU. Create the `Attempt` before you
+    Creating an `Attempt` copies the values of all tensor arguments to the CPU. Create it before you
     run the call, because an in-place operation overwrites its inputs.
     """
 
@@ -105,7 +103,7 @@ class Attempt:
                 self.leaves[place] = copy.contiguous()
 
     def expect(self, output: Any) -> list[Expected | None] | None:
-        """Return the exact value and the limits of each output, from `expected_outputs`.
+        """Return the exact value and the allowed error of each output, from `expected_outputs`.
 
         `output` is what the device returned. The list has None for an output that is not compared.
         The result is None instead of a list if no output can be compared, or if an output is
@@ -121,11 +119,11 @@ class Attempt:
         return expected if expected is not None and any(expected) else None
 
     def with_layouts(self, layouts: dict[int, Operand]) -> tuple[Any, dict[str, Any]]:
-        """Return the call's positional and keyword arguments, with its tensors in new layouts.
+        """Return the call's positional and keyword arguments, with its tensors in given layouts.
 
-        `layouts` has the memory layout of each tensor argument. Its keys are indices into
-        `self.leaves`. The tensors have the values from before the call, and are on the devices of
-        the original call.
+        `layouts` has these memory layouts. Its keys are indices into `self.leaves`, the flat list
+        of all arguments. The tensors have the values from before the call, and are on the devices
+        of the original call.
         """
         leaves = [*self.leaves]
         for place, layout in layouts.items():
@@ -136,13 +134,13 @@ class Attempt:
     def retry(self, expected: list[Expected | None], layouts: dict[int, Operand]) -> Judgment:
         """Repeat the call on the same values in the memory layouts `layouts`, and judge the result.
 
-        `layouts` has the layout of each tensor argument, as in `with_layouts`.
+        `expected` has the exact outputs. `with_layouts` explains `layouts`.
         """
         args, kwargs = self.with_layouts(layouts)
         return judge(expected, run_call(self.func, args, kwargs))
 
     def diagnose(self, expected: list[Expected | None], judgment: Judgment) -> Finding:
-        """Repeat the call with other layouts and in small steps, and return the finding.
+        """Repeat the call with other memory layouts and simpler operations, and describe the error.
 
         `expected` is the result of `expect`. `judgment` is the judgment of the original call.
         """
@@ -185,9 +183,9 @@ class Attempt:
         )
 
     def judge_on_random_numbers(self) -> Judgment | None:
-        """Judge the same call on the random numbers of the reproduction script.
+        """Judge the same call on the random numbers that a reproduction script uses.
 
-        Return None if the call is right on these numbers, or if it cannot be checked.
+        Returns None if the call is right on these numbers, or if it cannot be checked.
         """
         drawn = self.with_random_numbers()
         args, kwargs = drawn.with_layouts(drawn.layouts)
@@ -200,7 +198,7 @@ class Attempt:
         return None if is_right(found) else found
 
     def with_random_numbers(self) -> "Attempt":
-        """Return an `Attempt` of the same call on the random numbers of the reproduction script."""
+        """Return an `Attempt` of the same call on the random numbers of a reproduction script."""
         other = copy(self)
         other.leaves = [*self.leaves]
         with trusted(), torch.random.fork_rng(devices=[]):
@@ -213,15 +211,13 @@ class Attempt:
         return other
 
     def lowered_by(self, expected: list[Expected | None]) -> str:
-        """Say in words which setting lowers the precision of float32 products, or return "".
-
-        A setting of PyTorch is named only if the call is right without this setting. An environment
-        variable cannot be changed while the program runs. It is named if it is set, and if the call
-        stays wrong without PyTorch's settings.
-        """
+        """Say in words which setting lowers the precision of float32 products, or return ""."""
         device_type = next(iter(self.devices.values())).type
         with full_float32_precision(device_type):
             without = self.retry(expected, self.layouts)
+        # A setting of PyTorch is named only if the call is right without this setting. An
+        # environment variable cannot be changed while the program runs. So it is named if it is
+        # set, and if the call stays wrong without PyTorch's settings.
         settings = float32_precision(device_type)
         for name, value in settings.items():
             if name.startswith("torch.") and is_right(without):
@@ -233,7 +229,7 @@ class Attempt:
     def retry_unfused(self, expected: list[Expected | None]) -> Judgment | None:
         """Compute the first output with several simple operations on the device, and judge it.
 
-        Return None if `UNFUSED` has no such computation for the operation.
+        Returns None if the table UNFUSED has no simple operations for this operation.
         """
         unfused = UNFUSED.get(operation_name(self.func))
         if unfused is None:
@@ -244,9 +240,7 @@ class Attempt:
     def guilty_layout(self, expected: list[Expected | None]) -> str:
         """Say in words which argument's memory layout makes the call wrong.
 
-        For each argument, the call is repeated twice: with this argument's storage offset set to 0,
-        and with this argument contiguous. The other arguments keep their layouts. The result names
-        the first change that makes the call right.
+        The call is repeated with the layout of one argument changed at a time, until it is right.
         """
         names = [argument.name for argument in self.func._schema.arguments]
         keys = [*tree_unflatten([*range(len(self.leaves))], self.form)[0]]

@@ -23,17 +23,19 @@ class Judgment:
     """The verdict on one call of an operation, and the error of its worst output.
 
     `output` is the index of the worst output in the list of the call's outputs. `ratio` is the
-    largest error ratio |device − exact| / (u G + η) of the elements of this output (see
-    `parity/limits.py`). `worst` is the index of the element with this ratio. `ratio` is infinite if
-    an error is NaN, or if the output has a wrong shape.
+    largest error in this output, in units of one rounding error. This unit is u G + η for each
+    element: u is the unit roundoff, G is the sum of the absolute values of the terms that the
+    operation adds up, and η is the underflow threshold (see `parity/limits.py`). `worst` is the
+    index of the element with this ratio. `ratio` is infinite if an error is NaN, or if the output
+    has a wrong shape.
 
-    `must_equal` is True if the output had to equal the exact output but does not. Then `ratio` is
-    infinite too. `bits` is the effective precision: −log₂ of the root mean square of |device −
-    exact| / G. `precision` names a lower precision that explains the error, such as "TF32", or is
-    empty.
+    If the operation does not round, but the output differs from the exact output, `must_equal` is
+    True and `ratio` is infinite. `bits` is the number of correct bits: −log₂ of the root mean
+    square of |device − exact| / G. `precision` names a lower precision that explains the error,
+    such as "TF32", or is empty.
 
-    `healthy` is the largest healthy ratio, and `unit` is u G + η of the element at `worst`. So the
-    error of this element is healthy up to `healthy` · `unit`.
+    `healthy` is the largest ratio that is allowed, and `unit` is u G + η of the element at `worst`.
+    So the error of this element may be at most `healthy` · `unit`.
     """
 
     verdict: Verdict
@@ -48,11 +50,11 @@ class Judgment:
 
 
 def judge(expected: list[Expected | None], output: Any) -> Judgment:
-    """Judge each output of a call, and return the judgment of the output with the worst verdict.
+    """Judge each output of a call, and return the judgment of the worst output.
 
-    `expected` has an entry for each output of the call. An output whose entry is None is not
-    judged. `output` is what the device returned. If several outputs have the worst verdict, the
-    first of them is the worst output. If all outputs pass, it is the output with the largest ratio.
+    `expected` has the exact value and the allowed error of each output, or None for an output that
+    is not judged. `output` is what the device returned. The worst output is the first output with
+    the worst verdict. If all outputs pass, it is the output with the largest ratio.
     """
     with trusted():
         judgments = [

@@ -1,4 +1,4 @@
-"""Finds the known issues that may explain a wrong call on its device."""
+"""Finds reported device faults ("known issues") that may explain a wrong call."""
 
 import platform
 from collections.abc import Iterator
@@ -16,10 +16,9 @@ _emulated: ContextVar[tuple[str, ...]] = ContextVar("emulated", default=())
 
 @contextmanager
 def emulating(devices: tuple[str, ...]) -> Iterator[None]:
-    """Inside a `with` block, `match` finds the issues of `devices`, not of the real devices.
+    """Inside a `with` block, make `match` look for issues of `devices`, not of the real device.
 
-    `devices` has kinds of devices, as in `KnownIssue.devices`. If `devices` is empty, nothing
-    changes.
+    `devices` has kinds of devices, such as "mps" or "x86". If it is empty, nothing changes.
     """
     token = _emulated.set(devices or _emulated.get())
     try:
@@ -29,10 +28,10 @@ def emulating(devices: tuple[str, ...]) -> Iterator[None]:
 
 
 def kind_of_device(device_type: str) -> str:
-    """The kind of a device, as in `KnownIssue.devices`.
+    """Return the kind of a device, as in the table of known issues: "mps", "cuda", "arm" or "x86".
 
-    For "cpu", the kind is "arm", "x86", or the operating system's name for another processor. For
-    other devices, the kind is `device_type` itself.
+    For "cpu", the kind is that of the processor: "arm", "x86", or the operating system's name for
+    another processor. For other devices, the kind is `device_type` itself.
     """
     if device_type != "cpu":
         return device_type
@@ -42,12 +41,12 @@ def kind_of_device(device_type: str) -> str:
 
 
 def match(finding: Finding) -> list[KnownIssue]:
-    """Return the known issues that may explain the finding.
+    """Return the known issues that may explain the wrong call `finding`.
 
-    Such an issue occurs on the kind of device that ran the call. The call meets the condition of
-    the issue, and the finding has the issue's cause. A match does not prove that the issue causes
-    the error. Issues that the running version of PyTorch has not fixed come first. Fixed and
-    unfixed issues are each in the order of `KNOWN_ISSUES`.
+    Such an issue was reported for the kind of device that ran the call. The call meets the
+    condition of the issue, and the call's error has the same cause. A match does not prove that the
+    issue causes the error. Issues that the running version of PyTorch has not fixed come first.
+    Otherwise, the order is that of `KNOWN_ISSUES`.
     """
     kinds = {kind_of_device(operand.device) for operand in finding.call.operands}
     kinds = {*_emulated.get()} or kinds

@@ -1,6 +1,6 @@
 """Rules for the ATen operations of an optimizer step, such as AdamW and gradient clipping.
 
-A rule returns an `Expected` for each output of a call.
+A rule returns an `Expected` (exact value and allowed error) for each output of a call.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,11 +41,11 @@ def _norm(call: Call64) -> list[Expected | None]:
 
 
 def _fused_adamw(call: Call64) -> list[Expected | None]:
-    """Return what is expected of the fused step of AdamW (Loshchilov and Hutter 2019).
+    """Return the exact results of AdamW's fused step, and the allowed errors.
 
-    The parameters and both running means are compared. The gradients are not, because the kernel
-    may scale them in place. With `amsgrad` or a gradient scaler, nothing is compared. Kernels may
-    round 1 − β in the dtype. So G counts the new terms of the running means as if 1 − β were 1.
+    AdamW is from Loshchilov and Hutter 2019. The parameters and both running means are compared.
+    The gradients are not compared, because the kernel may scale them in place. With `amsgrad` or a
+    gradient scaler, nothing is compared.
     """
     named = call.named
     if named["amsgrad"] or named["grad_scale"] is not None or named["found_inf"] is not None:
@@ -60,7 +60,10 @@ def _fused_adamw(call: Call64) -> list[Expected | None]:
 
 
 def adamw_step(state: Sequence[Tensor], options: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
-    """Return the three results of a step of AdamW, each with its scale G (see `parity/limits.py`).
+    """Return the three results of a step of AdamW, each with its G.
+
+    G is about the sum of the absolute values of the terms that the result adds up. The allowed
+    error is proportional to G (see `parity/limits.py`).
 
     The results are the new parameter, the new running mean of the gradient, and the new running
     mean of the squared gradient. `state` has the old parameter, its gradient, both old running
@@ -72,6 +75,7 @@ def adamw_step(state: Sequence[Tensor], options: Mapping[str, Any]) -> list[tupl
     gradient = -gradient if options["maximize"] else gradient
     new_mean = beta1 * mean + (1 - beta1) * gradient
     new_squares = beta2 * squares + (1 - beta2) * gradient.square()
+    # Kernels may round 1 − β in the dtype. So the new terms count as if 1 − β were 1.
     mean_size = beta1 * mean.abs() + gradient.abs()
     squares_size = beta2 * squares + gradient.square()
     rate = lr / (1 - beta1**step)

@@ -1,4 +1,4 @@
-"""Probes: checks that run a single operation without a model.
+"""Probes: checks that run a single operation on random tensors, without a model.
 
 The tensors have sizes and memory layouts with which devices have failed before.
 """
@@ -42,7 +42,8 @@ class Probe:
     (see the list at the top of this file). The function runs with all tensors contiguous, and with
     all tensors transposed. A transposed tensor keeps its shape, but the two axes in `transposed`
     are swapped in memory. If `each` is True, the function also runs with a single tensor
-    transposed, sliced (see `_sliced`) or offset (see `_offset`), for each tensor in turn.
+    transposed, sliced from a wider tensor, or with a storage offset. This is done for each tensor
+    in turn.
     """
 
     name: str
@@ -57,12 +58,11 @@ class Probe:
 class ProbeResult:
     """The result of one run of a probe.
 
-    `name` is the probe's name. `layout` says in words which layouts the tensors had in this run,
-    such as "all transposed". `ratio` is the largest error ratio of all ATen calls in this run (see
-    `Judgment.ratio`). `verdict` is the verdict of `check_operations`. `finding` describes the first
-    WRONG call. If no call is WRONG, `finding` describes the first DEGRADED call. If no call is
-    DEGRADED either, `finding` is None. If the run raised an exception, `ratio` is None, and `note`
-    describes the exception.
+    `name` is the probe's name. `layout` says in words which memory layouts the tensors had, such as
+    "all transposed". `ratio` is the largest error of all ATen calls in this run, in units of one
+    rounding error (see `Judgment.ratio`). `verdict` is the verdict on the run. `finding` describes
+    the first call with the verdict WRONG, or else the first call with the verdict DEGRADED, or is
+    None. If the run raised an exception, `ratio` is None, and `note` describes the exception.
     """
 
     name: str
@@ -121,7 +121,7 @@ def _attentions() -> Iterator[Probe]:
 
 
 def _unusual() -> Iterator[Probe]:
-    """Yield probes with unusual numbers, and probes with tensors of 4 MiB in float32."""
+    """Yield probes with unusual numbers, such as very large ones, or with large tensors (4 MiB)."""
     layer_norm = partial(F.layer_norm, normalized_shape=(64,))
     gelu = partial(F.gelu, approximate="tanh")
     for content in (LARGE, EQUAL, SMALL, SUBNORMAL):
@@ -178,9 +178,9 @@ PROBES = (
 
 
 def run_probes(device: str | torch.device, dtype: torch.dtype) -> list[ProbeResult]:
-    """Run all probes in all layouts, with tensors on `device` in `dtype`. This takes seconds.
+    """Run all probes in all memory layouts, with tensors on `device` in `dtype`.
 
-    Returns a result for each probe and layout.
+    Returns a result for each probe and layout. This takes seconds.
     """
     return [result for probe in PROBES for result in _run(probe, torch.device(device), dtype)]
 
@@ -237,14 +237,14 @@ def _transposed(layout: Operand, axes: tuple[int, int]) -> Operand:
 
 
 def _sliced(layout: Operand) -> Operand:
-    """Return the layout of `wide[..., 8:]`: `wide` is contiguous and has 8 columns more."""
+    """Return the layout of `wide[..., 8:]`, where `wide` is contiguous and has 8 columns more."""
     *rest, last = layout.shape
     stride = torch.empty((*rest, last + 8), device="meta").stride()
     return replace(layout, stride=stride, storage_offset=8)
 
 
 def _offset(layout: Operand) -> Operand:
-    """Return the layout of `long[1:]`: `long` is contiguous and has one entry more on axis 0."""
+    """Return the layout of `long[1:]`; `long` is contiguous and has one entry more on axis 0."""
     return replace(layout, storage_offset=math.prod(layout.shape[1:]))
 
 

@@ -28,7 +28,7 @@ class Call64:
 
     @property
     def name(self) -> str:
-        """The operation's name as in `operation_name`: "add" for "aten::add_"."""
+        """The operation's name without namespace and final "_": "add" for "aten::add_"."""
         return operation_name(self.func)
 
     @property
@@ -38,7 +38,7 @@ class Call64:
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """All arguments by their names in the operation's schema.
+        """All arguments of the call, by their names in the operation's schema.
 
         Floating-point tensors are converted to float64.
         """
@@ -48,8 +48,8 @@ class Call64:
         """Run the operation in float64, and return its result.
 
         Before the run, every floating-point tensor x and every Python float x is replaced by
-        `change(x)`. The same is done with the keyword arguments `alpha` and `beta`. By default, the
-        original values are used.
+        `change(x)`. So `run(abs)` of a product x W returns |x| |W|. The keyword arguments `alpha`
+        and `beta` are replaced too. By default, nothing is replaced.
         """
         args, kwargs = tree_map(self._double, (self.args, self.kwargs))
         args = tree_map(lambda x: change(x) if _is_real(x) else x, args)
@@ -81,16 +81,17 @@ class Call64:
 class Expected:
     """The exact value of one output of a call, and the largest errors that are allowed.
 
-    `scale` has the scale G of each element (see `parity/limits.py`). If `scale` is None, the
-    device's output must equal `exact`. Otherwise the error ratio of each element is |device −
-    exact| / (u G + η). If the largest ratio is at most `healthy`, the verdict is PASS. If the
-    largest ratio is above `wrong`, and no lower precision explains the error, the verdict is WRONG.
-    Otherwise the verdict is DEGRADED.
+    If `scale` is None, the device's output must equal `exact`. Otherwise, `scale` has a number G
+    for each element. For a sum, G is about the sum of the absolute values of its terms. The error
+    ratio of an element is |device − exact| / (u G + η), where u is the dtype's unit roundoff and η
+    its underflow threshold (see `parity/limits.py`). If the largest ratio is at most `healthy`, the
+    verdict is PASS. If it is above `wrong`, and no lower precision such as TF32 explains the error,
+    the verdict is WRONG. Otherwise the verdict is DEGRADED.
 
-    `typical()` returns the typical size of independent rounding errors, in units of u (see
-    `typical_size` in `parity/limits.py`). If `typical` is not None, the verdict is also PASS if
-    every error whose ratio is above `healthy` is at most `dominated` · u · min(`typical()`, G) (see
-    `Kind.dominated`).
+    If a few large terms dominate a sum, larger errors are healthy. For this case, `typical()`
+    returns the typical rounding error of each element, divided by u. If `typical` is not None, an
+    error up to `dominated` · u · min(`typical()`, G) is healthy even if its ratio is above
+    `healthy`.
 
     `observe(output)` turns the device's output into the tensor that is compared with `exact`.
     """
@@ -114,14 +115,14 @@ def operation_name(func: Any) -> str:
 
 
 def run_call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run an operation, and return its results (see `computed`)."""
+    """Run an operation, and return its results, even if it only writes them into its arguments."""
     return computed(func, args, kwargs, func(*args, **kwargs))
 
 
 def computed(func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    """Return the results of a call whose return value is `output`.
+    """Return what a call has computed; `output` is its return value.
 
-    The result is `output`, unless the operation returns nothing, like `_foreach_add_` and
+    This is `output`, unless the operation returns nothing, like `_foreach_add_` and
     `_fused_adamw_`. Then the result is a list of the arguments that the operation overwrites.
     """
     if func._schema.returns:

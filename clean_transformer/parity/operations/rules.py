@@ -1,7 +1,6 @@
 """Functions that make rules for groups of ATen operations, such as sums.
 
-A rule is a function that gets a call, and returns an `Expected` for each of its outputs: the exact
-output, the error limits and the scale G (see `parity/limits.py`).
+A rule returns an `Expected` (exact value and allowed error) for each output of a call.
 """
 
 from collections.abc import Callable
@@ -30,10 +29,10 @@ def equal(call: Call64) -> list[Expected | None]:
 
 
 def unknown(call: Call64) -> list[Expected | None]:
-    """The rule for operations that are not in RULES: the scale G is |f(x)| + |f(|x|)|.
+    """The rule for operations that have no rule of their own.
 
-    f is the operation, and x stands for its inputs. Outputs that are not floating-point must equal
-    the exact outputs.
+    The allowed error is proportional to |f(x)| + |f(|x|)|, where f is the operation, and x stands
+    for its inputs. Outputs that are not floating-point must equal the exact outputs.
     """
     pairs = zip(tree_leaves(call.run()), tree_leaves(call.run(abs)), strict=True)
     return [
@@ -52,23 +51,24 @@ def within(
     terms: int = 1,
     typical: Callable[[], Tensor] | None = None,
 ) -> Expected:
-    """Return an `Expected` with the limits of `kind` for sums of `terms` terms.
+    """Return an `Expected` with the error limits of `kind` for sums of `terms` terms.
 
-    `exact` is the exact output, and `scale` is its scale G. `typical` is a field of `Expected`.
+    `exact` is the exact output, and the allowed error is proportional to `scale`. `Expected`
+    explains `typical`.
     """
     healthy, wrong = kind.limits(terms, call.u)
     return Expected(exact, scale, typical, healthy, wrong, kind.dominated(terms, call.u))
 
 
 def unless_integer(rule: Rule) -> Rule:
-    """Return a rule that applies `rule`, or `equal` if no output is floating-point."""
+    """Return a rule that applies `rule` if an output is floating-point, and otherwise `equal`."""
     return lambda call: rule(call) if call.u else equal(call)
 
 
 def approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
-    """Return a rule for operations with one output, whose scale G is `scale(call, exact)`.
+    """Return a rule for operations with one output.
 
-    `exact` is the exact output.
+    The allowed error is proportional to `scale(call, exact)`, where `exact` is the exact output.
     """
 
     def rule(call: Call64) -> list[Expected | None]:
@@ -81,9 +81,8 @@ def approximate(kind: Kind, scale: Callable[[Call64, Tensor], Tensor]) -> Rule:
 def summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
     """Return a rule for operations that sum terms or products.
 
-    `count(named, exact)` gets the named arguments and the exact output of a call, and returns the
-    number of terms in each sum. The rule also runs the operation on the absolute values of its
-    inputs. This gives Σ|term|, which G needs.
+    `count(named, exact)` returns the number of terms in each sum. `named` has the call's arguments
+    by name, and `exact` is the exact output.
     """
 
     def rule(call: Call64) -> list[Expected | None]:
@@ -106,7 +105,7 @@ def summed(kind: Kind, count: Callable[[dict[str, Any], Tensor], int]) -> Rule:
 
 
 def length(name: str) -> Callable[[dict[str, Any], Tensor], int]:
-    """Return a function that returns the length of the last axis of the argument `name`."""
+    """Return a function that returns the length of the last axis of the argument called `name`."""
     return lambda named, exact: named[name].shape[-1]
 
 
@@ -116,7 +115,7 @@ def factor_length(named: dict[str, Any], exact: Tensor) -> int:
 
 
 def reduced(named: dict[str, Any], exact: Tensor) -> int:
-    """Return how many input elements are summed to each output element."""
+    """Return how many elements of the input are summed into one element of the output."""
     return named["self"].numel() // max(exact.numel(), 1)
 
 

@@ -1,4 +1,4 @@
-"""Writes a Python script that reproduces a finding, for example to attach it to a bug report."""
+"""Writes a Python script that reproduces a wrong call, for example to attach it to a bug report."""
 
 import ast
 import inspect
@@ -53,14 +53,14 @@ def reproduction_script(finding: Finding) -> str:
     """Return the source of a Python script whose `assert` fails on a device with this fault.
 
     The script needs only torch, and has fewer than 40 lines. It makes tensors with the memory
-    layouts of the finding's tensors. It fills them with random numbers that have the same range,
-    mean and deviation as the finding's tensors (see `sample`). It runs the operation on the device,
-    and in float64 on the CPU.
+    layouts of the wrong call `finding`, and fills them with random numbers of the same range, mean
+    and standard deviation. It runs the operation on the device, and in float64 on the CPU.
 
-    The script then asserts that the element with the largest error ratio has an error of at most
-    `Judgment.healthy` · `Judgment.unit`. If the operation does not round, all results must be equal
-    instead. If the operation is `multinomial`, every drawn index must have a weight above 0. If the
-    random numbers do not show the fault, the first lines of the script say so.
+    The script then asserts that the error of one element is as small as on a healthy device. This
+    is the element that had the largest error in units of one rounding error. If the operation does
+    not round, all results must be equal instead. If the operation is `multinomial`, every drawn
+    index must have a weight above 0. If the random numbers do not show the fault, the first lines
+    of the script say so.
     """
     call = finding.call
     device = next((x.device for x in call.operands), "cpu")

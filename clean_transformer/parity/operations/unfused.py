@@ -1,7 +1,8 @@
-"""Computes fused ATen operations in small steps, on the device under test.
+"""Computes fused ATen operations with several simple operations, on the device under test.
 
-If the result of the small steps is right, then only the fused kernel is wrong. In every function of
-this file, the argument `named` maps the names of the operation's arguments to their values.
+If the simple operations give the right result, then only the fused kernel is wrong. In every
+function of this file, the argument `named` maps the names of the operation's arguments to their
+values.
 """
 
 import math
@@ -42,7 +43,7 @@ def softmax(named: Named) -> Tensor:
 def layer_norm(named: Named) -> Tensor:
     """Return (x - mean) / √(var + eps) · w + b in the dtype of the input x.
 
-    If the input is in half precision, the steps are computed in float32.
+    If the input is in half precision, the operations run in float32.
     """
     given, weight, bias = named["input"], named["weight"], named["bias"]
     x = at_least_float32(given)

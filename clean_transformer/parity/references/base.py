@@ -1,7 +1,6 @@
 """`Reference`: another implementation of GPT-2, which runs with our weights.
 
-Each file of this folder that defines `IMPLEMENTATION` adds one implementation. `choose.py` finds
-these files.
+Each file of this folder that defines `IMPLEMENTATION` adds one implementation.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,12 +22,12 @@ TOKENS, POSITIONS = "tokens", "positions"
 
 
 class ReferenceUnavailable(RuntimeError):
-    """The reference is not installed, cannot hold this model, or cannot read the files."""
+    """A GPT-2 implementation is not installed, cannot run a model, or cannot read the weights."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model of another implementation, with our weights.
+    """A GPT-2 model of another implementation, such as Hugging Face's, with our weights.
 
     `title` is the name of the implementation with its version. `run(tokens)` runs the model, and
     returns a dict of all activations that the implementation caches. `run(tokens, keep)` returns
@@ -48,21 +47,21 @@ class Reference:
 
 @dataclass(frozen=True)
 class Implementation:
-    """How to build a reference. A file of this folder defines it as `IMPLEMENTATION`.
+    """How to build a `Reference`: a model of another implementation of GPT-2, with our weights.
 
-    `name` is the name of the reference in `choose_reference`. `build(cfg, state)` returns a
-    `Reference` on the CPU with the parameters of `state`, in the dtype of these parameters. `build`
-    raises `ReferenceUnavailable` if the package of the implementation is not installed, or does not
-    support the model. `is_installed()` says whether this package is installed. The name "auto"
-    stands for the installed reference with the lowest `rank`.
+    `name` is the name by which a user chooses the implementation, such as "huggingface". If the
+    user chooses "auto", the installed implementation with the lowest `rank` is used.
+    `is_installed()` says whether the package of the implementation is installed.
+
+    `build(cfg, state)` returns a `Reference` on the CPU with the parameters of the state dict
+    `state`, in their dtype. `model(cfg, state, device)` returns the implementation's model itself
+    on `device`, with its default settings. Both raise `ReferenceUnavailable` if the package is not
+    installed, or does not support the model.
 
     `read(folder)` returns a `Reference` in float64 on the CPU. The implementation's own code reads
     the weights from the files of `folder`, not our loader. The weights are rounded to float32, as
     in our loader. `read` raises `ReferenceUnavailable` if the implementation cannot read these
     files. `read` is None if the implementation has no loader.
-
-    `model(cfg, state, device)` returns the implementation's model itself on `device`, with its
-    default settings. `model` raises `ReferenceUnavailable` in the same cases as `build`.
     """
 
     name: str
@@ -74,7 +73,7 @@ class Implementation:
 
 
 def everything(key: str) -> bool:
-    """Return True for every key: keep all activations (see `Reference.run`)."""
+    """Return True for every key, so that `Reference.run` returns all activations."""
     return True
 
 
@@ -89,8 +88,8 @@ def major_version(package: str) -> int | None:
 def import_package(package: str, extra: str) -> Any:
     """Import a package and return its module.
 
-    Raises `ReferenceUnavailable` if the package is not installed. The message names `extra`, the
-    extra of clean-transformer that installs the package.
+    Raises `ReferenceUnavailable` if the package is not installed. The message says which extra of
+    clean-transformer installs the package: `extra`.
     """
     try:
         return import_module(package)

@@ -1,4 +1,4 @@
-"""Finds the references in the files of this folder, and chooses one by name."""
+"""Finds the other implementations of GPT-2 in this folder, and chooses one by name."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -24,10 +24,10 @@ READERS = {each.name: each.read for each in IMPLEMENTATIONS}
 
 
 def choose_reference(name: str) -> tuple[str | None, str]:
-    """Return (name of a reference, ""), or (None, reason) if no reference is chosen.
+    """Return (name of an implementation, ""), or (None, reason) if none is chosen.
 
-    The name "auto" chooses the installed reference with the lowest `Implementation.rank`. The name
-    "none" chooses no reference. Raises `ValueError` for an unknown name.
+    The name "auto" chooses the installed implementation with the lowest `Implementation.rank`. The
+    name "none" chooses no implementation. Raises `ValueError` for an unknown name.
     """
     if name == "none":
         return None, "no reference was asked for"

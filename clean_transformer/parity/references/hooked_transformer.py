@@ -1,4 +1,4 @@
-"""The reference "hooked": the class `HookedTransformer` of transformer_lens 3 and earlier."""
+"""Runs `HookedTransformer`, of transformer_lens 3 and earlier, with our weights."""
 
 import re
 import warnings
@@ -42,7 +42,7 @@ def is_installed() -> bool:
 def hooked_transformer(cfg: Config, state: State) -> Reference:
     """Return a `Reference` that runs a `HookedTransformer` with the parameters of `state`.
 
-    The model also caches its optional activations (see OPTIONAL).
+    The model also caches activations that are off by default, such as `hook_result`.
     """
     require_hooked()
     return watched_model(hooked_model(cfg, state, **OPTIONAL))
@@ -51,9 +51,8 @@ def hooked_transformer(cfg: Config, state: State) -> Reference:
 def read(folder: Path) -> Reference:
     """Return a `Reference` that runs a `HookedTransformer` with the weights in `folder`.
 
-    transformers reads the files as a `GPT2LMHeadModel`. TransformerLens converts the weights of
-    this model with `convert_gpt2_weights`, as `HookedTransformer.from_pretrained` does for
-    published models.
+    transformers reads the files as a `GPT2LMHeadModel`, and TransformerLens converts its weights,
+    as `HookedTransformer.from_pretrained` does for published models.
     """
     require_hooked()
     from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights

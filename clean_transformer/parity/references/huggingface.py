@@ -1,4 +1,4 @@
-"""The reference "huggingface": `GPT2LMHeadModel` of Hugging Face's transformers."""
+"""Runs `GPT2LMHeadModel`, of Hugging Face's transformers, with our weights."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -43,16 +43,16 @@ def huggingface(cfg: Config, state: State) -> Reference:
 
 
 def read(folder: Path) -> Reference:
-    """Return a `Reference` that runs a `GPT2LMHeadModel`. transformers reads it from `folder`."""
+    """Return a `Reference` that runs a `GPT2LMHeadModel` with the weights in `folder`.
+
+    transformers reads the files.
+    """
     import_package("transformers", "bridge")
     return watched_model(read_gpt2_lm_head_model(folder))
 
 
 def watched_model(model: Any) -> Reference:
-    """Return a `Reference` that runs `model`, a `GPT2LMHeadModel` with eager attention.
-
-    Forward hooks on the model's modules collect the activations.
-    """
+    """Return a `Reference` that runs `model`, a `GPT2LMHeadModel` with eager attention."""
 
     def heads(merged: Tensor) -> Tensor:
         return rearrange(merged, "... (head d_head) -> ... head d_head", head=model.config.n_head)
@@ -119,9 +119,9 @@ def plain_model(cfg: Config, state: State, device: torch.device) -> nn.Module:
 def gpt2_lm_head_model(cfg: Config, state: State, *, attention: str = "eager") -> Any:
     """Return a `GPT2LMHeadModel` on the CPU with the parameters and the dtype of `state`.
 
-    If `attention` is "eager", the model computes attention in small steps. If it is "sdpa", the
-    model uses PyTorch's fused attention. Raises `ReferenceUnavailable` if `GPT2LMHeadModel` does
-    not support this configuration.
+    If `attention` is "eager", separate operations compute attention. If it is "sdpa", one fused
+    kernel of PyTorch does. Raises `ReferenceUnavailable` if `GPT2LMHeadModel` does not support the
+    configuration `cfg`.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -149,7 +149,7 @@ def gpt2_lm_head_model(cfg: Config, state: State, *, attention: str = "eager") -
 
 
 def read_gpt2_lm_head_model(folder: Path) -> Any:
-    """Let transformers read a `GPT2LMHeadModel` from `folder`. Return it in float64 on the CPU.
+    """Return the `GPT2LMHeadModel` that transformers reads from `folder`, in float64 on the CPU.
 
     The weights are rounded to float32 first, as in our loader. Raises `ReferenceUnavailable` if
     transformers cannot read the files, or finds no value for a parameter.

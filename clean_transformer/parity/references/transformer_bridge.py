@@ -1,4 +1,4 @@
-"""The reference "bridge": `TransformerBridge` of transformer_lens 4.
+"""Runs `TransformerBridge`, of transformer_lens 4, with our weights.
 
 `TransformerBridge` wraps Hugging Face's GPT-2.
 """
@@ -98,10 +98,7 @@ def require_bridge() -> None:
 
 
 def watched_bridge(hf_model: Any) -> Reference:
-    """Return a `Reference` that runs a `TransformerBridge` around `hf_model`.
-
-    `hf_model` is a `GPT2LMHeadModel`.
-    """
+    """Return a `Reference` that runs a `TransformerBridge` around the given `GPT2LMHeadModel`."""
     bridge = bridge_around(hf_model, "cpu", hf_model.dtype)
 
     def run(
@@ -134,10 +131,7 @@ def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
 
 
 def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
-    """Return a `TransformerBridge` on `device` in `dtype` that wraps `hf_model`.
-
-    `hf_model` is a `GPT2LMHeadModel`.
-    """
+    """Return a `TransformerBridge` on `device` in `dtype` around a `GPT2LMHeadModel`."""
     import tokenizers
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
@@ -156,10 +150,7 @@ def bridge_around(hf_model: Any, device: str, dtype: torch.dtype) -> Any:
 
 
 def masked_with_infinity(scores: Tensor) -> Tensor:
-    """Return the scores with −∞ instead of the dtype's lowest finite number.
-
-    The bridge fills masked scores with the lowest finite number. Our model fills them with −∞.
-    """
+    """Return the scores with −∞ where the bridge has the dtype's lowest finite number."""
     return scores.masked_fill(scores == torch.finfo(scores.dtype).min, -torch.inf)
 
 

@@ -12,7 +12,7 @@ class Curve:
     """One line of the chart.
 
     `label` is the text for the line in the legend. `style` is the CSS class of the line. `values`
-    has the error of each activation in `Chart.names`, in the same order.
+    has one error for each activation on the horizontal axis.
     """
 
     label: str
@@ -65,10 +65,10 @@ class Chart:
 
 
 def depth_chart(run: DeviceRun) -> Chart | None:
-    """Return the chart of the errors in the residual stream of a run.
+    """Return the line chart of one run's errors in the residual stream, or None.
 
-    Returns None if the run did not measure these errors, and if all errors and limits are 0,
-    infinite or NaN, because a logarithmic axis cannot show these numbers.
+    The result is None if the run did not measure these errors, or if all errors and limits are 0,
+    infinite or NaN.
     """
     residual = [row for row in run.end_to_end if ".hook_resid_" in row.name]
     curves = [

@@ -1,9 +1,8 @@
 """Compares two parity reports, to find which results got worse or better.
 
 A report is a dictionary that `read_json` returns. Errors also differ a little between two healthy
-runs: the number of threads and the kernels change the order of sums, and each run judges other
-random blocks and positions. Therefore an error counts as changed only if it changes by more than
-BITS.
+runs, because the order of sums differs, and other random blocks and positions are checked.
+Therefore an error counts as changed only if it changes by more than BITS bits.
 """
 
 import math
@@ -30,10 +29,10 @@ Json = Mapping[str, Any]
 class Place:
     """Identifies a result in a report, so that the same result is found in another report.
 
-    `run` is the device, dtype and mode, such as "cpu float32". `what` is the kind of result:
-    "run", "use", "activation", "drift", "invariant", "single operation" or "same function". `where`
-    names the use, the activation or the check. `operation` is the kind of operation, such as
-    "linear", or empty.
+    `run` is the device, dtype and mode, such as "cpu float32". `what` is the kind of result: "run",
+    "use", "activation", "drift", "invariant", "single operation" or "same function". `where` names
+    the use, the activation or the check. `operation` is the kind of operation, such as "linear", or
+    empty.
     """
 
     run: str
@@ -44,11 +43,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Measured:
-    """A result in one report.
+    """The verdict and the error of one result in one report.
 
-    `ratio` is the largest error ratio, and `bits` is the lowest effective precision (see
-    `Isolated`). For drift, `ratio` is ρ (see `EndToEnd`), and `bits` is NaN. If only the verdict is
-    compared, both are NaN.
+    `ratio` is the largest error, in units of one rounding. `bits` is the lowest effective precision
+    (see `Isolated`). For drift (see `EndToEnd`), `ratio` is the error divided by that of random
+    rounding, and `bits` is NaN. If only the verdict is compared, both are NaN.
     """
 
     verdict: Verdict
@@ -58,7 +57,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Change:
-    """The result at `place` in the old report (`before`) and in the new report (`after`)."""
+    """One result (`place`) in the old report (`before`) and in the new report (`after`)."""
 
     place: Place
     before: Measured
@@ -66,11 +65,11 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """Whether the new result is "worse", "better" or "the same".
+        """Whether the new result is "worse" than the old result, "better" or "the same".
 
-        This depends on the verdicts. If the two verdicts are equal, it depends on the errors: a
-        change of more than BITS counts. A result that was checked before and is not checked now is
-        worse, even if it was WRONG before.
+        If the two verdicts are equal, the errors are compared, and a change of more than BITS bits
+        counts. A result that was checked before and is not checked now is worse, even if it was
+        WRONG before.
         """
         lost = self.before.verdict not in NOT_RUN and self.after.verdict in NOT_RUN
         step = 1 if lost else self.after.verdict.severity - self.before.verdict.severity
@@ -105,8 +104,9 @@ class Comparison:
     """The comparison of two reports.
 
     `build` has a tuple (key, old value, new value) for each difference in versions, processor or
-    settings. Each text in `not_compared` says what could not be compared. `changes` has all results
-    that are in both reports, including the results that did not change.
+    settings. Each text in `not_compared` says what could not be compared. `changes` has a `Change`
+    for each result that is in both reports, even if it did not change. Results that neither report
+    could check are left out.
     """
 
     build: list[tuple[str, str, str]]
@@ -114,10 +114,10 @@ class Comparison:
     changes: list[Change]
 
     def those(self, verdict: str) -> list[Change]:
-        """The changes whose `Change.verdict` is `verdict`.
+        """The changes whose `Change.verdict` is the given one, such as "worse".
 
-        Changes without an error (only their verdicts are compared) come first. The other changes
-        follow, and the change with the largest `growth` comes first among them.
+        Changes without an error come first. The others are sorted by the factor by which the error
+        grew, the largest factor first.
         """
         found = [change for change in self.changes if change.verdict == verdict]
         return sorted(found, key=lambda one: (not math.isnan(one.after.ratio), -one.growth))
@@ -127,7 +127,7 @@ def compare_reports(before: Json, after: Json) -> Comparison:
     """Compare two reports of `clean-transformer parity` or `clean-transformer doctor`.
 
     If the models of the reports differ in weights or architecture, only the verdicts are compared.
-    Raises `ValueError` if no result was checked in both reports.
+    Raises `ValueError` if the reports have no result in common that at least one of them checked.
     """
     same_model = all(before[key] == after[key] for key in ("weights", "cfg"))
     old, new = ({**_results(report, with_errors=same_model)} for report in (before, after))

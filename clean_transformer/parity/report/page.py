@@ -78,8 +78,8 @@ def reasons(report: SuiteReport) -> list[tuple[str, str, Verdict, str]]:
     """Return the reasons why the verdict of the report is not PASS.
 
     Each reason is a tuple (id of the section on the page, title, verdict, text). If the comparison
-    with the reference did not pass, the first reason describes it. The list also has a reason for
-    each run whose verdict is not PASS.
+    with another implementation of GPT-2 did not pass, the first reason describes it. The list also
+    has a reason for each run whose verdict is not PASS.
     """
     found = []
     same = report.same_function

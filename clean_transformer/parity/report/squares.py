@@ -38,21 +38,21 @@ MARKS = {
 
 
 def isolated_map(run: DeviceRun) -> HeatMap:
-    """Return a heat map of the error that the device introduces in each activation.
+    """Return a heat map of the error that the device makes in each activation.
 
-    `run.isolated` has several rows for each activation. The square shows the worst of these rows.
+    If an activation was checked several times, its square shows the worst result.
     """
     rows = by_activation(run.isolated)
     return heat_map({name or LOGITS: isolated_square(worst_of(rows[name])) for name in rows})
 
 
 def end_to_end_map(run: DeviceRun) -> HeatMap:
-    """Return a heat map of each activation's drift: the error since the first layer."""
+    """Return a heat map of drift: the total error of each activation since the first layer."""
     return heat_map({row.name: end_to_end_square(row) for row in run.end_to_end})
 
 
 def isolated_square(row: Isolated) -> Square:
-    """Return the square for the error that the device introduces in one activation."""
+    """Return the square for the error that the device makes in one activation."""
     facts = {
         "name": row.name or LOGITS,
         "verdict": row.verdict.value,
@@ -70,7 +70,7 @@ def isolated_square(row: Isolated) -> Square:
 
 
 def end_to_end_square(row: EndToEnd) -> Square:
-    """Return the square for the drift of one activation."""
+    """Return the square for the drift of one activation: the total error since the first layer."""
     theirs = row.reference_error
     facts = {
         "name": row.name,

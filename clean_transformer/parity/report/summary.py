@@ -1,4 +1,4 @@
-"""Groups and sorts the rows of a report, and finds the worst row of a group."""
+"""Groups and sorts the results in a parity report, and finds the worst result of a group."""
 
 import math
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ from clean_transformer.reports.heat_map import rank
 
 
 def share(value: float, healthy: float) -> float:
-    """Return `value / healthy`, where 0 / 0 is 0, and any other number / 0 is infinity."""
+    """Return `value / healthy`, where 0 / 0 gives 0, and any other number / 0 gives infinity."""
     if healthy:
         return value / healthy
     return 0.0 if value == 0 else math.inf
 
 
 def concern(verdict: Verdict, value: float, healthy: float) -> tuple[int, float, float]:
-    """Return a sort key: (severity of the verdict, `share(value, healthy)`, `value`).
+    """Return a sort key: (severity of the verdict, `value / healthy`, `value`).
 
     A worse result has a larger key. NaN counts as infinity.
     """
@@ -28,12 +28,12 @@ def concern(verdict: Verdict, value: float, healthy: float) -> tuple[int, float,
 
 
 def worst_of(rows: Iterable[Isolated]) -> Isolated:
-    """Return the row with the largest `concern`."""
+    """Return the worst result: the result with the largest sort key `concern`."""
     return max(rows, key=lambda row: concern(row.verdict, row.ratio, row.healthy))
 
 
 def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """Group comparisons with the reference by block. The keys are the names from `group_of`.
+    """Group comparisons with another implementation of GPT-2 by block (see `group_of`).
 
     In each group, the row with the largest error comes first. Rows that are NOT CHECKED come last.
     """
@@ -57,11 +57,11 @@ def failed(checks: Iterable[Check]) -> list[Check]:
 
 
 def worst_reference(run: DeviceRun) -> tuple[int, EndToEnd] | None:
-    """Find the activations in which the reference itself has too large an error.
+    """Find the activations in which another implementation of GPT-2 has too large an error.
 
-    The `reference_error` of an activation is too large if it is above `healthy` · `envelope` (see
-    `EndToEnd`). Returns the number of these activations, and the row of the activation that exceeds
-    the limit by the largest factor. Returns None if there are no such activations.
+    Its error may be at most `healthy` · `envelope`, as our error (see `EndToEnd`). Returns the
+    number of activations with a larger error, and the row of the activation that exceeds the limit
+    by the largest factor. Returns None if there are no such activations.
     """
     shares = [
         (rank(share(row.reference_error, row.healthy * row.envelope)), row)

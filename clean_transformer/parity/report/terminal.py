@@ -42,9 +42,9 @@ def print_report(
 ) -> None:
     """Print the report of `clean-transformer parity`.
 
-    If `worst_rows` is above 0, also print the comparisons with the reference and the activations of
-    each run in tables. Each table has the `worst_rows` rows with the largest errors. If
-    `worst_rows` is 0 and `all_rows` is True, each table has all rows.
+    If `worst_rows` is above 0, also print tables of activations and their errors. Each table has
+    the `worst_rows` rows with the largest errors. If `worst_rows` is 0 and `all_rows` is True,
+    print these tables with all rows.
     """
     console.print("\n".join(build_lines(report.environment)), markup=False, highlight=False)
     console.print(f"clean_transformer on {report.weights}", markup=False)
@@ -114,7 +114,7 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
 
 
 def uses_table(uses: list[UseSummary]) -> Table:
-    """Return a table with one row for each use of the model: the verdict, and `use_line(use)`."""
+    """Return a table of the verdicts on each use of the model, such as generating text."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for use in uses:
         table.add_row(styled(use.verdict), Text(use_line(use)))

@@ -12,10 +12,10 @@ from clean_transformer.reports.environment import lowered_precision
 
 
 def lower_precision(precision: str) -> str:
-    """Return a text about errors as large as those of `precision`, and the settings that allow it.
+    """Return a text which says that errors are as large as those of a lower precision.
 
-    `precision` is `Isolated.lower_precision`: a lower precision than the dtype's, such as "TF32",
-    or "". The result is "" if `precision` is "".
+    `precision` is the name of this precision, such as "TF32". The text also names the settings that
+    allow it. Returns "" if `precision` is "".
     """
     if not precision:
         return ""
@@ -45,7 +45,7 @@ def script_file(operation: str, device: str, dtype: str) -> str:
 
 
 def located_lines(located: Located) -> list[str]:
-    """Return lines of text: the first wrong operation, its operands, and matching known issues."""
+    """Return lines about the first wrong operation, its operands, and matching known issues."""
     return [
         f"   {located.operation}, in {located.where}: error {located.ratio:.3g} roundings, "
         f"{located.bits:.1f} correct bits; {located.diagnosis}",
@@ -55,7 +55,7 @@ def located_lines(located: Located) -> list[str]:
 
 
 def describe(row: Isolated | EndToEnd | Check) -> str:
-    """Return one sentence, without a period, about a row or a check that did not pass."""
+    """Return one sentence, without a period, about a result that is not PASS."""
     if isinstance(row, EndToEnd):
         return (
             f"{row.name} (end to end): error {row.rho:.3g} times that of random rounding, "
@@ -78,10 +78,10 @@ def describe(row: Isolated | EndToEnd | Check) -> str:
 
 
 def use_line(use: UseSummary) -> str:
-    """Return one line of text about a use of the model, such as "generate: generating text".
+    """Return one line about a use of the model, such as "generate: generating text".
 
-    If `use.wrong_from` is set, the line also has this position. If the use could not be checked,
-    the line says why.
+    If the use is wrong from some position on, the line also names this position. If the use could
+    not be checked, the line says why.
     """
     where = f", wrong from position {use.wrong_from} on" if use.wrong_from else ""
     why = f"; {use.reason}" if use.reason else ""
@@ -114,7 +114,8 @@ BY_LENGTH = ("forward", "long text", "generate")
 def meaning(run: DeviceRun) -> str:
     """Return a text that says which uses of the model are wrong on the device, and which are right.
 
-    If no use is wrong, the text names the wrong single operations. Returns "" if everything passed.
+    A use is, for example, generating text. If no use is wrong, the text names the wrong single
+    operations, such as softmax. Returns "" if everything passed.
     """
     if run.not_checked:
         return f"Nothing was checked: {run.not_checked}."
@@ -129,8 +130,8 @@ def meaning(run: DeviceRun) -> str:
 def uses_by_verdict(uses: list[UseSummary], also_wrong: Sequence[str] = ()) -> str:
     """Return a sentence for each verdict, such as "Right: generating text, beam search.".
 
-    The sentence lists the uses that have this verdict. The texts in `also_wrong` are added to the
-    sentence for WRONG.
+    Each sentence lists the uses of the model that have this verdict. The sentence for the verdict
+    WRONG also lists the texts in `also_wrong`.
     """
     groups = {
         words: [_in_use(use) for use in uses if use.verdict is verdict]
@@ -141,7 +142,7 @@ def uses_by_verdict(uses: list[UseSummary], also_wrong: Sequence[str] = ()) -> s
 
 
 def _in_use(use: UseSummary) -> str:
-    """Return `use.means`, followed by the text length or position `use.wrong_from` if it is set."""
+    """Return `use.means`, followed by the position or text length from which the use is wrong."""
     if not use.wrong_from:
         return use.means
     if use.name in BY_LENGTH:
@@ -161,7 +162,7 @@ def _single_operations(run: DeviceRun) -> list[str]:
 
 
 def only_drifts(run: DeviceRun) -> bool:
-    """Whether drift (see `EndToEnd`) is the only kind of measurement that found a fault."""
+    """Whether the only fault is drift: too large a total error, from the first layer on."""
     drifts = worst(verdicts(run.end_to_end)).is_bad
     return drifts and not worst(verdicts(run.isolated, run.uses, run.invariants, run.probes)).is_bad
 

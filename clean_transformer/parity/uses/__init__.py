@@ -1,1 +1,1 @@
-"""Judges each use of GPT-2. A use is one way to call the model, such as generating text."""
+"""Checks how accurately a device computes GPT-2 in each use, such as generating text."""

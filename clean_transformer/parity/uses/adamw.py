@@ -27,14 +27,14 @@ FORMS: dict[str, dict[str, bool]] = {"AdamW": {}, "fused AdamW": {"fused": True}
 def judge_adamw(
     use: Use, parameters: Sequence[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[list[Isolated | Check], Callable[[], Any]]]:
-    """Judge one step of AdamW, in each form in `FORMS`.
+    """Check one step of AdamW on the device, with the normal and the fused implementation.
 
-    `parameters` has pairs (parameter, gradient). For each form, the function yields the judgments,
-    and a function that takes the step again. Float16 parameters are first converted to float32, as
-    in mixed-precision training, because float16 cannot represent ε = 1e-8 and the squares of small
-    gradients.
+    `parameters` has pairs (parameter, gradient). For each implementation, the function yields a
+    list of results, and a function that takes the step again. Float16 parameters are first
+    converted to float32, as in mixed-precision training.
     """
     small = [pair for pair in parameters if pair[0].numel() <= LARGEST]
+    # Float16 cannot represent ε = 1e-8 and the squares of small gradients.
     if parameters and parameters[0][0].dtype == torch.float16:
         small = [(parameter.float(), gradient.float()) for parameter, gradient in small]
     for name, form in FORMS.items() if small else ():
@@ -51,11 +51,9 @@ def judge_adamw(
 def _second_step(
     parameters: Sequence[tuple[Tensor, Tensor]], form: dict[str, bool]
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Take two steps of AdamW, and return its state before and after the second step.
+    """Take two steps of AdamW, and return its state on the CPU before and after the second step.
 
-    A state has a list [parameter, gradient, running mean of the gradients, running mean of their
-    squares] for each parameter. The second step is judged, because the running means are 0 before
-    the first step.
+    A state has a list [parameter, gradient, exp_avg, exp_avg_sq] for each parameter.
     """
     # The fused kernel on the CPU is wrong if a parameter and its gradient have different strides.
     # `optimize` changes the strides of parameters, so all tensors are made contiguous here.
@@ -76,6 +74,7 @@ def _second_step(
             for each, gradient, s in zip(given, gradients, kept, strict=True)
         ]
 
+    # The second step is judged, because the running means are 0 before the first step.
     optimizer.step()
     before = state()
     optimizer.step()
@@ -85,10 +84,7 @@ def _second_step(
 def _judge(
     name: str, use: Use, before: list[list[Tensor]], after: list[list[Tensor]]
 ) -> list[Isolated | Check]:
-    """Judge the three outputs of AdamW: new parameter, new mean and new mean of squares.
-
-    Returns one judgment for each output, that of the parameter with the largest error ratio.
-    """
+    """Return the worst result for each output of AdamW: parameter, mean and mean of squares."""
     second = torch.tensor(2.0, dtype=torch.float64)
     largest: dict[str, Isolated] = {}
     for old, (parameter, _, mean, squares) in zip(before, after, strict=True):

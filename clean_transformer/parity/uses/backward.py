@@ -1,4 +1,4 @@
-"""Runs a forward and a backward pass, and records the activations and gradients of each part."""
+"""Runs a forward and a backward pass, and records the activations and gradients of each block."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,10 +16,10 @@ from clean_transformer.training.loss import cross_entropy
 
 @dataclass(frozen=True)
 class Flow:
-    """The activations and gradients of one part of the model, such as a block.
+    """The input and the output of one module, such as a block, and the gradients of both.
 
-    `given` is the input of the part, and `output` is its output. `of_given` is the gradient of the
-    loss with respect to `given`. `of_output` is the gradient with respect to `output`.
+    `given` is the input. `of_given` is the gradient of the loss with respect to the input.
+    `of_output` is the gradient with respect to the output.
     """
 
     given: Tensor
@@ -30,13 +30,13 @@ class Flow:
 
 @dataclass(frozen=True)
 class Backward:
-    """The result of a backward pass of the whole model.
+    """The result of a forward and a backward pass of the whole model.
 
-    `loss` is the mean loss. `flows` has the `Flow` of each block ("blocks.0", …), of "ln_final" and
-    of "unembed". A part that received no gradient is not in `flows`. `gradients` maps the names of
-    the parameters that `run_backward` keeps to their gradients. `missing` has the names of the
-    parameters that received no gradient. `cut` names each pair of neighboring parts, such as
-    "ln_final to blocks.11", between which the gradient was lost or changed.
+    `loss` is the mean loss. `flows` maps the names of modules ("blocks.0", …, "ln_final" and
+    "unembed") to their inputs, outputs and gradients. Modules that received no gradient are left
+    out. `gradients` maps the names of the parameters that `run_backward` keeps to their gradients.
+    `missing` has the names of the parameters that received no gradient. `cut` lists the places
+    between two modules where the gradient was lost or changed, such as "ln_final to blocks.11".
     """
 
     loss: Tensor
@@ -52,8 +52,8 @@ def run_backward(
     """Run the model forward and backward, and keep the gradients of some parameters.
 
     `keeps(name)` returns whether to keep the gradient of the parameter `name`. All other gradients
-    are freed at once, to save memory. The backward pass computes gradients of the sum of the losses
-    at all positions. Many gradients of the mean loss would be too small for float16.
+    are freed at once, to save memory. The gradients are those of the sum of the losses at all
+    positions, because many gradients of the mean loss would be too small for float16.
     """
     given: dict[str, Tensor] = {}
     output: dict[str, Tensor] = {}
@@ -113,9 +113,9 @@ def gradients_of(
 ) -> tuple[Tensor, ...]:
     """Run `function` on `given`, and return the gradients of the loss.
 
-    The first gradient is that with respect to `given`. If `function` is a module, the gradients
-    with respect to its parameters follow. `of_output` is the gradient of the loss with respect to
-    the output of `function`. If `of_output` is None, the output must be a scalar: the loss itself.
+    The first result is the gradient with respect to `given`. If `function` is a module, the
+    gradients with respect to its parameters follow. `of_output` is the gradient with respect to the
+    output. If `of_output` is None, the output is the loss itself, and must be a scalar.
     """
     with torch.enable_grad():
         given = given.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Judges every use of a model (see `Use`), including training and sampling."""
+"""Checks the model in every use: reading texts, generating text, training and others."""
 
 from collections.abc import Callable
 
@@ -24,11 +24,11 @@ def judge_uses(
     locates: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[UseResult]:
-    """Judge every use in `uses(cfg)`, then training, then sampling. Return one result for each.
+    """Check the model in every use: first those from `uses(cfg)`, then training, then sampling.
 
-    If `locates` is True and a use fails, the judge also searches for the first wrong operation, and
-    stores it in `UseResult.located`. For sampling, it always searches. Before each use, this
-    function calls `on_step` with a text that names the use.
+    Returns one result for each use. If a use does not pass and `locates` is True, the check also
+    searches for the first wrong operation, and stores it in `UseResult.located`. For sampling, it
+    always searches. Before each use, `on_step` is called with a text that names the use.
     """
     model, results = judge.model, []
     for use in uses(model.cfg):
@@ -48,10 +48,10 @@ def judge_uses(
 
 
 def judge_sampling(cfg: Config, logits: Tensor) -> UseResult:
-    """Judge all operations that choose the next token.
+    """Check every operation that chooses the next token from the logits, such as softmax and top-k.
 
-    `logits` [row d_vocab] are logits on the device under test. The result has one check for each
-    sampling setting in `SETTINGS`, and one check for beam search.
+    `logits` [row d_vocab] are on the device under test. The result has one check for each sampling
+    setting in `SETTINGS`, and one check for beam search.
     """
     reports = check_sampling(cfg, logits)
     rows = tuple(

@@ -1,10 +1,9 @@
-"""Judges the error of each part of the model in one use, such as generating text (see `Use`).
+"""Checks the error of each part of the model in one use of the model, such as generating text.
 
-The parts are the embeddings, each block, the last LayerNorm and the unembedding. On the device, a
-part runs once for each call of the model in the use (see `Use.reads`). The oracle is the same part
-in float64 on the CPU. The oracle runs only once, on the inputs of all calls concatenated, and its
-inputs are the device's own inputs of the part. To save memory, only one part at a time is converted
-to float64.
+The parts are the embeddings, each block, the last LayerNorm and the unembedding. On the device,
+each part runs once for each call of the model. The exact results come from the same part in float64
+on the CPU, with the inputs that the part had on the device. The float64 part runs only once, on the
+inputs of all calls together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -51,14 +50,14 @@ BLOCKS, ROWS = 4, 64
 
 @dataclass(frozen=True)
 class UseResult:
-    """The result of one use of the model.
+    """The result of one use of the model, such as generating text.
 
-    `rows` has the judgment of each judged part, in the order of the forward pass. If a part raised
-    an exception, the last row describes the exception.
+    `rows` has one result for each checked part of the model, such as a block, in the order in which
+    the parts ran. If a part raised an exception, the last row describes it.
 
-    `wrong_from` and `located` describe the first part that fails, and are None if all rows pass.
-    `wrong_from` is the first position whose error does not pass; it is always None for training and
-    sampling. `located` is the first wrong operation, or None if none was found.
+    `wrong_from` is the first position with too large an error, in the first part that does not
+    pass. It is None if all parts pass, and always None for training and sampling. `located` is the
+    first wrong operation, such as a matrix product, or None if none was found.
     """
 
     use: Use
@@ -79,11 +78,11 @@ class UseResult:
 
 @dataclass(frozen=True)
 class Judged:
-    """A part of the model with its judgment.
+    """The result for one part of the model, such as a block, and what is needed to run it again.
 
-    `row` is the judgment. `wrong_from` is the first position whose error does not pass, or the
-    first judged position if all pass. `part` is the function that runs the part on the device, and
-    `inputs` has the input of the part in each call of the model.
+    `row` is the result. `wrong_from` is the first position with too large an error, or the first
+    checked position if there is none. `part` runs the part on the device, and `inputs` has its
+    input in each call of the model.
     """
 
     row: Isolated
@@ -94,13 +93,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the uses of `model`, which is on the device under test.
+    """Checks how accurately the device computes `model` in a use, such as generating text.
 
-    `exact` builds the model's parts in float64. `generator` draws the blocks and the positions of
-    logits that are judged. `products` is the dtype in which the device computes matrix products:
-    the autocast dtype, or None for the model's own dtype. `cache_class` is the class of the KV
-    caches. Compiled models need `StaticKVCache`: with `KVCache`, `torch.compile` would compile them
-    again for each length of the cache.
+    `exact` builds the model's blocks and other modules in float64. `generator` draws the blocks and
+    the positions of logits that are checked. `products` is the dtype in which the device multiplies
+    matrices: the autocast dtype, or None for the model's own dtype. `cache_class` is the class of
+    the KV caches. Compiled models need `StaticKVCache`, because `torch.compile` would compile them
+    again for each length of a `KVCache`.
     """
 
     model: DemoTransformer
@@ -111,11 +110,10 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, use: Use, *, locates: bool) -> UseResult:
-        """Run the model in one use, and judge each part.
+        """Run the model in one use, such as generating text, and check each part, such as a block.
 
-        If `locates` is True and a part fails, search the first such part for a wrong operation. If
-        the use or the search raises an exception, the last row of the result describes this
-        exception (see `failed_check`).
+        If `locates` is True and a part does not pass, also search the first such part for a wrong
+        operation. If an exception is raised, the last row of the result describes it.
         """
         parts: list[Judged] = []
         attempts = Attempts()
@@ -185,7 +183,7 @@ class Judge:
     def _block(
         self, use: Use, layer: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        """Judge the output [d_model] of a block at each position of each text (see `by_rows`)."""
+        """Check a block's output at each position, and return the first wrong position, too."""
         part = self.exact.block(layer)
         given, got = use.in_one(inputs).double(), use.in_one(outputs).double()
         exact = part(given, use.cache(whole=True))
@@ -200,9 +198,9 @@ class Judge:
         return row, first_position(wrong)
 
     def _envelope(self, part: Part, use: Use, given: Tensor, exact: Tensor, draws: int) -> Tensor:
-        """Return the mean square change [batch pos] that random rounding causes in each row.
+        """Return the mean square change [batch pos] of a block's output under random rounding.
 
-        The part runs once, on a batch with `draws` copies of `given`.
+        The mean is over d_model and over `draws` random runs.
         """
         copies = replace(use, batch=use.batch * draws, padding=use.padding * draws)
         with RandomRounding(self.exact.dtype, self.products):
@@ -224,7 +222,7 @@ class Judge:
     def _logits(
         self, use: Use, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> tuple[Isolated, int]:
-        """Judge the logits at the first position, the last position and some random positions."""
+        """Check the logits at the first position, the last position and some random positions."""
         x, logits = use.in_one(inputs), use.in_one(outputs)
         n_rows = max(2, ROWS // len(x))
         drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()

@@ -1,4 +1,4 @@
-"""Compares the gradients that the device computes for a module, such as a block, with float64."""
+"""Checks the gradients that the device computes for one module, such as a block."""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,12 +33,13 @@ def judge_module(
     dtype: torch.dtype,
     products: torch.dtype | None,
 ) -> list[Isolated | Check]:
-    """Judge the gradients of the module's input and parameters with `by_rows`.
+    """Compare the device's gradients of a module's input and parameters with gradients in float64.
 
-    `name` is the path of the module in the model. `flow` and `gradients` hold what the device
-    computed; the keys of `gradients` are the full names of the parameters. `module` is the same
-    module in float64. `dtype` is the dtype of the model on the device. `products` is the dtype of
-    the device's matrix products; None means `dtype`.
+    `name` is the path of the module, such as "blocks.0". `flow` has the module's input and output
+    on the device, and their gradients. `gradients` maps the full names of parameters, such as
+    "blocks.0.attn.W_Q", to the device's gradients. `module` is the same module in float64. `dtype`
+    is the dtype of the model on the device. `products` is the dtype in which the device multiplies
+    matrices; None means `dtype`.
     """
     given, of_output = flow.given.cpu().double(), flow.of_output.cpu().double()
     exact = gradients_of(module, given, of_output)
@@ -75,12 +76,13 @@ def judge_module(
 def check_differences(
     name: str, module: nn.Module, given: Tensor, of_output: Tensor, exact: Sequence[Tensor]
 ) -> Check:
-    """Check the gradients `exact` of a float64 module by finite differences.
+    """Check the gradients of the module, which is in float64, by finite differences.
 
-    This check finds mistakes in our own code, such as a `detach`, which change the gradients of the
-    oracle and of the device in the same way. It moves the input `given` and all parameters together
-    in a random direction, by ±MOVE, and measures the change of the output times `of_output`. The
-    check compares this change with the change that the gradients predict.
+    `exact` has the gradients with respect to the input `given` and the parameters. `of_output` is
+    the gradient with respect to the output. The check moves the input and all parameters in a
+    random direction, and compares the change of Σ output · `of_output` with the change that `exact`
+    predicts. This finds mistakes in our own code that the float64 module and the device have in
+    common, such as a wrong `detach`.
     """
     values = [given, *(parameter.data for parameter in module.parameters())]
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
-"""Compares the oracle with NumPy, which does not use PyTorch's kernels.
+"""Compares our model in float64 on the CPU with NumPy, which does not use PyTorch's kernels.
 
-The oracle is our model in float64 on the CPU. All other checks compare the device with the oracle.
+In all other checks, the results of the float64 model (the oracle) count as exact.
 """
 
 import numpy as np
@@ -19,11 +19,11 @@ ROWS, COLUMNS = 16, 512
 
 
 def check_oracle(exact: ExactParts, generator: torch.Generator) -> list[Check]:
-    """Compare the oracle with NumPy in float64, and return one check for each use.
+    """Compare our float64 model with NumPy, and return one check for each use of the model.
 
-    For each use, PyTorch and NumPy compute one block, then the last LayerNorm, then the
-    unembedding. The input of the block is always the sum of the embeddings. `generator` draws the
-    block, one text of the batch, ROWS positions, and COLUMNS columns of W_U, which are compared.
+    In each use, such as generating text, PyTorch and NumPy compute one block, then the last
+    LayerNorm, then the unembedding. `generator` draws the block, one text of the batch, ROWS
+    positions, and COLUMNS columns of W_U, which are compared.
     """
     with trusted(), torch.no_grad():
         return [_check(use, exact, generator) for use in uses(exact.cfg)]
@@ -71,7 +71,7 @@ def _check(use: Use, exact: ExactParts, generator: torch.Generator) -> Check:
 
 
 def libraries() -> str:
-    """The versions of PyTorch and NumPy, and the BLAS library that each of them calls."""
+    """Return the versions of PyTorch and NumPy, and the BLAS library that each of them calls."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     ours = "MKL" if torch._C.has_mkl else "its BLAS"
     return (

@@ -16,9 +16,10 @@ IN_FLOAT32 = ("hook_scale", "hook_normalized")
 
 
 def overflowing_weight(state: State, dtype: torch.dtype) -> str:
-    """Return a sentence about the first weight that is too large for `dtype`, or "" if none is.
+    """Return a sentence about the first weight that is too large for `dtype`, or "" if all fit.
 
-    A weight is too large if it is finite, but converting it to `dtype` makes an element infinite.
+    A weight is too large if all its elements are finite, but an element becomes infinite in
+    `dtype`.
     """
     for name, weight in state.items():
         if weight.to(dtype).isinf().any() and weight.isfinite().all():
@@ -28,11 +29,11 @@ def overflowing_weight(state: State, dtype: torch.dtype) -> str:
 
 @torch.no_grad()
 def overflowing_activation(exact: ExactParts, tokens: Tokens) -> str:
-    """Return a sentence about the first activation that is too large for `exact.dtype`.
+    """Return a sentence about the first activation that is too large for the dtype `exact.dtype`.
 
-    Returns "" if no activation is too large. The model runs on `tokens` in float64 on the CPU, one
-    block at a time. An activation is too large if it is finite in float64, but converting it to
-    `exact.dtype` makes an element infinite.
+    Returns "" if all activations fit. The model runs on `tokens` in float64 on the CPU, one block
+    at a time. An activation is too large if an element is finite in float64, but becomes infinite
+    in `exact.dtype`.
     """
     found: list[str] = []
 
@@ -67,7 +68,7 @@ def overflowing_activation(exact: ExactParts, tokens: Tokens) -> str:
 
 
 def too_large(what: str, size: float, dtype: torch.dtype) -> str:
-    """Return a sentence which says that `what` has the value `size`, too large for `dtype`."""
+    """Return a sentence that says: `what` has the value `size`, which is too large for `dtype`."""
     name, limit = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
     return (
         f"this model does not fit into {name}: {what} reaches {size:.6g}, and the largest number "

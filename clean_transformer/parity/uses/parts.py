@@ -27,18 +27,17 @@ COLUMNS = 8192
 def run(
     use: Use, part: Part, inputs: Sequence[Tensor], cache_class: type[KVCache] = KVCache
 ) -> list[Tensor]:
-    """Run one part of the model once for each tensor in `inputs`, and return the outputs.
+    """Run one part of the model, such as a block, once for each tensor in `inputs`.
 
-    `inputs` has the input of the part in each call of the model in `use`. If the use has a KV
-    cache, all calls share one cache of the class `cache_class`. After a call whose number is in
-    `use.selects`, the cache keeps only the selected texts of the batch.
-
-    With a `StaticKVCache`, compiled modules run without `torch.compile` in calls that read more
-    than one token, as after `optimize(compile=True)`.
+    Returns the outputs. In the use `use`, the model is called several times, and `inputs` has the
+    input of the part in each call. If the use has a KV cache, all calls share one cache of the
+    class `cache_class`. If `use.selects` lists texts for a call, the cache keeps only these texts
+    after the call, as in beam search.
     """
     cache = on_device(use.cache(cache_class), inputs[0].device)
     outputs = []
     for number, given in enumerate(inputs):
+        # As after `optimize(compile=True)`, only calls that read one token run compiled code.
         is_prefill = isinstance(cache, StaticKVCache) and given.shape[1] > 1
         with torch.compiler.set_stance("force_eager" if is_prefill else "default"):
             outputs.append(part(given, cache))
@@ -50,7 +49,7 @@ def run(
 
 
 def on_device(cache: KVCache | None, device: torch.device) -> KVCache | None:
-    """Move the tensor `cache.padding` of an empty cache to `device`, and return `cache`."""
+    """Move the tensor `cache.padding` of a KV cache to `device`, and return the cache."""
     if cache is not None and cache.padding is not None:
         cache.padding = cache.padding.to(device)
     return cache
@@ -59,8 +58,8 @@ def on_device(cache: KVCache | None, device: torch.device) -> KVCache | None:
 def embed(model: DemoTransformer, tokens: Tensor, cache: KVCache | None) -> Tensor:
     """Return the residual stream [batch pos d_model] before the first block.
 
-    With a cache, the positions of `tokens` follow the cached positions; without one, they start at
-    0.
+    Without a cache, the positions of `tokens` start at 0. With a cache, they follow the cached
+    positions.
     """
     positions = None if cache is None else cache.positions(tokens)
     return model.embed(tokens) + model.pos_embed(tokens, positions)
@@ -69,7 +68,7 @@ def embed(model: DemoTransformer, tokens: Tensor, cache: KVCache | None) -> Tens
 def block(module: nn.Module, residual: Tensor, cache: KVCache | None) -> Tensor:
     """Run the block `module` on the residual stream [batch pos d_model], and return its output.
 
-    The block stores its keys and values in the only layer of `cache`.
+    `cache` has one layer, in which the block stores its keys and values.
     """
     if cache is None:
         return module(residual)
@@ -83,9 +82,9 @@ def block(module: nn.Module, residual: Tensor, cache: KVCache | None) -> Tensor:
 
 
 class ExactParts:
-    """Builds the parts of the model in float64 on the CPU.
+    """Builds single parts of the model, such as a block, in float64 on the CPU.
 
-    To save memory, nothing is kept: each method converts the weights that it needs from `state`.
+    To save memory, each method converts only the weights that it needs from the state dict `state`.
     The weights are first rounded to `dtype`, the dtype of the model on the device, and then
     converted to float64. So they are equal to the device's weights.
     """
@@ -94,14 +93,14 @@ class ExactParts:
         self.cfg, self.state, self.dtype = cfg, state, dtype
 
     def weight(self, name: str, index: Any = slice(None)) -> Tensor:
-        """Return the weight `state[name][index]`, rounded to `dtype`, in float64."""
+        """Return `state[name][index]`, rounded to `dtype` and converted to float64."""
         return self.state[name][index].to(self.dtype).double()
 
     def embeddings(self, tokens: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Return the token embeddings and the position embeddings, both [batch pos d_model].
 
-        With a cache, the positions of `tokens` follow the cached positions; without one, they start
-        at 0.
+        Without a cache, the positions of `tokens` start at 0. With a cache, they follow the cached
+        positions.
         """
         positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
         if cache is not None:
@@ -113,7 +112,7 @@ class ExactParts:
         return partial(block, self.module(f"blocks.{layer}"))
 
     def module(self, path: str) -> HookedModule:
-        """Return the module at `path`, which is a block, such as "blocks.0", or "ln_final"."""
+        """Return the module at `path`: "ln_final", or a block, such as "blocks.0"."""
         is_norm = path == "ln_final"
         with torch.device("meta"):
             kind = NORMALIZATIONS[self.cfg.normalization_type] if is_norm else TransformerBlock
@@ -129,14 +128,14 @@ class ExactParts:
         return "unembed.W_U" not in self.state
 
     def unembedding(self, tokens: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return W_U [d_model token] and b_U [token] for the token ids `tokens`, by default all."""
+        """Return W_U [d_model token] and b_U [token] for some token ids, by default for all."""
         b_U = self.weight("unembed.b_U", tokens)
         if self.is_tied:
             return self.weight("embed.W_E", tokens).T, b_U
         return self.weight("unembed.W_U", (slice(None), tokens)), b_U
 
     def vocabulary(self) -> Iterator[slice]:
-        """Yield slices of at most COLUMNS token ids, which together cover the vocabulary."""
+        """Split the vocabulary into slices of at most COLUMNS token ids."""
         for start in range(0, self.cfg.d_vocab, COLUMNS):
             yield slice(start, start + COLUMNS)
 

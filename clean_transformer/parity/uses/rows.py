@@ -1,4 +1,4 @@
-"""Judges a tensor that the device computed: each element (`elementwise`) or each row (`by_rows`).
+"""Compares a tensor from the device with the exact tensor, element by element or row by row.
 
 A row of a tensor is a slice along its last axis, such as the output [d_model] at one position.
 """
@@ -23,15 +23,15 @@ def by_rows(
     u: float,
     judged: Tensor | None = None,
 ) -> tuple[Isolated, Tensor]:
-    """Judge each row of `got`, the device's result. A row is a slice along the last axis.
+    """Compare each row of `got`, the device's result, with `exact`, the same result in float64.
 
-    The error ratio of a row is its root mean square error, divided by the root mean square change
-    that random rounding causes in the row (see `parity/rounding.py`). The limits of this ratio are
-    those of `PART`. `exact` is the right result in float64. `envelope` has the mean square change
-    of each row. `u` is the unit roundoff of the device's dtype. Rows in which the mask `judged` is
-    False are ignored.
+    A row is a slice along the last axis. The error ratio of a row is its root mean square error,
+    divided by the root mean square change that random rounding causes in the row (see
+    `parity/rounding.py`). `envelope` has the mean square of this change for each row. `u` is the
+    unit roundoff of the device's dtype. If the mask `judged` is given, only the rows where it is
+    True are compared.
 
-    Returns the judgment, and a mask that is True for each row that does not pass.
+    Returns the result, and a mask that is True for each row that does not pass.
     """
     healthy, wrong = PART.limits(1, u)
     error = (got.double() - exact).square().mean(dim=-1).sqrt()
@@ -55,14 +55,14 @@ def elementwise(
     terms: int = 1,
     u: float | None = None,
 ) -> tuple[Isolated, Tensor]:
-    """Judge each element of `got`, the device's result, by its error ratio.
+    """Compare each element of `got`, the device's result, with `exact`, the same result in float64.
 
-    `parity/limits.py` explains the error ratio, its scale G (`scale`), and its limits (`kind`).
-    `exact` is the right result in float64. `terms` is the number of terms that the operation adds
-    up for one element. `u` is the unit roundoff; None means the unit roundoff of the dtype of
-    `got`.
+    The error of an element is divided by the error of one rounding, which is about `u` · `scale`
+    (see `parity/limits.py`). `u` is the unit roundoff, by default that of the dtype of `got`.
+    `scale` is the size of the terms that the operation adds up for the element, and `terms` is the
+    number of these terms. `kind` is the kind of operation.
 
-    Returns the judgment, and a mask that is True for each element that does not pass.
+    Returns the result, and a mask that is True for each element that does not pass.
     """
     u = UNIT_ROUNDOFF[got.dtype] if u is None else u
     healthy, wrong = kind.limits(terms, u)
@@ -75,7 +75,7 @@ def elementwise(
 def _row(
     name: str, use: Use, kind: Kind, ratios: Tensor, limits: tuple[float, float], relative: float
 ) -> Isolated:
-    """Return the judgment of all `ratios`. `relative` is the relative error that gives `bits`."""
+    """Return the result for all `ratios`. Its effective precision `bits` is −log₂ `relative`."""
     healthy, wrong = limits
     return Isolated(
         name=name,

@@ -1,6 +1,6 @@
 """Checks every operation that text generation calls outside the model, such as top-k and softmax.
 
-For this check, generation gets logits from `GivenLogits` instead of from a model.
+The model does not run: `GivenLogits` replaces it.
 """
 
 from dataclasses import replace
@@ -26,9 +26,9 @@ SETTINGS = {
 
 
 class GivenLogits:
-    """A replacement for the model in generation, which returns given logits.
+    """A replacement for the model in text generation, which returns given logits.
 
-    `logits` [row d_vocab] are on the device under test. Each call returns some of their rows.
+    `logits` [row d_vocab] are on the device under test. Each call returns some of the rows.
     """
 
     def __init__(self, cfg: Config, logits: Tensor):
@@ -37,7 +37,8 @@ class GivenLogits:
     def __call__(self, tokens: Tensor, kv_cache: KVCache, last_only: bool = False) -> Tensor:
         """Return logits [batch 1 d_vocab], and advance `kv_cache` by the number of new tokens.
 
-        Text number i gets row number (i + `kv_cache.length` before the call) mod (number of rows).
+        The text with index i gets the row with index (i + length of the cache before the call)
+        modulo the number of rows.
         """
         rows = (torch.arange(len(tokens)) + kv_cache.length) % len(self.logits)
         kv_cache.advance(tokens.shape[1])
@@ -45,9 +46,9 @@ class GivenLogits:
 
 
 def check_sampling(cfg: Config, logits: Tensor) -> list[tuple[str, OperationsReport]]:
-    """Generate text from `logits` [row d_vocab], with each of `SETTINGS` and with beam search.
+    """Generate text from `logits` [row d_vocab], and check every operation that generation calls.
 
-    Returns a pair (name, report on all called operations) for each setting and for beam search.
+    Returns a pair (name, report) for each sampling setting in `SETTINGS`, and one for beam search.
     """
     # Generation needs up to 8 positions here. The real model can have fewer, but it does not run.
     model = GivenLogits(replace(cfg, n_ctx=8), logits)

@@ -1,4 +1,4 @@
-"""The table of uses. A use is one way to call the model, such as generating text."""
+"""Lists the uses that are checked: ways to call the model, such as generating text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,19 +15,19 @@ Tokens = Int[Tensor, "batch pos"]
 
 @dataclass(frozen=True)
 class Use:
-    """One way to call the model.
+    """One way to call the model, such as generating text.
 
     `name` is the short name for reports. `means` says what a person does in this use, such as
-    "generating text". `batch` is the number of texts. A use calls the model `len(reads)` times:
-    call number i (from 0 on) reads the next `reads[i]` tokens of each text.
+    "generating text". `batch` is the number of texts. The model is called `len(reads)` times: call
+    number i (from 0 on) reads the next `reads[i]` tokens of each text.
 
     If `is_cached` is True, the calls share a KV cache, and only the logits at the last position of
     each call are checked. `padding` has the number of padding positions on the left of each text,
     and is empty if no text is padded.
 
-    `selects` describes what beam search does between two calls. After call number i, the batch
-    consists of the texts with the indices `selects[i]`, in this order. An index can occur several
-    times. If i is not in `selects`, the batch stays the same.
+    `selects` says how beam search changes the batch between two calls. After call number i, the
+    batch consists of the texts with the indices `selects[i]`, in this order. An index can occur
+    several times. If i is not a key of `selects`, the batch stays the same.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Use:
 
     @property
     def case(self) -> str:
-        """The use's name and size for reports, such as "forward, 2 × 33 tokens"."""
+        """The name, batch size and length of the use, such as "forward, 2 × 33 tokens"."""
         return f"{self.name}, {self.batch} × {self.length} tokens"
 
     @property
@@ -60,9 +60,9 @@ class Use:
     def cache(self, cache_class: type[KVCache] = KVCache, *, whole: bool = False) -> KVCache | None:
         """Return an empty KV cache with one layer, or None if the use has no cache.
 
-        By default, the cache is for the calls of this use, one after the other. If `whole` is True,
-        the cache is for a single call that reads all positions. Only the attention mask of the
-        cache depends on `whole`: the mask is as long as the first call.
+        By default, the cache is for the calls of this use. If `whole` is True, the cache is for a
+        single call that reads all positions. Only the length of the padding mask depends on
+        `whole`: the mask is as long as the text that the first call reads.
         """
         if not self.is_cached:
             return None
@@ -72,7 +72,7 @@ class Use:
         return cache_class(1, self.length, mask)
 
     def calls(self, cfg: Config) -> list[Tokens]:
-        """Return the token ids [batch pos] that each call reads.
+        """Return the token ids [batch pos] that each call of the model reads.
 
         The ids are spread over the vocabulary. They include the first id of the vocabulary, 0, and
         the last id, which is <|endoftext|> in GPT-2.
@@ -91,9 +91,9 @@ class Use:
     def in_one(self, calls: Sequence[Tensor]) -> Tensor:
         """Concatenate the tensors of all calls along the position axis, on the CPU.
 
-        `calls` has one tensor [batch pos …] for each call. The texts of the result are those of the
-        last call. If `selects` copies, drops or reorders texts after a call, the tensors of this
-        call and of earlier calls are indexed in the same way.
+        `calls` has one tensor [batch pos …] for each call. The result has the texts that remain
+        after the last call. If `selects` copies, drops or reorders texts after a call, the tensors
+        up to this call are indexed in the same way.
         """
         so_far: list[Tensor] = []
         for number, call in enumerate(calls):
@@ -104,7 +104,10 @@ class Use:
 
 
 def uses(cfg: Config) -> list[Use]:
-    """Return all uses except training and sampling. Their texts have at most `n_ctx` tokens."""
+    """Return all uses (ways to call the model) except training and sampling.
+
+    Their texts have at most `n_ctx` tokens.
+    """
     n_ctx = cfg.n_ctx
     prompt = min(20, max(1, n_ctx - 3))
     return [
@@ -130,7 +133,7 @@ def uses(cfg: Config) -> list[Use]:
 
 
 def steps(length: int, positions: Sequence[int]) -> tuple[int, ...]:
-    """Return `Use.reads`, the number of tokens that each call of the model reads.
+    """Return the number of tokens that each call of the model reads of a text of `length` tokens.
 
     For each p in `positions`, one call reads only the token at position p. If there are unread
     tokens before position p, another call reads all of them first. For example, positions (1, 64)

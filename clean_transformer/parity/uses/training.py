@@ -1,9 +1,9 @@
-"""Judges training: the loss, the gradients, and a step of AdamW.
+"""Checks training: the loss, the gradients, and a step of AdamW.
 
-The device runs one backward pass of the whole model. The oracle then computes the gradients of each
-judged part, such as a block, in float64 on the CPU. The oracle starts from two tensors that the
-device computed: the input of the part, and the gradient of the loss with respect to the part's
-output. So an error in one part does not make other parts fail.
+The device runs one backward pass of the whole model. Then the gradients of each checked part, such
+as a block, are computed in float64 on the CPU. This computation starts from two tensors of the
+device: the input of the part, and the gradient of its output. So an error in one part does not make
+other parts fail.
 """
 
 import warnings
@@ -47,17 +47,17 @@ Judged = tuple[Rows, Callable[[], Any]]
 
 
 def judge_training(judge: Judge, *, locates: bool) -> UseResult:
-    """Judge a backward pass and a step of AdamW.
+    """Check a backward pass and a step of AdamW.
 
-    If `locates` is True and a part fails, also search for the first wrong operation. The rows of
-    the result are in the order of the backward pass. If a part or the search raises an exception,
-    the last row describes this exception (see `failed_check`). `optimize()` has no effect here: an
-    optimized module runs its normal `forward` when gradients are enabled.
+    The rows of the result are in the order of the backward pass. If `locates` is True and a part of
+    the model does not pass, also search for the first wrong operation. If an exception is raised,
+    the last row describes it.
     """
     use = replace(uses(judge.model.cfg)[0], name="training", means="training")
     parts: list[Judged] = []
     attempts = Attempts()
     with warnings.catch_warnings():
+        # Optimized modules run their normal `forward` when gradients are enabled.
         warnings.simplefilter("ignore", NotOptimized)
         attempts.run(use.case, lambda: parts.extend(_judged_parts(judge, use)), None)
         rows = [row for some, _ in parts for row in some]
@@ -84,7 +84,7 @@ def _judged_parts(judge: Judge, use: Use) -> Iterator[Judged]:
 
 
 def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
-    """Call the functions in `bad`, which compute gradients, until one calls a wrong operation."""
+    """Return the first wrong operation that the functions in `bad` call, or None."""
     with torch.enable_grad():
         findings = (check_operations(again).finding for again in bad)
         finding = next((each for each in findings if each is not None), None)
@@ -93,7 +93,7 @@ def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
 
 @dataclass(frozen=True)
 class TrainingJudge:
-    """Judges the parts of the backward pass `backward`.
+    """Checks the loss, the gradients and a step of AdamW after a backward pass.
 
     `tokens` [batch pos] are the texts, on the device. `targets` [batch pos] has the token that the
     model must predict at each position.
@@ -107,14 +107,14 @@ class TrainingJudge:
 
     @property
     def u(self) -> float:
-        """The unit roundoff of the dtype in which the device computes matrix products."""
+        """The unit roundoff of the dtype in which the device multiplies matrices."""
         return UNIT_ROUNDOFF[self.judge.products or self.judge.exact.dtype]
 
     def parts(self, layer: int) -> Iterator[Judged]:
-        """Judge the loss and the parts of the model, in the order of the backward pass, then AdamW.
+        """Check the loss and the parts of the model, in the order of the backward pass, then AdamW.
 
-        Only one block is judged: the block with the index `layer`. Parts that received no gradient
-        are left out.
+        Yields the results of each part, and a function that computes the gradients of the part
+        again. Only one block is checked: the block with the index `layer`.
         """
         model, backward = self.judge.model, self.backward
         connected: Rows = [
@@ -155,7 +155,7 @@ class TrainingJudge:
         return elementwise(name, self.use, got.cpu(), exact, scale, *limits)[0]
 
     def _unembedding(self, flow: Flow) -> Rows:
-        """Judge the gradients of the unembedding's parameters and of its input."""
+        """Check the gradients of the unembedding's parameters and of its input."""
         exact, g = self.judge.exact, flow.of_output.flatten(0, 1).cpu().double()
 
         def of_input(size: Size) -> Tensor:
@@ -178,9 +178,9 @@ class TrainingJudge:
         return rows
 
     def _losses(self, flow: Flow, theirs: Tensor, of_theirs: Tensor) -> Rows:
-        """Judge our cross entropy, PyTorch's cross entropy, and the gradients of both.
+        """Check our cross entropy, PyTorch's cross entropy, and the gradients of both.
 
-        The gradient with respect to the logits z is softmax(z) − onehot(target). `theirs` is
+        The exact gradient with respect to the logits z is softmax(z) − onehot(target). `theirs` is
         PyTorch's loss on the device, and `of_theirs` is its gradient with respect to z.
         """
         z, targets = flow.output.flatten(0, 1).cpu().double(), self.targets.flatten().cpu()
@@ -203,10 +203,7 @@ class TrainingJudge:
         return rows
 
     def _torch_loss(self, flow: Flow) -> tuple[Tensor, Tensor]:
-        """Return PyTorch's mean cross entropy of the logits, and the gradient of the sum.
-
-        The sum is over all positions. The gradient is with respect to the logits.
-        """
+        """Return PyTorch's mean loss on the device, and the gradient of the sum of losses."""
         with torch.enable_grad(), torch.autocast(self.tokens.device.type, enabled=False):
             z = flow.output.detach().requires_grad_()
             loss = nn.functional.cross_entropy(z.flatten(0, 1), self.targets.flatten())
@@ -219,7 +216,10 @@ class TrainingJudge:
         self._torch_loss(flow)
 
     def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient of the columns `ids` of W_U, and its scale G (`parity/limits.py`)."""
+        """Return the exact gradient of the columns `ids` of W_U, and its scale.
+
+        The gradient is a sum over all positions. The scale is the size of the terms of this sum.
+        """
         x, g = (each.flatten(0, 1).cpu().double() for each in (flow.given, flow.of_output))
         exact = x.T @ g[:, ids]
         return exact, sum_scale(exact, lambda size: size(x).T @ size(g[:, ids]), self.u)
@@ -230,10 +230,7 @@ class TrainingJudge:
         return torch.unique(torch.cat([self.tokens.flatten().cpu(), drawn]))
 
     def _embeddings(self, of_residual: Tensor) -> Rows:
-        """Judge the gradients of W_pos, and of W_E for the tokens in `_some_tokens`.
-
-        `of_residual` is the gradient with respect to the residual stream before the first block.
-        """
+        """Check the gradients of W_pos, and of W_E for some tokens."""
         g = of_residual.cpu().double()
         W_pos = self.judge.exact.weight("pos_embed.W_pos")
 
@@ -265,9 +262,10 @@ class TrainingJudge:
             torch.autograd.grad(embedded, [model.embed.W_E, model.pos_embed.W_pos], of_residual)
 
     def _parameter(self, name: str, index: Any, exact: Tensor, scale: Tensor) -> Rows:
-        """Judge the elements at `index` of the gradient of the parameter `name`.
+        """Check the elements at `index` of the gradient of the parameter `name`.
 
-        `exact` has the right values of these elements, and `scale` their scale G.
+        `exact` has the exact values of these elements. Each value is a sum, and `scale` has the
+        size of its terms.
         """
         if name not in self.backward.gradients:
             return []

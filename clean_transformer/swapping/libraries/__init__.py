@@ -1,1 +1,1 @@
-"""The subclasses of `Library`: one for the models of this package, one for each other library."""
+"""Subclasses of `Library`, which find and replace modules in the models of different libraries."""

@@ -1,4 +1,4 @@
-"""Defines `Library`, the base class that finds and replaces modules in one library's models."""
+"""Defines `Library`, the base class for finding and replacing modules in one library's models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -19,8 +19,7 @@ class Adapter(nn.Module):
     """Wraps a module to give it a different call signature.
 
     Subclasses convert the arguments and the output in `forward`. `Adapter` itself converts nothing.
-    If code reads an attribute that the adapter does not have, such as a weight, the adapter returns
-    the attribute of the wrapped module.
+    Attributes that the adapter does not have, such as weights, are those of the wrapped module.
     """
 
     def __init__(self, module: nn.Module):
@@ -40,36 +39,33 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True)
 class Place:
-    """A planned assignment: `put` makes `module` the submodule of `owner` with the name `name`."""
+    """Says where to put a module: `put` makes `module` the submodule called `name` of `owner`."""
 
     owner: nn.Module
     name: str
     module: nn.Module
 
     def put(self) -> "Place":
-        """Make the assignment. Return a `Place` whose `put` undoes the assignment.
-
-        The order of the owner's submodules does not change.
-        """
+        """Put the module in its place. Return a `Place` whose `put` brings back the old module."""
         before = Place(self.owner, self.name, self.owner._modules[self.name])  # type: ignore[arg-type]
         self.owner._modules[self.name] = self.module
         return before
 
     @property
     def is_put(self) -> bool:
-        """Whether `module` is now the submodule of `owner` with the name `name`."""
+        """Whether `module` is now the submodule called `name` of `owner`."""
         return self.owner._modules[self.name] is self.module
 
 
 class Library(ABC):
     """Finds and replaces modules in the GPT-2 models of one library.
 
-    In all methods, `path` is the module's path in our models ("our path"), such as "blocks.3.attn",
-    even if the module has another path in the library's models. A class is named by the string
-    "package.Class", so that this package need not import the library. The name of a class also
-    stands for its subclasses.
+    In all methods, `path` is the module's path in this package's models, such as "blocks.3.attn",
+    even if the module has another path in the library's models.
     """
 
+    # A class is named by the string "package.Class", so that this package need not import the
+    # library. The name of a class also stands for its subclasses.
     # The class names of the library's whole models.
     MODELS: tuple[str, ...]
     # The keys are (kind of module, class name in the library); `CONTRACT` has the kinds. Each value
@@ -81,14 +77,14 @@ class Library(ABC):
         """Return the architecture of `model`."""
 
     def weights(self, model: Any, path: str) -> dict[str, Tensor]:
-        """Return the weights of the part at our path `path`, by our names without the path.
+        """Return the weights of the module at `path`, by this package's names, such as "W_Q".
 
-        Weights that are attributes of the part with our names, such as `W_Q`, can be left out.
+        Weights that the module itself has as attributes with these names can be left out.
         """
         return {}
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """Return the module at our path `path`, or None if `model` has no such module."""
+        """Return the module at `path`, or None if `model` has no such module."""
         try:
             return model.get_submodule(path)
         except AttributeError:
@@ -96,24 +92,25 @@ class Library(ABC):
 
     @abstractmethod
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the assignments that put `module` at our path `path` in `model`.
+        """Return the steps, one `Place` each, that put `module` at `path` in `model`.
 
-        `module` has our call signature.
+        `module` has the call signature of this package's modules.
         """
 
     @abstractmethod
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """Return the full names of the hook points that do not run after `places` are put.
+        """Return the full names of the old hook points that do not run with the new module.
 
         `places` is what the method `places` returned for `path`.
         """
 
 
 def read_part(known: Format, cfg: Config, state: State, path: str) -> dict[str, Tensor]:
-    """Return the weights of the part at our path `path`, by our names without the path.
+    """Return the weights of one module, by this package's names, such as "W_Q".
 
-    `state` is the state dict of a whole model, in the format `known`. Weights that `state` lacks
-    are left out. Weights that the format does not store are zeros.
+    `path` is the path of the module in this package's models, such as "blocks.3.attn". `state` is
+    the state dict of a whole model, in the format `known`. The result has no weights that `state`
+    lacks, and zeros for weights that the format does not store.
     """
     rows = [row for row in known.all_rows(cfg.n_layers) if row.ours.startswith(f"{path}.")]
     weights = {
@@ -128,7 +125,7 @@ def read_part(known: Format, cfg: Config, state: State, path: str) -> dict[str, 
 
 
 def class_names(module: nn.Module) -> Iterator[str]:
-    """Yield the names "package.Class" of a module's class and of all base classes."""
+    """Yield the name of a module's class and of each base class, in the form "package.Class"."""
     for each in type(module).__mro__:
         yield f"{each.__module__.split('.')[0]}.{each.__name__}"
 

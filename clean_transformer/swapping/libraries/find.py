@@ -1,4 +1,4 @@
-"""Finds the `Library` that supports a model. The files in this folder define the libraries."""
+"""Finds the `Library` for a model. The other files in this folder define one `Library` each."""
 
 import inspect
 import pkgutil
@@ -32,21 +32,24 @@ def known_libraries() -> tuple[Library, ...]:
 
 @cache
 def adapters() -> Mapping[tuple[str, str], type[Adapter]]:
-    """Return the entries of `Library.AS_OURS` of all libraries, in one dictionary."""
+    """Return all adapters that give other libraries' modules the call signature of ours.
+
+    The keys are pairs: the kind of the module, such as "attn", and the module's class name.
+    """
     return {key: adapter for each in known_libraries() for key, adapter in each.AS_OURS.items()}
 
 
 def library_of(model: nn.Module) -> Library | None:
-    """Return the `Library` that supports `model`, or None if no library supports `model`."""
+    """Return the `Library` for the class of `model`, or None if there is none."""
     known = {name: each for each in known_libraries() for name in each.MODELS}
     return next((known[name] for name in class_names(model) if name in known), None)
 
 
 def as_ours(kind: str, module: nn.Module) -> nn.Module:
-    """Return `module` with our call signature.
+    """Return `module` with the call signature of this package's modules of the same kind.
 
-    If `adapters()` has an adapter for `kind` and the module's class, the adapter wraps `module`.
-    Otherwise the result is `module` itself.
+    `kind` is the kind of the module, such as "attn". If another library defines the module's class,
+    the result may be an `Adapter` around `module`. Otherwise the result is `module` itself.
     """
     for name in class_names(module):
         if adapter := adapters().get((kind, name)):

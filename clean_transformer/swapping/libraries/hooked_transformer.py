@@ -1,4 +1,4 @@
-"""The `Library` for TransformerLens before version 4.
+"""Finds and replaces modules in a `HookedTransformer`, the model of TransformerLens before 4.
 
 The blocks and the attentions of a `HookedTransformer` take a KV cache entry and a mask. The entry
 holds the keys and values of one layer. The mask is 1 for tokens and 0 for padding.
@@ -26,10 +26,10 @@ from clean_transformer.swapping.libraries.base import (
 
 
 class LayerOfTheirs:
-    """A `LayerCache` for our modules that stores keys and values in TransformerLens's cache entry.
+    """A KV cache for one of our modules, which stores keys and values in TransformerLens's cache.
 
-    `entry` holds the keys and values of one layer; None means that there is no cache. `is_token`
-    [batch key] is 1 for tokens and 0 for padding; None means that there is no padding.
+    `entry` is TransformerLens's cache of one layer, or None if there is no cache. `is_token`
+    [batch key] is 1 for tokens and 0 for padding, or None if there is no padding.
     """
 
     def __init__(self, entry: Any, is_token: Tensor | None):
@@ -38,7 +38,7 @@ class LayerOfTheirs:
         self.length = 0 if entry is None else entry.past_keys.shape[1]
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LayerCache.append`."""
+        """Store `k` and `v` [batch pos head d_head]. Return keys and values of all positions."""
         if self.entry is None:
             return k, v
         if k.shape[2:] == self.entry.past_keys.shape[2:]:
@@ -55,12 +55,12 @@ class LayerOfTheirs:
         return so_far
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """See `LayerCache.mask`."""
+        """Return a mask that is True where a query sees a key, or None if there is no padding."""
         return None if self.is_token is None else padding_mask(self.is_token, n_queries)
 
 
 class AsBlock(Adapter):
-    """Gives our block the call signature of TransformerLens's `TransformerBlock`."""
+    """Wraps our block, so that TransformerLens can call it like its own `TransformerBlock`."""
 
     def forward(
         self,
@@ -71,14 +71,13 @@ class AsBlock(Adapter):
     ) -> Residual:
         """Return the output of our block.
 
-        `attention_mask` is 1 for tokens and 0 for padding, at the cached positions and at the new
-        positions.
+        `attention_mask` is 1 for tokens and 0 for padding, at the cached and the new positions.
         """
         return self.module(resid_pre, kv_cache=as_layer(past_kv_cache_entry, attention_mask))
 
 
 class AsAttention(Adapter):
-    """Gives our attention the call signature of TransformerLens's `Attention`."""
+    """Wraps our attention, so that TransformerLens can call it like its own `Attention`."""
 
     def forward(
         self,
@@ -92,8 +91,7 @@ class AsAttention(Adapter):
     ) -> Residual:
         """Return the output of our attention.
 
-        `attention_mask` is 1 for tokens and 0 for padding, at the cached positions and at the new
-        positions.
+        `attention_mask` is 1 for tokens and 0 for padding, at the cached and the new positions.
         """
         inputs: tuple[Tensor, ...] = (query_input, key_input, value_input)
         if not accepts(self.module, "key_input"):
@@ -107,7 +105,7 @@ class AsAttention(Adapter):
 
 
 class AsPositions(Adapter):
-    """Gives our position embedding the call signature of TransformerLens's `PosEmbed`."""
+    """Wraps our position embedding, so that TransformerLens can call it like its own `PosEmbed`."""
 
     def forward(
         self,
@@ -129,7 +127,7 @@ class AsPositions(Adapter):
 
 
 def as_layer(entry: Any, is_token: Tensor | None) -> LayerOfTheirs | None:
-    """Return the `LayerOfTheirs` for TransformerLens's cache entry and padding mask.
+    """Convert TransformerLens's cache entry and padding mask to a KV cache for one of our modules.
 
     Returns None if there is no entry and no padding.
     """
@@ -138,7 +136,7 @@ def as_layer(entry: Any, is_token: Tensor | None) -> LayerOfTheirs | None:
 
 
 class AsTheirEntry:
-    """A cache entry for TransformerLens's modules, which stores keys and values in `layer`."""
+    """A cache entry for TransformerLens's modules, which stores keys and values in our KV cache."""
 
     def __init__(self, layer: LayerCache, like: Tensor):
         self.layer = layer
@@ -151,7 +149,7 @@ class AsTheirEntry:
 
 
 class FromBlock(Adapter):
-    """Gives our call signature to TransformerLens's `TransformerBlock`."""
+    """Wraps TransformerLens's `TransformerBlock`, so that our model can call it like our block."""
 
     def forward(self, *inputs: Tensor, kv_cache: LayerCache | None = None) -> Residual:
         """Return the output of TransformerLens's module, for the positions in `inputs`."""
@@ -166,7 +164,7 @@ class FromBlock(Adapter):
 
 
 class FromAttention(FromBlock):
-    """Gives our call signature to TransformerLens's `Attention`."""
+    """Wraps TransformerLens's `Attention`, so that our model can call it like our attention."""
 
     def forward(  # type: ignore[override]
         self,
@@ -188,13 +186,15 @@ class FromAttention(FromBlock):
 
 
 class Lens(Library):
-    """Supports `HookedTransformer`.
+    """Finds and replaces modules in a `HookedTransformer`.
 
-    In a transplanted module, hook points of the `HookedTransformer` replace our hook points with
-    the same names. Hook points that the model's configuration turns off, such as `hook_q_input`,
-    do not replace ours. The reason: `run_with_cache` puts hooks on all hook points of the model,
-    and with a hook on `hook_q_input`, our modules would compute one residual stream per head.
+    When `transplant` replaces a module, the old module's hook points replace the hook points with
+    the same names in the new module. Hook points that the model's configuration turns off, such as
+    `hook_q_input`, stay out of the new module.
     """
+
+    # The reason: `run_with_cache` puts hooks on all hook points of the model, and with a hook on
+    # `hook_q_input`, our modules would compute one residual stream per head.
 
     MODELS: tuple[str, ...] = ("transformer_lens.HookedTransformer",)
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
@@ -227,22 +227,28 @@ class Lens(Library):
         )
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the assignments that put `module` at our path `path` in `model`.
+        """Return the steps, one `Place` each, that put `module` at `path` in `model`.
 
-        Before that, they put the old hook points into `module`.
+        The first steps put the old module's hook points into `module`.
         """
         adapter = self.AS_THEIRS.get(kind(path))
         points = [place for place, _ in self.shared_points(model, path, module)]
         return [*points, place_at(model, path, adapter(module) if adapter else module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """Return the full names of the old hook points that do not run after `places` are put."""
+        """Return the full names of the old hook points that do not run with the new module.
+
+        `places` is what the method `places` returned for `path`.
+        """
         run = {id(part) for place in places for part in place.module.modules()}
         run |= {id(part) for place in places for part in place.owner.children()}
         return [name for name, point in self.points(model, path).items() if id(point) not in run]
 
     def points(self, model: Any, path: str) -> dict[str, nn.Module]:
-        """Return the hook points of the module at `path` that are not turned off, by full name."""
+        """Return the hook points of the module at `path`, by full name.
+
+        Hook points that the model's configuration turns off are left out.
+        """
 
         def runs(name: str) -> bool:
             flag = self.OPTIONAL.get(name.split(".")[-1])
@@ -259,8 +265,8 @@ class Lens(Library):
     ) -> Iterator[tuple[Place, str]]:
         """Yield each hook point that the new `module` and the old module at `path` both have.
 
-        A hook point is yielded as a pair: the assignment that puts the old hook point into
-        `module`, and the hook point's full name in `model`.
+        A hook point is yielded as a pair: the `Place` that puts the old hook point into `module`,
+        and the hook point's full name in `model`.
         """
         theirs = self.points(model, path)
         for below in hook_points(module):

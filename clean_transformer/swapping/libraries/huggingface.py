@@ -1,4 +1,4 @@
-"""The `Library` for Hugging Face's GPT-2.
+"""Finds and replaces modules in `GPT2LMHeadModel`, the GPT-2 of Hugging Face's transformers.
 
 The blocks and the attentions of `GPT2LMHeadModel` take one KV cache for all layers, and a mask that
 hides later positions and padding.
@@ -26,11 +26,11 @@ from clean_transformer.weights.formats.huggingface import HUGGINGFACE, config_fr
 
 
 class LayerOfTheirs:
-    """A `LayerCache` for our modules that stores keys and values in Hugging Face's cache.
+    """A KV cache for one of our modules, which stores keys and values in Hugging Face's cache.
 
-    `cache` holds the keys and values of all layers; None means that there is no cache. `layer` is
-    the index of our module's layer. `mask` [batch 1 query key] is boolean (True where a query sees
-    a key), float (0 or larger where a query sees a key), or None.
+    `cache` holds the keys and values of all layers, or is None if there is no cache. `layer` is the
+    index of our module's layer. `mask` [batch 1 query key] is boolean (True where a query sees a
+    key), float (0 or larger where a query sees a key), or None.
     """
 
     def __init__(self, cache: Any, mask: Tensor | None, layer: int):
@@ -39,21 +39,21 @@ class LayerOfTheirs:
         self.length = 0 if cache is None else cache.get_seq_length(layer)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LayerCache.append`."""
+        """Store `k` and `v` [batch pos head d_head]. Return keys and values of all positions."""
         if self.cache is None:
             return k, v
         k, v = self.cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer)
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """See `LayerCache.mask`."""
+        """Return a mask that is True where a query sees a key, or None if `mask` was None."""
         if self.given is None:
             return None
         return self.given | ~self.given.any(dim=-1, keepdim=True)
 
 
 class AsBlock(Adapter):
-    """Gives our block the call signature of Hugging Face's `GPT2Block`."""
+    """Wraps our block, so that Hugging Face's model can call it like its own `GPT2Block`."""
 
     def __init__(self, module: nn.Module, layer: int):
         super().__init__(module)
@@ -81,7 +81,7 @@ class AsBlock(Adapter):
 
 
 class AsAttention(AsBlock):
-    """Gives our attention the call signature of Hugging Face's `GPT2Attention`."""
+    """Wraps our attention, so that Hugging Face's model can call it like its `GPT2Attention`."""
 
     def forward(  # type: ignore[override]
         self, *inputs: Any, **arguments: Any
@@ -91,7 +91,7 @@ class AsAttention(AsBlock):
 
 
 class AsPositions(Adapter):
-    """Gives our position embedding the call signature of Hugging Face's, an `nn.Embedding`."""
+    """Wraps our position embedding, so that Hugging Face's model can call it like its own."""
 
     def forward(self, position_ids: Int[Tensor, "batch pos"]) -> Residual:
         """Return the embeddings of the positions `position_ids`."""
@@ -101,7 +101,7 @@ class AsPositions(Adapter):
 
 
 class AsTheirCache:
-    """A cache for Hugging Face's modules, which stores keys and values in `layer`."""
+    """A cache for Hugging Face's modules, which stores keys and values in our KV cache."""
 
     def __init__(self, layer: LayerCache):
         self.layer = layer
@@ -113,10 +113,10 @@ class AsTheirCache:
 
 
 class FromBlock(Adapter):
-    """Gives our call signature to Hugging Face's `GPT2Block` or `GPT2Attention`."""
+    """Wraps a `GPT2Block` or `GPT2Attention`, so that our model can call it like our own module."""
 
     def forward(self, residual: Residual, kv_cache: LayerCache | None = None) -> Residual:
-        """Return the output of Hugging Face's module; if the output is a tuple, its first item."""
+        """Return the output of Hugging Face's module; from a tuple, return only the first item."""
         n_queries, length = residual.shape[1], 0 if kv_cache is None else kv_cache.length
         seen = None if kv_cache is None else kv_cache.mask(n_queries)
         if seen is None:
@@ -133,7 +133,7 @@ class FromBlock(Adapter):
 
 
 class FromPositions(Adapter):
-    """Gives our call signature to Hugging Face's position embedding `wpe`, an `nn.Embedding`."""
+    """Wraps Hugging Face's position embedding, so that our model can call it like our own."""
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None = None
@@ -145,7 +145,7 @@ class FromPositions(Adapter):
 
 
 class HuggingFace(Library):
-    """Supports `GPT2LMHeadModel` of transformers, which has no hook points."""
+    """Finds and replaces modules in a `GPT2LMHeadModel`, which has no hook points."""
 
     MODELS = ("transformers.GPT2LMHeadModel",)
     AS_OURS: Mapping[tuple[str, str], type[Adapter]] = {
@@ -168,15 +168,15 @@ class HuggingFace(Library):
         return config_from_json(model.config.to_dict())
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """Return the module at our path `path`, or None if `model` has no such module."""
+        """Return the module at `path`, or None if `model` has no such module."""
         return super().find(model, self.name(path))
 
     def weights(self, model: Any, path: str) -> dict[str, Tensor]:
-        """Return the weights of the part at our path `path`, by our names without the path."""
+        """Return the weights of the module at `path`, by this package's names, such as "W_Q"."""
         return read_part(HUGGINGFACE, self.config(model), model.state_dict(), path)
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return one assignment, which puts `module` at our path `path` in `model`."""
+        """Return a list with one step, which puts `module` at `path` in `model`."""
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
@@ -184,13 +184,13 @@ class HuggingFace(Library):
         return []
 
     def name(self, path: str) -> str:
-        """Return the path in Hugging Face's model of the module at our path `path`."""
+        """Return the path in Hugging Face's model for `path`, a path in this package's models."""
         return ".".join(self.NAMES.get(word, word) for word in path.split("."))
 
     def as_theirs(self, path: str, module: nn.Module) -> nn.Module:
-        """Return `module` with the call signature of Hugging Face's module of the same kind.
+        """Return our `module`, wrapped so that Hugging Face's model can call it.
 
-        `module` has our call signature, and `path` is its path in our models.
+        `path` is the path of `module` in our models.
         """
         match kind(path):
             case "pos_embed":

@@ -1,4 +1,4 @@
-"""The `Library` for the models of this package."""
+"""Finds and replaces modules in the models of this package."""
 
 from typing import Any
 
@@ -11,7 +11,10 @@ from clean_transformer.swapping.libraries.base import Library, Place, place_at
 
 
 class Ours(Library):
-    """Supports `DemoTransformer`, and any `HookedModule` with a `cfg` and modules at our paths."""
+    """Finds and replaces modules in a `DemoTransformer`.
+
+    The model can be any `HookedModule` that has a `cfg` and modules at the same paths.
+    """
 
     MODELS = ("clean_transformer.HookedModule",)
 
@@ -20,15 +23,15 @@ class Ours(Library):
         return model.cfg
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return one assignment, which puts `module` at the path `path` in `model`."""
+        """Return a list with one step, which puts `module` at `path` in `model`."""
         return [place_at(model, path, module)]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
         """Return the full names of the old module's hook points that the new module lacks.
 
-        A block has hook points for the inputs of each head, `PER_HEAD_INPUTS`. If the new module is
-        an attention that does not take an input for each head, these hook points do not run, so the
-        result also has their names.
+        A block has hook points for separate inputs of each head, such as `hook_q_input`. If the new
+        module is an attention that takes one input for all heads, these hook points do not run, and
+        the result has their names, too.
         """
         [place] = places
         old, new = hook_points(model.get_submodule(path)), hook_points(place.module)

@@ -1,4 +1,4 @@
-"""The `Library` for TransformerLens 4 and later.
+"""Finds and replaces modules in a `TransformerBridge`, the model of TransformerLens 4 and later.
 
 A `TransformerBridge` contains a model of Hugging Face. Each module of the bridge is a shell around
 a module of Hugging Face: the shell calls the inner module, and adds hook points for the inner
@@ -29,10 +29,10 @@ from clean_transformer.weights.formats.transformer_lens import TRANSFORMER_BRIDG
 
 
 class Bridged(Adapter):
-    """Wraps one of our modules, and takes the place of a shell (see above) in the bridge.
+    """Wraps one of our modules, and replaces a module of a `TransformerBridge`.
 
-    `before` and `after` are hook points of the shell. The input passes through all of `before`, and
-    the output through all of `after`.
+    `before` and `after` are hook points of the replaced module. The input passes through all hook
+    points in `before`, and the output through all hook points in `after`.
     """
 
     # `TransformerBridge` sets this attribute on the position embedding. Hugging Face computes
@@ -44,7 +44,7 @@ class Bridged(Adapter):
         self.before, self.after = nn.ModuleList(before), nn.ModuleList(after)
 
     def forward(self, x: Tensor, *rest: Any, **arguments: Any) -> Any:
-        """Return the module's output. If it is a tuple, `after` gets only the first item."""
+        """Return the module's output. Of a tuple, only the first item passes through `after`."""
         for point in self.before:
             x = point(x)
         output = self.module(x, *rest, **arguments)
@@ -57,10 +57,10 @@ class Bridged(Adapter):
 
 
 class MergedHeads(nn.Module):
-    """Replaces our hook point by TransformerLens's hook point `point`.
+    """Replaces one of our hook points, and calls TransformerLens's hook point `point` instead.
 
-    The activation is [batch pos head d_head] at our hook point, and [batch pos (head d_head)] at
-    `point`.
+    The activation has the shape [batch pos head d_head] at our hook point, and
+    [batch pos (head d_head)] at `point`.
     """
 
     def __init__(self, point: nn.Module):
@@ -80,17 +80,18 @@ class MergedHeads(nn.Module):
 
 
 class FromShell(FromBlock):
-    """Gives our call signature to a bridge's shell around a `GPT2Block` or `GPT2Attention`."""
+    """Wraps a `BlockBridge` or `AttentionBridge`, so that our model can call it like our module."""
 
     def cache_name(self) -> str:
-        """Return the name of the shell's cache argument."""
+        """Return the name of the module's cache argument."""
         return "layer_past"
 
 
 class Bridge(Lens):
-    """Supports `TransformerBridge`.
+    """Finds and replaces modules in a `TransformerBridge`.
 
-    In a transplanted module, the bridge's hook points replace our hook points with the same names.
+    When `transplant` replaces a module, the old module's hook points replace the hook points with
+    the same names in the new module.
     """
 
     MODELS = ("transformer_lens.TransformerBridge",)
@@ -115,25 +116,24 @@ class Bridge(Lens):
         return self.inside.config(model.original_model)
 
     def find(self, model: Any, path: str) -> nn.Module | None:
-        """Return the module at our path `path`, or None if `model` has no such module."""
+        """Return the module at `path`, or None if `model` has no such module."""
         return Library.find(self, model.original_model, self.name(path))
 
     def weights(self, model: Any, path: str) -> dict[str, Tensor]:
-        """Return the weights of the part at our path `path`, by our names without the path."""
+        """Return the weights of the module at `path`, by this package's names, such as "W_Q"."""
         return read_part(TRANSFORMER_BRIDGE, self.config(model), model.state_dict(), path)
 
     def name(self, path: str) -> str:
-        """Return the path in the inner Hugging Face model of the module at our path `path`.
-
-        The blocks of the inner model are wrapped in shells.
-        """
+        """Return the path in `model.original_model` for `path`, a path in this package's models."""
+        # The bridge wraps each block of this model, a model of Hugging Face. The block itself is
+        # the attribute `_original_component` of the wrapper.
         return re.sub(r"(\.h\.\d+)\.", r"\1._original_component.", self.inside.name(path))
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the assignments that put `module` at our path `path` in `model`.
+        """Return the steps, one `Place` each, that put `module` at `path` in `model`.
 
-        They put the old hook points into `module`, and `module` into the bridge and into the
-        Hugging Face model inside the bridge.
+        The first steps put the old module's hook points into `module`. The last steps put `module`
+        into the bridge, and into the model of Hugging Face inside the bridge.
         """
         inner = self.inside.as_theirs(path, module)
         points = [

@@ -1,1 +1,1 @@
-"""Defines the checkpoint formats. `weights/load.py` finds every `Format` in these modules."""
+"""Reads and writes checkpoints. A `Format` object in this folder describes each known format."""

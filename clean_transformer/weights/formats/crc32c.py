@@ -1,4 +1,4 @@
-"""LevelDB's checksum, which protects the files of a TensorFlow checkpoint."""
+"""LevelDB's checksum, which shows whether the files of a TensorFlow checkpoint are damaged."""
 
 from types import ModuleType
 from typing import Any

@@ -1,8 +1,7 @@
 """Reads and writes GGUF, the file format of llama.cpp, for the `gpt2` architecture.
 
 The tensors have the names that the gguf package lists in `MODEL_TENSORS`. The weight of every
-linear layer is [out, in], as in `nn.Linear`. In Hugging Face's format, these weights are [in, out],
-and llama.cpp's converter transposes them.
+linear layer is [out, in], as in `nn.Linear`.
 """
 
 from contextlib import closing
@@ -78,8 +77,7 @@ def read_gguf(file: Path) -> tuple[Config, State]:
     """Return the architecture, and the memory-mapped tensors under llama.cpp's names.
 
     Raises `WeightsError` for a damaged file, for an architecture other than gpt2, and for tensors
-    whose type is not in `DTYPES`, such as quantized tensors. The error lists the tensors of other
-    types.
+    that are not float32, float16 or bfloat16, such as quantized tensors.
     """
     reader = _reader(file)
     quantized = [
@@ -120,7 +118,8 @@ def _reader(file: Path) -> Any:
 
 
 def _is_foreign(file: Path) -> bool:
-    """Return whether the version, a small number, has its bytes in the order of another machine."""
+    """Return whether the numbers in the file are big-endian."""
+    # The version is a small number. With its bytes in the wrong order, it is at least 2**16.
     with file.open("rb") as stream:
         return int.from_bytes(stream.read(8)[4:], "little") >= 2**16
 
@@ -163,10 +162,10 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
     """Write a model to a GGUF file for llama.cpp.
 
     For example: `write_gguf(file, model.cfg, model.state_dict())`. If an error occurs, no
-    incomplete file remains. The file contains no tokenizer, so llama.cpp accepts only token ids.
-    The LayerNorm parameters, the biases and the position embeddings are written in float32, because
-    llama.cpp requires this. Raises `WeightsError`, and writes nothing, for a model that the format
-    cannot store.
+    incomplete file remains. The file contains no tokenizer, so llama.cpp can run the model only on
+    token ids. The LayerNorm parameters, the biases and the position embeddings are written in
+    float32, because llama.cpp requires this. Raises `WeightsError`, and writes nothing, for a model
+    that the format cannot store.
     """
     gguf = _package()
     refuse_architecture(GGUF.name, cfg)
@@ -200,11 +199,8 @@ def write_gguf(file: str | Path, cfg: Config, state: State) -> None:
 
 
 def _shortest_decimal(value: float) -> float:
-    """Return the shortest decimal number that rounds to the same float32 as `value`.
-
-    A GGUF file stores eps in float32, and the float32 nearest to 1e-5 is not exactly 1e-5. Given
-    this float32, the function returns the Python float 1e-5.
-    """
+    """Return the shortest decimal number that rounds to the same float32 as `value`."""
+    # A GGUF file stores eps in float32, and the float32 nearest to 1e-5 is not exactly 1e-5.
     return float(str(np.float32(value)))
 
 

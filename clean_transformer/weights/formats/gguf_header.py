@@ -1,7 +1,7 @@
-"""Walks over the header of a GGUF file before the gguf package reads it.
+"""Checks the header of a GGUF file before the gguf package reads the file.
 
-The gguf package believes every length in the header, and can loop for hours at the end of a short
-file. Source: docs/gguf.md in the repository ggml-org/ggml.
+The gguf package does not check the lengths in the header. In a damaged file, a wrong length can
+make the package loop for hours. Source of the format: docs/gguf.md in the repository ggml-org/ggml.
 """
 
 from pathlib import Path
@@ -23,7 +23,10 @@ MAX_ARRAY = 2**20
 
 
 def check_header(file: Path) -> None:
-    """Raise `ValueError` if the header claims more than the file has, or has a key twice."""
+    """Raise `ValueError` if the header is damaged.
+
+    The header is damaged, for example, if it lists more data than the file has, or a key twice.
+    """
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise ValueError("it does not begin as a GGUF file")
@@ -45,9 +48,9 @@ def check_header(file: Path) -> None:
 
 
 def check_tensors(reader: Any, size: int) -> None:
-    """Raise `ValueError` if two tensors overlap, are not aligned, or end after the file.
+    """Raise `ValueError` if a tensor overlaps another, is not aligned, or is cut off.
 
-    `reader` is a `GGUFReader`. `size` is the size of the file in bytes.
+    `reader` is the gguf package's `GGUFReader`. `size` is the size of the file in bytes.
     """
     end = 0
     for tensor in sorted(reader.tensors, key=lambda tensor: int(tensor.data_offset)):

@@ -77,10 +77,10 @@ VARIANTS = {
 def has_linear_layout(state: State) -> bool:
     """Return whether the weights are [out, in], as in `nn.Linear`, not [in, out], as in `Conv1D`.
 
-    nanoGPT has Hugging Face's names, but its weights are [out, in]. This function looks at the
-    weight that computes queries, keys and values. The output axis of this weight is three times as
-    long as its input axis, so the longer axis is the output axis.
+    `state` has Hugging Face's names, which nanoGPT also uses.
     """
+    # The output axis of the weight for queries, keys and values is three times as long as its input
+    # axis.
     weight = state.get("transformer.h.0.attn.c_attn.weight")
     return weight is not None and weight.ndim == 2 and weight.shape[0] > weight.shape[1]
 
@@ -141,9 +141,9 @@ def config_to_json(cfg: Config) -> dict[str, Any]:
 def read_folder(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     """Return the architecture, and the memory-mapped tensors under Hugging Face's names.
 
-    The tensors may be in model.safetensors or in pytorch_model.bin, or in the shards that the file
-    model.safetensors.index.json or pytorch_model.bin.index.json lists. If several of these exist,
-    this function reads safetensors, and whole files before shards. Raises `WeightsError` for a
+    The tensors are read from the first of these files that exists: model.safetensors,
+    model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json. An index file
+    lists several files (shards) that together contain the tensors. Raises `WeightsError` for a
     damaged file and `FileNotFoundError` for a missing file.
     """
     cfg = config_from_json(read_json(folder / "config.json"))
@@ -167,7 +167,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """Return the files that `index` lists. Raises `WeightsError` for a file outside its folder."""
+    """Return the files that the JSON file `index` lists.
+
+    Raises `WeightsError` if `index` lists a file in another folder.
+    """
     places = read_json(index).get("weight_map")
     names = [*places.values()] if isinstance(places, dict) else []
     outside = [

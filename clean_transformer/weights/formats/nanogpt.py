@@ -3,8 +3,8 @@
 The tensors have Hugging Face's names, but the weight of every linear layer is [out, in], as in
 `nn.Linear`.
 
-GPT-2 computes GELU with a formula that contains tanh, `gelu_new`. minGPT has computed `gelu_new`
-since 2022. nanoGPT computed `gelu_new` until June 2023, when its pull request 274 replaced
+GPT-2 uses the tanh approximation of GELU, called `gelu_new`. minGPT has computed `gelu_new` since
+2022. nanoGPT computed `gelu_new` until June 2023, when its pull request 274 replaced
 `gelu_new` by the exact GELU. The two functions differ by up to 5e-4. A loaded model always computes
 `gelu_new`, because a checkpoint does not say which function the model was trained with. If the
 model was trained with the exact GELU, replace the `mlp` of each block by `variants.ExactGeluMLP`.
@@ -42,11 +42,11 @@ def _has_biases(state: State) -> bool:
 def read_checkpoint(file: Path) -> tuple[Config | None, State]:
     """Return the architecture (or None) and the tensors in a file that `torch.save` wrote.
 
-    nanoGPT saves {"model": …, "model_args": …}, where `model_args` describes the architecture.
-    minGPT saves only a state dict, and other scripts wrap a state dict (see `files.WRAPPERS`). For
-    their files, the returned architecture is None. For a nanoGPT file, this function warns that the
-    model may have been trained with the exact GELU. Raises `WeightsError` for a damaged file, and
-    for a file without a state dict.
+    nanoGPT saves {"model": …, "model_args": …}, where `model_args` describes the architecture. For
+    a nanoGPT file, this function warns that the model may have been trained with the exact GELU.
+    The returned architecture is None for other files: minGPT saves only a state dict, and some
+    training scripts save {"state_dict": …}. Raises `WeightsError` for a damaged file, and for a
+    file without a state dict.
     """
     saved = read_tensors(file)
     state = state_dict_in(file, saved)

@@ -1,4 +1,4 @@
-"""Reads GPT-2 in OpenAI's own format, TensorFlow checkpoints. TensorFlow is not necessary."""
+"""Reads GPT-2 in OpenAI's own format, TensorFlow checkpoints, without using TensorFlow."""
 
 import re
 from collections.abc import Mapping
@@ -75,8 +75,8 @@ def read_openai(folder: Path) -> tuple[Config, State]:
 
     The text file `checkpoint` in the folder contains the name of the TensorFlow checkpoint to read,
     which is model.ckpt in OpenAI's releases. Raises `FileNotFoundError` for a missing file and
-    `WeightsError` for a damaged file. If the data of a tensor is damaged, the error contains the
-    name of the tensor.
+    `WeightsError` for a damaged file. If the data of a tensor is damaged, the error message names
+    the tensor.
     """
     cfg = config_from_hparams(read_json(folder / "hparams.json"))
     checkpoint = folder / "checkpoint"

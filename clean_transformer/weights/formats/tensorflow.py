@@ -36,7 +36,7 @@ MAX_NAME = 1024
 
 
 class Wire(IntEnum):
-    """The wire types in TensorFlow's messages. A wire type says how a field's value is encoded."""
+    """The wire types of protobuf that TensorFlow uses: they say how a field's value is encoded."""
 
     VARINT = 0
     BYTES = 2
@@ -70,11 +70,12 @@ MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says about one tensor. `dtype` is TensorFlow's number for the dtype.
+    """The description of one tensor in the index file of a TensorFlow checkpoint.
 
-    `shard` is the number of the data file that contains the tensor. In this file, the tensor begins
-    at byte `offset` and has `size` bytes. `checksum` is `masked_crc32c` of these bytes. `in_slices`
-    is True if the tensor was saved in several pieces (slices), which this module cannot read.
+    `dtype` is TensorFlow's number for the dtype. `shard` is the number of the data file that
+    contains the tensor. In this data file, the tensor begins at byte `offset` and has `size` bytes.
+    `checksum` is `masked_crc32c` of these bytes. `in_slices` is True if the tensor was saved in
+    several pieces (slices), which this module cannot read.
     """
 
     dtype: int
@@ -87,14 +88,15 @@ class Entry:
 
 
 def read_bundle(prefix: Path) -> dict[str, Tensor]:
-    """Return every tensor of the bundle at `prefix`, by name.
+    """Return every tensor of a TensorFlow checkpoint, by name.
 
-    `prefix` is the path of the bundle's files without their endings. The tensors are memory-mapped,
-    but a tensor is copied if its offset in the data file is not a multiple of its item size.
+    `prefix` is the path of the checkpoint's files without their endings. The tensors are
+    memory-mapped, but a tensor is copied if its offset in the data file is not a multiple of its
+    item size.
 
     Raises `FileNotFoundError` for a missing file. Raises `WeightsError` for a damaged tensor or
-    index, for a tensor that was saved in slices, for a dtype that is not in `DTYPES`, and if the
-    package google-crc32c is not installed.
+    index, for a tensor that was saved in several pieces (slices), for a dtype that is not
+    floating-point, and if the package google-crc32c is not installed.
     """
     crc32c_library()
     index = prefix.with_name(f"{prefix.name}.index")
@@ -139,7 +141,8 @@ def _refuse_missing(files: Iterable[Path]) -> None:
 def _read_index(file: Path) -> tuple[int, dict[str, Entry]]:
     """Return the number of data files (shards), and the `Entry` of each tensor, by name.
 
-    Raises `WeightsError` for a damaged index, and for tensors that this module cannot read.
+    `file` is the index file of a TensorFlow checkpoint. Raises `WeightsError` for a damaged index,
+    for a tensor that was saved in several pieces, and for a dtype that is not floating-point.
     """
     try:
         messages: dict[bytes, dict[int, list[Any]]] = {}
@@ -193,8 +196,8 @@ def _entry(message: Mapping[int, list[Any]]) -> Entry:
 def _decode(message: bytes) -> dict[int, list[Any]]:
     """Decode a protobuf message. Return a list of the values of each field, by the field's tag.
 
-    A list has several values if its field occurs several times in the message. Raises `ValueError`
-    if the bytes are not a protobuf message.
+    A tag is 8 × the field's number + its wire type. A list has several values if its field occurs
+    several times in the message. Raises `ValueError` if the bytes are not a protobuf message.
     """
     stream = BytesIO(message)
     fields: dict[int, list[Any]] = {}
@@ -214,17 +217,18 @@ def _decode(message: bytes) -> dict[int, list[Any]]:
 
 
 def _number(fields: Mapping[int, list[Any]], tag: int) -> int:
-    """Return the last value of the field `tag`, or 0 if the message leaves this field out."""
+    """Return the last value of the field with this tag, or 0 if the message lacks the field."""
     return fields.get(tag, [0])[-1]
 
 
 def _read_varint(stream: BytesIO) -> int:
     """Read an integer in protobuf's varint encoding from the stream, and return it.
 
-    Each byte holds 7 bits of the integer, and the lowest 7 bits come first. The highest bit of each
-    byte is 1 if another byte follows. Raises `ValueError` if the integer has more bytes than
-    necessary, or more than 64 bits, which happens only in damaged files.
+    Raises `ValueError` if the integer has more bytes than necessary, or more than 10 bytes, which
+    happens only in damaged files.
     """
+    # Each byte holds 7 bits of the integer, and the lowest 7 bits come first. The highest bit of
+    # each byte is 1 if another byte follows.
     number = shift = 0
     while True:
         (byte,) = _take(stream, 1)
@@ -267,7 +271,7 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _read_place(stream: BytesIO) -> tuple[int, int]:
-    """Read the place of a block from the stream. Return its offset and its size, in bytes."""
+    """Read where a block of a LevelDB table is. Return the block's offset and size, in bytes."""
     return _read_varint(stream), _read_varint(stream)
 
 
@@ -283,12 +287,12 @@ def _read_block(table: bytes, place: tuple[int, int]) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each key of a block and the key's value.
+    """Yield each key of a block of a LevelDB table, and the key's value.
 
-    If a key begins like the previous key, the block stores the length of the common beginning and
-    only the rest of the key. The block ends with a list of offsets, for binary search, and the
-    length of this list. This function skips the list.
+    For each key, the block stores how many bytes the key shares with the beginning of the previous
+    key, and then the rest of the key.
     """
+    # The block ends with a list of offsets, for binary search, and the length of this list.
     n_restarts = int.from_bytes(block[-4:], "little")
     entries, key = BytesIO(block[: -4 * (n_restarts + 1)]), b""
     while entries.tell() < len(entries.getbuffer()):

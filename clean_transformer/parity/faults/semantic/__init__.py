@@ -1,4 +1,4 @@
-"""Semantic faults: mistakes that people make when they write a GPT-2.
+"""Semantic faults: mistakes that people make when they implement GPT-2.
 
 `edits.py` defines the class `SemanticFault`. Each other file has a table of the faults in one part
 of the model. SEMANTIC_FAULTS joins these tables.

@@ -40,11 +40,11 @@ def mixing(
     mask: Edit = CAUSAL,
     normalize: Edit = lambda scores: scores.softmax(-1),
 ) -> Changes:
-    """Return `Changes` to the scale, the mask or the softmax of attention.
+    """Return the changes to our code that plant a fault in attention's scale, mask or softmax.
 
     `scale(n_heads, d_head)` returns the number by which the scores are divided. `mask` edits the
     scores, and `normalize` turns the masked scores into the attention pattern. The changes affect
-    both ways in which `Attention` computes: `mix_explicitly` and `mix_fused`.
+    both methods with which `Attention` computes: `mix_explicitly` and `mix_fused`.
     """
 
     def mix(

@@ -16,7 +16,7 @@ def wired(
     mlp_reads: Callable[[Tensor, Tensor], Tensor] = lambda resid_pre, resid_mid: resid_mid,
     post: Callable[[Tensor, Tensor], Tensor] = torch.add,
 ) -> Changes:
-    """Return `Changes` to what a block adds to the residual stream, or to what its MLP reads.
+    """Return the changes to our code that plant a fault in a block's residual stream.
 
     `mid(resid_pre, attn_out)` replaces the addition after attention. `post(resid_mid, mlp_out)`
     replaces the addition after the MLP. `mlp_reads(resid_pre, resid_mid)` returns the input of

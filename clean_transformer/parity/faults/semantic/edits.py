@@ -1,4 +1,4 @@
-"""`SemanticFault`, and functions that return the `Changes` to our code for a fault.
+"""Defines `SemanticFault`, and functions that return the changes to our code that plant a fault.
 
 A planted fault replaces methods of our classes, or functions in our files. So the fault affects all
 our models, including the models that were made before the fault was planted. The fault does not
@@ -28,9 +28,9 @@ class SemanticFault:
     """A mistake in the model's code: with this mistake, the model computes another function.
 
     `first` is an `fnmatch` pattern for the name of the first activation that the mistake changes or
-    removes. The name is that of a hook point, such as "blocks.0.hook_mlp_out", or that of a
-    LayerNorm, such as "ln_final", which means the output of the LayerNorm. `changes` has the
-    changes to our code that plant the fault.
+    removes. This is the name of a hook point, such as "blocks.0.hook_mlp_out", or the name of a
+    LayerNorm, such as "ln_final", for the LayerNorm's output. `changes` has the changes to our code
+    that plant the fault.
     """
 
     name: str
@@ -65,12 +65,10 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
 
 
 class _Bound(nn.Module):
-    """Wraps `module`, so that `functional_call` runs the original `forward` of the module's class.
+    """Makes `functional_call` run the original `forward` of the class of `module`."""
 
-    While the fault is planted, the class has a faulty `forward`, which calls `functional_call`. If
-    `functional_call` ran the module itself, the faulty `forward` would call itself without end.
-    """
-
+    # While a fault is planted, the class has a faulty `forward`, which calls `functional_call`. If
+    # `functional_call` ran the module itself, the faulty `forward` would call itself without end.
     def __init__(self, module: nn.Module, forward: Callable[..., Any]):
         super().__init__()
         self.module = module
@@ -82,7 +80,7 @@ class _Bound(nn.Module):
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Return `Changes` that make every module of the class `owner` run with changed parameters.
+    """Return code changes that make every module of the class `owner` run with changed parameters.
 
     `edit(module)` returns the new values of some parameters by name. The other parameters keep
     their values.
@@ -99,7 +97,7 @@ def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes
 
 
 def edited(owner: type, edits: dict[str, Edit]) -> Changes:
-    """Return `Changes` that make every module of the class `owner` run with edited parameters.
+    """Return code changes that make every module of the class `owner` run with edited parameters.
 
     `edits` maps the name of a parameter to a function that returns the new value of the parameter.
     """
@@ -109,7 +107,7 @@ def edited(owner: type, edits: dict[str, Edit]) -> Changes:
 
 
 def mistaken(owner: type, others: dict[str, str]) -> Changes:
-    """Return `Changes` that make every module of the class `owner` mix up its parameters.
+    """Return code changes that make every module of the class `owner` mix up its parameters.
 
     For each `name` in `others`, the module uses the parameter called `others[name]` in place of the
     parameter called `name`.
@@ -120,7 +118,7 @@ def mistaken(owner: type, others: dict[str, str]) -> Changes:
 
 
 def arguments(owner: type, edit: Edit) -> Changes:
-    """Return `Changes` that edit the first argument of `forward` in modules of class `owner`."""
+    """Return code changes that edit the first argument of `forward` in modules of class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda self, x, *args, **kwargs: forward(self, edit(x), *args, **kwargs)
@@ -129,7 +127,7 @@ def arguments(owner: type, edit: Edit) -> Changes:
 
 
 def result(owner: type, edit: Edit) -> Changes:
-    """Return `Changes` that edit the output of every module of the class `owner`."""
+    """Return code changes that edit the output of every module of the class `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda *args, **kwargs: edit(forward(*args, **kwargs))
@@ -138,7 +136,7 @@ def result(owner: type, edit: Edit) -> Changes:
 
 
 def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:
-    """Return `Changes` that replace the submodule `name` in every module of the class `owner`.
+    """Return code changes that replace the submodule `name` in every module of the class `owner`.
 
     `substitute(submodule)` returns the module that replaces the submodule.
     """
@@ -170,7 +168,7 @@ def element(edit: Edit, *index: int) -> Edit:
 
 
 def without(*names: str) -> dict[str, Edit]:
-    """Return an argument for `edited` that sets the parameters called `names` to zero."""
+    """Return edits for `edited` that set the parameters called `names` to zero."""
     return dict.fromkeys(names, torch.zeros_like)
 
 

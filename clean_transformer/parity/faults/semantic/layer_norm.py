@@ -23,7 +23,7 @@ def normalizing(
     center: Edit = lambda x: x - x.mean(-1, keepdim=True),
     spread: Edit = lambda centered: centered.square().mean(-1, keepdim=True),
 ) -> Changes:
-    """Return `Changes` to the centering, the variance or the square root of LayerNorm.
+    """Return the changes to our code that plant a fault in LayerNorm.
 
     `center(x)` returns the centered activations, and `spread(centered)` returns their variance.
     `root(variance, eps)` returns the number by which the centered activations are divided. The

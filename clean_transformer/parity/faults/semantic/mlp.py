@@ -21,7 +21,7 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def activation(function: Edit) -> Changes:
-    """Return `Changes` that replace the activation function of the MLP by `function`."""
+    """Return the changes to our code that make `function` the activation function of the MLP."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         post = self.hook_post(function(self.hook_pre(x @ self.W_in + self.b_in)))

@@ -1,4 +1,4 @@
-"""Faults in the sequence of the blocks, in the final LayerNorm, and in the unembedding."""
+"""Faults in the order and number of the blocks, in the final LayerNorm, and in the unembedding."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from clean_transformer.parity.faults.semantic.edits import (
 
 
 def unembedding(edit: Edit) -> Changes:
-    """Return `Changes` that make the unembedding multiply by edit(W_U) instead of W_U.
+    """Return the changes to our code that make the unembedding multiply by edit(W_U), not W_U.
 
     W_U has the shape [d_model d_vocab]. The changes affect both classes of unembeddings: `Unembed`,
     and `TiedUnembed`, in which W_U is the transpose of W_E.
