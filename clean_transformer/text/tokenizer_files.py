@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clean_transformer.support.printable import printable
 from clean_transformer.weights.files import read_json
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def readable(files: str) -> Iterator[None]:
         # A panic of Rust code is no `Exception`.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(
-                f"{files} cannot be read as a tokenizer ({error}); "
+                f"{files} cannot be read as a tokenizer ({printable(str(error))}); "
                 "download the published files again"
             ) from None
         raise
@@ -158,7 +159,7 @@ def _names(file: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read ({error})") from None
+        raise ValueError(f"{file} cannot be read ({printable(str(error))})") from None
 
 
 def _content(token: Any) -> str:
