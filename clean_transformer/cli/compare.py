@@ -48,8 +48,12 @@ def compare(
         )
     try:
         got_worse = kinds[kind](before, after, rows, Console())
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{before} or {after} is damaged: {error!r}") from None
+    except Exception as error:  # a damaged report can raise every kind of exception
+        known = isinstance(error, ValueError)
+        if known and any(str(file) in str(error) for file in (before, after)):
+            raise
+        problem = error if known else f"{error!r}, so one is damaged"
+        raise ValueError(f"{before} and {after} cannot be compared: {problem}") from None
     raise typer.Exit(1 if got_worse else 0)
 
 

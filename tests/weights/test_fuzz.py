@@ -7,8 +7,8 @@ import json
 import shutil
 import struct
 import warnings
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from clean_transformer.cli import app
+from clean_transformer.parity.report.json import to_json
 from clean_transformer.text.tokenizer import Tokenizer
+from clean_transformer.training import checkpoint
+from clean_transformer.training.loop import describe, train
+from clean_transformer.training.settings import Training
+from clean_transformer.weights import hub
+from clean_transformer.weights.formats import tensorflow
 from clean_transformer.weights.formats.gguf import write_gguf
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, write_folder
 from clean_transformer.weights.formats.nanogpt import NANOGPT
-from clean_transformer.weights.load import read_pretrained
+from clean_transformer.weights.load import WEIGHTS, read_pretrained
 from clean_transformer.weights.shapes import parameter_shapes
 
-from ..helpers import random_model, tiny, trained
+from ..conftest import ROOT
+from ..helpers import random_model, random_tokens, tiny, trained
+from ..parity.report.test_terminal import REPORT
 from .formats import bundles
-from .fuzzing import damages, fuzzed, hostile_tensors, limits, restructured, rewrite_json
+from .fuzzing import damages, edits, fuzzed, hostile_tensors, limits, restructured, rewrite_json
 
 CFG = tiny(d_mlp=48)
 STATE = random_model(CFG, dtype=torch.float32).state_dict()
@@ -193,8 +203,6 @@ def test_other_objects_in_pickles(good, write, zipped: bool, data):
 @given(data=st.data())
 def test_other_entries_of_tensorflow(good, data):
     """The index of a bundle has other numbers, shapes and names, with right checksums."""
-    from clean_transformer.weights.formats import tensorflow
-
     path = copied(good[openai])
     index = path / "model.ckpt.index"
     entries = dict(tensorflow.read_table(index.read_bytes()))
@@ -305,3 +313,94 @@ def test_other_tokenizers(tokenizer: Path, split: bool, data, damage):
     else:
         damage(file)
     check_tokenizer(path)
+
+
+# Answers of the hub, checkpoints of training runs, and reports.
+
+LISTING = {
+    "id": "someone/model",
+    "siblings": [{"rfilename": name} for name in ("README.md", "config.json", "model.safetensors")],
+}
+
+
+class Session:
+    """A session of HTTP requests. Each answer has the same content."""
+
+    def __init__(self, content: bytes):
+        self.content = content
+
+    @contextmanager
+    def stream(self, *_: object, **__: object) -> Iterator["Session"]:
+        yield self
+
+    def iter_bytes(self) -> Iterator[bytes]:
+        yield self.content
+
+
+@fuzzed
+@given(data=st.data(), edit=edits())
+def test_other_answers_of_the_hub(tmp_path_factory, data, edit):
+    content = json.dumps(data.draw(restructured(LISTING)), allow_nan=True).encode()
+    if data.draw(st.booleans()):
+        content = edit(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.utils.get_session", lambda: Session(content))
+        patch.setattr("huggingface_hub.utils.hf_raise_for_status", lambda answer: None)
+        patch.setattr(hub, "_cached", lambda repo, wanted: None)
+        patch.setattr(hub, "_download", lambda repo, file: Path("cache") / file)
+        try:
+            with limits():
+                assert hub.fetch("someone/model", WEIGHTS) == Path("cache")
+        except hub.HubError as error:
+            assert "'someone/model'" in str(error)  # noqa: PT017
+            assert str(error).isprintable()  # noqa: PT017
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train(random_model(CFG), TOKENS, folder, SETTINGS, device="cpu")
+    return folder
+
+
+SETTINGS = Training(steps=1, batch=1)
+TOKENS = random_tokens(CFG, batch=1, length=40)[0].numpy()
+
+
+@fuzzed
+@given(data=st.data(), damage=damages())
+def test_other_checkpoints(run: Path, data, damage):
+    path = copied(run) / "checkpoint.pt"
+    model = random_model(CFG)
+    about = describe(model, SETTINGS, TOKENS)
+    if data.draw(st.booleans()):
+        hostile = (*hostile_tensors(STATE["embed.W_E"]), 10**9, -1, "\x1b[2J")
+        torch.save(data.draw(restructured(torch.load(path), hostile)), path)
+    else:
+        damage(path)
+    found = check(path, lambda path: checkpoint.read(path.parent, about, model.state_dict(), 1))
+    assert found is None or found["step"] == 1
+
+
+@pytest.mark.parametrize("kind", ["bench", "parity"])
+@fuzzed
+@given(data=st.data(), damage=damages())
+def test_other_reports(tmp_path_factory, kind: str, data, damage):
+    folder = tmp_path_factory.mktemp("reports")
+    bench = json.loads((ROOT / "benchmarks/results/two_core_intel_avx512.json").read_text())
+    report = bench if kind == "bench" else to_json(REPORT)
+    before, after = folder / "before.json", folder / "after.json"
+    before.write_text(json.dumps(report))
+    after.write_text(json.dumps(report))
+    if data.draw(st.booleans()):
+        rewrite_json(after, lambda fields: data.draw(restructured(fields)))
+    else:
+        damage(after)
+    with limits():
+        result = CliRunner().invoke(app, ["compare", str(before), str(after), "--rows"])
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    assert result.exit_code in (0, 1, 2), result.output
+    assert "\x1b" not in result.output
+    if result.exit_code == 2:
+        [line] = result.stderr.splitlines()
+        assert str(after) in line or "reports" in line, line
