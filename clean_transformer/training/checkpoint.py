@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 
 from clean_transformer.support.files import UNFINISHED, atomic_file, locked, write_atomically
+from clean_transformer.support.printable import printable
 from clean_transformer.training.distributed import rank
 from clean_transformer.weights.files import read_tensors
 from clean_transformer.weights.refusals import WeightsError
@@ -97,15 +98,15 @@ def read(
     ]
     if differing:
         raise ValueError(
-            f"{folder} has a different run: {'; '.join(differing)}. Resume it with the same "
-            "settings, or train in another folder"
+            f"{folder} has a different run: {printable('; '.join(differing))}. Resume it with the "
+            "same settings, or train in another folder"
         )
     try:
         problem = _problem(saved, state, steps)
     except (KeyError, TypeError, AttributeError) as error:
         problem = f"{type(error).__name__}: {error}"
     if problem:
-        raise ValueError(f"{file} is damaged: {problem}; train in another folder")
+        raise ValueError(f"{file} is damaged: {printable(problem)}; train in another folder")
     return saved
 
 

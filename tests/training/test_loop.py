@@ -562,6 +562,7 @@ def test_other_tokens_of_the_same_length_are_refused(tmp_path: Path):
         (lambda saved: saved.update(optimizer=3), "TypeError"),
         (lambda saved: saved["model"].pop("embed.W_E"), "embed.W_E is in only one of"),
         (lambda saved: saved["model"].update(x=torch.zeros(1)), "x is in only one of"),
+        (lambda saved: saved["model"].update({"\x1b": torch.zeros(1)}), r"\\x1b is in only one of"),
         (lambda saved: saved["model"].update({"embed.W_E": 5}), "AttributeError"),
         (
             lambda saved: saved["model"].update({"embed.W_E": saved["model"]["embed.W_E"].half()}),

@@ -33,7 +33,7 @@ from clean_transformer.weights.load import WEIGHTS, read_pretrained
 from clean_transformer.weights.shapes import parameter_shapes
 
 from ..conftest import ROOT
-from ..helpers import random_model, random_tokens, tiny, trained
+from ..helpers import random_model, random_tokens, tiny, trained, unchecked_types
 from ..parity.report.test_terminal import REPORT
 from .formats import bundles
 from .fuzzing import damages, edits, fuzzed, hostile_tensors, limits, restructured, rewrite_json
@@ -110,7 +110,7 @@ def copied(source: Path) -> Path:
 def check(path: Path, read: Callable[[Path], Any]) -> Any:
     """Return what `read(path)` returns, or None if it raises one plain error that names `path`."""
     try:
-        with warnings.catch_warnings(), limits():
+        with warnings.catch_warnings(), unchecked_types(), limits():
             warnings.simplefilter("ignore")
             return read(path)
     except (ValueError, FileNotFoundError) as refusal:
