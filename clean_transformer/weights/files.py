@@ -104,9 +104,10 @@ def read_pickle(file: Path) -> Any:
 
 
 def _checked_records(file: Path) -> dict[int, int]:
-    """Verify all checksums in a zip file. Return the size of each record by its offset, in bytes.
+    """Verify all checksums in a zip file, and return the sizes of the records in bytes.
 
-    A record is one file inside the zip file.
+    A record is one file inside the zip file. The keys of the result are the offsets of the records'
+    data in the zip file, in bytes.
     """
     try:
         with zipfile.ZipFile(file) as archive, file.open("rb") as opened:
@@ -156,7 +157,8 @@ def _refuse_long_storages(file: Path, saved: Any, records: dict[int, int]) -> No
 
 def _tensors_in(saved: Any) -> Iterator[tuple[Any, Tensor]]:
     """Yield each dense tensor in nested dictionaries and lists, with its key."""
-    left, seen = [("", saved)], set()
+    left: list[tuple[Any, Any]] = [("", saved)]
+    seen: set[int] = set()
     while left:
         key, value = left.pop()
         if isinstance(value, Tensor) and value.layout == torch.strided:
