@@ -235,11 +235,12 @@ class HookedModule(nn.Module):
             editing.thread = None
             register(module, editing)
 
-    def reset_hooks(self, **left_out: Any) -> None:
+    def reset_hooks(self, including_permanent: bool = True, **left_out: Any) -> None:
         """Remove all hooks that `add_hook` put in place.
 
-        For TransformerLens's arguments, this method raises a `TypeError` that says what to use
-        instead.
+        None of them is permanent, so the result is the same for both values of
+        `including_permanent`. `left_out` takes TransformerLens's other arguments, only to raise a
+        `TypeError` that says what to use instead.
         """
         refuse("reset_hooks", left_out)
         for module in self.modules():

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clean_transformer.config import Config
+from clean_transformer.config import Config, ConfigLike
 from clean_transformer.hooks import HookPoint
 from clean_transformer.inference.optimized import Optimized, optimize
 from clean_transformer.kv_cache import KVCache, StaticKVCache
@@ -24,13 +24,15 @@ from clean_transformer.weights.load import read_pretrained, read_state_dict
 from clean_transformer.weights.processing import process_weights
 from clean_transformer.weights.refusals import WeightsError
 
+Output = Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]
+
 
 class DemoTransformer(GenerationMixin):
     """GPT-2 (Radford et al. 2019): embed + pos_embed → blocks → ln_final → unembed → logits."""
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: ConfigLike):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = Config.of(cfg)
         self.embed = Embed(cfg)
         self.hook_embed = HookPoint()
         self.pos_embed = PosEmbed(cfg)
@@ -43,14 +45,16 @@ class DemoTransformer(GenerationMixin):
         self,
         tokens: Int[Tensor, "batch pos"],
         kv_cache: KVCache | None = None,
+        *,
         last_only: bool = False,
         stop_at_layer: int | None = None,
-    ) -> Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]:
+        unembed: bool = True,
+    ) -> Output:
         """Return the logits of all positions, or of only the last position if `last_only` is True.
 
-        If `stop_at_layer`, the index of a block, is given, run only the earlier blocks, and return
-        the residual stream instead of the logits. The index -1 means the last block.
-        `LanguageModel.__call__` describes more arguments, for example to get the loss.
+        With `stop_at_layer`, the index of a block, run only the earlier blocks, and return the
+        residual stream instead of the logits; -1 means the last block. If `unembed` is False,
+        return the output of ln_final instead. `LanguageModel.__call__` describes more arguments.
 
         If `kv_cache` is given, `tokens` are the tokens that follow the text in the cache. The model
         stores the keys and values of `tokens` in the cache.
@@ -61,14 +65,16 @@ class DemoTransformer(GenerationMixin):
         """
         self.check_tokens(tokens)
         if kv_cache is None:
-            return self.read(tokens, None, last_only, stop_at_layer)
+            return self.read(tokens, None, last_only, stop_at_layer, unembed)
         if stop_at_layer is not None:
             raise ValueError("stop_at_layer leaves layers of the kv_cache empty; use one of them")
         kv_cache.require_room(tokens.shape[1])
-        is_step = isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1
-        logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
+        if isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1 and unembed:
+            output = self.read_one(tokens, kv_cache, last_only)
+        else:
+            output = self.read(tokens, kv_cache, last_only, unembed=unembed)
         kv_cache.advance(tokens.shape[1])
-        return logits
+        return output
 
     def read(
         self,
@@ -76,7 +82,8 @@ class DemoTransformer(GenerationMixin):
         kv_cache: KVCache | None,
         last_only: bool,
         stop_at_layer: int | None = None,
-    ) -> Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]:
+        unembed: bool = True,
+    ) -> Output:
         """Compute what `forward` returns, without checking the arguments.
 
         The keys and values of `tokens` are stored in `kv_cache`, but `kv_cache.length` does not
@@ -94,7 +101,8 @@ class DemoTransformer(GenerationMixin):
             residual = residual[:, -1:]
         if stop_at_layer is not None:
             return residual
-        return self.unembed(self.ln_final(residual))
+        normalized = self.ln_final(residual)
+        return self.unembed(normalized) if unembed else normalized
 
     # For one new position and a `StaticKVCache`, `forward` calls `read_one` instead of `read`.
     # `optimize` can replace `read_one` with a compiled graph.
@@ -120,8 +128,7 @@ class DemoTransformer(GenerationMixin):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(
-                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], with at least one "
-                "token"
+                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], and not empty"
             )
         if tokens.shape[1] > self.cfg.n_ctx:
             raise ValueError(

@@ -98,7 +98,8 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         stops = arguments.get("stop_at_layer") is not None
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type is {return_type!r}; use 'logits', 'loss' or 'both'")
-        if return_type in ("loss", "both") and (stops or arguments.get("last_only")):
+        partly = stops or arguments.get("last_only") or not arguments.get("unembed", True)
+        if return_type in ("loss", "both") and partly:
             raise ValueError("the loss needs the logits of all positions of the whole model")
         if return_type not in ("loss", "both") and loss_per_token:
             raise ValueError("loss_per_token needs return_type='loss' or 'both'")
@@ -112,6 +113,8 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
             if rest or arguments.get("kv_cache") is not None:
                 raise TypeError("left-padded texts need a KV cache of their own; pass token ids")
             arguments["kv_cache"] = KVCache(self.cfg.n_layers, tokens.shape[1], mask)
+        if return_type is None:
+            arguments["unembed"] = False  # nobody gets the logits
         output = super().__call__(tokens, *rest, **arguments)
         if return_type == "logits" or stops:
             return output

@@ -15,14 +15,14 @@ from torch import Tensor
 from clean_transformer.reports.page import render_page
 from clean_transformer.text.symbols import visible
 from clean_transformer.text.tokenizer_backends import byte_level, read_folder, read_gguf
+from clean_transformer.text.tokenizer_calls import Texts as Texts
+from clean_transformer.text.tokenizer_calls import TransformersCalls
 from clean_transformer.text.tokenizer_files import END_OF_TEXT, SETTINGS, readable, refuse_lossy
 from clean_transformer.weights import hub
 
 if TYPE_CHECKING:
     import tokenizers
 
-# One text, or several texts.
-Texts = str | list[str] | tuple[str, ...]
 PaddingSide = Literal["left", "right"] | None
 
 # The types of token ids that `to_str_tokens` and `to_string` accept.
@@ -36,7 +36,7 @@ Tokens = (
 )
 
 
-class Tokenizer:
+class Tokenizer(TransformersCalls):
     """Converts text to token ids, and token ids to text.
 
     `backend` is a tokenizer of the library `tokenizers`. Every byte has a token, so the token ids
@@ -211,39 +211,17 @@ class Tokenizer:
         known = [[i] if i < self.d_vocab and self._has_token[i] else self._replacement for i in ids]
         return [token for tokens in known for token in tokens]
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of one text, without <|endoftext|>.
-
-        Raises the same errors as `to_tokens`.
-        """
-        [row] = self.to_rows(text, prepend_bos=False)
-        return row
-
     # The names in transformers of what `to_string` does.
     decode = batch_decode = to_string
 
-    @property
-    def vocab(self) -> dict[str, int]:
-        """A new dictionary that maps each token's spelling to its id. "Ġ" stands for a space."""
-        return self.backend.get_vocab()
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens, `d_vocab`."""
-        return self.d_vocab
-
-    @property
-    def _end(self) -> str:
-        return str(self.backend.id_to_token(self.eos_token_id))
-
     def __repr__(self) -> str:
-        return f"Tokenizer({self.d_vocab} tokens; {self._end} is {self.eos_token_id})"
+        return f"Tokenizer({self.d_vocab} tokens; {self.eos_token} is {self.eos_token_id})"
 
     def _repr_html_(self) -> str:
         example = self.to_str_tokens("Hello world, 1234!", prepend_bos=False)
         facts = {
             "tokens": self.d_vocab,
-            self._end: self.eos_token_id,
+            self.eos_token: self.eos_token_id,
             "“Hello world, 1234!”": " | ".join(map(visible, example)),
         }
         return render_page("facts.html.jinja", title="Tokenizer", facts=facts)

@@ -45,6 +45,17 @@ def test_a_text_gives_the_text_and_what_follows():
     assert both == [text, model.generate("on the mat, then", 12)]
 
 
+def test_a_text_can_be_read_without_end_of_text_before_it():
+    model = reading_model()
+    ids = model.to_tokens(["the cat"], prepend_bos=False)
+    for beams in (1, 2):
+        [row] = model.generate(ids, 4, beams=beams, stop_tokens=[])
+        text = model.generate("the cat", 4, beams=beams, stop_tokens=[], prepend_bos=False)
+        assert text == model.to_string(row)
+    with pytest.raises(TypeError, match="prepend_bos is for texts, not for token ids"):
+        model.generate(ids, 4, prepend_bos=True)
+
+
 def test_a_text_ends_before_the_end_of_text_unless_told_otherwise():
     model = reading_model()
     end = model.tokenizer.eos_token_id
