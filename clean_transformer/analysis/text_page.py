@@ -21,11 +21,11 @@ from clean_transformer.text.symbols import visible, visible_bytes
 TOP = 5
 
 # The largest number of characters that all attention patterns may need on a page.
-MOST_CHARACTERS = 3_500_000
+MOST_CHARACTERS = 3_800_000
 
 # The steps to which attention weights may be rounded, in thousandths. A page has the smallest step
 # with which its patterns need at most `MOST_CHARACTERS`.
-STEPS = (1, 2, 5, 10, 20, 50)
+STEPS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 
 # The page can show the next tokens at these temperatures.
 TEMPERATURES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0)
@@ -126,9 +126,13 @@ def _label(model: DemoTransformer, id_: int, text: str) -> str:
     return visible(text) if BROKEN not in text or piece is None else visible_bytes(piece)
 
 
-def render(explanation: Explanation) -> str:
-    """Return the HTML page that shows `explanation`."""
-    return render_page("explain.html.jinja", **vars(explanation))
+def render(explanation: Explanation, *, form: str | None = None, error: str = "") -> str:
+    """Return the HTML page that shows `explanation`.
+
+    If `form` is not None, the page has a form for another text, in which the text is `form`. The
+    form also shows `error`.
+    """
+    return render_page("explain.html.jinja", form=form, error=error, **vars(explanation))
 
 
 def write_html(explanation: Explanation, file: str | Path) -> None:
