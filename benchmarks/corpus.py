@@ -166,7 +166,7 @@ def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
 
 
 def planted(fault: DeviceFault) -> tuple[bool, bool]:
-    """Plant the fault. Return whether the suite finds it, and names the faulty operation."""
+    """Plant the fault. Return whether the suite finds it, and whether it names the operation."""
     dtype = BF16 if "half" in fault.name or fault.name in ("sdpa-bf16-mask",) else F32
     cfg = Config(n_layers=2, n_heads=2, d_model=128, d_head=64, d_mlp=256, d_vocab=1500, n_ctx=104)
     weights = Weights("", cfg, synthetic.stress(cfg))

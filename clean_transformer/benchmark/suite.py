@@ -49,7 +49,7 @@ class Benchmark:
 
     With `quick`, a run does less work, and takes about two minutes on a CPU. `only` names the
     contestants to measure; None means all. With a `question`, a run only measures the work of this
-    question, and takes about a minute. With `only` or a `question`, no goals are judged, because
+    question, and takes a minute or two. With `only` or a `question`, no goals are judged, because
     goals compare all contestants at the same work. Raises `ValueError` if a name in `only` is not a
     key of `contestants.CONTESTANTS`.
     """
@@ -87,7 +87,7 @@ class Benchmark:
 
     @property
     def turns(self) -> int:
-        """The number of turns in a run. In each turn, one contestant does its work once."""
+        """The number of turns in a run. In each turn, one contestant is measured on one `Work`."""
         return sum(one.turns for one in self.measurements)
 
     def run(

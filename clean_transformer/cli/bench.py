@@ -69,7 +69,7 @@ def bench(
 ) -> None:
     """Measure how fast GPT-2 reads and writes here: ours, Hugging Face's, and the machine's limit.
 
-    Takes about a minute. With --goals, measures everything in 15 minutes.
+    Takes a minute or two. With --goals, measures everything in 15 minutes.
 
     Exit status: 0 = everything was measured (with --goals: all goals hold),
     1 = a goal is missed, 2 = could not run, 3 = something was not measured,

@@ -74,7 +74,7 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _exact(func: Any, expected: list[Expected | None]) -> Any:
-        """Return the exact outputs from `expected`, or None if `expected` lacks one of them."""
+        """Return the exact outputs in `expected`; None if one is missing or `func` is in-place."""
         exact = [wanted.exact for wanted in expected if wanted and wanted.scale is not None]
         returns = [str(each.type) for each in func._schema.returns]
         if func._schema.is_mutable or returns != ["Tensor"] * len(exact):
