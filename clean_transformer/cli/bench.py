@@ -76,12 +76,13 @@ def bench(
     130 = interrupted.
     """
     work: dict[str, Any] = {
-        name: value
-        for name, value in (
-            *(("batch", batch), ("length", length), ("new", new), ("dtype", dtype), ("size", size)),
-        )
-        if value is not None
+        "batch": batch,
+        "length": length,
+        "new": new,
+        "dtype": dtype,
+        "size": size,
     }
+    work = {name: value for name, value in work.items() if value is not None}
     if goals and work:
         raise ValueError(f"--goals measures work of its own; leave out --{', --'.join(work)}")
     if quick and not goals:
