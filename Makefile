@@ -8,7 +8,8 @@ TORCH ?= torch==2.13.0
 # More arguments for the command, such as ARGS=--quick or ARGS="-k attention".
 ARGS ?=
 
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
+# One thread in each process: the threads of several processes would wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
 
 .PHONY: setup parity test test-all test-hooked coverage bench startup sensitivity corpus demo-model \
 	notebooks format check

@@ -8,6 +8,7 @@ import typer
 from clean_transformer.cli import options
 from clean_transformer.cli.terminal import open_console, print_written, progress, write_reproduction
 from clean_transformer.support.dtypes import DTYPES, choose_dtype
+from clean_transformer.support.files import STANDARD_OUTPUT
 
 
 def check(
@@ -58,7 +59,7 @@ def check(
 
     require_folder(json)
     chosen_dtype = None if dtype is None else choose_dtype(dtype)
-    chosen_devices, console = choose_devices(device), open_console()
+    chosen_devices, console = choose_devices(device), open_console(stderr=json == STANDARD_OUTPUT)
     if len(chosen_devices) > 1:
         raise ValueError(f"check runs on one device, not {device!r}; name one")
     if not is_available(chosen_devices[0]):

@@ -27,6 +27,7 @@ def explain(
         int, typer.Option(min=0, max=65535, help="The port of --serve; 0 takes a free one.")
     ] = 8000,
     weights: options.Weights = None,
+    tokenizer: options.Tokenizer = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
 ) -> None:
@@ -46,7 +47,7 @@ def explain(
     require_folder(html)
     with progress() as on_step:
         on_step("reading the weights")
-        model = read_model(weights, device, dtype)
+        model = read_model(weights, device, dtype, tokenizer)
         on_step("running the model")
         explanation = explain(model, read)
         if html is not None:

@@ -11,6 +11,7 @@ from clean_transformer.cli import options
 from clean_transformer.cli.terminal import open_console, print_written, progress, write_reproduction
 from clean_transformer.parity.modes import MODES, choose_modes
 from clean_transformer.support.dtypes import DTYPES, choose_dtype, choose_dtypes
+from clean_transformer.support.files import STANDARD_OUTPUT
 
 if TYPE_CHECKING:
     from clean_transformer.parity.results import DeviceRun
@@ -95,7 +96,9 @@ def parity(
         for run in report.runs:
             write_script(run)
     finally:  # a full disk does not hide the verdict
-        print_report(report, open_console(), worst_rows=worst, all_rows=rows)
+        print_report(
+            report, open_console(stderr=json == STANDARD_OUTPUT), worst_rows=worst, all_rows=rows
+        )
     print_written(json, html)
     raise typer.Exit(report.verdict.exit_status)
 
@@ -141,7 +144,9 @@ def doctor(
             write_json(report_on(chosen_weights, None, "doctor compares with none", [run]), json)
         write_script(run)
     finally:  # a full disk does not hide the verdict
-        print_diagnosis(run, absent, chosen_weights.title, open_console())
+        print_diagnosis(
+            run, absent, chosen_weights.title, open_console(stderr=json == STANDARD_OUTPUT)
+        )
     print_written(json)
     raise typer.Exit(run.verdict.exit_status)
 

@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from clean_transformer.reports.terminal import FoldingTable
-from clean_transformer.support.files import write_atomically
+from clean_transformer.support.files import STANDARD_OUTPUT, write_atomically
 from clean_transformer.support.printable import in_ascii, printable
 
 # Our own errors, and those of the system, are of these kinds; their text is enough.
@@ -233,14 +233,15 @@ def write_reproduction(file: Path, script: str) -> None:
 
 def print_written(*files: Path | None) -> None:
     """Print the name of each file that a command wrote; None stands for no file."""
+    output = sys.stderr if STANDARD_OUTPUT in files else sys.stdout
     for file in files:
-        if file is not None:
-            print(f"wrote {file}")
+        if file not in (None, STANDARD_OUTPUT):
+            print(f"wrote {file}", file=output)
 
 
-def print_json(**values: Any) -> None:
-    """Print `values` as one JSON object. Raises `ValueError` for NaN and infinity."""
-    print(json.dumps(values, allow_nan=False))
+def write_json(file: Path, **values: Any) -> None:
+    """Write `values` to `file` as one JSON object. Raises `ValueError` for NaN and infinity."""
+    write_atomically(file, json.dumps(values, allow_nan=False) + "\n")
 
 
 def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:

@@ -37,7 +37,7 @@ def train(
         typer.Option(help="A held-out file like the data. Default: the last tenth of the data."),
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="The tokenizer of the text files: a folder, hub id or alias.")
+        str, typer.Option(help=f"{options.TOKENIZER} It encodes the text files.")
     ] = "gpt2",
     device: options.Device = "auto",
     weights: Annotated[
@@ -85,7 +85,7 @@ def train(
 
     from clean_transformer.model import DemoTransformer
     from clean_transformer.support.devices import resolve_device
-    from clean_transformer.support.files import atomic_file, require_output_folder
+    from clean_transformer.support.files import require_output_folder
     from clean_transformer.text.tokenizer import Tokenizer
     from clean_transformer.training.distributed import joined, rank
     from clean_transformer.training.loop import train
@@ -134,10 +134,9 @@ def train(
             # the weights. The checkpoint has all weights.
             saved = torch.load(out / "checkpoint.pt", weights_only=True, mmap=True)
             whole = DemoTransformer.from_state_dict(saved["model"], model.cfg)
-            whole.save_pretrained(out / "model")
             if of_text is not None:
-                with atomic_file(out / "model/tokenizer.json") as unfinished:
-                    of_text.backend.save(str(unfinished))
+                whole.tokenizer = of_text
+            whole.save_pretrained(out / "model")
             print(f"wrote {out / 'model'}")
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,15 +20,19 @@ except ImportError:  # Windows has no such locks
 UNFINISHED = ".unfinished-"
 
 
+# The name of a file that stands for standard output.
+STANDARD_OUTPUT = Path("-")
+
+
 def require_folder(*files: Path | None) -> None:
     """Raise an error if one of `files` cannot be written, without writing anything.
 
     Call this function before a long computation whose results will be saved in these files.
-    Entries of `files` that are None are ignored. Raises `FileNotFoundError` for a missing folder,
-    `IsADirectoryError` for a path that is a folder, `PermissionError` if we have no permission to
-    write, and `ValueError` if two of `files` are the same file.
+    Entries of `files` that are None or `STANDARD_OUTPUT` are ignored. Raises `FileNotFoundError`
+    for a missing folder, `IsADirectoryError` for a path that is a folder, `PermissionError` if we
+    have no permission to write, and `ValueError` if two of `files` are the same file.
     """
-    given = [file for file in files if file is not None]
+    given = [file for file in files if file not in (None, STANDARD_OUTPUT)]
     for number, file in enumerate(given):
         if not is_special(file) and target(file) in map(target, given[:number]):
             raise ValueError(f"two results cannot be written to the same file, {str(file)!r}")
@@ -147,9 +152,13 @@ def atomic_file(file: Path) -> Iterator[Path]:
     that it points to is replaced. If `file` is a device or a pipe, such as /dev/stdout, the content
     of the temporary file is written into `file`.
     """
-    if is_special(file):
+    if file == STANDARD_OUTPUT or is_special(file):
         with _staging(Path(gettempdir()), file) as unfinished:
             yield unfinished / "file"
+            if file == STANDARD_OUTPUT:
+                sys.stdout.flush()
+                sys.stdout.buffer.write((unfinished / "file").read_bytes())
+                return
             with (unfinished / "file").open("rb") as content, file.open("wb") as output:
                 shutil.copyfileobj(content, output)
         return

@@ -77,7 +77,7 @@ def test_the_help_of_every_command(encoding: str, monkeypatch: pytest.MonkeyPatc
         ("predict", "a 日b"),
         ("generate", "a 日b", "-n", 3),
         ("generate", "a 日b", "-n", 3, "--stream"),
-        ("generate", "a 日b", "-n", 3, "--json"),
+        ("generate", "a 日b", "-n", 3, "--json", "-"),
         ("explain", "a 日b", "--html", "日.html"),
         ("info",),
     ],
@@ -158,7 +158,7 @@ def test_a_full_disk_does_not_hide_the_verdict(
 def test_names_are_whole(width: int | None, encoding: str, finished: None, monkeypatch):
     if width is not None:
         console = Console(width=width, force_terminal=True, no_color=True)
-        monkeypatch.setattr("clean_transformer.cli.parity.open_console", lambda: console)
+        monkeypatch.setattr("clean_transformer.cli.parity.open_console", lambda **_: console)
     monkeypatch.setenv("COLUMNS", "80")  # which a log file does not have
     status, out, _ = run(monkeypatch, encoding, "parity", "--device", "cpu", "--rows")
     assert status == 1

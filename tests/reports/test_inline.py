@@ -80,6 +80,7 @@ def test_the_html_is_closed_and_alone(shown, kind: str):
     shown_html = shown[kind]._repr_html_()
     if kind in PAGES:
         [frame] = [element for element in Page(shown_html).root.walk() if element.tag == "iframe"]
+        assert frame.text.startswith("Run this cell to see the page")
         page = frame.attributes["srcdoc"]
         assert shown_html.count("<") == 2  # the whole page is inside of the attribute
         assert_self_contained(re.sub(r'<script type="application/json".*?</script>', "", page))
