@@ -60,7 +60,7 @@ $(VENV)/.engines: $(VENV)/.installed
 # Beside both TransformerLenses, each in its own environment, and beside the engines.
 bench: setup $(VENV)/.engines
 	$(MAKE) setup VENV=.venv-hooked REFERENCE=hooked
-	$(VENV)/bin/clean-transformer bench --hooked-python .venv-hooked/bin/python $(ARGS)
+	$(VENV)/bin/clean-transformer bench --goals --hooked-python .venv-hooked/bin/python $(ARGS)
 
 # The time that the command line and the package take to start.
 startup: setup
