@@ -103,15 +103,18 @@ class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
         return found[0]
 
     def to(self, device: str | torch.device) -> "ActivationCache":
-        """Return a new cache with all activations on `device`."""
-        moved = {name: value.to(device) for name, value in self.items()}
-        return ActivationCache(moved, self.model, self.has_batch_dim)
+        """Move all activations of this cache to `device`, and return the cache."""
+        self.cache_dict = {name: value.to(device) for name, value in self.items()}
+        return self
 
     def remove_batch_dim(self) -> "ActivationCache":
         """Remove the batch axis from the activations of this cache, and return the cache.
 
-        Raises `ValueError` if the batch holds more than one input.
+        If the batch axis was removed before, nothing changes. Raises `ValueError` if the batch
+        holds more than one input.
         """
+        if not self.has_batch_dim:
+            return self
         longest = max((value.shape[0] for value in self.values()), default=1)
         if longest != 1:
             raise ValueError(f"cannot remove the batch dimension: the batch holds {longest} inputs")

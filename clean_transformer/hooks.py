@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.support.captures import Captures
 from clean_transformer.support.keywords import checks_keywords, keywords, refuse_unknown
 from clean_transformer.support.left_out import has_no, refuse
 from clean_transformer.support.module_hooks import (
@@ -22,6 +23,7 @@ from clean_transformer.support.module_hooks import (
     Reading,
     register,
     remove,
+    require_runs,
 )
 
 
@@ -111,7 +113,8 @@ class HookedModule(nn.Module):
     The hooks of these methods are called only in the thread that called the method. If a hook
     function itself runs the model, these hooks are not called in this inner run. While hooks are in
     place, a module that was compiled with `module.compile()` runs uncompiled, because a compiled
-    graph does not call hooks.
+    graph does not call hooks. Do not combine hooks with gradient checkpointing: it runs modules
+    again in the backward pass, where the hooks can be missing, so that gradients are wrong.
     """
 
     name: str | None = None
@@ -160,31 +163,24 @@ class HookedModule(nn.Module):
 
         The activations in the cache are detached. Writing into them does not change the model's
         weights. If `remove_batch_dim` is True, the activations have no batch axis; the batch must
-        hold one input. The activations are moved to `device`; None leaves them on the model's
-        device.
+        hold one input. The activations are copied to `device`; None leaves them where they are.
 
-        Raises `KeyError` before the module runs, if a name is unknown or the function selects
-        nothing. Raises `RuntimeError` if a selected module does not run.
+        Raises `KeyError` before the module runs, if a name is unknown or `names_filter` selects
+        nothing. Raises `RuntimeError` if a selected module does not run, or if a module changes a
+        captured activation in place.
         """
         self._refuse_other(
             "run_with_cache", arguments, "names_filter", "remove_batch_dim", "device"
         )
-        captured: dict[str, Tensor] = {}
-        weights = {each.untyped_storage().data_ptr() for each in self.parameters()}
-
-        def capture(activation: Tensor, hook: nn.Module) -> None:
-            value = activation.detach()
-            # W_pos, for example, is itself the output of the position embedding.
-            is_weight = value.untyped_storage().data_ptr() in weights
-            captured[str(hook.name)] = (value.clone() if is_weight else value).to(device)
-
+        captures = Captures(self, device)
         wanted = self.default_points() if names_filter is None else self._named(names_filter)
-        hooks = [(module, Reading(name, capture)) for name, module in wanted.items()]
+        hooks = [(module, Reading(name, captures.capture)) for name, module in wanted.items()]
         with Placed(self, hooks):
             output = self(*inputs, **arguments)
         if names_filter is not None:
-            _require_runs(names_filter, hooks)
-        cache = ActivationCache(captured, self)
+            require_runs(hooks, some=callable(names_filter))
+        captures.require_unchanged()
+        cache = ActivationCache(captures.activations, self)
         if remove_batch_dim:
             cache.remove_batch_dim()
         return output, cache
@@ -216,16 +212,17 @@ class HookedModule(nn.Module):
         replace it in the same way. They are called in the backward pass of a run that was made
         inside the block. This backward pass may come after the block.
 
-        Raises `KeyError` if a name is unknown or a `names` function selects nothing. Raises
-        `ValueError` for a replacement of another shape, dtype or device, and `RuntimeError` if a
-        selected module does not run inside the block.
+        Raises `TypeError` for anything but such pairs, and `KeyError` if a name is unknown or
+        `names` selects nothing. Raises `ValueError` for a replacement of another shape, dtype or
+        device, and `RuntimeError` if a selected module does not run inside the block.
         """
-        groups = [(names, self._hooks(names, each)) for names, each in fwd_hooks]
-        groups += [(names, self._hooks(names, each, EditingGradient)) for names, each in bwd_hooks]
+        groups = [(names, self._hooks(names, each)) for names, each in _pairs(fwd_hooks)]
+        for names, each in _pairs(bwd_hooks):
+            groups.append((names, self._hooks(names, each, EditingGradient)))
 
         def check() -> None:
             for names, group in groups:
-                _require_runs(names, group)
+                require_runs(group, some=callable(names))
 
         return Placed(self, (hook for _, group in groups for hook in group), check)
 
@@ -258,8 +255,9 @@ class HookedModule(nn.Module):
         """
         refuse("reset_hooks", left_out)
         for module in self.modules():
-            for each in [e for e in module._forward_hooks.values() if isinstance(e, Editing)]:
-                remove(module, each)
+            for each in [*module._forward_hooks.values()]:
+                if isinstance(each, Editing) and each.thread is None:
+                    remove(module, each)
 
     def _hooks(
         self, names: Names, function: HookFunction, kind: type[Editing] = Editing
@@ -275,8 +273,12 @@ class HookedModule(nn.Module):
                     f"the function selects no hook point of {type(self).__name__}; they are "
                     f"{', '.join([*self.hook_dict][:3])}, …"
                 )
-        else:
+        elif isinstance(names, Iterable):
             wanted = [names] if isinstance(names, str) else [*names]
+            if not wanted:
+                raise KeyError("the list of names is empty, so it selects no activation")
+        else:
+            raise TypeError(f"names are {names!r}; give a name, a list of names, or a function")
         for name in wanted:
             if name not in modules or not name:
                 near = difflib.get_close_matches(name, modules, n=3)
@@ -284,18 +286,13 @@ class HookedModule(nn.Module):
         return {name: modules[name] for name in wanted}
 
 
-def _require_runs(names: Names, hooks: Iterable[Placement]) -> None:
-    """Raise `RuntimeError` if a selected module did not run.
-
-    If `names` is a function, one module that ran is enough. For example, with `stop_at_layer`,
-    later blocks do not run.
-    """
-    idle = {hook.name: module for module, hook in hooks if not hook.has_run}
-    if not idle or (callable(names) and any(hook.has_run for _, hook in hooks)):
-        return
-    name, module = next(iter(idle.items()))
-    inside = [f"{name}.{each}" for each, _ in module.named_modules() if each][:3]
-    raise RuntimeError(
-        f"{name} did not run, so its hook was not called"
-        + (f"; did you mean {' or '.join(inside)}?" if inside else "")
-    )
+def _pairs(hooks: Hooks) -> list[tuple[Names, HookFunction]]:
+    """Return `hooks` as a list. Raises `TypeError` if they are not pairs (names, function)."""
+    pairs = [*hooks]
+    for each in pairs:
+        if not isinstance(each, (tuple, list)) or len(each) != 2 or not callable(each[1]):
+            raise TypeError(
+                f"{each!r} is no pair (names, function); give a list of pairs, such as "
+                'fwd_hooks=[("hook_embed", function)]'
+            )
+    return pairs

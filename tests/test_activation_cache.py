@@ -187,6 +187,8 @@ def test_remove_batch_dim(model):
     assert logits.shape == (1, TOKENS.shape[1], TINY.d_vocab)
     assert all(torch.equal(cache[name], batched[name][0]) for name in POINTS)
     assert cache.full_name(("resid_post", -1)) == "blocks.1.hook_resid_post"
+    _, cache = model.run_with_cache(TOKENS[:1, :1], remove_batch_dim=True)
+    assert cache.remove_batch_dim()["embed"].shape == (1, TINY.d_model)
 
 
 def test_batch_dim_of_more_than_one_is_kept(cache):
@@ -195,9 +197,10 @@ def test_batch_dim_of_more_than_one_is_kept(cache):
 
 
 def test_to_another_device(cache):
-    moved = cache.to("meta")
-    assert [*moved] == [*cache]
-    assert all(value.is_meta for value in moved.values())
+    names = [*cache]
+    assert cache.to("meta") is cache
+    assert [*cache] == names
+    assert all(value.is_meta for value in cache.values())
 
 
 def test_repr_is_short(cache):
@@ -335,7 +338,7 @@ def fused_calls(monkeypatch) -> list[None]:
 @pytest.mark.parametrize(
     ("watched", "fused"),
     [
-        ([], 2),
+        (["hook_embed"], 2),
         (["blocks.0.attn.hook_z", "blocks.1.hook_resid_pre"], 2),
         (["blocks.0.attn.hook_pattern"], 1),
         (["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_attn_scores"], 0),

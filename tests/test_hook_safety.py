@@ -1,8 +1,10 @@
 """Hooks change what they say they change, and nothing else."""
 
+import pickle
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from copy import deepcopy
 
 import pytest
@@ -10,8 +12,10 @@ import torch
 
 from clean_transformer.hooks import HookedModule
 from clean_transformer.model import DemoTransformer
+from clean_transformer.swapping import SwapError, swap
+from clean_transformer.variants import ReluMLP
 
-from .helpers import TINY, random_model, random_tensor, random_tokens
+from .helpers import TINY, random_model, random_tensor, random_tokens, unchecked_types
 
 TOKENS = random_tokens()
 POINTS = [*random_model().hook_dict]
@@ -93,12 +97,32 @@ def test_a_replacement_that_is_no_tensor_is_refused(model):
 
 def test_a_selection_of_nothing_is_refused_before_the_run(model, monkeypatch):
     monkeypatch.setattr(model, "forward", None)
-    for run, asked in (
-        (model.run_with_cache, {"names_filter": lambda name: "patern" in name}),
-        (model.run_with_hooks, {"fwd_hooks": [(lambda name: False, in_place)]}),
+    for run, asked, message in (
+        (model.run_with_cache, {"names_filter": lambda name: "patern" in name}, "no hook point"),
+        (model.run_with_hooks, {"fwd_hooks": [(lambda name: False, in_place)]}, "no hook point"),
+        (model.run_with_cache, {"names_filter": []}, "the list of names is empty"),
+        (model.run_with_hooks, {"fwd_hooks": [([], in_place)]}, "the list of names is empty"),
     ):
-        with pytest.raises(KeyError, match="selects no hook point"):
+        with pytest.raises(KeyError, match=message):
             run(TOKENS, **asked)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("hook_embed", in_place),
+        {"hook_embed": in_place},
+        [(in_place, "hook_embed")],
+        [in_place],
+        [("hook_embed", 0.0)],
+    ],
+)
+def test_hooks_that_are_no_pairs_are_refused(model, given):
+    for kind in ("fwd_hooks", "bwd_hooks"):
+        with pytest.raises(TypeError, match="is no pair"), unchecked_types():
+            model.run_with_hooks(TOKENS, **{kind: given})
+    with pytest.raises(TypeError, match="names are 3; give a name"), unchecked_types():
+        model.run_with_cache(TOKENS, names_filter=3)
 
 
 def test_a_module_that_does_not_run_is_an_error_that_names_others(model):
@@ -258,6 +282,89 @@ def test_added_hooks_stay_until_reset(model):
     assert seen == ["hook_embed"]
     model.reset_hooks()
     assert torch.equal(model(TOKENS), plain)
+
+
+def test_a_reset_leaves_the_hooks_of_a_block(model):
+    expected = model.run_with_hooks(TOKENS, fwd_hooks=[("hook_embed", in_place)])
+    with model.hooks([("hook_embed", in_place)]):
+        model.reset_hooks()
+        assert torch.equal(model(TOKENS), expected)
+
+
+def test_a_copy_never_keeps_temporary_hooks(model):
+    for copied in (deepcopy, pickle.dumps):
+        with (
+            pytest.raises(RuntimeError, match="hook_embed has a temporary hook"),
+            model.hooks([("hook_embed", in_place)]),
+        ):
+            copied(model)
+    model.add_hook("hook_embed", in_place)
+    assert torch.equal(deepcopy(model)(TOKENS), model(TOKENS))
+
+
+def test_a_module_with_hooks_is_not_swapped_out(model):
+    message = r"blocks\.0\.mlp\.hook_post has a hook"
+    with model.hooks([("blocks.0.mlp.hook_post", in_place)]):
+        model(TOKENS)
+        with pytest.raises(SwapError, match=message):
+            swap(model, "blocks.*.mlp", ReluMLP)
+        with swap(model, "blocks.1.mlp", ReluMLP):
+            model(TOKENS)
+    model.add_hook("blocks.0.mlp.hook_post", in_place)
+    with pytest.raises(SwapError, match=message):
+        swap(model, "blocks.0", type(model.blocks[0]))
+
+
+@torch.no_grad()
+def test_what_a_hook_function_keeps_is_its_own(model):
+    name, kept = "blocks.0.hook_mlp_out", []
+
+    def keep(activation, hook):
+        activation[:] = 0
+        kept.append(activation)
+
+    buffer = random_tensor(*TOKENS.shape, TINY.d_model)
+
+    def reuse(activation, hook):
+        kept.append(buffer)
+        return buffer
+
+    for function in (keep, reuse):
+        with model.hooks([(name, function)]):
+            cache = model.run_with_cache(TOKENS)[1]
+        before = cache[name].clone()
+        kept[-1].fill_(5)
+        assert torch.equal(cache[name], before)
+
+
+def test_a_module_that_writes_into_a_captured_activation_is_refused(model):
+    class InPlace(ReluMLP):
+        def forward(self, x):
+            pre = self.hook_pre(x @ self.W_in + self.b_in)
+            return self.hook_post(pre.relu_()) @ self.W_out + self.b_out
+
+    swap(model, "blocks.1.mlp", InPlace)
+    with pytest.raises(RuntimeError, match=r"blocks\.1\.mlp\.hook_pre was changed in place"):
+        model.run_with_cache(TOKENS)
+    assert model.run_with_cache(TOKENS, device="cpu")[1]["pre", 1].min() < 0
+    model.run_with_cache(TOKENS, names_filter="blocks.1.mlp.hook_post")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_writing_into_the_output_of_a_module_does_not_write_into_the_model(model, batch: int):
+    before = deepcopy(model.state_dict())
+    outputs: list[torch.Tensor] = []
+    for module in model.modules():
+        module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model(random_tokens(batch=batch))
+    for output in outputs:
+        with suppress(RuntimeError):  # PyTorch refuses to write into an expanded tensor.
+            output[0] = 7
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    positions = model.pos_embed(random_tokens(batch=2))
+    positions[0] = 7
+    assert torch.equal(positions[1], model.pos_embed(random_tokens(batch=1))[0])
 
 
 def test_the_layer_of_a_hook_point(model):

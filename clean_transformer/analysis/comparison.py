@@ -41,8 +41,8 @@ def run(
     `names` is None, these are the names that the model's method `default_points` returns.
     """
     with torch.no_grad():
-        logits, cache = model.run_with_cache(tokens, names_filter=names)
-    return {**cache.to("cpu"), LOGITS: logits.cpu()}
+        logits, cache = model.run_with_cache(tokens, names_filter=names, device="cpu")
+    return {**cache, LOGITS: logits.cpu()}
 
 
 def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:

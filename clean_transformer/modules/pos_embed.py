@@ -25,4 +25,5 @@ class PosEmbed(HookedModule):
         if positions is not None:
             return F.embedding(positions, self.W_pos)
         batch, length = tokens.shape
-        return repeat(self.W_pos[:length], "pos d_model -> batch pos d_model", batch=batch)
+        shared = repeat(self.W_pos[:length], "pos d_model -> batch pos d_model", batch=batch)
+        return shared.clone()  # A hook that writes into the output must not write into W_pos.

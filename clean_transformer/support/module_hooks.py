@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, SupportsIndex, TypeVar
 
 from torch import Tensor, nn
 
@@ -51,6 +51,15 @@ class Reading:
         self.call(module, output)
         return None
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        # `add_hook` sets `thread` to None.
+        if self.thread is not None:
+            raise RuntimeError(
+                f"{self.name} has a temporary hook, which a copy of the model would keep for good; "
+                "copy or pickle the model outside of the `with` block and of hook functions"
+            )
+        return super().__reduce_ex__(protocol)
+
     def call(self, module: nn.Module, value: Tensor) -> Any:
         """Return `function(value, hook=module)`."""
         _running.depth += 1
@@ -64,16 +73,17 @@ class Editing(Reading):
     """A forward hook whose function edits the output of a module.
 
     The function gets a copy of the output. It edits the copy in place, or returns a replacement.
+    The module's new output is a copy of the result, so that the function may keep its tensors.
     Raises `TypeError` if the function returns anything but a tensor or None. Raises `ValueError` if
     the replacement has another shape, dtype or device than the output.
     """
 
     def apply(self, module: nn.Module, output: Tensor) -> Tensor:
-        """Return the copy of `output` that the function edited, or the replacement it returned."""
+        """Return a copy of the output that the function edited or returned."""
         return self.edited(module, output, "activation")
 
     def edited(self, module: nn.Module, value: Tensor, what: str) -> Tensor:
-        """Let the function edit a copy of `value`, and return the copy or the replacement.
+        """Let the function edit a copy of `value`, and return a copy of the result.
 
         `what` is the word for `value` in error messages.
         """
@@ -81,7 +91,7 @@ class Editing(Reading):
         copy = value.clone()
         given = self.call(module, copy)
         if given is None:
-            return copy
+            given = copy
         if not isinstance(given, Tensor):
             raise TypeError(
                 f"the hook at {self.name} returned a {type(given).__name__}; return a tensor in "
@@ -94,7 +104,7 @@ class Editing(Reading):
                     f"the hook at {self.name} returned {wanted} {_plain(has)}; the {what} has "
                     f"{wanted} {_plain(needs)}"
                 )
-        return given
+        return given.clone()  # The function may have kept `given`, and may change it later.
 
 
 class EditingGradient(Editing):
@@ -130,6 +140,23 @@ def remove(module: nn.Module, hook: Reading) -> None:
     for key, each in [*module._forward_hooks.items()]:
         if each is hook:
             module._forward_hooks.pop(key, None)
+
+
+def require_runs(hooks: Iterable[Placement], *, some: bool) -> None:
+    """Raise `RuntimeError` if a module did not run; if `some` is True, one that ran is enough.
+
+    `some` is for hooks that a function selected. For example, with `stop_at_layer`, later blocks do
+    not run.
+    """
+    idle = {hook.name: module for module, hook in hooks if not hook.has_run}
+    if not idle or (some and any(hook.has_run for _, hook in hooks)):
+        return
+    name, module = next(iter(idle.items()))
+    inside = [f"{name}.{each}" for each, _ in module.named_modules() if each][:3]
+    raise RuntimeError(
+        f"{name} did not run, so its hook was not called"
+        + (f"; did you mean {' or '.join(inside)}?" if inside else "")
+    )
 
 
 class Placed(AbstractContextManager[Root], Generic[Root]):

@@ -11,6 +11,7 @@ from clean_transformer.config import Config
 from clean_transformer.modules.contract import accepts, kind
 from clean_transformer.reports.page import in_words, render_page
 from clean_transformer.support.interrupts import Undoable
+from clean_transformer.support.module_hooks import Editing
 from clean_transformer.support.stand_in import StandIn
 from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
@@ -168,11 +169,12 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     swapped and the unembedding is tied, the unembedding still uses the old embedding.
 
     Before the swap, every new module runs on a tiny batch. Raises `SwapError`, and swaps nothing,
-    if the pattern matches no path, if a new module raises an error or returns the wrong shape,
-    dtype or device, if no weight can be copied to the parameters of a class, or if a parameter
-    comes from `torch.empty` and is never set. Warns with `HookPointsLost` if the new modules lack
-    hook points of the old modules, with `LooksAhead` if a new module is not causal, and with
-    `LayoutUnknown` if the shape of a copied weight does not show the order of its axes.
+    if the pattern matches no path, if an old module has a hook, if a new module raises an error or
+    returns the wrong shape, dtype or device, if no weight can be copied to the parameters of a
+    class, or if a parameter comes from `torch.empty` and is never set. Warns with `HookPointsLost`
+    if the new modules lack hook points of the old modules, with `LooksAhead` if a new module is not
+    causal, and with `LayoutUnknown` if the shape of a copied weight does not show the order of its
+    axes.
     """
     home = library_of(model)
     if not isinstance(home, Ours):
@@ -220,6 +222,7 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
     kept: list[str] = []
     source = library_of(make) if isinstance(make, nn.Module) else None
     for path, old in found.items():
+        require_no_hooks(old, path)
         with marked_memory():
             new = new_module(make, old, path, cfg, alone=len(found) == 1)
         weights = home.weights(model, path)
@@ -260,6 +263,19 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
             stacklevel=3,
         )
     return Swap(swapped, modules, places, lost).settled()
+
+
+def require_no_hooks(old: nn.Module, path: str) -> None:
+    """Raise `SwapError` if `old`, the module at `path`, has a hook of `add_hook` or `hooks`.
+
+    The hook would stay in the old module, and have no effect.
+    """
+    for name, module in old.named_modules(prefix=path):
+        if any(isinstance(each, Editing) for each in module._forward_hooks.values()):
+            raise SwapError(
+                f"{name} has a hook, which would not be called in the new module; swap first, and "
+                "add the hooks then"
+            )
 
 
 def new_module(make: Make, old: nn.Module, path: str, cfg: Config, *, alone: bool) -> nn.Module:
