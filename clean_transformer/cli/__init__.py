@@ -55,7 +55,20 @@ TYPES = {
 
 
 class Command(TyperCommand):
-    """A command whose help text shows the types of options as the words in `TYPES`."""
+    """A command with plain words for the types of options (see `TYPES`), and for a common mistake.
+
+    The mistake is a text of several words without quotes.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the arguments of the command line into `ctx`."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # a UsageError, whose module depends on the version of typer
+            reads_text = any(param.name == "text" for param in self.get_params(ctx))
+            if reads_text and "unexpected extra argument" in str(error):
+                vars(error)["message"] += ". Put quotes around a text of several words"
+            raise
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the command's options and arguments."""

@@ -24,8 +24,11 @@ def explain(
         ),
     ] = False,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port of --serve; 0 takes a free one.")
-    ] = 8000,
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="The port of --serve; 0 takes a free one. Default: 8000."
+        ),
+    ] = None,
     weights: options.Weights = None,
     tokenizer: options.Tokenizer = None,
     device: options.Device = "auto",
@@ -37,6 +40,8 @@ def explain(
     """
     if serve == (html is not None):
         raise ValueError("give either --html FILE, to write the page, or --serve, to look at it")
+    if port is not None and not serve:
+        raise ValueError("--port is for --serve; leave it out")
     read = FIRST_TEXT if serve and text is None and file is None else read_text(text, file)
 
     from clean_transformer.analysis.text_page import explain, render, write_html
@@ -58,6 +63,6 @@ def explain(
     def page(asked: str, error: str) -> str:
         return render(explain(model, asked), form=asked, error=error)
 
-    with PageServer(page, read, port) as server:
+    with PageServer(page, read, 8000 if port is None else port) as server:
         print(f"serving http://{server.hosts[0]}/ until Ctrl-C", flush=True)
         server.serve_forever()

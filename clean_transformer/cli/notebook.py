@@ -13,13 +13,17 @@ def notebook(
     name: Annotated[
         str | None, typer.Argument(help="The notebook to copy. Without a name, all are listed.")
     ] = None,
-    to: Annotated[Path, typer.Option(help="Copy it into this folder.")] = Path("."),
+    to: Annotated[
+        Path | None, typer.Option(help="Copy it into this folder. Default: the current folder.")
+    ] = None,
 ) -> None:
     """List the example notebooks, or copy one of them, to open it in Jupyter.
 
     Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     files = {file.stem: file for file in sorted(FOLDER.glob("*.ipynb"))}
+    if name is None and to is not None:
+        raise ValueError("name the notebook that --to copies; without --to, all are listed")
     if name is None:
         width = max(map(len, files))
         for each, file in files.items():
@@ -31,7 +35,7 @@ def notebook(
 
     from clean_transformer.support.files import require_folder, write_atomically
 
-    copy = to / files[name].name
+    copy = (to or Path(".")) / files[name].name
     require_folder(copy)
     if copy.exists():
         raise ValueError(f"{copy} exists; move it away, or copy to another folder with --to")

@@ -47,7 +47,7 @@ def parity(
     ] = "auto",
     rows: Annotated[bool, typer.Option("--rows", help="Print every row.")] = False,
     worst: Annotated[
-        int, typer.Option(help="Print this many rows, those with the largest errors first.")
+        int, typer.Option(min=0, help="Print this many rows, those with the largest errors first.")
     ] = 0,
     json: options.JsonFile = None,
     html: options.HtmlFile = None,

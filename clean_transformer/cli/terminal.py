@@ -102,6 +102,8 @@ def in_words(error: BaseException) -> str:
     """
     if isinstance(error, MemoryError):
         return f"there is not enough memory; {error}".removesuffix("; ")
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, EXPECTED) and str(error):
         return str(error)
     *_, place = traceback.extract_tb(error.__traceback__)

@@ -53,7 +53,8 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
     part = module.get_submodule(owner)
     if isinstance(part, HookedModule):
         for searched, args in ((part, _inputs_of(part, module, *inputs)), (module, inputs)):
-            run = partial(searched.run_with_cache, names_filter=_names(searched, path))
+            names = _names(searched, path)
+            run = partial(searched.run_with_cache, names_filter=names) if names else searched
             finding = first_wrong_operation(run, *args)
             if finding is not None:
                 return in_words(finding, name or LOGITS)

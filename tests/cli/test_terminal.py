@@ -31,7 +31,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, content: bytes, kind=io.TextIOWrapper
     ("error", "status", "message"),
     [
         (ValueError("two\n lines"), 2, "error: two lines"),
-        (FileNotFoundError(2, "No such file", "x"), 2, "error: [Errno 2] No such file: 'x'"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "error: x: No such file"),
         (RuntimeError("[bold]out of memory"), 2, "error: [bold]out of memory"),
         (KeyboardInterrupt(), 130, "stopped"),
         (ValueError("a\x1b[2Jb\u202ec"), 2, r"error: a\x1b[2Jb\u202ec"),

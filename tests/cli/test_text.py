@@ -147,6 +147,7 @@ def test_info(out, model):
     [
         (("--temperature", -1), "temperature is -1.0; it must be 0 or a positive number"),
         (("--top-k", 5), "top_k is 5; it must be None at temperature 0"),
+        (("--seed", 5), "seed is 5; it must be None at temperature 0"),
         (("--stream", "--beams", 2), "--stream cannot be combined with --beams or --json"),
         (("--stream", "--json", "-"), "--stream cannot be combined with --beams or --json"),
         (("--file", "x"), "there are two texts"),
@@ -158,6 +159,13 @@ def test_info(out, model):
 )
 def test_2_and_one_line_for_what_cannot_be_done(folder: Path, arguments, message: str):
     assert_one_line(call("generate", " the cat", "--weights", folder, *arguments), message)
+
+
+def test_a_text_without_quotes():
+    unquoted = call("generate", "Once", "upon", "a", "time")
+    assert unquoted.exit_code == 2
+    assert "Put quotes around a text" in unquoted.output
+    assert "quotes" not in call("info", "demo").output
 
 
 @pytest.mark.parametrize("command", ["generate", "predict", "tokens"])

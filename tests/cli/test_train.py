@@ -69,7 +69,7 @@ def test_other_sizes_keep_the_proportions_of_the_published():
         (("tokens.npy", "--d-vocab", "9"), "the tokens have ids from 0 to 12"),
         (("tokens.npy", "--n-ctx", "1024"), "the tokens are only 180; one window of n_ctx=1024"),
         (("tokens.npy", "tokens.npy"), "there are 2 files"),
-        (("none.npy",), "No such file or directory: 'none.npy'"),
+        (("none.npy",), "none.npy: No such file or directory"),
         (("tokens.npy", "--clip", "0"), "Training.clip is 0.0"),
         (("tokens.npy", "--accumulation", "2", "--batch", "3"), "must be a multiple of accum"),
         (
@@ -94,9 +94,9 @@ def test_a_log_file_has_the_losses():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("none.txt", "--out", "run"), "No such file or directory: 'none.txt'"),
-        (("tokens.npy", "--held-out", "none", "--out", "run"), "No such file or directory: 'none'"),
-        ((".", "--out", "run"), "Is a directory: '.'"),
+        (("none.txt", "--out", "run"), "none.txt: No such file or directory"),
+        (("tokens.npy", "--held-out", "none", "--out", "run"), "none: No such file or directory"),
+        ((".", "--out", "run"), ".: Is a directory"),
         (("tokens.npy", "--out", "tokens.npy"), "'tokens.npy' is a file; give the name of a fol"),
         (("tokens.npy", "--out", "tokens.npy/a/b"), "tokens.npy' is a file; give the name of a f"),
     ],

@@ -114,6 +114,7 @@ def test_the_command_copies_one(tmp_path: Path):
 
 
 def test_what_the_command_cannot_do(tmp_path: Path):
+    assert_one_line(call("notebook", "--to", tmp_path), "name the notebook that --to copies")
     assert_one_line(call("notebook", "nothing"), "no notebook is called 'nothing'; choose from")
     gone = tmp_path / "gone"
     assert_one_line(call("notebook", make.NAMES[0], "--to", gone), "no folder")

@@ -115,12 +115,13 @@ def isolate(
     are also watched. With "per head", all activations are watched. `case` describes the inputs in
     the results. If `autocast` is a dtype, the module runs under autocast to this dtype.
     """
-    names = watched_names(module, path)
+    inside = [name for name in watched_names(module, path) if name]
     device_type = inputs[0].device.type
     with torch.autocast(device_type, dtype=autocast, enabled=autocast is not None):
-        output, cache = module.run_with_cache(
-            *inputs, names_filter=[name for name in names if name]
-        )
+        if inside:
+            output, cache = module.run_with_cache(*inputs, names_filter=inside)
+        else:
+            output, cache = module(*inputs), {}
     with trusted():
         device = {name: value.cpu() for name, value in cache.items()}
         device[""] = output.cpu()
