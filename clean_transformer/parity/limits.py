@@ -215,8 +215,9 @@ def error_ratios(error: Tensor, scale: Tensor, u: float, dtype: torch.dtype) -> 
     infinite where the error is NaN. Where G is 0, the exact result is 0. There η is left out, so
     that any error has an infinite ratio.
     """
-    allowed = u * scale + torch.where(scale == 0, scale, smallest_kept(dtype))
-    return torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
+    # In place, because the attention scores of a long text are large, and new memory is slow.
+    allowed = (u * scale).add_(smallest_kept(dtype)).masked_fill_(scale == 0, 0.0)
+    return (error / allowed).masked_fill_(error == 0, 0.0).nan_to_num_(math.inf, math.inf)
 
 
 def index_of_largest(values: Tensor) -> tuple[int, ...]:

@@ -123,13 +123,13 @@ def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor
     # The fourth block, because GPT-2's residual stream has its largest entries from there on.
     layer, n_ctx = min(3, exact.cfg.n_layers - 1), exact.cfg.n_ctx
     with trusted():
-        residual = sum(exact.embeddings(suite_tokens(exact.cfg, 2, n_ctx), None), torch.zeros(()))
+        residual = sum(exact.embeddings(suite_tokens(exact.cfg, 1, n_ctx), None), torch.zeros(()))
         for before in range(layer):
             residual = exact.block(before)(residual, None)
-        residual = residual.to(like.dtype)
-    residual = residual.to(like.device)
+    residual = residual.to(like.dtype).to(like.device)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
-    cases = {f"1 × {length} tokens": residual[:1, :length].clone() for length in lengths}
+    cases = {f"1 × {length} tokens": residual[:, :length].clone() for length in lengths}
+    residual = torch.cat([residual, residual.flip(1)])  # a batch of two different texts
     both = residual[:, :LENGTH].clone()
     cases["permuted input"] = both.transpose(0, 1).contiguous().transpose(0, 1)
     cases["transposed input"] = both.mT.contiguous().mT
@@ -170,7 +170,8 @@ def isolated_errors(
         runs += [
             (f"blocks.{layer}", cliff, path, x)
             for cliff, x in cliffs.items()
-            for path in ("fused", "explicit")
+            # The use "long text" takes the fused path.
+            for path in ("fused", "explicit")[x.shape[1] > LENGTH :]
         ]
     isolated: list[Isolated] = []
     for name in record.inputs:
