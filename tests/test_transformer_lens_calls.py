@@ -98,6 +98,12 @@ ROWS: dict[tuple[int, str], list[str]] = {
         "FactoredMatrix(model.W_V, model.W_O).AB",
         "FactoredMatrix(model.W_Q, model.W_K.transpose(-2, -1)).norm()",
     ],
+    (1, "OV, QK"): [
+        *("model.OV.AB", "model.QK.AB", "model.OV.shape", "model.QK[1, 2].AB"),
+        "model.OV.eigenvalues.abs().sort().values",
+        "(model.QK @ model.OV).norm()",
+        *("model.blocks[0].attn.OV.AB", "model.blocks[1].attn.QK.AB"),
+    ],
     (18, "W_E, W_pos, W_U, b_U"): [
         *("model.W_E", "model.W_pos", "model.W_U", "model.b_U", "model.W_E_pos"),
     ],
@@ -282,10 +288,6 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
         "model.set_use_hook_mlp_in(True)": "there is no switch",
     },
     (2, "evals"): {"model.load_sample_training_dataset()": "return_type='loss'"},
-    (1, "OV, QK"): {
-        "model.OV": r"FactoredMatrix\(model.W_V, model.W_O\)",
-        "model.QK": "FactoredMatrix",
-    },
     (0, "past_kv_cache and others"): {
         "model(tokens, past_kv_cache=None)": "kv_cache=KVCache",
         "model(tokens, start_at_layer=1)": "for block in model.blocks",

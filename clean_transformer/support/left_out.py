@@ -16,7 +16,6 @@ _NEURONS = (
     "and cache['post', layer] and model.W_out[layer] hold the factors"
 )
 _KV_CACHE = "pass kv_cache=KVCache(n_layers, n_ctx); KVCache is in clean_transformer"
-_PATTERN = "give the factors to FactoredMatrix of transformer_lens: "
 _EVALS = "compute the loss of your texts with model(texts, return_type='loss')"
 _SAES = "run_with_hooks(text, fwd_hooks=[(name, lambda activation, hook: sae(activation))])"
 
@@ -61,9 +60,7 @@ LEFT_OUT = {
     "apply_slice_to_batch_dim": "slice the activations: cache[name][start:end]",
     "project_output_onto": "multiply the result by the directions: stack @ directions",
     "toggle_autodiff": "use `with torch.no_grad():`",
-    "QK": f"{_PATTERN}FactoredMatrix(model.W_Q, model.W_K.transpose(-2, -1))",
-    "OV": f"{_PATTERN}FactoredMatrix(model.W_V, model.W_O)",
-    "all_composition_scores": f"{_PATTERN}FactoredMatrix(model.W_V, model.W_O)",
+    "all_composition_scores": "multiply and norm model.QK and model.OV",
     "verbose": "generate prints nothing; stream(...) yields the text in pieces",
     "do_sample": "temperature=0, the default, takes the most likely token; above 0 draws tokens",
     "stop_at_eos": "stop_tokens=[...] says where to stop; stop_tokens=[] never stops",
