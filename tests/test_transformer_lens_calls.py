@@ -102,7 +102,8 @@ ROWS: dict[tuple[int, str], list[str]] = {
         *("model.OV.AB", "model.QK.AB", "model.OV.shape", "model.QK[1, 2].AB"),
         "model.OV.eigenvalues.abs().sort().values",
         "(model.QK @ model.OV).norm()",
-        *("model.blocks[0].attn.OV.AB", "model.blocks[1].attn.QK.AB"),
+        "model.blocks[0].attn.OV.AB",
+        "model.blocks[1].attn.QK.AB",
     ],
     (18, "W_E, W_pos, W_U, b_U"): [
         *("model.W_E", "model.W_pos", "model.W_U", "model.b_U", "model.W_E_pos"),
@@ -259,6 +260,8 @@ ONLY_HOOKED = {
     "'embed.W_E' in dict(model.named_parameters())",
     "only(names_filter='blocks.0.hook_resid_pre')",
     "only(names_filter=['blocks.0.hook_resid_pre', 'blocks.1.attn.hook_z'])",
+    "model.blocks[0].attn.OV.AB",
+    "model.blocks[1].attn.QK.AB",
 }
 
 # (uses, row): calls that raise an error here, and a part of its message.
@@ -279,7 +282,7 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
         "model.add_hook('hook_embed', in_place, is_permanent=True)": "no hook is permanent",
         "model.add_hook('hook_embed', in_place, level=1)": "no hook is permanent",
         "model.reset_hooks(level=1)": "no hook is permanent",
-        "model.hook_dict['hook_embed'].add_hook(in_place)": "model.add_hook",
+        "model.hook_dict['hook_embed'].add_hook(in_place)": r"with model.hooks\(",
     },
     (5, "hook.ctx"): {"seen(lambda hook: hook.ctx)": "variable of your own"},
     (4, "set_use_attn_result"): {"model.set_use_attn_result(True)": "there is no switch"},
@@ -295,6 +298,7 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
         "model.run_with_cache(tokens, pos_slice=-1)": "slice the activations",
         "model.run_with_hooks(tokens, fwd_hooks=[], clear_contexts=True)": "leave the argument out",
         "cache.compute_head_results()": "stack_head_results",
+        "model.all_composition_scores('Q')": r"composition_scores\(model.OV, model.QK\)",
     },
 }
 
