@@ -97,7 +97,7 @@ class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
         raise KeyError(f"{key!r} {problem}; did you mean one of {near}? (cached: {len(self)})")
 
     def _matches(self, key: Key, names: Iterable[str]) -> list[str]:
-        """Return those of `names` that `key` can mean."""
+        """Return the names in `names` that `key` selects."""
         word, *place = key if isinstance(key, tuple) else (key,)
         point = f"hook_{SHORTHAND.get(str(word), word)}"
         wanted = {

@@ -28,8 +28,8 @@ SWAPPED_OUT = (
 class PretrainedMixin(LanguageModel):
     """Adds `from_pretrained`, `from_state_dict` and `save_pretrained` to `DemoTransformer`.
 
-    `saved_class` is the class of the models that `save_pretrained` can save. It refuses a model
-    whose modules have other classes than the modules of a new `saved_class`.
+    `saved_class` is the class of the model that a saved config.json describes. `save_pretrained`
+    refuses a model if its modules have other classes than the modules of `saved_class(cfg)`.
     """
 
     saved_class: ClassVar[type[LanguageModel]]
