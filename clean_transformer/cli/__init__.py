@@ -49,6 +49,7 @@ TYPES = {
     "<path>": "PATH",
     "<list[Path]>": "PATH",
     "<int>": "NUMBER",
+    "<int range>": "NUMBER",
     "<float>": "NUMBER",
 }
 

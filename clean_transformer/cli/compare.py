@@ -50,8 +50,12 @@ def compare(
         )
     try:
         got_worse = kinds[kind](before, after, rows, open_console())
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{before} or {after} is damaged: {error!r}") from None
+    except Exception as error:  # a damaged report can raise every kind of exception
+        known = isinstance(error, ValueError)
+        if known and any(str(file) in str(error) for file in (before, after)):
+            raise
+        problem = error if known else f"{error!r}, so one is damaged"
+        raise ValueError(f"{before} and {after} cannot be compared: {problem}") from None
     raise typer.Exit(1 if got_worse else 0)
 
 
@@ -86,7 +90,7 @@ def _compare_benchmarks(before: Path, after: Path, rows: bool, console: Console)
     table = FoldingTable("measurement", "what", "time", "noise", "", box=box.SIMPLE)
     for change in sorted(changes, key=lambda change: -change.factor):
         cells = (change.measurement, str(change.part), f"× {change.factor:.2f}")
-        table.add_row(*cells, f"± {change.noise:.0%}", _colored(change.verdict))
+        table.add_row(*map(Text, cells), f"± {change.noise:.0%}", _colored(change.verdict))
     console.print(table)
     slower = sum(change.verdict == "slower" for change in changes)
     console.print(

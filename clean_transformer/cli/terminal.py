@@ -8,13 +8,13 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -109,9 +109,25 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} ({file}, line {place.lineno})"
 
 
+class Bar(Progress):
+    """A progress bar, below what the function `above` returns."""
+
+    above: Callable[[], RenderableType] | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield what is shown, from top to bottom."""
+        if self.above is not None:
+            yield self.above()
+        yield from super().get_renderables()
+
+
 @contextmanager
 def progress(
-    total: int | None = None, *, stays: bool = True, logged: bool = False
+    total: int | None = None,
+    *,
+    stays: bool = True,
+    logged: bool = False,
+    above: Callable[[], RenderableType] | None = None,
 ) -> Iterator[Callable[..., None]]:
     """Show a progress bar on standard error, and yield a function `on_step(what, done)`.
 
@@ -120,19 +136,21 @@ def progress(
     and stays on the screen at the end unless `stays` is False. If `total` is None, the bar shows
     the elapsed time and disappears at the end, and `done` can be left out. If standard error is not
     a terminal, there is no bar. With `logged`, there are lines instead: for the first and the last
-    step, and for other steps at most every `SECONDS_PER_LINE` seconds.
+    step, and for other steps at most every `SECONDS_PER_LINE` seconds. `above` returns what is
+    shown above the bar, such as a table.
     """
     what = TextColumn("{task.description}")
     columns: list[ProgressColumn] = [BarColumn(bar_width=20), what, TimeElapsedColumn()]
     if total is not None:
         columns[1:] = [MofNCompleteColumn(), what, TimeRemainingColumn()]
     console = Console(stderr=True)
-    with Progress(
+    with Bar(
         *columns,
         console=console,
         transient=total is None or not stays,
         disable=not console.is_terminal,
     ) as bar:
+        bar.above = above
         last_line = -math.inf
 
         def on_step(what: str, done: int | None = None) -> None:

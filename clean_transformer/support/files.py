@@ -7,9 +7,11 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
+
+from clean_transformer.support.interrupts import Interrupts
 
 try:
     import fcntl
@@ -18,6 +20,9 @@ except ImportError:  # Windows has no such locks
 
 # The names of the temporary folders begin with this prefix.
 UNFINISHED = ".unfinished-"
+
+# The name of the folder of files that are complete, and that `finish` moves into place.
+FINISHED = ".finished"
 
 
 # The name of a file that stands for standard output.
@@ -119,16 +124,27 @@ def _staging(folder: Path, shown: Path) -> Iterator[Path]:
     """
     try:
         remove_unfinished(folder)
-        unfinished = Path(mkdtemp(prefix=UNFINISHED, dir=folder))
-        try:
-            with locked(unfinished):
+        with ExitStack() as lock:
+            unfinished = _new_locked(folder, lock)
+            try:
                 yield unfinished
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     except Exception as error:
         if (number := _number(error)) is None:
             raise
         raise OSError(number, os.strerror(number), str(shown)) from error
+
+
+def _new_locked(folder: Path, lock: ExitStack) -> Path:
+    """Return a new temporary folder in `folder`, which is locked until `lock` is closed."""
+    while True:
+        unfinished = Path(mkdtemp(prefix=UNFINISHED, dir=folder))
+        # Until it is locked, `remove_unfinished` of another process may delete the folder.
+        with suppress(BlockingIOError, FileNotFoundError):
+            lock.enter_context(locked(unfinished))
+            if unfinished.exists():
+                return unfinished
 
 
 def _number(error: BaseException) -> int | None:
@@ -165,7 +181,8 @@ def atomic_file(file: Path) -> Iterator[Path]:
     goal = target(file)
     with _staging(goal.parent, file) as unfinished:
         yield unfinished / "file"
-        _move(unfinished / "file", goal)
+        (unfinished / "file").chmod(_mode(goal, unfinished))
+        os.replace(unfinished / "file", goal)
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
@@ -178,28 +195,51 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield the path of a temporary folder, for the caller to write files into.
 
-    If the `with` block ends without an error, the files are moved into `folder`, one by one.
-    Otherwise no file is moved. Files in `folder` with other names stay as they are. `folder` is
-    created if it is missing.
+    If the `with` block ends without an error, all files are moved into `folder`. Otherwise no file
+    is moved. Files in `folder` with other names stay as they are. `folder` is created if it is
+    missing. If the process is killed while the files are moved, `finish` moves the other files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _staging(folder, folder) as unfinished:
         yield unfinished
-        for file in sorted(unfinished.iterdir()):
-            _move(file, folder / file.name)
+        goals = [folder / file.name for file in unfinished.iterdir()]
+        require_folder(*goals)
+        for goal in goals:
+            (unfinished / goal.name).chmod(_mode(goal, unfinished))
+        with Interrupts():
+            while True:
+                finish(folder)
+                try:
+                    unfinished.rename(folder / FINISHED)
+                    break
+                except OSError as error:  # another process has just done the same
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+            finish(folder)
 
 
-def _move(new: Path, old: Path) -> None:
-    """Move the file `new` to the path `old`, with the permissions of `old` if `old` exists.
+def finish(folder: Path) -> None:
+    """Move files into `folder` that `atomic_folder` wrote completely before its process was killed.
 
-    Otherwise `new` gets the permissions that any new file gets.
+    Several processes may call this function at the same time. Raises `OSError` if a file cannot be
+    moved, for example because this user may not write to `folder`.
     """
-    if old.exists():
-        mode = stat.S_IMODE(old.stat().st_mode)
-    else:
-        sample = new.with_name(f"{new.name}.new")
-        sample.touch()
-        mode = stat.S_IMODE(sample.stat().st_mode)
-        sample.unlink()
-    new.chmod(mode)
-    os.replace(new, old)
+    finished = folder / FINISHED
+    if finished.is_symlink() or not finished.is_dir():
+        return
+    for file in sorted(finished.iterdir()):
+        with suppress(FileNotFoundError):  # another process has moved the file
+            os.replace(file, folder / file.name)
+    with suppress(OSError):  # another process has removed it, or filled it again
+        finished.rmdir()
+
+
+def _mode(file: Path, unfinished: Path) -> int:
+    """Return the permissions of `file`, or of a new file in `unfinished` if `file` is missing."""
+    if file.exists():
+        return stat.S_IMODE(file.stat().st_mode)
+    sample = unfinished / ".new"
+    sample.touch()
+    mode = stat.S_IMODE(sample.stat().st_mode)
+    sample.unlink()
+    return mode

@@ -105,7 +105,8 @@ class Tokenizer(TransformersCalls):
         else:
             folder = hub.fetch(source, hub.TOKENIZER, optional=SETTINGS)
             backend, bos, stop_tokens = read_folder(folder)
-        return cls(backend, bos_token_id=bos, stop_tokens=stop_tokens)
+        with readable(str(source)):
+            return cls(backend, bos_token_id=bos, stop_tokens=stop_tokens)
 
     @classmethod
     def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
@@ -124,8 +125,7 @@ class Tokenizer(TransformersCalls):
                     f"no file {str(path)!r}; give the tokenizer's vocab.json and its merges.txt"
                 )
         with readable(f"{vocab} with {merges}"):
-            model = models.BPE.from_file(str(vocab), str(merges))
-        return cls(byte_level(model))
+            return cls(byte_level(models.BPE.from_file(str(vocab), str(merges))))
 
     def files(self) -> dict[str, str]:
         """Return the files of this tokenizer, from which `from_pretrained` makes an equal one.

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clean_transformer.support.printable import printable
+from clean_transformer.weights.files import read_json
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -169,20 +172,14 @@ def readable(files: str) -> Iterator[None]:
         # A panic of Rust code is no `Exception`.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(
-                f"{files} cannot be read as a tokenizer ({error}); "
+                f"{files} cannot be read as a tokenizer ({printable(str(error))}); "
                 "download the published files again"
             ) from None
         raise
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    with _names(file):
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError("it is not a JSON object")
-        return fields
+    return read_json(file) if file.exists() else {}
 
 
 @contextmanager
@@ -191,7 +188,7 @@ def _names(file: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read ({error})") from None
+        raise ValueError(f"{file} cannot be read ({printable(str(error))})") from None
 
 
 def _content(token: Any) -> str:

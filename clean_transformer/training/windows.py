@@ -36,8 +36,10 @@ def load_tokens(file: Path) -> Tokens:
     Raises `ValueError` for a file in another format.
     """
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        return np.lib.format.open_memmap(file, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy evaluates the header, which can raise every kind
         raise ValueError(f"{file} is not a .npy file ({error}); write it with numpy.save") from None
 
 

@@ -93,7 +93,7 @@ def test_swap_and_its_report(encoding: str, folder: Path, monkeypatch: pytest.Mo
     arguments = ("--module", "blocks.0.mlp", "--with", "variants.ReluMLP", "--device", "cpu")
     status, out, err = run(monkeypatch, encoding, "swap", *arguments, "--html", "report.html")
     assert (status, err) == (0, "")
-    assert ("-> ReluMLP" in out) == (encoding == "ascii") or "->" in out
+    assert "-> " in out
     assert "wrote report.html" in out
     assert "→" in (folder / "report.html").read_text(encoding="utf-8")
 

@@ -104,11 +104,11 @@ def test_the_models_own_ids(tmp_path: Path, generation, config, bos: int, stop: 
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config", "special_tokens_map", "config"])
-@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", "{", "\udcff"])
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", "{", "\udcff", '{"a": 1, "a": 2}'])
 def test_malformed_settings(tmp_path: Path, name: str, content: str):
     file = put(tmp_path) / f"{name}.json"
     file.write_text(content, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(ValueError, match=rf"{name}\.json cannot be read \("):
+    with pytest.raises(ValueError, match=rf"{name}\.json is (not|nested too)"):
         Tokenizer.from_pretrained(tmp_path)
 
 
