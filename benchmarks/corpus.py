@@ -51,11 +51,10 @@ from clean_transformer.weights import synthetic
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
-# FlexAttention cannot run under the dispatch modes of the oracle.
 VARIANTS = [
     getattr(variants, name)
     for name in dir(variants)
-    if isinstance(getattr(variants, name), type) and name not in ("FlexAttention", "NoPositions")
+    if isinstance(getattr(variants, name), type) and name != "NoPositions"
 ]
 
 
