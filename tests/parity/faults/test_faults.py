@@ -645,8 +645,10 @@ def test_unknown_name_is_refused_with_the_nearest() -> None:
 
 
 def test_known_faults_are_emulated_under_their_own_condition() -> None:
-    assert KNOWN.keys() <= DEVICE.keys()
-    for name, fault in KNOWN.items():
+    # A CPU has this fault itself (`test_optimizer_layout.py`).
+    emulated = {n: fault for n, fault in KNOWN.items() if n != "fused-optimizer-layout"}
+    assert emulated.keys() <= DEVICE.keys()
+    for name, fault in emulated.items():
         assert DEVICE[name].condition is fault.condition
         assert DEVICE[name].operations is fault.operations
 
