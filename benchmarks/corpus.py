@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import torch
 import typer
@@ -30,12 +30,12 @@ from clean_transformer import variants
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.mlp import MLP
-from clean_transformer.parity.activations.isolated import PATHS, isolate
+from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
 from clean_transformer.parity.assertion import assert_parity
 from clean_transformer.parity.faults.corruptions import DeviceFault, always, own, with_result
 from clean_transformer.parity.faults.device import DEVICE_FAULTS
 from clean_transformer.parity.inputs import Weights
-from clean_transformer.parity.limits import verdict_of
+from clean_transformer.parity.limits import PART, verdict_of
 from clean_transformer.parity.measurements import probe_operations
 from clean_transformer.parity.oracle import float64_oracle
 from clean_transformer.parity.uses.every import judge_sampling
@@ -78,11 +78,12 @@ def draw_weights(draw: random.Random, seed: int) -> Weights:
     return Weights("", cfg, draw.choice((synthetic.plain, synthetic.stress))(cfg, seed))
 
 
-def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
+def healthy_run(seed: int, parts: dict[str, list[float]]) -> Iterator[tuple[str, str]]:
     """Run some checks of the parity suite on a random model or module, without a planted fault.
 
     Yields a pair for each check: the name of the check, and a description of the false alarm, or ""
-    if there is none.
+    if there is none. Appends the error ratio of each part of a model that is judged as a whole, by
+    the limits PART, to `parts[dtype]`.
     """
     draw = random.Random(seed)
     weights, dtype = draw_weights(draw, seed), draw.choice((F32, BF16, F16))
@@ -110,7 +111,10 @@ def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
     judge = Judge(model, ExactParts(weights.cfg, weights.state, dtype), generator, autocast)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
         for use in draw.sample(uses(weights.cfg), 3):
-            bad = judge(use, locates=False).first_failure
+            result = judge(use, locates=False)
+            ratios = parts.setdefault("autocast" if autocast else str(dtype), [])
+            ratios += [row.ratio for row in result.rows if is_part(row)]
+            bad = result.first_failure
             yield use.name, f"{where}: {bad}" if bad else ""
     if dtype == F32 and mode == "eager":
         bad = judge_training(judge, locates=False).first_failure
@@ -122,6 +126,11 @@ def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
         yield "hooks", f"{where}: {alarms[0]}" if alarms else ""
         sampled = judge_sampling(weights.cfg, logits_of(weights.cfg.d_vocab, dtype))
         yield "sampling", "" if sampled.verdict is Verdict.PASS else f"{where}: {sampled.rows}"
+
+
+def is_part(row: object) -> TypeGuard[Isolated]:
+    """Whether this is the result of a part that is judged as a whole."""
+    return isinstance(row, Isolated) and row.operation == PART.name
 
 
 def model_of(weights: Weights, dtype: torch.dtype) -> DemoTransformer:
@@ -138,17 +147,19 @@ def logits_of(d_vocab: int, dtype: torch.dtype) -> torch.Tensor:
 def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
     """Call `healthy_run` for each seed, under one of the settings in `SETTINGS`.
 
-    The result has the number of checks by name, and a list of the false alarms.
+    The result has the number of checks by name, a list of the false alarms, and the error ratios of
+    parts by dtype.
     """
     judged: Counter[str] = Counter()
     alarms: list[tuple[str, str]] = []
+    parts: dict[str, list[float]] = {}
     with SETTINGS[setting][1]():
         for seed in seeds:
-            for use, alarm in healthy_run(seed):
+            for use, alarm in healthy_run(seed, parts):
                 judged[use] += 1
                 if alarm:
                     alarms.append((use, f"{setting}, seed {seed}, {alarm}"))
-    return {"judged": judged, "alarms": alarms}
+    return {"judged": judged, "alarms": alarms, "parts": parts}
 
 
 def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
