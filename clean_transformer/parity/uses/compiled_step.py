@@ -71,7 +71,7 @@ def _judge_steps(model: DemoTransformer, exact: ExactParts, use: Use, rows: list
         logits = model(tokens, kv_cache=cache)
         after = _stored(cache)
         with trusted():
-            old, new = after.split([before.shape[1], 1], dim=1)
+            old, new = after[:, :-1], after[:, -1:]
             wanted = _step(exact, tokens.cpu(), before.double(), mask)
             draws = tokens.cpu().repeat(DRAWS, 1), before.double().repeat(DRAWS, 1, 1, 1)
             with RandomRounding(exact.dtype):
@@ -104,11 +104,12 @@ def _step(exact: ExactParts, tokens: Tensor, stored: Tensor, mask: Tensor) -> Ou
     `mask` [batch pos] is the attention mask of the prompt. Returns the logits, and the new keys and
     values [batch 1 layer 2·head·d_head].
     """
-    length, heads = stored.shape[1], (exact.cfg.n_heads, exact.cfg.d_head)
+    batch, length = stored.shape[:2]
+    shape = (batch, length, exact.cfg.n_heads, exact.cfg.d_head)
 
     def cache(layer: int) -> KVCache:
         filled = KVCache(1, length + 1, mask)
-        keys, values = (half.unflatten(-1, heads) for half in stored[:, :, layer].chunk(2, dim=-1))
+        keys, values = (half.reshape(shape) for half in stored[:, :, layer].chunk(2, dim=-1))
         filled.layers[0].append(keys, values)
         filled.advance(length)
         return filled
