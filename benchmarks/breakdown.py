@@ -1,7 +1,7 @@
 """Prints how long each operation takes when a CPU decodes one token or runs one forward pass.
 
 PyTorch's profiler measures these times. It does not measure the time that Python itself takes. For
-each matrix product, the table also has a rate. If the script decodes a token, the rate is the
+each matrix product, the script also prints a rate. If the script decodes a token, the rate is the
 number of bytes of weights that are read per second. If it runs a forward pass, the rate is the
 number of floating-point operations per second.
 

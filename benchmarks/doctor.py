@@ -1,8 +1,8 @@
 """Measures the time and the memory of `clean-transformer doctor`, which checks a device.
 
-The script runs the command in a fresh process for each of the given weights. It prints the
-wall-clock time and the CPU time (user plus system) in seconds, and the largest resident memory of a
-process. It also prints this memory divided by the size of the weights in float32.
+The script runs the command in a fresh process for each entry of the list `--weights`. It prints the
+wall-clock time and the CPU time (user plus system) in seconds, and the peak resident memory of the
+largest process. It also prints this memory divided by the bytes of the weights in float32.
 
     python -m benchmarks.doctor --weights demo,stress:small
 """
@@ -45,7 +45,7 @@ def main(
         str, typer.Option(help="What `doctor --weights` accepts, with commas between.")
     ] = "demo,stress:small",
 ) -> None:
-    """Print the time and the memory of `doctor` for each of the weights."""
+    """Print the time and the memory of `doctor` for each entry of `weights`."""
     columns = ("weights", "exit status", "seconds", "CPU seconds", "peak GB", "ratio to weights")
     table = Table(*columns, box=None)
     for each in weights.split(","):

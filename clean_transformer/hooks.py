@@ -25,9 +25,9 @@ from clean_transformer.support.module_hooks import (
 
 
 class KnowsLeftOut(nn.Module):
-    """A module whose `AttributeError` names what to use instead of a missing attribute.
+    """A module with helpful errors for attributes that TransformerLens has and this package lacks.
 
-    It does this for attributes that TransformerLens has and this package lacks.
+    Reading such an attribute raises an `AttributeError` that says what to use instead.
     """
 
     def __getattr__(self, name: str) -> Any:

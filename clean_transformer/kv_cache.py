@@ -61,7 +61,7 @@ class KVCache:
             )
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """Return the cache indices [new] for the keys and values of the next `new` positions."""
+        """Return the cache indices for the keys and values of the next `new` positions."""
         return torch.arange(self.length, self.length + new, device=device)
 
     def positions(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -129,10 +129,10 @@ class StaticKVCache(KVCache):
 
     Therefore `torch.compile` and CUDA graphs can capture the forward pass of one token, and replay
     it for every later token. The memory of each layer has `room` slots. A slot holds the keys and
-    values of one position. The tensor `slot` [1] holds the index of the next empty slot. Attention
-    reads all slots, and a mask hides the empty slots. `room` is `n_ctx` rounded up to a multiple of
-    256, so that caches with slightly different `n_ctx` have the same shape, and can share one
-    compiled graph.
+    values of one position. The tensor `slot` has one element: the index of the next empty slot.
+    Attention reads all slots, and a mask hides the empty slots. `room` is `n_ctx` rounded up to a
+    multiple of 256, so that caches with slightly different `n_ctx` have the same shape, and can
+    share one compiled graph.
     """
 
     slot: Int[Tensor, "1"] | None = None
@@ -145,7 +145,7 @@ class StaticKVCache(KVCache):
         self.layers = [_StaticLayer(self) for _ in range(n_layers)]
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
-        """Return the cache indices [new] for the keys and values of the next `new` positions."""
+        """Return the cache indices for the keys and values of the next `new` positions."""
         if self.slot is None:
             self.slot = torch.zeros(1, dtype=torch.int64, device=device)
             torch._dynamo.mark_static_address(self.slot)
@@ -192,7 +192,8 @@ def padding_mask(
     """Return a mask that is True where a query sees a key.
 
     `is_token` is False for padding. The queries belong to the last `n_queries` positions of
-    `is_token`. A query sees the tokens up to its own position, but no padding.
+    `is_token`. A query sees the tokens up to its own position, but no padding. A query that
+    would see no key, because it is padding, sees all keys.
     """
     n_keys = is_token.shape[1]
     key = torch.arange(n_keys, device=is_token.device)

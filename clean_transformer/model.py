@@ -48,9 +48,9 @@ class DemoTransformer(GenerationMixin):
     ) -> Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]:
         """Return the logits of all positions, or of only the last position if `last_only` is True.
 
-        If `stop_at_layer` is given, run only the blocks before this block, and return the residual
-        stream instead of the logits; -1 is the last block. `LanguageModel.__call__` describes more
-        arguments, for example to get the loss.
+        If `stop_at_layer`, the index of a block, is given, run only the earlier blocks, and return
+        the residual stream instead of the logits. The index -1 means the last block.
+        `LanguageModel.__call__` describes more arguments, for example to get the loss.
 
         If `kv_cache` is given, `tokens` are the tokens that follow the text in the cache. The model
         stores the keys and values of `tokens` in the cache.

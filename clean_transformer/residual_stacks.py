@@ -63,8 +63,9 @@ class ResidualStacks:
 
         If `layer` is None or -1, return the residual stream before every block and after the last
         block. If `incl_mid` is True, also return the residual stream between the attention and the
-        MLP of each earlier block. If `mlp_input` is True, also return it for block `layer`. The
-        labels are "0_pre", "0_mid", "1_pre", …, "final_post".
+        MLP of each earlier block. If `mlp_input` is True, also return the residual stream between
+        the attention and the MLP of block `layer`. The labels are "0_pre", "0_mid", "1_pre", …,
+        "final_post".
 
         If `apply_ln` is True, and `layer` is None or -1, apply the module ln_final to each
         component, with its gain and its bias. This is the first step of the logit lens.

@@ -73,7 +73,7 @@ def impact(
 ) -> Impact:
     """Return how much the predictions of `logits` differ from the predictions of `exact`.
 
-    `exact` has the logits of the same model in float64. `tokens` are the inputs of both models.
+    `exact` has the same model's logits, computed in float64. Both forward passes read `tokens`.
     """
     given, wanted = upcast(logits).log_softmax(-1), exact.log_softmax(-1)
     kl = (wanted.exp() * (wanted - given)).sum(-1).mean()

@@ -69,8 +69,8 @@ class Explanation:
 def explain(model: DemoTransformer, text: str) -> Explanation:
     """Return what the model predicts in `text` after each layer, and what its heads attend to.
 
-    Probabilities are rounded to four significant digits. Raises `ValueError` if the page would be
-    too large (before the model runs), and if the model computes NaN.
+    Probabilities are rounded to four significant digits. Raises `ValueError` before the model runs
+    if the page would be too large. Also raises `ValueError` if the model computes NaN.
     """
     tokens = single(model, text)
     _require_fit(model.cfg, tokens.shape[1])

@@ -12,12 +12,12 @@ from clean_transformer.benchmark.work import Part, Work
 class Goal:
     """A bound on a quotient of measured values: factor · product(`over`) / product(`under`).
 
-    `over` and `under` name measurements, each a contestant and its work. Their values, in seconds
-    or bytes, are multiplied. For example, "a is twice as fast as b" is `Goal(over=(b,), under=(a,),
-    at_least=2)`. The work is measured several times, which gives several quotients. The bound,
-    `at_least` or `at_most`, applies to the median of these quotients. `what` describes the goal in
-    words. With `percent`, reports print the quotient in percent. An `optional` goal may stay
-    unmeasured, because it compares our model with a package that may not be installed.
+    `over` and `under` have parts: contestants with their work. The measured values of the parts, in
+    seconds or bytes, are multiplied. For example, "a is twice as fast as b" is `Goal(over=(b,),
+    under=(a,), at_least=2)`. The work is measured several times, which gives several quotients. The
+    bound, `at_least` or `at_most`, applies to the median of these quotients. `what` describes the
+    goal in words. With `percent`, reports print the quotient in percent. An `optional` goal may
+    stay unmeasured, because it compares our model with a package that may not be installed.
     """
 
     what: str
@@ -145,8 +145,8 @@ class _Goals:
     def growth(self) -> Iterator[Goal]:
         """Yield the goals for large batches, long contexts and large models.
 
-        With the largest batch, the time per input may be 10 % longer than with the smallest batch.
-        For long contexts and large models, the method `kept` describes the goal.
+        With the largest batch, the time per input may be at most 10 % longer than with the smallest
+        batch. The method `kept` makes the goals for long contexts and large models.
         """
         if batches := self.plan.batches:
             one, many = batches[0], batches[-1]

@@ -50,8 +50,9 @@ def quotient(
 ) -> Spread:
     """Return the median and the quartiles of factor · product(over) / product(under).
 
-    `found` has several values for each part, one per round of the measurement. One quotient is
-    computed per round, because the machine's speed changes between rounds.
+    A part is a contestant and its work. For each part, `found` has one value per round of the
+    measurement. One quotient is computed per round, because the machine's speed changes between
+    rounds.
     """
 
     def products(parts: Sequence[Part]) -> list[float]:

@@ -75,7 +75,7 @@ class Benchmark:
 
     @property
     def turns(self) -> int:
-        """The number of turns in a run. In each turn, one contestant does its work once."""
+        """The number of turns in a run. In each turn, one contestant is measured on one `Work`."""
         return sum(one.turns for one in self.measurements)
 
     def run(

@@ -54,10 +54,11 @@ def info(
 def parameter_tree(
     title: str, n_layers: int, axes: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> Tree:
-    """Return a tree of modules and parameters, with the axes, shape and size of each parameter.
+    """Return a tree of modules and parameters, with the axes and the shape of each parameter.
 
-    The keys of `axes` and `shapes` are the names of the parameters. The tree has one branch for all
-    `n_layers` blocks, because all blocks have the same parameters.
+    The keys of `axes` and `shapes` are the names of the parameters. The tree also shows how many
+    numbers each parameter has. It has one branch for all `n_layers` blocks, because all blocks have
+    the same parameters.
     """
     tree = Tree(title)
     branches: dict[tuple[str, ...], Tree] = {(): tree}

@@ -54,7 +54,8 @@ def parity(
 ) -> None:
     """Compare every activation of GPT-2 with a reference implementation, then check each device.
 
-    Writes scripts in the current folder that reproduce the first faults.
+    The check of a device compares the device with the CPU in float64. Writes
+    scripts in the current folder that reproduce the first faults.
 
     Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
     3 = something was NOT CHECKED, 130 = interrupted.

@@ -172,7 +172,7 @@ def _write(symbol: str, facts: dict[str, str], draw: random.Random) -> str:
     """Return a random text for a symbol of the grammar, or `facts[symbol]` if it exists.
 
     `facts` has the texts that were drawn before, by symbol. This function adds the facts that it
-    draws.
+    draws to `facts`.
     """
     if symbol in facts:
         return facts[symbol]

@@ -79,7 +79,7 @@ class Fast:
         self.state = self.state_of_parameters()
 
     def over(self, below: Method) -> "Fast":
-        """Store the method that this object replaces as `below`, and return this object."""
+        """Store `below`, the method that this object replaces, and return this object."""
         self.below = below
         return self
 
@@ -203,7 +203,7 @@ class CompiledStep(Fast):
     """Runs `DemoTransformer.read_one`, the forward pass for one new token, as a compiled graph."""
 
     def over(self, below: Method) -> Fast:
-        """Store `below`, the method that this object replaces, and wrap it in `torch.compile`."""
+        """Store `below`, the replaced method, and `torch.compile(below)`. Return this object."""
         options = COMPILE_OPTIONS.get(self.parameters[0].device.type)
         self.graph = torch.compile(below, dynamic=False, options=options)
         return super().over(below)

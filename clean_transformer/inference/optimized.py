@@ -51,14 +51,15 @@ class Optimized(Undoable):
             self._speedups.append(Speedup(self._model, name, over))
 
     def unmake(self) -> None:
-        """Let the modules run their own methods again."""
+        """Let the modules run the slower methods from before `optimize` again."""
         for speedup in self._speedups:
             speedup.restore()
 
     def undo(self) -> None:
-        """Let the modules run their own methods again. A second call does nothing.
+        """Let the modules run the slower methods from before `optimize` again.
 
-        The parameters keep their new memory order. Their values and shapes are the same as before.
+        A second call does nothing. The parameters keep their new memory order. Their values and
+        shapes are the same as before.
         """
         self.end()
 
@@ -77,12 +78,13 @@ def optimize(
 ) -> Optimized:
     """Make the blocks and the unembedding of `model` faster for inference.
 
-    A block with a module of another class, such as a variant of attention, does not change. The
-    names, shapes and values of all parameters stay the same. An optimized module runs its own,
-    slower `forward` while a submodule has a hook, while gradients are enabled, under autocast, and
-    after one of its submodules or weights was replaced. The warning `NotOptimized` then says why.
-    On the CPU, `optimize` measures for some seconds which kernels are the fastest. A second call of
-    `optimize` first undoes the earlier call.
+    A block does not change if it contains a module of a class that `optimize` does not know, such
+    as a variant of attention. The names, shapes and values of all parameters stay the same. An
+    optimized module runs the slower `forward` from before `optimize` while a submodule has a hook,
+    while gradients are enabled, under autocast, and after one of its submodules or weights was
+    replaced. The warning `NotOptimized` then says why. On the CPU, `optimize` measures for some
+    seconds which kernels are the fastest. A second call of `optimize` first undoes the earlier
+    call.
 
     With `weights="int8"`, which works only on the CPU, the modules compute with 8-bit copies of the
     weights. The modules then read fewer bytes from memory, and their outputs are less accurate.

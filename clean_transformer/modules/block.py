@@ -54,9 +54,9 @@ class TransformerBlock(HookedModule):
     def attn_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Residual, ...]:
         """Return the inputs of `self.attn`: usually one tensor, the normalized residual stream.
 
-        The hook points in `hooks.PER_HEAD_INPUTS` get a separate input for each head. If one of
-        these hook points has a hook, and `self.attn` accepts such inputs, the result is three
-        tensors [batch pos head d_model]: the inputs for queries, for keys and for values.
+        If a hook point in `hooks.PER_HEAD_INPUTS`, such as `hook_q_input`, has a hook, and
+        `self.attn` accepts a separate input for each head, the result is three tensors
+        [batch pos head d_model]: the inputs for queries, for keys and for values.
         """
         split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
         if not (observed(self.hook_attn_in, *split) and self.attn.takes_per_head_inputs):

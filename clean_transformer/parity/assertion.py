@@ -42,28 +42,28 @@ def assert_parity(
     """Assert that the module computes what `reference` computes, and is accurate on `device`.
 
     If there is a `reference`, the module and the reference run on the same inputs in float64 on the
-    CPU, without compilation. Their outputs must agree to 1e-12, relative to the size of the
-    outputs.
+    CPU, without compilation. Each pair of output elements a (of the module) and b (of the
+    reference) must satisfy |a − b| ≤ 1e-12 (|b| + s), where s is the root mean square of all b.
 
     Then a copy of the module runs on `device` in `dtype`, and is compared with a float64 run of the
     same module on the CPU. What is checked depends on the module:
 
     - A module of this package: the error of every activation at a hook point must be within the
       rounding bound of the operation that computes this activation.
-    - Any other module, or a subclass with methods of its own: only the outputs are compared. The
-      error of each row (a vector along the last axis) may be a few times as large as the change
-      that random rounding causes (see `judge_black_box`). And every ATen call is compared with the
-      same call in float64.
-    - An optimized or compiled module: only the outputs are compared. The float64 run is neither
+    - Any other module, including a subclass that replaces a method of a module of this package: the
+      outputs are compared, and every ATen call is compared with the same call in float64. The error
+      of an output row (a vector along the last axis) may be a few times as large as the change that
+      random rounding causes (see `judge_black_box`).
+    - An optimized or compiled module: only outputs are compared. The float64 run is neither
       optimized nor compiled. If an optimized module is not already on `device` in `dtype`, its
       unoptimized copy is checked.
 
     Raises `AssertionError` if dropout is active, or if a check fails. If the error of an activation
     is too large, the message names the first such activation, its error, and the operation that
     caused the error, if this operation was found. Raises `ValueError` if the module must be moved
-    to another device or dtype, but is compiled in place or has a `forward` that was assigned to the
-    instance. A copy would run the `forward` of its class instead. `module` and `reference` are not
-    changed.
+    to another device or dtype, but was compiled with `module.compile()`, or your code has assigned
+    a function to `module.forward`. A copy would run the `forward` of its class instead. `module`
+    and `reference` are not changed.
     """
     _refuse_dropout(module)
     if reference is not None:

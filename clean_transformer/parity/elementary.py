@@ -83,8 +83,8 @@ def layer_norm_backward(
 
 def softmax(scores: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
     """Return exp(s − max s) / Σ exp(s − max s) for scores s, where max and Σ are along `dim`."""
-    exp = (scores - scores.amax(dim, keepdim=True)).exp()
-    return exp / exp.sum(dim, keepdim=True)
+    exp = (scores - scores.amax(dim, keepdim=True)).exp_()
+    return exp.div_(exp.sum(dim, keepdim=True))
 
 
 def softmax_backward(grad: Tensor, pattern: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -112,7 +112,7 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 
 def gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
-    """Return the gradient of `gelu` with respect to x: the gradient `grad` · (Φ(x) + x Φ'(x))."""
+    """Return `grad` · (Φ(x) + x Φ'(x)), the gradient with respect to the input x of `gelu`."""
     factor = gelu_factor(x, approximate)
     if approximate == "tanh":
         inner_slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)

@@ -1,4 +1,4 @@
-"""Invariants: two ways to run one model on a device that must give the same logits.
+"""Invariants: if a model runs on a device in two equivalent ways, both must give the same logits.
 
 Each invariant is a function that returns the logits of both ways as a pair. They are compared with
 each other, so no exact logits are needed.
@@ -50,8 +50,8 @@ def prefix_consistency(
 ) -> tuple[Logits, Logits]:
     """Invariant: leaving out the last of n_ctx tokens does not change the other logits.
 
-    The token ids come from `spread_ids`; `tokens` only chooses the device. Only the embeddings, the
-    last block, the last LayerNorm and the unembedding run.
+    The token ids come from `spread_ids`, and are moved to the device of `tokens`. Only the
+    embeddings, the last block, the last LayerNorm and the unembedding run.
     """
     full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
 
@@ -72,7 +72,7 @@ def batch_permutation(
 
 
 def batch_size(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
-    """Invariant: a text has the same logits in a batch and when the model runs on it alone."""
+    """Invariant: the logits of a text stay the same if the model runs on this text alone."""
     return logits, torch.cat([model(row[None]) for row in tokens])
 
 

@@ -39,15 +39,16 @@ class Kind:
     because rounding cannot explain the error. It is DEGRADED between these limits. For sums of k
     terms, the limits depend on k and on the dtype:
 
-    If `wrong` is None, the upper limit is k, or the healthy limit if that is larger. The reason is
-    that a sum of k terms has an error of at most γ_k Σ|xW|, with γ_k = k u / (1 − k u) (Higham,
-    §3.1). In half precision (bfloat16 or float16), the upper limit is then the healthy limit.
+    If `wrong` is None, the limit above which the verdict is WRONG is k, or the healthy limit if
+    that is larger. The reason is that a sum of k terms has an error of at most γ_k Σ|xW|, with
+    γ_k = k u / (1 − k u) (Higham, §3.1). In half precision (bfloat16 or float16), the verdict is
+    then WRONG above the healthy limit.
 
     `healthy_per_root` is λ in the probabilistic bound λ √k u. In float32 and float64, the healthy
-    limit is the maximum of `healthy` and λ √k. λ is not 0 if all terms of the sum may have the same
-    sign, as in an average, because the errors of such sums grow like √k. A healthy error exceeds
-    the bound with probability 2 exp(−λ²/2) (Higham and Mary 2019, theorem 2.4), which is 3e-14 for
-    λ = 8.
+    limit is the maximum of `healthy` and λ √k. Kinds of sums whose terms may all have the same
+    sign, such as averages, need a λ above 0, because their errors grow like √k. A healthy error
+    exceeds the bound with probability 2 exp(−λ²/2) (Higham and Mary 2019, theorem 2.4), which is
+    3e-14 for λ = 8.
 
     `healthy_in_half` is the healthy limit in half precision; None means `healthy`. Kernels
     accumulate half-precision sums in float32, so this limit does not depend on the number of terms.
@@ -154,9 +155,9 @@ def largest_drift(cfg: Config, dtype: torch.dtype) -> float:
 def rounding(dtype: torch.dtype) -> float:
     """Return a relative error that is healthy for every result in this dtype.
 
-    It is the unit roundoff, except in float64. The exact results are computed in float64, too, and
-    are rounded as much. So the value for float64 is larger: SAME_FUNCTION / (WRONG_FACTOR ×
-    HEALTHY_RHO).
+    It is the unit roundoff, except in float64. The results that count as exact are computed in
+    float64, too, and have the same rounding errors. So the value for float64 is larger:
+    SAME_FUNCTION / (WRONG_FACTOR × HEALTHY_RHO).
     """
     if dtype == torch.float64:
         return SAME_FUNCTION / (WRONG_FACTOR * HEALTHY_RHO[dtype])

@@ -52,7 +52,7 @@ def smallest_kept(dtype: torch.dtype) -> float:
 def trusted() -> Iterator[None]:
     """Turn off all of PyTorch's dispatch modes inside a `with` block, except `Elementary`.
 
-    The device faults that `inject` plants are dispatch modes, so they do not affect operations in
+    The device faults in `parity/faults` are dispatch modes, so they do not affect operations in
     this block. `Elementary` computes LayerNorm, softmax and GELU in float64 without the CPU's fused
     kernels. So a faulty fused kernel does not make the exact results wrong. `flex_attention` is not
     compiled.

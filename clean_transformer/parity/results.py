@@ -99,7 +99,7 @@ class DeviceRun:
         If `uses` has several results with the same name, for different tokens, the summary
         describes the worst of them. The summary "hooks" is for runs in which hooks watch inner
         activations. It has the worst verdict of the `isolated` results whose `path` is in WATCHED,
-        and of the checks in `errors` whose name ends with such a path. The summary "forward"
+        and of the checks in `errors` whose name ends with a path in WATCHED. The summary "forward"
         includes all other results in `isolated` and `errors`, and those in `end_to_end` and
         `invariants`.
         """

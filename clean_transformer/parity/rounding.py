@@ -69,12 +69,12 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if wanted is None or wanted.scale is None or not value.is_floating_point():
                 continue
             moved = torch.randn(value.shape, generator=self.generator)
-            value.add_(moved * wanted.scale.nan_to_num(0.0), alpha=UNIT_ROUNDOFF[dtype])
+            value.add_(moved * wanted.scale.nan_to_num(0.0, posinf=0.0), alpha=UNIT_ROUNDOFF[dtype])
         return output
 
     @staticmethod
     def _exact(func: Any, expected: list[Expected | None]) -> Any:
-        """Return the exact outputs from `expected`, or None if `expected` lacks one of them."""
+        """Return the exact outputs in `expected`; None if one is missing or `func` is in-place."""
         exact = [wanted.exact for wanted in expected if wanted and wanted.scale is not None]
         returns = [str(each.type) for each in func._schema.returns]
         if func._schema.is_mutable or returns != ["Tensor"] * len(exact):

@@ -50,9 +50,10 @@ NO_ALLOWANCE = "the allowed difference comes from the drift, which could not be 
 def same_function(weights: Weights, reference: str) -> ParityReport:
     """Compare our model with another implementation of GPT-2, in float64 on the CPU.
 
-    `reference` is the name of this implementation. If it can read the files of the weights itself,
-    it does. Then the comparison also finds a fault of our loader. All activations are compared on
-    short texts. On a text of n_ctx tokens, only the activations in `LONG` are compared.
+    `reference` is the name of this implementation. If possible, the implementation's own code reads
+    the weights from their files. Then the comparison also finds a fault of our loader. All
+    activations are compared on short texts. On a text of n_ctx tokens, only the activations in
+    `LONG` are compared.
     """
     with trusted():
         state = {name: value.double() for name, value in weights.state.items()}
@@ -177,8 +178,7 @@ def _start(
 ) -> Subject:
     """Build the model under test on its device, and the same model in float64 on the CPU.
 
-    In some modes, the model must run under autocast or with compiled modules. Closing `entered`
-    ends this.
+    Autocast and compilation, if the mode asks for them, stay on until `entered` is closed.
     """
     with torch.device("meta"):
         model = DemoTransformer(weights.cfg)

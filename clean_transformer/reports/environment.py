@@ -30,8 +30,8 @@ NOT_SET, NOT_RECORDED = "not set", "not recorded"
 def environment() -> dict[str, str]:
     """Return what can change a result: versions, build, processor, threads, and settings.
 
-    The result also has the environment variables that are set and match VARIABLES, such as
-    OMP_NUM_THREADS.
+    The result also has the environment variables whose names match the regular expression
+    `VARIABLES`, such as OMP_NUM_THREADS.
     """
     build = torch.__config__.show()
     found = {

@@ -46,12 +46,13 @@ def rank(value: float) -> float:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """The squares of a model's activations, in the order of the forward pass.
+    """A heat map: one `Square` for each activation in each layer, in forward-pass order.
 
     - `layers`: the indices of the blocks that the heat map shows.
     - `before`: the squares of the activations before the first block, by the activation's name.
-    - `points`: the squares of the activations inside the blocks. The first key is the name within
-      the block, such as "attn.hook_pattern". The second key is the index of the block.
+    - `points`: the squares of the activations inside the blocks. The first key is the activation's
+      name without the block: "attn.hook_pattern" for "blocks.3.attn.hook_pattern". The second key
+      is the index of the block.
     - `after`: the squares of the activations after the last block, by the activation's name.
     """
 

@@ -44,7 +44,7 @@ def number(value: int | float, digits: int = 3) -> str:
 
 
 def in_words(names: list[str]) -> str:
-    """Return a text that lists `names`. Of many names, it has three, and the number of all."""
+    """Return a text that lists `names`. More than three are shortened: "a, b, … z (26)"."""
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]}, … {names[-1]} ({len(names)})"

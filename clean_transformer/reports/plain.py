@@ -77,9 +77,10 @@ class Schema:
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """Read a JSON report. Its key "schema" names its format, and "version" the format's version.
+    """Read a JSON report.
 
-    Raises `ValueError` if the file is no such report.
+    The value of "schema" is the name of the report's format, and the value of "version" is the
+    version of this format. Raises `ValueError` if the file is not JSON or lacks one of these keys.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -96,7 +96,7 @@ def remove_unfinished(folder: Path) -> None:
 def _staging(folder: Path, shown: Path) -> Iterator[Path]:
     """Yield a new temporary folder in `folder`, and delete it at the end of the `with` block.
 
-    If an error is about a file in the temporary folder, the `OSError` names `shown` instead.
+    An error in writing a temporary file becomes an `OSError` that names the path `shown`.
     """
     try:
         remove_unfinished(folder)
@@ -131,7 +131,7 @@ def atomic_file(file: Path) -> Iterator[Path]:
     If the `with` block ends without an error, the temporary file replaces `file`, and gets the
     permissions of `file`. Otherwise `file` stays as it was. If `file` is a symbolic link, the file
     that it points to is replaced. If `file` is a device or a pipe, such as /dev/stdout, the content
-    of the temporary file is written into it.
+    of the temporary file is written into `file`.
     """
     if is_special(file):
         with _staging(Path(gettempdir()), file) as unfinished:
@@ -167,7 +167,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _move(new: Path, old: Path) -> None:
-    """Move the file `new` to the path `old`. If `old` exists, `new` gets its permissions.
+    """Move the file `new` to the path `old`, with the permissions of `old` if `old` exists.
 
     Otherwise `new` gets the permissions that any new file gets.
     """

@@ -16,10 +16,10 @@ Change = TypeVar("Change", bound="Undoable")
 class Interrupts(AbstractContextManager["Interrupts"]):
     """Delays a Ctrl-C until `close()` is called or the `with` block ends.
 
-    Then the earlier signal handler is called, which usually raises `KeyboardInterrupt`. If the
-    attribute `waits` is set to False, a Ctrl-C is not delayed, unless Python runs the body of one
-    of the functions `guarded` when the Ctrl-C comes. In a thread other than the main thread, this
-    class does nothing, because Python calls signal handlers only in the main thread.
+    A delayed Ctrl-C then calls the earlier signal handler, which usually raises
+    `KeyboardInterrupt`. If the attribute `waits` is set to False, a Ctrl-C is delayed only while
+    Python runs the body of one of the functions in `guarded`. In a thread other than the main
+    thread, this class does nothing, because Python calls signal handlers only in the main thread.
     """
 
     def __init__(self, *guarded: Callable[..., Any]):
@@ -73,7 +73,7 @@ class Undoable(AbstractContextManager["Undoable"]):
     A subclass makes the change in `make`, and undoes the change in `unmake`. A Ctrl-C at any moment
     leaves the change complete or undone. Create objects with `Subclass(...).settled()`, because a
     Ctrl-C is delayed until `settled` is called. `enders` are the methods of the subclass that call
-    `end`.
+    `end`: a Ctrl-C is delayed in these methods, too.
     """
 
     def __init__(self, *enders: Callable[..., Any]):

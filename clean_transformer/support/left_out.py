@@ -85,7 +85,7 @@ def has_no(owner: object, name: str) -> str:
 
 
 def refuse(function: str, arguments: Iterable[str]) -> None:
-    """Raise `TypeError` for the first of `arguments`, which `function` does not take.
+    """Raise `TypeError`, which says that `function` does not take the first of `arguments`.
 
     `function` and `arguments` are names. If TransformerLens has the argument (see `LEFT_OUT`), the
     message says what to use instead. If `arguments` is empty, nothing is raised.
@@ -96,8 +96,9 @@ def refuse(function: str, arguments: Iterable[str]) -> None:
 
 
 def refuse_known(function: str, arguments: Iterable[str]) -> None:
-    """Raise `TypeError` if only TransformerLens has one of `arguments`. Say what to use instead.
+    """Raise `TypeError` if one of `arguments` is in `LEFT_OUT`.
 
-    `function` and `arguments` are names. `LEFT_OUT` lists TransformerLens's arguments.
+    `function` and `arguments` are names. The keys of `LEFT_OUT` are the names that TransformerLens
+    has and this package lacks. The values, which the error shows, say what to use instead.
     """
     refuse(function, (name for name in arguments if name in LEFT_OUT))

@@ -138,7 +138,7 @@ class Placed(AbstractContextManager[Root], Generic[Root]):
     `with Placed(root, hooks) as model` sets `model` to `root`. Inside the block, modules that were
     compiled with `module.compile()` run uncompiled, because a compiled graph does not call hooks
     that were registered after the compilation. A Ctrl-C at any moment leaves no hook behind. If the
-    block ends without an error, `check` is called.
+    block ends without an error, the function `check` is called, which can raise an error.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Placed(AbstractContextManager[Root], Generic[Root]):
 
 
 def _no_call(below: object) -> None:
-    """Return None, the `_compiled_call_impl` of a module that is not compiled."""
+    """Return None. A module whose `_compiled_call_impl` is None runs uncompiled."""
 
 
 def _plain(value: object) -> object:

@@ -24,7 +24,7 @@ class StandIn(AbstractContextManager["StandIn"]):
     method, a `functools.partial` or a callable object, not a closure that uses the module. A deep
     copy does not copy closures, so the closure would still use the original module. If
     `module.<name>` is not a method but another attribute of the class, `make` may return any value.
-    If `make` raises an error, nothing is replaced.
+    If `make` raises an error when the stand-in is created, nothing is replaced.
     """
 
     def __init__(self, module: nn.Module, name: str, make: Callable[[Any], Any]):

@@ -26,7 +26,7 @@ def load(new: nn.Module, old: nn.Module, weights: Mapping[str, Tensor], path: st
     the old module, and returns the names of the new module's other parameters.
 
     `weights` maps this package's names for weights, such as "W_Q", to the weights of the old
-    module. A weight that is not in `weights` is the attribute of the old module with its name.
+    module. If a name is not in `weights`, the weight is the old module's attribute with this name.
     `path` is the path of the modules in the model, for error messages. Raises `SwapError` if
     `load_from` raises an error, or if no parameter can be copied.
     """

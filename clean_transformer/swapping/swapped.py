@@ -1,4 +1,4 @@
-"""`Swapped`, which describes one swapped module, and functions that list several in a text."""
+"""`Swapped`, which describes one swapped module, and functions that list swapped modules."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -102,10 +102,11 @@ class Swap(Undoable):
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Put the old modules back until the `with` block ends, and then the new modules again.
+        """Put the old modules back while a `with` block of this method runs.
 
-        Raises `RuntimeError`, and changes nothing, if a later swap replaced one of the new modules
-        and was not restored yet.
+        At the end of this block, the new modules are put into the model again. Raises
+        `RuntimeError`, and changes nothing, if a later swap replaced one of the new modules and was
+        not restored yet.
         """
         self._put_back()
         try:
@@ -150,7 +151,7 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
       path;
     - a module. If the pattern matches several paths, each path gets a copy of the module;
     - a whole model of this package or of another library. The new module at each path is the module
-      at the same path in this model, not a copy.
+      that `make` has at the same path, not a copy.
 
     swapping/README.md describes the contract: the inputs and outputs of each kind of module. `swap`
     adapts modules of `HookedTransformer`, `TransformerBridge` and `GPT2LMHeadModel` to the
@@ -159,8 +160,8 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
 
     Before the swap, every new module runs on a tiny batch. Raises `SwapError`, and swaps nothing,
     if the pattern matches no path, if a new module raises an error or returns the wrong shape,
-    dtype or device, or if no weight can be copied to the parameters of a class. Warns with
-    `HookPointsLost` if the new modules lack hook points of the old modules.
+    dtype or device, or if `make` is a class and no weight can be copied to the new module. Warns
+    with `HookPointsLost` if the new modules lack hook points of the old modules.
     """
     home = library_of(model)
     if not isinstance(home, Ours):
@@ -172,13 +173,14 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
     """Put our modules into a `HookedTransformer`, `TransformerBridge` or `GPT2LMHeadModel`.
 
     `pattern`, `make`, the returned `Swap`, errors and warnings are the same as for `swap`. Patterns
-    are written with the paths of our models, such as "blocks.3.attn", for every library. The
-    weights that a class gets are converted to our names and layouts. An adapter gives each new
-    module the call signature of the other library. The adapter also converts the other library's KV
-    caches and padding masks, so that the library's `generate` works. In models of TransformerLens,
-    the old hook points replace the new module's hook points with the same names, so that
-    `run_with_cache` and hooks work too. Hugging Face's `output_attentions` and
-    `output_hidden_states` do not contain activations of transplanted modules.
+    are written with the paths of our models, such as "blocks.3.attn", for every library. If `make`
+    is a class, the weights are converted to our names and layouts before `transplant` copies them
+    to the new module. An adapter gives each new module the call signature of the other library. The
+    adapter also converts the other library's KV caches and padding masks, so that the library's
+    `generate` works. In models of TransformerLens, the old hook points replace the new module's
+    hook points with the same names, so that `run_with_cache` and hooks work too. Hugging Face's
+    `output_attentions` and `output_hidden_states` do not contain activations of transplanted
+    modules.
     """
     home = library_of(their_model)
     if home is None or isinstance(home, Ours):
@@ -187,7 +189,7 @@ def transplant(their_model: nn.Module, pattern: str, make: Make) -> Swap:
 
 
 def which_one() -> str:
-    """Return a text for error messages: which models `transplant` accepts, and which `swap`."""
+    """Return a text for error messages: which models `transplant` and `swap` accept."""
     theirs = [
         name.split(".")[-1]
         for each in known_libraries()

@@ -19,10 +19,10 @@ Rows = Sequence[Sequence[int]]
 def penalize_repetition(logits: Logits, previous: Rows, penalty: float) -> Logits:
     """Return a copy of `logits` with lower logits for the tokens that occur in `previous`.
 
-    `previous` has one sequence of token ids for each row of `logits`. As in transformers, the logit
-    of such a token is divided by `penalty` if it is positive, and multiplied by `penalty` if it is
-    negative. The number of times that the token occurs does not matter. Source: Keskar et al. 2019,
-    "CTRL", section 4.1.
+    `previous` has one sequence of token ids for each row of `logits`. As in transformers, a
+    positive logit of such a token is divided by `penalty`, and a negative logit is multiplied by
+    `penalty`. The number of times that the token occurs does not matter. Source: Keskar et al.
+    2019, "CTRL", section 4.1.
     """
     logits = logits.clone()
     for row, ids in zip(logits, previous, strict=True):

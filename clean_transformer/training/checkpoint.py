@@ -75,8 +75,8 @@ def read(
     is not a checkpoint, and for a checkpoint that was saved with a different `about`. In the second
     case, the error message names the fields that differ. Also raises `ValueError` if the
     checkpoint's number of steps is not from 1 to `steps`. Raises `ValueError` if the checkpoint's
-    parameters do not have the names, shapes and dtypes of the state dict `state`, or if a moment in
-    the optimizer does not have the shape and dtype of its parameter.
+    parameters do not have the names, shapes and dtypes of the state dict `state`, or if a running
+    mean of AdamW does not have the shape and dtype of its parameter.
     """
     file = folder / CHECKPOINT
     if not file.is_file():
@@ -174,8 +174,8 @@ class Metrics:
     def add(self, measured: Measured) -> None:
         """Append the measurements of a step.
 
-        Call `add` before `save`. Even if the run is then killed, the file has a line for every step
-        that the checkpoint contains.
+        After a step, call `add` before the function `save` writes a checkpoint. Then metrics.jsonl
+        has a line for every step in the checkpoint, whenever the run is killed.
         """
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measured)) + "\n")

@@ -51,9 +51,9 @@ def train(
     """Train the model in place, or resume the run that was saved in `folder`.
 
     `tokens` [pos] and `held_out` [pos] are arrays of token ids, for example a memory-mapped uint16
-    array. `model` is moved to `device`, and may contain swapped modules. `train` writes two files
-    into `folder`: checkpoint.pt, and metrics.jsonl with one JSON object per step. After each step,
-    `train` calls `on_step` with the measurements of the step.
+    array. `model` is moved to `device`. Some of its modules may have been replaced with `swap`.
+    `train` writes two files into `folder`: checkpoint.pt, and metrics.jsonl with one JSON object
+    per step. After each step, `train` calls `on_step` with the measurements of the step.
 
     If the run is killed at any moment, the same call resumes the run from the last checkpoint. The
     trained parameters then equal the parameters of an uninterrupted run, bit for bit. For this
@@ -72,7 +72,7 @@ def train(
     Raises `ValueError`, before training starts, for tokens outside the vocabulary, for too few
     tokens, and for a batch that cannot be divided equally among the processes. Raises `ValueError`
     if `folder` has other files, or a checkpoint of a run with other settings or tokens. Raises
-    `ValueError` if the unembedding is tied to an embedding that was swapped out. Raises
+    `ValueError` if the unembedding is tied to an embedding that is no longer in the model. Raises
     `BlockingIOError` if another process trains in `folder`. Raises `RuntimeError` if the gradient
     norm is not finite. The last checkpoint is then kept.
     """

@@ -103,9 +103,10 @@ def _read_pickle(file: Path) -> Any:
 
 
 def _checked_records(file: Path) -> dict[int, int]:
-    """Verify all checksums in a zip file. Return the size of each record by its offset, in bytes.
+    """Verify all checksums in a zip file, and return the sizes of the records in bytes.
 
-    A record is one file inside the zip file.
+    A record is one file inside the zip file. The keys of the result are the offsets of the records'
+    data in the zip file, in bytes.
     """
     try:
         with zipfile.ZipFile(file) as archive, file.open("rb") as opened:

@@ -49,9 +49,10 @@ def fetch(source: str | Path, wanted: FileSets, optional: Iterable[str] = ()) ->
     `source` is a local folder, a hub id ("owner/name"), an alias such as "gpt2", or "demo", the
     model in this package. `wanted` lists alternative sets of files. This function downloads the
     first set of which the repository has every file. It also downloads the files in `optional` that
-    the repository has. The package `huggingface_hub` keeps the files in its cache, and reads its
-    environment variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, …). If the request to the hub
-    fails, this function returns the model's folder in the cache, if it has every file of a set.
+    the repository has. The package `huggingface_hub` keeps the downloaded files in a cache, and
+    reads environment variables such as HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE. If the request to
+    the hub fails, but the cached folder of the model has every file of a set, this function returns
+    the cached folder.
 
     Raises `ValueError` if `source` is neither a folder nor a hub id nor an alias. Raises `HubError`
     if the repository or the files do not exist, if a download is interrupted, or if the hub does

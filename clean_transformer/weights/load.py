@@ -104,7 +104,7 @@ def _parameters(
 
 
 def _choose_folder(path: Path) -> tuple[Folder, Format]:
-    """Return the `Folder` and the `Format` of the checkpoint format to read from the folder `path`.
+    """Return the `Folder` and `Format` objects for the checkpoint in the folder `path`.
 
     This function chooses the format with the highest priority whose files are all in the folder.
     Raises `FileNotFoundError` if the folder has no file that describes an architecture, such as

@@ -41,9 +41,9 @@ def _stacked(part: str, name: str, axes: str) -> Any:
 class StackedWeights(nn.Module):
     """A base class that adds the attributes `W_E`, `W_Q`, … to a model, as in TransformerLens.
 
-    The weights of attention and MLP (W_Q to b_out) are stacked over the layers in a new tensor, so
-    changing this tensor does not change the model. If a module lacks a weight, for example because
-    it was swapped, reading the attribute raises `ValueError`.
+    Reading a weight of attention or MLP, such as `W_Q`, makes a new tensor, which stacks the
+    weights of all layers. Changing this tensor does not change the model. If a module lacks a
+    weight, for example because the module was swapped, reading the attribute raises `ValueError`.
     """
 
     W_E = _one("embed", "W_E", "d_vocab d_model")

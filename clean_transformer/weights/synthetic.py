@@ -125,7 +125,7 @@ def stress(cfg: Config, seed: int = 0) -> dict[str, Tensor]:
     is False, the unembedding is drawn independently of the embedding.
 
     As in GPT-2, a few activations are huge. If `d_model` is at least 32, the third block sets three
-    coordinates of the residual stream at position 0 to about 3,000, and they keep this size in
+    coordinates of the residual stream at position 0 to about 3,000, and they stay about as large in
     later blocks. In a model with fewer than three blocks, the last block sets them. In a model with
     twelve blocks, the median magnitude of the other coordinates is 0.9 after the first block, and 6
     after the last block. From the fourth block on, many heads attend to position 0 if no other

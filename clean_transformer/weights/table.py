@@ -201,8 +201,8 @@ class Format:
         """Return whether the model is tied: it uses its embedding as its unembedding, too.
 
         `state` has their tensors under their full names. A model is tied if `state` has no
-        unembedding. Except in HookedTransformer's format, a model is also tied if its unembedding
-        equals its embedding.
+        unembedding. A model whose unembedding equals its embedding is also tied, except in
+        HookedTransformer's format.
         """
         rows = {row.ours: row for row in self.outer}
         embed, unembed = rows["embed.W_E"], rows.get("unembed.W_U")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from clean_transformer.weights.hub import HUB_IDS, TOKENIZER, complete_set, fetch
+from clean_transformer.weights.hub import HUB_IDS, TOKENIZER, FileSets, complete_set, fetch
 from clean_transformer.weights.load import WEIGHTS
 
 SHARDS = [f"model-0000{shard}-of-00002.safetensors" for shard in (1, 2)]
@@ -23,11 +23,11 @@ OTHER_FORMATS = [
 ]
 
 
-def fetching(source: str, wanted: str = "WEIGHTS") -> str:
-    room = "hub" if wanted == "TOKENIZER" else "load"
+def fetching(source: str, wanted: FileSets = WEIGHTS) -> str:
+    # The process does not import PyTorch, which takes seconds.
     return (
-        "from clean_transformer.weights.hub import fetch;"
-        f"from clean_transformer.weights.{room} import {wanted}; print(fetch({source!r}, {wanted}))"
+        "from clean_transformer.weights.hub import fetch; import sys;"
+        f"print(fetch({source!r}, {wanted!r})); assert 'torch' not in sys.modules"
     )
 
 
@@ -72,7 +72,7 @@ def test_only_the_preferred_weights_are_downloaded(hub, with_hub, names, chosen)
 )
 def test_only_the_tokenizer_is_downloaded(hub, with_hub, chosen):
     publish(hub, "someone/model", "config.json", "model.safetensors", *chosen, *OTHER_FORMATS)
-    process = with_hub(fetching("someone/model", "TOKENIZER"))
+    process = with_hub(fetching("someone/model", TOKENIZER))
     assert hub.downloaded == chosen, process.stderr
 
 
@@ -84,7 +84,7 @@ def test_the_download_shows_its_progress(hub, with_hub):
 
 def test_an_alias_is_its_hub_id(hub, with_hub):
     publish(hub, "openai-community/gpt2-xl", "tokenizer.json")
-    folder = Path(with_hub(fetching("gpt2-xl", "TOKENIZER")).stdout.strip())
+    folder = Path(with_hub(fetching("gpt2-xl", TOKENIZER)).stdout.strip())
     assert (folder / "tokenizer.json").read_text().startswith("openai-community/gpt2-xl")
 
 
@@ -143,7 +143,7 @@ WITHOUT_HUB = {
 )
 def test_without_the_hub_and_a_cached_copy(hub, with_hub, how, why):
     publish(hub, "someone/model", "config.json", "model.safetensors", "tokenizer.json")
-    with_hub(fetching("someone/model", "TOKENIZER"))  # of the same repository, but no weights
+    with_hub(fetching("someone/model", TOKENIZER))  # of the same repository, but no weights
     hub.faults["someone/model"] = how
 
     # `with_hub` has a time limit, in case the process waits forever.

@@ -89,8 +89,8 @@ def require_as_many(positions: int, tokens: Sequence[str]) -> None:
 def index_of(what: str, index: int, count: int) -> int:
     """Return `index` as an index from 0 to count − 1. A negative `index` counts from the end.
 
-    Raises `IndexError` if `index` is out of range. `what`, such as "layer", is the word for an
-    item in the error message.
+    Raises `IndexError` if `index` is out of range. The error message contains the word `what`, such
+    as "layer": "there is no layer 12".
     """
     if not -count <= index < count:
         raise IndexError(f"there is no {what} {index}; this model has {what}s 0 to {count - 1}")

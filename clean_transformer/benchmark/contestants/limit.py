@@ -143,7 +143,7 @@ WAYS: tuple[Way, ...] = (by_mm, by_mm_transposed, by_onednn, by_onednn_packed, i
 
 
 def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
-    """Return functions that each read the whole `buffer` [n]."""
+    """Return several functions that read the whole `buffer` [n], to choose the fastest of them."""
     rows = buffer.view(-1, 1024)
     vector = buffer[:1024].clone()
     # Which of these functions is fastest depends on the processor.
@@ -153,11 +153,11 @@ def readings(buffer: Tensor) -> tuple[Callable[[], object], ...]:
 class Limit(Contestant):
     """Computes a lower bound on time with the roofline model (Williams et al. 2009).
 
-    A forward pass takes at least as long as its matrix products, if each product runs on the
-    fastest kernel for its shape. A forward pass also takes at least as long as reading every weight
-    once. Decoding a token takes at least as long as reading the weights, keys and values. The
-    products here can be faster than the same products in a model: each product is timed several
-    times with the same weight, which may then be in the processor's cache.
+    A forward pass takes at least the time that its matrix products need, each on the fastest kernel
+    for its shape. A forward pass also takes at least as long as reading every weight once. Decoding
+    a token takes at least as long as reading the weights, keys and values. The products here can be
+    faster than the same products in a model: each product is timed several times with the same
+    weight, which may then be in the processor's cache.
     """
 
     title = "the machine"

@@ -51,7 +51,7 @@ class Change:
 
 
 def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
-    """Return the drift between two runs, and a `Change` for each part of our contestants.
+    """Return the drift between two runs, and a `Change` for every `Work` of our contestants.
 
     The drift says how much slower the whole machine became. It is the median of the factors by
     which the times of other libraries changed. Raises `ValueError` if the runs have no measurement

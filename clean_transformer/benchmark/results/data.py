@@ -47,14 +47,18 @@ class Results:
     results: Sequence[Result]
 
     def by_measurement(self) -> Iterator[Mapping[Part, Result]]:
-        """Yield one mapping per measurement, from each part of the measurement to its result."""
+        """Yield a dictionary for each measurement: the keys are parts, the values are results.
+
+        A part is a contestant and its work.
+        """
         for title in dict.fromkeys(result.measurement for result in self.results):
             yield {r.part: r for r in self.results if r.measurement == title}
 
     def together(self, parts: Collection[Part]) -> Mapping[Part, Result] | None:
-        """Return the results of the first measurement that has all `parts`, by part.
+        """Return the results of the first measurement that contains all `parts`.
 
-        Returns None if no measurement has all `parts`.
+        A part is a contestant and its work. The keys of the result are parts. Returns None if no
+        measurement contains all `parts`.
         """
         return next((one for one in self.by_measurement() if one.keys() >= {*parts}), None)
 

@@ -41,8 +41,8 @@ GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
 def throughput(results: Results, name: str) -> go.Figure:
     """Return a bar chart of the median tokens per second in one measurement.
 
-    There is one bar for each contestant, dtype and device. The error bars show the quartiles.
-    `name` is the title of the measurement, without the device.
+    There is one bar for each combination of a contestant, a dtype and a device. The error bars show
+    the quartiles. `name` is the title of the measurement, without the device.
     """
     rows = [row for row in results.results if _name(row) == name and row.values]
     speeds = [row.tokens_per_second for row in rows]

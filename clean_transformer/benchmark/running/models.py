@@ -30,7 +30,7 @@ def count_parameters(cfg: Config) -> int:
 
 
 def write_models(names: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Write random weights of each model in `names` to a subfolder of `folder`.
+    """Write random weights of each model in `names` to the model's own subfolder of `folder`.
 
     The names are published sizes, such as "small", and "tiny". A model is not written if this
     machine has too little memory for the model. Returns two dictionaries whose keys are model

@@ -205,9 +205,10 @@ class Race:
                     break
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
-        """Run one measurement, and return the result of each part (a setup and its work).
+        """Run one measurement, and return one result for each part: a setup with its work.
 
-        In each round, another part runs first, so that the order favors no part.
+        Each round starts with another part than the previous round, so that the order favors no
+        part.
         """
         values: dict[Part, list[float]] = {part: [] for part in measurement.parts}
         failures: dict[Part, str] = {}

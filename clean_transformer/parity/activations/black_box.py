@@ -32,9 +32,9 @@ BLACK_BOX = "black box"
 
 
 def is_black_box(part: nn.Module) -> bool:
-    """Whether the module is compiled, or its instance has another `forward` than its class.
+    """Whether the module is compiled, or has an attribute that replaces its method `forward`.
 
-    `optimize()`, for example, replaces the `forward` of an instance.
+    `optimize()`, for example, sets such an attribute.
     """
     return "forward" in vars(part) or is_compiled(part)
 
@@ -64,10 +64,10 @@ def as_written(module: M) -> M:
 
 
 def leaves(model: nn.Module) -> dict[str, HookedModule]:
-    """Return a dict from paths to the smallest submodules whose output can be watched.
+    """Return the smallest submodules whose output can be watched, with their paths as keys.
 
-    These are the `HookedModule`s that have no `HookedModule` inside, or that are compiled or
-    optimized as a whole.
+    These submodules are the `HookedModule`s that have no `HookedModule` inside, or that are
+    compiled or optimized as a whole.
     """
     found: dict[str, HookedModule] = {}
     for name, part in model.named_children():
@@ -144,8 +144,8 @@ def judge_black_box(
 ) -> Isolated:
     """Compare the error of each row of a module's output with the change that rounding causes.
 
-    `output` is the output of the device, and `inputs` are the inputs that the module had there.
-    `oracle` is the same module in float64. All of them are on the CPU.
+    `output` and `inputs` are the module's output and inputs on the device, copied to the CPU.
+    `oracle` is the same module in float64 on the CPU.
 
     A row is a slice along the last axis. Its error is the root mean square of output − exact. The
     oracle also runs DRAWS times under `RandomRounding`, which changes each row. The error ratio of

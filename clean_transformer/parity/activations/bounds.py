@@ -1,8 +1,9 @@
 """Rules for how large the rounding error of each activation may be.
 
 A rule says which kind of operation computes the activation, such as a matrix product, and computes
-the scale G: the size of the terms that the operation adds up. `parity/limits.py` has the limits for
-each kind, and the formulas for G.
+a number G for each element. The allowed error of an element is proportional to its G, which is
+Σ|xW| for a sum Σ xW in float32. `parity/limits.py` has the limits for each kind, and the formulas
+for G.
 """
 
 import math
@@ -65,8 +66,8 @@ class Rule:
 
     `summed` returns the number of terms that the operation adds up. If `kind` is in PRODUCTS, the
     operation is a sum Σ xW: `terms(module, seen, abs)` returns Σ|xW|, and `terms(module, seen,
-    square)` returns Σ(xW)². For other kinds, `terms` returns G, the size of the terms (see
-    `parity/limits.py`). If `squares` is not None, `typical` uses it instead of Σ(xW)².
+    square)` returns Σ(xW)². For other kinds, `terms` returns G (see `scale`). If `squares`
+    is not None, the method `typical` uses the result of `squares` instead of Σ(xW)².
     """
 
     kind: Kind
@@ -75,7 +76,7 @@ class Rule:
     squares: Callable[[Any, Seen], Tensor] | None = None
 
     def scale(self, module: nn.Module, seen: Seen, exact: Tensor, u: float) -> Tensor:
-        """Return G, the size of the terms that the operation adds up, for each element.
+        """Return G for each element. The allowed error of an element is proportional to its G.
 
         `exact` is the exact activation. `u` is the unit roundoff of the device's dtype.
         """
@@ -83,7 +84,7 @@ class Rule:
         return sum_scale(exact, terms, u) if self.kind in PRODUCTS else terms(abs)
 
     def typical(self, module: nn.Module, seen: Seen, exact: Tensor) -> Tensor:
-        """Return |exact| + √Σ(xW)². A typical error is this size times the unit roundoff."""
+        """Return |exact| + √Σ(xW)². A typical error is this value times the unit roundoff."""
         squares = self.squares(module, seen) if self.squares else self.terms(module, seen, square)
         return typical_size(exact, squares)
 

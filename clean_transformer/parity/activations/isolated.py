@@ -6,7 +6,7 @@ by it. So the oracle computes every activation from the inputs that the operatio
 """
 
 import math
-from collections import defaultdict
+from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -54,6 +54,8 @@ HEAD_AXIS = {
     "hook_attn_scores": 1,
     "hook_pattern": 1,
 }
+# The activations of a head that are computed only from other activations of the same head.
+WITHIN_A_HEAD = ("hook_attn_scores", "hook_pattern", "hook_z")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def isolate(
         # A module that runs several times has one row: that of its last call, which `device` has.
         rows: dict[str, Isolated] = {}
 
-        def judge(name: str, exact: Tensor, seen: Seen) -> None:
+        def judge(name: str, exact: Tensor, seen: _InFloat64) -> None:
             part, point = owner_of(name)
             made_by = oracle.get_submodule(part)
             rule = (formula_of(made_by) or {}).get(point, PASSED_ON)
@@ -155,7 +157,7 @@ def _isolate_calls(
     oracle: HookedModule,
     device: dict[str, Tensor],
     inputs: Iterable[Tensor],
-    judge: Callable[[str, Tensor, Seen], None],
+    judge: Callable[[str, Tensor, "_InFloat64"], None],
 ) -> None:
     """Run `oracle`, the module in float64, and call `judge` for each activation in `device`.
 
@@ -171,11 +173,10 @@ def _isolate_calls(
             seen[name][f"input {index}" if index else "input"] = tensor
 
     def record_and_replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
-        given = upcast(device[name])
         owner, point = owner_of(name)
-        seen[owner][point] = given
-        judge(name, value, seen[owner])
-        return given
+        seen[owner][point] = device[name]
+        judge(name, value, _InFloat64(seen[owner]))
+        return upcast(device[name])
 
     with ExitStack() as placed:
         for name, part in oracle.named_modules():
@@ -186,6 +187,18 @@ def _isolate_calls(
                 handle = part.register_forward_hook(partial(record_and_replace, name))
                 placed.callback(handle.remove)
         oracle(*(upcast(x) for x in inputs))
+
+
+class _InFloat64(UserDict[str, Tensor]):
+    """A dictionary of tensors that converts a tensor to float64 only when it is read."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return upcast(self.data[name])
+
+    def of_head(self, head: int) -> "_InFloat64":
+        """Return the activations that have a head axis, for the attention head number `head`."""
+        split = {name: axis for name, axis in HEAD_AXIS.items() if name in self.data}
+        return _InFloat64({n: self.data[n].narrow(axis, head, 1) for n, axis in split.items()})
 
 
 def owner_of(name: str) -> tuple[str, str]:
@@ -208,20 +221,32 @@ def _judge(
     exact: Tensor,
     rule: Rule,
     module: nn.Module,
-    seen: Seen,
+    seen: "_InFloat64",
     u: float,
 ) -> Isolated:
     name, case, path = label
-    given = upcast(device)
-    error = torch.where(given == exact, 0.0, (given - exact).abs())
-    ratios = error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
-    ratio, rms = float(ratios.max()), float(ratios.square().mean().sqrt())
+    axis = HEAD_AXIS.get(name.split(".")[-1], 0)
+
+    def errors(seen: Seen, device: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+        given = upcast(device)
+        error = torch.where(given == exact, 0.0, (given - exact).abs())
+        return error, error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
+
+    if name.endswith(WITHIN_A_HEAD):
+        # One head at a time, because the attention scores of all heads need much memory.
+        of_heads = [
+            errors(seen.of_head(head), device.narrow(axis, head, 1), exact.narrow(axis, head, 1))[1]
+            for head in range(exact.shape[axis])
+        ]
+        ratios = torch.cat(of_heads, axis)
+    else:
+        ratios = errors(seen, device, exact)[1]
+    ratio, rms = float(ratios.max()), float(ratios.norm()) / math.sqrt(ratios.numel())
     healthy, wrong = rule.kind.limits(rule.summed(module, seen), u)
-    axis = HEAD_AXIS.get(name.split(".")[-1])
     lower = ""
     if ratio > healthy and rule.kind in PRODUCTS:
         typical = rule.typical(module, seen, exact)
-        lower = lower_precision(error, ratios, typical, healthy, u)
+        lower = lower_precision(errors(seen, device, exact)[0], ratios, typical, healthy, u)
     return Isolated(
         name=name,
         case=case,

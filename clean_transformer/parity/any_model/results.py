@@ -25,7 +25,7 @@ MEANINGS = {
 
 @dataclass
 class Row:
-    """The sum of all calls of one operation, in one dtype, in one module or a group of modules.
+    """One row of the report: an operation, in one dtype, in one module or a group of modules.
 
     `calls` is the number of calls, and `not_checked` is the number of calls that could not be
     compared. `ratio` is the largest error of a call, in units of one rounding. `bits` is the lowest
@@ -67,7 +67,7 @@ class UseReport:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of `rows` and `failed`; NOT CHECKED if there were no calls."""
+        """The worst verdict of `rows` and `failed`; NOT CHECKED if both are empty."""
         failed = [self.failed.verdict] if self.failed else []
         return worst([*(row.verdict for row in self.rows), *failed])
 

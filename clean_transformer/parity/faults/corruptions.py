@@ -153,8 +153,8 @@ def attending(hides: Callable[[Tensor, Tensor, int], Tensor]) -> Corruption:
 
     A query does not see a key if `hides(query position, key position, number of keys)` is True. The
     positions of the keys are 0, 1, …. In a call with `is_causal`, the positions of the queries are
-    also 0, 1, …. In any other call, all queries are at positions after the last key, so that `key >
-    query` hides no key.
+    also 0, 1, …. In any other call, all queries are at positions after the last key, so that no key
+    comes after a query.
     """
 
     def corrupt(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:

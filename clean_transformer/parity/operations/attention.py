@@ -39,7 +39,7 @@ def attention(
 
 
 def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """Return the arguments (q, k, v, mask, scale) with which `attention` repeats a fused call.
+    """Convert the arguments of a fused call to the arguments (q, k, v, mask, scale) of `attention`.
 
     `named` maps the names of the fused call's arguments, such as "query", to their values. If
     several query heads share a head of keys and values, this head is repeated in k and v, once for

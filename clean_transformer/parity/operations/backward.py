@@ -2,7 +2,7 @@
 
 A rule returns an `Expected` (exact value and allowed error) for each output of a call. The
 gradients of softmax, log-softmax, GELU, LayerNorm and attention are computed from formulas, not
-with PyTorch's kernels. So the check also finds a kernel that is wrong even in float64.
+with PyTorch's kernels. So a kernel that is wrong even in float64 is found, too.
 """
 
 import math

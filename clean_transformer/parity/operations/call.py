@@ -84,11 +84,12 @@ class Numbers:
     """Statistics of a tensor's finite values, from which `sample` makes similar random numbers.
 
     `low`, `high`, `mean` and `deviation` are the smallest value, the largest value, the mean and
-    the standard deviation. For floating-point tensors, they are rounded to six digits. `masked` is
-    the fraction of all values that are −∞, as in an attention mask. `step` is 1 for integers. If a
-    floating-point tensor has few different values, `step` is the mean distance between neighboring
-    values; otherwise it is 0. If a row (along the last axis) of a floating-point tensor has equal
-    values only, `repeat` is the length of a row; otherwise it is 1.
+    the standard deviation. For floating-point tensors, they are rounded to six significant digits.
+    `masked` is the fraction of all values that are −∞, as in an attention mask. `step` is 1 for
+    integers. If a floating-point tensor has few different values, `step` is the mean distance
+    between neighboring values; otherwise it is 0. If at least one row (along the last axis) of a
+    floating-point tensor has equal values only, `repeat` is the length of a row; otherwise `repeat`
+    is 1.
     """
 
     low: float
@@ -161,7 +162,7 @@ def sample(
     step: float,
     repeat: int,
 ) -> Tensor:
-    """Return random numbers from low to high in this layout. The fraction `masked` is -inf."""
+    """Return random numbers from low to high, but -inf for the fraction `masked` of them."""
     last = offset + sum((n - 1) * m for n, m in zip(shape, stride, strict=True))
     length = max(last + repeat, offset + torch.Size(shape).numel())
     base = torch.randn(length).double() * deviation + mean

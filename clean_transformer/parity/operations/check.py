@@ -28,12 +28,13 @@ class OperationsReport:
 
     The keys of `seen`, `not_checked` and `largest` are operation names, such as "mm". `seen` counts
     the calls of each operation. It leaves out operations without a fixed result, such as `empty`.
-    `not_checked` counts the calls that could not be compared. `largest` holds the largest error of
-    each operation, in units of one rounding error (see `Judgment.ratio`).
+    `not_checked` counts the calls without an exact result to compare with, such as calls of
+    `bernoulli_`. `largest` holds the largest error of each operation, in units of one rounding
+    error (see `Judgment.ratio`).
 
     `finding` describes the first call with the verdict WRONG, at which the check stops. If there is
-    no such call, `finding` describes the first call with the verdict DEGRADED. If all calls that
-    could be compared pass, `finding` is None.
+    no such call, `finding` describes the first call with the verdict DEGRADED. If all compared
+    calls pass, `finding` is None.
     """
 
     seen: Counter[str] = field(default_factory=Counter)
@@ -124,7 +125,7 @@ def first_wrong_operation(
     """Run `function(*inputs, **arguments)`, and describe the first ATen call that is wrong.
 
     If no call has the verdict WRONG, the first call with the verdict DEGRADED is described. Returns
-    None if every call that could be compared passes.
+    None if all compared calls pass. Random draws, such as `bernoulli_`, are not compared.
     """
     return check_operations(function, *inputs, **arguments).finding
 

@@ -29,9 +29,9 @@ from clean_transformer.reports.environment import float32_precision, full_float3
 class Cause(Enum):
     """Why a call is wrong, as found by repeating the call.
 
-    TF32 and BFLOAT16: the error is as large as the error of this lower precision. FIRST_CALL: the
-    same call is right when it is repeated. LAYOUT: the call is right when all its tensors are
-    contiguous. VALUES: none of the other causes was found.
+    TF32 or BFLOAT16: the error is as large as if the call were computed in TF32 or bfloat16.
+    FIRST_CALL: the same call is right when it is repeated. LAYOUT: the call is right when all its
+    tensors are contiguous. VALUES: none of the other causes was found.
     """
 
     TF32 = "TF32"
@@ -48,9 +48,10 @@ class Finding:
     `call` describes the call, and `func` is the ATen operation. `arguments` and `keywords` are the
     call's positional and keyword arguments, with an `Operand` in place of each tensor. `numbers`
     has statistics of the values of each tensor, in the order of `call.operands`. `judgment` holds
-    the verdict and the error. `on_random` is the judgment of the same call on the random numbers of
-    a reproduction script. If the call is right on these numbers, or cannot be checked, `on_random`
-    is None. `cause` is the cause of the error, and `diagnosis` describes the cause in words.
+    the verdict and the error. `on_random` is the judgment of the same call on random numbers, as in
+    the script that `reproduction_script` writes. If the call is right on these numbers, or cannot
+    be checked, `on_random` is None. `cause` is the cause of the error, and `diagnosis` describes
+    the cause in words.
     """
 
     call: Call
@@ -211,7 +212,10 @@ class Attempt:
         return other
 
     def lowered_by(self, expected: list[Expected | None]) -> str:
-        """Say in words which setting lowers the precision of float32 products, or return ""."""
+        """Return words that name the setting that lowers the precision of float32 products.
+
+        The setting is one of PyTorch's, or an environment variable. If none is found, return "".
+        """
         device_type = next(iter(self.devices.values())).type
         with full_float32_precision(device_type):
             without = self.retry(expected, self.layouts)
@@ -240,7 +244,8 @@ class Attempt:
     def guilty_layout(self, expected: list[Expected | None]) -> str:
         """Say in words which argument's memory layout makes the call wrong.
 
-        The call is repeated with the layout of one argument changed at a time, until it is right.
+        For each argument in turn, the call is repeated with a changed layout of only this argument.
+        The search ends at the first repeated call that is right.
         """
         names = [argument.name for argument in self.func._schema.arguments]
         keys = [*tree_unflatten([*range(len(self.leaves))], self.form)[0]]

@@ -54,7 +54,7 @@ def judge(expected: list[Expected | None], output: Any) -> Judgment:
 
     `expected` has the exact value and the allowed error of each output, or None for an output that
     is not judged. `output` is what the device returned. The worst output is the first output with
-    the worst verdict. If all outputs pass, it is the output with the largest ratio.
+    the worst verdict. If all outputs pass, the worst output is the output with the largest ratio.
     """
     with trusted():
         judgments = [

@@ -50,11 +50,12 @@ assert possible.all(), f"{name}: drew {{int((~possible).sum())}} impossible indi
 
 
 def reproduction_script(finding: Finding) -> str:
-    """Return the source of a Python script whose `assert` fails on a device with this fault.
+    """Return the source of a Python script that repeats the wrong call described by `finding`.
 
-    The script needs only torch, and has fewer than 40 lines. It makes tensors with the memory
-    layouts of the wrong call `finding`, and fills them with random numbers of the same range, mean
-    and standard deviation. It runs the operation on the device, and in float64 on the CPU.
+    The script's `assert` fails on a device that computes this call wrongly. The script needs only
+    torch, and has fewer than 40 lines. It makes tensors with the memory layouts of the call, and
+    fills them with random numbers of the same range, mean and standard deviation. It runs the
+    operation on the device, and in float64 on the CPU.
 
     The script then asserts that the error of one element is as small as on a healthy device. This
     is the element that had the largest error in units of one rounding error. If the operation does

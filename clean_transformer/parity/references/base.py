@@ -88,8 +88,8 @@ def major_version(package: str) -> int | None:
 def import_package(package: str, extra: str) -> Any:
     """Import a package and return its module.
 
-    Raises `ReferenceUnavailable` if the package is not installed. The message says which extra of
-    clean-transformer installs the package: `extra`.
+    Raises `ReferenceUnavailable` if the package is not installed. The message names `extra`,
+    the group of optional dependencies of clean-transformer that contains the package.
     """
     try:
         return import_module(package)

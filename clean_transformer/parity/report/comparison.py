@@ -127,7 +127,7 @@ def compare_reports(before: Json, after: Json) -> Comparison:
     """Compare two reports of `clean-transformer parity` or `clean-transformer doctor`.
 
     If the models of the reports differ in weights or architecture, only the verdicts are compared.
-    Raises `ValueError` if the reports have no result in common that at least one of them checked.
+    Raises `ValueError` if no result can be compared.
     """
     same_model = all(before[key] == after[key] for key in ("weights", "cfg"))
     old, new = ({**_results(report, with_errors=same_model)} for report in (before, after))

@@ -59,7 +59,7 @@ def failed(checks: Iterable[Check]) -> list[Check]:
 def worst_reference(run: DeviceRun) -> tuple[int, EndToEnd] | None:
     """Find the activations in which another implementation of GPT-2 has too large an error.
 
-    Its error may be at most `healthy` · `envelope`, as our error (see `EndToEnd`). Returns the
+    The limit is `healthy` · `envelope`, the same as for our model (see `EndToEnd`). Returns the
     number of activations with a larger error, and the row of the activation that exceeds the limit
     by the largest factor. Returns None if there are no such activations.
     """

@@ -14,8 +14,8 @@ from clean_transformer.reports.environment import lowered_precision
 def lower_precision(precision: str) -> str:
     """Return a text which says that errors are as large as those of a lower precision.
 
-    `precision` is the name of this precision, such as "TF32". The text also names the settings that
-    allow it. Returns "" if `precision` is "".
+    `precision` is the name of this precision, such as "TF32". The text also names the current
+    settings that lower the precision. Returns "" if `precision` is "".
     """
     if not precision:
         return ""

@@ -29,9 +29,9 @@ def judge_adamw(
 ) -> Iterator[tuple[list[Isolated | Check], Callable[[], Any]]]:
     """Check one step of AdamW on the device, with the normal and the fused implementation.
 
-    `parameters` has pairs (parameter, gradient). For each implementation, the function yields a
-    list of results, and a function that takes the step again. Float16 parameters are first
-    converted to float32, as in mixed-precision training.
+    `parameters` has pairs (parameter, gradient). Yields, for each implementation, a list of
+    results and a function that takes the step again. Float16 parameters are first converted to
+    float32, as in mixed-precision training.
     """
     small = [pair for pair in parameters if pair[0].numel() <= LARGEST]
     # Float16 cannot represent ε = 1e-8 and the squares of small gradients.
@@ -84,7 +84,11 @@ def _second_step(
 def _judge(
     name: str, use: Use, before: list[list[Tensor]], after: list[list[Tensor]]
 ) -> list[Isolated | Check]:
-    """Return the worst result for each output of AdamW: parameter, mean and mean of squares."""
+    """Return, for each output of AdamW, the worst result of all parameters.
+
+    The outputs are the new parameter, the running mean of the gradients, and the running mean of
+    the squared gradients.
+    """
     second = torch.tensor(2.0, dtype=torch.float64)
     largest: dict[str, Isolated] = {}
     for old, (parameter, _, mean, squares) in zip(before, after, strict=True):

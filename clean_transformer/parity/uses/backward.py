@@ -32,11 +32,12 @@ class Flow:
 class Backward:
     """The result of a forward and a backward pass of the whole model.
 
-    `loss` is the mean loss. `flows` maps the names of modules ("blocks.0", …, "ln_final" and
-    "unembed") to their inputs, outputs and gradients. Modules that received no gradient are left
-    out. `gradients` maps the names of the parameters that `run_backward` keeps to their gradients.
-    `missing` has the names of the parameters that received no gradient. `cut` lists the places
-    between two modules where the gradient was lost or changed, such as "ln_final to blocks.11".
+    `loss` is the mean of the losses at all positions. The gradients are those of the sum of losses.
+    `flows` maps the names of modules ("blocks.0", …, "ln_final" and "unembed") to their inputs,
+    outputs and gradients. Modules that received no gradient are left out. `gradients` maps the
+    names of the parameters that `keeps` chose (see `run_backward`) to their gradients. `missing`
+    has the names of the parameters that received no gradient. `cut` lists the places between two
+    modules where the gradient was lost or changed, such as "ln_final to blocks.11".
     """
 
     loss: Tensor
@@ -111,11 +112,12 @@ def run_backward(
 def gradients_of(
     function: Callable[[Tensor], Tensor], given: Tensor, of_output: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Run `function` on `given`, and return the gradients of the loss.
+    """Run `function` on `given`, and return the gradients of a loss.
 
-    The first result is the gradient with respect to `given`. If `function` is a module, the
-    gradients with respect to its parameters follow. `of_output` is the gradient with respect to the
-    output. If `of_output` is None, the output is the loss itself, and must be a scalar.
+    `of_output` is the gradient of the loss with respect to the output of `function`. If
+    `of_output` is None, the output is the loss itself, and must be a scalar. The first result is
+    the gradient with respect to `given`. If `function` is a module, the gradients with respect to
+    its parameters follow.
     """
     with torch.enable_grad():
         given = given.detach().requires_grad_()

@@ -27,8 +27,9 @@ def judge_uses(
     """Check the model in every use: first those from `uses(cfg)`, then training, then sampling.
 
     Returns one result for each use. If a use does not pass and `locates` is True, the check also
-    searches for the first wrong operation, and stores it in `UseResult.located`. For sampling, it
-    always searches. Before each use, `on_step` is called with a text that names the use.
+    searches for the first wrong operation, and stores it in `UseResult.located`. For sampling, the
+    check searches even if `locates` is False. Before each use, `on_step` is called with a text that
+    names the use.
     """
     model, results = judge.model, []
     for use in uses(model.cfg):

@@ -76,7 +76,7 @@ def judge_module(
 def check_differences(
     name: str, module: nn.Module, given: Tensor, of_output: Tensor, exact: Sequence[Tensor]
 ) -> Check:
-    """Check the gradients of the module, which is in float64, by finite differences.
+    """Compare the gradients of the float64 `module` with finite differences.
 
     `exact` has the gradients with respect to the input `given` and the parameters. `of_output` is
     the gradient with respect to the output. The check moves the input and all parameters in a

@@ -22,8 +22,9 @@ def check_oracle(exact: ExactParts, generator: torch.Generator) -> list[Check]:
     """Compare our float64 model with NumPy, and return one check for each use of the model.
 
     In each use, such as generating text, PyTorch and NumPy compute one block, then the last
-    LayerNorm, then the unembedding. `generator` draws the block, one text of the batch, ROWS
-    positions, and COLUMNS columns of W_U, which are compared.
+    LayerNorm, then the unembedding. `generator` chooses the block at random. It also chooses one
+    text of the batch, ROWS positions and COLUMNS columns of W_U: only the results for these are
+    compared.
     """
     with trusted(), torch.no_grad():
         return [_check(use, exact, generator) for use in uses(exact.cfg)]

@@ -128,7 +128,7 @@ class ExactParts:
         return "unembed.W_U" not in self.state
 
     def unembedding(self, tokens: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return W_U [d_model token] and b_U [token] for some token ids, by default for all."""
+        """Return W_U [d_model token] and b_U [token] for the given token ids, by default all."""
         b_U = self.weight("unembed.b_U", tokens)
         if self.is_tied:
             return self.weight("embed.W_E", tokens).T, b_U

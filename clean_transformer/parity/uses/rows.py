@@ -59,8 +59,8 @@ def elementwise(
 
     The error of an element is divided by the error of one rounding, which is about `u` · `scale`
     (see `parity/limits.py`). `u` is the unit roundoff, by default that of the dtype of `got`.
-    `scale` is the size of the terms that the operation adds up for the element, and `terms` is the
-    number of these terms. `kind` is the kind of operation.
+    `scale` has one number for each element. For a sum in float32, this number is the sum of the
+    absolute values of the terms. `terms` is the number of terms. `kind` is the kind of operation.
 
     Returns the result, and a mask that is True for each element that does not pass.
     """

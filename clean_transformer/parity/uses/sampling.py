@@ -28,7 +28,8 @@ SETTINGS = {
 class GivenLogits:
     """A replacement for the model in text generation, which returns given logits.
 
-    `logits` [row d_vocab] are on the device under test. Each call returns some of the rows.
+    `logits` [row d_vocab] are on the device under test. Each call returns one of these
+    rows for each text of the batch.
     """
 
     def __init__(self, cfg: Config, logits: Tensor):

@@ -60,9 +60,9 @@ class Use:
     def cache(self, cache_class: type[KVCache] = KVCache, *, whole: bool = False) -> KVCache | None:
         """Return an empty KV cache with one layer, or None if the use has no cache.
 
-        By default, the cache is for the calls of this use. If `whole` is True, the cache is for a
-        single call that reads all positions. Only the length of the padding mask depends on
-        `whole`: the mask is as long as the text that the first call reads.
+        By default, the cache is for all calls of this use. If `whole` is True, the cache is for a
+        single call that reads all positions. The two caches differ only in the padding mask, which
+        is as long as the text that the first call reads.
         """
         if not self.is_cached:
             return None
@@ -93,7 +93,7 @@ class Use:
 
         `calls` has one tensor [batch pos …] for each call. The result has the texts that remain
         after the last call. If `selects` copies, drops or reorders texts after a call, the tensors
-        up to this call are indexed in the same way.
+        of this call and of all earlier calls are indexed in the same way.
         """
         so_far: list[Tensor] = []
         for number, call in enumerate(calls):

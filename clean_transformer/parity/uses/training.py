@@ -211,9 +211,9 @@ class TrainingJudge:
         self._torch_loss(flow)
 
     def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the exact gradient of the columns `ids` of W_U, and its scale.
+        """Return the exact gradient of the columns `ids` of W_U, and its G (see `sum_scale`).
 
-        The gradient is a sum over all positions. The scale is the size of the terms of this sum.
+        The allowed error of each element is proportional to its G.
         """
         x, g = (each.flatten(0, 1).cpu().double() for each in (flow.given, flow.of_output))
         exact = x.T @ g[:, ids]
@@ -225,7 +225,7 @@ class TrainingJudge:
         return torch.unique(torch.cat([self.tokens.flatten().cpu(), drawn]))
 
     def _embeddings(self, of_residual: Tensor) -> Rows:
-        """Check the gradients of W_pos, and of W_E for some tokens."""
+        """Check the gradient of W_pos, and that of W_E for the texts' tokens and random tokens."""
         g = of_residual.cpu().double()
         W_pos = self.judge.exact.weight("pos_embed.W_pos")
 
@@ -259,8 +259,8 @@ class TrainingJudge:
     def _parameter(self, name: str, index: Any, exact: Tensor, scale: Tensor) -> Rows:
         """Check the elements at `index` of the gradient of the parameter `name`.
 
-        `exact` has the exact values of these elements. Each value is a sum, and `scale` has the
-        size of its terms.
+        `exact` has the exact values of these elements. The allowed error of each element is
+        proportional to its value in `scale`.
         """
         if name not in self.backward.gradients:
             return []

@@ -46,7 +46,11 @@ class LayerOfTheirs:
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
-        """Return a mask that is True where a query sees a key, or None if `mask` was None."""
+        """Return a mask that is True where a query sees a key, or None if there is no mask.
+
+        A query that would see no key sees all keys.
+        """
+        # A softmax over no keys is NaN.
         if self.given is None:
             return None
         return self.given | ~self.given.any(dim=-1, keepdim=True)

@@ -11,9 +11,9 @@ from clean_transformer.swapping.libraries.base import Library, Place, place_at
 
 
 class Ours(Library):
-    """Finds and replaces modules in a `DemoTransformer`.
+    """Finds and replaces modules in a `DemoTransformer`, or in a similar model.
 
-    The model can be any `HookedModule` that has a `cfg` and modules at the same paths.
+    A similar model is a `HookedModule` that has a `cfg`, and modules at the same paths.
     """
 
     MODELS = ("clean_transformer.HookedModule",)

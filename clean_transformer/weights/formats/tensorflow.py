@@ -26,9 +26,7 @@ from clean_transformer.weights.refusals import WeightsError
 # The dtypes that this module can read, by their numbers in TensorFlow's types.proto.
 DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
 
-
 AGAIN = "copy or download it again"
-
 
 # The longest name of a tensor that we read, in bytes. Each name may share its beginning with the
 # name before, so a small file could otherwise hold many long names.
@@ -59,12 +57,9 @@ SLICES = 8 * 7 + Wire.BYTES
 DIM = 8 * 2 + Wire.BYTES
 LENGTH = 8 * 1 + Wire.VARINT
 
-
 # The last 48 bytes of a LevelDB table are its footer. The first 40 bytes of the footer hold the
 # places (see `_read_place`) of two blocks, and then zeros. The last 8 bytes are MAGIC.
 FOOTER_SIZE = 48
-
-
 MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 
 

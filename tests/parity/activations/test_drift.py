@@ -16,6 +16,7 @@ from clean_transformer.parity.faults.semantic.edits import replaced
 from clean_transformer.parity.inputs import Weights, choose_weights, suite_tokens
 from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, largest_drift
 from clean_transformer.parity.measurements import Subject, end_to_end, record_run
+from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.verdict import Verdict
 
@@ -162,3 +163,14 @@ def test_impact_is_what_its_definition_says() -> None:
     assert felt.loss_change == pytest.approx(float(losses[0] - losses[1]))
     same = impact(exact.float(), exact.float().double(), tokens)
     assert (same.top1_flips, same.kl_divergence, same.loss_change) == (0, 0.0, 0.0)
+
+
+def test_random_rounding_leaves_masked_scores_masked() -> None:
+    scores = torch.ones(8, 8, dtype=torch.float64)
+    mask = torch.zeros(8, 8, dtype=torch.float64).masked_fill(
+        torch.ones(8, 8).triu(1) > 0, -math.inf
+    )
+    with RandomRounding(F32):
+        masked = scores + mask
+    assert torch.equal(masked == -math.inf, mask == -math.inf)
+    assert not masked.isnan().any()

@@ -65,7 +65,7 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
 
 
 class _Bound(nn.Module):
-    """Makes `functional_call` run the original `forward` of the class of `module`."""
+    """Wraps a module. A call runs the module's original `forward`, not the faulty replacement."""
 
     # While a fault is planted, the class has a faulty `forward`, which calls `functional_call`. If
     # `functional_call` ran the module itself, the faulty `forward` would call itself without end.
