@@ -78,7 +78,7 @@ def draw_weights(draw: random.Random, seed: int) -> Weights:
         d_head=d_head,
         d_mlp=draw.choice((32, 63, 128)),
         d_vocab=draw.choice((101, 256, 500)),
-        n_ctx=draw.choice((1, 2, 8, 24, 40)),
+        n_ctx=draw.choice((1, 2, 8, 24, 40, 120)),
         tied_unembed=draw.random() < 0.5,
     )
     return Weights("", cfg, draw.choice((synthetic.plain, synthetic.stress))(cfg, seed))

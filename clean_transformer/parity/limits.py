@@ -131,9 +131,15 @@ SELDOM_EXCEEDED = 8.0
 # magnitude of a term, which is 0.64 σ for products of normal numbers. That is ρ = 0.64. In float64,
 # the oracle rounds as much as the device. The largest measured ρ is 0.56 (`parity/README.md`).
 HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 1.5, torch.bfloat16: 1.0, torch.float16: 1.0}
-# Two healthy runs differ by at most the sum of their two errors. So their difference may be this
-# factor times the largest healthy error of one run.
-HEALTHY_RUNS = 2
+# The largest healthy difference of two runs, in units of the error of random rounding. Two healthy
+# runs differ by at most the sum of their errors. In half precision, each error is at most that of
+# results that are rounded once, which is ρ = 1/√3 = 0.58, because the sums are in float32.
+HEALTHY_DIFFERENCE = {
+    torch.float64: 2 * HEALTHY_RHO[torch.float64],
+    torch.float32: 2 * HEALTHY_RHO[torch.float32],
+    torch.bfloat16: 2 / math.sqrt(3),
+    torch.float16: 2 / math.sqrt(3),
+}
 # About the number of operations in a block that are no sums; see `largest_drift`.
 STEPS = 40
 
