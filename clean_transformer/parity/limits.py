@@ -118,6 +118,11 @@ OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # is 1e-12 for x = 4 in float32, and 1e-8 for x = 3 in half precision. `README.md` lists the
 # measured ratios, and `wrong` is chosen.
 PART = Kind("part as a whole", 4.0, WRONG_FACTOR * 4.0, healthy_in_half=3.0)
+# A module whose output is all that can be watched (see `activations/black_box.py`), such as a
+# LayerNorm. Errors of LayerNorm's mean and σ are shared by all elements of a row. Random rounding
+# moves each element on its own, so the ratio of a healthy row can be 2. The limit for float32 is
+# chosen, not derived.
+ALONE = Kind("black box", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
 
 # Independent rounding errors add up like the root of a sum of squares. Their total is seldom more
 # than this factor times u × `typical_size` (in `scales.py`). `lower_precision` inserts the u of a
