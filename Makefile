@@ -8,9 +8,10 @@ TORCH ?= torch==2.13.0
 # More arguments for the command, such as ARGS=--quick or ARGS="-k attention".
 ARGS ?=
 
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
+# One thread in each process: the threads of several processes would wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: setup parity test test-all test-hooked coverage bench startup sensitivity corpus demo-model \
+.PHONY: setup parity test test-all test-hooked coverage fuzz bench startup sensitivity corpus demo-model \
 	notebooks format check
 
 setup: $(VENV)/.installed
@@ -47,6 +48,11 @@ test-hooked:
 coverage: setup
 	$(PYTEST) --cov=clean_transformer $(ARGS)
 
+# Damaged files of every format: each target reads FUZZ inputs, about ten in a second.
+FUZZ ?= 2000
+fuzz: setup
+	FUZZ_EXAMPLES=$(FUZZ) $(PYTEST) tests/weights/test_fuzz.py $(ARGS)
+
 # The engines are optional: one that cannot be installed is reported as NOT MEASURED.
 $(VENV)/.engines: $(VENV)/.installed
 	-$(VENV)/bin/pip install --quiet --editable ".[bench]" && touch $@
@@ -54,7 +60,7 @@ $(VENV)/.engines: $(VENV)/.installed
 # Beside both TransformerLenses, each in its own environment, and beside the engines.
 bench: setup $(VENV)/.engines
 	$(MAKE) setup VENV=.venv-hooked REFERENCE=hooked
-	$(VENV)/bin/clean-transformer bench --hooked-python .venv-hooked/bin/python $(ARGS)
+	$(VENV)/bin/clean-transformer bench --goals --hooked-python .venv-hooked/bin/python $(ARGS)
 
 # The time that the command line and the package take to start.
 startup: setup

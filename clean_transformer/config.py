@@ -1,13 +1,17 @@
 """`Config`: the hyper-parameters of a GPT-2. The fields have TransformerLens's names."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from clean_transformer.reports.page import render_page
+from clean_transformer.support.keywords import checks_fields
 from clean_transformer.support.validation import require
 
 NormalizationType = Literal["LN", "LNPre"]
+
+# A `Config`, or another object that `Config.of` can read.
+ConfigLike = Any
 
 
 # n_layers, n_heads and d_model of each published checkpoint (Radford et al. 2019, table 2).
@@ -18,7 +22,11 @@ PUBLISHED = {
     "xl": (48, 25, 1600),
 }
 
+# What the `Config` of the ARENA exercises calls two of our fields.
+ARENA_NAMES = {"eps": "layer_norm_eps", "initializer_range": "init_range"}
 
+
+@checks_fields
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The architecture of a GPT-2.
@@ -97,6 +105,34 @@ class Config:
             d_mlp=4 * d_model,
         )
         return replace(published, **changes)
+
+    @classmethod
+    def of(cls, other: ConfigLike) -> "Config":
+        """Return `other` itself if it is a `Config`, or else a `Config` with its hyper-parameters.
+
+        `other` has the same attributes as a `Config`, such as the `Config` of the ARENA exercises:
+        `eps` and `initializer_range` may have ARENA's names `layer_norm_eps` and `init_range`. If
+        `other` has no `normalization_type`, it is "LN". If `other` has no `tied_unembed`, it is
+        False, as in ARENA and TransformerLens.
+
+        Raises `TypeError` if another attribute is missing. Raises `ValueError` for invalid values,
+        and if `other` says that the architecture is not that of GPT-2, for example with
+        `act_fn="relu"`.
+        """
+        if isinstance(other, cls):
+            return other
+        values: dict[str, Any] = {"normalization_type": "LN", "tied_unembed": False}
+        for field in fields(cls):
+            for name in (field.name, ARENA_NAMES.get(field.name, "")):
+                if hasattr(other, name):
+                    values[field.name] = getattr(other, name)
+        missing = [field.name for field in fields(cls) if field.name not in values]
+        if missing:
+            raise TypeError(f"{type(other).__name__!r} is no Config: it has no {missing[0]}")
+        for name in ("act_fn", "attn_only", "n_key_value_heads", "positional_embedding_type"):
+            ours = getattr(cls, name)
+            require(other, name, getattr(other, name, ours) == ours, repr(ours))
+        return cls(**values)
 
     @property
     def layer_norm_eps(self) -> float:

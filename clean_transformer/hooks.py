@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.support.keywords import checks_keywords, keywords, refuse_unknown
 from clean_transformer.support.left_out import has_no, refuse
 from clean_transformer.support.module_hooks import (
     Editing,
@@ -92,10 +93,9 @@ Names = str | Iterable[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
 Hooks = Iterable[tuple[Names, HookFunction]]
 
-# `PER_HEAD_INPUTS` are the block's hook points for the inputs of each attention head. `PER_HEAD`
-# also contains attention's hook point for the output of each head. These activations have the shape
-# [batch pos head d_model], so each of them needs n_heads times the memory of the residual stream.
-# Therefore `run_with_cache` captures them only if its argument `names_filter` selects them.
+# The block's hook points for the inputs of each attention head, and (in `PER_HEAD`) for each head's
+# output. These activations [batch pos head d_model] need n_heads times the memory of the residual
+# stream, so `run_with_cache` captures them only if its argument `names_filter` selects them.
 PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
@@ -115,6 +115,15 @@ class HookedModule(nn.Module):
     """
 
     name: str | None = None
+    _keywords: list[str] | None  # those of a call; None if `forward` takes any
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._keywords = keywords(cls.__call__, cls.forward)
+
+    def _refuse_other(self, function: str, arguments: Iterable[str], *more: str) -> None:
+        if self._keywords is not None and "forward" not in vars(self):  # nnsight replaces it
+            refuse_unknown(function, arguments, [*more, *self._keywords])
 
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
@@ -157,6 +166,9 @@ class HookedModule(nn.Module):
         Raises `KeyError` before the module runs, if a name is unknown or the function selects
         nothing. Raises `RuntimeError` if a selected module does not run.
         """
+        self._refuse_other(
+            "run_with_cache", arguments, "names_filter", "remove_batch_dim", "device"
+        )
         captured: dict[str, Tensor] = {}
         weights = {each.untyped_storage().data_ptr() for each in self.parameters()}
 
@@ -184,9 +196,11 @@ class HookedModule(nn.Module):
 
         See the method `hooks` for `fwd_hooks`, `bwd_hooks` and the errors.
         """
+        self._refuse_other("run_with_hooks", arguments, "fwd_hooks", "bwd_hooks")
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(*inputs, **arguments)
 
+    @checks_keywords
     def hooks(
         self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
     ) -> AbstractContextManager["HookedModule"]:
@@ -235,17 +249,17 @@ class HookedModule(nn.Module):
             editing.thread = None
             register(module, editing)
 
-    def reset_hooks(self, **left_out: Any) -> None:
+    def reset_hooks(self, including_permanent: bool = True, **left_out: Any) -> None:
         """Remove all hooks that `add_hook` put in place.
 
-        For TransformerLens's arguments, this method raises a `TypeError` that says what to use
-        instead.
+        None of them is permanent, so the result is the same for both values of
+        `including_permanent`. `left_out` takes TransformerLens's other arguments, only to raise a
+        `TypeError` that says what to use instead.
         """
         refuse("reset_hooks", left_out)
         for module in self.modules():
-            for each in [*module._forward_hooks.values()]:
-                if isinstance(each, Editing):
-                    remove(module, each)
+            for each in [e for e in module._forward_hooks.values() if isinstance(e, Editing)]:
+                remove(module, each)
 
     def _hooks(
         self, names: Names, function: HookFunction, kind: type[Editing] = Editing

@@ -52,8 +52,27 @@ class KVCache:
         self.padding = None if attention_mask is None else left_padding(attention_mask)
         self.layers = [_Layer(self) for _ in range(n_layers)]
 
-    def require_room(self, new: int) -> None:
-        """Raise `ValueError` if the cache has no room for `new` more positions."""
+    def require_fit(self, tokens: Int[Tensor, "batch pos"], n_layers: int) -> None:
+        """Raise `ValueError` if `tokens` cannot follow the tokens in the cache.
+
+        This is the case if the cache is for another number of layers than `n_layers`, if it holds
+        another number of inputs than `tokens`, or if it has no room for the new positions.
+        """
+        if len(self.layers) != n_layers:
+            raise ValueError(
+                f"the cache has {len(self.layers)} layers, and the model has {n_layers}; make a "
+                "KVCache(model.cfg.n_layers, n_ctx) for this model"
+            )
+        batch, new = tokens.shape
+        keys = next((layer.keys for layer in self.layers if layer.keys is not None), None)
+        held = len(keys) if keys is not None else batch
+        if self.padding is not None:
+            held = len(self.padding)
+        if held != batch:
+            raise ValueError(
+                f"the cache holds a batch of {held}, but the tokens are a batch of {batch}; give "
+                "the tokens that continue the same inputs, or use a new KVCache"
+            )
         if self.length + new > self.n_ctx:
             raise ValueError(
                 f"{new} tokens after the {self.length} in the cache are more than its "
@@ -110,6 +129,12 @@ class _Layer:
             room = (len(k), self.cache.n_ctx)
             self.keys = k.new_empty(*room, *k.shape[2:])
             self.values = v.new_empty(*room, *v.shape[2:])
+        held, given = (f"{[*x.shape[2:]]} in {x.dtype}" for x in (self.keys, k))
+        if held != given:
+            raise ValueError(
+                f"the cache holds keys [head d_head] of {held}, not of {given}; another model "
+                "filled it, so use a new KVCache"
+            )
         # `length` increases only after the whole forward pass. If a pass is interrupted, the next
         # pass therefore overwrites the incomplete keys and values.
         start, end = self.length, self.length + k.shape[1]

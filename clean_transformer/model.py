@@ -1,14 +1,15 @@
 """`DemoTransformer`: GPT-2 from tokens to logits."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clean_transformer.config import Config
+from clean_transformer.config import Config, ConfigLike
 from clean_transformer.hooks import HookPoint
 from clean_transformer.inference.optimized import Optimized, optimize
 from clean_transformer.kv_cache import KVCache, StaticKVCache
@@ -18,19 +19,27 @@ from clean_transformer.modules.layer_norm import NORMALIZATIONS
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
 from clean_transformer.support.devices import resolve_device
+from clean_transformer.support.dtypes import choose_dtype
+from clean_transformer.support.keywords import checks_keywords
 from clean_transformer.text.generation import GenerationMixin
 from clean_transformer.weights.formats.huggingface import write_folder
 from clean_transformer.weights.load import read_pretrained, read_state_dict
 from clean_transformer.weights.processing import process_weights
 from clean_transformer.weights.refusals import WeightsError
 
+Output = Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]
+SWAPPED_OUT = (
+    "the unembedding is tied to an embedding that was swapped out, and whose weights are in no "
+    "module; swap the unembedding too, or restore the embedding"
+)
+
 
 class DemoTransformer(GenerationMixin):
     """GPT-2 (Radford et al. 2019): embed + pos_embed → blocks → ln_final → unembed → logits."""
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: ConfigLike):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = Config.of(cfg)
         self.embed = Embed(cfg)
         self.hook_embed = HookPoint()
         self.pos_embed = PosEmbed(cfg)
@@ -43,32 +52,36 @@ class DemoTransformer(GenerationMixin):
         self,
         tokens: Int[Tensor, "batch pos"],
         kv_cache: KVCache | None = None,
+        *,
         last_only: bool = False,
         stop_at_layer: int | None = None,
-    ) -> Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]:
+        unembed: bool = True,
+    ) -> Output:
         """Return the logits of all positions, or of only the last position if `last_only` is True.
 
-        If `stop_at_layer`, the index of a block, is given, run only the earlier blocks, and return
-        the residual stream instead of the logits. The index -1 means the last block.
-        `LanguageModel.__call__` describes more arguments, for example to get the loss.
+        With `stop_at_layer`, the index of a block, run only the earlier blocks, and return the
+        residual stream instead of the logits; -1 means the last block. If `unembed` is False,
+        return the output of ln_final instead. `LanguageModel.__call__` describes more arguments.
 
         If `kv_cache` is given, `tokens` are the tokens that follow the text in the cache. The model
         stores the keys and values of `tokens` in the cache.
 
-        Before the model computes anything, it raises the errors of `check_tokens`. It also raises
-        `ValueError` if the cache has no room for the tokens, or for `stop_at_layer` with
+        Before the model computes anything, it raises the errors of `check_tokens`, and `ValueError`
+        for a cache that does not fit (see `KVCache.require_fit`), or for `stop_at_layer` with
         `kv_cache`.
         """
         self.check_tokens(tokens)
         if kv_cache is None:
-            return self.read(tokens, None, last_only, stop_at_layer)
+            return self.read(tokens, None, last_only, stop_at_layer, unembed)
         if stop_at_layer is not None:
             raise ValueError("stop_at_layer leaves layers of the kv_cache empty; use one of them")
-        kv_cache.require_room(tokens.shape[1])
-        is_step = isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1
-        logits = (self.read_one if is_step else self.read)(tokens, kv_cache, last_only)
+        kv_cache.require_fit(tokens, len(self.blocks))
+        if isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1 and unembed:
+            output = self.read_one(tokens, kv_cache, last_only)
+        else:
+            output = self.read(tokens, kv_cache, last_only, unembed=unembed)
         kv_cache.advance(tokens.shape[1])
-        return logits
+        return output
 
     def read(
         self,
@@ -76,7 +89,8 @@ class DemoTransformer(GenerationMixin):
         kv_cache: KVCache | None,
         last_only: bool,
         stop_at_layer: int | None = None,
-    ) -> Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]:
+        unembed: bool = True,
+    ) -> Output:
         """Compute what `forward` returns, without checking the arguments.
 
         The keys and values of `tokens` are stored in `kv_cache`, but `kv_cache.length` does not
@@ -94,7 +108,8 @@ class DemoTransformer(GenerationMixin):
             residual = residual[:, -1:]
         if stop_at_layer is not None:
             return residual
-        return self.unembed(self.ln_final(residual))
+        normalized = self.ln_final(residual)
+        return self.unembed(normalized) if unembed else normalized
 
     # For one new position and a `StaticKVCache`, `forward` calls `read_one` instead of `read`.
     # `optimize` can replace `read_one` with a compiled graph.
@@ -120,8 +135,7 @@ class DemoTransformer(GenerationMixin):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise ValueError(
-                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], with at least one "
-                "token"
+                f"tokens have shape {[*tokens.shape]}; they must be [batch pos], and not empty"
             )
         if tokens.shape[1] > self.cfg.n_ctx:
             raise ValueError(
@@ -136,13 +150,39 @@ class DemoTransformer(GenerationMixin):
                 f"this vocabulary has ids 0 to {self.cfg.d_vocab - 1}"
             )
 
+    @property
+    def swapped_out_embedding(self) -> Embed | None:
+        """The embedding that a tied unembedding reads, if it is no longer a part of the model.
+
+        This happens if only the embedding is swapped. The state dict then lacks weights that the
+        logits depend on.
+        """
+        if not isinstance(self.unembed, TiedUnembed):
+            return None
+        embed = self.unembed.embed
+        return None if any(embed is each for each in self.modules()) else embed
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the parameters by name. Warns about `swapped_out_embedding`, which it lacks."""
+        if self.swapped_out_embedding is not None:
+            warnings.warn(f"this state dict is incomplete: {SWAPPED_OUT}", stacklevel=2)
+        return super().state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DemoTransformer":
+        """Apply `fn` to all weights, as in `model.double()` and `model.to(device)`."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if recurse and (embed := self.swapped_out_embedding) is not None:
+            embed._apply(fn)  # type: ignore[no-untyped-call]
+        return self
+
     @classmethod
+    @checks_keywords
     def from_pretrained(
         cls,
         source: str | Path,
         *,
         device: str | torch.device = "auto",
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
         fold_ln: bool = False,
         center_writing_weights: bool = False,
         center_unembed: bool = False,
@@ -150,7 +190,8 @@ class DemoTransformer(GenerationMixin):
     ) -> "DemoTransformer":
         """Return a GPT-2 with the weights that `source` names.
 
-        The weights are converted to `dtype` and moved to `device`. The device "auto" is cuda if
+        The weights are converted to `dtype`, such as torch.float16 or "float16", and moved to
+        `device`. The device "auto" is cuda if
         this machine has it, otherwise mps, otherwise cpu.
 
         By default, the weights stay as published. The last four arguments change the weights, but
@@ -169,7 +210,7 @@ class DemoTransformer(GenerationMixin):
         Raises `WeightsError` for a damaged file, and for weights that do not fit the architecture
         exactly. The message names every weight that is missing, unused, or has the wrong shape.
         """
-        cfg, state = read_pretrained(source, resolve_device(device), dtype)
+        cfg, state = read_pretrained(source, resolve_device(device), choose_dtype(dtype))
         processing = {
             "fold_ln": fold_ln,
             "center_writing_weights": center_writing_weights,
@@ -186,6 +227,7 @@ class DemoTransformer(GenerationMixin):
         return model
 
     @classmethod
+    @checks_keywords
     def from_state_dict(
         cls, state: Mapping[str, Tensor], cfg: Config | None = None
     ) -> "DemoTransformer":
@@ -207,10 +249,13 @@ class DemoTransformer(GenerationMixin):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors to `folder`, in Hugging Face's format.
 
-        If an error occurs, neither file is written. Raises `WeightsError`, before anything is
+        If the model has a tokenizer, its files are written, too (see `Tokenizer.files`). If an
+        error occurs, no file is written. Raises `WeightsError`, before anything is
         written, if the format cannot represent the model. For example, a model with swapped modules
         cannot be saved, because config.json does not name the classes of modules.
         """
+        if self.swapped_out_embedding is not None:
+            raise WeightsError(f"the files would be incomplete: {SWAPPED_OUT}")
         with torch.device("meta"):
             written = dict(DemoTransformer(self.cfg).named_modules())
         other = [
@@ -224,4 +269,4 @@ class DemoTransformer(GenerationMixin):
                 "save the weights with torch.save(model.state_dict(), file), load them with "
                 "load_state_dict, and swap again"
             )
-        write_folder(Path(folder), self.cfg, self.state_dict())
+        write_folder(Path(folder), self.cfg, self.state_dict(), self._tokenizer_files())

@@ -154,16 +154,17 @@ class ResidualStacks:
         apply_ln: bool = False,
         pos_slice: Positions = None,
         return_labels: bool = False,
+        **left_out: Any,
     ) -> Labeled:
         """Return the output of each head and each MLP, the embeddings, and the sum of all b_O.
 
         The components add up to the residual stream before `layer`. The labels are "L0H0", …,
         "0_mlp_out", …, "embed", "pos_embed", "bias". You must pass `expand_neurons=False`. Raises
         `TypeError` for True (TransformerLens's default), because one component per neuron would
-        need too much memory.
+        need too much memory. `left_out` takes TransformerLens's other arguments, only to raise a
+        `TypeError` that says what to use instead.
         """
-        if expand_neurons:
-            refuse("get_full_resid_decomposition", ["expand_neurons"])
+        refuse("get_full_resid_decomposition", [*left_out, *["expand_neurons"] * expand_neurons])
         end = self._end(layer)
         heads, head_labels = self.stack_head_results(
             end + mlp_input, pos_slice=pos_slice, return_labels=True

@@ -12,15 +12,13 @@ import torch
 from hypothesis import settings
 
 from clean_transformer.config import Config
-from clean_transformer.parity import invariants
 from clean_transformer.parity.activations.drift import threads
-from clean_transformer.parity.operations import probes
 from clean_transformer.parity.references.choose import REFERENCES, choose_reference
-from clean_transformer.parity.uses import every
 from clean_transformer.support.devices import is_available
 
 from .helpers import Watched, quietly, random_model, random_tokens
 from .hub_server import HubServer, serving
+from .parity.small import model_only
 
 settings.register_profile("tests", deadline=None, max_examples=25)
 settings.load_profile("tests")
@@ -199,13 +197,6 @@ def theirs(installed: str) -> Watched:
 
 
 @pytest.fixture
-def model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes `check_device` skip what has its own tests.
-
-    That is the fresh process, single operations, and all uses but the first.
-    """
-    first = every.uses
-    monkeypatch.setattr(every, "uses", lambda cfg: first(cfg)[:1])
-    here = [check for check in invariants.INVARIANTS if check.__name__ != "fresh_process"]
-    monkeypatch.setattr(invariants, "INVARIANTS", here)
-    monkeypatch.setattr(probes, "PROBES", ())
+def model_alone() -> Iterator[None]:
+    with model_only():
+        yield

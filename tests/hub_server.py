@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,9 @@ class HubServer(ThreadingHTTPServer):
     connection after half of the file, at every attempt; "short" sends half of the file as if it
     were complete; "other" sends another content of the same length; "gone" answers 404 although
     the file is listed. For a repository, a number is the status of the answer, "failing" answers
-    503, and "silent" does not answer. `downloaded` collects the names of the files sent.
+    503, "silent" does not answer, and a text in brackets is the body of the answer. "long" and
+    "slow" send an endless answer, fast or one byte at a time. `downloaded` collects the names of
+    the files sent.
 
     For a repository that does not exist, the real hub answers 404 to users who are logged in, and
     401 to others, so that they cannot find out which repositories are private. The answer of this
@@ -65,9 +67,20 @@ class HubHandler(BaseHTTPRequestHandler):
                 sleep(3)
                 self.close_connection = True
                 return None
+            case "long" | "slow" as endless:
+                return self.send_endlessly(0.1 if endless == "slow" else 0)
+            case str(body) if body[:1] in ("[", "{"):
+                return self.send_reply(200, {}, body.encode())
         siblings = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
         listing = {"id": repo, "sha": COMMIT, "siblings": siblings}
         self.send_reply(200, {"Content-Type": "application/json"}, json.dumps(listing).encode())
+
+    def send_endlessly(self, seconds: float) -> None:
+        self.send_reply(200, {"Content-Length": str(2**40)}, b"[")
+        with suppress(OSError):
+            while True:
+                sleep(seconds)
+                self.wfile.write(b" " * (1 if seconds else 2**20))
 
     def send_file(self, path: Path) -> None:
         """Send a small file directly, and a redirect for weights, as the real hub does."""

@@ -127,3 +127,26 @@ def browse(file: Path, profile: Path, fragment: str = "") -> tuple[str, list[str
         check=True,
     )
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def unpack(text: str, n_tokens: int) -> list[int]:
+    """The attention weights of a packed head, divided by the step, as the triangle of its pairs."""
+    digits = iter(
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_".index(letter)
+        for letter in text
+    )
+
+    def numbers() -> Iterator[int]:
+        value = shift = 0
+        for digit in digits:
+            value, shift = value + ((digit & 31) << shift), shift + 5
+            if digit < 32:
+                yield value
+                value = shift = 0
+
+    found = [0] * (n_tokens * (n_tokens + 1) // 2)
+    place, each = 0, numbers()
+    for zeros, weight in zip(each, each, strict=True):
+        found[place + zeros] = weight
+        place += zeros + 1
+    return found

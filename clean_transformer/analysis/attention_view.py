@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.analysis.packing import pack, triangle
 from clean_transformer.reports.page import framed, render_page
 from clean_transformer.support.files import write_atomically
 from clean_transformer.text.symbols import visible
@@ -19,13 +16,12 @@ class AttentionView:
     """A view of the attention patterns of one text. A notebook shows the view as an HTML page.
 
     On this page, you choose a head, and point at a token to see which tokens the head attends to
-    from there. `tokens` has the tokens of the text as strings. `patterns[layer][head]` is a flat
-    list of the attention weights of a head, multiplied by 1000 and rounded. The weight of query 0
-    for key 0 comes first, then the two weights of query 1 for the keys 0 and 1, and so on.
+    from there. `tokens` has the tokens of the text as strings. `patterns[layer][head]` has the
+    attention weights of a head, in thousandths, as a packed string (see `packing`).
     """
 
     tokens: list[str]
-    patterns: list[list[list[int]]]
+    patterns: list[list[str]]
 
     def __repr__(self) -> str:
         layers, heads = len(self.patterns), len(self.patterns[0])
@@ -38,7 +34,7 @@ class AttentionView:
         """Return the view as an HTML page."""
         ids = [*range(len(self.tokens))]
         labels = dict(zip(ids, map(visible, self.tokens), strict=True))
-        return render_page("attention.html.jinja", ids=ids, labels=labels, **vars(self))
+        return render_page("attention.html.jinja", ids=ids, labels=labels, step=1, **vars(self))
 
     def save(self, file: str | Path) -> None:
         """Write the view to `file` as an HTML page. If an error occurs, `file` does not change."""
@@ -65,15 +61,5 @@ def attention_view(cache: ActivationCache, tokens: Sequence[str]) -> AttentionVi
                 f"{len(tokens)} tokens for {pattern.shape[-1]} positions; "
                 "give model.to_str_tokens of the text that the model read"
             )
-        patterns.append(triangle(pattern))
+        patterns.append(pack(triangle(pattern), 1))
     return AttentionView([*tokens], patterns)
-
-
-def triangle(pattern: Float[Tensor, "head query key"]) -> list[list[int]]:
-    """Return one list of attention weights for each head, multiplied by 1000 and rounded.
-
-    Each list has the weight of query 0 for key 0, then the two weights of query 1 for the keys 0
-    and 1, and so on.
-    """
-    query, key = torch.tril_indices(pattern.shape[1], pattern.shape[2])
-    return (1000 * pattern.detach().cpu()[:, query, key].float()).round().int().tolist()

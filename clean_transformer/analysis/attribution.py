@@ -1,5 +1,6 @@
 """Direct logit attribution: computes what each head, MLP and bias adds to a logit difference."""
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -31,18 +32,22 @@ class LogitAttribution:
 
 @torch.no_grad()
 def logit_attribution(
-    model: DemoTransformer, text: Text, token: int, other: int
+    model: DemoTransformer, text: Text, token: int | str, other: int | str
 ) -> LogitAttribution:
     """Return how much each head, MLP, embedding and bias adds to logit[token] − logit[other].
 
-    `token` and `other` are token ids. The logits are the logits at the last position of `text`. The
-    final residual stream is a sum: each embedding, head, MLP and bias adds one vector. This
-    function treats the number by which ln_final divides the residual stream as a constant, with the
-    value that the number has for this text. The logits are then an affine function of the sum, so
-    each vector has a well-defined contribution (Elhage et al. 2021, "A Mathematical Framework for
-    Transformer Circuits"). Raises `ValueError` for ids outside the vocabulary and for several
-    texts.
+    `token` and `other` are token ids, or texts of exactly one token, such as " the". The logits are
+    the logits at the last position of `text`. The final residual stream is a sum: each embedding,
+    head, MLP and bias adds one vector. This function treats the number by which ln_final divides
+    the residual stream as a constant, with the value that the number has for this text. The logits
+    are then an affine function of the sum, so each vector has a well-defined contribution (Elhage
+    et al. 2021, "A Mathematical Framework for Transformer Circuits"). Raises `ValueError` for ids
+    outside the vocabulary, for a `token` of several tokens, and for several texts.
     """
+    token, other = (
+        model.to_single_token(each) if isinstance(each, str) else operator.index(each)
+        for each in (token, other)
+    )
     for id_ in (token, other):
         if not 0 <= id_ < model.cfg.d_vocab:
             raise ValueError(f"there is no token {id_}; ids run from 0 to {model.cfg.d_vocab - 1}")

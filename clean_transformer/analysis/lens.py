@@ -1,5 +1,7 @@
 """Computes the logit lens: what a model would predict if it ended after an earlier layer."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,6 +9,16 @@ from torch import Tensor
 from clean_transformer.analysis.prediction import Text, single
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.numerics import at_least_float32
+
+
+@torch.no_grad()
+def lens_log_probs(model: DemoTransformer, text: Text) -> Iterator[Float[Tensor, "pos d_vocab"]]:
+    """Yield the log-probabilities of the next tokens at one depth after the other.
+
+    `logit_lens` explains depths. Raises `ValueError` for several texts.
+    """
+    for stream in _streams(model, text)[0]:
+        yield at_least_float32(model.unembed(model.ln_final(stream[None])))[0].log_softmax(dim=-1)
 
 
 @torch.no_grad()
@@ -22,11 +34,18 @@ def logit_lens(
     entry is the model's own prediction. The labels are "0_pre", "1_pre", …, "final_post", as in
     `ActivationCache.accumulated_resid`. Raises `ValueError` for several texts.
     """
-    tokens = single(model, text)
+    streams, labels = _streams(model, text)
+    return at_least_float32(model.unembed(model.ln_final(streams))).log_softmax(dim=-1), labels
+
+
+def _streams(
+    model: DemoTransformer, text: Text
+) -> tuple[Float[Tensor, "component pos d_model"], list[str]]:
+    """Return the residual stream at each depth, and the labels of the depths."""
     _, cache = model.run_with_cache(
-        tokens,
+        single(model, text),
         names_filter=lambda name: name.endswith(("resid_pre", "resid_post")),
         remove_batch_dim=True,
     )
     streams, labels = cache.accumulated_resid(return_labels=True)
-    return at_least_float32(model.unembed(model.ln_final(streams))).log_softmax(dim=-1), labels
+    return streams, labels

@@ -9,7 +9,9 @@ from torch import Tensor
 from clean_transformer.model import DemoTransformer
 from clean_transformer.reports.page import number, render_page
 from clean_transformer.support.numerics import at_least_float32
+from clean_transformer.text.language_model import is_text
 from clean_transformer.text.symbols import visible
+from clean_transformer.text.token_ids import token_ids
 
 # In a notebook, the tokens with a loss of at least this many nats have the strongest color.
 LARGE_LOSS = 10.0
@@ -135,11 +137,12 @@ def strings(model: DemoTransformer, ids: list[int]) -> list[str]:
 def single(model: DemoTransformer, text: Text) -> Int[Tensor, "1 pos"]:
     """Return the token ids of one text, [1 pos], on the model's device.
 
-    Raises `ValueError` for several texts.
+    `text` can also be a list of token ids. Raises `ValueError` for several texts, and `TypeError`
+    if `text` is neither a text nor token ids.
     """
-    tokens = model.to_tokens(text) if isinstance(text, str) else text.to(model.device)
-    if tokens.ndim == 1:
-        return tokens[None]
+    tokens = (model.to_tokens(text) if is_text(text) else token_ids(text)).to(model.device)
+    if tokens.ndim < 2:
+        return tokens.reshape(1, -1)
     if len(tokens) != 1:
         raise ValueError(f"this takes one text, not {len(tokens)}; call it once per text")
     return tokens

@@ -1,6 +1,5 @@
 """Writes an HTML file that shows what a model predicts at each token of a text, and why."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,22 +7,31 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clean_transformer.analysis.attention_view import triangle
-from clean_transformer.analysis.lens import logit_lens
+from clean_transformer.analysis.lens import lens_log_probs
+from clean_transformer.analysis.packing import pack, triangle
 from clean_transformer.analysis.prediction import predict, single
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.reports.page import framed, render_page
 from clean_transformer.support.files import write_atomically
-from clean_transformer.text.symbols import visible
+from clean_transformer.text.symbols import visible, visible_bytes
 
 # At each depth (see `logit_lens`) and position, the page shows this many of the most likely next
 # tokens.
 TOP = 5
 
-# The largest number of attention weights on a page. In the file, a weight takes about three
-# characters, so all weights take at most about 4 MB.
-MOST_WEIGHTS = 1_500_000
+# The largest number of characters that all attention patterns may need on a page.
+MOST_CHARACTERS = 3_800_000
+
+# The steps to which attention weights may be rounded, in thousandths. A page has the smallest step
+# with which its patterns need at most `MOST_CHARACTERS`.
+STEPS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
+
+# The page can show the next tokens at these temperatures.
+TEMPERATURES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0)
+
+# What a token that is a part of a character has as text.
+BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 Scores = list[tuple[int, float]]
 
@@ -56,7 +64,10 @@ class Explanation:
     probabilities: list[float | None]
     ranks: list[int | None]
     lens: list[list[Scores]]
-    patterns: list[list[list[int]]]
+    patterns: list[list[str]]
+    step: int
+    scales: list[list[float]]
+    temperatures: tuple[float, ...] = TEMPERATURES
 
     def __repr__(self) -> str:
         return f"Explanation({len(self.tokens)} tokens, read by {self.model})"
@@ -69,46 +80,59 @@ class Explanation:
 def explain(model: DemoTransformer, text: str) -> Explanation:
     """Return what the model predicts in `text` after each layer, and what its heads attend to.
 
-    Probabilities are rounded to four significant digits. Raises `ValueError` before the model runs
-    if the page would be too large. Also raises `ValueError` if the model computes NaN.
+    Probabilities are rounded to four significant digits. Raises `ValueError` if the page would be
+    too large, if the text has more tokens than the model has positions, and if the model computes
+    NaN.
     """
     tokens = single(model, text)
-    _require_fit(model.cfg, tokens.shape[1])
     prediction = predict(model, tokens)
-    log_probs, _ = logit_lens(model, tokens)
-    if log_probs.isnan().any():
-        raise ValueError(
-            "the model computes NaN for this text; run `clean-transformer doctor` to see whether "
-            "the device is faulty, and otherwise check the weights"
-        )
-    best = log_probs.topk(min(TOP, model.cfg.d_vocab))
     ids = tokens[0].tolist()
-    predicted = log_probs[-1, :-1]
+    lens: list[list[Scores]] = []
+    # The log-probabilities of all depths together would need gigabytes.
+    for log_probs in lens_log_probs(model, tokens):
+        if log_probs.isnan().any():
+            raise ValueError(
+                "the model computes NaN for this text; run `clean-transformer doctor` to see "
+                "whether the device is faulty, and otherwise check the weights"
+            )
+        best = log_probs.topk(min(TOP, model.cfg.d_vocab))
+        scores = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+        lens.append([[*zip(each, map(_rounded, values), strict=True)] for each, values in scores])
+    predicted = log_probs[:-1]
     ranks = 1 + (predicted > predicted.gather(-1, tokens[0, 1:, None].long())).sum(dim=-1)
-    named = sorted({*ids, *best.indices.flatten().tolist()})
-    labels = map(visible, model.to_str_tokens(named))
+    scales = [(log_probs / temperature).logsumexp(dim=-1) for temperature in TEMPERATURES]
+    named = sorted({*ids, *(id_ for layer in lens for scores in layer for id_, _ in scores)})
+    strings = dict(zip(named, model.to_str_tokens(named), strict=True))
+    labels = {id_: _label(model, id_, text) for id_, text in strings.items()}
+    step, patterns = _patterns(model, tokens)
     return Explanation(
         model="the model" if model.source is None else Path(model.source).name,
         cfg=model.cfg,
-        tokens=model.to_str_tokens(tokens),
+        tokens=[labels[id_] if BROKEN in strings[id_] else strings[id_] for id_ in ids],
         ids=ids,
-        labels=dict(zip(named, labels, strict=True)),
+        labels=labels,
         probabilities=[None, *map(_rounded, prediction.token_probabilities.tolist())],
         ranks=[None, *ranks.tolist()],
-        lens=[
-            [
-                [(id_, _rounded(math.exp(value))) for id_, value in zip(*scores, strict=True)]
-                for scores in zip(*layer, strict=True)
-            ]
-            for layer in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ],
-        patterns=_patterns(model, tokens),
+        lens=lens,
+        patterns=patterns,
+        step=step,
+        scales=torch.stack(scales, 1).double().round(decimals=4).tolist(),
     )
 
 
-def render(explanation: Explanation) -> str:
-    """Return the HTML page that shows `explanation`."""
-    return render_page("explain.html.jinja", **vars(explanation))
+def _label(model: DemoTransformer, id_: int, text: str) -> str:
+    """Return a token's readable form; of a token that is a part of a character, its bytes."""
+    piece = model.tokenizer.backend.id_to_token(id_)
+    return visible(text) if BROKEN not in text or piece is None else visible_bytes(piece)
+
+
+def render(explanation: Explanation, *, form: str | None = None, error: str = "") -> str:
+    """Return the HTML page that shows `explanation`.
+
+    If `form` is not None, the page has a form for another text, in which the text is `form`. The
+    form also shows `error`.
+    """
+    return render_page("explain.html.jinja", form=form, error=error, **vars(explanation))
 
 
 def write_html(explanation: Explanation, file: str | Path) -> None:
@@ -119,21 +143,29 @@ def write_html(explanation: Explanation, file: str | Path) -> None:
     write_atomically(Path(file), render(explanation))
 
 
-def _require_fit(cfg: Config, length: int) -> None:
-    per_head = MOST_WEIGHTS // (cfg.n_layers * cfg.n_heads)
-    # A head has n (n + 1) / 2 weights for n tokens.
-    longest = (math.isqrt(8 * per_head + 1) - 1) // 2
-    if length > longest:
-        raise ValueError(
-            f"a page of {length} tokens would be too large for a browser; with this model's "
-            f"{cfg.n_layers} layers of {cfg.n_heads} heads, shorten the text to {longest} tokens, "
-            "or split it"
-        )
+def _patterns(model: DemoTransformer, tokens: Int[Tensor, "1 pos"]) -> tuple[int, list[list[str]]]:
+    """Return the smallest of `STEPS` that fits on a page, and the packed patterns of each layer."""
+    layers: list[Int[Tensor, "head pair"]] = []
 
+    def keep(pattern: Tensor, hook: object) -> None:
+        layers.append(triangle(pattern[0]))  # at once, because all patterns need much memory
 
-def _patterns(model: DemoTransformer, tokens: Int[Tensor, "1 pos"]) -> list[list[list[int]]]:
-    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
-    return [triangle(pattern[0]) for pattern in cache.values()]
+    model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("hook_pattern"), keep)])
+    for step in STEPS:
+        packed: list[list[str]] = []
+        characters = 0
+        for layer in layers:
+            packed.append(pack(layer, step))
+            characters += sum(map(len, packed[-1]))
+            if characters > MOST_CHARACTERS:
+                break
+        else:
+            return step, packed
+    fits = tokens.shape[1] * len(packed) // (len(layers) + 1)
+    raise ValueError(
+        f"a page of {tokens.shape[1]} tokens would be too large for a browser, because this model "
+        f"has {len(layers)} layers; shorten the text to about {max(1, fits)} tokens"
+    )
 
 
 def _rounded(probability: float) -> float:

@@ -4,9 +4,10 @@ Only the command `doctor` is in another file, parity.py. Importing this package 
 PyTorch, so that `--help` is fast.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from clean_transformer.cli import (
     bench,
@@ -22,7 +23,7 @@ from clean_transformer.cli import (
     tokens,
     train,
 )
-from clean_transformer.cli.terminal import one_line_errors
+from clean_transformer.cli.terminal import never_fail_to_print, one_line_errors
 
 COMMANDS = (
     generate.generate,
@@ -40,10 +41,37 @@ COMMANDS = (
     train.train,
 )
 
+# What help texts say in place of typer's names for the types of options.
+TYPES = {
+    "<bool>": "",
+    "<str>": "TEXT",
+    "<list[str]>": "TEXT",
+    "<path>": "PATH",
+    "<list[Path]>": "PATH",
+    "<int>": "NUMBER",
+    "<int range>": "NUMBER",
+    "<float>": "NUMBER",
+}
+
+
+class Command(TyperCommand):
+    """A command whose help text shows the types of options as the words in `TYPES`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the command's options and arguments."""
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            if hasattr(param, "display_type_rich"):  # older versions of typer show other words
+                shown = param.display_type_rich(ctx)
+                word = TYPES.get(shown, shown)
+                param.display_type_rich = lambda ctx, word=word: word
+        return params
+
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 for command in COMMANDS:
-    app.command()(one_line_errors()(command))
+    app.command(cls=Command)(one_line_errors()(command))
 
 
 def print_version(wanted: bool) -> bool:
@@ -73,4 +101,5 @@ def clean_transformer(
 
 def main() -> None:
     """Run the command that the user typed. `sys.argv` has the command and its options."""
+    never_fail_to_print()
     app()

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import progress
+from clean_transformer.cli.terminal import open_console, print_written, progress, write_reproduction
 from clean_transformer.support.dtypes import DTYPES, choose_dtype
+from clean_transformer.support.files import STANDARD_OUTPUT
 
 
 def check(
@@ -55,11 +55,11 @@ def check(
     from clean_transformer.parity.report.wording import script_file
     from clean_transformer.parity.verdict import Verdict
     from clean_transformer.support.devices import choose_devices, is_available, resolve_device
-    from clean_transformer.support.files import require_folder, write_atomically
+    from clean_transformer.support.files import require_folder
 
     require_folder(json)
     chosen_dtype = None if dtype is None else choose_dtype(dtype)
-    chosen_devices, console = choose_devices(device), Console()
+    chosen_devices, console = choose_devices(device), open_console(stderr=json == STANDARD_OUTPUT)
     if len(chosen_devices) > 1:
         raise ValueError(f"check runs on one device, not {device!r}; name one")
     if not is_available(chosen_devices[0]):
@@ -72,12 +72,17 @@ def check(
             target, implementation, resolve_device(chosen_devices[0]), chosen_dtype
         )
         report = check_model(loaded.model, loaded.inputs, on_step=on_step)
-    print_model_report(report, loaded.title, console)
-    if json is not None:
-        SCHEMA.write_json(report, json)
-    if report.first_wrong:
-        operation = report.first_wrong.operation.split(".")[1]
-        script = script_file(operation, report.device, "-".join(report.dtypes))
-        write_atomically(Path(script), report.first_wrong.script)
+    script = None
+    try:
+        if json is not None:
+            SCHEMA.write_json(report, json)
+        if report.first_wrong:
+            operation = report.first_wrong.operation.split(".")[1]
+            script = script_file(operation, report.device, "-".join(report.dtypes))
+            write_reproduction(Path(script), report.first_wrong.script)
+    finally:  # a full disk does not hide the verdict
+        print_model_report(report, loaded.title, console)
+    if script is not None:
         console.print(f"reproduction: {script}")
+    print_written(json)
     raise typer.Exit(report.verdict.exit_status)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from clean_transformer.cli.terminal import open_console
+from clean_transformer.reports.terminal import FoldingTable
 
 if TYPE_CHECKING:
     from clean_transformer.parity.report.comparison import Change
@@ -47,9 +49,13 @@ def compare(
             f"of one of these formats: {', '.join(kinds)}"
         )
     try:
-        got_worse = kinds[kind](before, after, rows, Console())
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{before} or {after} is damaged: {error!r}") from None
+        got_worse = kinds[kind](before, after, rows, open_console())
+    except Exception as error:  # a damaged report can raise every kind of exception
+        known = isinstance(error, ValueError)
+        if known and any(str(file) in str(error) for file in (before, after)):
+            raise
+        problem = error if known else f"{error!r}, so one is damaged"
+        raise ValueError(f"{before} and {after} cannot be compared: {problem}") from None
     raise typer.Exit(1 if got_worse else 0)
 
 
@@ -81,10 +87,10 @@ def _compare_benchmarks(before: Path, after: Path, rows: bool, console: Console)
     old, new = read_results(before), read_results(after)
     drift, changes = compare(old, new)
     _print_build(differences(old.environment, new.environment), console)
-    table = Table("measurement", "what", "time", "noise", "", box=box.SIMPLE)
+    table = FoldingTable("measurement", "what", "time", "noise", "", box=box.SIMPLE)
     for change in sorted(changes, key=lambda change: -change.factor):
         cells = (change.measurement, str(change.part), f"× {change.factor:.2f}")
-        table.add_row(*cells, f"± {change.noise:.0%}", _colored(change.verdict))
+        table.add_row(*map(Text, cells), f"± {change.noise:.0%}", _colored(change.verdict))
     console.print(table)
     slower = sum(change.verdict == "slower" for change in changes)
     console.print(
@@ -98,9 +104,9 @@ def _print_build(changed: list[tuple[str, str, str]], console: Console) -> None:
     if not changed:
         console.print("Versions, processor and settings are the same.")
         return
-    table = Table(box=box.SIMPLE)
+    table = FoldingTable(box=box.SIMPLE)
     for title in ("versions, processor, settings", "before", "after"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title)
     for row in changed:
         table.add_row(*map(Text, row))
     console.print(table)

@@ -1,11 +1,14 @@
 """The command `clean-transformer generate`."""
 
+import sys
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import print_json, print_text, progress, read_text
+from clean_transformer.cli.terminal import print_text, progress, read_text, write_json
+from clean_transformer.support.files import STANDARD_OUTPUT, require_folder
 from clean_transformer.text.settings import Sampling
 
 
@@ -33,9 +36,10 @@ def generate(
         bool, typer.Option("--stream", help="Print the text while it is generated.")
     ] = False,
     weights: options.Weights = None,
+    tokenizer: options.Tokenizer = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
-    as_json: options.PrintJson = False,
+    json: options.JsonFile = None,
     **sampling: Any,
 ) -> None:
     """Continue a text.
@@ -45,8 +49,9 @@ def generate(
     Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
     Sampling(**sampling)  # raises `ValueError` for a wrong setting before we read the weights
-    if stream and (as_json or beams != 1):
+    if stream and (json is not None or beams != 1):
         raise ValueError("--stream cannot be combined with --beams or --json; leave one out")
+    require_folder(json)
     prompt = read_text(text, file)
 
     from clean_transformer.cli.loading import read_model
@@ -54,11 +59,12 @@ def generate(
 
     with progress() as on_step:
         on_step("reading the weights")
-        model = read_model(weights, device, dtype)
+        model = read_model(weights, device, dtype, tokenizer)
         stop_strings = stop or []
         if tokens is None:
             room = model.cfg.n_ctx - model.to_tokens(prompt).shape[1]
             tokens = max(1, room) if model.source == "demo" else 50
+        began = perf_counter()
         if not stream:
             on_step(f"generating up to {tokens} tokens")
             end = model.tokenizer.stop_tokens
@@ -73,12 +79,22 @@ def generate(
             )
             new = ids[len(prompts[0]) :]
             completion = Stop(end, stop_strings, model.tokenizer).text(new)
+            seconds = perf_counter() - began
     if stream:
         print_text(prompt, end="")
+        completion = ""
         for piece in model.stream(prompt, tokens, stop_strings=stop_strings, **sampling):
             print_text(piece, end="")
+            completion += piece
         print()
-    elif as_json:
-        print_json(prompt=prompt, completion=completion, prompt_tokens=prompts[0], tokens=new)
+        seconds = perf_counter() - began
+        new = model.tokenizer.to_tokens(completion, False)[0].tolist()
     else:
-        print_text(prompt + completion)
+        if json is not None:
+            write_json(
+                json, prompt=prompt, completion=completion, prompt_tokens=prompts[0], tokens=new
+            )
+        if json != STANDARD_OUTPUT:
+            print_text(prompt + completion)
+    speed = f"{len(new)} tokens in {seconds:.2g} s, {len(new) / seconds:.3g} tokens/s"
+    print(speed, file=sys.stderr)

@@ -4,12 +4,12 @@ from math import prod
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import print_json
+from clean_transformer.cli.terminal import open_console, write_json
+from clean_transformer.support.files import STANDARD_OUTPUT, require_folder
 
 
 def info(
@@ -18,7 +18,7 @@ def info(
         typer.Option(help=f"{options.WEIGHTS} Default: GPT-2 small, without reading a file."),
     ] = None,
     dtype: options.Dtype = "float32",
-    as_json: options.PrintJson = False,
+    json: options.JsonFile = None,
 ) -> None:
     """Show a model's hyperparameters, its parameters, and the memory that they need.
 
@@ -31,6 +31,7 @@ def info(
     from clean_transformer.weights.load import read_pretrained
     from clean_transformer.weights.shapes import parameter_axes, parameter_shapes
 
+    require_folder(json)
     exact = choose_dtype(dtype)
     if weights is None:
         cfg = Config.gpt2()
@@ -40,13 +41,14 @@ def info(
     count = sum(map(prod, shapes.values()))
     per_position = 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * exact.itemsize
     memory = {"parameters": count * exact.itemsize, "kv_cache": per_position * cfg.n_ctx}
-    if as_json:
-        print_json(cfg=cfg.to_dict(), parameters=shapes, count=count, bytes=memory)
+    if json is not None:
+        write_json(json, cfg=cfg.to_dict(), parameters=shapes, count=count, bytes=memory)
+    if json == STANDARD_OUTPUT:
         return
     for field, value in cfg.to_dict().items():
         print(f"{field:20}{value}")
     tree = parameter_tree(f"{count:,} parameters", cfg.n_layers, parameter_axes(cfg), shapes)
-    Console().print(tree)
+    open_console().print(tree)
     print(f"{memory['parameters'] / 2**20:,.1f} MiB of parameters in {dtype}")
     print(f"{memory['kv_cache'] / 2**20:,.1f} MiB of keys and values for {cfg.n_ctx} positions")
 

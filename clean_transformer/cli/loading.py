@@ -13,7 +13,9 @@ from clean_transformer.weights.hub import HubError
 Read = TypeVar("Read")
 
 
-def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
+def read_model(
+    weights: str | None, device: str, dtype: str, tokenizer: str | None = None
+) -> DemoTransformer:
     """Load the model that `weights` names, and its tokenizer.
 
     The tokenizer is loaded before the weights, so that a missing tokenizer is reported at once. If
@@ -22,9 +24,9 @@ def read_model(weights: str | None, device: str, dtype: str) -> DemoTransformer:
     exact = choose_dtype(dtype)
 
     def read(source: str) -> DemoTransformer:
-        tokenizer = Tokenizer.from_pretrained(source)
+        read_tokenizer = Tokenizer.from_pretrained(tokenizer or source)
         model = DemoTransformer.from_pretrained(source, device=device, dtype=exact)
-        model.tokenizer = tokenizer
+        model.tokenizer = read_tokenizer
         return model
 
     return read_or_demo(read, weights)
@@ -41,10 +43,10 @@ def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
         return read(weights)
     try:
         return read("gpt2")
-    except HubError as error:
+    except HubError:
         Console(stderr=True, soft_wrap=True).print(
-            f"note: {error}. This is 'demo', the small model that comes with clean-transformer. It "
-            "knows only little stories; --weights chooses another model",
+            "note: gpt2 cannot be downloaded (--weights gpt2 says why); this is demo, which only "
+            "knows stories that begin with 'Once upon a time'",
             style="yellow",
             markup=False,
         )

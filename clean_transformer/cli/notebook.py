@@ -29,17 +29,13 @@ def notebook(
     if name not in files:
         raise ValueError(f"no notebook is called {name!r}; choose from {', '.join(files)}")
 
-    from clean_transformer.support.files import require_folder
+    from clean_transformer.support.files import require_folder, write_atomically
 
     copy = to / files[name].name
     require_folder(copy)
-    try:
-        with copy.open("xb") as written:
-            written.write(files[name].read_bytes())
-    except FileExistsError:
-        raise ValueError(
-            f"{copy} exists; move it away, or copy to another folder with --to"
-        ) from None
+    if copy.exists():
+        raise ValueError(f"{copy} exists; move it away, or copy to another folder with --to")
+    write_atomically(copy, files[name].read_bytes())
     print(f"wrote {copy}; open it with `jupyter lab {copy}`, and run its cells")
 
 

@@ -45,8 +45,18 @@ Devices = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
-PrintJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results as JSON here.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        help="Also write the results to this file as JSON. With '-', standard output gets only the "
+        "JSON.",
+    ),
+]
+TOKENIZER = "Where to read the tokenizer: a hub id, an alias, a folder, or a .gguf file."
+Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", help=f"{TOKENIZER} Default: that of the weights.")
+]
 HtmlFile = Annotated[
     Path | None, typer.Option("--html", help="Write the results as one HTML page here.")
 ]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import progress
+from clean_transformer.cli.terminal import open_console, print_written, progress, write_reproduction
 from clean_transformer.parity.modes import MODES, choose_modes
 from clean_transformer.support.dtypes import DTYPES, choose_dtype, choose_dtypes
+from clean_transformer.support.files import STANDARD_OUTPUT
 
 if TYPE_CHECKING:
     from clean_transformer.parity.results import DeviceRun
@@ -88,13 +88,18 @@ def parity(
             no_reference=no_reference,
             on_step=counted(on_step),
         )
-    print_report(report, Console(), worst_rows=worst, all_rows=rows)
-    if json is not None:
-        write_json(report, json)
-    if html is not None:
-        write_html(report, html)
-    for run in report.runs:
-        write_script(run)
+    try:
+        if json is not None:
+            write_json(report, json)
+        if html is not None:
+            write_html(report, html)
+        for run in report.runs:
+            write_script(run)
+    finally:  # a full disk does not hide the verdict
+        print_report(
+            report, open_console(stderr=json == STANDARD_OUTPUT), worst_rows=worst, all_rows=rows
+        )
+    print_written(json, html)
     raise typer.Exit(report.verdict.exit_status)
 
 
@@ -134,10 +139,15 @@ def doctor(
             chosen_weights, chosen_devices[0], chosen_dtype, on_step=counted(on_step)
         )
     absent = [kind for kind in ("cuda", "mps") if not is_available(kind)]
-    print_diagnosis(run, absent, chosen_weights.title, Console())
-    if json is not None:
-        write_json(report_on(chosen_weights, None, "doctor compares with none", [run]), json)
-    write_script(run)
+    try:
+        if json is not None:
+            write_json(report_on(chosen_weights, None, "doctor compares with none", [run]), json)
+        write_script(run)
+    finally:  # a full disk does not hide the verdict
+        print_diagnosis(
+            run, absent, chosen_weights.title, open_console(stderr=json == STANDARD_OUTPUT)
+        )
+    print_written(json)
     raise typer.Exit(run.verdict.exit_status)
 
 
@@ -150,7 +160,6 @@ def counted(on_step: Callable[[str, int], None]) -> Callable[[str], None]:
 def write_script(run: "DeviceRun") -> None:
     """If the run found a fault, write a script in the current folder that reproduces the fault."""
     from clean_transformer.parity.report.wording import script_name
-    from clean_transformer.support.files import write_atomically
 
     if run.located:
-        write_atomically(Path(script_name(run)), run.located.script)
+        write_reproduction(Path(script_name(run)), run.located.script)

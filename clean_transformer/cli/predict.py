@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from clean_transformer.cli import options
-from clean_transformer.cli.terminal import print_json, print_table, progress, read_text
+from clean_transformer.cli.terminal import print_table, progress, read_text, write_json
+from clean_transformer.support.files import STANDARD_OUTPUT, require_folder
 
 
 def predict(
@@ -15,14 +16,16 @@ def predict(
         int, typer.Option(help="Show this many of the most and of the least likely tokens.")
     ] = 5,
     weights: options.Weights = None,
+    tokenizer: options.Tokenizer = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
-    as_json: options.PrintJson = False,
+    json: options.JsonFile = None,
 ) -> None:
     """Show the most likely next tokens, and the probability and loss of each token of the text.
 
     Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
+    require_folder(json)
     read = read_text(text, file)
 
     from clean_transformer.analysis.prediction import predict as predict_text
@@ -31,15 +34,16 @@ def predict(
 
     with progress() as on_step:
         on_step("reading the weights")
-        model = read_model(weights, device, dtype)
+        model = read_model(weights, device, dtype, tokenizer)
         on_step("running the model")
         prediction = predict_text(model, read, top)
     ids = model.to_tokens(read)[0].tolist()
     probabilities = [None, *prediction.token_probabilities.tolist()]
     losses = [None, *prediction.losses.tolist()]
 
-    if as_json:
-        print_json(
+    if json is not None:
+        write_json(
+            json,
             top=[vars(score) for score in prediction.top],
             bottom=[vars(score) for score in prediction.bottom],
             tokens=[
@@ -49,6 +53,7 @@ def predict(
                 )
             ],
         )
+    if json == STANDARD_OUTPUT:
         return
     for which, scores in (("most", prediction.top), ("least", prediction.bottom)):
         rows = [

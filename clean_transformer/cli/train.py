@@ -37,7 +37,7 @@ def train(
         typer.Option(help="A held-out file like the data. Default: the last tenth of the data."),
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="The tokenizer of the text files: a folder, hub id or alias.")
+        str, typer.Option(help=f"{options.TOKENIZER} It encodes the text files.")
     ] = "gpt2",
     device: options.Device = "auto",
     weights: Annotated[
@@ -85,12 +85,16 @@ def train(
 
     from clean_transformer.model import DemoTransformer
     from clean_transformer.support.devices import resolve_device
-    from clean_transformer.support.files import atomic_file
+    from clean_transformer.support.files import require_output_folder
     from clean_transformer.text.tokenizer import Tokenizer
     from clean_transformer.training.distributed import joined, rank
     from clean_transformer.training.loop import train
 
     training = Training(**settings)
+    for file in [*data, held_out]:
+        if file is not None:
+            file.open("rb").close()  # a missing file is reported before the tokenizer is loaded
+    require_output_folder(out)
     sizes = {
         "n_layers": n_layers,
         "n_heads": n_heads,
@@ -115,11 +119,14 @@ def train(
             if of_text is not None:
                 given.setdefault("d_vocab", of_text.d_vocab)
             model = DemoTransformer(architecture(size or "small", **given))
-        with progress(training.steps) as on_step:
+        with progress(training.steps, logged=True) as on_step:
 
             def show(measured: "Measured") -> None:
                 speed = f"{measured.tokens_per_second:,.0f} tokens/s"
-                on_step(f"loss {measured.loss:.3f}, {speed}", measured.step)
+                loss = f"loss {measured.loss:.3f}"
+                if measured.held_out_loss is not None:
+                    loss += f", held out {measured.held_out_loss:.3f}"
+                on_step(f"{loss}, {speed}", measured.step)
 
             train(model, tokens[:kept], out, training, held_out=other, device=chosen, on_step=show)
         if rank() == 0:
@@ -127,10 +134,9 @@ def train(
             # the weights. The checkpoint has all weights.
             saved = torch.load(out / "checkpoint.pt", weights_only=True, mmap=True)
             whole = DemoTransformer.from_state_dict(saved["model"], model.cfg)
-            whole.save_pretrained(out / "model")
             if of_text is not None:
-                with atomic_file(out / "model/tokenizer.json") as unfinished:
-                    of_text.backend.save(str(unfinished))
+                whole.tokenizer = of_text
+            whole.save_pretrained(out / "model")
             print(f"wrote {out / 'model'}")
 
 

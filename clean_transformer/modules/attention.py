@@ -8,7 +8,7 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from clean_transformer.config import Config
+from clean_transformer.config import Config, ConfigLike
 from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.linear import affine, normal, output_std
@@ -36,9 +36,9 @@ class Attention(HookedModule):
     # attention module.
     takes_per_head_inputs = True
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: ConfigLike):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = Config.of(cfg)
         self.W_Q = input_weight(cfg)
         self.W_K = input_weight(cfg)
         self.W_V = input_weight(cfg)

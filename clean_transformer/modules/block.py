@@ -4,7 +4,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from clean_transformer.config import Config
+from clean_transformer.config import Config, ConfigLike
 from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.attention import Attention, Residual
@@ -19,9 +19,9 @@ class TransformerBlock(HookedModule):
     2019, section 2.3).
     """
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: ConfigLike):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = Config.of(cfg)
         self.ln1 = NORMALIZATIONS[cfg.normalization_type](cfg)
         self.attn = Attention(cfg)
         self.ln2 = NORMALIZATIONS[cfg.normalization_type](cfg)

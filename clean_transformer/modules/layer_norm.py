@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clean_transformer.config import Config
+from clean_transformer.config import Config, ConfigLike
 from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.support.numerics import at_least_float32
 
@@ -17,9 +17,9 @@ class LayerNormPre(HookedModule):
     half-precision model, both hook points get float32, as in TransformerLens.
     """
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: ConfigLike):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = Config.of(cfg)
         self.eps = cfg.eps
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
@@ -56,7 +56,7 @@ class LayerNorm(LayerNormPre):
     (x - mean) / √(var + eps), without gain and bias, as in `HookedTransformer`.
     """
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: ConfigLike):
         super().__init__(cfg)
         self.w = nn.Parameter(torch.ones(cfg.d_model))
         self.b = nn.Parameter(torch.zeros(cfg.d_model))

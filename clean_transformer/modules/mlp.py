@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clean_transformer.config import Config
+from clean_transformer.config import Config, ConfigLike
 from clean_transformer.hooks import HookedModule, HookPoint
 from clean_transformer.modules.linear import affine, normal, output_std
 
@@ -20,9 +20,9 @@ class MLP(HookedModule):
     is at most 5e-4.
     """
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: ConfigLike):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = Config.of(cfg)
         self.W_in = normal(cfg.d_model, cfg.d_mlp, std=cfg.initializer_range)
         self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp))
         self.W_out = normal(cfg.d_mlp, cfg.d_model, std=output_std(cfg))

@@ -5,7 +5,7 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clean_transformer.config import Config
+from clean_transformer.config import Config, ConfigLike
 from clean_transformer.hooks import HookedModule
 from clean_transformer.modules.linear import normal
 
@@ -13,9 +13,9 @@ from clean_transformer.modules.linear import normal
 class PosEmbed(HookedModule):
     """Position embedding: row p of W_pos [n_ctx d_model] for position p (Radford et al. 2018)."""
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: ConfigLike):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = Config.of(cfg)
         self.W_pos = normal(cfg.n_ctx, cfg.d_model, std=cfg.initializer_range)
 
     def forward(

@@ -8,7 +8,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.text.tokenizer import Tokenizer
 from clean_transformer.weights.hub import HubError, fetch
 from clean_transformer.weights.load import FILES, WEIGHTS, read_pretrained
 from clean_transformer.weights.refusals import WeightsError
@@ -98,29 +97,9 @@ def choose_weights(source: str | None) -> Weights:
         folder = None if in_file else fetch(source or "gpt2", WEIGHTS)
         cfg, state = read_pretrained(folder or source or "", torch.device("cpu"), torch.float32)
         return Weights(f"the weights of {source or 'gpt2'}", cfg, state, folder)
-    except HubError as error:
+    except HubError:
         if source:
             raise
         synthetic = choose_weights("stress")
-        return replace(synthetic, title=f"{synthetic.title}, because {error}")
-
-
-def choose_tokens(
-    text: str | None, source: str | None, cfg: Config
-) -> tuple[Int[Tensor, "batch pos"], str]:
-    """Return the token ids of the text, and a description of these ids for the report.
-
-    The tokenizer is stored with the weights. For synthetic weights, it is GPT-2's tokenizer. If
-    `text` is None, the ids are those of `suite_tokens`. If the tokenizer cannot be loaded, the ids
-    are also those of `suite_tokens`, and the description says why.
-    """
-    spread = suite_tokens(cfg)
-    if text is None:
-        return spread, "ids spread over the vocabulary"
-    source = source or "gpt2"
-    try:
-        kind = source.partition(":")[0]
-        tokenizer = Tokenizer.from_pretrained("gpt2" if kind in SYNTHETIC else source)
-    except (ValueError, OSError) as error:
-        return spread, f"ids spread over the vocabulary, not on the text, because {error}"
-    return tokenizer.to_tokens(text), repr(text)
+        why = "because gpt2 cannot be downloaded (--weights gpt2 says why)"
+        return replace(synthetic, title=f"{synthetic.title}, {why}")

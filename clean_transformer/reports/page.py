@@ -30,7 +30,9 @@ def framed(page: str) -> str:
     The frame separates the page's styles and scripts from those of the notebook and other cells.
     """
     style = "width: 100%; height: 480px; border: 0"
-    return f'<iframe srcdoc="{html.escape(page)}" style="{style}"></iframe>'
+    # In a notebook that you have not run yourself, Jupyter shows this text instead of the frame.
+    instead = "Run this cell to see the page. Jupyter shows pages only of cells that you have run."
+    return f'<iframe srcdoc="{html.escape(page)}" style="{style}">{instead}</iframe>'
 
 
 def number(value: int | float, digits: int = 3) -> str:

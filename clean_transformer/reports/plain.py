@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clean_transformer.support.files import write_atomically
+from clean_transformer.support.printable import printable
 
 # If a dataclass has properties with these names, `plain` adds their values to the JSON.
 DERIVED = ("verdict", "rho", "coverage", "first_failure", "by_use")
@@ -83,10 +84,19 @@ def read_report(file: Path) -> dict[str, Any]:
     version of this format. Raises `ValueError` if the file is not JSON or lacks one of these keys.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = _escaped(json.loads(file.read_text(encoding="utf-8")))
         well_formed = isinstance(values["schema"], str) and isinstance(values["version"], int)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         well_formed = False
     if not well_formed:
         raise ValueError(f"{file} is no report that --json wrote")
     return values
+
+
+def _escaped(value: Any) -> Any:
+    """Return a JSON value with `printable` strings, which a terminal can show safely."""
+    if isinstance(value, dict):
+        return {printable(key): _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return printable(value) if isinstance(value, str) else value

@@ -1,11 +1,20 @@
-"""Shows heat maps in a terminal."""
+"""Shows tables and heat maps in a terminal."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.table import Column, Table
 from rich.text import Text
 
 from clean_transformer.reports.heat_map import HeatMap
+
+
+class FoldingTable(Table):
+    """A table of the library `rich` that continues long cells on the next line."""
+
+    def add_column(self, *arguments: Any, **options: Any) -> None:
+        """Add a column. The arguments are those of `rich.table.Table.add_column`."""
+        super().add_column(*arguments, **{"overflow": "fold"} | options)
 
 
 def heat_map_table(maps: Mapping[str, HeatMap]) -> Table:

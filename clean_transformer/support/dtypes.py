@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
-def choose_dtype(name: str) -> "torch.dtype":
-    """Return the dtype called `name`. Raises `ValueError` for an unknown name."""
+def choose_dtype(name: "str | torch.dtype") -> "torch.dtype":
+    """Return the dtype called `name`, such as "float16". A `torch.dtype` is returned unchanged.
+
+    Raises `ValueError` for a dtype that is not in `DTYPES`.
+    """
     import torch
 
-    if name not in DTYPES:
-        raise ValueError(f"no dtype {name!r}; choose from {', '.join(DTYPES)}")
-    return getattr(torch, name)
+    plain = str(name).removeprefix("torch.")
+    if plain not in DTYPES:
+        raise ValueError(f"no dtype {plain!r}; choose from {', '.join(DTYPES)}")
+    return getattr(torch, plain)
 
 
 def choose_dtypes(names: str) -> list[str]:

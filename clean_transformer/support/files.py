@@ -5,10 +5,13 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
+
+from clean_transformer.support.interrupts import Interrupts
 
 try:
     import fcntl
@@ -18,18 +21,26 @@ except ImportError:  # Windows has no such locks
 # The names of the temporary folders begin with this prefix.
 UNFINISHED = ".unfinished-"
 
+# The name of the folder of files that are complete, and that `finish` moves into place.
+FINISHED = ".finished"
+
+
+# The name of a file that stands for standard output.
+STANDARD_OUTPUT = Path("-")
+
 
 def require_folder(*files: Path | None) -> None:
     """Raise an error if one of `files` cannot be written, without writing anything.
 
     Call this function before a long computation whose results will be saved in these files.
-    Entries of `files` that are None are ignored. Raises `FileNotFoundError` for a missing folder,
-    `IsADirectoryError` for a path that is a folder, and `PermissionError` if we have no permission
-    to write.
+    Entries of `files` that are None or `STANDARD_OUTPUT` are ignored. Raises `FileNotFoundError`
+    for a missing folder, `IsADirectoryError` for a path that is a folder, `PermissionError` if we
+    have no permission to write, and `ValueError` if two of `files` are the same file.
     """
-    for file in files:
-        if file is None:
-            continue
+    given = [file for file in files if file not in (None, STANDARD_OUTPUT)]
+    for number, file in enumerate(given):
+        if not is_special(file) and target(file) in map(target, given[:number]):
+            raise ValueError(f"two results cannot be written to the same file, {str(file)!r}")
         folder = target(file).parent
         if not is_special(file) and not folder.is_dir():
             folder_name = str(folder if file.is_symlink() else file.parent)
@@ -38,6 +49,19 @@ def require_folder(*files: Path | None) -> None:
             raise IsADirectoryError(f"{str(file)!r} is a folder; give the name of a file")
         if not os.access(file if is_special(file) else folder, os.W_OK):
             raise PermissionError(f"this user may not write {str(file)!r}; choose another folder")
+
+
+def require_output_folder(folder: Path) -> None:
+    """Raise an error if files cannot be written in `folder`, which may not exist yet.
+
+    Raises `NotADirectoryError` if `folder` or a folder above it is a file, and `PermissionError`
+    without the right to write.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{str(existing)!r} is a file; give the name of a folder")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"this user may not write in {str(existing)!r}")
 
 
 def target(file: Path) -> Path:
@@ -100,16 +124,27 @@ def _staging(folder: Path, shown: Path) -> Iterator[Path]:
     """
     try:
         remove_unfinished(folder)
-        unfinished = Path(mkdtemp(prefix=UNFINISHED, dir=folder))
-        try:
-            with locked(unfinished):
+        with ExitStack() as lock:
+            unfinished = _new_locked(folder, lock)
+            try:
                 yield unfinished
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     except Exception as error:
         if (number := _number(error)) is None:
             raise
         raise OSError(number, os.strerror(number), str(shown)) from error
+
+
+def _new_locked(folder: Path, lock: ExitStack) -> Path:
+    """Return a new temporary folder in `folder`, which is locked until `lock` is closed."""
+    while True:
+        unfinished = Path(mkdtemp(prefix=UNFINISHED, dir=folder))
+        # Until it is locked, `remove_unfinished` of another process may delete the folder.
+        with suppress(BlockingIOError, FileNotFoundError):
+            lock.enter_context(locked(unfinished))
+            if unfinished.exists():
+                return unfinished
 
 
 def _number(error: BaseException) -> int | None:
@@ -133,16 +168,21 @@ def atomic_file(file: Path) -> Iterator[Path]:
     that it points to is replaced. If `file` is a device or a pipe, such as /dev/stdout, the content
     of the temporary file is written into `file`.
     """
-    if is_special(file):
+    if file == STANDARD_OUTPUT or is_special(file):
         with _staging(Path(gettempdir()), file) as unfinished:
             yield unfinished / "file"
+            if file == STANDARD_OUTPUT:
+                sys.stdout.flush()
+                sys.stdout.buffer.write((unfinished / "file").read_bytes())
+                return
             with (unfinished / "file").open("rb") as content, file.open("wb") as output:
                 shutil.copyfileobj(content, output)
         return
     goal = target(file)
     with _staging(goal.parent, file) as unfinished:
         yield unfinished / "file"
-        _move(unfinished / "file", goal)
+        (unfinished / "file").chmod(_mode(goal, unfinished))
+        os.replace(unfinished / "file", goal)
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
@@ -155,28 +195,51 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield the path of a temporary folder, for the caller to write files into.
 
-    If the `with` block ends without an error, the files are moved into `folder`, one by one.
-    Otherwise no file is moved. Files in `folder` with other names stay as they are. `folder` is
-    created if it is missing.
+    If the `with` block ends without an error, all files are moved into `folder`. Otherwise no file
+    is moved. Files in `folder` with other names stay as they are. `folder` is created if it is
+    missing. If the process is killed while the files are moved, `finish` moves the other files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _staging(folder, folder) as unfinished:
         yield unfinished
-        for file in sorted(unfinished.iterdir()):
-            _move(file, folder / file.name)
+        goals = [folder / file.name for file in unfinished.iterdir()]
+        require_folder(*goals)
+        for goal in goals:
+            (unfinished / goal.name).chmod(_mode(goal, unfinished))
+        with Interrupts():
+            while True:
+                finish(folder)
+                try:
+                    unfinished.rename(folder / FINISHED)
+                    break
+                except OSError as error:  # another process has just done the same
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+            finish(folder)
 
 
-def _move(new: Path, old: Path) -> None:
-    """Move the file `new` to the path `old`, with the permissions of `old` if `old` exists.
+def finish(folder: Path) -> None:
+    """Move files into `folder` that `atomic_folder` wrote completely before its process was killed.
 
-    Otherwise `new` gets the permissions that any new file gets.
+    Several processes may call this function at the same time. Raises `OSError` if a file cannot be
+    moved, for example because this user may not write to `folder`.
     """
-    if old.exists():
-        mode = stat.S_IMODE(old.stat().st_mode)
-    else:
-        sample = new.with_name(f"{new.name}.new")
-        sample.touch()
-        mode = stat.S_IMODE(sample.stat().st_mode)
-        sample.unlink()
-    new.chmod(mode)
-    os.replace(new, old)
+    finished = folder / FINISHED
+    if finished.is_symlink() or not finished.is_dir():
+        return
+    for file in sorted(finished.iterdir()):
+        with suppress(FileNotFoundError):  # another process has moved the file
+            os.replace(file, folder / file.name)
+    with suppress(OSError):  # another process has removed it, or filled it again
+        finished.rmdir()
+
+
+def _mode(file: Path, unfinished: Path) -> int:
+    """Return the permissions of `file`, or of a new file in `unfinished` if `file` is missing."""
+    if file.exists():
+        return stat.S_IMODE(file.stat().st_mode)
+    sample = unfinished / ".new"
+    sample.touch()
+    mode = stat.S_IMODE(sample.stat().st_mode)
+    sample.unlink()
+    return mode

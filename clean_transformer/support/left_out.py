@@ -12,8 +12,8 @@ _NO_PERMANENT = (
 )
 _NOTHING_STAYS = "run_with_hooks and run_with_cache leave no hook behind; leave the argument out"
 _NEURONS = (
-    "neurons are not stacked; cache['post', layer] holds the activations of the neurons, and "
-    "model.W_out[layer] holds what each neuron writes"
+    "neurons are not stacked here; transformer_lens.ActivationCache(dict(cache), model) has this, "
+    "and cache['post', layer] and model.W_out[layer] hold the factors"
 )
 _KV_CACHE = "pass kv_cache=KVCache(n_layers, n_ctx); KVCache is in clean_transformer"
 _PATTERN = "give the factors to FactoredMatrix of transformer_lens: "
@@ -38,7 +38,6 @@ LEFT_OUT = {
             "is_permanent",
             "level",
             "prepend",
-            "including_permanent",
             "add_perma_hook",
             "remove_hooks",
             "remove_all_hook_fns",
@@ -60,6 +59,7 @@ LEFT_OUT = {
     "return_cache_object": "the cache is a mapping; dict(cache) is a dictionary",
     "compute_head_results": "stack_head_results() returns the output of every head",
     "apply_slice_to_batch_dim": "slice the activations: cache[name][start:end]",
+    "project_output_onto": "multiply the result by the directions: stack @ directions",
     "toggle_autodiff": "use `with torch.no_grad():`",
     "QK": f"{_PATTERN}FactoredMatrix(model.W_Q, model.W_K.transpose(-2, -1))",
     "OV": f"{_PATTERN}FactoredMatrix(model.W_V, model.W_O)",

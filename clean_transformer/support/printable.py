@@ -17,4 +17,34 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+# What `in_ascii` writes in place of a character.
+ASCII = {
+    **{"≤": "<=", "≥": ">=", "×": "x", "±": "+-", "≈": "~", "−": "-", "∞": "inf", "√": "sqrt "},
+    **{"½": "1/2", "²": "^2", "³": "^3", "Σ": "sum ", "σ": "sigma", "‖": "||", "•": "*"},
+    **{
+        "→": "->",
+        "←": "<-",
+        "…": "...",
+        "–": "-",
+        "—": "-",
+        "·": ".",
+        "↵": "\\n",
+        "“": '"',
+        "”": '"',
+    },
+    **dict(zip("▁▂▃▄▅▆▇█", "_:-=+*#@", strict=True)),
+}
+
+
+def in_ascii(text: str) -> str:
+    r"""Return `text` with ASCII in place of other characters, such as "<=" for "≤".
+
+    A character without such a replacement becomes its escape, such as "\u65e5".
+    """
+    return "".join(
+        char if char.isascii() else ASCII.get(char) or char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

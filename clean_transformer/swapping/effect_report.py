@@ -1,7 +1,7 @@
 """`Effect`: shows what a swap changes, in a terminal or notebook, as JSON or as an HTML page."""
 
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf, isnan, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from clean_transformer.reports.heat_map import HeatMap, Square, block_of, heat_m
 from clean_transformer.reports.page import framed, in_words, number, render_page
 from clean_transformer.reports.plain import Schema
 from clean_transformer.support.files import write_atomically
-from clean_transformer.swapping.swapped import Swapped, by_classes, in_one_line
+from clean_transformer.swapping.swapped import Swapped, by_classes, by_parameters, in_one_line
 
 if TYPE_CHECKING:
     import rich.console
@@ -39,6 +39,9 @@ COLORS = (
 # A report shows this instead of a number if only one of the two models computes the activation, or
 # if the activation has different shapes in the two models.
 NO_SIZE = "×"
+
+# The machine epsilon of each dtype.
+EPSILONS = {"float64": 2**-52, "float32": 2**-23, "bfloat16": 2**-7, "float16": 2**-10}
 
 # A report lists this many activations with the largest introduced changes (see `Change`).
 LISTED = 10
@@ -97,8 +100,23 @@ class Effect:
 
     @property
     def first_change(self) -> Change | None:
-        """The first activation in the forward pass that changed, or None if none changed."""
-        return next((row for row in self.rows if row.total), None)
+        """The first activation that a new module changed by more than `rounding`, if there is one.
+
+        NaN counts as a change.
+        """
+        return next((row for row in self.rows if not (row.introduced or 0) <= self.rounding), None)
+
+    @property
+    def rounding(self) -> float:
+        """The largest `introduced` that rounding alone can be expected to cause.
+
+        The value is √d_mlp · eps + 4 · eps', where d_mlp is the length of the longest sum in a
+        block, eps is the machine epsilon of float32 (or of float64 for a float64 model) in which
+        sums are accumulated, and eps' is that of the model's dtype. A sum of n terms has a relative
+        rounding error of about √n · eps (Higham and Mary 2019).
+        """
+        eps = EPSILONS[self.dtype]
+        return sqrt(self.cfg.d_mlp) * min(eps, EPSILONS["float32"]) + 4 * eps
 
     @property
     def most_introduced(self) -> list[Change]:
@@ -177,6 +195,7 @@ def render(report: Effect) -> str:
         report=report,
         sizes=SIZES,
         places=by_classes(report.swapped),
+        parameters=by_parameters(report.swapped),
         total=total_map(report),
         introduced=introduced_map(report),
         listed=report.most_introduced[:LISTED],
@@ -200,6 +219,8 @@ def print_effect(report: Effect, console: "rich.console.Console") -> None:
     say(report.title, f"{batch} × {length} tokens, {report.dtype} on {report.device}")
     for (old, new), paths in by_classes(report.swapped).items():
         say(f"swapped: {old} → {new} at {in_words(paths)}")
+    for parameters, paths in by_parameters(report.swapped).items():
+        say(f"parameters at {in_words(paths)}: {parameters}")
     say("", *said(report), "")
     console.print(
         heat_map_table({"changed": total_map(report), "introduced": introduced_map(report)})
@@ -224,14 +245,21 @@ def said(report: Effect) -> tuple[str, str]:
         f"KL divergence {felt.kl_divergence:.2g} nats, loss {felt.loss_change:+.2g} nats",
         f"first changed: {first.name}, by {number(first.total or 0, 2)} of its size"
         if first
-        else "no activation changed",
+        else _only_rounding(report),
     )
 
 
-def _most_introduced(report: Effect) -> "rich.table.Table":
-    from rich.table import Table
+def _only_rounding(report: Effect) -> str:
+    largest = max((row.total or 0 for row in report.rows), default=0)
+    if not largest:
+        return "no activation changed"
+    return f"no activation changed beyond rounding; the largest change is {number(largest, 2)}"
 
-    table = Table(
+
+def _most_introduced(report: Effect) -> "rich.table.Table":
+    from clean_transformer.reports.terminal import FoldingTable
+
+    table = FoldingTable(
         "introduced most", "introduced", "inherited", "changed", box=None, padding=(0, 2, 0, 0)
     )
     for row in report.most_introduced[:LISTED]:

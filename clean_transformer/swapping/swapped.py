@@ -1,21 +1,42 @@
 """`Swapped`, which describes one swapped module, and functions that list swapped modules."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from clean_transformer.reports.page import in_words
 from clean_transformer.swapping.libraries.base import Adapter
+from clean_transformer.swapping.parameters import Parameters
 
 
 @dataclass(frozen=True)
 class Swapped:
-    """One swapped module: its path, and the class names of the old and the new module."""
+    """One swapped module: its path, and the class names of the old and the new module.
+
+    `parameters` compares the parameters of the two modules. `looks_ahead` is True if the new
+    module's output at a position depends on later positions, so that the model is not causal.
+    """
 
     path: str
     old: str
     new: str
+    parameters: Parameters = field(default_factory=Parameters)
+    looks_ahead: bool = False
+
+
+def by_parameters(swapped: Iterable[Swapped]) -> dict[str, list[str]]:
+    """Return a dictionary from a sentence about the parameters to the paths for which it holds.
+
+    Modules that look ahead have a sentence about this, too.
+    """
+    groups: dict[str, list[str]] = {}
+    for each in swapped:
+        said = str(each.parameters)
+        if each.looks_ahead:
+            said += "; LOOKS AHEAD: its output at a position depends on later positions"
+        groups.setdefault(said, []).append(each.path)
+    return groups
 
 
 def by_classes(swapped: Iterable[Swapped]) -> dict[tuple[str, str], list[str]]:

@@ -1,16 +1,14 @@
 """Defines `swap` and `transplant`, which replace modules in our and in other libraries' models."""
 
-import difflib
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
-from torch import Tensor, nn
+from torch import nn
 
 from clean_transformer.config import Config
-from clean_transformer.modules.contract import accepts, kind, parts
+from clean_transformer.modules.contract import accepts, kind
 from clean_transformer.reports.page import in_words, render_page
 from clean_transformer.support.interrupts import Undoable
 from clean_transformer.support.stand_in import StandIn
@@ -18,8 +16,16 @@ from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
 from clean_transformer.swapping.libraries.ours import Ours
-from clean_transformer.swapping.loading import WeightsNotCopied, load
-from clean_transformer.swapping.swapped import Swapped, by_classes, class_name, in_one_line
+from clean_transformer.swapping.loading import WeightsNotCopied, load, refuse_unset
+from clean_transformer.swapping.parameters import compare, marked_memory
+from clean_transformer.swapping.patterns import matching
+from clean_transformer.swapping.swapped import (
+    Swapped,
+    by_classes,
+    by_parameters,
+    class_name,
+    in_one_line,
+)
 from clean_transformer.swapping.trial import SwapError, probe
 
 Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
@@ -29,27 +35,28 @@ class HookPointsLost(UserWarning):
     """Warns that new modules lack hook points, whose activations `run_with_cache` cannot return."""
 
 
+class LooksAhead(UserWarning):
+    """Warns that the output of a new module depends on later positions."""
+
+
 class Swap(Undoable):
     """The result of `swap` and `transplant`: the new modules, and the modules that they replaced.
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
 
-    - `swapped`: for each swapped module, its path, and the class names of the old and new module.
+    - `swapped`: for each swapped module its path, class names, and what became of the parameters.
     - `paths`: the paths of the swapped modules.
     - `lost`: the full names of the hook points that do not run while the new modules are in place.
     """
 
     def __init__(
         self,
-        old: dict[str, nn.Module],
+        swapped: list[Swapped],
         modules: dict[str, nn.Module],
         places: list[Place],
         lost: list[str],
     ):
-        self.swapped = [
-            Swapped(path, class_name(old[path]), class_name(module))
-            for path, module in modules.items()
-        ]
+        self.swapped = swapped
         self.paths, self.lost = tuple(modules), tuple(lost)
         self._modules, self._places = modules, places
         self._now: list[Place] = []
@@ -88,6 +95,8 @@ class Swap(Undoable):
         changes = by_classes(self.swapped)
         facts = {f"{old} → {new}": in_words(paths) for (old, new), paths in changes.items()}
         facts["state"] = "in place" if self._now else "restored"
+        for said, paths in by_parameters(self.swapped).items():
+            facts[f"parameters at {in_words(paths)}"] = said
         if self.lost:
             facts["hook points that do not run"] = in_words([*self.lost])
         return render_page("facts.html.jinja", title="Swap", facts=facts)
@@ -160,8 +169,10 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
 
     Before the swap, every new module runs on a tiny batch. Raises `SwapError`, and swaps nothing,
     if the pattern matches no path, if a new module raises an error or returns the wrong shape,
-    dtype or device, or if `make` is a class and no weight can be copied to the new module. Warns
-    with `HookPointsLost` if the new modules lack hook points of the old modules.
+    dtype or device, if no weight can be copied to the parameters of a class, or if a parameter
+    comes from `torch.empty` and is never set. Warns with `HookPointsLost` if the new modules lack
+    hook points of the old modules, with `LooksAhead` if a new module is not causal, and with
+    `LayoutUnknown` if the shape of a copied weight does not show the order of its axes.
     """
     home = library_of(model)
     if not isinstance(home, Ours):
@@ -203,16 +214,28 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
     cfg, like = home.config(model), next(model.parameters())
     found = matching(home, model, cfg, pattern)
     modules: dict[str, nn.Module] = {}
+    swapped: list[Swapped] = []
     places: list[Place] = []
     lost: list[str] = []
     kept: list[str] = []
+    source = library_of(make) if isinstance(make, nn.Module) else None
     for path, old in found.items():
-        new = new_module(make, old, path, cfg, like, alone=len(found) == 1)
+        with marked_memory():
+            new = new_module(make, old, path, cfg, alone=len(found) == 1)
+        weights = home.weights(model, path)
         if isinstance(make, type):
             new = new.to(like.device, like.dtype).train(old.training)
-            kept += [f"{path}.{name}" for name in load(new, old, home.weights(model, path), path)]
+            kept += [f"{path}.{name}" for name in load(new, old, weights, path)]
+        named = dict(new.named_parameters())
+        ours = source.weights(make, path) if source else {}
+        parameters = compare(ours or named, dict(old.named_parameters()), weights)
+        if not isinstance(make, nn.Module):
+            refuse_unset(new, parameters, path)
         modules[path] = as_ours(kind(path), new)
-        probe(modules[path], type(new).__name__, path, cfg, like)
+        looks_ahead = probe(modules[path], type(new).__name__, path, cfg, like)
+        swapped.append(
+            Swapped(path, class_name(old), class_name(modules[path]), parameters, looks_ahead)
+        )
         here = home.places(model, path, modules[path])
         lost += home.lost(model, path, here)
         places += here
@@ -229,44 +252,22 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
             WeightsNotCopied,
             stacklevel=3,
         )
-    return Swap(found, modules, places, lost).settled()
-
-
-def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:
-    """Return the modules of `model` whose paths match a pattern, such as "blocks.*.mlp", by path.
-
-    Raises `SwapError` if no path matches.
-    """
-    words = [re.escape(word) for word in pattern.split(".")]
-    for place, word in enumerate(pattern.split(".")):
-        if word == "*":
-            words[place] = r"[^.]+"
-        elif layers := re.fullmatch(r"\[(\d{1,9})-(\d{1,9})\]", word):
-            inside = range(int(layers[1]), min(int(layers[2]) + 1, cfg.n_layers))
-            words[place] = "|".join(map(str, inside)) or "(?!)"
-    wanted = re.compile(r"\.".join(f"({word})" for word in words))
-    every = {path: home.find(model, path) for path in parts(cfg.n_layers)}
-    known = {path: part for path, part in every.items() if part is not None}
-    found = {path: part for path, part in known.items() if wanted.fullmatch(path)}
-    if not found:
-        near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
-        raise SwapError(
-            f"{pattern!r} matches nothing in this model of {cfg.n_layers} layers; did you mean one "
-            f"of {near}? Examples of patterns: 'embed', 'blocks.3', 'blocks.*.attn', "
-            "'blocks.[3-7].mlp', 'ln_final'"
+    if ahead := [each.path for each in swapped if each.looks_ahead]:
+        warnings.warn(
+            f"the new modules at {', '.join(ahead)} look ahead: their output at a position depends "
+            "on later positions, so that the model predicts tokens that it has read",
+            LooksAhead,
+            stacklevel=3,
         )
-    return found
+    return Swap(swapped, modules, places, lost).settled()
 
 
-def new_module(
-    make: Make, old: nn.Module, path: str, cfg: Config, like: Tensor, *, alone: bool
-) -> nn.Module:
+def new_module(make: Make, old: nn.Module, path: str, cfg: Config, *, alone: bool) -> nn.Module:
     """Return the new module for the path `path`. `swap` explains what `make` can be.
 
-    `old` is the old module at the path. `like` is a tensor with the dtype and device of the model.
-    `alone` is True if the pattern matches only this path. If `make` is a single module, the result
-    is `make` itself if `alone` is True, and a copy of `make` otherwise. Raises `SwapError` if
-    `make` raises an error or does not return a module.
+    `old` is the old module at the path. `alone` is True if the pattern matches only this path. If
+    `make` is a single module, the result is a copy of `make`, or `make` itself if `alone` is True.
+    Raises `SwapError` if `make` raises an error or does not return a module.
     """
     if isinstance(make, nn.Module):
         source = library_of(make)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from clean_transformer.config import Config
 from clean_transformer.modules.contract import CONTRACT, kind
+from clean_transformer.support.numerics import upcast
 
 
 class SwapError(ValueError):
@@ -14,12 +15,16 @@ class SwapError(ValueError):
 
 
 @torch.no_grad()
-def probe(module: nn.Module, name: str, path: str, cfg: Config, like: Tensor) -> None:
-    """Run `module` once, on a batch of 2 inputs with 3 positions, and check its output.
+def probe(module: nn.Module, name: str, path: str, cfg: Config, like: Tensor) -> bool:
+    """Run `module` on a batch of 2 inputs with 3 positions, and check its output.
 
     `path` is the path that the module will have in the model, and `name` is the module's name in
     error messages. `like` is a tensor with the dtype and device of the model. Raises `SwapError` if
     the module raises an error, or if its output has the wrong shape, dtype or device.
+
+    Returns whether the module looks ahead. To find out, the module runs again with another input at
+    the last position. The outputs at the earlier positions must not change by more than rounding:
+    8 times the machine epsilon of their dtype, relative to their root mean square.
     """
     takes, gives = CONTRACT[kind(path)]
     lengths = cfg.axes() | {"batch": 2, "pos": min(3, cfg.n_ctx)}
@@ -35,12 +40,22 @@ def probe(module: nn.Module, name: str, path: str, cfg: Config, like: Tensor) ->
         f"{path}: {name}, given {takes!r} {given_shape}: "
         f"wanted {gives!r} {wanted_shape}, {like.dtype} on {like.device}, but it"
     )
+    other = given.clone()
+    other[:, -1] = min(1, cfg.d_vocab - 1) if takes == "batch pos" else -2 * given[:, -1]
     try:
-        with torch.random.fork_rng(devices=[]):  # dropout must not change later random numbers
-            output = module(given)
+        output, again = _same_randomness(module, given), _same_randomness(module, other)
     except Exception as error:
         raise SwapError(f"{wanted} raised {type(error).__name__}: {error}") from error
-    if not isinstance(output, Tensor):
+    if not isinstance(output, Tensor) or not isinstance(again, Tensor):
         raise SwapError(f"{wanted} gave a {type(output).__name__}")
     if ([*output.shape], output.dtype, output.device) != (wanted_shape, like.dtype, like.device):
         raise SwapError(f"{wanted} gave {[*output.shape]}, {output.dtype} on {output.device}")
+    before, after = upcast(output[:, :-1]), upcast(again[:, :-1])
+    allowed = 8 * torch.finfo(output.dtype).eps * before.square().mean().sqrt()
+    return bool((before - after).square().mean().sqrt() > allowed)
+
+
+def _same_randomness(module: nn.Module, given: Tensor) -> object:
+    """Run `module`. Dropout draws the same numbers in each call, and later draws are unaffected."""
+    with torch.random.fork_rng([given.device] if given.is_cuda else []):
+        return module(given)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clean_transformer.text.decoding import Model, Stop, decode_one, prefill
+from clean_transformer.text.finite import require_finite
 from clean_transformer.text.sampling import Rows, penalize
 from clean_transformer.text.settings import Sampling
 
@@ -102,12 +103,10 @@ def search_beams(
     while True:
         # Each row of the batch is one running beam. The beams of the first prompt come first, then
         # the beams of the second prompt, and so on.
-        log_probs = penalize(
-            logits.log_softmax(dim=-1),
-            [search.prompt for search in searches for _ in search.running],
-            [beam.new for search in searches for beam in search.running],
-            sampling,
-        )
+        texts = [search.prompt for search in searches for _ in search.running]
+        new = [beam.new for search in searches for beam in search.running]
+        require_finite(model, logits, texts, new)
+        log_probs = penalize(logits.log_softmax(dim=-1), texts, new, sampling)
         rows: list[int] = []
         start = 0
         for search in searches:

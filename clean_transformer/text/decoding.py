@@ -11,6 +11,7 @@ from torch import Tensor
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.support.numerics import at_least_float32
+from clean_transformer.text.finite import require_finite
 from clean_transformer.text.sampling import Logits, Rows, choose, new_generator, penalize
 from clean_transformer.text.settings import Sampling
 from clean_transformer.text.tokenizer import Tokenizer
@@ -109,10 +110,12 @@ def prefill(
     if not all(lengths) or not lengths:
         raise ValueError("there is nothing to continue: every prompt needs 1 token or more")
     longest, n_ctx = max(lengths), model.cfg.n_ctx
-    if longest + max_new_tokens > n_ctx:
+    excess, room = longest + max_new_tokens - n_ctx, n_ctx - longest
+    if excess > 0:
+        fewer = f", or ask for {room} new tokens or fewer" if room > 0 else ""
         raise ValueError(
             f"{longest} tokens and {max_new_tokens} new ones are more than the n_ctx={n_ctx} "
-            f"positions that the model has; shorten the prompt, or ask for {n_ctx - longest} tokens"
+            f"positions that the model has; shorten the prompt by {excess} tokens{fewer}"
         )
     paddings = [longest - length for length in lengths]
     rows = [[0] * padding + [*prompt] for padding, prompt in zip(paddings, prompts, strict=True)]
@@ -139,13 +142,15 @@ def decode(
 ) -> Iterator[list[int]]:
     """Generate `max_new_tokens` tokens per prompt, and yield one list per step.
 
-    Each list holds one new token id for each prompt, in the order of `prompts`.
+    The list of a step holds one new token id for each prompt, in the order of `prompts`. Raises
+    `RuntimeError` if the logits of a prompt are NaN (see `require_finite`).
     """
     generator = new_generator(sampling.seed)
     new: list[list[int]] = [[] for _ in prompts]
     cache_class = getattr(model, "cache_class", KVCache)
     logits, cache = prefill(model, prompts, max_new_tokens, cache_class)
     for step in range(1, max_new_tokens + 1):
+        require_finite(model, logits, prompts, new)
         chosen = choose(penalize(logits, prompts, new, sampling), sampling, generator)
         tokens = chosen.tolist()
         yield tokens

@@ -39,6 +39,7 @@ class GenerationMixin(LanguageModel):
         beams: int = 1,
         stop_tokens: Sequence[int] | None = None,
         stop_strings: str | Sequence[str] = (),
+        prepend_bos: bool | None = None,
         **sampling: Unpack[SamplingSettings],
     ) -> Prompt:
         """Return each prompt followed by its continuation, in the same form as `prompt`.
@@ -57,11 +58,14 @@ class GenerationMixin(LanguageModel):
         string. In a returned tensor, rows that stopped early are padded on the right with the first
         of `stop_tokens`, or with the vocabulary's last token if there are no stop tokens.
 
-        Raises `TypeError` for an unknown setting. Raises `ValueError` for an invalid setting, and
-        if a prompt and `max_new_tokens` together exceed n_ctx. All errors are raised before the
-        model runs.
+        If `prepend_bos` is False, the model reads texts without <|endoftext|> before them.
+
+        Raises `TypeError` for an unknown setting, and for `prepend_bos` with token ids. Raises
+        `ValueError` for an invalid setting, and if a prompt and `max_new_tokens` together exceed
+        n_ctx. These errors are raised before the model runs. Raises `RuntimeError` if the logits
+        become NaN; the message names the activation in which the first NaN or infinity occurred.
         """
-        settings, prompts = Sampling(**sampling), self._ids(prompt)
+        settings, prompts = Sampling(**sampling), self._ids(prompt, prepend_bos)
         stop = self._stop(prompt, stop_tokens, stop_strings)
         if beams == 1:
             new = decode_until(self, prompts, max_new_tokens, settings, stop)
@@ -106,10 +110,15 @@ class GenerationMixin(LanguageModel):
         if rest := stop.text(new)[shown:]:
             yield rest
 
-    def _ids(self, prompt: Prompt) -> Rows:
+    def _ids(self, prompt: Prompt, prepend_bos: bool | None = None) -> Rows:
+        if prepend_bos is not None and not _is_text(prompt):
+            raise TypeError("prepend_bos is for texts, not for token ids")
         each: Any = prompt.tolist() if isinstance(prompt, Tensor) else prompt
         texts = [each] if isinstance(each, str) else each
-        rows = [self.to_tokens(one)[0].tolist() if isinstance(one, str) else one for one in texts]
+        rows = [
+            self.to_tokens(one, prepend_bos)[0].tolist() if isinstance(one, str) else one
+            for one in texts
+        ]
         if not all(isinstance(row, list) for row in rows):
             raise TypeError(
                 "a prompt is a text, a list of texts, tokens [batch pos] or a list of lists of "

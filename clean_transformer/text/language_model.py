@@ -1,9 +1,10 @@
 """`LanguageModel`: gives a model a tokenizer, so that you can pass texts instead of token ids."""
 
+import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +13,8 @@ from torch import Tensor
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, KnowsLeftOut
 from clean_transformer.kv_cache import KVCache
-from clean_transformer.support.left_out import refuse_known
 from clean_transformer.support.numerics import at_least_float32
+from clean_transformer.text.token_ids import token_ids
 from clean_transformer.text.tokenizer import PaddingSide, Texts, Tokenizer, Tokens
 from clean_transformer.weights.stacked import StackedWeights
 
@@ -70,6 +71,18 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
             )
         return Tokenizer.from_pretrained(self.source)
 
+    def _tokenizer_files(self) -> dict[str, str]:
+        """Return `Tokenizer.files`, or an empty dictionary for a model without a tokenizer."""
+        if self.source is None and "tokenizer" not in vars(self):
+            return {}
+        try:
+            return self.tokenizer.files()
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            warnings.warn(f"the model is saved without its tokenizer: {error}", stacklevel=3)
+            return {}
+
     def __call__(
         self,
         tokens: Any,
@@ -82,6 +95,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
     ) -> Any:
         """Run the model on a text, on several texts, or on token ids [batch pos].
 
+        Token ids are a tensor, or a list with one list of ids per input, all of the same length.
         `prepend_bos` and `padding_side` say how to tokenize texts (see `Tokenizer.to_tokens`).
         Left-padded texts need `torch.no_grad()`, because a `KVCache` hides the padding, and keeps
         no gradients. `rest` and `arguments` are the other arguments of `forward`.
@@ -94,24 +108,29 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         Raises `TypeError` or `ValueError`, before the model runs, for arguments that contradict
         each other, and for TransformerLens's arguments in `LEFT_OUT`.
         """
-        refuse_known(type(self).__name__, arguments)
+        self._refuse_other(type(self).__name__, arguments)
         stops = arguments.get("stop_at_layer") is not None
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type is {return_type!r}; use 'logits', 'loss' or 'both'")
-        if return_type in ("loss", "both") and (stops or arguments.get("last_only")):
+        partly = stops or arguments.get("last_only") or not arguments.get("unembed", True)
+        if return_type in ("loss", "both") and partly:
             raise ValueError("the loss needs the logits of all positions of the whole model")
         if return_type not in ("loss", "both") and loss_per_token:
             raise ValueError("loss_per_token needs return_type='loss' or 'both'")
         mask = None
-        if isinstance(tokens, (str, list, tuple)):
+        if is_text(tokens):
             mask = self._token_mask(tokens, prepend_bos, padding_side)
             tokens = self.to_tokens(tokens, prepend_bos, padding_side)
         elif prepend_bos is not None or padding_side is not None:
             raise TypeError("prepend_bos and padding_side are for texts, not for token ids")
+        if not isinstance(tokens, Tensor):
+            tokens = token_ids(tokens).to(self.device)
         if mask is not None and padding_side == "left":
             if rest or arguments.get("kv_cache") is not None:
                 raise TypeError("left-padded texts need a KV cache of their own; pass token ids")
             arguments["kv_cache"] = KVCache(self.cfg.n_layers, tokens.shape[1], mask)
+        if return_type is None:
+            arguments["unembed"] = False  # nobody gets the logits
         output = super().__call__(tokens, *rest, **arguments)
         if return_type == "logits" or stops:
             return output
@@ -236,3 +255,10 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
             return self.W_U.T[tokens]
         token = self.to_single_token(tokens) if isinstance(tokens, str) else int(tokens)
         return self.W_U[:, token]
+
+
+def is_text(value: object) -> TypeGuard[Texts]:
+    """Whether `value` is one text, or a list or tuple that begins with a text."""
+    if isinstance(value, (list, tuple)):
+        return isinstance(next(iter(value), None), str)
+    return isinstance(value, str)

@@ -115,7 +115,11 @@ def choose(
     """Return the next token id of each row. `logits` must already include the penalties."""
     if not sampling.temperature:
         return logits.argmax(dim=-1)
-    logits = logits / sampling.temperature
+    # After the subtraction, the largest logit is 0. Even for the smallest temperature, the division
+    # then gives 0 for the largest logit and at worst −inf for the others.
+    smallest = torch.finfo(logits.dtype).tiny
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    logits = logits / max(sampling.temperature, smallest)
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
+from clean_transformer.support.keywords import checks_fields
 from clean_transformer.support.validation import require
 
 
@@ -23,6 +24,7 @@ class SamplingSettings(TypedDict, total=False):
     seed: int | None
 
 
+@checks_fields
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Settings for choosing the next token.

@@ -1,12 +1,11 @@
 """`names_settings`: a decorator that shows the fields of `Sampling` in a function's signature."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar, get_type_hints
 
-from clean_transformer.support.left_out import refuse_known
+from clean_transformer.support.keywords import refuse_unknown
 from clean_transformer.text.settings import Sampling
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -30,15 +29,11 @@ def names_settings(function: Function) -> Function:
     ]
     shown = shown.replace(parameters=[*parameters, *settings])
 
+    known = [name for name in shown.parameters if name != "self"]
+
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        refuse_known(function.__name__, kwargs)
-        for name in [name for name in kwargs if name not in shown.parameters]:
-            near = get_close_matches(name, shown.parameters, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"see help({function.__qualname__})"
-            raise TypeError(
-                f"{function.__name__}() got an unexpected keyword argument {name!r}; {hint}"
-            )
+        refuse_unknown(function.__name__, kwargs, known)
         return function(*args, **kwargs)
 
     checked.__signature__ = shown  # type: ignore[attr-defined]

@@ -14,15 +14,22 @@ from torch import Tensor
 
 from clean_transformer.reports.page import render_page
 from clean_transformer.text.symbols import visible
-from clean_transformer.text.tokenizer_backends import byte_level, read_folder, read_gguf
-from clean_transformer.text.tokenizer_files import END_OF_TEXT, SETTINGS, readable, refuse_lossy
+from clean_transformer.text.token_ids import token_ids
+from clean_transformer.text.tokenizer_backends import byte_level, read_file, read_folder
+from clean_transformer.text.tokenizer_calls import Texts as Texts
+from clean_transformer.text.tokenizer_calls import TransformersCalls
+from clean_transformer.text.tokenizer_files import (
+    END_OF_TEXT,
+    SETTINGS,
+    describe,
+    readable,
+    refuse_lossy,
+)
 from clean_transformer.weights import hub
 
 if TYPE_CHECKING:
     import tokenizers
 
-# One text, or several texts.
-Texts = str | list[str] | tuple[str, ...]
 PaddingSide = Literal["left", "right"] | None
 
 # The types of token ids that `to_str_tokens` and `to_string` accept.
@@ -36,7 +43,7 @@ Tokens = (
 )
 
 
-class Tokenizer:
+class Tokenizer(TransformersCalls):
     """Converts text to token ids, and token ids to text.
 
     `backend` is a tokenizer of the library `tokenizers`. Every byte has a token, so the token ids
@@ -85,19 +92,21 @@ class Tokenizer:
     def from_pretrained(cls, source: str | Path) -> "Tokenizer":
         """Load the tokenizer from `source`.
 
-        `source` is a folder, an alias such as "gpt2", or the "owner/name" of a repository on the
-        Hugging Face Hub. The method looks for tokenizer.json, then for vocab.json and merges.txt,
-        then for encoder.json and vocab.bpe. It loads the first complete set that it finds.
+        `source` is a folder, an alias such as "gpt2", the "owner/name" of a repository on the
+        Hugging Face Hub, or a .gguf file that holds a tokenizer. In a folder or repository, the
+        method looks for tokenizer.json, then for vocab.json and merges.txt, then for encoder.json
+        and vocab.bpe. It loads the first complete set that it finds.
 
-        Raises `FileNotFoundError` for a folder without these files, `ValueError` for a malformed
+        Raises `FileNotFoundError` for a source without a tokenizer, `ValueError` for a malformed
         file or an unknown source, and `HubError` for a failed download.
         """
-        if Path(source).suffix == ".gguf" and Path(source).is_file():
-            backend, bos, stop_tokens = read_gguf(Path(source))
+        if os.path.isfile(source):
+            backend, bos, stop_tokens = read_file(Path(source))
         else:
             folder = hub.fetch(source, hub.TOKENIZER, optional=SETTINGS)
             backend, bos, stop_tokens = read_folder(folder)
-        return cls(backend, bos_token_id=bos, stop_tokens=stop_tokens)
+        with readable(str(source)):
+            return cls(backend, bos_token_id=bos, stop_tokens=stop_tokens)
 
     @classmethod
     def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
@@ -116,8 +125,16 @@ class Tokenizer:
                     f"no file {str(path)!r}; give the tokenizer's vocab.json and its merges.txt"
                 )
         with readable(f"{vocab} with {merges}"):
-            model = models.BPE.from_file(str(vocab), str(merges))
-        return cls(byte_level(model))
+            return cls(byte_level(models.BPE.from_file(str(vocab), str(merges))))
+
+    def files(self) -> dict[str, str]:
+        """Return the files of this tokenizer, from which `from_pretrained` makes an equal one.
+
+        The keys are the file names in Hugging Face's format: tokenizer.json, tokenizer_config.json,
+        and generation_config.json, which has `bos_token_id` and `stop_tokens`. The values are the
+        contents.
+        """
+        return describe(self.backend, self.bos_token_id, self.stop_tokens)
 
     def to_tokens(
         self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
@@ -211,52 +228,25 @@ class Tokenizer:
         known = [[i] if i < self.d_vocab and self._has_token[i] else self._replacement for i in ids]
         return [token for tokens in known for token in tokens]
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of one text, without <|endoftext|>.
-
-        Raises the same errors as `to_tokens`.
-        """
-        [row] = self.to_rows(text, prepend_bos=False)
-        return row
-
     # The names in transformers of what `to_string` does.
     decode = batch_decode = to_string
 
-    @property
-    def vocab(self) -> dict[str, int]:
-        """A new dictionary that maps each token's spelling to its id. "Ġ" stands for a space."""
-        return self.backend.get_vocab()
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens, `d_vocab`."""
-        return self.d_vocab
-
-    @property
-    def _end(self) -> str:
-        return str(self.backend.id_to_token(self.eos_token_id))
-
     def __repr__(self) -> str:
-        return f"Tokenizer({self.d_vocab} tokens; {self._end} is {self.eos_token_id})"
+        return f"Tokenizer({self.d_vocab} tokens; {self.eos_token} is {self.eos_token_id})"
 
     def _repr_html_(self) -> str:
         example = self.to_str_tokens("Hello world, 1234!", prepend_bos=False)
         facts = {
             "tokens": self.d_vocab,
-            self._end: self.eos_token_id,
+            self.eos_token: self.eos_token_id,
             "“Hello world, 1234!”": " | ".join(map(visible, example)),
         }
         return render_page("facts.html.jinja", title="Tokenizer", facts=facts)
 
     def _checked(self, tokens: object) -> Int[Tensor, "..."]:
-        try:
-            ids = torch.as_tensor(tokens)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(
-                f"tokens must be a tensor or equally long lists of ids, not {shorten(tokens)}"
-            ) from None
+        ids = token_ids(tokens)
         if ids.numel() == 0:
-            return ids.long()  # PyTorch makes a float tensor from an empty list
+            return ids.long()
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise TypeError(f"token ids must be integers, not {ids.dtype}")
         if ids.ndim > 2:

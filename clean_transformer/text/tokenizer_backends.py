@@ -50,15 +50,18 @@ def read_folder(folder: Path) -> Loaded:
     return backend, bos[0] if bos else None, first(settings.eos, "eos")
 
 
-def read_gguf(file: Path) -> Loaded:
-    """Load the tokenizer in a GGUF file. Raises `ValueError` if the file has no GPT-2 tokenizer."""
+def read_file(file: Path) -> Loaded:
+    """Load the tokenizer that a GGUF file holds.
+
+    Raises `FileNotFoundError` for a GGUF file without a tokenizer, and for any other file.
+    """
     from tokenizers import AddedToken, models
 
-    fields = read_tokenizer(file)
+    fields = read_tokenizer(file) if file.suffix == ".gguf" else {}
     tokens, merges = fields.get("tokens"), fields.get("merges")
     if fields.get("model") != "gpt2" or not tokens or merges is None:
-        raise ValueError(
-            f"{file} holds no tokenizer of GPT-2; assign "
+        raise FileNotFoundError(
+            f"{file} holds no tokenizer of GPT-2; name another one with --tokenizer, or assign "
             "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
         )
     with readable(str(file)):

@@ -1,11 +1,14 @@
 """Reads the settings of a GPT-2 tokenizer from the same JSON files as transformers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clean_transformer.support.printable import printable
+from clean_transformer.weights.files import read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -15,6 +18,10 @@ END_OF_TEXT = "<|endoftext|>"
 
 # The named special tokens, in the order in which transformers adds tokens that are new.
 NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+# The arguments of `tokenizers.AddedToken`.
+ARGUMENTS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 # Small files next to a tokenizer. `read_settings` reads the files that exist.
@@ -98,14 +105,38 @@ def apply(settings: Settings, backend: "tokenizers.Tokenizer") -> dict[str, str]
             tokens[content]["special"] = True
         elif content in tokens:
             tokens[content].setdefault("special", True)
-    arguments = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     backend.add_tokens(
         [
-            AddedToken(**{key: token[key] for key in arguments if key in token})
+            AddedToken(**{key: token[key] for key in ARGUMENTS if key in token})
             for token in tokens.values()
         ]
     )
     return {name: _content(token) for name, token in named.items()}
+
+
+def describe(
+    backend: "tokenizers.Tokenizer", bos: int, stop_tokens: Sequence[int]
+) -> dict[str, str]:
+    """Return the contents of a tokenizer's files by name (see `Tokenizer.files`)."""
+    added = {
+        str(token_id): {name: getattr(token, name) for name in ARGUMENTS}
+        for token_id, token in sorted(backend.get_added_tokens_decoder().items())
+    }
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": backend.id_to_token(bos),
+        "eos_token": backend.id_to_token(stop_tokens[0]),
+        "added_tokens_decoder": added,
+    }
+    prefix = getattr(backend.pre_tokenizer, "add_prefix_space", None)
+    if prefix is not None:
+        settings["add_prefix_space"] = prefix
+    ids = {"bos_token_id": bos, "eos_token_id": [*stop_tokens]}
+    return {
+        "tokenizer.json": backend.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        "generation_config.json": json.dumps(ids, indent=2) + "\n",
+    }
 
 
 def refuse_lossy(backend: "tokenizers.Tokenizer") -> None:
@@ -141,20 +172,14 @@ def readable(files: str) -> Iterator[None]:
         # A panic of Rust code is no `Exception`.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(
-                f"{files} cannot be read as a tokenizer ({error}); "
+                f"{files} cannot be read as a tokenizer ({printable(str(error))}); "
                 "download the published files again"
             ) from None
         raise
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    with _names(file):
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError("it is not a JSON object")
-        return fields
+    return read_json(file) if file.exists() else {}
 
 
 @contextmanager
@@ -163,7 +188,7 @@ def _names(file: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read ({error})") from None
+        raise ValueError(f"{file} cannot be read ({printable(str(error))})") from None
 
 
 def _content(token: Any) -> str:

@@ -1,7 +1,6 @@
 """Reads and writes the two files of a training run: checkpoint.pt and metrics.jsonl."""
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +13,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 
 from clean_transformer.support.files import UNFINISHED, atomic_file, locked, write_atomically
+from clean_transformer.support.printable import printable
 from clean_transformer.training.distributed import rank
+from clean_transformer.weights.files import read_tensors
+from clean_transformer.weights.refusals import WeightsError
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 
@@ -82,28 +84,29 @@ def read(
     if not file.is_file():
         return None
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        before = saved["about"]
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        saved = read_tensors(file)
+        before = {str(field): value for field, value in saved["about"].items()}
+    except (WeightsError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{file} is not a checkpoint of a training run ({error}); train in another folder"
         ) from None
     differing = [
         f"{field} was {before.get(field)!r} and is now {about.get(field)!r}"
         for field in sorted(before.keys() | about.keys())
-        if before.get(field) != about.get(field)
+        if type(before.get(field)) is not type(about.get(field))
+        or before.get(field) != about.get(field)
     ]
     if differing:
         raise ValueError(
-            f"{folder} has a different run: {'; '.join(differing)}. Resume it with the same "
-            "settings, or train in another folder"
+            f"{folder} has a different run: {printable('; '.join(differing))}. Resume it with the "
+            "same settings, or train in another folder"
         )
     try:
         problem = _problem(saved, state, steps)
     except (KeyError, TypeError, AttributeError) as error:
         problem = f"{type(error).__name__}: {error}"
     if problem:
-        raise ValueError(f"{file} is damaged: {problem}; train in another folder")
+        raise ValueError(f"{file} is damaged: {printable(problem)}; train in another folder")
     return saved
 
 

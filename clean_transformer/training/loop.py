@@ -1,7 +1,7 @@
 """`train`: trains a model to predict the next token, on one or several devices."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,6 @@ from torch.optim import AdamW
 
 from clean_transformer.hooks import HookPoint
 from clean_transformer.model import DemoTransformer
-from clean_transformer.modules.unembed import TiedUnembed
 from clean_transformer.support.devices import resolve_device
 from clean_transformer.training import checkpoint
 from clean_transformer.training.checkpoint import Measured, Metrics
@@ -35,25 +34,26 @@ from clean_transformer.training.temporary import (
     recomputed_blocks,
     training_state,
 )
-from clean_transformer.training.windows import Tokens, fingerprint, refuse_tokens, window
+from clean_transformer.training.windows import Tokens, as_array, fingerprint, refuse_tokens, window
 
 
 def train(
     model: DemoTransformer,
-    tokens: Tokens,
+    tokens: Tokens | Tensor | Sequence[int],
     folder: str | Path,
     training: Training,
     *,
-    held_out: Tokens | None = None,
+    held_out: Tokens | Tensor | Sequence[int] | None = None,
     device: str | torch.device = "auto",
     on_step: Callable[[Measured], object] = lambda measured: None,
 ) -> None:
     """Train the model in place, or resume the run that was saved in `folder`.
 
-    `tokens` [pos] and `held_out` [pos] are arrays of token ids, for example a memory-mapped uint16
-    array. `model` is moved to `device`. Some of its modules may have been replaced with `swap`.
-    `train` writes two files into `folder`: checkpoint.pt, and metrics.jsonl with one JSON object
-    per step. After each step, `train` calls `on_step` with the measurements of the step.
+    `tokens` [pos] and `held_out` [pos] are arrays, tensors or lists of token ids, for example a
+    memory-mapped uint16 array. `model` is moved to `device`. Some of its modules may have been
+    replaced with `swap`. `train` writes two files into `folder`: checkpoint.pt, and metrics.jsonl
+    with one JSON object per step. After each step, `train` calls `on_step` with the measurements of
+    the step.
 
     If the run is killed at any moment, the same call resumes the run from the last checkpoint. The
     trained parameters then equal the parameters of an uninterrupted run, bit for bit. For this
@@ -77,6 +77,8 @@ def train(
     norm is not finite. The last checkpoint is then kept.
     """
     folder, device = Path(folder), resolve_device(device)
+    tokens = as_array(tokens)
+    held_out = None if held_out is None else as_array(held_out)
     windows_per_process(training)  # called only for its errors
     refuse_untrained_embedding(model)
     refuse_tokens("the tokens", tokens, model.cfg)
@@ -146,10 +148,7 @@ def windows_per_process(training: Training) -> int:
 
 def refuse_untrained_embedding(model: DemoTransformer) -> None:
     """Raise `ValueError` if the unembedding is tied to an embedding that is not in the model."""
-    embed = model.unembed.W_U if isinstance(model.unembed, TiedUnembed) else None
-    if embed is not None and not any(
-        embed.data_ptr() == parameter.data_ptr() for parameter in model.parameters()
-    ):
+    if model.swapped_out_embedding is not None:
         raise ValueError(
             "the unembedding is tied to an embedding that was swapped out, and would not be "
             "trained; swap the unembedding too, or begin with Config(tied_unembed=False)"

@@ -7,9 +7,11 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Annotated
 
+from clean_transformer.support.keywords import checks_fields
 from clean_transformer.support.validation import require
 
 
+@checks_fields
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Settings for training. `clean-transformer train --help` shows the help text of each field.

@@ -12,9 +12,22 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.config import Config
+from clean_transformer.text.token_ids import token_ids
 from clean_transformer.text.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.integer]
+
+
+def as_array(tokens: Tokens | Tensor | Sequence[int]) -> Tokens:
+    """Return token ids [pos] as a NumPy array. An array, also a memory-mapped one, is unchanged.
+
+    Raises `TypeError` for anything but an array, a tensor or a list of ids, for example a text.
+    """
+    if isinstance(tokens, np.ndarray):
+        return tokens
+    if isinstance(tokens, str):
+        raise TypeError("tokens are a text; give its ids, such as Tokenizer.encode(text)")
+    return token_ids(tokens).cpu().numpy()
 
 
 def load_tokens(file: Path) -> Tokens:
@@ -23,8 +36,10 @@ def load_tokens(file: Path) -> Tokens:
     Raises `ValueError` for a file in another format.
     """
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        return np.lib.format.open_memmap(file, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy evaluates the header, which can raise every kind
         raise ValueError(f"{file} is not a .npy file ({error}); write it with numpy.save") from None
 
 

@@ -5,7 +5,7 @@ import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from reprlib import repr as shorten
 from typing import Any
@@ -71,7 +71,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
     a file with pickled objects that could run code.
     """
     readable(file)
-    saved = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    saved = _read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file)
     if not isinstance(saved, dict):
         raise WeightsError(f"{file} contains a {type(saved).__name__}, not a state dict")
     return saved
@@ -90,7 +90,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_pickle(file: Path) -> Any:
+def read_pickle(file: Path) -> Any:
+    """Return what `torch.save` wrote to `file`, with memory-mapped tensors (see `read_tensors`)."""
     with file.open("rb") as opened:
         is_zip = opened.read(2) == b"PK"  # before PyTorch 1.6, torch.save wrote no zip files
     records = _checked_records(file) if is_zip else {}
@@ -135,10 +136,7 @@ def _refuse_long_storages(file: Path, saved: Any, records: dict[int, int]) -> No
     # distances between tensors are the distances between their records.
     storages = {
         tensor.untyped_storage().data_ptr(): (key, tensor.untyped_storage().nbytes())
-        for state in (saved, _wrapped(saved))
-        if isinstance(state, dict)
-        for key, tensor in state.items()
-        if isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        for key, tensor in _tensors_in(saved)
         if tensor.untyped_storage().nbytes()
     }
     if not (records and storages):
@@ -155,6 +153,21 @@ def _refuse_long_storages(file: Path, saved: Any, records: dict[int, int]) -> No
             return
     named = [key for key, _ in storages.values()] if not starts else long
     raise WeightsError(f"{file} is damaged: the data of {shorten(named[0])} is cut off; {AGAIN}")
+
+
+def _tensors_in(saved: Any) -> Iterator[tuple[Any, Tensor]]:
+    """Yield each dense tensor in nested dictionaries and lists, with its key."""
+    left: list[tuple[Any, Any]] = [("", saved)]
+    seen: set[int] = set()
+    while left:
+        key, value = left.pop()
+        if isinstance(value, Tensor) and value.layout == torch.strided:
+            yield key, value
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))  # a dictionary in a pickle can contain itself
+            keys = value if isinstance(value, dict) else range(len(value))
+            items = value.values() if isinstance(value, dict) else value
+            left += zip(keys, items, strict=True)
 
 
 def _refusal(file: Path, error: Exception) -> str:

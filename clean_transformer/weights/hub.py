@@ -1,5 +1,6 @@
 """Finds the files of a model in a local folder, or downloads them from the Hugging Face hub."""
 
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -7,6 +8,7 @@ from difflib import get_close_matches
 from fnmatch import filter as matching
 from hashlib import file_digest
 from pathlib import Path
+from time import monotonic
 
 HUB_IDS = {
     "gpt2": "openai-community/gpt2",
@@ -39,6 +41,10 @@ TOKENIZER: FileSets = (
 HUB_ID = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
+# A longer or slower list of a repository's files is refused. The hub's longest lists have 10 MB.
+MAX_LISTING, MAX_SECONDS = 32 * 2**20, 60.0
+
+
 class HubError(OSError):
     """The files of a model could not be downloaded. The message says what to do next."""
 
@@ -64,15 +70,13 @@ def fetch(source: str | Path, wanted: FileSets, optional: Iterable[str] = ()) ->
         return DEMO
     repo = _hub_id(str(source))
 
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import HfHubHTTPError
 
     # This request is not retried, so that it fails at once if there is no network connection. We
     # catch every exception, because its type depends on the HTTP library, and different versions
     # of huggingface_hub use different HTTP libraries.
     try:
-        listing = HfApi().model_info(repo, timeout=HF_HUB_ETAG_TIMEOUT).siblings or []
+        names = _listing(repo)
     except Exception as error:
         cached = _cached(repo, wanted)
         if cached:
@@ -88,7 +92,6 @@ def fetch(source: str | Path, wanted: FileSets, optional: Iterable[str] = ()) ->
             "connect once to download it, or pass a folder with its files"
         ) from None
 
-    names = [sibling.rfilename for sibling in listing]
     files = complete_set(wanted, names)
     if not files:
         raise HubError(
@@ -98,6 +101,32 @@ def fetch(source: str | Path, wanted: FileSets, optional: Iterable[str] = ()) ->
     files += [name for name in optional if name in names and name not in files]
     downloaded = [_download(repo, file) for file in files]
     return downloaded[0].parent
+
+
+def _listing(repo: str) -> list[str]:
+    """Return the names of the files that the repository has on the hub."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    begun, content = monotonic(), bytearray()
+    with get_session().stream(
+        "GET",
+        f"{constants.ENDPOINT}/api/models/{repo}",
+        headers=build_hf_headers(),
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+    ) as answer:
+        hf_raise_for_status(answer)
+        for piece in answer.iter_bytes():
+            content += piece
+            if len(content) > MAX_LISTING:
+                raise ValueError(f"its list of files is longer than {MAX_LISTING >> 20} MB")
+            if monotonic() - begun > MAX_SECONDS:
+                raise TimeoutError(f"its list of files took more than {MAX_SECONDS:.0f} seconds")
+    return [str(file["rfilename"]) for file in json.loads(content)["siblings"]]
 
 
 def complete_set(wanted: FileSets, names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ def infer_config(known: Format, state: State) -> Config:
     A state dict does not contain eps (the small number in the LayerNorms), so the result has
     GPT-2's eps of 1e-5. Most formats merge the axes `head` and `d_head` into one axis, so the
     shapes do not show the number of heads. For such a format, this function assumes the number of
-    heads of the published GPT-2 that has the same d_model, and warns about the assumption.
+    heads of the published GPT-2 that has the same d_model. It warns about what it assumed.
 
     Raises `WeightsError` if the number of heads is unknown because no published GPT-2 has this
     d_model, or if the state dict lacks a tensor whose shape is necessary.
@@ -25,8 +25,18 @@ def infer_config(known: Format, state: State) -> Config:
     rows = [row for row in known.all_rows(n_layers) if row.theirs in state]
     folded = not any(".ln1." in row.ours for row in rows)
     lengths = _axis_lengths(rows, n_layers, state)
+    assumed = "does not show eps; assuming GPT-2's eps of 1e-5"
     if "head" not in lengths:
         lengths |= _published_heads(known, lengths.get("d_model", 0))
+        assumed = (
+            f"shows neither the number of heads nor eps; assuming {lengths['head']} heads, as in "
+            f"the published GPT-2 with d_model {lengths['d_model']}, and eps 1e-5"
+        )
+    warnings.warn(
+        f"a {known.name} state dict {assumed}. For a model with others, call "
+        "from_state_dict(state, cfg=Config(...)).",
+        stacklevel=5,  # the warning shows the line that calls from_state_dict
+    )
     missing = {"d_vocab", "n_ctx", "d_model", "d_mlp"} - set(lengths)
     if missing:
         raise WeightsError(
@@ -61,12 +71,6 @@ def _axis_lengths(rows: list[Row], n_layers: int, state: State) -> dict[str, int
 def _published_heads(known: Format, d_model: int) -> dict[str, int]:
     for _, n_heads, width in PUBLISHED.values():
         if width == d_model:
-            warnings.warn(
-                f"a {known.name} state dict shows neither the number of heads nor eps; assuming "
-                f"{n_heads} heads, as in the published GPT-2 with d_model {d_model}, and eps 1e-5. "
-                "For a model with others, call from_state_dict(state, cfg=Config(...)).",
-                stacklevel=5,
-            )
             return {"head": n_heads, "d_head": d_model // n_heads}
     raise WeightsError(
         f"the shapes of a {known.name} state dict do not show the number of heads, and no "

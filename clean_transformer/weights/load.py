@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clean_transformer.config import Config
+from clean_transformer.support.files import finish
 from clean_transformer.weights import formats
 from clean_transformer.weights.hub import FileSets, complete_set, fetch
 from clean_transformer.weights.infer import infer_config
@@ -73,6 +74,7 @@ def read_pretrained(
         read, known = FILES[path.suffix].read, None
     else:
         path = fetch(source, WEIGHTS)
+        finish(path)
         folder, known = _choose_folder(path)
         read = folder.read
     try:

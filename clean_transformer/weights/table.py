@@ -192,8 +192,9 @@ class Format:
                 rows_of.setdefault(row.theirs, []).append((row, state[row.ours]))
             elif state[row.ours].count_nonzero():
                 raise WeightsError(
-                    f"the {self.name} format has no place for {row.ours}, which is not zero; "
-                    "keep it with torch.save(model.state_dict(), 'model.pt')"
+                    f"the {self.name} format has no place for {row.ours}, which is not zero. GPT-2 "
+                    "has no such parameter: if an optimizer of yours trained it, leave it out of "
+                    "the optimizer. To keep it, torch.save(model.state_dict(), 'model.pt')"
                 )
         return {theirs: write_rows(rows, cfg) for theirs, rows in rows_of.items()}
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.analysis import text_page as explanations
 from clean_transformer.analysis.lens import logit_lens
+from clean_transformer.analysis.packing import pack
 from clean_transformer.analysis.prediction import predict
 from clean_transformer.analysis.text_page import Explanation, explain, render, write_html
 from clean_transformer.cli import app
@@ -23,7 +24,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.text.symbols import visible
 
 from ..helpers import reading_model, unchecked_types
-from ..pages import CHROMIUM, Element, Page, assert_self_contained, browse
+from ..pages import CHROMIUM, Element, Page, assert_self_contained, browse, unpack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,11 +62,12 @@ def same_to_four_digits(shown: float, exact: float) -> bool:
 def test_tokens(model, explanation):
     ids = model.to_tokens(TEXT)[0].tolist()
     assert explanation.ids == ids
-    assert explanation.tokens == model.to_str_tokens(TEXT)
+    for shown, token in zip(explanation.tokens, model.to_str_tokens(TEXT), strict=True):
+        assert shown == token or (token == "\N{REPLACEMENT CHARACTER}" and shown[:2] == r"\x")
     assert {*ids} <= explanation.labels.keys()
     for id_, label in explanation.labels.items():
         [token] = model.to_str_tokens([id_])
-        assert label == visible(token)
+        assert label == visible(token) or "\N{REPLACEMENT CHARACTER}" in token
 
 
 def test_token_probabilities_and_ranks(model, explanation):
@@ -108,40 +110,58 @@ def test_attention(cache, explanation):
     for layer, heads in enumerate(explanation.patterns):
         for head, shown in enumerate(heads):
             exact = cache["pattern", layer, "attn"][head]
-            assert len(shown) == length * (length + 1) // 2
-            weights = iter(shown)
+            weights = iter(unpack(shown, length))
             for query in range(length):
                 for key in range(query + 1):
                     assert abs(next(weights) - 1000 * exact[query, key]) <= 0.5001
+            assert next(weights, None) is None
 
 
 def test_it_takes_half_precision(model):
     half = reading_model(n_layers=3, n_heads=5, d_model=20, seed=5).bfloat16()
-    shown = torch.tensor(explain(half, "the cat").patterns) / 1000
-    exact = torch.tensor(explain(model, "the cat").patterns) / 1000
+    shown, exact = (
+        torch.tensor([[unpack(head, 3) for head in layer] for layer in found.patterns]) / 1000
+        for found in (explain(half, "the cat"), explain(model, "the cat"))
+    )
     torch.testing.assert_close(shown, exact, rtol=0, atol=0.05)
 
 
 # --- what is refused ---
 
 
-def test_too_long_a_text_is_refused_before_the_model_runs(model, monkeypatch):
-    monkeypatch.setattr(explanations, "MOST_WEIGHTS", 3 * 5 * (8 * 9 // 2))
-    assert len(explain(model, "x" * 7).ids) == 8
-    monkeypatch.setattr(DemoTransformer, "forward", None)
-    with pytest.raises(ValueError, match=r"a page of 9 tokens .* shorten the text to 8 tokens"):
-        explain(model, "x" * 8)
+def test_weights_are_rounded_as_little_as_the_page_allows(model, monkeypatch):
+    exact = explain(model, TEXT)
+    assert exact.step == 1
+    size = sum(len(head) for layer in exact.patterns for head in layer)
+    for most, step in ((size, 1), (size - 1, 2)):
+        monkeypatch.setattr(explanations, "MOST_CHARACTERS", most)
+        found = explain(model, TEXT)
+        assert found.step == step
+    for layer, others in zip(exact.patterns, found.patterns, strict=True):
+        for head, other in zip(layer, others, strict=True):
+            pairs = zip(unpack(head, COUNT), unpack(other, COUNT), strict=True)
+            assert all(abs(2 * rounded - weight) <= 1 for weight, rounded in pairs)
+    assert "rounded to multiples of 0.2%" in render(found)
+    assert "rounded to multiples" not in render(exact)
 
 
-@given(st.integers(1, 48), st.integers(1, 25))
-def test_the_longest_text_is_the_longest_that_fits(n_layers: int, n_heads: int):
-    cfg = reading_model(n_layers=1, n_heads=1).cfg
-    cfg = type(cfg)(**cfg.to_dict() | {"n_layers": n_layers, "n_heads": n_heads})
-    heads = n_layers * n_heads
-    longest = max(n for n in range(2000) if heads * n * (n + 1) // 2 <= explanations.MOST_WEIGHTS)
-    explanations._require_fit(cfg, longest)
-    with pytest.raises(ValueError, match=rf"to {longest} tokens"):
-        explanations._require_fit(cfg, longest + 1)
+def test_too_large_a_page_is_refused(model, monkeypatch):
+    monkeypatch.setattr(explanations, "MOST_CHARACTERS", 500)
+    message = r"a page of 24 tokens would be too large .* shorten the text to about (\d+) tokens"
+    with pytest.raises(ValueError, match=message) as refused:
+        explain(model, TEXT)
+    assert 1 <= int(re.search(message, str(refused.value))[1]) < 24
+
+
+@given(st.lists(st.sampled_from([0, 0, 0, 1, 4, 31, 32, 999, 1000]), min_size=1, max_size=300))
+def test_packing(weights: list[int]):
+    weights = [0] * 2000 + weights  # gaps of several digits
+    length = 100
+    weights += [0] * (length * (length + 1) // 2 - len(weights))
+    [packed] = pack(torch.tensor([weights], dtype=torch.int16), 1)
+    assert unpack(packed, length) == weights
+    [packed] = pack(torch.tensor([weights], dtype=torch.int16), 10)
+    assert unpack(packed, length) == [(weight + 5) // 10 for weight in weights]
 
 
 def test_more_tokens_than_positions_are_refused(model):
@@ -214,12 +234,32 @@ def test_no_network(page):
 
 
 def test_the_largest_page(explanation):
-    # 143 tokens in 12 layers of 12 heads: what a token attends to adds up to 1000 thousandths.
-    head = [1000 // (query + 1) for query in range(143) for _ in range(query + 1)]
-    assert 0.98 < len(head) * 144 / explanations.MOST_WEIGHTS <= 1
-    patterns = [[head] * 12] * 12
-    lens = [explanation.lens[-1] * 6] * 13
-    assert len(render(replace(explanation, patterns=patterns, lens=lens)).encode()) < 5e6
+    # 1024 tokens in 12 layers of 12 heads, and as many characters as are allowed.
+    head = "A" * (explanations.MOST_CHARACTERS // 144)
+    lens = [explanation.lens[-1] * 43] * 13
+    text = render(replace(explanation, patterns=[[head] * 12] * 12, lens=lens))
+    assert len(lens[0]) > 1024
+    assert len(text.encode()) < 5.5e6
+
+
+def test_a_part_of_a_character_is_shown_as_bytes(model):
+    found = explain(model, "a 🤗")
+    shown = "".join(found.labels[id_] for id_ in found.ids[1:])
+    assert shown == r"a·\xf0\x9f\xa4\x97"
+    assert "".join(found.tokens[1:]) == r"a \xf0\x9f\xa4\x97"
+
+
+def test_other_temperatures(model, explanation):
+    with torch.no_grad():
+        logits = model(model.to_tokens(TEXT))[0]
+    for number, temperature in enumerate(explanation.temperatures):
+        exact = (logits / temperature).softmax(dim=-1)
+        for row, scores, scales in zip(
+            exact, explanation.lens[-1], explanation.scales, strict=True
+        ):
+            for id_, probability in scores:
+                heated = math.exp(math.log(probability) / temperature - scales[number])
+                assert heated == pytest.approx(float(row[id_]), rel=1e-3 / temperature, abs=1e-6)
 
 
 def test_the_file_is_written_whole(explanation, page, tmp_path: Path):
@@ -354,6 +394,11 @@ const steps = {
   "point at the lens": () => mouse("mouseover", cells[1][7]),
   "point at a heading": () => mouse("mouseover", heading[3]),
   "click the lens": () => mouse("click", cells[1][7]),
+  "shade by probability": () => select("color", "probability"),
+  "shade by loss": () => select("color", "loss"),
+  "shade by attention": () => select("color", "attention"),
+  hotter: () => { warmth.value = 10; warmth.dispatchEvent(new Event("input")); },
+  "as it is": () => { warmth.value = 6; warmth.dispatchEvent(new Event("input")); },
 };
 for (const [step, act] of Object.entries(steps)) { act(); look(step); }
 
@@ -425,6 +470,11 @@ STEPS = {
     "point at the lens": (5, 2, 3),
     "point at a heading": (5, 2, 3),
     "click the lens": (7, 0, 3),
+    "shade by probability": (7, 0, 3),
+    "shade by loss": (7, 0, 3),
+    "shade by attention": (7, 0, 3),
+    "hotter": (7, 0, 3),
+    "as it is": (7, 0, 3),
     "address": (5, 2, 1),
 }
 # A token under the mouse is shown, though another is chosen.
@@ -471,13 +521,15 @@ def test_every_number_shown_is_the_api_s(driven, model, cache, explanation):
         else:
             assert look["facts"] == facts
         assert look["title"] == f"The token {labels[ids[token]]}"
-        assert look["next"] == likeliest(-1, token)
+        if look["step"] != "hotter":
+            assert look["next"] == likeliest(-1, token)
         assert look["earlyTitle"] == f"Its next token after layer {layer}"
         assert look["early"] == likeliest(layer + 1, token)
         assert look["attendsTitle"] == f"Layer {layer}, head {head} attends to"
         pattern = cache["pattern", layer, "attn"][head]
         exact = pattern[token]
-        assert look["shades"] == pytest.approx(exact.tolist(), abs=5.01e-4)
+        if not look["step"].startswith("shade by"):
+            assert look["shades"] == pytest.approx(exact.tolist(), abs=5.01e-4)
         attended = {int(name.split(" ", 1)[0]): weight for name, weight in look["attends"]}
         for name, _ in look["attends"]:
             position, label = name.split(" ", 1)
@@ -489,6 +541,24 @@ def test_every_number_shown_is_the_api_s(driven, model, cache, explanation):
             assert weight == pytest.approx(float(exact[position]), abs=5.01e-4)
         query, key = torch.tril_indices(len(ids), len(ids))
         assert look["map"] == pytest.approx(pattern[query, key].tolist(), abs=5.01e-4)
+
+
+def test_tokens_are_shaded_by_probability_or_loss(driven, explanation):
+    looks = {look["step"]: look["shades"] for look in driven["seen"]}
+    _, *probabilities = explanation.probabilities
+    assert looks["shade by probability"] == pytest.approx([0, *probabilities])
+    losses = [min(1, -math.log(probability) / 10) for probability in probabilities]
+    assert looks["shade by loss"] == pytest.approx([0, *losses], abs=1e-6)
+    assert looks["shade by attention"] == looks["click the lens"]
+
+
+def test_the_next_tokens_at_a_higher_temperature(driven, model, explanation):
+    [look] = [look for look in driven["seen"] if look["step"] == "hotter"]
+    with torch.no_grad():
+        heated = (model(model.to_tokens(TEXT))[0, 7] / 2.0).softmax(dim=-1)
+    for (label, value), (id_, _) in zip(look["next"], explanation.lens[-1][7], strict=True):
+        assert label == explanation.labels[id_]
+        assert value == pytest.approx(float(heated[id_]), rel=6e-3)
 
 
 def test_what_the_mouse_is_told(driven, cache, explanation):

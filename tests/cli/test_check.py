@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from clean_transformer.parity.any_model import target
 from clean_transformer.parity.faults import inject
@@ -38,7 +39,9 @@ def write(code: str, name: str = "mine.py") -> str:
     return f"{name}:make_model"
 
 
-def test_0_where_everything_passes(folder: Path):
+def test_0_where_everything_passes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    terminal = "clean_transformer.cli.check.open_console"
+    monkeypatch.setattr(terminal, lambda: Console(width=80))
     result = call("check", write(LAYERS + INPUTS), "--device", "cpu", "--json", "r.json")
     assert result.exit_code == 0, result.output
     assert "PASS cpu computes Sequential correctly." in result.stdout

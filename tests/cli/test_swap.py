@@ -77,11 +77,51 @@ def test_it_prints_and_writes_what_changed(folder: Path) -> None:
     assert "in block 1: only the original model makes it" in said
     assert "Warning" not in result.stderr
     read = json.loads((folder / "e.json").read_text())
-    assert read["swapped"] == [{"path": "blocks.1.attn", "old": "Attention", "new": "Halved"}]
+    [told] = read["swapped"]
+    assert told["path"] == "blocks.1.attn"
+    assert (told["old"], told["new"]) == ("Attention", "Halved")
+    names = ["W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"]
+    assert told["parameters"]["left_over"] == names
+    assert "parameters at blocks.1.attn: left over of the old W_Q, W_K" in said
     felt = read["impact"]
     assert f"output: {felt['top1_flips']} of 32 top-1 predictions flipped" in result.stdout
     assert "Attention → Halved" in (folder / "e.html").read_text(encoding="utf-8")
     assert {file.name for file in folder.iterdir()} == {"own.py", "e.json", "e.html"}
+
+
+AHEAD = """
+class Ahead(Halved):
+    def forward(self, x):
+        return x.flip(1)
+
+
+class NeverSet(Halved):
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        import torch
+
+        self.W_Q = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_model, cfg.d_head))
+        self.W_Value = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_model, cfg.d_head))
+"""
+
+
+def test_it_says_what_is_wrong_with_a_module(folder: Path) -> None:
+    (folder / "own.py").write_text(OWN + AHEAD)
+    place = ("swap", "--module", "blocks.1.attn", "--device", "cpu", "--with")
+    result = call(*place, "own.py:Ahead")
+    assert result.exit_code == 0, result.output
+    assert "LOOKS AHEAD: its output at a position depends on later" in " ".join(
+        result.stdout.split()
+    )
+    assert "Warning" not in result.stderr
+    result = call(*place, "own.py:NeverSet")
+    assert_one_line(result, "blocks.1.attn: NeverSet never sets W_Value, and the old module has no")
+
+
+def test_json_alone_goes_to_standard_output(folder: Path) -> None:
+    result = call(*SAME, "--json", "-")
+    assert json.loads(result.stdout)["schema"] == "clean-transformer/effect"
+    assert "small stress weights" in result.stderr
 
 
 def test_the_same_module_changes_nothing(folder: Path) -> None:
@@ -105,20 +145,46 @@ def test_a_text_is_read_where_there_is_a_tokenizer(tokenizer: Path) -> None:
     ]
 
 
-def test_a_text_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_a_text_comes_from_an_argument_a_file_or_standard_input(tokenizer: Path) -> None:
+    Path("text").write_text("Hello, you\n")
+    own = ("--weights", str(tokenizer))
+    printed = call(*SAME, "Hello, you", *own).stdout
+    assert call(*SAME, "--file", "text", *own).stdout == printed
+    assert call(*SAME, "-", *own, stdin="Hello, you\n").stdout == printed
+    other = call(*SAME, "Hello, you", "--weights", "stress", "--tokenizer", str(tokenizer))
+    assert other.stdout == printed
+    assert_one_line(call(*SAME, "Hello", "--file", "text", *own), "there are two texts")
 
+
+def test_a_text_that_cannot_be_read_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreachable(source: str, wanted: object, optional: object = ()) -> Path:
-        asked.append(source)
-        raise hub.HubError("no network today")
+        raise hub.HubError(f"no network for {source}")
 
     monkeypatch.setattr(hub, "fetch", unreachable)
-    for weights in ((), ("--weights", "plain:medium")):
-        result = call(*SAME, "Hello", *weights)
-        assert result.exit_code == 0, result.output
-        said = " ".join(result.stdout.split())
-        assert "vocabulary, not on the text, because no network today 2 × 16 tokens" in said
-    assert asked == ["gpt2"] * 2
+    for weights in ("plain:medium", "gpt2"):
+        result = call(*SAME, "Hello", "--weights", weights)
+        assert_one_line(result, "no network for gpt2")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_text_for_gpt2_out_of_reach_is_read_by_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = hub.fetch
+
+    def unreachable(source: str, wanted: hub.FileSets, optional: tuple[str, ...] = ()) -> Path:
+        if source == "gpt2":
+            raise hub.HubError("no network today")
+        return fetch(source, wanted, optional)
+
+    for module in (hub, inputs):
+        monkeypatch.setattr(module, "fetch", unreachable)
+    make = ("--module", "blocks.0.mlp", "--with", "variants.ReluMLP", "--device", "cpu")
+    result = call("swap", "Once upon a time", *make)
+    assert result.stderr.startswith("note: ")
+    assert result.stdout.startswith("the weights of demo; on 'Once upon a time'\n1 × 5 tokens")
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,6 @@ TEXT = "naïve\n\ttext\r\n\n 🤗 "
 
 def test_an_argument_is_the_text():
     assert read_text(TEXT, None) == TEXT
-    assert read_text("", None) == ""
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
@@ -162,6 +161,14 @@ def test_no_text(monkeypatch):
     piped(monkeypatch, b"", Terminal)
     with pytest.raises(ValueError, match="there is no text; give one as an argument, as --file"):
         read_text(None, None)
+
+
+def test_an_empty_text(tmp_path: Path, monkeypatch):
+    (tmp_path / "text").write_bytes(b"\r\n")
+    piped(monkeypatch, b"\n")
+    for text, file in (("", None), (None, tmp_path / "text"), ("-", None)):
+        with pytest.raises(ValueError, match="the text is empty"):
+            read_text(text, file)
 
 
 def test_two_texts(tmp_path: Path):
@@ -193,3 +200,12 @@ def test_a_model_cannot_control_the_terminal(kind, monkeypatch):
 
 def test_a_cell_cannot_control_the_terminal():
     assert format_cell("\x1b[2Jé\n") == r"\x1b[2Jé\n"
+
+
+@pytest.mark.parametrize(("seconds", "logged"), [(0.0, [1, 2, 3]), (1000.0, [1, 3])])
+def test_without_a_terminal_steps_are_logged_if_wanted(seconds, logged, capsys, monkeypatch):
+    monkeypatch.setattr("clean_transformer.cli.terminal.SECONDS_PER_LINE", seconds)
+    with progress(3, logged=True) as on_step:
+        for step in (1, 2, 3):
+            on_step(f"loss {step}", step)
+    assert capsys.readouterr() == ("", "".join(f"{step}/3 loss {step}\n" for step in logged))

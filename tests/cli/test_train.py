@@ -1,5 +1,6 @@
 """`clean-transformer train`: what it writes, and what it refuses."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,26 @@ def test_other_sizes_keep_the_proportions_of_the_published():
 def test_2_and_one_line_for_what_cannot_be_trained(folder: Path, arguments, message: str):
     assert_one_line(call("train", "--out", "run", *RUN, *SMALL, *arguments), message)
     assert [*folder.iterdir()] == [folder / "tokens.npy"]
+
+
+def test_a_log_file_has_the_losses():
+    result = call("train", "tokens.npy", "--out", "run", *RUN, *SMALL, "--d-vocab", "13")
+    first, last = result.stderr.splitlines()
+    assert re.fullmatch(r"1/3 loss \d\.\d{3}, [\d,]+ tokens/s", first)
+    assert re.fullmatch(r"3/3 loss \d\.\d{3}, held out \d\.\d{3}, [\d,]+ tokens/s", last)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.txt", "--out", "run"), "No such file or directory: 'none.txt'"),
+        (("tokens.npy", "--held-out", "none", "--out", "run"), "No such file or directory: 'none'"),
+        ((".", "--out", "run"), "Is a directory: '.'"),
+        (("tokens.npy", "--out", "tokens.npy"), "'tokens.npy' is a file; give the name of a fol"),
+        (("tokens.npy", "--out", "tokens.npy/a/b"), "tokens.npy' is a file; give the name of a f"),
+    ],
+)
+def test_files_are_tried_before_the_work(arguments, message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Tokenizer, "from_pretrained", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(DemoTransformer, "__init__", lambda *_: pytest.fail("too late"))
+    assert_one_line(call("train", *arguments, *RUN), message)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,10 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
+from clean_transformer.parity import invariants
 from clean_transformer.parity.faults import DEVICE_FAULTS
 from clean_transformer.parity.faults.corruptions import SINGLE, Corruption, DeviceFault
 from clean_transformer.parity.faults.semantic.edits import edited, element, planted
 from clean_transformer.parity.inputs import Weights
+from clean_transformer.parity.operations import probes
+from clean_transformer.parity.uses import every
 from clean_transformer.weights.synthetic import plain, stress
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -73,6 +77,21 @@ def everywhere(operation: str, kernel: Callable[..., Any]) -> Iterator[None]:
     with warnings.catch_warnings(), torch.library._scoped_library("aten", "IMPL") as library:
         warnings.simplefilter("ignore")
         library.impl(operation, kernel, "CPU")
+        yield
+
+
+@contextmanager
+def model_only() -> Iterator[None]:
+    """Within it, `check_device` skips what has its own tests.
+
+    That is the fresh process, single operations, and all uses but the first.
+    """
+    first = every.uses
+    here = [check for check in invariants.INVARIANTS if check.__name__ != "fresh_process"]
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(every, "uses", lambda cfg: first(cfg)[:1])
+        few.setattr(invariants, "INVARIANTS", here)
+        few.setattr(probes, "PROBES", ())
         yield
 
 

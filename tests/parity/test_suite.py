@@ -64,7 +64,7 @@ def test_weights_fall_back_only_where_none_were_asked_for(monkeypatch: pytest.Mo
     monkeypatch.setitem(inputs.SYNTHETIC, "stress", lambda cfg: {})
     fallen_back = choose_weights(None)
     assert "synthetic 'stress' weights" in fallen_back.title
-    assert fallen_back.title.endswith("because the hub is out of reach")
+    assert fallen_back.title.endswith("because gpt2 cannot be downloaded (--weights gpt2 says why)")
     with pytest.raises(HubError):
         choose_weights("gpt2")
 

@@ -25,7 +25,7 @@ from clean_transformer.swapping.swaps import swap
 from clean_transformer.variants import ReluMLP
 
 from ..helpers import random_model, random_tokens, reading_model
-from ..pages import Page, assert_self_contained
+from ..pages import Page, assert_self_contained, unpack
 
 TEXT = "the cat</script><b>\n日"
 
@@ -80,6 +80,7 @@ def test_the_html_is_closed_and_alone(shown, kind: str):
     shown_html = shown[kind]._repr_html_()
     if kind in PAGES:
         [frame] = [element for element in Page(shown_html).root.walk() if element.tag == "iframe"]
+        assert frame.text.startswith("Run this cell to see the page")
         page = frame.attributes["srcdoc"]
         assert shown_html.count("<") == 2  # the whole page is inside of the attribute
         assert_self_contained(re.sub(r'<script type="application/json".*?</script>', "", page))
@@ -221,7 +222,8 @@ def test_the_view_has_the_weights_of_the_cache(model, cache, tmp_path: Path):
     query, key = torch.tril_indices(len(tokens), len(tokens))
     for layer, heads in enumerate(view.patterns):
         exact = cache["pattern", layer][0][:, query, key]
-        torch.testing.assert_close(torch.tensor(heads) / 1000, exact, rtol=0, atol=5.01e-4)
+        found = torch.tensor([unpack(head, len(tokens)) for head in heads]) / 1000
+        torch.testing.assert_close(found, exact, rtol=0, atol=5.01e-4)
     view.save(tmp_path / "view.html")
     assert (tmp_path / "view.html").read_text(encoding="utf-8") == view.render()
 

@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -14,9 +16,15 @@ from safetensors.torch import load_file, save_file
 from clean_transformer.support.files import (
     atomic_file,
     atomic_folder,
+    finish,
+    remove_unfinished,
     require_folder,
+    require_output_folder,
     write_atomically,
 )
+from clean_transformer.weights.load import read_pretrained
+
+from ..helpers import random_model, tiny
 
 
 def test_the_text_is_in_the_file_and_nothing_else_is_left(tmp_path: Path):
@@ -109,7 +117,7 @@ for number in itertools.count():
     print(number, flush=True)
     with atomic_folder(folder) as unfinished:
         save_file({"a": numpy.full(2**18, number)}, unfinished / "model.safetensors")
-        (unfinished / "config.json").write_text(json.dumps({"a": "x" * 2**16}))
+        (unfinished / "config.json").write_text(json.dumps([number] * 2**14))
     write_atomically(folder / "report.json", json.dumps([number] * 2**16))
 """
 
@@ -121,11 +129,74 @@ def test_a_killed_process_leaves_whole_files_and_the_next_one_tidies_up(times: i
         kill_in_the_middle(tmp_path, generator.uniform(0.02, 0.1))
         names = ("model.safetensors", "config.json", "report.json")
         if all((tmp_path / name).exists() for name in names):
-            assert len(load_file(tmp_path / "model.safetensors")["a"].unique()) == 1
-            assert json.loads((tmp_path / "config.json").read_text())["a"] == "x" * 2**16
+            finish(tmp_path)
+            numbers = load_file(tmp_path / "model.safetensors")["a"].unique().tolist()
+            assert {*numbers} == {*json.loads((tmp_path / "config.json").read_text())}
             assert len(set(json.loads((tmp_path / "report.json").read_text()))) == 1
     write_atomically(tmp_path / "report.json", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_a_config_and_its_weights_are_replaced_together(
+    moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    old, new = (random_model(tiny(n_heads=n, d_head=12 // n), seed=n) for n in (3, 2))
+    old.save_pretrained(tmp_path)
+    replace, done = os.replace, []
+
+    def killed(*paths: Path) -> None:
+        if len(done) == moves:
+            raise SystemExit
+        done.append(replace(*paths))
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(SystemExit) if moves < 2 else nullcontext():
+        new.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    cfg, state = read_pretrained(tmp_path, torch.device("cpu"), torch.float64)
+    assert cfg.n_heads == 2
+    assert state["blocks.0.attn.W_Q"].equal(new.blocks[0].attn.W_Q)
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_a_link_in_place_of_the_finished_files_moves_nothing(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "letter").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / ".finished").symlink_to(tmp_path / "elsewhere")
+    finish(tmp_path / "model")
+    assert (tmp_path / "elsewhere" / "letter").exists()
+
+
+def test_a_folder_in_place_of_a_file_is_refused_and_nothing_is_moved(tmp_path: Path):
+    (tmp_path / "b").mkdir()
+
+    def write() -> None:
+        with atomic_folder(tmp_path) as unfinished:
+            for name in "ab":
+                (unfinished / name).touch()
+
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        write()
+    assert [*tmp_path.iterdir()] == [tmp_path / "b"]
+
+
+def test_a_process_that_tidies_up_does_not_take_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = []
+
+    def tidied(**options) -> str:
+        made.append(mkdtemp(**options))
+        if len(made) == 1:
+            remove_unfinished(tmp_path)  # as another process can, before the folder is locked
+        return made[-1]
+
+    monkeypatch.setattr("clean_transformer.support.files.mkdtemp", tidied)
+    write_atomically(tmp_path / "report.json", "text")
+    assert (tmp_path / "report.json").read_text() == "text"
+    assert len(made) == 2
 
 
 def test_what_another_process_still_writes_stays(tmp_path: Path):
@@ -215,3 +286,24 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(writer: str, tmp_path: Pat
         write()
     assert file.read_text() == "old"
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_two_results_in_one_file_are_refused(tmp_path: Path):
+    (tmp_path / "link").symlink_to("report")
+    require_folder(tmp_path / "report", tmp_path / "other")
+    require_folder(Path("/dev/stdout"), Path("/dev/stdout"))
+    with pytest.raises(ValueError, match="two results cannot be written to the same file"):
+        require_folder(tmp_path / "report", None, tmp_path / "link")
+
+
+def test_a_folder_for_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    require_output_folder(tmp_path)
+    require_output_folder(tmp_path / "new/folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for inside in ("file", "file/new"):
+        with pytest.raises(NotADirectoryError, match="file' is a file; give the name of a folder"):
+            require_output_folder(tmp_path / inside)
+    monkeypatch.setattr(os, "access", lambda path, right: False)
+    with pytest.raises(PermissionError, match="this user may not write in"):
+        require_output_folder(tmp_path / "new")

@@ -96,6 +96,7 @@ def test_the_terminal_says_what_was_swapped_then_the_output_then_where(measured:
         MARKUP,
         "2 × 7 tokens, float64 on cpu",
         "swapped: Attention → Halved at blocks.1.attn, blocks.2.attn",
+        "parameters at blocks.1.attn, blocks.2.attn: left over of the old W_Q, W_K, W_V, W_O, b_Q",
         f"output: {felt.top1_flips} of 14 top-1 predictions flipped, "
         f"KL divergence {felt.kl_divergence:.2g} nats, loss {felt.loss_change:+.2g} nats",
         "first changed: blocks.1.hook_attn_out, by ",
@@ -195,7 +196,10 @@ def test_json_has_every_field_and_no_number_that_json_has_not(odd: Effect, tmp_p
     assert read == to_json(odd)
     assert (read["schema"], read["version"]) == (SCHEMA.name, 1)
     assert read.keys() == {"schema", "version"} | {field.name for field in fields(Effect)}
-    assert read["swapped"][0] == {"path": "embed", "old": "Embed", "new": "Mine"}
+    assert read["swapped"][0] == {
+        **{"path": "embed", "old": "Embed", "new": "Mine", "looks_ahead": False},
+        "parameters": {"copied": [], "new": [], "left_over": []},
+    }
     for row, plain in zip(odd.rows, read["rows"], strict=True):
         assert plain.keys() == {field.name for field in fields(Change)}
         for name, value in plain.items():

@@ -45,6 +45,17 @@ def test_a_text_gives_the_text_and_what_follows():
     assert both == [text, model.generate("on the mat, then", 12)]
 
 
+def test_a_text_can_be_read_without_end_of_text_before_it():
+    model = reading_model()
+    ids = model.to_tokens(["the cat"], prepend_bos=False)
+    for beams in (1, 2):
+        [row] = model.generate(ids, 4, beams=beams, stop_tokens=[])
+        text = model.generate("the cat", 4, beams=beams, stop_tokens=[], prepend_bos=False)
+        assert text == model.to_string(row)
+    with pytest.raises(TypeError, match="prepend_bos is for texts, not for token ids"):
+        model.generate(ids, 4, prepend_bos=True)
+
+
 def test_a_text_ends_before_the_end_of_text_unless_told_otherwise():
     model = reading_model()
     end = model.tokenizer.eos_token_id
@@ -106,7 +117,12 @@ def test_the_tokenizer_is_that_of_the_folder(tmp_path: Path):
     ("prompt", "arguments", "message"),
     [
         ([[1] * 7], {}, "7 tokens and 4 new ones are more than the n_ctx=10 positions that the"),
-        ([[1], [1] * 7], {"beams": 2}, "shorten the prompt, or ask for 3"),
+        (
+            [[1], [1] * 7],
+            {"beams": 2},
+            "shorten the prompt by 1 tokens, or ask for 3 new tokens or",
+        ),
+        ([[1] * 30], {}, "positions that the model has; shorten the prompt by 24 tokens"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
         ([[1], []], {}, "every prompt needs 1 token or more"),
         ([[1]], {"beams": 0}, "beams=0 with temperature=0.0: there must be 1 beam or more"),
@@ -141,7 +157,7 @@ def test_an_empty_stop_string():
     [
         ("max_tokens", "did you mean 'max_new_tokens'?"),
         ("temprature", "did you mean 'temperature'?"),
-        ("sampling", "see help("),
+        ("sampling", "it takes "),
     ],
 )
 @pytest.mark.parametrize("method", ["generate", "stream"])

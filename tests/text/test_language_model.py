@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clean_transformer.config import Config
+from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.weights.processing import process_weights
 
@@ -52,6 +53,21 @@ def test_stopping_at_a_layer_gives_the_residual_stream_before_it(model):
     assert_same_function(model(tokens, stop_at_layer=2), cache["resid_post", -1])
 
 
+def test_nobody_computes_logits_that_nobody_gets(model):
+    """As in `HookedTransformer`: `return_type=None` stops after ln_final."""
+    tokens = model.to_tokens("the cat sat")
+    logits, whole = model.run_with_cache(tokens)
+    nothing, cache = model.run_with_cache(tokens, return_type=None)
+    assert nothing is None
+    assert {*whole} - {*cache} == {"unembed.hook_in", "unembed.hook_out"}
+    assert_same_function(model(tokens, unembed=False), whole["unembed.hook_in"])
+    for cache_class in (KVCache, StaticKVCache):
+        kv_cache = cache_class(model.cfg.n_layers, model.cfg.n_ctx)
+        for read in tokens[:, :-1].split(1, dim=1):
+            assert model(read, kv_cache, return_type=None) is None
+        assert_same_function(model(tokens[:, -1:], kv_cache), logits[:, -1:])
+
+
 def test_cfg_follows_the_weights():
     cfg = Config(**TINY.to_dict())
     model, other = DemoTransformer(cfg), DemoTransformer(cfg).to("meta")
@@ -87,6 +103,7 @@ def test_weights_are_processed_while_they_are_loaded(tmp_path, flags):
         ({"return_type": "losses"}, ValueError, "return_type is 'losses'; use"),
         ({"return_type": "loss", "last_only": True}, ValueError, "logits of all positions"),
         ({"return_type": "both", "stop_at_layer": 1}, ValueError, "logits of all positions"),
+        ({"return_type": "loss", "unembed": False}, ValueError, "logits of all positions"),
         ({"loss_per_token": True}, ValueError, "loss_per_token needs return_type='loss'"),
         ({"prepend_bos": False}, TypeError, "for texts, not for token ids"),
         ({"padding_side": "left"}, TypeError, "for texts, not for token ids"),

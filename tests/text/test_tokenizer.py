@@ -299,3 +299,12 @@ def test_no_two_characters_look_the_same_but_their_pictures(character: str):
     assert len(seen) == 1
     assert seen.isprintable() or not character.isascii()
     assert seen == character or ord(character) <= 32 or character == "\x7f"
+
+
+def test_tensors_of_unequal_texts_need_padding():
+    tokenizer = Tokenizer(trained())
+    with pytest.raises(ValueError, match="different numbers of tokens; give padding=True"):
+        tokenizer(["the cat", "mat, then"], return_tensors="pt")
+    with unchecked_types(), pytest.raises(ValueError, match="'np'; it must be 'pt' or None"):
+        tokenizer("the cat", return_tensors="np")
+    assert tokenizer("", return_tensors="pt").input_ids.dtype == torch.int64

@@ -10,10 +10,11 @@ import tokenizers
 import torch
 from tokenizers import models, normalizers
 
+from clean_transformer.model import DemoTransformer
 from clean_transformer.text.tokenizer import Tokenizer
 from clean_transformer.text.tokenizer_files import END_OF_TEXT
 
-from ..helpers import trained
+from ..helpers import random_model, tiny, trained
 
 N = 270  # the size of the vocabulary of `trained`
 TEXTS = [
@@ -103,11 +104,11 @@ def test_the_models_own_ids(tmp_path: Path, generation, config, bos: int, stop: 
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config", "special_tokens_map", "config"])
-@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", "{", "\udcff"])
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", "{", "\udcff", '{"a": 1, "a": 2}'])
 def test_malformed_settings(tmp_path: Path, name: str, content: str):
     file = put(tmp_path) / f"{name}.json"
     file.write_text(content, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(ValueError, match=rf"{name}\.json cannot be read \("):
+    with pytest.raises(ValueError, match=rf"{name}\.json is (not|nested too)"):
         Tokenizer.from_pretrained(tmp_path)
 
 
@@ -228,5 +229,48 @@ def test_a_gguf_file_has_its_own_tokenizer(tmp_path: Path):
 
 
 def test_a_gguf_file_without_a_tokenizer(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"a\.gguf holds no tokenizer of GPT-2; assign model\.tok"):
+    message = r"a\.gguf holds no tokenizer of GPT-2; name another one with --tokenizer"
+    with pytest.raises(FileNotFoundError, match=message):
         Tokenizer.from_pretrained(write_gguf(tmp_path / "a.gguf", merges=False))
+
+
+# The files that a tokenizer writes.
+
+
+def saved_with(folder: Path, tokenizer: Tokenizer) -> Path:
+    model = random_model(tiny(d_vocab=N + 9))
+    model.tokenizer = tokenizer
+    model.save_pretrained(folder / "saved")
+    return folder / "saved"
+
+
+@pytest.mark.parametrize("files", FOLDERS.values(), ids=FOLDERS)
+def test_a_saved_model_has_its_tokenizer_for_us_and_for_transformers(tmp_path: Path, files):
+    transformers = pytest.importorskip("transformers")
+    ours = Tokenizer.from_pretrained(put(tmp_path, **files))
+    folder = saved_with(tmp_path, ours)
+    again = DemoTransformer.from_pretrained(folder, device="cpu").tokenizer
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert (again.bos_token_id, again.stop_tokens) == (ours.bos_token_id, ours.stop_tokens)
+    assert again.vocab == ours.vocab
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert again.encode(text) == theirs(text)["input_ids"] == ids
+    assert theirs.bos_token_id == ours.bos_token_id
+
+
+def test_a_models_own_ids_are_saved(tmp_path: Path):
+    folder = saved_with(tmp_path, Tokenizer(trained(), bos_token_id=3, stop_tokens=[5, 7]))
+    again = DemoTransformer.from_pretrained(folder, device="cpu").tokenizer
+    assert (again.bos_token_id, again.stop_tokens) == (3, [5, 7])
+
+
+def test_a_model_whose_tokenizer_cannot_be_had_is_saved_without_it(tmp_path: Path):
+    model = random_model()
+    model.save_pretrained(tmp_path / "none")
+    assert not (tmp_path / "none/tokenizer.json").exists()
+    model.source = put(tmp_path, tokenizer_config=[])
+    with pytest.warns(UserWarning, match="saved without its tokenizer: .* is not a JSON object"):
+        model.save_pretrained(tmp_path / "none")
+    model.source = tmp_path / "none"  # a folder without a tokenizer, which is not worth a word
+    model.save_pretrained(tmp_path / "none")

@@ -4,6 +4,7 @@ import math
 import os
 import random
 import warnings
+import zipfile
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -461,14 +462,58 @@ def test_another_run_in_the_folder_is_refused_by_what_differs(tmp_path: Path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("content", ["", "text", "state"])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: str):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"text",
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.N",
+        {},
+        [],
+        5,
+        {"about": 5},
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: object):
     file = tmp_path / "checkpoint.pt"
-    if content == "state":
-        torch.save(random_model().state_dict(), file)
+    if isinstance(content, bytes):
+        file.write_bytes(content)
     else:
-        file.write_text(content)
+        torch.save(content, file)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of a training run"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("about", [{5: 5}, {"batch": torch.zeros(3)}, {"seed": False}])
+def test_a_checkpoint_about_something_else_is_refused(tmp_path: Path, about: dict):
+    run(tmp_path)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(saved | {"about": saved["about"] | about}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=f"has a different run: {next(iter(about))} was"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["model", "exp_avg"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_checkpoint_with_another_content_of_a_record_is_refused(
+    tmp_path: Path, part: str, cut: bool
+):
+    run(tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    saved = torch.load(file, weights_only=True)
+    moments = saved["optimizer"]["state"]["embed.W_E"]
+    data = (saved["model"]["embed.W_E"] if part == "model" else moments[part]).numpy().tobytes()
+    if cut:
+        with zipfile.ZipFile(file) as archive:
+            records = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in records.items():
+                archive.writestr(name, content[:8] if content == data else content)
+    else:
+        raw = bytearray(file.read_bytes())
+        raw[raw.index(data) + 7] ^= 64
+        file.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
         run(tmp_path)
 
 
@@ -517,6 +562,7 @@ def test_other_tokens_of_the_same_length_are_refused(tmp_path: Path):
         (lambda saved: saved.update(optimizer=3), "TypeError"),
         (lambda saved: saved["model"].pop("embed.W_E"), "embed.W_E is in only one of"),
         (lambda saved: saved["model"].update(x=torch.zeros(1)), "x is in only one of"),
+        (lambda saved: saved["model"].update({"\x1b": torch.zeros(1)}), r"\\x1b is in only one of"),
         (lambda saved: saved["model"].update({"embed.W_E": 5}), "AttributeError"),
         (
             lambda saved: saved["model"].update({"embed.W_E": saved["model"]["embed.W_E"].half()}),

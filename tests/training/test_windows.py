@@ -49,7 +49,12 @@ def test_a_token_file_is_not_read_into_memory(tmp_path: Path, dtype):
     assert window(tokens, 0, 39, 0).tolist() == [*range(40)]
 
 
-@pytest.mark.parametrize("content", [b"", b"words", b"\x93NUMPY\x01\x00"])
+# A header that Python's parser cannot nest, and an archive of several arrays without any.
+DEEP = b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"[" * 9000
+ARCHIVE = b"PK\5\6" + bytes(18)
+
+
+@pytest.mark.parametrize("content", [b"", b"words", b"\x93NUMPY\x01\x00", DEEP, ARCHIVE])
 def test_what_is_no_token_file_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "tokens.npy").write_bytes(content)
     with pytest.raises(ValueError, match=r"tokens\.npy is not a \.npy file .* numpy\.save"):

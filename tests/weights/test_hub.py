@@ -213,6 +213,39 @@ def test_what_a_status_means(hub, with_hub, status: str, meaning: str):
     assert meaning in last_line(with_hub(fetching("someone/model")))
 
 
+LISTINGS = {
+    "long": "longer than 1 MB",
+    "slow": "took more than 1 seconds",
+    "[" * 100_000: "RecursionError",
+    "[1]": "TypeError",
+    '{"siblings": [{"rfilename"': "JSONDecodeError",
+    '{"id": "someone/model"}': "KeyError: 'siblings'",
+    '{"siblings": [{"rfilename": "../../config.json"}, {"rfilename": null}]}': "does not have conf",
+}
+
+
+def test_a_listing_that_is_none(hub, with_hub):
+    for number, listing in enumerate(LISTINGS):
+        publish(hub, f"someone/model{number}", "config.json", "model.safetensors")
+        hub.faults[f"someone/model{number}"] = listing
+    process = with_hub(f"""
+from clean_transformer.weights import hub
+from clean_transformer.weights.load import WEIGHTS
+hub.MAX_LISTING, hub.MAX_SECONDS = 2**20, 1
+for number in range({len(LISTINGS)}):
+    try:
+        hub.fetch(f"someone/model{{number}}", WEIGHTS)
+    except hub.HubError as error:
+        print(error)
+""")
+    errors = process.stdout.splitlines()
+    assert len(errors) == len(LISTINGS), process.stderr
+    for number, (error, expected) in enumerate(zip(errors, LISTINGS.values(), strict=True)):
+        assert error.startswith(f"'someone/model{number}' ")
+        assert expected in error
+        assert len(error) < 500
+
+
 @pytest.mark.parametrize("as_type", [str, Path])
 def test_a_folder_is_returned_as_it_is(tmp_path, as_type):
     assert fetch(as_type(tmp_path), WEIGHTS) == tmp_path

@@ -80,9 +80,12 @@ def test_a_given_config_is_believed_over_the_shapes():
         read_state_dict(theirs)
 
 
-def test_our_own_tied_state_is_inferred_tied():
-    cfg, _ = read_state_dict(random_model().state_dict())
-    assert cfg == TINY
+def test_our_own_tied_state_is_inferred_tied_and_the_eps_is_said_to_be_assumed():
+    state = random_model(tiny(eps=1e-3)).state_dict()
+    with pytest.warns(UserWarning, match=r"does not show eps; assuming .* 1e-5.*cfg=Config"):
+        model = DemoTransformer.from_state_dict(state)
+    assert model.cfg == TINY
+    assert DemoTransformer.from_state_dict(state, tiny(eps=1e-3)).cfg.eps == 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -40,9 +40,10 @@ def token_probabilities(
         hovertemplate="%{x}: %{y:.4f}<extra></extra>",
     )
     figure = go.Figure(line)
-    figure.update_xaxes(**token_axis(tokens), tickangle=-60)
+    figure.update_xaxes(**token_axis(tokens), tickangle=-90)
     figure.update_yaxes(range=[0, 1.02], title="probability")
-    return figure.update_layout(template=STYLE, title="Probability of each token")
+    width = max(500, 120 + 22 * len(tokens))  # so that the labels do not overlap
+    return figure.update_layout(template=STYLE, title="Probability of each token", width=width)
 
 
 def logit_lens(model: DemoTransformer, text: Text) -> go.Figure:

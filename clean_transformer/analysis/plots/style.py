@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from torch import Tensor
 
+from clean_transformer.reports.page import render_page
 from clean_transformer.support.files import require_folder, write_atomically
 from clean_transformer.text.symbols import visible
 
@@ -35,6 +36,7 @@ STYLE = go.layout.Template(
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "hoverlabel": {"align": "left"},
+        "modebar": {"orientation": "v"},  # a horizontal one would cover the title on a phone
         "margin": {"l": 70, "r": 30, "t": 60, "b": 60},
     }
 )
@@ -52,8 +54,11 @@ def save(figure: go.Figure, path: str | Path) -> None:
     if file.suffix not in SUFFIXES:
         raise ValueError(f"cannot write a picture as {file.name!r}; name it *.html or *.png")
     require_folder(file)
-    picture = figure.to_image("png", scale=2) if file.suffix == ".png" else figure.to_html()
-    write_atomically(file, picture)
+    if file.suffix == ".png":
+        write_atomically(file, figure.to_image("png", scale=2))
+        return
+    drawn = figure.to_html(full_html=False, config={"responsive": True, "displaylogo": False})
+    write_atomically(file, render_page("figure.html.jinja", figure=drawn))
 
 
 def numbers(values: Tensor) -> Any:

@@ -95,4 +95,7 @@ def residual_norms(cache: ActivationCache, tokens: Sequence[str]) -> go.Figure:
         )
     figure.update_yaxes(type="log", title="norm")
     figure.update_xaxes(title="before a block (pre), between attention and MLP (mid)")
-    return figure.update_layout(template=STYLE, title="Residual stream through depth")
+    height = max(450, 140 + 20 * len(tokens))  # so that the legend has room for every token
+    return figure.update_layout(
+        template=STYLE, title="Residual stream through depth", height=height
+    )

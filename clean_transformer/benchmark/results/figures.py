@@ -10,9 +10,11 @@ from clean_transformer.analysis.plots import STYLE, save  # isort: split
 
 import plotly.graph_objects as go
 
+from clean_transformer.benchmark.contestants import OURS
 from clean_transformer.benchmark.contestants.limit import flops, weight_bytes
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.running.models import config, count_parameters
+from clean_transformer.benchmark.work import Setup
 
 Number = Callable[[Result], float]
 
@@ -21,12 +23,12 @@ Number = Callable[[Result], float]
 GROWTH: dict[str, tuple[str, Callable[[Result], bool], Number]] = {
     "batch": (
         "growth",
-        lambda result: result.part.work.length == 256,
+        lambda result: result.part.work.length == 256 and not result.part.work.last_only,
         lambda result: result.part.work.batch,
     ),
     "length": (
         "growth",
-        lambda result: not result.part.work.last_only,
+        lambda result: result.part.work.batch == 1 and not result.part.work.last_only,
         lambda result: result.part.work.length,
     ),
     "context": ("decoding", lambda result: True, lambda result: result.part.work.length),
@@ -48,10 +50,12 @@ def throughput(results: Results, name: str) -> go.Figure:
     speeds = [row.tokens_per_second for row in rows]
     best = [row.part.work.tokens / row.spread.low for row in rows]
     worst = [row.part.work.tokens / row.spread.high for row in rows]
+    setups = [row.part.setup for row in rows]
     bars = go.Bar(
         x=speeds,
-        y=[f"{row.part.setup}, {row.part.setup.device}" for row in rows],
+        y=[f"{setup.contestant}<br>{setup.dtype}, {setup.device}" for setup in setups],
         orientation="h",
+        marker_color=[_color(setup.contestant) for setup in setups],
         error_x={
             "symmetric": False,
             "array": [most - speed for most, speed in zip(best, speeds, strict=True)],
@@ -62,7 +66,8 @@ def throughput(results: Results, name: str) -> go.Figure:
     figure = go.Figure(bars)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title="tokens per second")
-    return figure.update_layout(template=STYLE, title=f"{name}: {rows[0].part.work}", margin_l=240)
+    title = f"{name}<br><sub>{rows[0].part.work}</sub>"
+    return figure.update_layout(template=STYLE, title=title, height=150 + 46 * len(rows))
 
 
 def roofline(results: Results) -> go.Figure:
@@ -81,9 +86,10 @@ def roofline(results: Results) -> go.Figure:
         rows,
         lambda row: flops(small, row.part.work) / weight_bytes(small, row.part.setup.dtype),
         lambda row: flops(small, row.part.work) / row.spread.median / 1e9,
-        "Forward passes and decoding steps beside the machine's limit",
-        "floating-point operations per byte of weights",
+        "Speed beside the machine's limit<br><sub>forward passes and decoding steps</sub>",
+        "FLOP per byte of weights",
         "GFLOP/s",
+        mode="markers",  # lines would join different kinds of work
     )
 
 
@@ -107,6 +113,7 @@ def write_figures(results: Results, folder: Path) -> None:
     }
     figures["roofline"] = roofline(results)
     figures |= {f"growth-{axis}": growth(results, axis) for axis in GROWTH}
+    figures = {name: figure for name, figure in figures.items() if figure.data}
     for name, figure in figures.items():
         save(figure, folder / f"{name}.html")
 
@@ -117,25 +124,47 @@ def _name(row: Result) -> str:
 
 
 def _lines(
-    rows: Iterable[Result], x: Number, y: Number, title: str, x_title: str, y_title: str
+    rows: Iterable[Result],
+    x: Number,
+    y: Number,
+    title: str,
+    x_title: str,
+    y_title: str,
+    mode: str = "lines+markers",
 ) -> go.Figure:
-    """Return a figure with logarithmic axes, and one line per contestant, dtype and device.
+    """Return a figure with logarithmic axes, and one line (or `mode`) per setup.
 
     Each result in `rows` is a point. The functions `x` and `y` return its coordinates.
     """
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[Setup, list[tuple[float, float]]] = {}
     for row in rows:
         if row.values:
-            name = str(replace(row.part.setup, model="small"))
-            lines.setdefault(f"{name}, {row.part.setup.device}", []).append((x(row), y(row)))
+            lines.setdefault(replace(row.part.setup, model="small"), []).append((x(row), y(row)))
     figure = go.Figure()
-    # Each line has its own marker symbol, because there are fewer colors than lines.
-    for symbol, (name, points) in enumerate(lines.items()):
+    # Each line has its own marker symbol, because many lines have the same color.
+    for symbol, (setup, points) in enumerate(lines.items()):
         across, up = zip(*sorted(points), strict=True)
-        dash = "dot" if name.startswith("limit") else "solid"
         figure.add_scatter(
-            x=across, y=up, name=name, mode="lines+markers", line_dash=dash, marker_symbol=symbol
+            x=across,
+            y=up,
+            name=f"{setup}, {setup.device}",
+            mode=mode,
+            line_dash="dot" if setup.contestant == "limit" else "solid",
+            line_width=4 if setup.contestant in OURS else 2,
+            marker_symbol=symbol,
+            marker_size=9,
+            line_color=_color(setup.contestant),
         )
     figure.update_xaxes(type="log", title=x_title)
     figure.update_yaxes(type="log", title=y_title)
-    return figure.update_layout(template=STYLE, title=title, showlegend=True)
+    figure.update_layout(template=STYLE, title=title, showlegend=True)
+    # The legend is below the figure, one entry per line on a phone, so that nothing is cut off.
+    legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
+    return figure.update_layout(legend=legend, height=480 + 20 * len(lines), margin_r=20)
+
+
+def _color(contestant: str) -> str:
+    """Return the color of a contestant: ours stand out among gray ones."""
+    if contestant in OURS:
+        return "#1f5fae"
+    return "#1c2430" if contestant == "limit" else "#a3adba"

@@ -6,13 +6,62 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from clean_transformer.benchmark.judgment import Judged
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.work import format_value
+from clean_transformer.reports.terminal import FoldingTable
+
+# The measurements of a `Question`, in the order of the columns of `speed_table`. True: the next
+# column has the share of the limit.
+SPEED_COLUMNS = {"forward": True, "first token": False, "generate": True, "memory": False}
 
 COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
+
+
+def speed_table(results: Results, title: str) -> FoldingTable:
+    """Return a table for people, with one row per contestant and device.
+
+    The columns are those of the measurements of a `Question`: tokens per second, the share of the
+    limit, the time to the first token, and memory. A cell is empty until its work is measured.
+    """
+    table = FoldingTable(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
+    table.add_column("contestant")
+    for column in ("read, tokens/s", "of limit", "first token", "write, tokens/s", "of limit"):
+        table.add_column(column, justify="right")
+    table.add_column("memory", justify="right")
+    rows: dict[str, dict[str, Result]] = {}
+    for result in results.results:
+        name, _, device = result.measurement.rpartition(", ")
+        contestant = result.part.setup.contestant
+        rows.setdefault(f"{contestant}, {device}", {})[name] = result
+    for name, row in rows.items():
+        cells = []
+        for work, of_limit in SPEED_COLUMNS.items():
+            found = row.get(work)
+            measured = found is not None and bool(found.values)
+            cells.append(_speed(found) if found and measured else "—" if found else "")
+            if of_limit:
+                share = results.share_of_limit(found) if found and measured else None
+                cells.append(f"{share.median:.0%}" if share else "")
+        table.add_row(name, *cells)
+    return table
+
+
+def _speed(result: Result) -> str:
+    if result.part.work.tokens:
+        speed = result.tokens_per_second
+        return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+    return format_value(result.spread.median, result.part.work)
+
+
+def print_not_measured(results: Results, absent: Sequence[str], console: Console) -> None:
+    """Print a line for each device that this machine lacks, and for each part without values."""
+    for device in absent:
+        console.print(f"NOT MEASURED: {device}: this machine has no {device}", style="yellow")
+    for row in results.results:
+        if not row.values:
+            console.print(f"NOT MEASURED: {row.part}: {row.why}", style="yellow", markup=False)
 
 
 def print_results(results: Results, console: Console) -> None:
@@ -20,25 +69,21 @@ def print_results(results: Results, console: Console) -> None:
 
     A row has the median, the quartiles, the tokens per second, and the share of the limit: the
     shortest possible time divided by the contestant's time. For dtypes other than float32, a row
-    also has the KL divergence from our model in float32. Below the table, a line gives the reason
-    for each contestant that was not measured.
+    also has the KL divergence from our model in float32.
     """
     for rows in results.by_measurement():
         [title] = {row.measurement for row in rows.values()}
-        table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
+        table = FoldingTable(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
         table.add_column("work")
-        table.add_column("contestant", no_wrap=True)
-        table.add_column("dtype", no_wrap=True)
+        table.add_column("contestant")
+        table.add_column("dtype")
         for column in ("median", "quartiles", "tokens/s", "of limit", "KL"):
-            table.add_column(column, justify="right", no_wrap=True)
+            table.add_column(column, justify="right")
         for part, row in rows.items():
             setup = part.setup
             work = f"{part.work}, {setup.model}" if setup.model != "small" else str(part.work)
             table.add_row(work, setup.contestant, setup.dtype, *_figures(results, row))
         console.print(table)
-        for part, row in rows.items():
-            if not row.values:
-                console.print(f"NOT MEASURED: {part}: {row.why}", style="yellow", markup=False)
 
 
 def _figures(results: Results, row: Result) -> Iterator[str]:
@@ -60,11 +105,11 @@ def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Consol
 
     `absent` are the devices that this machine does not have.
     """
-    table = Table(box=box.SIMPLE, title="goals", title_justify="left", title_style="bold")
-    table.add_column("device", no_wrap=True)
+    table = FoldingTable(box=box.SIMPLE, title="goals", title_justify="left", title_style="bold")
+    table.add_column("device")
     table.add_column("what")
     for column in ("goal", "measured", ""):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column)
     table.add_column("note")
     for one in judged:
         goal, measured = one.goal, one.measured

@@ -33,6 +33,7 @@ CHECKED_NEW = 3
 TUNED = ("optimized", "optimized compiled")
 
 OnTurn = Callable[[Part], object]
+OnResults = Callable[[list[Result]], object]
 
 
 class Expected(NamedTuple):
@@ -90,17 +91,22 @@ class Race:
         self.expected: dict[str, Expected] = {}  # the keys are model names
 
     def run(
-        self, measurements: Sequence[Measurement], on_turn: OnTurn = lambda part: None
+        self,
+        measurements: Sequence[Measurement],
+        on_turn: OnTurn = lambda part: None,
+        on_results: OnResults = lambda results: None,
     ) -> list[Result]:
         """Run the measurements one after the other, and return their results.
 
-        Before each turn, `on_turn` is called with the `Part` that is measured next.
+        Before each turn, `on_turn` is called with the `Part` that is measured next. After each
+        measurement, `on_results` is called with all results so far.
         """
-        results = []
+        results: list[Result] = []
         try:
             for number, measurement in enumerate(measurements):
                 self.prepare(part.setup for part in measurement.parts)
                 results += self.measure(measurement, on_turn)
+                on_results(results)
                 later = {p.setup for other in measurements[number + 1 :] for p in other.parts}
                 for setup in {*self.workers} - later:
                     self.workers.pop(setup).close()

@@ -13,6 +13,7 @@ from clean_transformer.parity.report.terminal import styled, uses_table
 from clean_transformer.parity.report.wording import located_lines, uses_by_verdict
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.environment import build_lines
+from clean_transformer.reports.terminal import FoldingTable
 
 HEADLINES = {
     Verdict.PASS: "{device} computes {model} correctly.",
@@ -84,9 +85,8 @@ def _print_rows(report: ModelReport, console: Console) -> None:
 def _table(
     heading: str, sums: dict[str, tuple[Row, Row]], place: str, where: Callable[[Row], str]
 ) -> Table:
-    table = Table(heading, "calls", "ratio", "bits", "", box=None, padding=(0, 2, 0, 0))
-    table.columns[0].overflow = "fold"
-    table.add_column(place, overflow="fold")
+    table = FoldingTable(heading, "calls", "ratio", "bits", "", box=None, padding=(0, 2, 0, 0))
+    table.add_column(place)
     for name, (total, worst_row) in sums.items():
         bits = f"{total.bits:.1f}" if abs(total.bits) < float("inf") else ""
         numbers = (f"{total.calls:,}", f"{total.ratio:.3g}", bits)

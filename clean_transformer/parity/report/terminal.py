@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from clean_transformer.analysis.comparison import LOGITS
@@ -24,7 +24,7 @@ from clean_transformer.parity.same_function import ParityReport
 from clean_transformer.parity.verdict import Verdict, worst
 from clean_transformer.reports.environment import build_lines, environment
 from clean_transformer.reports.heat_map import rank
-from clean_transformer.reports.terminal import heat_map_table
+from clean_transformer.reports.terminal import FoldingTable, heat_map_table
 
 # What is printed before a check whose verdict is ERROR or NOT CHECKED: FIRST before the first
 # check that did not pass, and ALSO before the other checks.
@@ -115,7 +115,7 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
 
 def uses_table(uses: list[UseSummary]) -> Table:
     """Return a table of the verdicts on each use of the model, such as generating text."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = FoldingTable(box=None, show_header=False, padding=(0, 2, 0, 0))
     for use in uses:
         table.add_row(styled(use.verdict), Text(use_line(use)))
     return table
@@ -133,8 +133,8 @@ def _same_function(report: SuiteReport) -> RenderableType:
         f"   compared with {same.reference} in float64 on the CPU: {compared} of its {cached} "
         f"cached activations ({100 * compared / cached:.0f}%)"
     )
-    table = Table("", "keys", "largest error / scale", box=None, padding=(0, 2))
-    table.add_column("at", overflow="fold")
+    table = FoldingTable("", "keys", "largest error / scale", box=None, padding=(0, 2))
+    table.add_column("at")
     table.add_column("")
     for place, rows in places(same.rows).items():
         error, verdict = f"{rows[0].error:.1e}", styled(worst(row.verdict for row in rows))
@@ -157,7 +157,12 @@ def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
     rows = same.rows
     if worst_rows:
         rows = sorted(rows, key=lambda row: -rank(row.error))[:worst_rows]
-    table = Table("their key", "ours", "largest error / scale", "scale", "", box=None)
+    table = FoldingTable(
+        Column("their key", no_wrap=True),
+        *("ours", "largest error / scale", "scale", ""),
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     for row in rows:
         numbers = (f"{row.error:.1e}", f"{row.scale:.2e}")
         table.add_row(row.key, row.name, *numbers, styled(row.verdict))
@@ -172,10 +177,10 @@ def _device_run(run: DeviceRun) -> RenderableType:
         return Group(heading, Text(f"   {run.not_checked}"))
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
-    parts.append(Padding(uses_table(run.by_use), (0, 0, 0, 2)))
+    parts.append(Padding(uses_table(run.by_use), (0, 0, 0, 2), expand=False))
     if run.isolated:
         heat_map = heat_map_table({"worst ratio": isolated_map(run)})
-        parts += [Padding(heat_map, (0, 0, 0, 2)), _kinds(run.isolated)]
+        parts += [Padding(heat_map, (0, 0, 0, 2), expand=False), _kinds(run.isolated)]
     parts.append(_checks(run))
     parts += [Text(f"   {error.verdict.value} {describe(error)}") for error in run.errors]
     drift = max(run.end_to_end, key=lambda row: rank(row.rho), default=None)
@@ -208,8 +213,10 @@ def _device_run(run: DeviceRun) -> RenderableType:
 
 
 def _kinds(rows: list[Isolated]) -> Table:
-    table = Table("operation", "activations", "worst ratio", "healthy", box=None, padding=(0, 2))
-    table.add_column("at", overflow="fold")
+    table = FoldingTable(
+        "operation", "activations", "worst ratio", "healthy", box=None, padding=(0, 2)
+    )
+    table.add_column("at")
     for operation, (count, worst_row) in kinds(rows).items():
         table.add_row(
             operation,
@@ -222,7 +229,7 @@ def _kinds(rows: list[Isolated]) -> Table:
 
 
 def _checks(run: DeviceRun) -> Table:
-    table = Table("invariant", "difference", "allowed", "", "", box=None, padding=(0, 2))
+    table = FoldingTable("invariant", "difference", "allowed", "", "", box=None, padding=(0, 2))
     for check in run.invariants:
         numbers = (_figure(check.measured, ".1e"), _figure(check.allowed, ".1e"))
         table.add_row(check.name, *numbers, styled(check.verdict), check.note)
@@ -247,7 +254,12 @@ def _figure(value: float | None, form: str) -> str:
 def _isolated_rows(rows: list[Isolated], worst_rows: int) -> Table:
     if worst_rows:
         rows = sorted(rows, key=lambda row: -row.ratio)[:worst_rows]
-    table = Table("activation", "case", "path", "operation", "ratio", "bits", "", box=None)
+    table = FoldingTable(
+        Column("activation", no_wrap=True),
+        *("case", "path", "operation", "ratio", "bits", ""),
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     for row in rows:
         numbers = (f"{row.ratio:.3g}", f"{row.bits:.1f}")
         label = (row.name or LOGITS, row.case, row.path, row.operation)

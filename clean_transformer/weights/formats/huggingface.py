@@ -186,10 +186,13 @@ def _shards(index: Path) -> list[Path]:
     return shards
 
 
-def write_folder(folder: Path, cfg: Config, state: State) -> None:
+def write_folder(
+    folder: Path, cfg: Config, state: State, others: Mapping[str, str] | None = None
+) -> None:
     """Write config.json and model.safetensors into `folder`.
 
-    `state` has the parameters under this package's names. If an error occurs, no incomplete file
+    `state` has the parameters under this package's names. `others` has the contents of other files
+    to write, by name. If an error occurs, no incomplete file
     remains. Raises `WeightsError`, and writes nothing, for a model that the format cannot store.
     """
     from safetensors.torch import save_file
@@ -197,7 +200,9 @@ def write_folder(folder: Path, cfg: Config, state: State) -> None:
     config, tensors = config_to_json(cfg), HUGGINGFACE.write(cfg, state)
     with atomic_folder(folder) as unfinished:
         save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
-        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        texts = {"config.json": json.dumps(config, indent=2) + "\n", **(others or {})}
+        for name, content in texts.items():
+            (unfinished / name).write_text(content, "utf-8")
 
 
 HUGGINGFACE = Format(

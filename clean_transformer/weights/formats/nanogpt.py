@@ -56,7 +56,7 @@ def read_checkpoint(file: Path) -> tuple[Config | None, State]:
         "nanoGPT has computed the exact GELU since June 2023; this model computes GPT-2's tanh "
         "form, which differs by up to 5e-4. If the checkpoint was trained since then, replace the "
         "mlp of each block: swap(model, 'blocks.*.mlp', variants.ExactGeluMLP).",
-        stacklevel=4,  # the warning shows the line that calls from_pretrained
+        stacklevel=5,  # the warning shows the line that calls from_pretrained
     )
     return _config(file, saved["model_args"]), state
 

@@ -20,7 +20,7 @@ from clean_transformer.parity.suite import run_suite
 from clean_transformer.parity.verdict import SAME_FUNCTION, Check, Verdict
 
 from ...pages import Page
-from ..small import small_model, small_weights
+from ..small import model_only, small_model, small_weights
 
 WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
 # Softmax comes first in the forward pass. Only the explicit path computes it by itself, and the
@@ -30,7 +30,7 @@ FIRST = "blocks.0.attn.hook_pattern"
 
 @pytest.fixture(scope="module")
 def two_faults() -> SuiteReport:
-    with inject("softmax-unnormalized"), inject("gelu-tanh-ignored"):
+    with model_only(), inject("softmax-unnormalized"), inject("gelu-tanh-ignored"):
         return run_suite(WEIGHTS, ["cpu"], ["float32"], reference=None)
 
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clean_transformer.cli import app
-from clean_transformer.parity import inputs, invariants, suite
+from clean_transformer.parity import inputs, suite
 from clean_transformer.parity.activations.drift import threads
 from clean_transformer.parity.locate import Located
 from clean_transformer.parity.operations import probes
@@ -22,8 +22,9 @@ from clean_transformer.parity.suite import run_suite
 from clean_transformer.parity.verdict import Verdict
 
 from ...pages import CHROMIUM, Element, Page, assert_self_contained, browse, facts, same_number
-from ..small import small_weights
+from ..small import model_only, small_weights
 
+ONE_PROBE = probes.PROBES[:1]
 MARKUP = """<b onclick="x('y')">&amp;</b>"""
 
 
@@ -32,9 +33,8 @@ def measured() -> SuiteReport:
     """A real report: a CPU that is healthy, and a device that most machines do not have."""
     weights = small_weights(n_layers=3, d_model=64, d_head=32, d_mlp=128, d_vocab=300)
     devices, dtypes = ["cpu", "mps"], ["float32", "bfloat16"]
-    with pytest.MonkeyPatch.context() as few, threads(1):
-        few.setattr(probes, "PROBES", probes.PROBES[:1])
-        few.setattr(invariants, "INVARIANTS", invariants.INVARIANTS[:2])
+    with model_only(), pytest.MonkeyPatch.context() as few, threads(1):
+        few.setattr(probes, "PROBES", ONE_PROBE)
         return run_suite(weights, devices, dtypes, reference=None, no_reference="no reference here")
 
 

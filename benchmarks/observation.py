@@ -1,0 +1,122 @@
+"""Measures what observing costs: hook points without hooks, and a run that captures everything.
+
+In every round, each kind of run does one forward pass, so that a slow minute of the machine slows
+all kinds alike. The times are CPU seconds of one thread, because other programs on the machine
+change them less than wall-clock time. The script prints the median time of each kind, and the
+median over the rounds of the quotients of two kinds.
+
+    python -m benchmarks.observation --rounds 8
+"""
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from clean_transformer.config import Config
+from clean_transformer.hooks import HookPoint
+from clean_transformer.model import DemoTransformer
+from clean_transformer.weights.synthetic import stress
+
+PLAIN = "forward"
+WITHOUT = "forward of a model without hook points"
+EXPLICIT = "forward with explicit attention"
+CAPTURE = "capture of all activations"
+# Each quotient, and the bound that it has to keep. None: only to read.
+QUOTIENTS = {(PLAIN, WITHOUT): 1.02, (CAPTURE, EXPLICIT): 1.08, (CAPTURE, PLAIN): None}
+
+
+class NoHookPoint(nn.Module):
+    """Stands in the place of a hook point, but a call does none of the work of `nn.Module`."""
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        """Return `activation` itself."""
+        return activation
+
+
+def without_hook_points(model: DemoTransformer) -> DemoTransformer:
+    """Return a copy of the model that shares its weights, and has a `NoHookPoint` in each place."""
+    copy = sharing_weights(model)
+    for module in [*copy.modules()]:
+        for name, point in [*module.named_children()]:
+            if isinstance(point, HookPoint):
+                setattr(module, name, NoHookPoint())
+    return copy
+
+
+def sharing_weights(model: DemoTransformer) -> DemoTransformer:
+    """Return a copy of the model with the same parameters."""
+    return deepcopy(model, {id(weight): weight for weight in model.parameters()})
+
+
+def runs(model: DemoTransformer, tokens: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return a function for each kind of run."""
+    bare = without_hook_points(model)
+    watched = sharing_weights(model)
+    for name, point in watched.hook_dict.items():
+        if name.endswith("hook_pattern"):
+            point.register_forward_hook(lambda *_: None)
+    return {
+        PLAIN: lambda: model(tokens),
+        WITHOUT: lambda: bare(tokens),
+        EXPLICIT: lambda: watched(tokens),
+        CAPTURE: lambda: model.run_with_cache(tokens),
+    }
+
+
+@torch.no_grad()
+def measure(model: DemoTransformer, tokens: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each kind of run in each round. A first round is not counted.
+
+    Each round begins with another kind, because a run can slow the next one: a run that frees much
+    memory makes the operating system give new memory to the next run.
+    """
+    kinds = runs(model, tokens)
+    taken: dict[str, list[float]] = {name: [] for name in kinds}
+    order = deque(kinds)
+    for _ in range(1 + rounds):
+        for name in order:
+            began = time.process_time()
+            kinds[name]()
+            taken[name].append(time.process_time() - began)
+        order.rotate()
+    return {name: times[1:] for name, times in taken.items()}
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="How often each kind of run is timed.")] = 8,
+    batch: Annotated[int, typer.Option(help="Inputs in each forward pass.")] = 4,
+    length: Annotated[int, typer.Option(help="Tokens in each input.")] = 256,
+) -> None:
+    """Print what observing costs on GPT-2 small with `stress` weights in float32 on the CPU."""
+    cfg = Config.gpt2()
+    model = DemoTransformer.from_state_dict(stress(cfg), cfg)
+    torch.set_num_threads(1)
+    report(measure(model, torch.randint(cfg.d_vocab, (batch, length)), rounds))
+
+
+def report(taken: dict[str, list[float]]) -> None:
+    """Print the median times, and the median quotients with their bounds."""
+    table = Table("run", "median CPU seconds", box=None)
+    for name, times in taken.items():
+        table.add_row(name, f"{statistics.median(times):.3f}")
+    quotients = Table("quotient", "median", "bound", box=None)
+    for (over, under), bound in QUOTIENTS.items():
+        each = [a / b for a, b in zip(taken[over], taken[under], strict=True)]
+        allowed = "" if bound is None else f"≤ {bound:.2f}"
+        quotients.add_row(f"{over} / {under}", f"{statistics.median(each):.3f}", allowed)
+    console = Console(width=110)
+    console.print(table)
+    console.print(quotients)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,24 @@
+"""`token_ids`: turns lists and arrays of token ids into a tensor."""
+
+from reprlib import repr as shorten
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def token_ids(tokens: object) -> Int[Tensor, "..."]:
+    """Return the token ids `tokens` as a tensor of the same shape. A tensor is returned unchanged.
+
+    `tokens` can be an int, a list of ints, a list of equally long lists of ints, a NumPy array or a
+    tensor. Raises `TypeError` for anything else.
+    """
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            "token ids must be a tensor, an array, or equally long lists of ids, not "
+            f"{shorten(tokens)}; a text is a str, and several texts are a list of str"
+        ) from None
+    # PyTorch makes a float tensor from an empty list.
+    return ids.long() if ids.numel() == 0 and not isinstance(tokens, Tensor) else ids

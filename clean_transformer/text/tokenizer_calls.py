@@ -1,0 +1,106 @@
+"""`TransformersCalls`: what notebooks call of a tokenizer of transformers."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# One text, or several texts.
+Texts = str | list[str] | tuple[str, ...]
+
+
+class Encoded(dict[str, Any]):
+    """The result of `tokenizer(texts)`: the keys "input_ids" and "attention_mask"."""
+
+    @property
+    def input_ids(self) -> Any:
+        """The token ids."""
+        return self["input_ids"]
+
+    @property
+    def attention_mask(self) -> Any:
+        """1 for each token of a text, and 0 for padding."""
+        return self["attention_mask"]
+
+
+class TransformersCalls:
+    """A base class of `Tokenizer`: methods and attributes with the names of transformers."""
+
+    backend: "tokenizers.Tokenizer"
+    bos_token_id: int
+    eos_token_id: int
+    d_vocab: int
+
+    def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:
+        """Return a list of token ids for each text. `Tokenizer` implements this method."""
+        raise NotImplementedError
+
+    def __call__(
+        self, text: Texts, *, padding: bool = False, return_tensors: Literal["pt"] | None = None
+    ) -> Encoded:
+        """Return the token ids of one text or several texts, without <|endoftext|> before them.
+
+        For one text, `input_ids` is a list of ids. For several texts, it is a list of such lists.
+        If `padding` is True, the shorter texts are padded on the right with <|endoftext|>. With
+        `return_tensors="pt"`, the results are tensors [batch pos].
+
+        Raises the same errors as `Tokenizer.to_tokens`. Raises `ValueError` for tensors of texts
+        with different numbers of tokens, unless `padding` is True, and for an unknown
+        `return_tensors`.
+        """
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"return_tensors is {return_tensors!r}; it must be 'pt' or None")
+        rows = self.to_rows(text, prepend_bos=False)
+        width = max(map(len, rows), default=0)
+        missing = [width - len(row) if padding else 0 for row in rows]
+        ids = [row + [self.eos_token_id] * n for row, n in zip(rows, missing, strict=True)]
+        masks = [[1] * len(row) + [0] * n for row, n in zip(rows, missing, strict=True)]
+        if return_tensors is None:
+            one = isinstance(text, str)
+            found = (ids[0], masks[0]) if one else (ids, masks)
+            return Encoded(input_ids=found[0], attention_mask=found[1])
+        if any(len(row) != width for row in ids):
+            raise ValueError("the texts have different numbers of tokens; give padding=True")
+        return Encoded(
+            input_ids=torch.tensor(ids, dtype=torch.int64),
+            attention_mask=torch.tensor(masks, dtype=torch.int64),
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of one text, without <|endoftext|>.
+
+        Raises the same errors as `Tokenizer.to_tokens`.
+        """
+        [row] = self.to_rows(text, prepend_bos=False)
+        return row
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the spelling of each token in the vocabulary. "Ġ" stands for a space."""
+        return [str(self.backend.id_to_token(token)) for token in self.encode(text)]
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """A new dictionary that maps each token's spelling to its id. "Ġ" stands for a space."""
+        return self.backend.get_vocab()
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, `d_vocab`."""
+        return self.d_vocab
+
+    @property
+    def bos_token(self) -> str:
+        """The token that is put before each text, <|endoftext|> in GPT-2."""
+        return str(self.backend.id_to_token(self.bos_token_id))
+
+    @property
+    def eos_token(self) -> str:
+        """The token that ends a text and pads shorter texts, <|endoftext|> in GPT-2."""
+        return str(self.backend.id_to_token(self.eos_token_id))
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id of the token that pads shorter texts: `eos_token_id`."""
+        return self.eos_token_id

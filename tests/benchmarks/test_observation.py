@@ -1,0 +1,34 @@
+"""The kinds of runs that are compared compute the same, and the table has their quotients."""
+
+import pytest
+
+from benchmarks import observation
+
+from ..helpers import assert_same_function, random_model, random_tokens
+
+
+def test_all_kinds_of_runs_give_the_same_logits():
+    model, tokens = random_model(), random_tokens()
+    kinds = observation.runs(model, tokens)
+    expected = model(tokens)
+    for name, run in kinds.items():
+        logits = run()[0] if name == observation.CAPTURE else run()
+        assert_same_function(logits, expected)
+    bare = observation.without_hook_points(model)
+    assert not bare.hook_dict
+    assert len(model.hook_dict) > 0
+    assert bare.embed.W_E is model.embed.W_E
+
+
+def test_the_table_has_the_median_of_the_quotients(capsys: pytest.CaptureFixture[str]):
+    taken = observation.measure(random_model(), random_tokens(), rounds=2)
+    assert {len(times) for times in taken.values()} == {2}
+    times = {observation.PLAIN: [1.0, 2.0, 4.0], observation.WITHOUT: [1.0, 1.0, 1.0]}
+    times |= {observation.EXPLICIT: [2.0, 2.0, 2.0], observation.CAPTURE: [4.0, 2.0, 1.0]}
+    observation.report(times)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-3:] for line in lines[-3:-1]] == [
+        ["2.000", "≤", "1.02"],
+        ["1.000", "≤", "1.08"],
+    ]
+    assert lines[-1].split()[-1] == "1.000"
