@@ -27,7 +27,7 @@ from clean_transformer.parity.activations.isolated import PATHS, Isolated, isola
 from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.inputs import LENGTH, suite_tokens
 from clean_transformer.parity.invariants import row_difference
-from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, largest_drift, rounding
+from clean_transformer.parity.limits import HEALTHY_DIFFERENCE, HEALTHY_RHO, largest_drift, rounding
 from clean_transformer.parity.locate import Located, in_words, locate
 from clean_transformer.parity.operations.probes import run_probes
 from clean_transformer.parity.oracle import trusted
@@ -245,7 +245,7 @@ def end_to_end(
             rows.append(EndToEnd(name, rms_difference(device.cpu(), value), envelope, healthy))
             if name == LOGITS:
                 off = min(row_difference(moved, copies), ceiling)
-        allowed = HEALTHY_RUNS * healthy * max(off, rounding(subject.dtype))
+        allowed = HEALTHY_DIFFERENCE[subject.dtype] * max(off, rounding(subject.dtype))
         theirs = (
             _reference_errors(subject.exact, subject.tokens, reference, exact) if reference else {}
         )

@@ -19,18 +19,12 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.attempts import Attempts
-from clean_transformer.parity.limits import (
-    ADD,
-    LAYER_NORM,
-    LINEAR,
-    Size,
-    layer_norm_scales,
-    sum_scale,
-)
+from clean_transformer.parity.limits import ADD, LAYER_NORM, LINEAR
 from clean_transformer.parity.locate import Located, in_words
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.rounding import RandomRounding
+from clean_transformer.parity.scales import Size, layer_norm_scales, sum_scale
 from clean_transformer.parity.uses.parts import ExactParts, Part, block, embed, run
 from clean_transformer.parity.uses.rows import by_rows, elementwise, first_position
 from clean_transformer.parity.uses.table import Use
