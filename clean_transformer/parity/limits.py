@@ -11,8 +11,8 @@ rounding error:
   the formulas.
 - η is the underflow threshold of the dtype: devices may flush smaller numbers to 0.
 
-The test programs of BLAS and LAPACK use this ratio too (Dongarra et al. 1990). The underflow term is
-from Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §2.2, equation 2.8.
+The test programs of BLAS and LAPACK use this ratio too (Dongarra et al. 1990). The underflow term
+is from Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §2.2, equation 2.8.
 """
 
 import math
