@@ -22,13 +22,6 @@ from clean_transformer.parity.limits import (
     OTHER,
     SOFTMAX,
     SUM,
-    attention_squares,
-    attention_terms,
-    gelu_scale,
-    layer_norm_scales,
-    softmax_scale,
-    sum_scale,
-    typical_size,
 )
 from clean_transformer.parity.operations.attention import (
     ATTENTIONS,
@@ -50,6 +43,15 @@ from clean_transformer.parity.operations.rules import (
     unknown,
     unless_integer,
     within,
+)
+from clean_transformer.parity.scales import (
+    attention_squares,
+    attention_terms,
+    gelu_scale,
+    layer_norm_scales,
+    softmax_scale,
+    sum_scale,
+    typical_size,
 )
 
 
@@ -201,7 +203,7 @@ def _largest(call: Call64) -> list[Expected | None]:
 
 
 def _multinomial(call: Call64) -> list[Expected | None]:
-    """Return what `multinomial` must return: only indices whose weight is above 0."""
+    """Return the requirement for `multinomial`: every returned index has a weight above 0."""
     weights, wanted = call.named["self"], call.named["num_samples"]
     possible = torch.ones(*weights.shape[:-1], wanted, dtype=torch.bool)
     return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]
