@@ -280,8 +280,9 @@ class HookedModule(nn.Module):
             raise TypeError(f"names are {names!r}; give a name, a list of names, or a function")
         for name in wanted:
             if name not in modules or not name:
-                near = difflib.get_close_matches(name, modules, n=3)
-                raise KeyError(f"{type(self).__name__} has no {name!r}; did you mean {near}?")
+                near = [each for each in modules if each.endswith(f".hook_{name}")]
+                near = near or difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
+                raise KeyError(f"{type(self).__name__} has no {name!r}; did you mean {near[:3]}?")
         return {name: modules[name] for name in wanted}
 
 

@@ -121,6 +121,8 @@ def test_hooks_that_are_no_pairs_are_refused(model, given):
     for kind in ("fwd_hooks", "bwd_hooks"):
         with pytest.raises(TypeError, match="is no pair"), unchecked_types():
             model.run_with_hooks(TOKENS, **{kind: given})
+    with pytest.raises(KeyError, match=r"no 'z'; did you mean \['blocks\.0\.attn\.hook_z'"):
+        model.run_with_cache(TOKENS, names_filter="z")
     with pytest.raises(TypeError, match="names are 3; give a name"), unchecked_types():
         model.run_with_cache(TOKENS, names_filter=3)
 

@@ -140,9 +140,9 @@ def bench(
             write_figures(report.results, figures)
     finally:  # a full disk does not hide the results
         console = open_console()
-        if question is not None:
+        if question is not None and report.results.results:
             console.print(speed_table(report.results, title))
-        else:
+        elif question is None:
             print_results(report.results, console)
         print_not_measured(report.results, report.absent, console)
         if report.judged is not None:

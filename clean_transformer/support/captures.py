@@ -15,7 +15,7 @@ class Captures:
         self.activations: dict[str, Tensor] = {}
         self.device = device
         self._weights = {each.untyped_storage().data_ptr() for each in module.parameters()}
-        self._versions: dict[str, int] = {}
+        self._writes: dict[str, int | None] = {}
 
     def capture(self, activation: Tensor, hook: nn.Module) -> None:
         """Store `activation` under the name of the module `hook`."""
@@ -25,16 +25,25 @@ class Captures:
         elif value.untyped_storage().data_ptr() in self._weights:
             value = value.clone()  # A module of the user can return its weights.
         self.activations[name] = value
-        # PyTorch counts the writes to a tensor in `_version`, except in inference mode.
-        if not value.is_inference():
-            self._versions[name] = value._version
+        self._writes[name] = writes(value)
 
     def require_unchanged(self) -> None:
-        """Raise `RuntimeError` if a module wrote into an activation after it was stored."""
-        for name, version in self._versions.items():
-            if self.activations[name]._version != version:
+        """Raise `RuntimeError` if a module wrote into an activation after it was stored.
+
+        In inference mode, such a write is not noticed.
+        """
+        for name, value in self.activations.items():
+            if writes(value) != self._writes[name]:
                 raise RuntimeError(
                     f"{name} was changed in place after its hook point, so the cache would not "
                     "hold the activation; write `x = x + y` instead of `x += y` in the module "
                     "that does so, or copy the activations with run_with_cache(…, device=…)"
                 )
+
+
+def writes(tensor: Tensor) -> int | None:
+    """Return how often PyTorch wrote into the memory of `tensor` so far.
+
+    Returns None for a tensor that was made in inference mode, where PyTorch does not count.
+    """
+    return None if tensor.is_inference() else tensor._version

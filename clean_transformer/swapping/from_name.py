@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from clean_transformer.swapping.swaps import Make
+from clean_transformer.swapping.making import Make
 from clean_transformer.swapping.trial import SwapError
 
 

@@ -14,8 +14,10 @@ from clean_transformer.swapping.trial import SwapError
 def matching(home: Library, model: nn.Module, cfg: Config, pattern: str) -> dict[str, nn.Module]:
     """Return the modules of `model` whose paths match a pattern, such as "blocks.*.mlp", by path.
 
-    Raises `SwapError` if no path matches.
+    Raises `SwapError` if no path matches, or if the pattern is not a string.
     """
+    if not isinstance(pattern, str):
+        raise SwapError(f"the pattern {pattern!r} is not a string such as 'blocks.*.mlp'")
     words = [re.escape(word) for word in pattern.split(".")]
     for place, word in enumerate(pattern.split(".")):
         if word == "*":

@@ -1,23 +1,21 @@
 """Defines `swap` and `transplant`, which replace modules in our and in other libraries' models."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 
 from torch import nn
 
-from clean_transformer.config import Config
 from clean_transformer.modules.contract import accepts, kind
 from clean_transformer.reports.page import in_words, render_page
 from clean_transformer.support.interrupts import Undoable
-from clean_transformer.support.module_hooks import Editing
 from clean_transformer.support.stand_in import StandIn
 from clean_transformer.swapping.adapting import adapted
 from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
 from clean_transformer.swapping.libraries.ours import Ours
 from clean_transformer.swapping.loading import WeightsNotCopied, load, refuse_unset
+from clean_transformer.swapping.making import Make, new_module, require_no_hooks
 from clean_transformer.swapping.parameters import compare, marked_memory
 from clean_transformer.swapping.patterns import matching
 from clean_transformer.swapping.swapped import (
@@ -28,8 +26,6 @@ from clean_transformer.swapping.swapped import (
     in_one_line,
 )
 from clean_transformer.swapping.trial import SwapError, probe
-
-Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
 
 
 class HookPointsLost(UserWarning):
@@ -263,42 +259,3 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
             stacklevel=3,
         )
     return Swap(swapped, modules, places, lost).settled()
-
-
-def require_no_hooks(old: nn.Module, path: str) -> None:
-    """Raise `SwapError` if `old`, the module at `path`, has a hook of `add_hook` or `hooks`.
-
-    The hook would stay in the old module, and have no effect.
-    """
-    for name, module in old.named_modules(prefix=path):
-        if any(isinstance(each, Editing) for each in module._forward_hooks.values()):
-            raise SwapError(
-                f"{name} has a hook, which would not be called in the new module; swap first, and "
-                "add the hooks then"
-            )
-
-
-def new_module(make: Make, old: nn.Module, path: str, cfg: Config, *, alone: bool) -> nn.Module:
-    """Return the new module for the path `path`. `swap` explains what `make` can be.
-
-    `old` is the old module at the path. `alone` is True if the pattern matches only this path. If
-    `make` is a single module, the result is a copy of `make`, or `make` itself if `alone` is True.
-    Raises `SwapError` if `make` raises an error or does not return a module.
-    """
-    if isinstance(make, nn.Module):
-        source = library_of(make)
-        part = source.find(make, path) if source else None
-        if part is not None:
-            return part
-        return make if alone else deepcopy(make)
-    is_class = isinstance(make, type)
-    try:
-        new = make(cfg) if is_class else make(old, path)  # type: ignore[call-arg, arg-type]
-    except Exception as error:
-        call = f"{getattr(make, '__name__', make)}({'cfg' if is_class else 'old, path'})"
-        raise SwapError(
-            f"{path}: wanted a torch.nn.Module, but {call} raised {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(new, nn.Module):
-        raise SwapError(f"{path}: wanted a torch.nn.Module, but make gave {type(new).__name__}")
-    return new

@@ -141,6 +141,7 @@ def test_2_and_one_line_for_a_file_that_makes_no_model(code: str, message: str):
     ("arguments", "message"),
     [
         (("no.py:make_model",), "there is no file no.py"),
+        (("mine.py",), "name the function that makes the model: mine.py:FUNCTION"),
         (("demo", "--as", "numpy"), "no --as 'numpy'; choose from auto, bridge, hooked"),
         (("mine.py:make_model", "--as", "ours"), "makes its own model; do not give --as ours"),
         (("no/such/folder/here",), "no/such/folder/here"),

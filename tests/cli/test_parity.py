@@ -100,6 +100,12 @@ def test_2_and_one_line_for_what_parity_alone_takes(arguments, message: str) -> 
     assert_one_line(call("parity", *arguments), message)
 
 
+def test_2_for_a_negative_number_of_rows() -> None:
+    result = call("parity", "--worst", -2)
+    assert result.exit_code == 2
+    assert "Invalid value for '--worst'" in result.output
+
+
 @pytest.mark.parametrize("devices", ["all", "cpu,cuda"])
 def test_the_doctor_checks_one_device(devices: str) -> None:
     assert_one_line(

@@ -92,3 +92,8 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("arguments", [(), ("--serve", "--html", "page.html")])
 def test_a_page_is_either_written_or_served(arguments: tuple[str, ...], tmp_path: Path):
     assert_one_line(call("explain", "text", *arguments), "give either --html FILE")
+
+
+def test_a_port_without_a_server_is_refused(tmp_path: Path):
+    result = call("explain", "text", "--html", tmp_path / "page.html", "--port", 80)
+    assert_one_line(result, "--port is for --serve")

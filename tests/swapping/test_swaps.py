@@ -316,6 +316,7 @@ ASKED = f"given {STREAM}: wanted {STREAM}, torch.float64 on cpu, but"
         ),
         (Giving((torch.zeros(BATCH), None)), f"Giving, {ASKED} it gave a tuple"),
         (lambda old, path: 3, "wanted a torch.nn.Module, but make gave int"),
+        ("ReluMLP", "wanted a class, a function (old, path) or a torch.nn.Module, not 'ReluMLP'"),
         (Attention(TINY), f"Attention, {ASKED} it raised RuntimeError: "),
     ],
 )
@@ -326,6 +327,28 @@ def test_what_does_not_keep_the_contract_is_refused(make, message: str):
         swap(model, "blocks.1.mlp", make)
     assert str(error.value).startswith("blocks.1.mlp: ")
     assert all(now is was for now, was in zip(model.modules(), before, strict=True))
+
+
+@pytest.mark.parametrize("pattern", [3, ["blocks.0.mlp"], MLP])
+def test_a_pattern_that_is_no_string_is_refused(pattern):
+    with unchecked_types(), pytest.raises(SwapError, match="is not a string such as"):
+        swap(random_model(), pattern, MLP)
+
+
+@torch.no_grad()
+def test_a_function_that_changes_the_old_module_is_refused():
+    def written(old, path):
+        old.W_in.zero_()
+        return old
+
+    def replaced(old, path):
+        old.W_in = nn.Parameter(old.W_in * 2)
+        return old
+
+    for make in (written, replaced):
+        with pytest.raises(SwapError, match=r"blocks\.0\.mlp: make changed the weights of the old"):
+            swap(random_model(), "blocks.0.mlp", make)
+    swap(random_model(), "blocks.0.mlp", lambda old, path: written(deepcopy(old), path))
 
 
 def test_one_bad_module_of_many_swaps_none():

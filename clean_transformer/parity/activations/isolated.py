@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
 from clean_transformer.parity.activations.bounds import (
     PASSED_ON,
@@ -122,7 +123,7 @@ def isolate(
         if inside:
             output, cache = module.run_with_cache(*inputs, names_filter=inside)
         else:
-            output, cache = module(*inputs), {}
+            output, cache = module(*inputs), ActivationCache({}, module)
     with trusted():
         device = {name: value.cpu() for name, value in cache.items()}
         device[""] = output.cpu()

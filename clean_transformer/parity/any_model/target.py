@@ -59,6 +59,8 @@ def load_target(
         if implementation != "auto":
             raise ValueError(f"{name} makes its own model; do not give --as {implementation}")
         return _from_file(Path(file), function, device, dtype)
+    if name.endswith(".py"):
+        raise ValueError(f"name the function that makes the model: {name}:FUNCTION")
     builders = {each.name: each.model for each in IMPLEMENTATIONS} | {OURS: _ours}
     if implementation == "auto":
         implementation = choose_reference("auto")[0] or OURS

@@ -1,0 +1,68 @@
+"""`new_module`: makes the module that takes the place of an old one, from what a user gave."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+from torch import nn
+
+from clean_transformer.config import Config
+from clean_transformer.support.captures import writes
+from clean_transformer.support.module_hooks import Editing
+from clean_transformer.swapping.libraries.find import library_of
+from clean_transformer.swapping.trial import SwapError
+
+# What `swap` accepts as new modules; `swap` explains each.
+Make = Callable[[nn.Module, str], nn.Module] | type[nn.Module] | nn.Module
+
+
+def require_no_hooks(old: nn.Module, path: str) -> None:
+    """Raise `SwapError` if `old`, the module at `path`, has a hook of `add_hook` or `hooks`.
+
+    The hook would stay in the old module, and have no effect.
+    """
+    for name, module in old.named_modules(prefix=path):
+        if any(isinstance(each, Editing) for each in module._forward_hooks.values()):
+            raise SwapError(
+                f"{name} has a hook, which would not be called in the new module; swap first, and "
+                "add the hooks then"
+            )
+
+
+def new_module(make: Make, old: nn.Module, path: str, cfg: Config, *, alone: bool) -> nn.Module:
+    """Return the new module for the path `path`. `swap` explains what `make` can be.
+
+    `old` is the old module at the path. `alone` is True if the pattern matches only this path. If
+    `make` is a single module, the result is a copy of `make`, or `make` itself if `alone` is True.
+    Raises `SwapError` if `make` raises an error or does not return a module.
+    """
+    if isinstance(make, nn.Module):
+        source = library_of(make)
+        part = source.find(make, path) if source else None
+        if part is not None:
+            return part
+        return make if alone else deepcopy(make)
+    if not callable(make):
+        raise SwapError(
+            f"{path}: wanted a class, a function (old, path) or a torch.nn.Module, not {make!r}"
+        )
+    is_class, before = isinstance(make, type), _writes(old)
+    try:
+        new = make(cfg) if is_class else make(old, path)  # type: ignore[call-arg, arg-type]
+    except Exception as error:
+        call = f"{getattr(make, '__name__', make)}({'cfg' if is_class else 'old, path'})"
+        raise SwapError(
+            f"{path}: wanted a torch.nn.Module, but {call} raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(new, nn.Module):
+        raise SwapError(f"{path}: wanted a torch.nn.Module, but make gave {type(new).__name__}")
+    if _writes(old) != before:
+        raise SwapError(
+            f"{path}: make changed the weights of the old module, which `restore` cannot undo, and "
+            "which are now in the model; change a copy.deepcopy(old) instead"
+        )
+    return new
+
+
+def _writes(module: nn.Module) -> dict[str, tuple[int, int | None]]:
+    """Return for each parameter its identity, and how often PyTorch wrote into it so far."""
+    return {name: (id(each), writes(each)) for name, each in module.named_parameters()}
