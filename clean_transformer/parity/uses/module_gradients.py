@@ -13,7 +13,7 @@ from clean_transformer.parity.uses.rows import by_rows
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import Check, Verdict
 
-# The gradients are computed DRAWS times under random rounding (`parity/rounding.py`), and more often
+# The gradients are computed DRAWS times under random rounding (`parity/rounding.py`), more often
 # in half precision. There, healthy errors are nearly as large as those of random rounding.
 DRAWS, DRAWS_IN_HALF = 2, 6
 # `check_differences` moves inputs and parameters by this fraction of their root mean square, or by
