@@ -1,6 +1,7 @@
 """Comparing two reports: what changed in the build, and what got worse beyond healthy scatter."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
