@@ -11,14 +11,16 @@ error that the suite finds.
 """
 
 import json
+import math
 import os
 import random
+import statistics
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import torch
 import typer
@@ -26,17 +28,24 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.healthy_settings import SETTINGS
+from benchmarks.planted_faults import (
+    BF16,
+    F16,
+    F32,
+    calls_of_a_run,
+    find_all,
+    logits_of,
+    model_of,
+    seldom_found,
+)
 from clean_transformer import variants
 from clean_transformer.config import Config
-from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.mlp import MLP
-from clean_transformer.parity.activations.isolated import PATHS, isolate
+from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
 from clean_transformer.parity.assertion import assert_parity
-from clean_transformer.parity.faults.corruptions import DeviceFault, always, own, with_result
-from clean_transformer.parity.faults.device import DEVICE_FAULTS
+from clean_transformer.parity.faults.corruptions import always, own, with_result
 from clean_transformer.parity.inputs import Weights
-from clean_transformer.parity.limits import verdict_of
-from clean_transformer.parity.measurements import probe_operations
+from clean_transformer.parity.limits import PART, verdict_of
 from clean_transformer.parity.oracle import float64_oracle
 from clean_transformer.parity.uses.every import judge_sampling
 from clean_transformer.parity.uses.judge import Judge
@@ -48,10 +57,7 @@ from clean_transformer.reports.environment import environment
 from clean_transformer.reports.plain import plain, write_plain
 from clean_transformer.weights import synthetic
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-
-
-# FlexAttention cannot run under the dispatch modes of the oracle.
+# FlexAttention compiles itself, so it does not run in the dispatch mode of "in-order sums".
 VARIANTS = [
     getattr(variants, name)
     for name in dir(variants)
@@ -73,17 +79,18 @@ def draw_weights(draw: random.Random, seed: int) -> Weights:
         d_head=d_head,
         d_mlp=draw.choice((32, 63, 128)),
         d_vocab=draw.choice((101, 256, 500)),
-        n_ctx=draw.choice((1, 2, 8, 24, 40)),
+        n_ctx=draw.choice((1, 2, 8, 24, 40, 120)),
         tied_unembed=draw.random() < 0.5,
     )
     return Weights("", cfg, draw.choice((synthetic.plain, synthetic.stress))(cfg, seed))
 
 
-def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
+def healthy_run(seed: int, parts: dict[str, list[float]]) -> Iterator[tuple[str, str]]:
     """Run some checks of the parity suite on a random model or module, without a planted fault.
 
     Yields a pair for each check: the name of the check, and a description of the false alarm, or ""
-    if there is none.
+    if there is none. Appends the error ratio of each part of a model that is judged as a whole, by
+    the limits PART, to `parts[dtype]`.
     """
     draw = random.Random(seed)
     weights, dtype = draw_weights(draw, seed), draw.choice((F32, BF16, F16))
@@ -111,7 +118,10 @@ def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
     judge = Judge(model, ExactParts(weights.cfg, weights.state, dtype), generator, autocast)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
         for use in draw.sample(uses(weights.cfg), 3):
-            bad = judge(use, locates=False).first_failure
+            result = judge(use, locates=False)
+            ratios = parts.setdefault("autocast" if autocast else str(dtype), [])
+            ratios += [row.ratio for row in result.rows if is_part(row)]
+            bad = result.first_failure
             yield use.name, f"{where}: {bad}" if bad else ""
     if dtype == F32 and mode == "eager":
         bad = judge_training(judge, locates=False).first_failure
@@ -125,31 +135,27 @@ def healthy_run(seed: int) -> Iterator[tuple[str, str]]:
         yield "sampling", "" if sampled.verdict is Verdict.PASS else f"{where}: {sampled.rows}"
 
 
-def model_of(weights: Weights, dtype: torch.dtype) -> DemoTransformer:
-    """Return a model with these weights, converted to `dtype`."""
-    state = {name: value.to(dtype) for name, value in weights.state.items()}
-    return DemoTransformer.from_state_dict(state, weights.cfg)
-
-
-def logits_of(d_vocab: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return random logits [4 d_vocab] for four positions."""
-    return torch.randn(4, d_vocab, generator=torch.Generator().manual_seed(0)).to(dtype)
+def is_part(row: object) -> TypeGuard[Isolated]:
+    """Whether this is the result of a part that is judged as a whole."""
+    return isinstance(row, Isolated) and row.operation == PART.name
 
 
 def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
     """Call `healthy_run` for each seed, under one of the settings in `SETTINGS`.
 
-    The result has the number of checks by name, and a list of the false alarms.
+    The result has the number of checks by name, a list of the false alarms, and the error ratios of
+    parts by dtype.
     """
     judged: Counter[str] = Counter()
     alarms: list[tuple[str, str]] = []
+    parts: dict[str, list[float]] = {}
     with SETTINGS[setting][1]():
         for seed in seeds:
-            for use, alarm in healthy_run(seed):
+            for use, alarm in healthy_run(seed, parts):
                 judged[use] += 1
                 if alarm:
                     alarms.append((use, f"{setting}, seed {seed}, {alarm}"))
-    return {"judged": judged, "alarms": alarms}
+    return {"judged": judged, "alarms": alarms, "parts": parts}
 
 
 def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
@@ -163,33 +169,6 @@ def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
         check=True,
     )
     return dict(json.loads(done.stdout))
-
-
-def planted(fault: DeviceFault) -> tuple[bool, bool]:
-    """Plant the fault. Return whether the suite finds it, and whether it names the operation."""
-    dtype = BF16 if "half" in fault.name or fault.name in ("sdpa-bf16-mask",) else F32
-    cfg = Config(n_layers=2, n_heads=2, d_model=128, d_head=64, d_mlp=256, d_vocab=1500, n_ctx=104)
-    weights = Weights("", cfg, synthetic.stress(cfg))
-    with torch.no_grad(), fault.plant():
-        if fault.use == "sampling":
-            result = judge_sampling(cfg, logits_of(cfg.d_vocab, dtype))
-            found, wrong = result.located, result.verdict is Verdict.WRONG
-        else:
-            generator = torch.Generator().manual_seed(0)
-            judge = Judge(
-                model_of(weights, dtype), ExactParts(cfg, weights.state, dtype), generator
-            )
-            named = [use for use in uses(cfg) if use.name == fault.use]
-            if fault.use == "training":
-                results = [judge_training(judge, locates=True)]
-            else:
-                results = [judge(use, locates=True) for use in named]
-            bad = [each for each in results if each.verdict is not Verdict.PASS]
-            found, wrong = (bad[0].located, True) if bad else (None, False)
-        if not wrong:  # single operations, which the suite runs after the uses
-            checks, found = probe_operations("cpu", dtype)
-            wrong = any(check.verdict is not Verdict.PASS for check in checks)
-    return wrong, found is not None and found.operation.split(".")[1] in fault.operations
 
 
 def threshold(operation: str, dtype: torch.dtype) -> float:
@@ -209,6 +188,21 @@ def threshold(operation: str, dtype: torch.dtype) -> float:
         if any(verdict_of(*each) is not Verdict.PASS for each in limits):
             return 2.0**exponent
     return float("inf")
+
+
+def distribution(ratios: list[float]) -> dict[str, float]:
+    """Return the number of the ratios, some quantiles, the largest, and the index of the tail.
+
+    The tail is that of a Pareto distribution: the share of ratios above x falls like x^−α. α is
+    estimated from the largest 2% of the ratios (Hill 1975), which are those above `tail from`. So
+    the share of ratios above x is about 0.02 (x / `tail from`)^−α.
+    """
+    ordered = sorted(ratios, reverse=True)
+    count, largest = len(ordered), max(10, len(ordered) // 50)
+    tail, start = ordered[:largest], ordered[min(largest, count - 1)]
+    alpha = 1 / statistics.mean(math.log(ratio / start) for ratio in tail)
+    at = {f"{share:g}": ordered[int((1 - share) * count)] for share in (0.5, 0.9, 0.99, 0.999)}
+    return {"count": count, **at, "largest": ordered[0], "tail from": start, "α": alpha}
 
 
 OPERATIONS = (
@@ -237,17 +231,21 @@ def main(
     console, each = Console(), -(-runs // len(SETTINGS))
     judged: Counter[str] = Counter()
     alarms: list[tuple[str, str]] = []
+    ratios: dict[str, list[float]] = {}
     for number, setting in enumerate(SETTINGS):
         part = in_new_process(setting, range(number * each, (number + 1) * each))
         judged.update(part["judged"])
         alarms += [(use, alarm) for use, alarm in part["alarms"]]
+        for dtype, values in part["parts"].items():
+            ratios.setdefault(dtype, []).extend(values)
+    parts = {dtype: distribution(values) for dtype, values in ratios.items()}
     missed: list[str] = []
     counts: dict[str, Counter[str]] = {}
-    for fault in DEVICE_FAULTS:
-        caught, attributed = planted(fault)
-        count = counts.setdefault(fault.use, Counter())
+    for use, name, (caught, attributed) in find_all():
+        count = counts.setdefault(use, Counter())
         count.update(planted=1, caught=int(caught), attributed=int(attributed))
-        missed += [] if caught and attributed else [fault.name]
+        missed += [] if caught and attributed else [name]
+    rare = seldom_found(1 / 50, 100) | {"calls of all uses, 12 layers": calls_of_a_run()}
     thresholds = {
         operation: {str(dtype): threshold(operation, dtype) for dtype in (F32, BF16)}
         for operation in OPERATIONS
@@ -259,6 +257,9 @@ def main(
         table.add_row(use, *map(str, figures))
     console.print(table)
     console.print(f"not caught or not attributed: {', '.join(missed) or 'none'}")
+    console.print(f"a fault of 1 call in 50: {rare}")
+    for dtype, ratio in parts.items():
+        console.print(f"error ratio of parts in {dtype}: {ratio}")
     for operation, by_dtype in thresholds.items():
         smallest = ", ".join(f"{dtype} {value:.1e}" for dtype, value in by_dtype.items())
         console.print(f"smallest error found in {operation}: {smallest}")
@@ -271,6 +272,8 @@ def main(
             "alarms": alarms,
             "faults": {use: dict(count) for use, count in counts.items()},
             "missed": missed,
+            "seldom": rare,
+            "parts": parts,
             "thresholds": thresholds,
             "environment": environment(),
         }

@@ -1,7 +1,7 @@
 """`ActivationCache`: the activations of one forward pass, by name."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import index
 from typing import Any, SupportsIndex
 
@@ -84,6 +84,20 @@ class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
         """
         if isinstance(key, str) and key in self.cache_dict:
             return key
+        found = self._matches(key, self)
+        if len(found) == 1:
+            return found[0]
+        if not found and (missed := self._matches(key, dict(self.model.named_modules()))):
+            raise KeyError(
+                f"{key!r} was not captured in this run; run_with_cache captures it if names_filter "
+                f"selects {missed[0]!r}. names_filter=lambda name: True selects everything."
+            )
+        near = found or difflib.get_close_matches(str(key), self, n=3, cutoff=0.3)
+        problem = "is ambiguous" if found else "is not in the cache"
+        raise KeyError(f"{key!r} {problem}; did you mean one of {near}? (cached: {len(self)})")
+
+    def _matches(self, key: Key, names: Iterable[str]) -> list[str]:
+        """Return the names in `names` that `key` selects."""
         word, *place = key if isinstance(key, tuple) else (key,)
         point = f"hook_{SHORTHAND.get(str(word), word)}"
         wanted = {
@@ -91,16 +105,11 @@ class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
             for part in place
             if part is not None
         }
-        found = [
+        return [
             name
-            for name in self
-            if name.split(".")[-1] == point and wanted <= set(name.split(".")[:-1])
+            for name in names
+            if name == key or (name.split(".")[-1] == point and wanted <= {*name.split(".")[:-1]})
         ]
-        if len(found) != 1:
-            near = found or difflib.get_close_matches(str(key), self, n=3, cutoff=0.3)
-            problem = "is ambiguous" if found else "is not in the cache"
-            raise KeyError(f"{key!r} {problem}; did you mean one of {near}? (cached: {len(self)})")
-        return found[0]
 
     def to(self, device: str | torch.device) -> "ActivationCache":
         """Return a new cache with all activations on `device`."""

@@ -256,9 +256,8 @@ class HookedModule(nn.Module):
     def reset_hooks(self, including_permanent: bool = True, **left_out: Any) -> None:
         """Remove all hooks that `add_hook` put in place.
 
-        None of them is permanent, so the result is the same for both values of
-        `including_permanent`. `left_out` takes TransformerLens's other arguments, only to raise a
-        `TypeError` that says what to use instead.
+        `including_permanent` changes nothing, because no hook is permanent. TransformerLens's other
+        arguments, in `left_out`, raise a `TypeError` that says what to use instead.
         """
         refuse("reset_hooks", left_out)
         for module in self.modules():

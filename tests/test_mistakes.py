@@ -1,6 +1,7 @@
 """What people pass by mistake, or in another form than we do, and what they are then told."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,15 @@ def test_a_swapped_out_embedding_moves_with_the_model():
     torch.testing.assert_close(model(random_tokens()).float(), before, rtol=1e-5, atol=1e-5)
     assert model.to("meta").unembed.W_U.device.type == "meta"
     assert_same_function(random_model()(random_tokens()), random_model()(random_tokens()))
+
+
+def test_qk_and_ov_need_transformer_lens(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformer_lens", None)
+    model = random_model()
+    for owner in (model, model.blocks[0].attn):
+        for name in ("QK", "OV"):
+            with pytest.raises(ImportError, match=r"pip install 'clean-transformer\[bridge\]'"):
+                getattr(owner, name)
 
 
 # NaN.

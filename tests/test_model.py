@@ -279,6 +279,12 @@ def with_relu() -> DemoTransformer:
     return model
 
 
+class ReluTransformer(DemoTransformer):
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self.blocks[0].mlp = ReluMLP(cfg)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -288,9 +294,10 @@ def with_relu() -> DemoTransformer:
             "has no place for folded LayerNorms",
         ),
         (with_relu(), "blocks.0.mlp is ReluMLP, which config.json cannot say"),
+        (ReluTransformer(TINY), "blocks.0.mlp is ReluMLP, which config.json cannot say"),
         (random_model(tiny(d_head=5)), "needs n_heads × d_head = d_model, not 3 × 5 = 12"),
     ],
-    ids=["b_U", "LNPre", "ReluMLP", "d_head"],
+    ids=["b_U", "LNPre", "ReluMLP", "subclass", "d_head"],
 )
 def test_a_model_without_a_place_in_the_format_writes_nothing(tmp_path: Path, model, message: str):
     with pytest.raises(WeightsError, match=message):

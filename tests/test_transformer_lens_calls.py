@@ -98,6 +98,13 @@ ROWS: dict[tuple[int, str], list[str]] = {
         "FactoredMatrix(model.W_V, model.W_O).AB",
         "FactoredMatrix(model.W_Q, model.W_K.transpose(-2, -1)).norm()",
     ],
+    (1, "OV, QK"): [
+        *("model.OV.AB", "model.QK.AB", "model.OV.shape", "model.QK[1, 2].AB"),
+        "model.OV.eigenvalues.abs().sort().values",
+        "(model.QK @ model.OV).norm()",
+        "model.blocks[0].attn.OV.AB",
+        "model.blocks[1].attn.QK.AB",
+    ],
     (18, "W_E, W_pos, W_U, b_U"): [
         *("model.W_E", "model.W_pos", "model.W_U", "model.b_U", "model.W_E_pos"),
     ],
@@ -253,6 +260,8 @@ ONLY_HOOKED = {
     "'embed.W_E' in dict(model.named_parameters())",
     "only(names_filter='blocks.0.hook_resid_pre')",
     "only(names_filter=['blocks.0.hook_resid_pre', 'blocks.1.attn.hook_z'])",
+    "model.blocks[0].attn.OV.AB",
+    "model.blocks[1].attn.QK.AB",
 }
 
 # (uses, row): calls that raise an error here, and a part of its message.
@@ -273,7 +282,7 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
         "model.add_hook('hook_embed', in_place, is_permanent=True)": "no hook is permanent",
         "model.add_hook('hook_embed', in_place, level=1)": "no hook is permanent",
         "model.reset_hooks(level=1)": "no hook is permanent",
-        "model.hook_dict['hook_embed'].add_hook(in_place)": "model.add_hook",
+        "model.hook_dict['hook_embed'].add_hook(in_place)": r"with model.hooks\(",
     },
     (5, "hook.ctx"): {"seen(lambda hook: hook.ctx)": "variable of your own"},
     (4, "set_use_attn_result"): {"model.set_use_attn_result(True)": "there is no switch"},
@@ -282,10 +291,6 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
         "model.set_use_hook_mlp_in(True)": "there is no switch",
     },
     (2, "evals"): {"model.load_sample_training_dataset()": "return_type='loss'"},
-    (1, "OV, QK"): {
-        "model.OV": r"FactoredMatrix\(model.W_V, model.W_O\)",
-        "model.QK": "FactoredMatrix",
-    },
     (0, "past_kv_cache and others"): {
         "model(tokens, past_kv_cache=None)": "kv_cache=KVCache",
         "model(tokens, start_at_layer=1)": "for block in model.blocks",
@@ -293,6 +298,7 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
         "model.run_with_cache(tokens, pos_slice=-1)": "slice the activations",
         "model.run_with_hooks(tokens, fwd_hooks=[], clear_contexts=True)": "leave the argument out",
         "cache.compute_head_results()": "stack_head_results",
+        "model.all_composition_scores('Q')": r"composition_scores\(model.OV, model.QK\)",
     },
 }
 

@@ -12,6 +12,7 @@ from clean_transformer.config import Config, ConfigLike
 from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.linear import affine, normal, output_std
+from clean_transformer.weights.stacked import HeadCircuits
 
 Residual = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 Queries = Float[Tensor, "batch query head d_head"]
@@ -21,7 +22,7 @@ Keys = Float[Tensor, "batch key head d_head"]
 Mask = Bool[Tensor, "... query key"] | Float[Tensor, "... query key"] | None
 
 
-class Attention(HookedModule):
+class Attention(HookedModule, HeadCircuits):
     """Σ softmax(q kᵀ / √d_head) v W_O + b_O, where the sum is over the heads.
 
     Source: Vaswani et al. 2017, equation 1. Parameters: W_Q, W_K, W_V [head d_model d_head], W_O

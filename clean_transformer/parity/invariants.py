@@ -87,7 +87,30 @@ def cached_decoding(
     cache = KVCache(len(model.blocks), model.cfg.n_ctx)
     half = tokens.shape[1] // 2
     parts = (tokens[:, :half], tokens[:, half:-1], tokens[:, -1:])
-    return torch.cat([model(part, kv_cache=cache) for part in parts], dim=1), logits
+    read = [model(part, kv_cache=cache) for part in parts if part.numel()]
+    return torch.cat(read, dim=1), logits
+
+
+def padded_batch(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
+    """Invariant: a left-padded text has the same logits as the text alone, at all its tokens.
+
+    The last text of the batch is padded by a third of its length, and loses as many of its last
+    tokens. The padding has token ids of the text, so a model that sees the padding is found. All
+    tokens except the last token are read in one call with a KV cache. Then the order of the texts
+    in the cache is reversed, and the last token is read.
+    """
+    batch, length = tokens.shape
+    padding = max(0, length - 1) // 3
+    padded, mask = tokens.clone(), torch.ones_like(tokens)
+    padded[-1], mask[-1, :padding] = tokens[-1].roll(padding), 0
+    cache = KVCache(len(model.blocks), length, mask[:, :-1])
+    start = [model(padded[:, :-1], kv_cache=cache)] if length > 1 else []
+    cache.select(torch.arange(batch, device=tokens.device).flip(0))
+    end = model(padded[:, -1:].flip(0), kv_cache=cache).flip(0)
+    read = torch.cat([*start, end], dim=1)
+    # Compare texts of unequal length as one text.
+    alone = torch.cat([*logits[:-1], logits[-1, : length - padding]])
+    return torch.cat([*read[:-1], read[-1, padding:]])[None], alone[None]
 
 
 def second_call(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tuple[Logits, Logits]:
@@ -119,6 +142,7 @@ INVARIANTS: tuple[Callable[[DemoTransformer, Tokens, Logits], tuple[Logits, Logi
     batch_permutation,
     batch_size,
     cached_decoding,
+    padded_batch,
     second_call,
     fresh_process,
 )

@@ -38,11 +38,13 @@ class _BesideNumPy(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        function = NUMPY.get(operation_name(func)) if not self.wrong else None
+        # Copy the arguments before the call, because an in-place operation overwrites them.
+        given = tree_map(_array, named_arguments(func, args, kwargs or {})) if function else {}
         output = func(*args, **(kwargs or {}))
-        function = NUMPY.get(operation_name(func))
         first = tree_leaves(output)[0]
-        if function and not self.wrong and first.dtype == torch.float64 and first.numel():
-            wanted = function(**tree_map(_array, named_arguments(func, args, kwargs or {})))
+        if function and first.dtype == torch.float64 and first.numel():
+            wanted = function(**given)
             error = float(np.abs(first.numpy() - wanted).max() / (np.abs(wanted).max() or 1.0))
             if not error <= SAME_FUNCTION:
                 self.wrong = f"{func} is wrong by {error:.1e} of its largest result, in float64 too"
@@ -50,7 +52,7 @@ class _BesideNumPy(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _array(value: Any) -> Any:
-    return value.numpy() if isinstance(value, Tensor) else value
+    return value.numpy().copy() if isinstance(value, Tensor) else value
 
 
 def _attention(**named: Any) -> Any:

@@ -7,7 +7,8 @@ rounding error:
 - `exact` is the result computed in float64 from the device's own inputs.
 - u is the unit roundoff of the dtype: the largest relative error of one rounding.
 - G says, for each element of the result, how large the numbers are that the operation rounds. For a
-  matrix product, G is Σ|xW|, the sum of the absolute values of the terms.
+  matrix product, G is Σ|xW|, the sum of the absolute values of the terms. `parity/scales.py` has
+  the formulas.
 - η is the underflow threshold of the dtype: devices may flush smaller numbers to 0.
 
 BLAS (in DMMCH) and LAPACK test with this ratio too (Dongarra et al. 1990). The underflow term is
@@ -15,9 +16,7 @@ from Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §2.2, equ
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +29,6 @@ from clean_transformer.parity.oracle import (
     smallest_kept,
 )
 from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
-
-# A function that is applied to every factor of a product before the products are summed. `abs`
-# turns Σ xW into Σ|xW|. `square` turns Σ xW into Σ(xW)².
-Size = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -115,17 +110,23 @@ ATTEND = Kind("attention", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
 OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # A whole block (see `parity/uses/judge.py`). Its ratio is the root mean square error of one row
 # [d_model], divided by the error that random rounding causes in this row (`parity/rounding.py`).
-# Random rounding changes each element of each operation's result by about u G. In float32, a single
-# element can have an error of several u G on a healthy device (`parity/README.md` lists the largest
-# healthy ratios). In GPT-2's residual stream, one large element can cause most of a row's error. In
-# half precision, the limit is lower: kernels accumulate sums in float32, and round only the results
-# to half precision. This rounding changes an element by at most u G. The two limits are not
-# derived: they are chosen with a margin above the ratios of healthy blocks.
-PART = Kind("part as a whole", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
+# The limits are derived: the square of the device's error has the mean ρ² or less, in units of
+# random rounding, with ρ = 0.64 in float32 and 0.58 in half precision (see HEALTHY_RHO). In GPT-2's
+# residual stream, three large elements cause most of a row's error. So its square is distributed
+# like ρ² χ²/3, with 3 degrees of freedom. At least half of the unit's square is typical for a row
+# of its size (`uses/rows.py`), so a ratio above x has the probability P(χ² > 3 x² / (2 ρ²)). This
+# is 1e-12 for x = 4 in float32, and 1e-8 for x = 3 in half precision. `README.md` lists the
+# measured ratios, and `wrong` is chosen.
+PART = Kind("part as a whole", 4.0, WRONG_FACTOR * 4.0, healthy_in_half=3.0)
+# A module whose output is all that can be watched (see `activations/black_box.py`), such as a
+# LayerNorm. Errors of LayerNorm's mean and σ are shared by all elements of a row. Random rounding
+# moves each element on its own, so the ratio of a healthy row can be 2. The limit for float32 is
+# chosen, not derived.
+ALONE = Kind("black box", 8.0, WRONG_FACTOR * 8.0, healthy_in_half=3.0)
 
 # Independent rounding errors add up like the root of a sum of squares. Their total is seldom more
-# than this factor times u × `typical_size`. `lower_precision` inserts the u of a lower precision:
-# an error above the product was not caused by this precision.
+# than this factor times u × `typical_size` (in `scales.py`). `lower_precision` inserts the u of a
+# lower precision: an error above the product was not caused by this precision.
 SELDOM_EXCEEDED = 8.0
 
 # The largest healthy ρ, by dtype. ρ is the device's error divided by the error of random rounding,
@@ -136,9 +137,15 @@ SELDOM_EXCEEDED = 8.0
 # magnitude of a term, which is 0.64 σ for products of normal numbers. That is ρ = 0.64. In float64,
 # the oracle rounds as much as the device. The largest measured ρ is 0.56 (`parity/README.md`).
 HEALTHY_RHO = {torch.float64: 2.0, torch.float32: 1.5, torch.bfloat16: 1.0, torch.float16: 1.0}
-# Two healthy runs differ by at most the sum of their two errors. So their difference may be this
-# factor times the largest healthy error of one run.
-HEALTHY_RUNS = 2
+# The largest healthy difference of two runs, in units of the error of random rounding. Two healthy
+# runs differ by at most the sum of their errors. In half precision, each error is at most that of
+# results that are rounded once, which is ρ = 1/√3 = 0.58, because the sums are in float32.
+HEALTHY_DIFFERENCE = {
+    torch.float64: 2 * HEALTHY_RHO[torch.float64],
+    torch.float32: 2 * HEALTHY_RHO[torch.float32],
+    torch.bfloat16: 2 / math.sqrt(3),
+    torch.float16: 2 / math.sqrt(3),
+}
 # About the number of operations in a block that are no sums; see `largest_drift`.
 STEPS = 40
 
@@ -200,14 +207,6 @@ def lower_precision(
     return next((name for lower, name in LOWER_PRECISION.items() if roundings <= lower), "")
 
 
-def typical_size(exact: Tensor, squares: Tensor) -> Tensor:
-    """Return |exact| + √Σ(xW)² for a sum of products Σ xW; `squares` is Σ(xW)².
-
-    If the sum and its terms are rounded independently, a typical error is u times this value.
-    """
-    return exact.abs() + squares.sqrt()
-
-
 def error_ratios(error: Tensor, scale: Tensor, u: float, dtype: torch.dtype) -> Tensor:
     """Return the error ratio error / (u G + η) of each element of a result of the given dtype.
 
@@ -215,99 +214,11 @@ def error_ratios(error: Tensor, scale: Tensor, u: float, dtype: torch.dtype) -> 
     infinite where the error is NaN. Where G is 0, the exact result is 0. There η is left out, so
     that any error has an infinite ratio.
     """
-    allowed = u * scale + torch.where(scale == 0, scale, smallest_kept(dtype))
-    return torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
+    # In place, because the attention scores of a long text are large, and new memory is slow.
+    allowed = (u * scale).add_(smallest_kept(dtype)).masked_fill_(scale == 0, 0.0)
+    return (error / allowed).masked_fill_(error == 0, 0.0).nan_to_num_(math.inf, math.inf)
 
 
 def index_of_largest(values: Tensor) -> tuple[int, ...]:
     """The index of the tensor's largest value."""
     return tuple(int(index) for index in torch.unravel_index(values.argmax(), values.shape))
-
-
-def square(x: Any) -> Any:
-    """x², for tensors and for Python numbers."""
-    return x * x
-
-
-def sum_scale(exact: Tensor, terms: Callable[[Size], Tensor], u: float) -> Tensor:
-    """Return the G of a sum of products Σ xW. The allowed error is proportional to G.
-
-    `terms(abs)` is Σ|xW|, and `terms(square)` is Σ(xW)². In float32 and float64, G is Σ|xW|. In
-    half precision, G is |result| + √Σ(xW)² + (2⁻²⁴ / u) Σ|xW|, which is smaller than Σ|xW| if there
-    are many terms. This is large enough: kernels compute half-precision products exactly, sum them
-    in float32, and round only the result to half precision, once or a few times. With G = Σ|xW|, a
-    wrong sum of thousands of terms could pass.
-    """
-    absolute = terms(abs)
-    if u <= ACCUMULATOR:
-        return absolute
-    finite = exact.abs().nan_to_num(posinf=0.0)  # masked scores are −∞
-    return typical_size(finite, terms(square)) + ACCUMULATOR / u * absolute
-
-
-def softmax_scale(pattern: Tensor, scores: Tensor, dim: int) -> Tensor:
-    """Return the G of softmax: p (1 + |s − max s|), for scores s and pattern p.
-
-    The allowed error is proportional to G. G is 0 where the pattern must be 0.
-    """
-    # Rounding s − max s changes exp(s − max s) by the relative error u |s − max s|. The same factor
-    # bounds the error of the sum along `dim`.
-    below_highest = (scores - scores.amax(dim, keepdim=True)).abs()
-    return torch.where(pattern == 0, 0.0, pattern * (1 + below_highest))
-
-
-def layer_norm_scales(
-    x: Tensor, eps: float, axes: tuple[int, ...] = (-1,)
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return G for three results of LayerNorm: the normalized x, the mean, and σ = √(var + eps).
-
-    The allowed error of a result is proportional to its G. The normalized x has G = (|x| + mean|x|)
-    / σ, the mean has G = mean|x|, and σ has G = mean(|c| (|x| + mean|x|) / σ) + σ, where c = x −
-    mean x.
-    """
-    # Rounding x − mean x causes an error of u (|x| + mean|x|), which is then divided by σ. With
-    # c = x − mean x, an error δc changes σ by δσ = mean(c δc) / σ.
-    mean_size = x.abs().mean(axes, keepdim=True)
-    centered = x - x.mean(axes, keepdim=True)
-    sigma = (centered.square().mean(axes, keepdim=True) + eps).sqrt()
-    normalized = (x.abs() + mean_size) / sigma
-    return normalized, mean_size, (centered.abs() * normalized).mean(axes, keepdim=True) + sigma
-
-
-def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
-    """Return the G of GELU: ½|x| (1 + |tanh(…)|), or ½|x| (1 + |erf(…)|) for the erf form.
-
-    The allowed error is proportional to G.
-    """
-    if approximate == "tanh":
-        inner = (math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))).tanh()
-    else:
-        inner = (x / math.sqrt(2)).erf()
-    return x.abs() / 2 * (1 + inner.abs())
-
-
-def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> Tensor:
-    """Return what `terms(size)` must return in a call of `sum_scale` for fused attention.
-
-    `size` is `abs` or `square`. `pattern` is the attention pattern p. `scores` has a bound S on the
-    absolute value of each score: |q||k| scale + |mask|. For `abs`, the result is Σⱼ pⱼ|vⱼ| (1 + Sⱼ
-    + Σₗ pₗSₗ). For `square`, the result is Σ(pⱼvⱼ)².
-    """
-    # Only half precision needs the squares. A half-precision kernel keeps the scores in float32,
-    # and rounds only p and the result.
-    if size is square:
-        return square(pattern) @ square(v)
-    # The 1 stands for the rounding of pⱼ, and the other terms for the rounding of the scores. A
-    # score has an error of u S, and to first order δp = p (δs − Σₗ pₗ δsₗ), so that
-    # |δpⱼ| ≤ u pⱼ (Sⱼ + Σₗ pₗSₗ).
-    weighted = pattern * scores
-    return weighted @ v.abs() + (1 + weighted.sum(-1, keepdim=True)) * (pattern @ v.abs())
-
-
-def attention_squares(pattern: Tensor, scores: Tensor, v: Tensor) -> Tensor:
-    """Return Σ(pⱼvⱼ(1 + |sⱼ|))², the argument `squares` of `typical_size` for fused attention.
-
-    `pattern` is p, and `scores` has the signed scores s. The factor 1 + |sⱼ| is there because
-    rounding sⱼ changes pⱼ by the relative error u |sⱼ|.
-    """
-    return square(pattern * (1 + scores.abs())) @ square(v)

@@ -27,7 +27,7 @@ from clean_transformer.parity.activations.isolated import PATHS, Isolated, isola
 from clean_transformer.parity.attempts import Attempts
 from clean_transformer.parity.inputs import LENGTH, suite_tokens
 from clean_transformer.parity.invariants import row_difference
-from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, largest_drift, rounding
+from clean_transformer.parity.limits import HEALTHY_DIFFERENCE, HEALTHY_RHO, largest_drift, rounding
 from clean_transformer.parity.locate import Located, in_words, locate
 from clean_transformer.parity.operations.probes import run_probes
 from clean_transformer.parity.oracle import trusted
@@ -123,13 +123,13 @@ def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor
     # The fourth block, because GPT-2's residual stream has its largest entries from there on.
     layer, n_ctx = min(3, exact.cfg.n_layers - 1), exact.cfg.n_ctx
     with trusted():
-        residual = sum(exact.embeddings(suite_tokens(exact.cfg, 2, n_ctx), None), torch.zeros(()))
+        residual = sum(exact.embeddings(suite_tokens(exact.cfg, 1, n_ctx), None), torch.zeros(()))
         for before in range(layer):
             residual = exact.block(before)(residual, None)
-        residual = residual.to(like.dtype)
-    residual = residual.to(like.device)
+    residual = residual.to(like.dtype).to(like.device)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
-    cases = {f"1 × {length} tokens": residual[:1, :length].clone() for length in lengths}
+    cases = {f"1 × {length} tokens": residual[:, :length].clone() for length in lengths}
+    residual = torch.cat([residual, residual.flip(1)])  # a batch of two different texts
     both = residual[:, :LENGTH].clone()
     cases["permuted input"] = both.transpose(0, 1).contiguous().transpose(0, 1)
     cases["transposed input"] = both.mT.contiguous().mT
@@ -170,7 +170,8 @@ def isolated_errors(
         runs += [
             (f"blocks.{layer}", cliff, path, x)
             for cliff, x in cliffs.items()
-            for path in ("fused", "explicit")
+            # The use "long text" takes the fused path.
+            for path in ("fused", "explicit")[x.shape[1] > LENGTH :]
         ]
     isolated: list[Isolated] = []
     for name in record.inputs:
@@ -244,7 +245,7 @@ def end_to_end(
             rows.append(EndToEnd(name, rms_difference(device.cpu(), value), envelope, healthy))
             if name == LOGITS:
                 off = min(row_difference(moved, copies), ceiling)
-        allowed = HEALTHY_RUNS * healthy * max(off, rounding(subject.dtype))
+        allowed = HEALTHY_DIFFERENCE[subject.dtype] * max(off, rounding(subject.dtype))
         theirs = (
             _reference_errors(subject.exact, subject.tokens, reference, exact) if reference else {}
         )

@@ -3,10 +3,11 @@
 The file also has the unit roundoff and the underflow threshold of each dtype.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +32,9 @@ LOWER_PRECISION = {
     UNIT_ROUNDOFF[torch.bfloat16]: "bfloat16",
 }
 
+# The setting of `torch.nn.attention.flex_attention` that turns off its compilation.
+UNCOMPILED = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+
 # The unit roundoff of float32, in which kernels accumulate half-precision products.
 ACCUMULATOR = UNIT_ROUNDOFF[torch.float32]
 
@@ -50,10 +54,39 @@ def trusted() -> Iterator[None]:
 
     The device faults in `parity/faults` are dispatch modes, so they do not affect operations in
     this block. `Elementary` computes LayerNorm, softmax and GELU in float64 without the CPU's fused
-    kernels. So a faulty fused kernel does not make the exact results wrong.
+    kernels. So a faulty fused kernel does not make the exact results wrong. `flex_attention` is not
+    compiled.
     """
-    with _disable_current_modes(), Elementary():
+    with _disable_current_modes(), Elementary(), uncompiled_flex_attention():
         yield
+
+
+@contextmanager
+def uncompiled_flex_attention() -> Iterator[None]:
+    """Run PyTorch's `flex_attention` without compiling it, inside a `with` block.
+
+    By default, `flex_attention` compiles itself, and then it does not run under dispatch modes such
+    as the checks of this package. Raises `NotImplementedError` if the PyTorch that runs cannot turn
+    this off, and if `flex_attention` has failed for this reason.
+    """
+    flex: Any = sys.modules.get("torch.nn.attention.flex_attention")
+    if flex is not None and hasattr(flex, UNCOMPILED):
+        before = getattr(flex, UNCOMPILED)
+        setattr(flex, UNCOMPILED, True)
+        try:
+            yield
+        finally:
+            setattr(flex, UNCOMPILED, before)
+        return
+    try:
+        yield
+    except RuntimeError as error:
+        if "flex_attention" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"NOT CHECKED: PyTorch {torch.__version__} cannot run flex_attention uncompiled, which "
+            "the check needs; a newer PyTorch can"
+        ) from error
 
 
 def float64_oracle(module: M) -> M:

@@ -69,7 +69,7 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if wanted is None or wanted.scale is None or not value.is_floating_point():
                 continue
             moved = torch.randn(value.shape, generator=self.generator)
-            value.add_(moved * wanted.scale.nan_to_num(0.0), alpha=UNIT_ROUNDOFF[dtype])
+            value.add_(moved * wanted.scale.nan_to_num(0.0, posinf=0.0), alpha=UNIT_ROUNDOFF[dtype])
         return output
 
     @staticmethod

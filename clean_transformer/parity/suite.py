@@ -30,6 +30,7 @@ from clean_transformer.parity.references.base import Reference, ReferenceUnavail
 from clean_transformer.parity.references.choose import READERS, REFERENCES
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.same_function import ParityReport, compare, is_in_long
+from clean_transformer.parity.uses.compiled_step import judge_compiled_step
 from clean_transformer.parity.uses.every import judge_uses
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.oracle import check_oracle
@@ -135,6 +136,8 @@ def check_device(
             ),
             on_step=on_step,
         )
+        if mode == "optimized-compiled":
+            judged.append(judge_compiled_step(model, exact))
         on_step("invariants")
         beside = partial(check_oracle, exact, generator)
         invariants = attempts.run("oracle beside NumPy", beside, [])

@@ -16,7 +16,6 @@ _NEURONS = (
     "and cache['post', layer] and model.W_out[layer] hold the factors"
 )
 _KV_CACHE = "pass kv_cache=KVCache(n_layers, n_ctx); KVCache is in clean_transformer"
-_PATTERN = "give the factors to FactoredMatrix of transformer_lens: "
 _EVALS = "compute the loss of your texts with model(texts, return_type='loss')"
 _SAES = "run_with_hooks(text, fwd_hooks=[(name, lambda activation, hook: sae(activation))])"
 
@@ -48,7 +47,8 @@ LEFT_OUT = {
     **dict.fromkeys(("expand_neurons", "get_neuron_results", "stack_neuron_results"), _NEURONS),
     **dict.fromkeys(("run_with_saes", "run_with_cache_with_saes", "saes", "add_sae"), _SAES),
     **dict.fromkeys(("load_sample_training_dataset", "sample_datapoint"), _EVALS),
-    "add_hook": "use model.add_hook(name, function), with the name of the hook point",
+    "add_hook": "use `with model.hooks(fwd_hooks=[(name, function)])`, or model.add_hook(name, "
+    "function) until reset_hooks(); hook_point.name is the name",
     "past_kv_cache": _KV_CACHE,
     "attention_mask": "pass kv_cache=KVCache(n_layers, n_ctx, attention_mask=...)",
     "start_at_layer": "call the modules: `for block in model.blocks[start:]: x = block(x)`",
@@ -64,9 +64,8 @@ LEFT_OUT = {
     "recompute_ln": "accumulated_resid(apply_ln=True) and analysis.logit_lens apply ln_final anew",
     "project_output_onto": "multiply the result by the directions: stack @ directions",
     "toggle_autodiff": "use `with torch.no_grad():`",
-    "QK": f"{_PATTERN}FactoredMatrix(model.W_Q, model.W_K.transpose(-2, -1))",
-    "OV": f"{_PATTERN}FactoredMatrix(model.W_V, model.W_O)",
-    "all_composition_scores": f"{_PATTERN}FactoredMatrix(model.W_V, model.W_O)",
+    "all_composition_scores": "use transformer_lens.utilities: composition_scores(model.OV, "
+    "model.QK)",
     "verbose": "generate prints nothing; stream(...) yields the text in pieces",
     "do_sample": "temperature=0, the default, takes the most likely token; above 0 draws tokens",
     "stop_at_eos": "stop_tokens=[...] says where to stop; stop_tokens=[] never stops",

@@ -1,6 +1,5 @@
 """`LanguageModel`: gives a model a tokenizer, so that you can pass texts instead of token ids."""
 
-import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -71,18 +70,6 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
                 "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
             )
         return Tokenizer.from_pretrained(self.source)
-
-    def _tokenizer_files(self) -> dict[str, str]:
-        """Return `Tokenizer.files`, or an empty dictionary for a model without a tokenizer."""
-        if self.source is None and "tokenizer" not in vars(self):
-            return {}
-        try:
-            return self.tokenizer.files()
-        except FileNotFoundError:
-            return {}
-        except (ValueError, OSError) as error:
-            warnings.warn(f"the model is saved without its tokenizer: {error}", stacklevel=3)
-            return {}
 
     def __call__(
         self,

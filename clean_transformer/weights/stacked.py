@@ -1,4 +1,7 @@
-"""`StackedWeights`: the attributes `W_E`, `W_Q`, … of a model, as in TransformerLens."""
+"""`StackedWeights`: the attributes `W_E`, `W_Q`, … of a model, as in TransformerLens.
+
+`HeadCircuits`: the attributes `QK` and `OV` of a model and of its attention modules.
+"""
 
 from typing import Any
 
@@ -39,7 +42,42 @@ def _stacked(part: str, name: str, axes: str) -> Any:
     return property(read, doc=f"`{part}.{name}` of every block, as one tensor [layer {axes}].")
 
 
-class StackedWeights(nn.Module):
+def _factored(left: Tensor, right: Tensor) -> Any:
+    """Return the product `left @ right` as a `FactoredMatrix` of TransformerLens.
+
+    Raises `ImportError` if TransformerLens is not installed.
+    """
+    try:
+        from transformer_lens import FactoredMatrix
+    except ModuleNotFoundError as error:
+        if error.name != "transformer_lens":  # one of its dependencies is not installed
+            raise
+        raise ImportError(
+            "QK and OV are a FactoredMatrix of transformer_lens, which is not installed: "
+            "pip install 'clean-transformer[bridge]'"
+        ) from None
+    return FactoredMatrix(left, right)
+
+
+class HeadCircuits(nn.Module):
+    """A base class that adds `QK` and `OV` to a module that has W_Q, W_K, W_V and W_O.
+
+    Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits". Both are a
+    `FactoredMatrix` of TransformerLens: a product of two matrices, which is not multiplied out.
+    Reading `QK` or `OV` raises `ImportError` if TransformerLens is not installed.
+    """
+
+    QK = property(
+        lambda module: _factored(module.W_Q, module.W_K.transpose(-2, -1)),
+        doc="W_Q W_Kᵀ of each head, as a `FactoredMatrix` [... head d_model d_model].",
+    )
+    OV = property(
+        lambda module: _factored(module.W_V, module.W_O),
+        doc="W_V W_O of each head, as a `FactoredMatrix` [... head d_model d_model].",
+    )
+
+
+class StackedWeights(HeadCircuits):
     """A base class that adds the attributes `W_E`, `W_Q`, … to a model, as in TransformerLens.
 
     Reading a weight of attention or MLP, such as `W_Q`, makes a new tensor, which stacks the

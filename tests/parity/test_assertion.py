@@ -15,7 +15,7 @@ from clean_transformer.inference.fast_modules import FastBlock
 from clean_transformer.modules.attention import Attention
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.mlp import MLP
-from clean_transformer.parity import assert_parity, inject
+from clean_transformer.parity import assert_parity, check_operations, inject, oracle
 
 from ..helpers import random_model, random_tokens
 
@@ -69,6 +69,41 @@ def test_a_wrong_device_is_named_with_the_activation_and_the_operation(x: Tensor
 
 class Same(MLP):
     """A subclass that changes nothing."""
+
+
+class OffInFloat32(variants.FlexAttention):
+    """Its values are too large by 0.1%, but not in float64."""
+
+    def mix(self, *args: Tensor, **options: Tensor) -> Tensor:
+        z = super().mix(*args, **options)
+        return z if z.dtype == torch.float64 else z * 1.001
+
+
+@torch.no_grad()
+def test_flex_attention_runs_in_the_oracle(x: Tensor):
+    right, flex = Attention(CFG).double(), variants.FlexAttention(CFG).double()
+    flex.load_state_dict(right.state_dict())
+    with oracle.trusted():
+        torch.testing.assert_close(flex(x.double()), right(x.double()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_flex_attention_is_judged_or_reads_not_checked(x: Tensor, monkeypatch: pytest.MonkeyPatch):
+    right = Attention(CFG)
+    for kind in (variants.FlexAttention, OffInFloat32):
+        module = kind(CFG)
+        module.load_state_dict(right.state_dict())
+        if kind is variants.FlexAttention:
+            assert_parity(module, x, reference=right, device="cpu")
+            with torch.no_grad():
+                assert check_operations(module, x).not_checked == {"flex_attention": 1}
+        else:
+            with pytest.raises(AssertionError, match="WRONG: output"):
+                assert_parity(module, x, reference=right, device="cpu")
+    monkeypatch.setattr(oracle, "UNCOMPILED", "absent")  # as in an older PyTorch
+    with pytest.raises(NotImplementedError, match=r"^NOT CHECKED: PyTorch .* flex_attention"):
+        assert_parity(module, x, device="cpu")
 
 
 class ReluMLP(MLP):

@@ -1,18 +1,23 @@
 """The oracle's own LayerNorm, softmax and GELU: the fused kernels' values, without the kernels."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clean_transformer.parity import invariants
 from clean_transformer.parity.elementary import FUNCTIONS
 from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.suite import check_device
 from clean_transformer.parity.verdict import Verdict
 
-from .small import F32, F64, everywhere, small_weights
+from .small import F32, F64, everywhere, small_model, small_weights
 
 GAIN, BIAS = torch.rand(2, 8, dtype=F64, generator=torch.Generator().manual_seed(1))
 CASES = {
@@ -93,17 +98,71 @@ WRONG_KERNELS = {
     "_softmax": off_softmax,
     "gelu": lambda x, *, approximate="none": 0.5 * x * (1 + (x / 2**0.5).erf()),
     "addmm": off_product,
+    "mm": lambda x, weight: 1.001 * torch.bmm(x[None], weight[None])[0],
 }
+# What a new process imports at its start: the same wrong kernel, and a file that says so.
+IN_NEW_PROCESSES = """
+import pathlib, sys
+sys.path[:] = {path!r}
+from tests.parity.small import everywhere
+from tests.parity.test_elementary import WRONG_KERNELS
+planted = everywhere({operation!r}, WRONG_KERNELS[{operation!r}])
+planted.__enter__()
+pathlib.Path({marker!r}).touch()
+"""
+
+
+@contextmanager
+def in_new_processes(
+    operation: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Plant the wrong kernel in the new processes that are started inside a `with` block."""
+    marker = folder / "planted"
+    given = {"path": sys.path, "operation": operation, "marker": str(marker)}
+    (folder / "sitecustomize.py").write_text(IN_NEW_PROCESSES.format(**given))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    yield
+    assert marker.exists(), "no new process has planted the kernel"
 
 
 @pytest.mark.usefixtures("model_alone")
 @pytest.mark.parametrize("operation", WRONG_KERNELS)
 def test_a_kernel_that_is_wrong_in_every_dtype_is_named(operation: str) -> None:
-    """No process of its own is asked, so what it has does not matter."""
     with everywhere(operation, WRONG_KERNELS[operation]):
         run = check_device(small_weights(d_vocab=100, n_ctx=8, n_layers=1), "cpu", F32)
+    assert_named(operation, run)
+
+
+def assert_named(operation: str, run: DeviceRun) -> None:
+    """The verdict is WRONG, and the report names the operation."""
     assert run.verdict is Verdict.WRONG
     named = [run.located.operation] if run.located else []
     named += [check.note for check in run.invariants if check.verdict is Verdict.WRONG]
     assert any(f"aten.{operation}.default" in each for each in named), named
     assert max(check.allowed for check in run.invariants) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("model_alone")
+@pytest.mark.parametrize("operation", WRONG_KERNELS)
+def test_a_kernel_that_is_wrong_in_new_processes_too_is_named(
+    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invariants, "INVARIANTS", (invariants.fresh_process,))
+    with (
+        everywhere(operation, WRONG_KERNELS[operation]),
+        in_new_processes(operation, tmp_path, monkeypatch),
+    ):
+        run = check_device(small_weights(d_vocab=100, n_ctx=8, n_layers=1), "cpu", F32)
+    assert_named(operation, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["native_layer_norm", "gelu", "addmm"])
+def test_a_kernel_that_is_wrong_only_in_new_processes_is_found(
+    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with in_new_processes(operation, tmp_path, monkeypatch), torch.no_grad():
+        model, tokens = small_model(small_weights(n_ctx=8)), torch.zeros(1, 2, dtype=torch.int64)
+        ours, theirs = invariants.fresh_process(model, tokens, model(tokens))
+    assert invariants.row_difference(ours, theirs) > 1e-5

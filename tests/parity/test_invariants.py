@@ -9,6 +9,7 @@ from torch import Tensor
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity import invariants
 from clean_transformer.parity.faults import inject
+from clean_transformer.parity.faults.semantic import CACHE_FAULTS
 from clean_transformer.parity.inputs import suite_tokens
 from clean_transformer.parity.invariants import INVARIANTS, check_invariants, row_difference
 from clean_transformer.parity.verdict import Verdict
@@ -32,6 +33,7 @@ def failures(model: DemoTransformer, monkeypatch: pytest.MonkeyPatch) -> set[str
         "batch permutation",
         "batch size",
         "cached decoding",
+        "padded batch",
         "second call",
     ]
     return {check.name for check in checks if check.verdict is not Verdict.PASS}
@@ -89,6 +91,33 @@ def test_a_violation_is_caught(
     model = small_model(WEIGHTS)
     with corrupted(model, "blocks.1.hook_resid_pre", spoil()):
         assert broken <= failures(model, monkeypatch)
+
+
+@pytest.mark.parametrize("fault", CACHE_FAULTS, ids=lambda fault: fault.name)
+@torch.no_grad()
+def test_a_mistake_in_the_cache_is_caught(fault) -> None:
+    """The oracle of the uses has the same cache, so it makes the same mistake."""
+    model, tokens = small_model(WEIGHTS), suite_tokens(WEIGHTS.cfg, 2, 9)
+    right = model(tokens)
+    with inject(fault.name):
+        assert torch.equal(model(tokens), right)
+        cached, padded = (
+            row_difference(*invariant(model, tokens, right)) > ALLOWED[F32]
+            for invariant in (invariants.cached_decoding, invariants.padded_batch)
+        )
+    assert padded
+    assert cached is (fault.name == "cached-positions-late")
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 3])
+@torch.no_grad()
+def test_the_shortest_texts_keep_them(n_ctx: int) -> None:
+    model = small_model(small_weights(d_vocab=50, n_ctx=n_ctx))
+    tokens = suite_tokens(model.cfg, 2, n_ctx)
+    for invariant in (invariants.cached_decoding, invariants.padded_batch):
+        one, other = invariant(model, tokens, model(tokens))
+        assert one.shape == other.shape
+        assert row_difference(one, other) < 1e-5
 
 
 def test_a_causal_leak_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,13 @@
 """A fault of our loader is WRONG and named, because the reference reads the files itself."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from clean_transformer.parity import inputs
+from clean_transformer.parity.faults.loader import FIRST, LOADER_FAULTS
 from clean_transformer.parity.inputs import Weights, choose_weights
 from clean_transformer.parity.report.page import render
 from clean_transformer.parity.results import SuiteReport
@@ -54,56 +53,21 @@ def test_a_healthy_loader_passes(folder: Path, installed: str) -> None:
     assert report.coverage[0] == report.coverage[1]
 
 
-FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "embed.W_E": lambda w: w.roll(1, 0),
-    "pos_embed.W_pos": lambda w: w.roll(1, 0),
-    "blocks.0.ln1.w": torch.ones_like,
-    "blocks.0.ln1.b": torch.zeros_like,
-    "blocks.0.attn.W_Q": lambda w: w.roll(1, 0),
-    "blocks.0.attn.W_K": lambda w: w.roll(1, 2),
-    "blocks.1.attn.W_V": lambda w: w.roll(1, 1),
-    "blocks.1.attn.W_O": lambda w: w.roll(1, 0),
-    "blocks.0.attn.b_Q": torch.zeros_like,
-    "blocks.0.attn.b_K": lambda w: w.flip(0),
-    "blocks.1.attn.b_V": torch.zeros_like,
-    "blocks.1.attn.b_O": torch.zeros_like,
-    "blocks.0.ln2.w": torch.ones_like,
-    "blocks.1.ln2.b": torch.zeros_like,
-    "blocks.0.mlp.W_in": lambda w: w.roll(1, 1),
-    "blocks.1.mlp.W_out": lambda w: w.bfloat16().float(),
-    "blocks.0.mlp.b_in": torch.zeros_like,
-    "blocks.1.mlp.b_out": torch.zeros_like,
-    "ln_final.w": torch.ones_like,
-    "ln_final.b": torch.zeros_like,
-    "unembed.b_U": torch.ones_like,
-}
-# The activation that the parameter changes first, by the name that all references have.
-FIRST = {
-    "embed.W_E": "hook_embed",
-    "pos_embed.W_pos": "hook_pos_embed",
-    "blocks.0.attn.b_Q": "blocks.0.attn.hook_q",
-    "blocks.0.attn.b_K": "blocks.0.attn.hook_k",
-    "blocks.1.attn.b_O": "blocks.1.hook_attn_out",
-    "blocks.0.mlp.b_in": "blocks.0.mlp.hook_pre",
-    "blocks.1.mlp.b_out": "blocks.1.hook_mlp_out",
-}
-
-
 def test_every_kind_of_parameter_has_a_fault(folder: Path) -> None:
     def kind(name: str) -> str:
         return name.replace("blocks.0.", "").replace("blocks.1.", "")
 
     state = choose_weights(str(folder)).state
-    assert {kind(name) for name in FAULTS} == {kind(name) for name in state}
+    assert {kind(name) for name in LOADER_FAULTS} == {kind(name) for name in state}
 
 
-@pytest.mark.parametrize("parameter", FAULTS)
+@pytest.mark.parametrize("parameter", LOADER_FAULTS)
 def test_a_fault_of_our_loader_is_wrong(
     parameter: str, folder: Path, installed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(*args):
         cfg, state = read_pretrained(*args)
-        return cfg, state | {parameter: FAULTS[parameter](state[parameter])}
+        return cfg, state | {parameter: LOADER_FAULTS[parameter](state[parameter])}
 
     monkeypatch.setattr(inputs, "read_pretrained", faulty)
     report = compared(choose_weights(str(folder)), installed)

@@ -61,6 +61,7 @@ def test_a_bin_from_before_torch_1_6(tmp_path: Path, state, theirs):
     assert_equal_states(load(folder), state)
 
 
+@pytest.mark.filterwarnings("ignore:.*assuming GPT-2's eps")
 def test_a_pt_from_before_torch_1_6(tmp_path: Path):
     state = random_model(SMALL, dtype=torch.float32).state_dict()
     torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
@@ -116,6 +117,7 @@ def test_two_keys_that_differ_in_their_prefix(theirs):
         read_state_dict(theirs | {f"module.{WTE}": theirs[WTE]}, CFG)
 
 
+@pytest.mark.filterwarnings("ignore:.*assuming GPT-2's eps")
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model"])
 def test_the_usual_wrappers(tmp_path: Path, key: str):
     model = random_model(SMALL, dtype=torch.float32)

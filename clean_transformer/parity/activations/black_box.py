@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from clean_transformer.hooks import HookedModule
 from clean_transformer.parity.activations.isolated import Isolated
-from clean_transformer.parity.limits import PART, index_of_largest
+from clean_transformer.parity.limits import ALONE, index_of_largest
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, M, trusted
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.support.numerics import upcast
@@ -161,7 +161,7 @@ def judge_black_box(
     error = (upcast(output) - exact).square().mean(dim=-1).sqrt()
     envelope = (total.mean(dim=-1) / DRAWS).sqrt()
     ratios = torch.where(error == 0, 0.0, error / envelope).nan_to_num(math.inf, math.inf)
-    healthy, wrong = PART.limits(1, UNIT_ROUNDOFF[output.dtype])
+    healthy, wrong = ALONE.limits(1, UNIT_ROUNDOFF[output.dtype])
     relative = float(
         (error.square().mean() / exact.square().mean()).sqrt().nan_to_num(math.inf, math.inf)
     )
@@ -169,7 +169,7 @@ def judge_black_box(
         name=name,
         case=case,
         path=BLACK_BOX,
-        operation="black box",
+        operation=ALONE.name,
         ratio=float(ratios.max()) if ratios.numel() else 0.0,
         healthy=healthy,
         wrong=wrong,

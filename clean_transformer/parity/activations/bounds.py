@@ -33,6 +33,9 @@ from clean_transformer.parity.limits import (
     LINEAR,
     SOFTMAX,
     Kind,
+)
+from clean_transformer.parity.operations.attention import attention
+from clean_transformer.parity.scales import (
     Size,
     attention_squares,
     attention_terms,
@@ -43,7 +46,6 @@ from clean_transformer.parity.limits import (
     sum_scale,
     typical_size,
 )
-from clean_transformer.parity.operations.attention import attention
 
 # The device's activations of one module, converted to float64. The keys are "input", "input 1", …
 # for the module's inputs, and the names of its hook points.

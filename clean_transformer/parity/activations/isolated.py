@@ -229,7 +229,7 @@ def _judge(
 
     def errors(seen: Seen, device: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
         given = upcast(device)
-        error = torch.where(given == exact, 0.0, (given - exact).abs())
+        error = (given - exact).abs_().masked_fill_(given == exact, 0.0)
         return error, error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
 
     if name.endswith(WITHIN_A_HEAD):

@@ -19,7 +19,7 @@ from clean_transformer.parity.any_model.results import (
 )
 from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.operations.check import CallChecker
-from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.oracle import trusted, uncompiled_flex_attention
 from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import environment
 
@@ -85,7 +85,7 @@ def check_model(
             use = UseReport(name)
             report.uses.append(use)
             try:
-                with CallChecker(Recorder(use, lambda: paths.current)):
+                with uncompiled_flex_attention(), CallChecker(Recorder(use, lambda: paths.current)):
                     run()
             except Exception as error:
                 use.failed = failed_check(name, error)

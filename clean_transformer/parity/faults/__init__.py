@@ -2,7 +2,8 @@
 
 A semantic fault is a mistake in the code of our model, so that the model computes another function.
 A device fault makes an operation on the CPU return what a faulty device would return. The tables
-SEMANTIC_FAULTS and DEVICE_FAULTS list all faults. `inject` plants a fault by its name:
+SEMANTIC_FAULTS, CACHE_FAULTS (mistakes in the KV cache and in padding) and DEVICE_FAULTS list all
+faults. `inject` plants a fault by its name:
 
     with inject("linear-noncontiguous-weight"):
         logits = model(tokens)
@@ -13,7 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from clean_transformer.parity.faults.device import DEVICE_FAULTS
-from clean_transformer.parity.faults.semantic import SEMANTIC_FAULTS
+from clean_transformer.parity.faults.semantic import CACHE_FAULTS, SEMANTIC_FAULTS
 
 
 def inject(name: str) -> AbstractContextManager[Any]:
@@ -21,7 +22,7 @@ def inject(name: str) -> AbstractContextManager[Any]:
 
     To plant several faults, nest their `with` blocks. Raises `ValueError` for an unknown name.
     """
-    faults = {fault.name: fault for fault in (*SEMANTIC_FAULTS, *DEVICE_FAULTS)}
+    faults = {fault.name: fault for fault in (*SEMANTIC_FAULTS, *CACHE_FAULTS, *DEVICE_FAULTS)}
     if name not in faults:
         near = difflib.get_close_matches(name, faults, n=3, cutoff=0.3)
         raise ValueError(f"no fault is called {name!r}; did you mean one of {near}?")

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clean_transformer.parity.operations.attention import attention, attention_arguments
 from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.conditions import factor_positions, is_causal
-from clean_transformer.parity.operations.known_issues import Condition
+from clean_transformer.parity.operations.known_issue import Condition
 from clean_transformer.parity.operations.leads import emulating
 from clean_transformer.parity.operations.replay import named_arguments
 

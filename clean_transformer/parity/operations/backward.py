@@ -11,17 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clean_transformer.parity.limits import (
-    ATTEND,
-    ELEMENTWISE,
-    GELU,
-    LAYER_NORM,
-    SOFTMAX,
-    SUM,
-    Size,
-    square,
-    sum_scale,
-)
+from clean_transformer.parity.limits import ATTEND, ELEMENTWISE, GELU, LAYER_NORM, SOFTMAX, SUM
 from clean_transformer.parity.operations.attention import attention, attention_arguments
 from clean_transformer.parity.operations.replay import Call64, Expected
 from clean_transformer.parity.operations.rules import (
@@ -32,6 +22,7 @@ from clean_transformer.parity.operations.rules import (
     within,
 )
 from clean_transformer.parity.oracle import ACCUMULATOR
+from clean_transformer.parity.scales import Size, square, sum_scale
 
 
 def _of_softmax(call: Call64) -> list[Expected | None]:

@@ -22,13 +22,6 @@ from clean_transformer.parity.limits import (
     OTHER,
     SOFTMAX,
     SUM,
-    attention_squares,
-    attention_terms,
-    gelu_scale,
-    layer_norm_scales,
-    softmax_scale,
-    sum_scale,
-    typical_size,
 )
 from clean_transformer.parity.operations.attention import (
     ATTENTIONS,
@@ -50,6 +43,15 @@ from clean_transformer.parity.operations.rules import (
     unknown,
     unless_integer,
     within,
+)
+from clean_transformer.parity.scales import (
+    attention_squares,
+    attention_terms,
+    gelu_scale,
+    layer_norm_scales,
+    softmax_scale,
+    sum_scale,
+    typical_size,
 )
 
 

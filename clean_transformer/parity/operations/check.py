@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clean_transformer.parity.operations.bounds import RULES, WITHOUT_VALUES
 from clean_transformer.parity.operations.diagnosis import Attempt, Finding, first_float
 from clean_transformer.parity.operations.judgment import Judgment, judge
 from clean_transformer.parity.operations.replay import Expected, computed, operation_name
+from clean_transformer.parity.oracle import uncompiled_flex_attention
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.reports.page import render_page
 
@@ -110,7 +112,7 @@ def check_operations(
     # checker would get `linear` instead of the operations that `linear` calls.
     with torch.inference_mode(False), torch.set_grad_enabled(with_gradients):
         try:
-            with CallChecker(record):
+            with uncompiled_flex_attention(), CallChecker(record):
                 function(*inputs, **arguments)
         except _FirstWrong:
             pass
@@ -133,22 +135,24 @@ class CheckedCall:
     """An ATen call that ran, with the verdict on its outputs.
 
     `name` is the operation's name, such as "mm". `dtype` is the dtype of the first floating-point
-    output, or None if no output is floating-point. `attempt` is an object that can repeat the call.
-    `expected` has the exact value and the allowed error of each output. `judgment` holds the
-    verdict. If the call could not be compared, `expected` and `judgment` are None.
+    output, or None if no output is floating-point. `attempt` is an object that can repeat the call,
+    or None for a higher-order operator. `expected` has the exact value and the allowed error of
+    each output. `judgment` holds the verdict. If the call could not be compared, `expected` and
+    `judgment` are None.
     """
 
     name: str
     dtype: torch.dtype | None
-    attempt: Attempt
+    attempt: Attempt | None
     expected: list[Expected | None] | None
     judgment: Judgment | None
 
     def diagnose(self) -> Finding:
         """Repeat the call with other memory layouts and simpler operations, to find what is wrong.
 
-        `expected` and `judgment` must not be None.
+        `attempt`, `expected` and `judgment` must not be None.
         """
+        assert self.attempt is not None
         assert self.expected is not None
         assert self.judgment is not None
         return self.attempt.diagnose(self.expected, self.judgment)
@@ -160,8 +164,11 @@ class CallChecker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `on_call` gets a `CheckedCall`. Calls of operations in `WITHOUT_VALUES`, such as `empty`, run
     without a check. When the checker runs a call, the dispatch modes that were entered before the
     checker also get this call. A device fault that a test plants is such a mode, so the checker
-    gets the fault's wrong result.
+    gets the fault's wrong result. Higher-order operators such as `flex_attention` run, but are not
+    compared.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, on_call: Callable[[CheckedCall], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -171,6 +178,10 @@ class CallChecker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = (args, kwargs or {})
+        if isinstance(func, HigherOrderOperator):
+            output = func(*args, **given[1])
+            self.on_call(CheckedCall(str(func), first_float(output), None, None, None))
+            return output
         name = operation_name(func)
         if name in WITHOUT_VALUES:
             return func(*args, **given[1])

@@ -67,6 +67,12 @@ def has_mask(call: Call) -> bool:
     return len(call.operands) > 3
 
 
+def has_unlike_strides(call: Call) -> bool:
+    """Whether two operands of the call have the same shape, but different strides."""
+    shapes = {operand.shape for operand in call.operands}
+    return len({(operand.shape, operand.stride) for operand in call.operands}) > len(shapes)
+
+
 def alpha(call: Call) -> float:
     """The factor `alpha` by which `addmm` and `baddbmm` multiply the product; 1 by default."""
     return float(dict(call.options).get("alpha", 1))

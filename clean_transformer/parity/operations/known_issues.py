@@ -3,17 +3,14 @@
 `match` in `leads.py` finds the faults in the table that may explain a wrong call.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 
 from clean_transformer.parity.operations.attention import ATTENTIONS
-from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.conditions import (
     alpha,
     factors,
     has_mask,
+    has_unlike_strides,
     is_causal,
     is_contiguous,
     is_dtype,
@@ -21,8 +18,7 @@ from clean_transformer.parity.operations.conditions import (
     n_rows,
 )
 from clean_transformer.parity.operations.diagnosis import Cause
-
-Condition = Callable[[Call], bool]
+from clean_transformer.parity.operations.known_issue import ARM, X86, KnownIssue
 
 # The ATen operations that multiply matrices. Most devices run "linear" as "mm" or "addmm"; only
 # some devices have their own kernel for "linear".
@@ -33,42 +29,7 @@ VECTOR_MATH = frozenset(
     {"exp", "log", "sqrt", "tanh", "erf", "erfc", "expm1", "log1p", "sin", "cos", "asin", "acos"}
 )
 HALF = (torch.bfloat16, torch.float16)
-
-
-ARM, X86 = "arm", "x86"
-
-
-@dataclass(frozen=True)
-class KnownIssue:
-    """A fault that people have reported, in one or several operations.
-
-    `operations` has the names of the ATen operations, without namespace and overload.
-    `condition(call)` is True if the fault affects a call of one of these operations. `devices` has
-    the kinds of devices on which people saw the fault: "mps", "cuda", "arm" or "x86". `seen` cites
-    the report. `workaround` says how to avoid the fault. `cause` is the `Cause` that
-    `Attempt.diagnose` finds for this fault. `since` is the first version of PyTorch in which people
-    saw the fault, and `fixed_in` is the first version that has a fix. Both are empty if not known.
-    """
-
-    name: str
-    description: str
-    operations: frozenset[str]
-    condition: Condition
-    devices: tuple[str, ...]
-    seen: str
-    workaround: str
-    cause: Cause = Cause.VALUES
-    since: str = ""
-    fixed_in: str = ""
-
-    def matches(self, call: Call) -> bool:
-        """Whether the call would go wrong on a device that has this fault."""
-        return call.name in self.operations and self.condition(call)
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether the running version of PyTorch has the fix."""
-        return bool(self.fixed_in) and torch.__version__ >= self.fixed_in
+FUSED_OPTIMIZERS = frozenset({"_fused_adamw_", "_fused_adam_", "_fused_sgd_", "_fused_adagrad_"})
 
 
 # The issues with the narrowest conditions come first, because `match` keeps this order.
@@ -281,6 +242,17 @@ KNOWN_ISSUES = (
         "pytorch#188792, MKL 2024.2",
         "Call the operation once on one thread before the work.",
         cause=Cause.FIRST_CALL,
+    ),
+    KnownIssue(
+        "fused-optimizer-layout",
+        "a fused step on the CPU pairs a parameter and its gradient by their order in memory",
+        FUSED_OPTIMIZERS,
+        has_unlike_strides,
+        (X86,),
+        "torch 2.13.0+cpu, without a report; the kernels are from pytorch#123074",
+        "Give the gradient the strides of its parameter, or use fused=False.",
+        cause=Cause.LAYOUT,
+        since="2.4",
     ),
     KnownIssue(
         "matmul-tf32",

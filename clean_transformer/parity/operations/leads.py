@@ -8,7 +8,8 @@ from contextvars import ContextVar
 import torch
 
 from clean_transformer.parity.operations.diagnosis import Finding
-from clean_transformer.parity.operations.known_issues import ARM, KNOWN_ISSUES, X86, KnownIssue
+from clean_transformer.parity.operations.known_issue import ARM, X86, KnownIssue
+from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
 
 # The kinds of devices that a planted fault emulates. Empty if no such fault is planted.
 _emulated: ContextVar[tuple[str, ...]] = ContextVar("emulated", default=())

@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from clean_transformer.parity.limits import (
-    OTHER,
-    Kind,
-    Size,
-    square,
-    sum_scale,
-    typical_size,
-)
+from clean_transformer.parity.limits import OTHER, Kind
 from clean_transformer.parity.operations.replay import Call64, Expected
+from clean_transformer.parity.scales import Size, square, sum_scale, typical_size
 
 Rule = Callable[[Call64], list[Expected | None]]
 

@@ -19,18 +19,12 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.attempts import Attempts
-from clean_transformer.parity.limits import (
-    ADD,
-    LAYER_NORM,
-    LINEAR,
-    Size,
-    layer_norm_scales,
-    sum_scale,
-)
+from clean_transformer.parity.limits import ADD, LAYER_NORM, LINEAR
 from clean_transformer.parity.locate import Located, in_words
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.rounding import RandomRounding
+from clean_transformer.parity.scales import Size, layer_norm_scales, sum_scale
 from clean_transformer.parity.uses.parts import ExactParts, Part, block, embed, run
 from clean_transformer.parity.uses.rows import by_rows, elementwise, first_position
 from clean_transformer.parity.uses.table import Use
@@ -41,10 +35,10 @@ from clean_transformer.parity.verdict import Check, Verdict, worst
 # positions run FIRST_DRAWS times. GPT-2 has its largest activations at these positions, so that one
 # element can cause most of the error at a position, and an average over few runs is unreliable.
 FIRST, FIRST_DRAWS, DRAWS, LONG, LONG_DRAWS = 8, 12, 3, 100, 1
-# All blocks run the same operations in the same shapes. So all blocks are judged only in short uses
-# without a cache; in other uses, at most BLOCKS blocks are judged. In each use, the logits are
-# judged at about ROWS positions in total. The first and the last block, and the first and the last
-# position of the logits, are always judged. The other blocks and positions are chosen at random.
+# All blocks run the same operations in the same shapes, and `isolated_errors` checks every block.
+# So each use judges at most BLOCKS blocks, and the logits at about ROWS positions in total. The
+# first and the last block, and the first and the last position of the logits, are always judged.
+# The other blocks and positions are chosen at random.
 BLOCKS, ROWS = 3, 64
 # Two uses may run a block on nearly the same inputs. Then random rounding changes the outputs by
 # nearly the same amount, so this amount is computed only once. Two inputs at a position are nearly
@@ -155,7 +149,7 @@ class Judge:
         inputs = [call.to(model.device) for call in use.calls(model.cfg)]
         outputs = run(use, part, inputs, cache_class)
         yield judged(self._embedding)
-        layers = self._layers(use)
+        layers = self._layers()
         for layer, module in enumerate(model.blocks):
             part, inputs = partial(block, module), outputs
             outputs = run(use, part, inputs, cache_class)
@@ -172,10 +166,9 @@ class Judge:
         outputs = run(use, part, inputs)
         yield judged(self._logits)
 
-    def _layers(self, use: Use) -> set[int]:
+    def _layers(self) -> set[int]:
         n_layers = len(self.model.blocks)
-        is_first = not use.is_cached and use.length <= LONG
-        if is_first or n_layers <= BLOCKS:
+        if n_layers <= BLOCKS:
             return {*range(n_layers)}
         drawn = torch.randperm(n_layers, generator=self.generator)[: BLOCKS - 2].tolist()
         return {0, n_layers - 1, *drawn}

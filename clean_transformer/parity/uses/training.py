@@ -18,16 +18,11 @@ from torch import Tensor, nn
 from clean_transformer.inference.fast_modules import NotOptimized
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.attempts import Attempts
-from clean_transformer.parity.limits import (
-    SOFTMAX,
-    SUM,
-    Size,
-    softmax_scale,
-    sum_scale,
-)
+from clean_transformer.parity.limits import SOFTMAX, SUM
 from clean_transformer.parity.locate import Located, in_words
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
+from clean_transformer.parity.scales import Size, softmax_scale, sum_scale
 from clean_transformer.parity.uses.adamw import judge_adamw
 from clean_transformer.parity.uses.backward import Backward, Flow, gradients_of, run_backward
 from clean_transformer.parity.uses.judge import Judge, UseResult

@@ -14,8 +14,9 @@ from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.faults.semantic.edits import replaced
 from clean_transformer.parity.inputs import Weights, choose_weights, suite_tokens
-from clean_transformer.parity.limits import HEALTHY_RHO, HEALTHY_RUNS, largest_drift
+from clean_transformer.parity.limits import HEALTHY_DIFFERENCE, largest_drift
 from clean_transformer.parity.measurements import Subject, end_to_end, record_run
+from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.verdict import Verdict
 
@@ -41,7 +42,7 @@ def test_a_healthy_run_stays_within_its_rounding_and_a_drift_does_not(dtype: tor
     residual = ["blocks.0.hook_resid_pre", *(f"blocks.{n}.hook_resid_post" for n in (0, 1))]
     assert [*healthy] == [*residual, "ln_final", LOGITS]
     assert all(0 < row.rho < row.healthy / 2 for row in healthy.values()), healthy
-    assert allowed <= HEALTHY_RUNS * HEALTHY_RHO[dtype] * largest_drift(WEIGHTS.cfg, dtype)
+    assert allowed <= HEALTHY_DIFFERENCE[dtype] * largest_drift(WEIGHTS.cfg, dtype)
 
     with scaled_block_output(1 + 64 * torch.finfo(dtype).eps):
         drifted, _, same = measured(dtype)
@@ -88,7 +89,7 @@ def test_the_allowance_has_a_ceiling() -> None:
     with everywhere("addmm", noisy):
         rows, _, allowed = measured(F32)
     ceiling = largest_drift(WEIGHTS.cfg, F32)
-    assert allowed == pytest.approx(HEALTHY_RUNS * HEALTHY_RHO[F32] * ceiling)
+    assert allowed == pytest.approx(HEALTHY_DIFFERENCE[F32] * ceiling)
     assert rows[LOGITS].verdict is Verdict.DEGRADED
 
 
@@ -162,3 +163,14 @@ def test_impact_is_what_its_definition_says() -> None:
     assert felt.loss_change == pytest.approx(float(losses[0] - losses[1]))
     same = impact(exact.float(), exact.float().double(), tokens)
     assert (same.top1_flips, same.kl_divergence, same.loss_change) == (0, 0.0, 0.0)
+
+
+def test_random_rounding_leaves_masked_scores_masked() -> None:
+    scores = torch.ones(8, 8, dtype=torch.float64)
+    mask = torch.zeros(8, 8, dtype=torch.float64).masked_fill(
+        torch.ones(8, 8).triu(1) > 0, -math.inf
+    )
+    with RandomRounding(F32):
+        masked = scores + mask
+    assert torch.equal(masked == -math.inf, mask == -math.inf)
+    assert not masked.isnan().any()

@@ -570,21 +570,21 @@ def test_our_modules_meet_the_condition(fault) -> None:
     assert seen_explicit is not fused_only
 
 
-# These give the right softmax of usual scores, but they round it otherwise.
-ROUNDS_OTHERWISE = {"softmax-maximum-of-tensor", "sdpa-unshifted-softmax"}
+# These compute the right softmax of usual scores with other operations, so the last bits differ.
+OTHER_LAST_BITS = {"softmax-maximum-of-tensor": 1e-6, "sdpa-unshifted-softmax": 1e-6}
 
 
-def test_probe_only_faults_leave_the_model_right(tokens: Tensor) -> None:
+@pytest.mark.parametrize("fault", sorted(PROBE_ONLY))
+def test_probe_only_faults_leave_the_model_right(fault: str, tokens: Tensor) -> None:
     model = three_blocks(F32)
-    right_logits, right = activations(model, tokens)
-    for fault in DEVICE_FAULTS:
-        if fault.name in PROBE_ONLY - ROUNDS_OTHERWISE:
-            with inject(fault.name):
-                wrong_logits, wrong = activations(model, tokens)
-                fused_logits = unobserved(model, tokens)
-            assert torch.equal(fused_logits, unobserved(model, tokens)), fault.name
-            assert torch.equal(wrong_logits, right_logits), fault.name
-            assert all(torch.equal(wrong[name], right[name]) for name in right)
+    right, fused = activations(model, tokens)[1], unobserved(model, tokens)
+    largest = OTHER_LAST_BITS.get(fault, 0.0)
+    with inject(fault):
+        wrong, wrong_fused = activations(model, tokens)[1], unobserved(model, tokens)
+    for one, other in [(wrong_fused, fused), *((wrong[name], right[name]) for name in right)]:
+        finite = other.nan_to_num(neginf=0.0)
+        error = (one.nan_to_num(neginf=0.0) - finite).abs().max()
+        assert error <= largest * finite.abs().max()
 
 
 def test_device_faults_nest_and_end_with_an_exception() -> None:
@@ -645,8 +645,10 @@ def test_unknown_name_is_refused_with_the_nearest() -> None:
 
 
 def test_known_faults_are_emulated_under_their_own_condition() -> None:
-    assert KNOWN.keys() <= DEVICE.keys()
-    for name, fault in KNOWN.items():
+    # A CPU has this fault itself (`test_optimizer_layout.py`).
+    emulated = {n: fault for n, fault in KNOWN.items() if n != "fused-optimizer-layout"}
+    assert emulated.keys() <= DEVICE.keys()
+    for name, fault in emulated.items():
         assert DEVICE[name].condition is fault.condition
         assert DEVICE[name].operations is fault.operations
 

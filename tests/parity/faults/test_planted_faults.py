@@ -9,6 +9,7 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
+from benchmarks.planted_faults import MEETS
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, HookPoint
 from clean_transformer.parity import invariants
@@ -32,8 +33,6 @@ from clean_transformer.parity.verdict import SAME_FUNCTION, Verdict
 
 from ...helpers import quietly, random_model, random_tokens
 from ..small import (
-    BF16,
-    F16,
     F32,
     IN_A_SHORT_TEXT,
     PROBE_ONLY,
@@ -126,19 +125,6 @@ def test_the_smallest_change_of_one_weight_that_is_seen(beside: Beside) -> None:
     assert threshold / 16 < 2.0**visible < 2.1 * threshold
 
 
-# What meets each fault; float32 and 64 positions unless it says otherwise.
-MEETS = {
-    "sdpa-many-keys-half": {"dtype": BF16, "n_ctx": 1024},
-    "sdpa-bf16-mask": {"dtype": BF16},
-    "sdpa-bf16-arm": {"dtype": BF16},
-    "half-product-alpha-ignored": {"dtype": BF16},
-    "sdpa-causal-leak": {"dtype": BF16},
-    "matmul-columns-past-1024": {"d_vocab": 33000},
-    "matmul-1024-rows": {"n_ctx": 1024},
-    "embedding-ids-past-32767": {"d_vocab": 33000},
-    "matmul-half-accumulator": {"dtype": BF16, "d_mlp": 2048},
-    "layer-norm-half-statistics": {"dtype": F16},
-}
 KNOWN = {fault.name for fault in KNOWN_ISSUES}
 # One fault of each kind of operation is planted in the fast tests: a product, a fused and an
 # explicit attention, an activation function. Planting all takes minutes.

@@ -17,7 +17,8 @@ from clean_transformer.parity.faults.corruptions import (
 )
 from clean_transformer.parity.operations.check import first_wrong_operation
 from clean_transformer.parity.operations.diagnosis import Cause, Finding
-from clean_transformer.parity.operations.known_issues import ARM, KNOWN_ISSUES, X86
+from clean_transformer.parity.operations.known_issue import ARM, X86
+from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
 from clean_transformer.parity.operations.leads import describe_issue, emulating, match
 
 from ..small import broken
@@ -58,7 +59,9 @@ def names(finding: Finding, *kinds: str) -> list[str]:
 def test_every_issue_has_known_devices_and_an_emulation() -> None:
     assert all({*issue.devices} <= KINDS and issue.devices for issue in KNOWN_ISSUES)
     emulated = {fault.name: fault.devices for fault in DEVICE_FAULTS}
-    assert all(emulated[issue.name] == issue.devices for issue in KNOWN_ISSUES)
+    # A CPU has this fault itself (`test_optimizer_layout.py`).
+    rest = [issue for issue in KNOWN_ISSUES if issue.name != "fused-optimizer-layout"]
+    assert all(emulated[issue.name] == issue.devices for issue in rest)
 
 
 def test_an_issue_of_another_device_is_no_lead(monkeypatch: pytest.MonkeyPatch) -> None:
