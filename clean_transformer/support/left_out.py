@@ -60,7 +60,7 @@ LEFT_OUT = {
     "compute_head_results": "stack_head_results() returns the output of every head",
     "apply_slice_to_batch_dim": "slice the activations: cache[name][start:end]",
     "batch_slice": "slice the activations: cache[name][start:end]",
-    "has_batch_dim": "the axes between the first and the last may be any",
+    "has_batch_dim": "leave it out: a stack may have any axes between component and d_model",
     "recompute_ln": "accumulated_resid(apply_ln=True) and analysis.logit_lens apply ln_final anew",
     "project_output_onto": "multiply the result by the directions: stack @ directions",
     "toggle_autodiff": "use `with torch.no_grad():`",

@@ -92,7 +92,7 @@ class Tokenizer(TransformersCalls):
         refuse_lossy(backend)
         self.backend = backend
         self.d_vocab = max(vocab.values()) + 1
-        self._has_token = torch.zeros(self.d_vocab, dtype=torch.bool)
+        self._has_token = torch.zeros(self.d_vocab, dtype=torch.bool, device="cpu")
         self._has_token[list(vocab.values())] = True
         self._replacement = [vocab[letter] for letter in "ï¿½"]  # the bytes of "�"
         self._warned = False
@@ -168,10 +168,10 @@ class Tokenizer(TransformersCalls):
         refuse_other("padding_side", side, "left", "right")
         rows = self.to_rows(text, prepend_bos)
         width = max(map(len, rows), default=0)
-        tokens = torch.full((len(rows), width), self.eos_token_id)
+        tokens = torch.full((len(rows), width), self.eos_token_id, device="cpu")
         for padded, row in zip(tokens, rows, strict=True):
             start = width - len(row) if side == "left" else 0
-            padded[start : start + len(row)] = torch.tensor(row)
+            padded[start : start + len(row)] = torch.tensor(row, device="cpu")
         return tokens
 
     def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:

@@ -74,8 +74,8 @@ class TransformersCalls:
         if any(len(row) != width for row in ids):
             raise ValueError("the texts have different numbers of tokens; give padding=True")
         return Encoded(
-            input_ids=torch.tensor(ids, dtype=torch.int64),
-            attention_mask=torch.tensor(masks, dtype=torch.int64),
+            input_ids=torch.tensor(ids, dtype=torch.int64, device="cpu"),
+            attention_mask=torch.tensor(masks, dtype=torch.int64, device="cpu"),
         )
 
     def _padded(self, row: list[int], n: int, filler: int) -> list[int]:
