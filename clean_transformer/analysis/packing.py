@@ -19,8 +19,8 @@ _CODES = torch.tensor([*DIGITS.encode()], dtype=torch.uint8)
 def triangle(pattern: Float[Tensor, "head query key"]) -> Int[Tensor, "head pair"]:
     """Return the attention weights of each head, multiplied by 1000 and rounded.
 
-    A row has the weight of query 0 for key 0, then the two weights of query 1 for the keys 0 and 1,
-    and so on.
+    The row of a head has the weight of query 0 for key 0, then the two weights of query 1 for the
+    keys 0 and 1, and so on.
     """
     query, key = torch.tril_indices(pattern.shape[1], pattern.shape[2])
     return (1000 * pattern.detach().cpu()[:, query, key].float()).round().to(torch.int16)

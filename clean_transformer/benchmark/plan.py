@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def batches(self) -> tuple[Work, ...]:
-        """The forward passes in the field `grid` over inputs of 256 tokens, smallest batch first.
+        """Those forward passes of `grid` whose inputs have 256 tokens, smallest batch first.
 
         All of these forward passes compute the logits for all positions.
         """

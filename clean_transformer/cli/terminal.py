@@ -196,7 +196,7 @@ def not_empty(text: str) -> str:
 
 
 def argument_in_utf8(text: str) -> str:
-    """Return a text from the command line, whose bytes Python may have read as ASCII."""
+    """Return the command-line argument `text` as UTF-8, even if Python took it for ASCII."""
     try:
         text.encode()
     except UnicodeEncodeError:  # with LC_ALL=C, Python keeps other bytes as lone surrogates

@@ -1,4 +1,4 @@
-"""Fast replacements for the methods of blocks, unembeddings and the decoding step.
+"""Fast methods for blocks, for unembeddings, and for the model's decoding step.
 
 A replacement calls the method that it replaces whenever the two could behave differently: if a
 submodule has a hook, if gradients are enabled, if autocast is on, or if the module has changed.

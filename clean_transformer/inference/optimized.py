@@ -59,8 +59,8 @@ class Optimized(Undoable):
     def undo(self) -> None:
         """Let the modules run the slower methods from before `optimize` again.
 
-        A second call does nothing. The parameters keep their new memory order. Their values and
-        shapes are the same as before.
+        A second call does nothing. The parameters keep the memory order that `optimize` gave them,
+        which changes neither their values nor their shapes.
         """
         self.end()
 

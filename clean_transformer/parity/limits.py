@@ -11,8 +11,8 @@ rounding error:
   the formulas.
 - η is the underflow threshold of the dtype: devices may flush smaller numbers to 0.
 
-BLAS (in DMMCH) and LAPACK test with this ratio too (Dongarra et al. 1990). The underflow term is
-from Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §2.2, equation 2.8.
+The test programs of BLAS and LAPACK use this ratio too (Dongarra et al. 1990). The underflow term
+is from Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §2.2, equation 2.8.
 """
 
 import math
@@ -70,14 +70,15 @@ class Kind:
         return healthy, max(healthy, float(terms)) if self.wrong is None else self.wrong
 
     def dominated(self, terms: int, u: float) -> float:
-        """Return 8 √k for k = `terms`: the largest healthy value of error / (u · `typical_size`).
+        """Return 8 √k for k = `terms`, or 0 in half precision.
 
-        This limit is for sums in which a few large terms make up most of Σ|xW|, as in the gradient
-        of a loss with respect to the logits. Nearly every partial sum is then about as large as
-        these terms. So each of the k additions makes a rounding error of similar size, and the
-        errors grow like √k. In half precision, the result is 0, because kernels accumulate such
-        sums in float32.
+        This is a second limit for sums in which a few large terms make up most of Σ|xW|, as in the
+        gradient of a loss with respect to the logits. An error above the limit `healthy` still
+        passes if it is at most 8 √k u (|result| + √Σ(xW)²).
         """
+        # Nearly every partial sum is about as large as the largest terms. So each of the k
+        # additions makes a rounding error of similar size, and the errors grow like √k. In half
+        # precision, kernels accumulate such sums in float32.
         return 0.0 if u > ACCUMULATOR else DEVIATIONS * math.sqrt(terms)
 
 

@@ -40,8 +40,7 @@ from clean_transformer.parity.verdict import Check
 # Sequence lengths at which kernels are known to switch to another algorithm. `isolated_errors` runs
 # one block at these lengths, after it has run all blocks at the length `LENGTH`.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
-# How many times the oracle runs under `RandomRounding` to judge drift. Drift is the root mean
-# square over a whole activation, so few runs suffice.
+# How often the oracle runs under `RandomRounding`. Drift is a mean over an activation, so few do.
 DRAWS = 3
 
 
@@ -126,7 +125,8 @@ def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor
         residual = sum(exact.embeddings(suite_tokens(exact.cfg, 1, n_ctx), None), torch.zeros(()))
         for before in range(layer):
             residual = exact.block(before)(residual, None)
-    residual = residual.to(like.dtype).to(like.device)
+        residual = residual.to(like.dtype)
+    residual = residual.to(like.device)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
     cases = {f"1 × {length} tokens": residual[:, :length].clone() for length in lengths}
     residual = torch.cat([residual, residual.flip(1)])  # a batch of two different texts

@@ -83,7 +83,7 @@ class HeatMap:
 
 
 def heat_map(squares: Mapping[str, Square | None]) -> HeatMap:
-    """Arrange squares by layer.
+    """Arrange the squares of a heat map by layer. Each square shows one activation.
 
     The keys of `squares` are the full names of the activations, in the order of the forward pass.
     An activation outside of the blocks is placed in `HeatMap.before` if its key comes before all

@@ -1,4 +1,4 @@
-"""Copies weights from old modules to the new modules that `swap` made from a class."""
+"""Copies weights from the old modules, if `swap` got a class and made the new modules itself."""
 
 import warnings
 from collections.abc import Mapping

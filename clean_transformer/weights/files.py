@@ -213,8 +213,9 @@ def _wrapped(saved: Any) -> Any:
 def state_dict_in(file: Path, saved: Mapping[str, Any]) -> State:
     """Return the state dict in `saved`, the dictionary that was read from `file`.
 
-    The state dict is the value of a usual key, such as "state_dict", or else `saved` itself. Raises
-    `WeightsError` if the state dict contains anything but tensors.
+    If `saved` has a usual key for a state dict, such as "state_dict", its value is the state dict.
+    Otherwise, `saved` itself is the state dict. Raises `WeightsError` if the state dict contains
+    anything but tensors.
     """
     state = _wrapped(saved)
     others = [

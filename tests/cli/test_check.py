@@ -41,7 +41,7 @@ def write(code: str, name: str = "mine.py") -> str:
 
 def test_0_where_everything_passes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     terminal = "clean_transformer.cli.check.open_console"
-    monkeypatch.setattr(terminal, lambda: Console(width=80))
+    monkeypatch.setattr(terminal, lambda stderr: Console(width=80, stderr=stderr))
     result = call("check", write(LAYERS + INPUTS), "--device", "cpu", "--json", "r.json")
     assert result.exit_code == 0, result.output
     assert "PASS cpu computes Sequential correctly." in result.stdout

@@ -72,8 +72,9 @@ class Isolated:
     passes. Above the ratio `wrong`, rounding cannot explain the error. `rms_ratio` is the root mean
     square of the ratios of all elements. `per_head` has the largest ratio of each attention head;
     it is empty if the activation has no heads. `bits` is the effective precision: −log₂ of the root
-    mean square of error / G, where G is the size of the terms that the operation adds up.
-    `lower_precision` names a lower precision that explains all errors, such as "TF32", or is empty.
+    mean square of error / G, where G is the number to which the allowed error is proportional (see
+    `parity/scales.py`). `lower_precision` is the name of a lower precision, such as "TF32", that
+    explains all errors. It is empty if there is none.
     """
 
     name: str

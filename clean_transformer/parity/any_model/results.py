@@ -77,9 +77,10 @@ class ModelReport:
     """The result of `check_model`.
 
     `model` is the name of the model's class, and `inputs` describes its inputs. `dtypes` has the
-    floating-point dtypes of the parameters, buffers and inputs. `uses` has the results of the uses:
-    "forward", "backward" and "generate". If the model cannot run a use, `absent` maps the name of
-    this use to the reason. `environment` describes the software and the processor.
+    floating-point dtypes of the parameters, buffers and inputs. `uses` has one result for each
+    way to call the model: "forward", "backward" and "generate". If the model cannot run one of
+    them, `absent` maps its name to the reason. `environment` describes the software and the
+    processor.
     """
 
     model: str

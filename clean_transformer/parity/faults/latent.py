@@ -74,7 +74,7 @@ def finite_mask(x: Tensor) -> Tensor:
 
 
 def tiny_lost(product: Tensor) -> Tensor:
-    """Set numbers whose magnitude is below 1e-20 to 0."""
+    """Set to 0 every number whose magnitude is below 1e-20."""
     return product.masked_fill(product.abs() < 1e-20, 0)
 
 

@@ -203,7 +203,7 @@ def _largest(call: Call64) -> list[Expected | None]:
 
 
 def _multinomial(call: Call64) -> list[Expected | None]:
-    """Return what `multinomial` must return: only indices whose weight is above 0."""
+    """Return the requirement for `multinomial`: every returned index has a weight above 0."""
     weights, wanted = call.named["self"], call.named["num_samples"]
     possible = torch.ones(*weights.shape[:-1], wanted, dtype=torch.bool)
     return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]

@@ -1,4 +1,4 @@
-"""Finds reported device faults ("known issues") that may explain a wrong call."""
+"""Finds reported device faults ("known issues") that may explain the wrong result of a call."""
 
 import platform
 from collections.abc import Iterator
@@ -46,8 +46,8 @@ def match(finding: Finding) -> list[KnownIssue]:
 
     Such an issue was reported for the kind of device that ran the call. The call meets the
     condition of the issue, and the call's error has the same cause. A match does not prove that the
-    issue causes the error. Issues that the running version of PyTorch has not fixed come first.
-    Otherwise, the order is that of `KNOWN_ISSUES`.
+    issue causes the error. Issues that the running version of PyTorch has not fixed come first,
+    then the others, both in the order of `KNOWN_ISSUES`.
     """
     kinds = {kind_of_device(operand.device) for operand in finding.call.operands}
     kinds = {*_emulated.get()} or kinds

@@ -29,10 +29,10 @@ Json = Mapping[str, Any]
 class Place:
     """Identifies a result in a report, so that the same result is found in another report.
 
-    `run` is the device, dtype and mode, such as "cpu float32". `what` is the kind of result: "run",
-    "use", "activation", "drift", "invariant", "single operation" or "same function". `where` names
-    the use, the activation or the check. `operation` is the kind of operation, such as "linear", or
-    empty.
+    `run` is the device, the dtype and, unless it is "eager", the mode. `what` is the kind of
+    result: "run", "use", "activation", "drift", "invariant", "single operation" or "same function".
+    `where` names the use, the activation or the check. `operation` is the kind of operation, such
+    as "linear", or empty.
     """
 
     run: str

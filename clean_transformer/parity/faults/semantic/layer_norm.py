@@ -25,7 +25,8 @@ def normalizing(
 ) -> Changes:
     """Return the changes to our code that plant a fault in LayerNorm.
 
-    `center(x)` returns the centered activations, and `spread(centered)` returns their variance.
+    The caller passes one wrong function; the others are right by default. `center(x)` returns the
+    centered activations, and `spread(centered)` returns their variance.
     `root(variance, eps)` returns the number by which the centered activations are divided. The
     changes affect `LayerNorm`, and also `LayerNormPre`, which has no gain and no bias.
     """
