@@ -239,10 +239,10 @@ def plain_names(state: State) -> dict[str, Tensor]:
         if name in plain:
             raise WeightsError(f"this state dict has {name} twice, with different prefixes")
         plain[name] = tensor
-    # The prefix "transformer." is a part of Hugging Face's names.
-    while len({key.split(".")[0] for key in plain}) == 1 and all(
-        "." in key and not key.startswith("transformer.") for key in plain
-    ):
+    # The prefix "transformer." is a part of Hugging Face's names. One key alone shows no prefix.
+    while len(plain) > 1 and len({key.split(".")[0] for key in plain}) == 1:
+        if any("." not in key or key.startswith("transformer.") for key in plain):
+            break
         plain = {key.partition(".")[2]: tensor for key, tensor in plain.items()}
     return plain
 
@@ -250,9 +250,11 @@ def plain_names(state: State) -> dict[str, Tensor]:
 def detect(formats: Iterable[Format], state: State) -> Format:
     """Return the format in `formats` that the state dict has (see `Format.fits`).
 
-    Raises `WeightsError` if the state dict has none or several of the formats.
+    Prefixes of the keys do not matter (see `plain_names`). Raises `WeightsError` if the state dict
+    has none or several of the formats.
     """
-    fitting = [known for known in formats if known.fits(state)]
+    plain = plain_names(state)
+    fitting = [known for known in formats if known.fits(plain)]
     if len(fitting) == 1:
         return fitting[0]
     names = ", ".join(known.name for known in fitting or formats)
