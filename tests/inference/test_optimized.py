@@ -79,6 +79,7 @@ def test_every_choice_computes_the_same(choice: Choice, cfg: Config):
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.slow
 @choices(OneDNN(), ThroughFloat32())
 def test_choices_without_float64_pass_the_parity_suite(monkeypatch, choice: Choice):
     choose(monkeypatch, choice)

@@ -182,6 +182,7 @@ def test_the_search_for_the_operation_may_fail(monkeypatch: pytest.MonkeyPatch) 
     assert [error.note for error in run.errors] == ["RuntimeError: lost"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("model_alone")
 def test_drift_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
@@ -225,6 +226,7 @@ def test_without_a_compiler_nothing_is_checked() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_A_COMPILER], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("model_alone")
 def test_a_device_that_returns_no_values_is_reported_cell_by_cell() -> None:
     report = run_suite(WEIGHTS, ["meta", "cpu"], ["float32"], reference=None)

@@ -126,7 +126,13 @@ def in_new_processes(
 
 
 @pytest.mark.usefixtures("model_alone")
-@pytest.mark.parametrize("operation", WRONG_KERNELS)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        pytest.param(operation, marks=pytest.mark.slow if operation != "gelu" else ())
+        for operation in WRONG_KERNELS
+    ],
+)
 def test_a_kernel_that_is_wrong_in_every_dtype_is_named(operation: str) -> None:
     with everywhere(operation, WRONG_KERNELS[operation]):
         run = check_device(small_weights(d_vocab=100, n_ctx=8, n_layers=1), "cpu", F32)

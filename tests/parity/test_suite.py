@@ -128,6 +128,7 @@ def test_a_healthy_device_passes_and_meets_no_float64(dtype: torch.dtype) -> Non
     assert len(steps) == number_of_steps(WEIGHTS.cfg) - left_out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("model_alone")
 def test_float64_and_autocast_pass() -> None:
     run = check_device(WEIGHTS, "cpu", F64)

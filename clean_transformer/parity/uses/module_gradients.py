@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.parity.activations.isolated import Isolated
-from clean_transformer.parity.oracle import UNIT_ROUNDOFF
+from clean_transformer.parity.oracle import ACCUMULATOR, UNIT_ROUNDOFF
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.backward import Flow, gradients_of
 from clean_transformer.parity.uses.rows import by_rows
 from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.verdict import Check, Verdict
 
-# The gradients are computed DRAWS times under random rounding (`parity/rounding.py`).
-DRAWS = 2
+# The gradients are computed DRAWS times under random rounding (`parity/rounding.py`), more often
+# in half precision. There, healthy errors are nearly as large as those of random rounding.
+DRAWS, DRAWS_IN_HALF = 2, 6
 # `check_differences` moves inputs and parameters by this fraction of their root mean square, or by
 # this number if they are 0.
 MOVE = 1e-5
@@ -44,11 +45,13 @@ def judge_module(
     given, of_output = flow.given.cpu().double(), flow.of_output.cpu().double()
     exact = gradients_of(module, given, of_output)
     envelopes = [torch.zeros_like(gradient[..., 0]) for gradient in exact]
-    for seed in range(DRAWS):
+    u = UNIT_ROUNDOFF[products or dtype]
+    draws = DRAWS_IN_HALF if u > ACCUMULATOR else DRAWS
+    for seed in range(draws):
         with RandomRounding(dtype, products, seed):
             drawn = gradients_of(module, given, of_output)
         for envelope, moved, gradient in zip(envelopes, drawn, exact, strict=True):
-            envelope += (moved - gradient).square().mean(dim=-1) / DRAWS
+            envelope += (moved - gradient).square().mean(dim=-1) / draws
     # An envelope is the mean square change that random rounding causes in one row (a slice along
     # the last axis). With few draws, an envelope can be small by chance. So envelope / mean square
     # of the row is at least its median in the same tensor, and at least its median in all tensors.
@@ -62,7 +65,6 @@ def judge_module(
     names = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
     titles = [f"the input of {name}", *names]
     got = [flow.of_given, *(gradients.get(each) for each in names)]
-    u = UNIT_ROUNDOFF[products or dtype]
     return [
         check_differences(name, module, given, of_output, exact),
         *(

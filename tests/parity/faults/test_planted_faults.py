@@ -130,9 +130,6 @@ KNOWN = {fault.name for fault in KNOWN_ISSUES}
 # explicit attention, an activation function. Planting all takes minutes.
 FAST = {
     "linear-noncontiguous-weight",
-    "sdpa-permuted-inputs",
-    "softmax-unnormalized",
-    "gelu-tanh-ignored",
     "gelu-noncontiguous-input",
     "cache-rows-in-order",
     "argmax-wide",

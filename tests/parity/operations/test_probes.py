@@ -35,7 +35,13 @@ def zero_past_1024(product: Tensor) -> Tensor:
     return torch.where(torch.arange(product.shape[-1]) < 1024, product, 0.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.bfloat16, torch.float16)),
+    ],
+)
 def test_a_healthy_device_passes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "PROBES", FEW)
     assert {result.verdict for result in run_probes("cpu", dtype)} == {Verdict.PASS}

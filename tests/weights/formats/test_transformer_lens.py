@@ -26,6 +26,7 @@ SQUARE = tiny(n_heads=3, d_head=4, d_model=12, d_mlp=12, d_vocab=12, n_ctx=12, t
 
 
 # No shape tells the last two.
+@pytest.mark.filterwarnings("ignore:.* does not show eps; assuming GPT-2.s eps")
 @given(configs(tied_unembed=False, eps=1e-5, initializer_range=0.02), st.booleans())
 def test_its_state_is_ours_with_buffers(cfg: Config, folded: bool):
     if folded:
