@@ -73,9 +73,8 @@ def train(
     tokens, and for a batch that cannot be divided equally among the processes. Raises `ValueError`
     if `folder` has other files, or a checkpoint of a run with other settings or tokens. Raises
     `ValueError` for float16 parameters, and if the unembedding is tied to an embedding that is no
-    longer in the model. Raises
-    `BlockingIOError` if another process trains in `folder`. Raises `RuntimeError` if the gradient
-    norm is not finite. The last checkpoint is then kept.
+    longer in the model. Raises `BlockingIOError` if another process trains in `folder`. Raises
+    `RuntimeError` if the gradient norm is not finite. The last checkpoint is then kept.
     """
     folder, device = Path(folder), resolve_device(device)
     tokens = as_array(tokens)
