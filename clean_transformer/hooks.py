@@ -30,10 +30,14 @@ from clean_transformer.support.module_hooks import (
 class KnowsLeftOut(nn.Module):
     """A module with helpful errors for attributes that TransformerLens has and this package lacks.
 
-    Reading such an attribute raises an `AttributeError` that says what to use instead.
+    Reading such an attribute raises an `AttributeError` that says what to use instead. If a
+    property raises an `AttributeError`, its message stays. (`nn.Module` would replace the message.)
     """
 
     def __getattr__(self, name: str) -> Any:
+        # Python also calls `__getattr__` after a property raised an AttributeError.
+        if hasattr(type(self), name):
+            return getattr(type(self), name).__get__(self)
         try:
             return super().__getattr__(name)
         except AttributeError:

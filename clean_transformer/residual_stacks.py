@@ -12,6 +12,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clean_transformer.support.keywords import checks_keywords
 from clean_transformer.support.left_out import refuse
 
 Stack = Float[Tensor, "component *batch_pos d_model"]
@@ -50,6 +51,7 @@ class ResidualStacks:
         """Return the activation that `key` selects. `ActivationCache` implements this method."""
         raise NotImplementedError
 
+    @checks_keywords
     def accumulated_resid(
         self,
         layer: SupportsIndex | None = None,
@@ -86,6 +88,7 @@ class ResidualStacks:
             stack = self.apply_ln_to_stack(stack, end, mlp_input, pos_slice)
         return (stack, [*states]) if return_labels else stack
 
+    @checks_keywords
     def decompose_resid(
         self,
         layer: SupportsIndex | None = None,
@@ -114,6 +117,7 @@ class ResidualStacks:
             stack = self.apply_ln_to_stack(stack, end, mlp_input, pos_slice)
         return (stack, [*states]) if return_labels else stack
 
+    @checks_keywords
     def stack_head_results(
         self,
         layer: SupportsIndex = -1,
@@ -181,6 +185,7 @@ class ResidualStacks:
         labels = [*head_labels, *mlps, *names, "bias"]
         return (stack, labels) if return_labels else stack
 
+    @checks_keywords
     def stack_activation(
         self, activation_name: str, layer: SupportsIndex = -1, sublayer_type: str | None = None
     ) -> Float[Tensor, "layer ..."]:
@@ -191,6 +196,7 @@ class ResidualStacks:
         names = [(activation_name, each, sublayer_type) for each in range(self._end(layer))]
         return torch.stack([self[name] for name in names])
 
+    @checks_keywords
     def apply_ln_to_stack(
         self,
         residual_stack: Stack,
@@ -210,6 +216,7 @@ class ResidualStacks:
         scale = at(self[f"{place}.hook_scale"], pos_slice)
         return (residual_stack - residual_stack.mean(dim=-1, keepdim=True)) / scale
 
+    @checks_keywords
     def logit_attrs(
         self,
         residual_stack: Stack,

@@ -46,10 +46,10 @@ class Handler(BaseHTTPRequestHandler):
         """Answer with the page of the text in the form, or with the last page and an error."""
         if not self.allowed():
             return
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > MOST_BYTES:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > MOST_BYTES:
             return self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        form = parse_qs(self.rfile.read(length).decode("utf-8", "replace"))
+        form = parse_qs(self.rfile.read(int(length)).decode("utf-8", "replace"))
         text = form.get("text", [""])[0].replace("\r\n", "\n")
         try:
             if not text:

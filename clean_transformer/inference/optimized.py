@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from clean_transformer.inference.fast_modules import (
@@ -120,7 +121,9 @@ def optimize(
         for path, module in model.named_modules()
         if type(module) in FAST and all(type(m) in SUPPORTED for m in [*module.modules()][1:])
     }
-    fast = {path: kind(module, weights) for path, (module, kind) in supported.items()}
+    # Parameters whose memory was laid out anew under torch.inference_mode could not be trained.
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        fast = {path: kind(module, weights) for path, (module, kind) in supported.items()}
     others: list[tuple[str, Callable[[Any], Any]]] = []
     if compile:
         step = CompiledStep(model, weights)

@@ -145,8 +145,11 @@ def mix_fused(q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
     # With `is_causal`, the kernel assumes that the first query and the first key have the same
     # position. This is true only if there are as many queries as keys. A single query at the last
     # position sees every key, so it needs no mask.
-    is_causal = mask is None and q.shape[1] == k.shape[1]
-    if mask is None and 1 < q.shape[1] < k.shape[1]:
+    # The condition is an `if`, because `torch.jit.trace` compares shapes as tensors.
+    is_causal = False
+    if mask is None and q.shape[1] == k.shape[1]:
+        is_causal = True
+    elif mask is None and q.shape[1] > 1:
         mask = causal_mask(q, k)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [batch head pos d_head]
     z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)

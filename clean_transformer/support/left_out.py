@@ -59,6 +59,9 @@ LEFT_OUT = {
     "return_cache_object": "the cache is a mapping; dict(cache) is a dictionary",
     "compute_head_results": "stack_head_results() returns the output of every head",
     "apply_slice_to_batch_dim": "slice the activations: cache[name][start:end]",
+    "batch_slice": "slice the activations: cache[name][start:end]",
+    "has_batch_dim": "leave it out: a stack may have any axes between component and d_model",
+    "recompute_ln": "accumulated_resid(apply_ln=True) and analysis.logit_lens apply ln_final anew",
     "project_output_onto": "multiply the result by the directions: stack @ directions",
     "toggle_autodiff": "use `with torch.no_grad():`",
     "all_composition_scores": "use transformer_lens.utilities: composition_scores(model.OV, "
@@ -72,6 +75,13 @@ LEFT_OUT = {
     "process_weights_": "load the weights with from_pretrained(..., fold_ln=True, ...)",
     "refactor_factored_attn_matrices": "the weights stay as trained, or are folded and centered",
 }
+
+
+class NoValue(AttributeError, ValueError):
+    """Raised by a property that has no value in this model. `hasattr(model, name)` is then False.
+
+    It is also a `ValueError`, because a method that reads the property was given a wrong argument.
+    """
 
 
 def has_no(owner: object, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -104,8 +105,8 @@ def prefill(
     Raises `ValueError`, before the model runs, if the longest prompt and `max_new_tokens` together
     exceed n_ctx, if `max_new_tokens` is below 1, if a prompt is empty, and if there is no prompt.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be 1 or more, as an int")
     lengths = [len(prompt) for prompt in prompts]
     if not all(lengths) or not lengths:
         raise ValueError("there is nothing to continue: every prompt needs 1 token or more")
@@ -120,8 +121,9 @@ def prefill(
     paddings = [longest - length for length in lengths]
     rows = [[0] * padding + [*prompt] for padding, prompt in zip(paddings, prompts, strict=True)]
     tokens = torch.tensor(rows, device=model.device)
-    is_token = torch.arange(longest) >= torch.tensor(paddings)[:, None]
-    attention_mask = is_token.int().to(model.device) if any(paddings) else None
+    starts = torch.tensor(paddings, device=model.device)
+    is_token = torch.arange(longest, device=model.device) >= starts[:, None]
+    attention_mask = is_token.int() if any(paddings) else None
     cache = cache_class(model.cfg.n_layers, longest + max_new_tokens, attention_mask)
     logits = model(tokens, kv_cache=cache, last_only=True)[:, -1]
     return at_least_float32(logits), cache

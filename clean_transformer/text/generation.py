@@ -37,7 +37,7 @@ class GenerationMixin(LanguageModel):
         max_new_tokens: int = 20,
         *,
         beams: int = 1,
-        stop_tokens: Sequence[int] | None = None,
+        stop_tokens: int | Sequence[int] | None = None,
         stop_strings: str | Sequence[str] = (),
         prepend_bos: bool | None = None,
         **sampling: Unpack[SamplingSettings],
@@ -86,7 +86,7 @@ class GenerationMixin(LanguageModel):
         text: str,
         max_new_tokens: int = 20,
         *,
-        stop_tokens: Sequence[int] | None = None,
+        stop_tokens: int | Sequence[int] | None = None,
         stop_strings: str | Sequence[str] = (),
         **sampling: Unpack[SamplingSettings],
     ) -> Iterator[str]:
@@ -127,13 +127,14 @@ class GenerationMixin(LanguageModel):
         return rows
 
     def _stop(
-        self, prompt: Prompt, tokens: Sequence[int] | None, strings: str | Sequence[str]
+        self, prompt: Prompt, tokens: int | Sequence[int] | None, strings: str | Sequence[str]
     ) -> Stop:
         strings = [strings] if isinstance(strings, str) else strings
         tokenizer = self.tokenizer if strings or _is_text(prompt) else None
         if tokens is None:
             tokens = self.tokenizer.stop_tokens if _is_text(prompt) else []
-        return Stop(tokens, strings, tokenizer)
+        ids = [tokens] if isinstance(tokens, int) else [int(token) for token in tokens]
+        return Stop(ids, strings, tokenizer)
 
 
 def _is_text(prompt: Prompt) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule, KnowsLeftOut
 from clean_transformer.kv_cache import KVCache
+from clean_transformer.support.left_out import NoValue
 from clean_transformer.support.numerics import at_least_float32
 from clean_transformer.text.token_ids import token_ids
 from clean_transformer.text.tokenizer import PaddingSide, Texts, Tokenizer, Tokens
@@ -60,11 +61,11 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of `source`. The first read of this attribute loads the tokenizer.
 
-        You can assign another tokenizer to this attribute. Raises `ValueError` if `source` is None
-        and no tokenizer was assigned.
+        You can assign another tokenizer to this attribute. Raises `NoValue`, which is both a
+        `ValueError` and an `AttributeError`, if `source` is None and no tokenizer was assigned.
         """
         if self.source is None:
-            raise ValueError(
+            raise NoValue(
                 "this model came without a tokenizer; give it token ids, or assign "
                 "model.tokenizer = Tokenizer.from_pretrained(a folder or hub id)"
             )
@@ -106,6 +107,8 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
             raise ValueError("loss_per_token needs return_type='loss' or 'both'")
         mask = None
         if is_text(tokens):
+            if padding_side is None:
+                padding_side = self.tokenizer.padding_side
             mask = self._token_mask(tokens, prepend_bos, padding_side)
             tokens = self.to_tokens(tokens, prepend_bos, padding_side)
         elif prepend_bos is not None or padding_side is not None:
@@ -127,7 +130,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         return loss if return_type == "loss" else LogitsAndLoss(output, loss)
 
     def _token_mask(
-        self, texts: Texts, prepend_bos: bool | None, padding_side: PaddingSide
+        self, texts: Texts, prepend_bos: bool | None, padding_side: Literal["left", "right"]
     ) -> Int[Tensor, "batch pos"] | None:
         """Return 1 for each token and 0 for padding, or None if the texts need no padding."""
         rows = self.tokenizer.to_rows(texts, prepend_bos)

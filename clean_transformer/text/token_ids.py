@@ -14,7 +14,8 @@ def token_ids(tokens: object) -> Int[Tensor, "..."]:
     tensor. Raises `TypeError` for anything else.
     """
     try:
-        ids = torch.as_tensor(tokens)
+        # Without a device, a list would go to PyTorch's default device, which may be another.
+        ids = tokens if isinstance(tokens, Tensor) else torch.as_tensor(tokens, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             "token ids must be a tensor, an array, or equally long lists of ids, not "

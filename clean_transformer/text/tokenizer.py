@@ -17,7 +17,7 @@ from clean_transformer.text.symbols import visible
 from clean_transformer.text.token_ids import token_ids
 from clean_transformer.text.tokenizer_backends import byte_level, read_file, read_folder
 from clean_transformer.text.tokenizer_calls import Texts as Texts
-from clean_transformer.text.tokenizer_calls import TransformersCalls
+from clean_transformer.text.tokenizer_calls import TransformersCalls, refuse_other
 from clean_transformer.text.tokenizer_files import (
     END_OF_TEXT,
     SETTINGS,
@@ -58,6 +58,18 @@ class Tokenizer(TransformersCalls):
     text.
     """
 
+    __slots__ = (
+        "_has_token",
+        "_padding_side",
+        "_replacement",
+        "_warned",
+        "backend",
+        "bos_token_id",
+        "d_vocab",
+        "eos_token_id",
+        "stop_tokens",
+    )
+
     def __init__(
         self,
         backend: "tokenizers.Tokenizer",
@@ -80,10 +92,11 @@ class Tokenizer(TransformersCalls):
         refuse_lossy(backend)
         self.backend = backend
         self.d_vocab = max(vocab.values()) + 1
-        self._has_token = torch.zeros(self.d_vocab, dtype=torch.bool)
+        self._has_token = torch.zeros(self.d_vocab, dtype=torch.bool, device="cpu")
         self._has_token[list(vocab.values())] = True
         self._replacement = [vocab[letter] for letter in "ï¿½"]  # the bytes of "�"
         self._warned = False
+        self.padding_side = "right"
         self.stop_tokens = [*stop_tokens] or [vocab[END_OF_TEXT]]
         self.eos_token_id = self.stop_tokens[0]
         self.bos_token_id = vocab[END_OF_TEXT] if bos_token_id is None else bos_token_id
@@ -142,23 +155,23 @@ class Tokenizer(TransformersCalls):
         """Return the token ids of each text, one row per text. A single text gives one row.
 
         Each text begins with <|endoftext|>, unless `prepend_bos` is False. GPT-2 has no padding
-        token, so shorter texts are padded with <|endoftext|>, too: on the right, unless
-        `padding_side` is "left". Padding on the right does not change the model's output for the
-        tokens of the text, because attention is causal. Padding on the left changes this output,
-        unless a `KVCache` with an `attention_mask` hides the padding.
+        token, so shorter texts are padded with <|endoftext|>, too, on `padding_side`. None means
+        the tokenizer's attribute `padding_side`. Padding on the right does not change the model's
+        output for the tokens of the text, because attention is causal. Padding on the left changes
+        this output, unless a `KVCache` with an `attention_mask` hides the padding.
 
         Raises `TypeError` if `text` is neither a `str` nor a list or tuple of `str`. Raises
         `ValueError` for an unknown `padding_side`, and for a text with a lone surrogate, which
         UTF-8 cannot encode.
         """
-        if padding_side not in ("left", "right", None):
-            raise ValueError(f"padding_side is {padding_side!r}; it must be 'left' or 'right'")
+        side = self.padding_side if padding_side is None else padding_side
+        refuse_other("padding_side", side, "left", "right")
         rows = self.to_rows(text, prepend_bos)
         width = max(map(len, rows), default=0)
-        tokens = torch.full((len(rows), width), self.eos_token_id)
+        tokens = torch.full((len(rows), width), self.eos_token_id, device="cpu")
         for padded, row in zip(tokens, rows, strict=True):
-            start = width - len(row) if padding_side == "left" else 0
-            padded[start : start + len(row)] = torch.tensor(row)
+            start = width - len(row) if side == "left" else 0
+            padded[start : start + len(row)] = torch.tensor(row, device="cpu")
         return tokens
 
     def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 Texts = str | list[str] | tuple[str, ...]
 
 
+def refuse_other(setting: str, given: object, *valid: object) -> None:
+    """Raise `ValueError` if the value `given` of `setting` is none of the `valid` values."""
+    if given not in valid:
+        raise ValueError(f"{setting} is {given!r}; it must be {' or '.join(map(repr, valid))}")
+
+
 class Encoded(dict[str, Any]):
     """The result of `tokenizer(texts)`: the keys "input_ids" and "attention_mask"."""
 
@@ -32,6 +38,8 @@ class TransformersCalls:
     bos_token_id: int
     eos_token_id: int
     d_vocab: int
+    _padding_side: Literal["left", "right"]
+    __slots__ = ()  # so that assigning an attribute of transformers that is not here is an error
 
     def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:
         """Return a list of token ids for each text. `Tokenizer` implements this method."""
@@ -43,8 +51,8 @@ class TransformersCalls:
         """Return the token ids of one text or several texts, without <|endoftext|> before them.
 
         For one text, `input_ids` is a list of ids. For several texts, it is a list of such lists.
-        If `padding` is True, the shorter texts are padded on the right with <|endoftext|>. With
-        `return_tensors="pt"`, the results are tensors [batch pos].
+        If `padding` is True, the shorter texts are padded with <|endoftext|>, on the right unless
+        `padding_side` is "left". With `return_tensors="pt"`, the results are tensors [batch pos].
 
         Raises the same errors as `Tokenizer.to_tokens`. Raises `ValueError` for tensors of texts
         with different numbers of tokens, unless `padding` is True, and for an unknown
@@ -55,8 +63,10 @@ class TransformersCalls:
         rows = self.to_rows(text, prepend_bos=False)
         width = max(map(len, rows), default=0)
         missing = [width - len(row) if padding else 0 for row in rows]
-        ids = [row + [self.eos_token_id] * n for row, n in zip(rows, missing, strict=True)]
-        masks = [[1] * len(row) + [0] * n for row, n in zip(rows, missing, strict=True)]
+        ids = [
+            self._padded(row, n, self.eos_token_id) for row, n in zip(rows, missing, strict=True)
+        ]
+        masks = [self._padded([1] * len(row), n, 0) for row, n in zip(rows, missing, strict=True)]
         if return_tensors is None:
             one = isinstance(text, str)
             found = (ids[0], masks[0]) if one else (ids, masks)
@@ -64,9 +74,14 @@ class TransformersCalls:
         if any(len(row) != width for row in ids):
             raise ValueError("the texts have different numbers of tokens; give padding=True")
         return Encoded(
-            input_ids=torch.tensor(ids, dtype=torch.int64),
-            attention_mask=torch.tensor(masks, dtype=torch.int64),
+            input_ids=torch.tensor(ids, dtype=torch.int64, device="cpu"),
+            attention_mask=torch.tensor(masks, dtype=torch.int64, device="cpu"),
         )
+
+    def _padded(self, row: list[int], n: int, filler: int) -> list[int]:
+        """Return `row` with `n` more elements, which are all `filler`, on the `padding_side`."""
+        padding = [filler] * n
+        return padding + row if self.padding_side == "left" else row + padding
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of one text, without <|endoftext|>.
@@ -101,6 +116,32 @@ class TransformersCalls:
         return str(self.backend.id_to_token(self.eos_token_id))
 
     @property
+    def pad_token(self) -> str:
+        """The token that pads shorter texts: `eos_token`. Assigning another raises `ValueError`."""
+        return self.eos_token
+
+    @pad_token.setter
+    def pad_token(self, token: str) -> None:
+        refuse_other("pad_token", token, self.eos_token)
+
+    @property
     def pad_token_id(self) -> int:
-        """The id of the token that pads shorter texts: `eos_token_id`."""
+        """The id of `pad_token`. Assigning another id raises `ValueError`."""
         return self.eos_token_id
+
+    @pad_token_id.setter
+    def pad_token_id(self, token: int) -> None:
+        refuse_other("pad_token_id", token, self.eos_token_id)
+
+    @property
+    def padding_side(self) -> Literal["left", "right"]:
+        """The side on which shorter texts are padded: "right" unless you assign "left".
+
+        `generate` always pads on the left.
+        """
+        return self._padding_side
+
+    @padding_side.setter
+    def padding_side(self, side: Literal["left", "right"]) -> None:
+        refuse_other("padding_side", side, "left", "right")
+        self._padding_side = side

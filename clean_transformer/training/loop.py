@@ -72,15 +72,16 @@ def train(
     Raises `ValueError`, before training starts, for tokens outside the vocabulary, for too few
     tokens, and for a batch that cannot be divided equally among the processes. Raises `ValueError`
     if `folder` has other files, or a checkpoint of a run with other settings or tokens. Raises
-    `ValueError` if the unembedding is tied to an embedding that is no longer in the model. Raises
-    `BlockingIOError` if another process trains in `folder`. Raises `RuntimeError` if the gradient
-    norm is not finite. The last checkpoint is then kept.
+    `ValueError` for float16 parameters, and if the unembedding is tied to an embedding that is no
+    longer in the model. Raises `BlockingIOError` if another process trains in `folder`. Raises
+    `RuntimeError` if the gradient norm is not finite. The last checkpoint is then kept.
     """
     folder, device = Path(folder), resolve_device(device)
     tokens = as_array(tokens)
     held_out = None if held_out is None else as_array(held_out)
     windows_per_process(training)  # called only for its errors
     refuse_untrained_embedding(model)
+    refuse_float16(model)
     refuse_tokens("the tokens", tokens, model.cfg)
     if held_out is not None:
         refuse_tokens("the held-out tokens", held_out, model.cfg)
@@ -153,6 +154,16 @@ def refuse_untrained_embedding(model: DemoTransformer) -> None:
             "the unembedding is tied to an embedding that was swapped out, and would not be "
             "trained; swap the unembedding too, or begin with Config(tied_unembed=False)"
         )
+
+
+def refuse_float16(model: DemoTransformer) -> None:
+    """Raise `ValueError` if a parameter is in float16, in which AdamW divides by zero."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype == torch.float16:
+            raise ValueError(
+                f"{name} is in float16, in which AdamW's eps of 1e-8 is 0 and the weights become "
+                "NaN; call model.float(), and set autocast=True to compute in bfloat16"
+            )
 
 
 def describe(model: DemoTransformer, training: Training, tokens: Tokens) -> dict[str, Any]:

@@ -93,9 +93,8 @@ def _parameters(
     known: Format | None, cfg: Config | None, state: State, device: torch.device, dtype: torch.dtype
 ) -> tuple[Config, dict[str, Tensor]]:
     """Check the tensors of a checkpoint. Return the architecture and the converted parameters."""
-    state = plain_names(state)
     known = known or detect(FORMATS, state)
-    state = known.full_names(state)
+    state = known.full_names(plain_names(state))
     cfg = cfg or infer_config(known, state)
     known.read(cfg, state)
     parameters = {row.theirs: state[row.theirs] for row in known.rows(cfg) if row.theirs}
@@ -130,8 +129,7 @@ def read_state_dict(state: State, cfg: Config | None = None) -> tuple[Config, di
     None, the function infers the architecture from the shapes (see `infer_config`). Raises
     `WeightsError` for an unknown format, and if the keys or shapes do not fit the architecture.
     """
-    state = plain_names(state)
     known = detect(FORMATS, state)
-    state = known.full_names(state)
+    state = known.full_names(plain_names(state))
     cfg = cfg or infer_config(known, state)
     return cfg, known.read(cfg, state)

@@ -9,16 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clean_transformer.support.left_out import NoValue
+
 
 def _weight(model: nn.Module, path: str, name: str) -> Any:
     """Return the weight `name` of the module at `path` in the model.
 
-    Raises `ValueError` if the module has no such weight.
+    Raises `NoValue` if the module has no such weight.
     """
     module = model.get_submodule(path)
-    # With an AttributeError, people would think that the model itself lacks the attribute.
     if not hasattr(module, name):
-        raise ValueError(f"{path} is a {type(module).__name__}, which has no {name}")
+        raise NoValue(f"{path} is a {type(module).__name__}, which has no {name}")
     return getattr(module, name)
 
 
@@ -81,7 +82,8 @@ class StackedWeights(HeadCircuits):
 
     Reading a weight of attention or MLP, such as `W_Q`, makes a new tensor, which stacks the
     weights of all layers. Changing this tensor does not change the model. If a module lacks a
-    weight, for example because the module was swapped, reading the attribute raises `ValueError`.
+    weight, for example because the module was swapped, reading the attribute raises `NoValue`,
+    which is both a `ValueError` and an `AttributeError`.
     """
 
     W_E = _one("embed", "W_E", "d_vocab d_model")

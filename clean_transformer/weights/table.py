@@ -25,8 +25,8 @@ State = Mapping[str, Tensor]  # a state dict
 
 
 # Prefixes that other software adds to parameter names: PyTorch's DataParallel and torch.compile,
-# DeepSpeed, PyTorch Lightning and training scripts that keep the model in an attribute `model`.
-PREFIXES = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module|model)\.")
+# Opacus, DeepSpeed, PyTorch Lightning and scripts that keep the model in an attribute `model`.
+PREFIXES = re.compile(r"(?:^|(?<=\.))(?:_?module|_orig_mod|_forward_module|model)\.")
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def plain_names(state: State) -> dict[str, Tensor]:
     """Return a copy of `state` whose keys lack prefixes such as "module." and "_orig_mod.".
 
-    PyTorch and training libraries add these prefixes. Raises `WeightsError` if two keys differ only
-    in their prefixes.
+    PyTorch and training libraries add these prefixes. A prefix of all keys, such as "gpt2.", is the
+    name of an attribute that holds the model, and is removed, too. Raises `WeightsError` if two
+    keys differ only in their prefixes.
     """
     plain: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -238,15 +239,22 @@ def plain_names(state: State) -> dict[str, Tensor]:
         if name in plain:
             raise WeightsError(f"this state dict has {name} twice, with different prefixes")
         plain[name] = tensor
+    # The prefix "transformer." is a part of Hugging Face's names. One key alone shows no prefix.
+    while len(plain) > 1 and len({key.split(".")[0] for key in plain}) == 1:
+        if any("." not in key or key.startswith("transformer.") for key in plain):
+            break
+        plain = {key.partition(".")[2]: tensor for key, tensor in plain.items()}
     return plain
 
 
 def detect(formats: Iterable[Format], state: State) -> Format:
     """Return the format in `formats` that the state dict has (see `Format.fits`).
 
-    Raises `WeightsError` if the state dict has none or several of the formats.
+    Prefixes of the keys do not matter (see `plain_names`). Raises `WeightsError` if the state dict
+    has none or several of the formats.
     """
-    fitting = [known for known in formats if known.fits(state)]
+    plain = plain_names(state)
+    fitting = [known for known in formats if known.fits(plain)]
     if len(fitting) == 1:
         return fitting[0]
     names = ", ".join(known.name for known in fitting or formats)

@@ -31,7 +31,7 @@ from clean_transformer.swapping.swaps import swap
 from clean_transformer.variants.mlp import ReluMLP
 from clean_transformer.weights.synthetic import stress
 
-from ..helpers import TINY, assert_same_function, configs, random_model, tiny
+from ..helpers import TINY, assert_same_function, configs, random_model, random_tokens, tiny
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
@@ -433,3 +433,11 @@ def test_a_compiled_step_is_the_same_is_compiled_once_and_steps_aside():
 def test_only_our_models_have_a_step_to_compile():
     with pytest.raises(TypeError, match="a Sequential has no decoding step to compile"):
         optimize(nn.Sequential(nn.Linear(1, 1)), compile=True)
+
+
+def test_optimizing_under_inference_mode_keeps_weights_trainable():
+    model = random_model()
+    with torch.inference_mode():
+        model.optimize().undo()
+    model(random_tokens()).sum().backward()
+    assert model.blocks[0].attn.W_Q.grad.any()

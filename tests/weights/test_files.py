@@ -96,6 +96,8 @@ def test_shards_of_a_bin(tmp_path: Path, state, theirs):
         "model.",
         "model._orig_mod.module.",
         "module.model.",
+        "_module.",
+        "net.gpt2.",
     ],
 )
 @pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
