@@ -392,3 +392,9 @@ def test_in_a_browser_without_a_network(broken: SuiteReport, tmp_path: Path):
     file.write_text(bad.replace("</main>", '<img src="https://example.org/x.png"></main>'))
     _, console = browse(file, tmp_path / "profile")
     assert len(console) == 2
+
+
+def test_a_long_fact_about_the_machine_has_a_line_of_its_own(measured: SuiteReport) -> None:
+    report = replace(measured, environment={"torch": "2.13.0", "build": "USE_CUDA=0 " * 9})
+    [wide] = Page(render(report)).root.all("class", "wide")
+    assert wide.children[0].text == "build"
