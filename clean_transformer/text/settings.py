@@ -71,7 +71,7 @@ class Sampling:
         ):
             value = getattr(self, field)
             require(self, field, value is None or holds(value), wanted)
-        for field in ("top_k", "top_p", "min_p", "seed"):
+        for field in ("top_k", "top_p", "min_p"):
             require(
                 self,
                 field,
