@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.support.captures import Captures
 from clean_transformer.support.keywords import checks_keywords, keywords, refuse_unknown
-from clean_transformer.support.left_out import has_no, refuse
+from clean_transformer.support.knows_left_out import KnowsLeftOut
+from clean_transformer.support.left_out import refuse
 from clean_transformer.support.module_hooks import (
     Editing,
     EditingGradient,
@@ -25,23 +26,6 @@ from clean_transformer.support.module_hooks import (
     remove,
     require_runs,
 )
-
-
-class KnowsLeftOut(nn.Module):
-    """A module with helpful errors for attributes that TransformerLens has and this package lacks.
-
-    Reading such an attribute raises an `AttributeError` that says what to use instead. If a
-    property raises an `AttributeError`, its message stays. (`nn.Module` would replace the message.)
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        # Python also calls `__getattr__` after a property raised an AttributeError.
-        if hasattr(type(self), name):
-            return getattr(type(self), name).__get__(self)
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            raise AttributeError(has_no(self, name)) from None
 
 
 class HookPoint(KnowsLeftOut):

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clean_transformer.config import Config
-from clean_transformer.hooks import HookedModule, KnowsLeftOut
+from clean_transformer.hooks import HookedModule
 from clean_transformer.kv_cache import KVCache
+from clean_transformer.support.knows_left_out import KnowsLeftOut
 from clean_transformer.support.left_out import NoValue
 from clean_transformer.support.numerics import at_least_float32
 from clean_transformer.text.token_ids import token_ids
