@@ -141,7 +141,7 @@ def causal_mask(q: Queries, k: Keys) -> Bool[Tensor, "query key"]:
 
 
 def mix_fused(q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-    """Compute the same as `Attention.mix` with one fused kernel, without scores and pattern."""
+    """Compute the same as `Attention.mix` with one kernel that stores no scores or pattern."""
     # With `is_causal`, the kernel assumes that the first query and the first key have the same
     # position. This is true only if there are as many queries as keys. A single query at the last
     # position sees every key, so it needs no mask.

@@ -60,9 +60,9 @@ def spread_ids(cfg: Config, batch: int, length: int) -> Int[Tensor, "batch pos"]
 def suite_tokens(cfg: Config, batch: int = 2, length: int = LENGTH) -> Int[Tensor, "batch pos"]:
     """Return token ids [batch length] that are spread over the vocabulary.
 
-    If `n_ctx` is smaller than `length`, the texts have `n_ctx` tokens. Each text starts with the
-    last id of the vocabulary, which is <|endoftext|> in GPT-2. The first text also has this id in
-    the middle. The last text ends with the id 0.
+    If `cfg.n_ctx` is smaller than `length`, the texts have `cfg.n_ctx` tokens. Each text starts
+    with the last id of the vocabulary, which is <|endoftext|> in GPT-2. The first text also has
+    this id in the middle. The last text ends with the id 0.
     """
     tokens = spread_ids(cfg, batch, min(length, cfg.n_ctx))
     tokens[:, 0] = tokens[0, tokens.shape[1] // 2] = cfg.d_vocab - 1

@@ -18,9 +18,8 @@ DERIVED = ("verdict", "rho", "coverage", "first_failure", "by_use")
 def plain(value: Any) -> Any:
     """Convert a value to dictionaries, lists, strings and numbers, which JSON can store.
 
-    A dataclass becomes a dictionary of its fields, and of those properties that the tuple
-    `DERIVED` lists.
-    JSON has no infinity and no NaN, so these numbers become the strings "inf", "-inf" and "nan".
+    A dataclass becomes a dictionary of its fields and of some properties, such as "verdict". JSON
+    has no infinity and no NaN, so these numbers become the strings "inf", "-inf" and "nan".
     """
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}

@@ -1,4 +1,4 @@
-"""Alternative modules for `swap`. Each docstring cites the paper that introduced the module."""
+"""Alternative modules for `swap`. The docstring of a class cites the paper that introduced it."""
 
 from clean_transformer.variants.attention import AlibiAttention as AlibiAttention
 from clean_transformer.variants.attention import GroupedQueryAttention as GroupedQueryAttention

@@ -197,9 +197,9 @@ class Limit(Contestant):
     def forward_pass(self, work: Work, at_least: float) -> float:
         """Return the fewest seconds for a forward pass.
 
-        There are two lower bounds: the time of the products and attention, and the time to read the
-        weights. The result is the larger bound. Attention is assumed to do as many multiplications
-        per second as the products.
+        There are two lower bounds: the time to compute the matrix products and attention, and the
+        time to read the weights. The result is the larger bound. Attention is assumed to do as many
+        multiplications per second as the matrix products.
         """
         rows = work.batch * work.length
         shapes = products(self.cfg, rows, work.batch if work.last_only else rows)

@@ -161,7 +161,7 @@ class Recorder:
 def summed(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, tuple[Row, Row]]:
     """Group the rows by `key(row)`. Map each key to a pair (sum of its rows, its worst row).
 
-    The worst group comes first.
+    The groups are sorted by their worst rows, the worst first.
     """
 
     def badness(row: Row) -> tuple[int, float]:

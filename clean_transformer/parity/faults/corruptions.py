@@ -38,10 +38,11 @@ class DeviceFault:
     result of such a call. If `first_call_only` is True, the fault affects only the first such call
     inside the `with` block that plants the fault.
 
-    `use` names a way to call GPT-2 that gives wrong results with this fault, such as "generate" or
-    "training". Other ways can give wrong results, too. If GPT-2 makes no call that the fault
-    affects, `use` is SINGLE. `devices` has the kinds of devices that the fault emulates, such as
-    "mps". While the fault is planted, reports name the known issues of these devices.
+    `use` names a way to call GPT-2 that gives wrong results with this fault, such as "generate"
+    or "training". Other ways can give wrong results, too. If GPT-2 makes no call that the fault
+    affects, `use` is "single operations". `devices` has the kinds of devices that the fault
+    emulates, such as "mps". While the fault is planted, reports name the known issues of these
+    devices.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Faults of optimized and compiled models. A model that runs as it is written stays right."""
+"""Faults of optimized and compiled models, which leave the results of other models right."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -1,9 +1,9 @@
 """Checks the error of each part of the model in one use of the model, such as generating text.
 
 The parts are the embeddings, each block, the last LayerNorm and the unembedding. On the device,
-each part runs once for each call of the model. The exact results come from the same part in float64
-on the CPU, with the inputs that the part had on the device. The float64 part runs only once, on the
-inputs of all calls together.
+the model is called several times, for example once for each new token, and each part runs in each
+call. The exact results come from the same part in float64 on the CPU, with the inputs that the part
+had on the device. The float64 part runs only once, on the inputs of all calls together.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -184,7 +184,7 @@ class HuggingFace(Library):
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
-        """Return an empty list, because the model has no hook points."""
+        """Return the names of the hook points that a swap loses: none, as the model has none."""
         return []
 
     def name(self, path: str) -> str:
