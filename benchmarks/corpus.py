@@ -136,15 +136,15 @@ def healthy_run(seed: int, parts: dict[str, list[float]]) -> Iterator[tuple[str,
 
 
 def is_part(row: object) -> TypeGuard[Isolated]:
-    """Whether this is the result of a part that is judged as a whole."""
+    """Whether `row` is the result of a part of a model that is judged as a whole."""
     return isinstance(row, Isolated) and row.operation == PART.name
 
 
 def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
-    """Call `healthy_run` for each seed, under one of the settings in `SETTINGS`.
+    """Run checks without a planted fault for each seed, under one of the settings in `SETTINGS`.
 
     The result has the number of checks by name, a list of the false alarms, and the error ratios of
-    parts by dtype.
+    parts of models by dtype.
     """
     judged: Counter[str] = Counter()
     alarms: list[tuple[str, str]] = []
@@ -159,7 +159,7 @@ def judged_healthy(setting: str, seeds: range) -> dict[str, Any]:
 
 
 def in_new_process(setting: str, seeds: range) -> dict[str, Any]:
-    """Call `judged_healthy` in a new process with the environment variables of the setting."""
+    """Run checks without a planted fault in a new process with the setting's environment."""
     command = [sys.executable, "-m", "benchmarks.corpus", "--worker", setting]
     done = subprocess.run(
         [*command, "--first", str(seeds.start), "--runs", str(len(seeds))],

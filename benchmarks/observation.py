@@ -58,7 +58,7 @@ def sharing_weights(model: DemoTransformer) -> DemoTransformer:
 
 
 def runs(model: DemoTransformer, tokens: Tensor) -> dict[str, Callable[[], Any]]:
-    """Return a function for each kind of run."""
+    """Return a function that does one forward pass, for each kind of run, by name."""
     bare = without_hook_points(model)
     watched = sharing_weights(model)
     for name, point in watched.hook_dict.items():
@@ -104,7 +104,7 @@ def main(
 
 
 def report(taken: dict[str, list[float]]) -> None:
-    """Print the median times, and the median quotients with their bounds."""
+    """Print the median times, and the median quotients with the largest values allowed."""
     table = Table("run", "median CPU seconds", box=None)
     for name, times in taken.items():
         table.add_row(name, f"{statistics.median(times):.3f}")

@@ -77,7 +77,7 @@ def logits_of(d_vocab: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def small_weights(**changes: int) -> Weights:
-    """Return random weights of a model with one block, with some sizes changed."""
+    """Return random weights of a small model, in whose architecture `changes` replaces fields."""
     sizes = {"n_layers": 1, "n_heads": 2, "d_model": 128, "d_head": 64, "d_mlp": 256}
     cfg = Config(**(sizes | {"d_vocab": 1500, "n_ctx": 104} | changes))  # type: ignore[arg-type]
     return Weights("", cfg, synthetic.stress(cfg))
@@ -90,7 +90,7 @@ def judge_of(weights: Weights, dtype: torch.dtype, seed: int = 0) -> Judge:
 
 
 def find_device_fault(fault: DeviceFault) -> Found:
-    """Plant a fault of an operation, in a model that meets its condition."""
+    """Plant `fault`, run a model that it affects, and return whether it is found and named."""
     changes = dict(MEETS.get(fault.name, {}))
     dtype = changes.pop("dtype", F32)
     weights = small_weights(**changes)
@@ -103,7 +103,7 @@ def find_device_fault(fault: DeviceFault) -> Found:
 
 
 def _steps(use: str, weights: Weights, dtype: torch.dtype) -> Iterator[tuple[Located | None, bool]]:
-    """Yield the results of the suite's steps that look for a fault of the use, in their order."""
+    """Check a model in the use `use`. Yield each check's (wrong operation, whether it fails)."""
     if use == "sampling":
         result = judge_sampling(weights.cfg, logits_of(weights.cfg.d_vocab, dtype))
         yield result.located, result.verdict.is_bad
@@ -212,7 +212,7 @@ def find_all() -> Iterator[tuple[str, str, Found]]:
 
 
 def seldom_found(probability: float, runs: int) -> dict[str, float]:
-    """Plant a fault that strikes a call of `addmm` with this probability, in some runs.
+    """Plant a fault that strikes a call of `addmm` with this probability, in `runs` runs.
 
     A run judges the use `forward`. Returns the number of runs, the calls in one run, the share of
     the runs in which the fault is expected to strike, the number of runs in which it has struck,

@@ -178,7 +178,7 @@ class HookedModule(nn.Module):
     ) -> Any:
         """Run `self(*inputs, **arguments)` with temporary hook functions, and return the output.
 
-        See the method `hooks` for `fwd_hooks`, `bwd_hooks` and the errors.
+        `fwd_hooks` and `bwd_hooks` are lists of pairs (names, function); see the method `hooks`.
         """
         self._refuse_other("run_with_hooks", arguments, "fwd_hooks", "bwd_hooks")
         with self.hooks(fwd_hooks, bwd_hooks):
@@ -223,10 +223,10 @@ class HookedModule(nn.Module):
     ) -> None:
         """Put a hook function in place until `reset_hooks()` is called.
 
-        See the method `hooks` for the hook function and the errors. Prefer `run_with_hooks` or
-        `hooks`, which remove their hooks. The hooks of `add_hook` are called in every thread.
-        Raises `KeyError` if `dir` is neither "fwd" nor "bwd". For TransformerLens's other
-        arguments, this method raises a `TypeError` that says what to use instead.
+        `hook(activation, hook=hook_point)` is called as in the method `hooks`. Prefer that method
+        or `run_with_hooks`, which remove their hooks. The hooks of `add_hook` are called in every
+        thread. Raises the errors of `hooks`, and `KeyError` if `dir` is neither "fwd" nor "bwd".
+        For TransformerLens's other arguments, raises a `TypeError` that says what to use instead.
         """
         refuse("add_hook", left_out)
         kind = {"fwd": Editing, "bwd": EditingGradient}[dir]

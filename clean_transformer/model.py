@@ -78,7 +78,7 @@ class DemoTransformer(GenerationMixin, PretrainedMixin):
         stop_at_layer: int | None = None,
         unembed: bool = True,
     ) -> Output:
-        """Compute what `forward` returns, without checking the arguments.
+        """Return the logits or the residual stream, as `forward` does, without checking arguments.
 
         The keys and values of `tokens` are stored in `kv_cache`, but `kv_cache.length` does not
         change.

@@ -15,7 +15,8 @@ from clean_transformer.support.numerics import at_least_float32
 def lens_log_probs(model: DemoTransformer, text: Text) -> Iterator[Float[Tensor, "pos d_vocab"]]:
     """Yield the log-probabilities of the next tokens at one depth after the other.
 
-    `logit_lens` explains depths. Raises `ValueError` for several texts.
+    The depths are before each block, and after the last block. Raises `ValueError` for several
+    texts.
     """
     for stream in _streams(model, text)[0]:
         yield at_least_float32(model.unembed(model.ln_final(stream[None])))[0].log_softmax(dim=-1)

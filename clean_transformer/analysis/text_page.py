@@ -144,7 +144,7 @@ def write_html(explanation: Explanation, file: str | Path) -> None:
 
 
 def _patterns(model: DemoTransformer, tokens: Int[Tensor, "1 pos"]) -> tuple[int, list[list[str]]]:
-    """Return the smallest of `STEPS` that fits on a page, and the packed patterns of each layer."""
+    """Return the smallest rounding step with which the patterns fit on a page, and the patterns."""
     layers: list[Int[Tensor, "head pair"]] = []
 
     def keep(pattern: Tensor, hook: object) -> None:

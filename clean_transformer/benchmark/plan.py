@@ -33,7 +33,7 @@ def generate(batch: int, length: int, new: int) -> Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The contestants of a run, and the sizes of their work.
+    """The contestants of a run, and the work that they do, such as forward passes.
 
     If a field is None or empty, the run leaves out the measurements or contestants of this field.
     """

@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def answer(self, status: HTTPStatus, page: str) -> None:
-        """Send the page."""
+        """Send the HTML `page`, with the HTTP status `status`."""
         content = page.encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/html; charset=utf-8")

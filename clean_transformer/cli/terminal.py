@@ -117,7 +117,7 @@ class Bar(Progress):
     above: Callable[[], RenderableType] | None = None
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Yield what is shown, from top to bottom."""
+        """Yield what `above` returns, and then the progress bar."""
         if self.above is not None:
             yield self.above()
         yield from super().get_renderables()
@@ -198,7 +198,7 @@ def not_empty(text: str) -> str:
 
 
 def argument_in_utf8(text: str) -> str:
-    """Return the command-line argument `text` as UTF-8, even if Python took it for ASCII."""
+    """Return the argument `text`, decoded from UTF-8 even if Python decoded it from ASCII."""
     try:
         text.encode()
     except UnicodeEncodeError:  # with LC_ALL=C, Python keeps other bytes as lone surrogates
@@ -257,7 +257,7 @@ def print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> 
 
 
 def format_cell(value: str | int | float | None) -> str:
-    """Return a value as text for a cell of a table (see `print_table`)."""
+    """Return a value as text: a float with four significant digits, and None as ""."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -169,7 +169,7 @@ def measure(
 
 
 def need_another_run(runs: dict[Candidate, list[float]]) -> list[Candidate]:
-    """Return the candidates that must run again. The comment at `SECONDS_EACH` explains when.
+    """Return the candidates whose times are not reliable yet, so that they must run again.
 
     `runs` maps each candidate to the times of its runs so far, in seconds.
     """
@@ -189,8 +189,8 @@ def fastest_seconds(seconds: Seconds, transposed: bool) -> float:
 def fastest(by_rows: dict[int, Seconds], transposed: bool) -> Choice:
     """Return the fastest kernel for each number of rows.
 
-    Only candidates with the given value of `transposed` are compared. `by_rows` is the result of
-    `measure`.
+    Only candidates with the given value of `transposed` are compared. `by_rows` has the time
+    of each candidate for each number of rows.
     """
     winners = {
         n_rows: min((c for c in seconds if c.transposed == transposed), key=seconds.__getitem__)

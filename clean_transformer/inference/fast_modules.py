@@ -156,7 +156,7 @@ class FastBlock(Fast):
     def __call__(
         self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Return what `TransformerBlock.forward` returns."""
+        """Return the residual stream after the block."""
         if self.must_step_aside():
             return self.below(resid_pre, kv_cache)
         block = self.module
@@ -191,7 +191,7 @@ class FastUnembed(Fast):
     def __call__(
         self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Return what `Unembed.forward` returns."""
+        """Return the logits."""
         if self.must_step_aside():
             return self.below(normalized_resid_post)
         rows = normalized_resid_post.flatten(end_dim=1)
@@ -209,7 +209,7 @@ class CompiledStep(Fast):
         return super().over(below)
 
     def __call__(self, *inputs: Any) -> Float[Tensor, "batch logit_pos d_vocab"]:
-        """Return what `DemoTransformer.read_one` returns."""
+        """Return the logits of the new token."""
         return (self.below if self.must_step_aside() else self.graph)(*inputs)
 
 

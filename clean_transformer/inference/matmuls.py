@@ -1,6 +1,6 @@
 """Alternative kernels for `x W + b`, optionally with the GELU or the residual add that follows.
 
-`autotune` measures which kernel is the fastest for given sizes. All kernels compute the same
+`autotune` measures which kernel is the fastest for given shapes. All kernels compute the same
 function up to rounding, except `Int8`, which also rounds the weights and the inputs to 8 bits.
 """
 

@@ -101,7 +101,7 @@ class Attention(HookedModule, HeadCircuits):
         return mix_fused(q, k, v, mask)
 
     def mix_explicitly(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Compute `mix` step by step. Scores and pattern pass through their hook points."""
+        """Average the values step by step. Scores and pattern pass through their hook points."""
         scores = dot_products(q, k) / math.sqrt(q.shape[-1])
         if mask is None:
             mask = causal_mask(q, k)
@@ -141,7 +141,7 @@ def causal_mask(q: Queries, k: Keys) -> Bool[Tensor, "query key"]:
 
 
 def mix_fused(q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-    """Compute the same as `Attention.mix` with one kernel that stores no scores or pattern."""
+    """Return each query's weighted average of the values from one kernel that stores no pattern."""
     # With `is_causal`, the kernel assumes that the first query and the first key have the same
     # position. This is true only if there are as many queries as keys. A single query at the last
     # position sees every key, so it needs no mask.

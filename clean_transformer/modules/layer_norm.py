@@ -36,7 +36,7 @@ class LayerNormPre(HookedModule):
     def normalize(
         self, residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """Compute the same as `LayerNormPre.forward`, step by step.
+        """Normalize each vector [d_model] of `residual` step by step, not with a fused kernel.
 
         `hook_scale` gets √(var + eps), and `hook_normalized` gets the result.
         """

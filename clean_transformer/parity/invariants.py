@@ -50,7 +50,7 @@ def prefix_consistency(
 ) -> tuple[Logits, Logits]:
     """Invariant: leaving out the last of n_ctx tokens does not change the other logits.
 
-    The token ids come from `spread_ids`, and are moved to the device of `tokens`. Only the
+    The token ids are spread over the vocabulary, and on the device of `tokens`. Only the
     embeddings, the last block, the last LayerNorm and the unembedding run.
     """
     full = spread_ids(model.cfg, 1, model.cfg.n_ctx).to(tokens.device)
@@ -161,7 +161,7 @@ def small_logits(device: str, dtype: str) -> Logits:
 
 
 def write_small_logits(device: str, dtype: str, file: str) -> None:
-    """Save the result of `small_logits` to `file`."""
+    """Save the logits of a small model with seeded weights to `file`."""
     torch.save(small_logits(device, dtype), file)
 
 

@@ -195,11 +195,11 @@ def lower_precision(
     """Return the lower precision that explains all errors of a float32 product.
 
     The result is "TF32", "bfloat16", or "" if no precision fits or if `u` is not that of float32.
-    `error`, `ratios` and `typical` have the shape of the product; `typical` comes from
-    `typical_size`. A lower precision explains the errors if two conditions hold. First, the median
-    ratio is above `healthy`: a lower precision changes nearly all elements, while a faulty kernel
-    changes only some. Second, no error is larger than SELDOM_EXCEEDED × the lower precision's unit
-    roundoff × `typical`.
+    `error`, `ratios` and `typical` have the shape of the product. A typical error of an element is
+    the unit roundoff times `typical`. A lower precision explains the errors if two conditions hold.
+    First, the median ratio is above `healthy`: a lower precision changes nearly all elements, while
+    a faulty kernel changes only some. Second, no error is larger than
+    SELDOM_EXCEEDED × the lower precision's unit roundoff × `typical`.
     """
     if u != ACCUMULATOR or float(ratios.median()) <= healthy:
         return ""

@@ -89,7 +89,7 @@ def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> Tensor:
-    """Return what `terms(size)` must return in a call of `sum_scale` for fused attention.
+    """Return Σ|pv|, enlarged for the rounding of the scores, or Σ(pv)², for fused attention.
 
     `size` is `abs` or `square`. `pattern` is the attention pattern p. `scores` has a bound S on the
     absolute value of each score: |q||k| scale + |mask|. For `abs`, the result is Σⱼ pⱼ|vⱼ| (1 + Sⱼ
@@ -107,7 +107,7 @@ def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> T
 
 
 def attention_squares(pattern: Tensor, scores: Tensor, v: Tensor) -> Tensor:
-    """Return Σ(pⱼvⱼ(1 + |sⱼ|))², the argument `squares` of `typical_size` for fused attention.
+    """Return Σ(pⱼvⱼ(1 + |sⱼ|))², from which follows the typical rounding error of attention.
 
     `pattern` is p, and `scores` has the signed scores s. The factor 1 + |sⱼ| is there because
     rounding sⱼ changes pⱼ by the relative error u |sⱼ|.

@@ -1,6 +1,7 @@
 """The parity suite: runs all checks for the chosen devices, dtypes and modes.
 
-The checks answer the three questions in the docstring of `clean_transformer.parity`.
+The checks say whether the model is the same function as GPT-2, whether the device computes it
+accurately, and which operation goes wrong first.
 """
 
 from collections.abc import Callable, Iterable

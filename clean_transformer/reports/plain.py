@@ -52,7 +52,7 @@ class Schema:
     version: int
 
     def to_json(self, report: Any) -> dict[str, Any]:
-        """Convert the dataclass `report` with `plain`, and add this schema's name and version."""
+        """Convert the dataclass `report` to JSON values; add this schema's name and version."""
         return {"schema": self.name, "version": self.version, **plain(report)}
 
     def write_json(self, report: Any, file: Path) -> None:

@@ -22,8 +22,8 @@ def heat_map_table(maps: Mapping[str, HeatMap]) -> Table:
 
     The first column has the name of the activation. The second column shows the squares of the
     first map in `maps`, with one character per layer. Then there is one column per map, whose
-    heading is the map's key in `maps`. This column has the label of the activation's worst square
-    in the map.
+    heading is the map's key in `maps`. This column has the label of the activation's square
+    with the largest `concern`, which says how bad its value is.
     """
     drawn = next(iter(maps.values()))
     ruler = "".join(str(layer % 10) for layer in drawn.layers)

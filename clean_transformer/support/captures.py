@@ -1,4 +1,4 @@
-"""`Captures`: the outputs of modules in one run, and whether they are still as they were."""
+"""`Captures`: the outputs of modules in one run, and whether a module overwrote them later."""
 
 import torch
 from torch import Tensor, nn

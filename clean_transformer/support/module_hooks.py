@@ -39,7 +39,7 @@ class Reading:
         self.depth = _running.depth
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        """Return `apply(module, output)`, or None if this hook must do nothing (see `Reading`)."""
+        """Call the function, unless the hook must do nothing. Return the new output, or None."""
         if self.thread not in (None, threading.get_ident()) or _running.depth != self.depth:
             return None
         self.has_run = True

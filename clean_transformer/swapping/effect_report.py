@@ -120,7 +120,7 @@ class Effect:
 
     @property
     def most_introduced(self) -> list[Change]:
-        """The activations whose `introduced` is a number above 0 or NaN, the largest first."""
+        """The activations in which a new module introduced a change or NaN, the largest first."""
         sizes = {row: row.introduced for row in self.rows if row.introduced}
         return sorted(sizes, key=lambda row: (not isnan(sizes[row]), -sizes[row]))
 
@@ -132,12 +132,12 @@ class Effect:
 
 
 def total_map(report: Effect) -> HeatMap:
-    """Return a heat map of `Change.total` for each activation."""
+    """Return a heat map of the total change of each activation."""
     return heat_map({row.name: square(row, row.total) for row in report.rows})
 
 
 def introduced_map(report: Effect) -> HeatMap:
-    """Return a heat map of `Change.introduced` for each activation that a new module computes."""
+    """Return a heat map of the changes that the new modules introduce in their activations."""
     return heat_map(
         {row.name: square(row, row.introduced) if row.module else None for row in report.rows}
     )

@@ -29,7 +29,7 @@ def require_no_hooks(old: nn.Module, path: str) -> None:
 
 
 def new_module(make: Make, old: nn.Module, path: str, cfg: Config, *, alone: bool) -> nn.Module:
-    """Return the new module for the path `path`. `swap` explains what `make` can be.
+    """Return the new module for the path `path`, from `make`: a class, function, module or model.
 
     `old` is the old module at the path. `alone` is True if the pattern matches only this path. If
     `make` is a single module, the result is a copy of `make`, or `make` itself if `alone` is True.

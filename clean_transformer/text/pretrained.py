@@ -154,7 +154,7 @@ class PretrainedMixin(LanguageModel):
         return embed
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the parameters by name. Warns about `swapped_out_embedding`, which it lacks."""
+        """Return the parameters by name. Warns if it lacks an embedding that the logits need."""
         if self.swapped_out_embedding is not None:
             warnings.warn(f"this state dict is incomplete: {SWAPPED_OUT}", stacklevel=2)
         return super().state_dict(*args, **kwargs)

@@ -177,7 +177,8 @@ class Tokenizer(TransformersCalls):
     def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:
         """Return a list of token ids for each text, without padding.
 
-        The arguments and the errors are the same as in `to_tokens`.
+        Each text begins with <|endoftext|>, unless `prepend_bos` is False. The errors are the same
+        as in `to_tokens`.
         """
         texts = [*text] if isinstance(text, (list, tuple)) else [text]
         for each in texts:

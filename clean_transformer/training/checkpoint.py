@@ -27,8 +27,8 @@ def save(
     """Save the state of the run after `step` steps, in place of the previous checkpoint.
 
     All processes must call this function, but only process 0 writes the file. `engine` is the
-    module that `distribute` returned for the model. `about` identifies the run; see
-    `loop.describe`.
+    module that `distribute` returned for the model. `about` has values that identify the run, such
+    as its settings.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, state = get_state_dict(engine, optimizer, options=options)

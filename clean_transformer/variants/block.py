@@ -23,7 +23,7 @@ class ParallelBlock(TransformerBlock):
     def forward(
         self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Return the residual stream after this block. See `TransformerBlock` for the arguments."""
+        """Return the residual stream after this block; `resid_pre` is the stream before it."""
         resid_pre = self.hook_resid_pre(resid_pre)
         attn_out = self.hook_attn_out(self.attn(*self.attn_inputs(resid_pre), kv_cache=kv_cache))
         mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid_pre))))

@@ -49,7 +49,7 @@ class LinearAttention(Attention):
         return sums[..., :-1] / sums[..., -1:]
 
     def mix_explicitly(self, q: Queries, k: Keys, v: Keys, mask: Mask = None) -> Queries:
-        """Compute `mix` in quadratic time. Scores and pattern pass through their hook points.
+        """Average the values in quadratic time. Scores and pattern pass through their hook points.
 
         In `Attention`, a float mask is added to the scores, and the softmax then computes
         exp(score + mask) = exp(score) · exp(mask). Here, there is no softmax, so the scores are

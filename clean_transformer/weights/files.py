@@ -201,7 +201,7 @@ def _reason(error: Exception) -> str:
 
 
 def _wrapped(saved: Any) -> Any:
-    """Return the state dict under a usual key of `saved`, such as "state_dict", or else `saved`."""
+    """Return the state dict that `saved` has under a key such as "state_dict", or else `saved`."""
     if isinstance(saved, dict):
         for key in WRAPPERS:
             inside = saved.get(key)
@@ -213,9 +213,9 @@ def _wrapped(saved: Any) -> Any:
 def state_dict_in(file: Path, saved: Mapping[str, Any]) -> State:
     """Return the state dict in `saved`, the dictionary that was read from `file`.
 
-    If `saved` has a usual key for a state dict, such as "state_dict", its value is the state dict.
-    Otherwise, `saved` itself is the state dict. Raises `WeightsError` if the state dict contains
-    anything but tensors.
+    Training scripts save the state dict under a key such as "state_dict". If `saved` has no such
+    key, `saved` itself is the state dict. Raises `WeightsError` if the state dict contains anything
+    but tensors.
     """
     state = _wrapped(saved)
     others = [

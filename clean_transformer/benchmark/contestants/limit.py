@@ -110,7 +110,7 @@ def by_mm(weight: Tensor, rows: int) -> Product:
 
 
 def by_mm_transposed(weight: Tensor, rows: int) -> Product:
-    """Return a function like the one of `by_mm`, with the weight stored as [outputs inputs]."""
+    """Return a function that calls `torch.mm` with x and a weight stored as [outputs inputs]."""
     return by_mm(weight.T.contiguous().T, rows)
 
 

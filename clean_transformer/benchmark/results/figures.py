@@ -132,7 +132,7 @@ def _lines(
     y_title: str,
     mode: str = "lines+markers",
 ) -> go.Figure:
-    """Return a figure with logarithmic axes, and one line (or `mode`) per setup.
+    """Return a figure with logarithmic axes. Each contestant, device and dtype has one line.
 
     Each result in `rows` is a point. The functions `x` and `y` return its coordinates.
     """

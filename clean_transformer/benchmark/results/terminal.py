@@ -22,8 +22,9 @@ COLORS = {"HELD": "green", "MISSED": "red", "NOT MEASURED": "yellow"}
 def speed_table(results: Results, title: str) -> FoldingTable:
     """Return a table for people, with one row per contestant and device.
 
-    The columns are those of the measurements of a `Question`: tokens per second, the share of the
-    limit, the time to the first token, and memory. A cell is empty until its work is measured.
+    The columns are tokens per second, the share of the limit (the shortest possible time divided by
+    the contestant's time), the time to the first token, and memory. A cell is empty until its work
+    is measured.
     """
     table = FoldingTable(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
     table.add_column("contestant")

@@ -46,7 +46,7 @@ def check_model(
 
     `inputs` is one tensor, a tuple of positional arguments, or a dict of keyword arguments, on the
     model's device. The first integer tensor [batch pos] of the inputs holds the token ids. If the
-    model has a method `generate`, its prompt is the token ids without the last NEW_TOKENS.
+    model has a method `generate`, its prompt is the token ids without the last 4 ids.
 
     The backward pass runs if the output requires gradients. If the output has logits [batch pos
     vocab] for the token ids, the loss is the cross entropy of the next tokens. Otherwise each

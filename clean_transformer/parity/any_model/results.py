@@ -161,7 +161,8 @@ class Recorder:
 def summed(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, tuple[Row, Row]]:
     """Group the rows by `key(row)`. Map each key to a pair (sum of its rows, its worst row).
 
-    The groups are sorted by their worst rows, the worst first.
+    The worst row has the worst verdict, and of these rows, the largest error ratio. The group with
+    the worst such row comes first.
     """
 
     def badness(row: Row) -> tuple[int, float]:

@@ -60,7 +60,7 @@ def unshifted(scores: Tensor) -> Tensor:
 
 
 def unshifted_attention(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Compute attention with `unshifted` as softmax, which overflows for scores above 88."""
+    """Compute attention with a softmax that overflows in float32 for scores above 88."""
     named = named_arguments(func, args, options)
     q, k, v, mask, scale = attention_arguments(named)
     q, k, v = (at_least_float32(x) for x in (q, k, v))

@@ -1,4 +1,4 @@
-"""Mistakes of a loader: for each kind of parameter, what the loader does to its values."""
+"""Mistakes of code that loads weights: what it does to the values of a kind of parameter."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Faults of optimized and compiled models, which leave the results of other models right."""
+"""Faults that change the results of only optimized or compiled models."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -60,7 +60,7 @@ def compiled_with(edit: Edit) -> Changes:
 
 
 def step_as(graph: Callable[[Any], Callable[..., Any]]) -> Changes:
-    """Return the changes that let the compiled decoding step be `graph(step as written)`."""
+    """Return the changes that let the compiled decoding step be `graph(uncompiled step)`."""
 
     def change(over: Any) -> Any:
         def faulty(self: CompiledStep, below: Any) -> CompiledStep:
@@ -73,7 +73,7 @@ def step_as(graph: Callable[[Any], Callable[..., Any]]) -> Changes:
 
 
 def first_logits_again(step: Any) -> Callable[..., Any]:
-    """Return a step that returns the logits of its first call in every later call."""
+    """Return a decoding step that returns the logits of its first call in every later call."""
     kept: list[Tensor] = []
 
     def graph(*given: Any) -> Tensor:
@@ -84,9 +84,9 @@ def first_logits_again(step: Any) -> Callable[..., Any]:
 
 
 def slot_moved(by: int, position: bool) -> Callable[[Any], Callable[..., Any]]:
-    """Return a function that makes a step write its keys and values `by` slots away.
+    """Return a function that makes a decoding step write keys and values `by` slots too far.
 
-    If `position` is True, the slot is right, and the token's position is wrong.
+    If `position` is True, the slot is right, and the token's position is too large by `by`.
     """
 
     def graph_of(step: Any) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Device faults that affect only calls with certain sizes, such as matrix products with one row.
+"""Device faults that affect only calls on tensors of certain sizes, for example with one row.
 
 Real devices have such faults, because they choose kernels by the sizes of a call. So a device can
 read short texts correctly, and still be wrong for long texts or in generation.

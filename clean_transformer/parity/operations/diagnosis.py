@@ -135,7 +135,8 @@ class Attempt:
     def retry(self, expected: list[Expected | None], layouts: dict[int, Operand]) -> Judgment:
         """Repeat the call on the same values in the memory layouts `layouts`, and judge the result.
 
-        `expected` has the exact outputs. `with_layouts` explains `layouts`.
+        `expected` has the exact outputs. The keys of `layouts` are indices into `self.leaves`, the
+        flat list of all arguments.
         """
         args, kwargs = self.with_layouts(layouts)
         return judge(expected, run_call(self.func, args, kwargs))
@@ -143,7 +144,8 @@ class Attempt:
     def diagnose(self, expected: list[Expected | None], judgment: Judgment) -> Finding:
         """Repeat the call with other memory layouts and simpler operations, and describe the error.
 
-        `expected` is the result of `expect`. `judgment` is the judgment of the original call.
+        `expected` has the exact value and the allowed error of each output. `judgment` is the
+        judgment of the original call.
         """
         plain = {place: layout.contiguous() for place, layout in self.layouts.items()}
         repeated = self.retry(expected, self.layouts)

@@ -47,15 +47,15 @@ def within(
 ) -> Expected:
     """Return an `Expected` with the error limits of `kind` for sums of `terms` terms.
 
-    `exact` is the exact output, and the allowed error is proportional to `scale`. `Expected`
-    explains `typical`.
+    `exact` is the exact output, and the allowed error is proportional to `scale`. `typical()`
+    returns the typical rounding error of each element, divided by the unit roundoff.
     """
     healthy, wrong = kind.limits(terms, call.u)
     return Expected(exact, scale, typical, healthy, wrong, kind.dominated(terms, call.u))
 
 
 def unless_integer(rule: Rule) -> Rule:
-    """Return a rule that applies `rule` if an output is floating-point, and otherwise `equal`."""
+    """Return a rule: `rule` for floating-point outputs, and exact equality for other outputs."""
     return lambda call: rule(call) if call.u else equal(call)
 
 

@@ -46,7 +46,7 @@ def places(rows: Iterable[Comparison]) -> dict[str, list[Comparison]]:
 
 
 def kinds(rows: Iterable[Isolated]) -> dict[str, tuple[int, Isolated]]:
-    """Return a pair (number of rows, worst row) for each kind of operation, such as "linear"."""
+    """Return (number of rows, row with the worst result) for each kind of operation."""
     groups = grouped(rows, lambda row: row.operation)
     return {kind: (len(same), worst_of(same)) for kind, same in groups.items()}
 

@@ -213,7 +213,7 @@ class Judge:
         return envelope
 
     def _changes(self, part: Part, use: Use, given: Tensor, exact: Tensor, draws: int) -> Tensor:
-        """Return the mean square change [batch pos] of `exact` in `draws` runs, as `_envelope`."""
+        """Return the mean square change [batch pos] of `exact` in `draws` randomly rounded runs."""
         copies = replace(use, batch=use.batch * draws, padding=use.padding * draws)
         with RandomRounding(self.exact.dtype, self.products):
             moved = part(given.repeat(draws, 1, 1), copies.cache(whole=True))

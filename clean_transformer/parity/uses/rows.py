@@ -80,7 +80,7 @@ def elementwise(
 def _row(
     name: str, use: Use, kind: Kind, ratios: Tensor, limits: tuple[float, float], relative: float
 ) -> Isolated:
-    """Return the result for all `ratios`. Its effective precision `bits` is −log₂ `relative`."""
+    """Return the result for error `ratios`. Its effective precision `bits` is −log₂ `relative`."""
     healthy, wrong = limits
     return Isolated(
         name=name,

@@ -101,7 +101,7 @@ class Library(ABC):
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
         """Return the full names of the old hook points that do not run with the new module.
 
-        `places` is what the method `places` returned for `path`.
+        `places` has the steps that put the new module at `path`.
         """
 
 

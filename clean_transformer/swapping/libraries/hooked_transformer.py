@@ -238,7 +238,7 @@ class Lens(Library):
     def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
         """Return the full names of the old hook points that do not run with the new module.
 
-        `places` is what the method `places` returned for `path`.
+        `places` has the steps that put the new module at `path`.
         """
         run = {id(part) for place in places for part in place.module.modules()}
         run |= {id(part) for place in places for part in place.owner.children()}

@@ -1,4 +1,4 @@
-"""Faults in the KV cache and in left padding. A forward pass without a cache stays right."""
+"""Faults in the KV cache and in left padding. They change only calls with a KV cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +37,7 @@ def with_padding(owner: type, method: str, edit: Edit) -> Change:
 
 
 def masking(edit: Edit) -> Changes:
-    """Return the code changes that edit the padding from which both caches make their masks."""
+    """Return the code changes that edit the padding from which KV caches make their masks."""
     return tuple(with_padding(owner, "mask", edit) for owner in (_Layer, _StaticLayer))
 
 
