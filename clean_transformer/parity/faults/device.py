@@ -145,6 +145,7 @@ DEVICE_FAULTS = (
         "add",
         _adds_expanded,
         with_arguments(as_if_contiguous, 1),
+        SINGLE,
     ),
     own(
         "softmax-unnormalized",

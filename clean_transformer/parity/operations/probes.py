@@ -161,6 +161,7 @@ PROBES = (
     Probe("gelu", partial(F.gelu, approximate="tanh"), ((9, 3072),)),
     Probe("softmax", partial(torch.softmax, dim=-1), ((9, 1025),)),
     Probe("add", torch.add, ((9, 768), (9, 768))),
+    Probe("add, expanded", lambda x, y: x + y.expand_as(x), ((2, 9, 64), (9, 64)), each=False),
     Probe("where", torch.where, ((9, 65), (9, 65), (9, 65)), (TRUTH, NORMAL, NORMAL)),
     Probe(
         "masked_fill",
