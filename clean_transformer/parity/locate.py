@@ -62,9 +62,10 @@ def locate(module: HookedModule, name: str, path: str, *inputs: Tensor) -> Locat
 
 
 def in_words(finding: Finding, where: str) -> Located:
-    """Describe the wrong call `finding` for the report.
+    """Describe `finding`, a call of an operation whose result on the device is wrong.
 
-    `where` is the activation, or the check of a single operation, in which the call was found.
+    `where` is the name of the activation whose computation made the call. If the operation was
+    checked alone, `where` is the name of this check.
     """
     known = [describe_issue(issue) for issue in match(finding)]
     return Located(

@@ -207,7 +207,7 @@ class Placed(AbstractContextManager[Root], Generic[Root]):
 
 
 def _no_call(below: object) -> None:
-    """Return None. A module whose `_compiled_call_impl` is None runs uncompiled."""
+    """Return None. In the place of `_compiled_call_impl`, it makes a module run uncompiled."""
 
 
 def _plain(value: object) -> object:

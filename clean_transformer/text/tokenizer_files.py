@@ -202,7 +202,7 @@ def _extra(fields: dict[str, Any]) -> list[Any]:
 
 
 def _ids(files: list[dict[str, Any]], name: str) -> list[int]:
-    """Return the token ids for `name`, such as "eos", in the first of `files` that has any."""
+    """Return the token ids for `name`, such as "eos", from the first of `files` with such ids."""
     for fields in files:
         value = fields.get(f"{name}_token_id")
         ids: list[Any] = value if isinstance(value, list) else [value]

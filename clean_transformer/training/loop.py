@@ -157,7 +157,7 @@ def refuse_untrained_embedding(model: DemoTransformer) -> None:
 
 
 def refuse_float16(model: DemoTransformer) -> None:
-    """Raise `ValueError` if a parameter is in float16, in which AdamW divides by zero."""
+    """Raise `ValueError` for parameters in float16, where AdamW's eps is 0, so it divides by 0."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype == torch.float16:
             raise ValueError(

@@ -227,7 +227,7 @@ class LlamaCpp(Engine):
 
     @cached_property
     def with_all_logits(self) -> Any:
-        """A second `Llama` with the same model file, which keeps the logits of all positions."""
+        """A second `Llama` object for the same model file. It keeps the logits of all positions."""
         return self.open_all_logits()
 
     def forward(self, tokens: Tokens, last_only: bool = False) -> Any:

@@ -62,7 +62,7 @@ class Rule:
 
     `kind` is the kind of operation that computes the activation. The other fields are functions.
     Their first argument is the module that computes the activation. Their second argument, `seen`,
-    has the device's inputs and activations of this module, by name.
+    maps names to the inputs and activations of this module, as the device computed them.
 
     `summed` returns the number of terms that the operation adds up. If `kind` is in PRODUCTS, the
     operation is a sum Σ xW: `terms(module, seen, abs)` returns Σ|xW|, and `terms(module, seen,

@@ -12,7 +12,7 @@ from clean_transformer.parity.verdict import Verdict
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """The drift of one activation: its total error, which adds up from the first layer on.
+    """The drift of one activation: its total error, with the errors of all earlier layers.
 
     `error` is the root mean square error of the device, compared with the same model in float64 on
     the CPU. `envelope` is the root mean square of the change that random rounding causes in this

@@ -86,10 +86,10 @@ class Numbers:
     `low`, `high`, `mean` and `deviation` are the smallest value, the largest value, the mean and
     the standard deviation. For floating-point tensors, they are rounded to six significant digits.
     `masked` is the fraction of all values that are −∞, as in an attention mask. `step` is 1 for
-    integers. If a floating-point tensor has few different values, `step` is the mean distance
-    between neighboring values; otherwise it is 0. If at least one row (along the last axis) of a
-    floating-point tensor has equal values only, `repeat` is the length of a row; otherwise `repeat`
-    is 1.
+    integers. If a floating-point tensor has few different values, `step` is the mean distance from
+    a value to the next larger value; otherwise it is 0. If at least one row (along the last axis)
+    of a floating-point tensor has equal values only, `repeat` is the length of a row; otherwise
+    `repeat` is 1.
     """
 
     low: float

@@ -97,7 +97,7 @@ def source_of(function: Callable[..., Any]) -> str:
 
 
 def _arguments(finding: Finding, form: str) -> str:
-    """Return the source code of the call's arguments, separated by commas.
+    """Return the source code of the arguments of the call in `finding`, separated by commas.
 
     `form` is a format string for the names of tensors: "exact({})" turns "x0" into "exact(x0)".
     """

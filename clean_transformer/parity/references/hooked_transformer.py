@@ -105,7 +105,7 @@ def watched_model(model: Any) -> Reference:
 
 
 def plain_model(cfg: Config, state: State, device: torch.device) -> Any:
-    """Return a `HookedTransformer` on `device`, with the default settings of TransformerLens."""
+    """Return a `HookedTransformer` on `device` with the weights `state` and default settings."""
     require_hooked()
     return hooked_model(cfg, state).to(device, print_details=False)
 

@@ -44,9 +44,9 @@ Judged = tuple[Rows, Callable[[], Any]]
 def judge_training(judge: Judge, *, locates: bool) -> UseResult:
     """Check a backward pass and a step of AdamW.
 
-    The rows of the result are in the order of the backward pass. If `locates` is True and a part of
-    the model does not pass, also search for the first wrong operation. If an exception is raised,
-    the last row describes it.
+    The result has rows for the loss, for the gradients of each checked part of the model, and for
+    AdamW. If `locates` is True and a part does not pass, also search for the first wrong operation.
+    If an exception is raised, the last row describes it.
     """
     use = replace(uses(judge.model.cfg)[0], name="training", means="training")
     parts: list[Judged] = []
