@@ -48,7 +48,7 @@ class Goal:
 
 
 def goals(device: str, plan: Plan) -> list[Goal]:
-    """Return the goals for `device`, which compare the contestants and the work in `plan`."""
+    """Return the goals for `device`. They are about the contestants and the work in `plan` only."""
     return [*_Goals(device, plan).all()]
 
 

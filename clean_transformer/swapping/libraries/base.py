@@ -92,9 +92,10 @@ class Library(ABC):
 
     @abstractmethod
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
-        """Return the steps, one `Place` each, that put `module` at `path` in `model`.
+        """Return the changes that let `model` use `module` at `path`, without making them yet.
 
-        `module` has the call signature of this package's modules.
+        Each `Place` replaces one submodule. `module` has the call signature of this package's
+        modules.
         """
 
     @abstractmethod

@@ -80,7 +80,7 @@ class _Bound(nn.Module):
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Return code changes that make every module of the class `owner` run with changed parameters.
+    """Return changes to the code that make modules of class `owner` run with changed parameters.
 
     `edit(module)` returns the new values of some parameters by name. The other parameters keep
     their values.
@@ -97,7 +97,7 @@ def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes
 
 
 def edited(owner: type, edits: dict[str, Edit]) -> Changes:
-    """Return code changes that make every module of the class `owner` run with edited parameters.
+    """Return changes to the code that make modules of the class `owner` run with edited parameters.
 
     `edits` maps the name of a parameter to a function that returns the new value of the parameter.
     """
@@ -107,7 +107,7 @@ def edited(owner: type, edits: dict[str, Edit]) -> Changes:
 
 
 def mistaken(owner: type, others: dict[str, str]) -> Changes:
-    """Return code changes that make every module of the class `owner` mix up its parameters.
+    """Return changes to the code that make every module of the class `owner` mix up its parameters.
 
     For each `name` in `others`, the module uses the parameter called `others[name]` in place of the
     parameter called `name`.
@@ -118,7 +118,7 @@ def mistaken(owner: type, others: dict[str, str]) -> Changes:
 
 
 def arguments(owner: type, edit: Edit) -> Changes:
-    """Return code changes that edit the first argument of `forward` in modules of class `owner`."""
+    """Return changes to the code that edit the first argument of the `forward` of `owner`."""
 
     def change(forward: Any) -> Any:
         return lambda self, x, *args, **kwargs: forward(self, edit(x), *args, **kwargs)
@@ -127,7 +127,7 @@ def arguments(owner: type, edit: Edit) -> Changes:
 
 
 def result(owner: type, edit: Edit) -> Changes:
-    """Return code changes that edit the output of every module of the class `owner`."""
+    """Return changes to the code, with which modules of the class `owner` return edited outputs."""
 
     def change(forward: Any) -> Any:
         return lambda *args, **kwargs: edit(forward(*args, **kwargs))
@@ -136,7 +136,7 @@ def result(owner: type, edit: Edit) -> Changes:
 
 
 def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:
-    """Return code changes that replace the submodule `name` in every module of the class `owner`.
+    """Return changes to the code that replace the submodule `name` in modules of the class `owner`.
 
     `substitute(submodule)` returns the module that replaces the submodule.
     """
