@@ -56,7 +56,7 @@ def bench(
         ),
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="With --goals: measure less, in about two minutes.")
+        bool, typer.Option("--quick", help="Like --goals, but less, in about two minutes.")
     ] = False,
     hooked_python: Annotated[
         str | None,
@@ -83,10 +83,9 @@ def bench(
         "size": size,
     }
     work = {name: value for name, value in work.items() if value is not None}
+    goals = goals or quick
     if goals and work:
         raise ValueError(f"--goals measures work of its own; leave out --{', --'.join(work)}")
-    if quick and not goals:
-        raise ValueError("--quick shortens --goals; without --goals, leave it out")
     if hooked_python is not None and which(hooked_python) is None:
         raise ValueError(f"--hooked-python {hooked_python} is not a program")
     with progress() as on_step:

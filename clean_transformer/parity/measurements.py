@@ -170,8 +170,7 @@ def isolated_errors(
         runs += [
             (f"blocks.{layer}", cliff, path, x)
             for cliff, x in cliffs.items()
-            # The use "long text" takes the fused path.
-            for path in ("fused", "explicit")[x.shape[1] > LENGTH :]
+            for path in ("fused", "explicit")
         ]
     isolated: list[Isolated] = []
     for name in record.inputs:

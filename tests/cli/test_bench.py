@@ -223,7 +223,7 @@ def test_what_it_does_is_said_at_once_and_with_an_estimate(call: Callable[..., t
         (("--size", "huge"), "no size 'huge'; choose from small"),
         (("--dtype", "int8", "--only", "ours,limit"), "no int8 for ours; only optimized has it"),
         (("--goals", "--batch", "2"), "--goals measures work of its own; leave out --batch"),
-        (("--quick",), "--quick shortens --goals"),
+        (("--quick", "--batch", "2"), "--goals measures work of its own; leave out --batch"),
         (("--hooked-python", "no/python"), "--hooked-python no/python is not a program"),
         (("--device", "gpu"), "unknown device 'gpu'"),
     ],
