@@ -45,6 +45,7 @@ def test_every_format_is_recognized(known, tied: bool):
     assert_equal_states(read, state)
 
 
+@pytest.mark.filterwarnings("ignore:.* does not show eps; assuming GPT-2.s eps")
 @pytest.mark.parametrize("kind", REFERENCES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_state_dict_of_the_reference_itself(installed: str, kind: str, tied: bool):
