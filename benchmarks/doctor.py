@@ -5,10 +5,14 @@ wall-clock time and the CPU time (user plus system) in seconds, and the peak res
 largest process. It also prints this memory divided by the bytes of the weights in float32.
 
     python -m benchmarks.doctor --weights demo,stress:small
+
+With `--steps`, the script also runs the check in its own process, and prints the time of each step.
 """
 
 import subprocess
 import sys
+import time
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Annotated
@@ -40,10 +44,30 @@ def weight_bytes(weights: str) -> int:
     return sum(4 * prod(value.shape) for value in choose_weights(weights).state.values())
 
 
+def step_times(weights: str) -> list[tuple[str, float, float]]:
+    """Return (step, seconds, CPU seconds) for each step of a check of the CPU in float32."""
+    import torch
+
+    from clean_transformer.parity.inputs import choose_weights
+    from clean_transformer.parity.suite import check_device
+
+    begun = [("making the weights", time.perf_counter(), time.process_time())]
+
+    def on_step(step: str) -> None:
+        begun.append((step, time.perf_counter(), time.process_time()))
+
+    check_device(choose_weights(weights), "cpu", torch.float32, on_step=on_step)
+    on_step("end")
+    return [(step, after[1] - wall, after[2] - cpu) for (step, wall, cpu), after in pairwise(begun)]
+
+
 def main(
     weights: Annotated[
         str, typer.Option(help="What `doctor --weights` accepts, with commas between.")
     ] = "demo,stress:small",
+    steps: Annotated[
+        bool, typer.Option("--steps", help="Also print the time of each step.")
+    ] = False,
 ) -> None:
     """Print the time and the memory of `doctor` for each entry of `weights`."""
     columns = ("weights", "exit status", "seconds", "CPU seconds", "peak GB", "ratio to weights")
@@ -56,7 +80,13 @@ def main(
         ratio = peak / weight_bytes(each)
         numbers = (f"{float(wall):.1f}", f"{float(cpu):.1f}", f"{peak / 1e9:.2f}", f"{ratio:.1f}")
         table.add_row(each, status, *numbers)
-    Console(width=100).print(table)
+    console = Console(width=100)
+    console.print(table)
+    for each in weights.split(",") if steps else ():
+        of_steps = Table(f"step of {each}", "seconds", "CPU seconds", box=None)
+        for step, wall_time, cpu_time in step_times(each):
+            of_steps.add_row(step, f"{wall_time:.1f}", f"{cpu_time:.1f}")
+        console.print(of_steps)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,16 @@ def main(
     cfg = Config.gpt2()
     model = DemoTransformer.from_state_dict(stress(cfg), cfg)
     torch.set_num_threads(1)
-    report(measure(model, torch.randint(cfg.d_vocab, (batch, length)), rounds))
+    tokens = torch.randint(cfg.d_vocab, (batch, length))
+    report(measure(model, tokens, rounds))
+    print(f"the cache keeps {bytes_kept(model, tokens) / 1e9:.2f} GB of activations")
+
+
+@torch.no_grad()
+def bytes_kept(model: DemoTransformer, tokens: Tensor) -> int:
+    """Return the bytes of all activations that `run_with_cache` keeps, without counting twice."""
+    storages = [value.untyped_storage() for value in model.run_with_cache(tokens)[1].values()]
+    return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
 
 
 def report(taken: dict[str, list[float]]) -> None:

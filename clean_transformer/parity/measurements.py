@@ -40,7 +40,7 @@ from clean_transformer.parity.verdict import Check
 # Sequence lengths at which kernels are known to switch to another algorithm. `isolated_errors` runs
 # one block at these lengths, after it has run all blocks at the length `LENGTH`.
 CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
-# How often the oracle runs under `RandomRounding`. Drift is a mean over an activation, so few do.
+# How often the oracle runs under `RandomRounding`. A mean over an activation needs few runs.
 DRAWS = 3
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from clean_transformer.parity.elementary import Elementary
+from clean_transformer.support.replaced import replaced
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -71,12 +72,8 @@ def uncompiled_flex_attention() -> Iterator[None]:
     """
     flex: Any = sys.modules.get("torch.nn.attention.flex_attention")
     if flex is not None and hasattr(flex, UNCOMPILED):
-        before = getattr(flex, UNCOMPILED)
-        setattr(flex, UNCOMPILED, True)
-        try:
+        with replaced(flex, UNCOMPILED, True):
             yield
-        finally:
-            setattr(flex, UNCOMPILED, before)
         return
     try:
         yield

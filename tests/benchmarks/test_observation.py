@@ -20,6 +20,14 @@ def test_all_kinds_of_runs_give_the_same_logits():
     assert bare.embed.W_E is model.embed.W_E
 
 
+def test_the_bytes_that_a_cache_keeps():
+    model, tokens = random_model(), random_tokens()
+    cache = model.run_with_cache(tokens)[1]
+    of_all = sum(value.nbytes for value in cache.values())
+    # A residual stream that two hook points share counts once.
+    assert cache["resid_pre", 0].nbytes < observation.bytes_kept(model, tokens) < of_all
+
+
 def test_the_table_has_the_median_of_the_quotients(capsys: pytest.CaptureFixture[str]):
     taken = observation.measure(random_model(), random_tokens(), rounds=2)
     assert {len(times) for times in taken.values()} == {2}

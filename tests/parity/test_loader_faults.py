@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clean_transformer.parity import inputs
-from clean_transformer.parity.faults.loader import FIRST, LOADER_FAULTS
+from clean_transformer.parity.faults.loader import LOADER_FAULTS
 from clean_transformer.parity.inputs import Weights, choose_weights
 from clean_transformer.parity.report.page import render
 from clean_transformer.parity.results import SuiteReport
@@ -20,6 +20,17 @@ from ..helpers import quietly, random_model, tiny
 from ..pages import Page
 
 CFG = tiny(d_mlp=48, n_ctx=40)  # HookedTransformer reads only d_mlp = 4 × d_model
+
+# The activation that the parameter changes first, by the name that all references have.
+FIRST = {
+    "embed.W_E": "hook_embed",
+    "pos_embed.W_pos": "hook_pos_embed",
+    "blocks.0.attn.b_Q": "blocks.0.attn.hook_q",
+    "blocks.0.attn.b_K": "blocks.0.attn.hook_k",
+    "blocks.1.attn.b_O": "blocks.1.hook_attn_out",
+    "blocks.0.mlp.b_in": "blocks.0.mlp.hook_pre",
+    "blocks.1.mlp.b_out": "blocks.1.hook_mlp_out",
+}
 
 
 @pytest.fixture(scope="module")

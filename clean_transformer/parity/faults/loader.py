@@ -28,13 +28,3 @@ LOADER_FAULTS: dict[str, Edit] = {
     "ln_final.b": torch.zeros_like,
     "unembed.b_U": torch.ones_like,
 }
-# The activation that the parameter changes first, by the name that all references have.
-FIRST = {
-    "embed.W_E": "hook_embed",
-    "pos_embed.W_pos": "hook_pos_embed",
-    "blocks.0.attn.b_Q": "blocks.0.attn.hook_q",
-    "blocks.0.attn.b_K": "blocks.0.attn.hook_k",
-    "blocks.1.attn.b_O": "blocks.1.hook_attn_out",
-    "blocks.0.mlp.b_in": "blocks.0.mlp.hook_pre",
-    "blocks.1.mlp.b_out": "blocks.1.hook_mlp_out",
-}

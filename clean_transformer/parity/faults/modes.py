@@ -12,7 +12,7 @@ from torch import Tensor
 from clean_transformer.inference import fast_modules
 from clean_transformer.inference.fast_modules import CompiledStep, FastBlock, FastUnembed
 from clean_transformer.inference.matmuls import Matmul, OneDNN
-from clean_transformer.parity.faults.semantic.edits import Change, Changes, Edit, planted
+from clean_transformer.parity.faults.semantic.edits import Changes, Edit, planted, result
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,6 @@ def scaled(x: Tensor) -> Tensor:
 def of_one_token(edit: Edit) -> Edit:
     """Return a function that applies `edit` only to tensors [batch pos …] of one position."""
     return lambda x: edit(x) if x.ndim == 3 and x.shape[1] == 1 else x
-
-
-def result(owner: Any, method: str, edit: Edit) -> Change:
-    """Return a code change that edits what a method or a function returns."""
-    return (owner, method, lambda right: lambda *args, **kw: edit(right(*args, **kw)))
 
 
 def compiled_as(graph: Callable[[Any], Callable[..., Any]]) -> Changes:
@@ -130,21 +125,21 @@ MODE_FAULTS = (
         "the output of an optimized block is 0.2% too large",
         "optimized",
         "blocks.0",
-        (result(FastBlock, "__call__", scaled),),
+        result(FastBlock, scaled, "__call__"),
     ),
     ModeFault(
         "optimized-one-token",
         "the output of an optimized block for one token has its columns shifted",
         "optimized",
         "blocks.0",
-        (result(FastBlock, "__call__", of_one_token(lambda x: x.roll(1, -1))),),
+        result(FastBlock, of_one_token(lambda x: x.roll(1, -1)), "__call__"),
     ),
     ModeFault(
         "optimized-unembedding",
         "the logits of an optimized unembedding are those of the token before",
         "optimized",
         "unembed",
-        (result(FastUnembed, "__call__", lambda logits: logits.roll(1, -1)),),
+        result(FastUnembed, lambda logits: logits.roll(1, -1), "__call__"),
     ),
     ModeFault(
         "compiled-scaled",

@@ -12,13 +12,13 @@ from torch import Tensor
 from clean_transformer.analysis.comparison import LOGITS, Impact, impact, rms_errors
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.parity.activations.drift import EndToEnd
-from clean_transformer.parity.faults.semantic.edits import replaced
 from clean_transformer.parity.inputs import Weights, choose_weights, suite_tokens
 from clean_transformer.parity.limits import HEALTHY_DIFFERENCE, largest_drift
 from clean_transformer.parity.measurements import Subject, end_to_end, record_run
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.verdict import Verdict
+from clean_transformer.support.replaced import replaced
 
 from ..small import BF16, F16, F32, broken, everywhere, small_model, small_weights
 

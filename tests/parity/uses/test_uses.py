@@ -215,6 +215,23 @@ def test_one_token_is_read_after_each_of_the_positions(length, positions, reads)
     assert steps(length, positions) == reads
 
 
+@torch.no_grad()
+def test_random_rounding_runs_again_only_for_other_inputs(monkeypatch: pytest.MonkeyPatch):
+    runs: list[int] = []
+    estimate = Judge._envelope
+    monkeypatch.setattr(Judge, "_envelope", lambda *given: (runs.append(1), estimate(*given))[1])
+    judge, use = judge_of(F32), uses(small_weights().cfg)[0]
+    blocks = len(judge.model.blocks)
+    assert judge(use, locates=False).verdict is Verdict.PASS
+    assert len(runs) == blocks
+    judge.model.embed.W_E.mul_(1.001)
+    judge(use, locates=False)
+    assert len(runs) == blocks
+    judge.model.embed.W_E.mul_(1.1)
+    judge(use, locates=False)
+    assert len(runs) > blocks
+
+
 def test_a_static_cache_is_judged_like_another():
     judge = replace(judge_of(F32), cache_class=StaticKVCache)
     for use in uses(WEIGHTS.cfg):

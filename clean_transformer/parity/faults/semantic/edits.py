@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from clean_transformer.support.replaced import replaced
+
 # A function that takes a tensor and returns a changed tensor.
 Edit = Callable[[Tensor], Tensor]
 # A change is a tuple (owner, attribute, function). The owner is a class or a Python module. The
@@ -51,17 +53,6 @@ def planted(changes: Changes) -> Iterator[None]:
             faulty = change(getattr(owner, attribute))
             stack.enter_context(replaced(owner, attribute, faulty))
         yield
-
-
-@contextmanager
-def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
-    """Set the owner's attribute to `value` in a `with` block, and restore it after the block."""
-    original = getattr(owner, attribute)
-    setattr(owner, attribute, value)
-    try:
-        yield
-    finally:
-        setattr(owner, attribute, original)
 
 
 class _Bound(nn.Module):
@@ -126,13 +117,13 @@ def arguments(owner: type, edit: Edit) -> Changes:
     return ((owner, "forward", change),)
 
 
-def result(owner: type, edit: Edit) -> Changes:
-    """Return changes to the code, with which modules of the class `owner` return edited outputs."""
+def result(owner: type, edit: Edit, method: str = "forward") -> Changes:
+    """Return changes to the code that edit what `method` of the class `owner` returns."""
 
-    def change(forward: Any) -> Any:
-        return lambda *args, **kwargs: edit(forward(*args, **kwargs))
+    def change(right: Any) -> Any:
+        return lambda *args, **kwargs: edit(right(*args, **kwargs))
 
-    return ((owner, "forward", change),)
+    return ((owner, method, change),)
 
 
 def child(owner: type, name: str, substitute: Callable[[Any], nn.Module]) -> Changes:

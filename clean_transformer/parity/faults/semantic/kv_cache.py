@@ -11,8 +11,8 @@ from clean_transformer.parity.faults.semantic.edits import (
     Changes,
     Edit,
     SemanticFault,
-    replaced,
 )
+from clean_transformer.support.replaced import replaced
 
 MASK, POSITIONS = "blocks.0.attn.hook_attn_scores", "hook_pos_embed"
 
