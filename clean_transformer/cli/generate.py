@@ -96,5 +96,6 @@ def generate(
             )
         if json != STANDARD_OUTPUT:
             print_text(prompt + completion)
-    speed = f"{len(new)} tokens in {seconds:.2g} s, {len(new) / seconds:.3g} tokens/s"
+    about = "about " * stream  # the text of a stream may have been made of other tokens
+    speed = f"{about}{len(new)} tokens in {seconds:.2g} s, {about}{len(new) / seconds:.3g} tokens/s"
     print(speed, file=sys.stderr)
