@@ -43,6 +43,10 @@ CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
 # How often the oracle runs under `RandomRounding`. A mean over an activation needs few runs.
 DRAWS = 3
 
+# One run of a module alone: the module's path, a description of its input, a path of `PATHS` or
+# BLACK_BOX, and its input [batch pos d_model].
+Run = tuple[str, str, str, Tensor]
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -112,8 +116,8 @@ def record_run(subject: Subject) -> DeviceRecord:
 
 
 @torch.no_grad()
-def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor]]:
-    """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
+def cliff_runs(exact: ExactParts, like: Tensor) -> list[Run]:
+    """Return runs of one block, and of modules in this block, alone.
 
     The inputs have lengths and memory layouts at which kernels are known to fail on some devices.
     They are computed in float64 on the CPU, because wrong values from the device could hide a
@@ -121,20 +125,32 @@ def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor
     """
     # The fourth block, because GPT-2's residual stream has its largest entries from there on.
     layer, n_ctx = min(3, exact.cfg.n_layers - 1), exact.cfg.n_ctx
+    name = f"blocks.{layer}"
     with trusted():
         residual = sum(exact.embeddings(suite_tokens(exact.cfg, 1, n_ctx), None), torch.zeros(()))
         for before in range(layer):
             residual = exact.block(before)(residual, None)
-        residual = residual.to(like.dtype)
-    residual = residual.to(like.device)
+        normalized = exact.module(name).get_submodule("ln1")(residual)
+        residual, normalized = residual.to(like.dtype), normalized.to(like.dtype)
+    residual, normalized = residual.to(like.device), normalized.to(like.device)
     lengths = sorted({min(length, n_ctx) for length in CLIFFS})
     cases = {f"1 × {length} tokens": residual[:, :length].clone() for length in lengths}
-    residual = torch.cat([residual, residual.flip(1)])  # a batch of two different texts
-    both = residual[:, :LENGTH].clone()
+    texts = torch.cat([residual, residual.flip(1)])  # a batch of two different texts
+    both = texts[:, :LENGTH].clone()
     cases["permuted input"] = both.transpose(0, 1).contiguous().transpose(0, 1)
     cases["transposed input"] = both.mT.contiguous().mT
-    cases["sliced input"] = residual[:, -both.shape[1] :]
-    return layer, cases
+    cases["sliced input"] = texts[:, -both.shape[1] :]
+    runs: list[Run] = []
+    for case, x in cases.items():
+        runs.append((name, case, "fused", x))
+        if (length := x.shape[1]) <= LENGTH:
+            runs.append((name, case, "explicit", x))
+        else:
+            # To save time, only these modules run: the others call the same kernels on both paths.
+            runs.append((f"{name}.ln1", case, "explicit", x))
+            given = normalized[:, :length].clone()
+            runs.append((f"{name}.attn", case, "explicit", given))
+    return runs
 
 
 def isolated_errors(
@@ -145,8 +161,8 @@ def isolated_errors(
     The isolated error is the error that the device itself introduces in the activation.
 
     Each block and the last LayerNorm run alone on their inputs in `record`. They run once for each
-    entry of `PATHS`, because the hook points that have hooks decide which kernels run. One block
-    also runs on each of the `cliff_inputs`. If a module of the model is compiled or optimized, its
+    entry of `PATHS`, because the hook points that have hooks decide which kernels run. The
+    `cliff_runs` of one block follow. If a module of the model is compiled or optimized, its
     inner activations cannot be watched. Then each module runs only once, and only the outputs of
     modules are judged. Embeddings and logits are judged elsewhere (see `uses/judge.py`).
 
@@ -163,22 +179,16 @@ def isolated_errors(
     paths = PATHS if is_watched else (BLACK_BOX,)
     runs = [(name, case, path, x) for name, x in record.inputs.items() for path in paths]
     if is_watched:
-        nothing: tuple[int, dict[str, Tensor]] = (0, {})
-        layer, cliffs = attempts.run(
-            "isolated, inputs", partial(cliff_inputs, subject.exact, model.embed.W_E), nothing
-        )
-        runs += [
-            (f"blocks.{layer}", cliff, path, x)
-            for cliff, x in cliffs.items()
-            for path in ("fused", "explicit")
-        ]
+        cliffs = partial(cliff_runs, subject.exact, model.embed.W_E)
+        runs += attempts.run("isolated, inputs", cliffs, [])
     isolated: list[Isolated] = []
-    for name in record.inputs:
-        on_step(f"isolated, {name}")
-        module = cast(HookedModule, model.get_submodule(name))
+    for part in record.inputs:
+        on_step(f"isolated, {part}")
         with trusted():
-            exact = subject.exact.module(name)
-        for _, case, path, x in (run for run in runs if run[0] == name):
+            whole = subject.exact.module(part)
+        for name, case, path, x in (run for run in runs if f"{run[0]}.".startswith(f"{part}.")):
+            module = cast(HookedModule, model.get_submodule(name))
+            exact = cast(HookedModule, whole.get_submodule(name.removeprefix(part).lstrip(".")))
             if path == BLACK_BOX:
                 judge = partial(isolate_black_boxes, module, exact, x, case=case)
             else:

@@ -9,7 +9,7 @@ import math
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
+from clean_transformer.modules.attention import Attention
 from clean_transformer.parity.activations.bounds import (
     PASSED_ON,
     PRODUCTS,
@@ -32,7 +33,7 @@ from clean_transformer.parity.limits import (
     lower_precision,
     verdict_of,
 )
-from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
+from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.numerics import upcast
 
@@ -45,6 +46,9 @@ PATHS: dict[str, Callable[[str], bool]] = {
     "explicit": lambda point: point not in PER_HEAD,
     "per head": lambda point: True,
 }
+# The activations with a number for each pair of a query and a key. The oracle computes them one
+# head at a time.
+OF_PAIRS = ("hook_attn_scores", "hook_pattern")
 # The index of the head axis, for each activation that has a head axis.
 HEAD_AXIS = {
     "hook_q": 2,
@@ -55,8 +59,6 @@ HEAD_AXIS = {
     "hook_attn_scores": 1,
     "hook_pattern": 1,
 }
-# The activations of a head that are computed only from other activations of the same head.
-WITHIN_A_HEAD = ("hook_attn_scores", "hook_pattern", "hook_z")
 
 
 @dataclass(frozen=True)
@@ -128,17 +130,20 @@ def isolate(
         device = {name: value.cpu() for name, value in cache.items()}
         device[""] = output.cpu()
         # A module that runs several times has one row: that of its last call, which `device` has.
-        rows: dict[str, Isolated] = {}
+        rows: dict[tuple[str, int], Isolated] = {}
 
-        def judge(name: str, exact: Tensor, seen: _InFloat64) -> None:
+        def judge(name: str, head: int, value: Tensor, exact: Tensor, seen: _InFloat64) -> None:
             part, point = owner_of(name)
             made_by = oracle.get_submodule(part)
             rule = (formula_of(made_by) or {}).get(point, PASSED_ON)
-            u = _roundoff(rule.kind, device[name].dtype, autocast)
-            rows[name] = _judge((name, case, path), device[name], exact, rule, made_by, seen, u)
+            u = _roundoff(rule.kind, value.dtype, autocast)
+            rows[name, head] = _judge((name, case, path), value, exact, rule, made_by, seen, u)
 
         _isolate_calls(oracle, device, [x.cpu() for x in inputs], judge)
-        return [*rows.values()]
+        heads: dict[str, list[Isolated]] = defaultdict(list)
+        for (name, _), row in rows.items():
+            heads[name].append(row)
+        return [_of_all_heads(each) if len(each) > 1 else each[0] for each in heads.values()]
 
 
 def watched_names(module: HookedModule, path: str) -> list[str]:
@@ -160,15 +165,31 @@ def _isolate_calls(
     oracle: HookedModule,
     device: dict[str, Tensor],
     inputs: Iterable[Tensor],
-    judge: Callable[[str, Tensor, "_InFloat64"], None],
+    judge: Callable[[str, int, Tensor, Tensor, "_InFloat64"], None],
 ) -> None:
     """Run `oracle`, the module in float64, and call `judge` for each activation in `device`.
 
     `device` maps the names of activations to the device's values. `judge` gets the activation's
-    name, its exact value, and the device's activations of the same module. Then the device's value
-    replaces the exact value in the run.
+    name, the index of a head, the device's value, the exact value, and the device's activations of
+    the same module. Then the device's value replaces the exact value in the run.
+
+    `judge` is called once for each attention head of the scores and of the pattern, with the
+    activations of this head only, because those of all heads need much memory. For every other
+    activation, it is called once for all heads, and the index is 0.
     """
     seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    # The head that the oracle computes now, by the path of its attention module.
+    heads: dict[str, int] = {}
+
+    def mix_by_head(
+        path: str, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: None
+    ) -> Tensor:
+        z = []
+        for heads[path], of_head in enumerate(
+            zip(*(x.split(1, dim=2) for x in (q, k, v)), strict=True)
+        ):
+            z.append(Attention.mix_explicitly(attention, *of_head, mask))
+        return torch.cat(z, dim=2)
 
     def take_inputs(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
@@ -177,15 +198,23 @@ def _isolate_calls(
 
     def record_and_replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
         owner, point = owner_of(name)
-        seen[owner][point] = device[name]
-        judge(name, value, _InFloat64(seen[owner]))
-        return upcast(device[name])
+        seen[owner][point] = got = device[name]
+        given, head = _InFloat64(seen[owner]), 0
+        if point in OF_PAIRS and owner in heads:
+            head = heads[owner]
+            got, given = got.narrow(HEAD_AXIS[point], head, 1), given.of_head(head)
+        judge(name, head, got, value, given)
+        return upcast(got)
 
     with ExitStack() as placed:
         for name, part in oracle.named_modules():
             if isinstance(part, HookedModule):
                 handle = part.register_forward_pre_hook(partial(take_inputs, name))
                 placed.callback(handle.remove)
+            if isinstance(part, Attention) and formula_of(part):
+                by_head = partial(mix_by_head, name, part)
+                setattr(part, "mix_explicitly", by_head)  # noqa: B010
+                placed.callback(delattr, part, "mix_explicitly")
             if name in device:
                 handle = part.register_forward_hook(partial(record_and_replace, name))
                 placed.callback(handle.remove)
@@ -235,8 +264,8 @@ def _judge(
         error = (given - exact).abs_().masked_fill_(given == exact, 0.0)
         return error, error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
 
-    if name.endswith(WITHIN_A_HEAD):
-        # One head at a time, because the attention scores of all heads need much memory.
+    if name.endswith("hook_z"):
+        # One head at a time, because the attention patterns of all heads need much memory.
         of_heads = [
             errors(seen.of_head(head), device.narrow(axis, head, 1), exact.narrow(axis, head, 1))[1]
             for head in range(exact.shape[axis])
@@ -264,3 +293,27 @@ def _judge(
         per_head=tuple(ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist()) if axis else (),
         lower_precision=lower,
     )
+
+
+def _of_all_heads(rows: list[Isolated]) -> Isolated:
+    """Combine the results of single attention heads, in the order of the heads, into one result."""
+    largest = max(range(len(rows)), key=lambda head: rows[head].ratio)
+    worst, axis = rows[largest], HEAD_AXIS[rows[0].name.split(".")[-1]]
+    index = (*worst.worst_index[:axis], largest, *worst.worst_index[axis + 1 :])
+    relative = _rms(2**-row.bits for row in rows)
+    # A lower precision changes nearly all elements, so it must explain the errors of every head.
+    lower = {row.lower_precision for row in rows}
+    coarsest = [name for name in LOWER_PRECISION.values() if name in lower]
+    return replace(
+        worst,
+        rms_ratio=_rms(row.rms_ratio for row in rows),
+        bits=-math.log2(relative) if relative else math.inf,
+        worst_index=index,
+        per_head=tuple(row.ratio for row in rows),
+        lower_precision="" if "" in lower else coarsest[-1],
+    )
+
+
+def _rms(values: Iterable[float]) -> float:
+    squares = [value**2 for value in values]
+    return math.sqrt(sum(squares) / len(squares))
