@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.hooks import HookedModule
-from clean_transformer.parity.activations.isolated import owner_of, watched_names
+from clean_transformer.parity.activations.isolated import watched_names
+from clean_transformer.parity.activations.oracle_run import owner_of
 from clean_transformer.parity.operations.call import Operand
 from clean_transformer.parity.operations.check import first_wrong_operation
 from clean_transformer.parity.operations.diagnosis import Finding

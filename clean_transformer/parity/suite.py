@@ -42,6 +42,7 @@ from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
 from clean_transformer.support.dtypes import choose_dtype
+from clean_transformer.support.memory import give_back_memory
 from clean_transformer.weights.table import State
 
 # Why the invariants are NOT CHECKED if the measurement of drift raises an exception.
@@ -110,8 +111,12 @@ def check_device(
     if reason:
         return replace(started, not_checked=reason)
 
+    def begin(step: str) -> None:
+        give_back_memory()
+        on_step(step)
+
     with ExitStack() as entered:
-        on_step("first call")
+        begin("first call")
         start = partial(_start, weights, device, dtype, mode, entered)
         under_test = attempts.run("the model on the device", start, None)
         if under_test is None:
@@ -123,10 +128,10 @@ def check_device(
         isolated: list[Isolated] = []
         rows, felt, allowed, located = [], None, None, None
         if record is not None:
-            on_step("end to end")
+            begin("end to end")
             drift = partial(end_to_end, under_test, record, reference)
             rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
-            isolated, located = isolated_errors(under_test, record, attempts, on_step)
+            isolated, located = isolated_errors(under_test, record, attempts, begin)
         judged = judge_uses(
             Judge(
                 model,
@@ -135,11 +140,11 @@ def check_device(
                 under_test.autocast,
                 StaticKVCache if mode.endswith("compiled") else KVCache,
             ),
-            on_step=on_step,
+            on_step=begin,
         )
         if mode == "optimized-compiled":
             judged.append(judge_compiled_step(model, exact))
-        on_step("invariants")
+        begin("invariants")
         beside = partial(check_oracle, exact, generator)
         invariants = attempts.run("oracle beside NumPy", beside, [])
         if record is None or allowed is None:
@@ -147,7 +152,7 @@ def check_device(
         else:
             given = (model, under_test.given, allowed, record.logits)
             invariants += attempts.run("invariants", partial(check_invariants, *given), [])
-    on_step("single operations")
+    begin("single operations")
     probes: list[Check] = []
     faulty_probe = None
     if mode == "eager":

@@ -7,9 +7,9 @@ import torch
 
 from clean_transformer.parity import inputs, suite
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
+from clean_transformer.parity.cliffs import cliff_runs
 from clean_transformer.parity.faults import inject
-from clean_transformer.parity.inputs import choose_weights, suite_tokens
-from clean_transformer.parity.measurements import LENGTH, cliff_runs
+from clean_transformer.parity.inputs import LENGTH, choose_weights, suite_tokens
 from clean_transformer.parity.modes import choose_modes
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.suite import check_device, number_of_steps, run_suite

@@ -6,25 +6,29 @@ by it. So the oracle computes every activation from the inputs that the operatio
 """
 
 import math
-from collections import UserDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
-from clean_transformer.modules.attention import Attention
+from clean_transformer.modules.mlp import MLP
 from clean_transformer.parity.activations.bounds import (
     PASSED_ON,
     PRODUCTS,
     Rule,
     Seen,
     formula_of,
+)
+from clean_transformer.parity.activations.oracle_run import (
+    AT_A_TIME,
+    HEAD_AXIS,
+    InFloat64,
+    owner_of,
+    run_oracle,
 )
 from clean_transformer.parity.limits import (
     Kind,
@@ -45,19 +49,6 @@ PATHS: dict[str, Callable[[str], bool]] = {
     "fused": lambda point: point not in INNER + PER_HEAD,
     "explicit": lambda point: point not in PER_HEAD,
     "per head": lambda point: True,
-}
-# The activations with a number for each pair of a query and a key. The oracle computes them one
-# head at a time.
-OF_PAIRS = ("hook_attn_scores", "hook_pattern")
-# The index of the head axis, for each activation that has a head axis.
-HEAD_AXIS = {
-    "hook_q": 2,
-    "hook_k": 2,
-    "hook_v": 2,
-    "hook_z": 2,
-    "hook_result": 2,
-    "hook_attn_scores": 1,
-    "hook_pattern": 1,
 }
 
 
@@ -132,14 +123,14 @@ def isolate(
         # A module that runs several times has one row: that of its last call, which `device` has.
         rows: dict[tuple[str, int], Isolated] = {}
 
-        def judge(name: str, head: int, value: Tensor, exact: Tensor, seen: _InFloat64) -> None:
+        def judge(name: str, head: int, value: Tensor, exact: Tensor, seen: InFloat64) -> None:
             part, point = owner_of(name)
             made_by = oracle.get_submodule(part)
             rule = (formula_of(made_by) or {}).get(point, PASSED_ON)
             u = _roundoff(rule.kind, value.dtype, autocast)
             rows[name, head] = _judge((name, case, path), value, exact, rule, made_by, seen, u)
 
-        _isolate_calls(oracle, device, [x.cpu() for x in inputs], judge)
+        run_oracle(oracle, device, [x.cpu() for x in inputs], judge)
         heads: dict[str, list[Isolated]] = defaultdict(list)
         for (name, _), row in rows.items():
             heads[name].append(row)
@@ -161,87 +152,6 @@ def watched_names(module: HookedModule, path: str) -> list[str]:
     ]
 
 
-def _isolate_calls(
-    oracle: HookedModule,
-    device: dict[str, Tensor],
-    inputs: Iterable[Tensor],
-    judge: Callable[[str, int, Tensor, Tensor, "_InFloat64"], None],
-) -> None:
-    """Run `oracle`, the module in float64, and call `judge` for each activation in `device`.
-
-    `device` maps the names of activations to the device's values. `judge` gets the activation's
-    name, the index of a head, the device's value, the exact value, and the device's activations of
-    the same module. Then the device's value replaces the exact value in the run.
-
-    `judge` is called once for each attention head of the scores and of the pattern, with the
-    activations of this head only, because those of all heads need much memory. For every other
-    activation, it is called once for all heads, and the index is 0.
-    """
-    seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    # The head that the oracle computes now, by the path of its attention module.
-    heads: dict[str, int] = {}
-
-    def mix_by_head(
-        path: str, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: None
-    ) -> Tensor:
-        z = []
-        for heads[path], of_head in enumerate(
-            zip(*(x.split(1, dim=2) for x in (q, k, v)), strict=True)
-        ):
-            z.append(Attention.mix_explicitly(attention, *of_head, mask))
-        return torch.cat(z, dim=2)
-
-    def take_inputs(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        for index, tensor in enumerate(tensors):
-            seen[name][f"input {index}" if index else "input"] = tensor
-
-    def record_and_replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
-        owner, point = owner_of(name)
-        seen[owner][point] = got = device[name]
-        given, head = _InFloat64(seen[owner]), 0
-        if point in OF_PAIRS and owner in heads:
-            head = heads[owner]
-            got, given = got.narrow(HEAD_AXIS[point], head, 1), given.of_head(head)
-        judge(name, head, got, value, given)
-        return upcast(got)
-
-    with ExitStack() as placed:
-        for name, part in oracle.named_modules():
-            if isinstance(part, HookedModule):
-                handle = part.register_forward_pre_hook(partial(take_inputs, name))
-                placed.callback(handle.remove)
-            if isinstance(part, Attention) and formula_of(part):
-                by_head = partial(mix_by_head, name, part)
-                setattr(part, "mix_explicitly", by_head)  # noqa: B010
-                placed.callback(delattr, part, "mix_explicitly")
-            if name in device:
-                handle = part.register_forward_hook(partial(record_and_replace, name))
-                placed.callback(handle.remove)
-        oracle(*(upcast(x) for x in inputs))
-
-
-class _InFloat64(UserDict[str, Tensor]):
-    """A dictionary of tensors that converts a tensor to float64 only when it is read."""
-
-    def __getitem__(self, name: str) -> Tensor:
-        return upcast(self.data[name])
-
-    def of_head(self, head: int) -> "_InFloat64":
-        """Return the activations that have a head axis, for the attention head number `head`."""
-        split = {name: axis for name, axis in HEAD_AXIS.items() if name in self.data}
-        return _InFloat64({n: self.data[n].narrow(axis, head, 1) for n, axis in split.items()})
-
-
-def owner_of(name: str) -> tuple[str, str]:
-    """Split an activation's name: "blocks.0.attn.hook_q" gives ("blocks.0.attn", "hook_q").
-
-    If the activation is the output of a module, the result is (path of the module, "output").
-    """
-    owner, point = name.rpartition(".")[::2]
-    return (owner, point) if point.startswith("hook_") else (name, "output")
-
-
 def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
     # Autocast multiplies matrices in the autocast dtype, even if the result has another dtype.
     return UNIT_ROUNDOFF[autocast if autocast and kind in PRODUCTS else dtype]
@@ -253,7 +163,7 @@ def _judge(
     exact: Tensor,
     rule: Rule,
     module: nn.Module,
-    seen: "_InFloat64",
+    seen: InFloat64,
     u: float,
 ) -> Isolated:
     name, case, path = label
@@ -264,15 +174,21 @@ def _judge(
         error = (given - exact).abs_().masked_fill_(given == exact, 0.0)
         return error, error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
 
+    # One head or some positions at a time, to save memory.
+    pieces, along = [(seen, device, exact)], 0
     if name.endswith("hook_z"):
-        # One head at a time, because the attention patterns of all heads need much memory.
-        of_heads = [
-            errors(seen.of_head(head), device.narrow(axis, head, 1), exact.narrow(axis, head, 1))[1]
-            for head in range(exact.shape[axis])
-        ]
-        ratios = torch.cat(of_heads, axis)
-    else:
-        ratios = errors(seen, device, exact)[1]
+        heads = (seen.of_head(head) for head in range(exact.shape[axis]))
+        of_heads = zip(
+            heads, torch.split(device, 1, axis), torch.split(exact, 1, axis), strict=True
+        )
+        pieces, along = [*of_heads], axis
+    elif isinstance(module, MLP) and rule is not PASSED_ON and exact.ndim == 3:
+        seen_at = (
+            seen.from_position(start) for start in range(0, max(exact.shape[1], 1), AT_A_TIME)
+        )
+        texts = (torch.split(x, AT_A_TIME, 1) for x in (device, exact))
+        pieces, along = [*zip(seen_at, *texts, strict=True)], 1
+    ratios = torch.cat([errors(*piece)[1] for piece in pieces], along)
     ratio, rms = float(ratios.max()), float(ratios.norm()) / math.sqrt(ratios.numel())
     healthy, wrong = rule.kind.limits(rule.summed(module, seen), u)
     lower = ""
