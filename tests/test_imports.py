@@ -50,7 +50,7 @@ SUB_LAYERS = {
         ("same_function", "invariants", "faults/*"),
         ("locate", "numpy_gpt2", "kernels"),
         ("uses/*",),
-        ("results", "measurements"),
+        ("results", "cliffs", "measurements"),
         ("suite",),
         ("report/*",),
         ("assertion", "any_model/*"),
