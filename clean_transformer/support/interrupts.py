@@ -10,7 +10,8 @@ from types import FrameType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-Change = TypeVar("Change", bound="Undoable")
+Entered = TypeVar("Entered")
+Change = TypeVar("Change", bound="Undoable[Any]")
 
 
 class Interrupts(AbstractContextManager["Interrupts"]):
@@ -67,24 +68,16 @@ class Interrupts(AbstractContextManager["Interrupts"]):
         self.close()
 
 
-class Undoable(AbstractContextManager["Undoable"]):
+class Undoable(AbstractContextManager[Entered]):
     """A change that stays until `end` is called or the `with` block ends.
 
-    A subclass makes the change in `make`, and undoes the change in `unmake`. A Ctrl-C at any moment
-    leaves the change complete or undone. Create objects with `Subclass(...).settled()`, because a
-    Ctrl-C is delayed until `settled` is called. `enders` are the methods of the subclass that call
-    `end`: a Ctrl-C is delayed in these methods, too.
+    A subclass makes the change in `make`, and undoes the change in `unmake`. The method `begin`
+    calls `make`. A Ctrl-C at any moment leaves the change complete or undone. `callers` are the
+    methods of the subclass that call `begin` or `end`: a Ctrl-C is delayed in these methods, too.
     """
 
-    def __init__(self, *enders: Callable[..., Any]):
-        entered = (Undoable.__enter__, Undoable.__exit__, Undoable.settled, Undoable.end)
-        self._interrupts = Interrupts(*entered, *enders)
-        self._closer: _Closer | None = _Closer(self._interrupts)
-        try:
-            self.make()
-        except BaseException:
-            self.end()
-            raise
+    def __init__(self, *callers: Callable[..., Any]):
+        self._callers = callers
 
     @abstractmethod
     def make(self) -> None:
@@ -94,10 +87,22 @@ class Undoable(AbstractContextManager["Undoable"]):
     def unmake(self) -> None:
         """Undo the change. If `make` raised an error, undo what `make` did before the error."""
 
-    def settled(self: Change) -> Change:
-        """Return this object, and stop delaying Ctrl-C.
+    def begin(self: Change) -> Change:
+        """Make the change, and return this object. After an error, the change is undone."""
+        own = (Undoable.__enter__, Undoable.__exit__, Undoable.begin, Undoable.settled)
+        self._interrupts = Interrupts(*own, Undoable.end, *self._callers)
+        self._closer: _Closer | None = _Closer(self._interrupts)
+        try:
+            self.make()
+        except BaseException:
+            self.end()
+            raise
+        return self.settled()
 
-        If a Ctrl-C was delayed, undo the change and raise `KeyboardInterrupt` instead.
+    def settled(self: Change) -> Change:
+        """Return this object. If a Ctrl-C was delayed, undo the change, and raise an error instead.
+
+        The error is `KeyboardInterrupt`. From now on, a Ctrl-C is no longer delayed.
         """
         try:
             self._interrupts.deliver()
@@ -119,10 +124,10 @@ class Undoable(AbstractContextManager["Undoable"]):
         finally:
             self._interrupts.close()
 
-    def __enter__(self: Change) -> Change:
-        return self.settled()
+    def __enter__(self) -> Entered:
+        return self.settled()  # type: ignore[return-value]  # a subclass is an `Undoable["Itself"]`
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.end()
 
 
