@@ -19,22 +19,27 @@ class Interrupts(AbstractContextManager["Interrupts"]):
 
     A delayed Ctrl-C then calls the earlier signal handler, which usually raises
     `KeyboardInterrupt`. If the attribute `waits` is set to False, a Ctrl-C is delayed only while
-    Python runs the body of one of the functions in `guarded`. In a thread other than the main
-    thread, this class does nothing, because Python calls signal handlers only in the main thread.
+    Python runs the body of one of the methods `guarded` of the object `owner`. In a thread other
+    than the main thread, this class does nothing, because Python calls signal handlers only in the
+    main thread.
     """
 
-    def __init__(self, *guarded: Callable[..., Any]):
+    def __init__(self, owner: object = None, *guarded: Callable[..., Any]):
         self.waits, self._pending, self._closed = True, False, False
         self._guarded = {unwrap(function).__code__ for function in guarded}
+        self._owner = id(owner)  # the signal handler must not keep the owner alive
         self._before: Any = signal.getsignal(signal.SIGINT)
         if callable(self._before) and current_thread() is main_thread():
             signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.waits or (frame is not None and frame.f_code in self._guarded):
+        if self.waits or (frame is not None and self._guards(frame)):
             self._pending = True
         else:
             self._before(number, frame)
+
+    def _guards(self, frame: FrameType) -> bool:
+        return frame.f_code in self._guarded and id(frame.f_locals.get("self")) == self._owner
 
     def let_in(self, run: Callable[..., Result], *inputs: Any, **arguments: Any) -> Result:
         """Return `run(*inputs, **arguments)`. A Ctrl-C during this call is not delayed."""
@@ -90,7 +95,7 @@ class Undoable(AbstractContextManager[Entered]):
     def begin(self: Change) -> Change:
         """Make the change, and return this object. After an error, the change is undone."""
         own = (Undoable.__enter__, Undoable.__exit__, Undoable.begin, Undoable.settled)
-        self._interrupts = Interrupts(*own, Undoable.end, *self._callers)
+        self._interrupts = Interrupts(self, *own, Undoable.end, *self._callers)
         self._closer: _Closer | None = _Closer(self._interrupts)
         try:
             self.make()
