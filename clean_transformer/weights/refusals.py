@@ -16,13 +16,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class WeightsError(ValueError):
     """A checkpoint could not be read, or a format cannot store a model.
 
-    Control characters in the message are escaped, and words of more than 1,000 characters are
+    Control characters in the message are escaped, and words of 1,000 characters or more are
     shortened, because they may come from a malicious file.
     """
 
     def __init__(self, message: str) -> None:
         printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-        super().__init__(re.sub(r"(\S{500})\S{500,}", r"\1…", printable))
+        # Names between two slashes of a path are never so long.
+        super().__init__(re.sub(r"([^\s/]{500})[^\s/]{500,}", r"\1…", printable))
 
 
 def refuse_other_kinds(tensors: Mapping[str, Tensor]) -> None:
