@@ -45,7 +45,7 @@ def check(
     the current folder that reproduces the first fault.
 
     Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
-    3 = something was NOT CHECKED, 130 = interrupted.
+    3 = something that you asked for was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.any_model.check import check_model
     from clean_transformer.parity.any_model.results import SCHEMA

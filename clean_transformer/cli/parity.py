@@ -58,7 +58,7 @@ def parity(
     scripts in the current folder that reproduce the first faults.
 
     Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
-    3 = something was NOT CHECKED, 130 = interrupted.
+    3 = something that you asked for was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.references.choose import choose_reference
@@ -109,19 +109,19 @@ def doctor(
     weights: options.WeightsOrSynthetic = None,
     json: options.JsonFile = None,
 ) -> None:
-    """Say in plain words whether this device computes GPT-2 correctly. Takes about a minute.
+    """Say in plain words whether a device computes GPT-2 correctly. Takes about a minute.
 
     Compares the device with the CPU in float64; needs no other implementation.
     Writes a script in the current folder that reproduces the first fault.
 
     Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
-    3 = something was NOT CHECKED, 130 = interrupted.
+    3 = something that you asked for was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.report.json import write_json
     from clean_transformer.parity.report.terminal import print_diagnosis
     from clean_transformer.parity.suite import check_device, number_of_steps, report_on
-    from clean_transformer.support.devices import choose_devices, is_available
+    from clean_transformer.support.devices import choose_devices
     from clean_transformer.support.files import require_folder
 
     require_folder(json)
@@ -138,15 +138,12 @@ def doctor(
         run = check_device(
             chosen_weights, chosen_devices[0], chosen_dtype, on_step=counted(on_step)
         )
-    absent = [kind for kind in ("cuda", "mps") if not is_available(kind)]
     try:
         if json is not None:
             write_json(report_on(chosen_weights, None, "doctor compares with none", [run]), json)
         write_script(run)
     finally:  # a full disk does not hide the verdict
-        print_diagnosis(
-            run, absent, chosen_weights.title, open_console(stderr=json == STANDARD_OUTPUT)
-        )
+        print_diagnosis(run, chosen_weights.title, open_console(stderr=json == STANDARD_OUTPUT))
     print_written(json)
     raise typer.Exit(run.verdict.exit_status)
 

@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import Any, Generic, Literal, SupportsIndex, TypeVar
+from typing import Any, Literal, SupportsIndex, TypeVar
 
 from torch import Tensor, nn
 
-from clean_transformer.support.interrupts import Interrupts
+from clean_transformer.support.interrupts import Undoable
 from clean_transformer.support.stand_in import StandIn
 
 Root = TypeVar("Root", bound=nn.Module)
@@ -169,7 +168,7 @@ def require_runs(hooks: Iterable[Placement], *, some: bool) -> None:
     )
 
 
-class Placed(AbstractContextManager[Root], Generic[Root]):
+class Placed(Undoable[Root]):
     """Registers `hooks` on modules of `root`, and removes the hooks at the end of a `with` block.
 
     `with Placed(root, hooks) as model` sets `model` to `root`. Inside the block, modules that were
@@ -182,38 +181,32 @@ class Placed(AbstractContextManager[Root], Generic[Root]):
         self, root: Root, hooks: Iterable[Placement], check: Callable[[], object] = lambda: None
     ):
         self.root, self.placements, self.check = root, [*hooks], check
+        self.uncompiled: list[StandIn] = []
+        super().__init__(Placed.__enter__, Placed.__exit__)
+
+    def make(self) -> None:
+        """Register the hooks. Modules that were compiled run uncompiled."""
+        for each in self.root.modules():
+            if each._compiled_call_impl is not None:
+                self.uncompiled.append(StandIn(each, "_compiled_call_impl", _no_call))
+        for module, hook in self.placements:
+            register(module, hook)
+
+    def unmake(self) -> None:
+        """Remove the hooks. Modules that were compiled run compiled again."""
+        for module, hook in self.placements:
+            remove(module, hook)
+        while self.uncompiled:
+            self.uncompiled.pop().restore()
 
     def __enter__(self) -> Root:
-        self.interrupts = Interrupts(Placed.__exit__)
-        self.uncompiled: list[StandIn] = []
-        try:
-            for each in self.root.modules():
-                if each._compiled_call_impl is not None:
-                    self.uncompiled.append(StandIn(each, "_compiled_call_impl", _no_call))
-            for module, hook in self.placements:
-                register(module, hook)
-            self.interrupts.deliver()
-        except BaseException:
-            self.remove()
-            raise
-        self.interrupts.waits = False
+        self.begin()
         return self.root
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self.interrupts.waits = True
-        self.remove()
+        self.end()
         if error is None:
             self.check()
-
-    def remove(self) -> None:
-        """Remove the hooks. Modules that were compiled run compiled again."""
-        try:
-            for module, hook in self.placements:
-                remove(module, hook)
-            for stand_in in self.uncompiled:
-                stand_in.restore()
-        finally:
-            self.interrupts.close()
 
 
 def _no_call(below: object) -> None:

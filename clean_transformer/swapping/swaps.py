@@ -37,7 +37,7 @@ class LooksAhead(UserWarning):
     """Warns that the output of a new module depends on later positions."""
 
 
-class Swap(Undoable):
+class Swap(Undoable["Swap"]):
     """The result of `swap` and `transplant`: the new modules, and the modules that they replaced.
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
@@ -260,4 +260,4 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
             LooksAhead,
             stacklevel=3,
         )
-    return Swap(swapped, modules, places, lost).settled()
+    return Swap(swapped, modules, places, lost).begin()

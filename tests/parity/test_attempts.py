@@ -241,7 +241,7 @@ def test_a_device_that_returns_no_values_is_reported_cell_by_cell() -> None:
 def shown(run: DeviceRun, width: int = 80) -> str:
     """The run as `doctor` prints it. The lines must fit the width."""
     file = io.StringIO()
-    print_diagnosis(run, [], "small weights", Console(file=file, width=width))
+    print_diagnosis(run, "small weights", Console(file=file, width=width))
     return file.getvalue()
 
 
