@@ -19,6 +19,7 @@ from clean_transformer.parity.any_model.results import (
 )
 from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.operations.check import CallChecker
+from clean_transformer.parity.operations.compiled import can_watch
 from clean_transformer.parity.oracle import trusted, uncompiled_flex_attention
 from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import environment
@@ -58,10 +59,13 @@ def check_model(
     activations, the check needs memory to repeat one call in float64.
 
     If the model raises an exception in a run, the verdict on this run is ERROR, or NOT CHECKED if
-    the device lacks an operation. Raises `ValueError` if a module is compiled, because PyTorch
-    would run the module uncompiled during the check.
+    the device lacks an operation.
+
+    Each call of compiled code is checked as one operation (see `CompiledCall`). Before PyTorch 2.6,
+    which cannot do this, raises `ValueError` if a module is compiled.
     """
-    _refuse_compiled(model)
+    if not can_watch():
+        _refuse_compiled(model)
     args, kwargs = _arguments(inputs)
     tokens = _tokens((args, kwargs))
     tensors = [*model.parameters(), *model.buffers(), *_tensors((args, kwargs))]
