@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from clean_transformer.parity.verdict import Check, Verdict
+
+# Why a mode with compiled modules is NOT CHECKED if `torch.compile` made no graph.
+NO_GRAPH = "torch.compile made no graph, so all modules ran as they are written"
+
 
 @dataclass
 class Graphs:
@@ -27,6 +32,10 @@ class Graphs:
             "graph breaks": str(self.breaks),
             "functions left uncompiled": str(self.uncompiled),
         }
+
+    def checks(self) -> list[Check]:
+        """Return a check with the verdict NOT CHECKED if no graph was compiled, or else nothing."""
+        return [] if self.compiled else [Check("compilation", Verdict.NOT_CHECKED, note=NO_GRAPH)]
 
 
 @contextmanager

@@ -48,8 +48,6 @@ from clean_transformer.weights.table import State
 
 # Why the invariants are NOT CHECKED if the measurement of drift raises an exception.
 NO_ALLOWANCE = "the allowed difference comes from the drift, which could not be measured"
-# Why a mode with compiled modules is NOT CHECKED if `torch.compile` made no graph.
-NO_GRAPH = "torch.compile made no graph, so all modules ran as they are written"
 
 
 def same_function(weights: Weights, reference: str) -> ParityReport:
@@ -164,8 +162,7 @@ def check_device(
     settings = attempts.run("settings", partial(device_settings, torch.device(device)), {})
     if graphs is not None:
         settings |= {"compile backend": compilation.backend, **graphs.in_words()}
-        if not graphs.compiled:
-            attempts.failed.append(Check("compilation", Verdict.NOT_CHECKED, note=NO_GRAPH))
+        attempts.failed += graphs.checks()
     return replace(
         started,
         settings=settings,
@@ -227,8 +224,7 @@ def run_suite(
 ) -> SuiteReport:
     """Compare the model with a reference, and check every device, dtype and mode.
 
-    `compilation` chooses the compile backend for the mode "compiled".
-    `reference` is the name of another implementation of GPT-2, or None. Without a reference, the
+    `compilation` chooses the compile backend for the mode "compiled". `reference` is the name of another implementation of GPT-2, or None. Without a reference, the
     verdict on the comparison is NOT CHECKED, and the report gives `no_reference` as the reason. If
     the reference is not available, the verdict is also NOT CHECKED, and the report says why. If the
     comparison raises an exception, the devices are still checked. Before each step, `on_step` gets

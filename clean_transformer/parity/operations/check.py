@@ -92,9 +92,9 @@ def check_operations(
     Each call is repeated in float64 on the CPU, and both results are compared. A call of compiled
     code, such as a module after `torch.compile`, counts as one call (see `CompiledCall`).
 
-    The function is stopped at the first call with the verdict WRONG: rounding cannot explain the error of this
-    call. If gradients are enabled, as they are by default, `function` can run a backward pass and a
-    step of an optimizer, and their calls are checked too.
+    The function is stopped at the first call with the verdict WRONG: rounding cannot explain the
+    error of this call. If gradients are enabled, as they are by default, `function` can run a
+    backward pass and a step of an optimizer, and their calls are checked too.
     """
     report = OperationsReport()
 

@@ -33,6 +33,8 @@ from clean_transformer.support.replaced import replaced
 
 # The function of PyTorch that runs at the start of each call of a compiled function.
 ENTRY = "_callback_from_stance"
+# The names of the backward passes of compiled code end with this text.
+BACKWARD = ", backward"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class CompiledCall:
             ]
         yield self.name, given[0].dtype, _worst(rows[: len(outputs)])
         if gradients:
-            yield f"{self.name}, backward", given[0].dtype, _worst(rows[len(outputs) :])
+            yield f"{self.name}{BACKWARD}", given[0].dtype, _worst(rows[len(outputs) :])
 
     def describe(self, name: str, judgment: Judgment) -> Finding:
         """Return a `Finding` for the judgment of the outputs or gradients."""
