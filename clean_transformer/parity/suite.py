@@ -224,11 +224,11 @@ def run_suite(
 ) -> SuiteReport:
     """Compare the model with a reference, and check every device, dtype and mode.
 
-    `compilation` chooses the compile backend for the mode "compiled". `reference` is the name of another implementation of GPT-2, or None. Without a reference, the
-    verdict on the comparison is NOT CHECKED, and the report gives `no_reference` as the reason. If
-    the reference is not available, the verdict is also NOT CHECKED, and the report says why. If the
-    comparison raises an exception, the devices are still checked. Before each step, `on_step` gets
-    the name of the step.
+    `compilation` chooses the compile backend for the mode "compiled". `reference` is the name of
+    another implementation of GPT-2, or None. Without a reference, the verdict on the comparison is
+    NOT CHECKED, and the report gives `no_reference` as the reason. If the reference is not
+    available, the verdict is also NOT CHECKED, and the report says why. If the comparison raises an
+    exception, the devices are still checked. Before each step, `on_step` gets the name of the step.
     """
     same, without_reference = None, Verdict.NOT_CHECKED
     if reference is not None:
