@@ -17,6 +17,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.black_box import compiled_leaves
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.attempts import Attempts, failed_check
+from clean_transformer.parity.graphs import counted_graphs
 from clean_transformer.parity.inputs import LENGTH, Weights, suite_tokens
 from clean_transformer.parity.invariants import check_invariants
 from clean_transformer.parity.measurements import (
@@ -26,6 +27,7 @@ from clean_transformer.parity.measurements import (
     probe_operations,
     record_run,
 )
+from clean_transformer.parity.modes import INDUCTOR, Compilation
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.references.base import Reference, ReferenceUnavailable
 from clean_transformer.parity.references.choose import READERS, REFERENCES
@@ -89,13 +91,16 @@ def check_device(
     dtype: torch.dtype,
     *,
     mode: str = "eager",
+    compilation: Compilation = INDUCTOR,
     reference: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> DeviceRun:
     """Check how accurately a device runs the model, and find the first wrong operation.
 
-    If `reference` names another implementation of GPT-2, `end_to_end` of the result also holds the
-    error of this implementation on the CPU. Before each step, `on_step` gets the name of the step.
+    In the mode "compiled", `compilation` chooses the compile backend. If this backend makes no
+    graph, the result says that the mode is NOT CHECKED. If `reference` names another implementation
+    of GPT-2, `end_to_end` of the result also holds the error of this implementation on the CPU.
+    Before each step, `on_step` gets the name of the step.
 
     Nothing runs if this machine does not have the device, if the device does not support the dtype
     or the mode, or if the dtype cannot represent the largest weights or activations. Then
@@ -116,8 +121,9 @@ def check_device(
         on_step(step)
 
     with ExitStack() as entered:
+        graphs = entered.enter_context(counted_graphs()) if mode.endswith("compiled") else None
         begin("first call")
-        start = partial(_start, weights, device, dtype, mode, entered)
+        start = partial(_start, weights, device, dtype, mode, compilation, entered)
         under_test = attempts.run("the model on the device", start, None)
         if under_test is None:
             return replace(started, errors=attempts.failed)
@@ -158,9 +164,13 @@ def check_device(
     if mode == "eager":
         probe = partial(probe_operations, device, dtype)
         probes, faulty_probe = attempts.run("single operations", probe, ([], None))
+    settings = attempts.run("settings", partial(device_settings, torch.device(device)), {})
+    if graphs is not None:
+        settings |= {"compile backend": compilation.backend, **graphs.in_words()}
+        attempts.failed += graphs.checks()
     return replace(
         started,
-        settings=attempts.run("settings", partial(device_settings, torch.device(device)), {}),
+        settings=settings,
         uses=judged,
         isolated=isolated,
         end_to_end=rows,
@@ -180,7 +190,12 @@ def number_of_steps(cfg: Config) -> int:
 
 
 def _start(
-    weights: Weights, device: str, dtype: torch.dtype, mode: str, entered: ExitStack
+    weights: Weights,
+    device: str,
+    dtype: torch.dtype,
+    mode: str,
+    compilation: Compilation,
+    entered: ExitStack,
 ) -> Subject:
     """Build the model under test on its device, and the same model in float64 on the CPU.
 
@@ -197,7 +212,7 @@ def _start(
         model.optimize()
     entered.enter_context(under_test.context())
     if mode.endswith("compiled"):
-        entered.enter_context(compiled_leaves(model))
+        entered.enter_context(compiled_leaves(model, compilation))
     return under_test
 
 
@@ -207,17 +222,18 @@ def run_suite(
     dtypes: Iterable[str],
     modes: Iterable[str] = ("eager",),
     *,
+    compilation: Compilation = INDUCTOR,
     reference: str | None,
     no_reference: str = "",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> SuiteReport:
     """Compare the model with a reference, and check every device, dtype and mode.
 
-    `reference` is the name of another implementation of GPT-2, or None. Without a reference, the
-    verdict on the comparison is NOT CHECKED, and the report gives `no_reference` as the reason. If
-    the reference is not available, the verdict is also NOT CHECKED, and the report says why. If the
-    comparison raises an exception, the devices are still checked. Before each step, `on_step` gets
-    the name of the step.
+    `compilation` chooses the compile backend for the mode "compiled". `reference` is the name of
+    another implementation of GPT-2, or None. Without a reference, the verdict on the comparison is
+    NOT CHECKED, and the report gives `no_reference` as the reason. If the reference is not
+    available, the verdict is also NOT CHECKED, and the report says why. If the comparison raises an
+    exception, the devices are still checked. Before each step, `on_step` gets the name of the step.
     """
     same, without_reference = None, Verdict.NOT_CHECKED
     if reference is not None:
@@ -235,6 +251,7 @@ def run_suite(
             device,
             choose_dtype(dtype),
             mode=mode,
+            compilation=compilation,
             reference=reference,
             on_step=lambda step, where=f"{device} {dtype} {mode}": on_step(f"{where}: {step}"),
         )
