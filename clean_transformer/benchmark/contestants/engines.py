@@ -195,8 +195,12 @@ class Reader(nn.Module):
         return F.linear(x[:, -1], self.model.wte.weight), kept
 
 
+# For each dtype, llama.cpp's number of the type of keys and values; it uses float16 for the others.
+KV_TYPES = {"float32": 0}
+
+
 class LlamaCpp(Engine):
-    """llama.cpp, with a GGUF file that our `write_gguf` writes."""
+    """llama.cpp, with a GGUF file that our `write_gguf` writes. For "int8", it uses Q8_0."""
 
     package = "llama_cpp_python"
     imported = "llama_cpp"
@@ -217,6 +221,9 @@ class LlamaCpp(Engine):
                 n_ctx=cfg.n_ctx,
                 n_batch=cfg.n_ctx,
                 n_ubatch=cfg.n_ctx,
+                # By default, llama.cpp rounds keys and values to half precision.
+                type_k=KV_TYPES.get(dtype),
+                type_v=KV_TYPES.get(dtype),
                 n_threads=torch.get_num_threads(),
                 n_threads_batch=torch.get_num_threads(),
                 verbose=False,
@@ -246,7 +253,8 @@ class LlamaCpp(Engine):
 
     def last_logits(self, tokens: Tokens) -> Tensor:
         """Return the logits at the last position of each input [batch d_vocab]."""
-        return torch.tensor(np.stack([self.forward(row[None])[0][-1] for row in tokens]))
+        rows = (self.forward(row[None])[0][-1].copy() for row in tokens)
+        return torch.tensor(np.stack([*rows]))
 
     def generate(self, tokens: Tokens, new: int) -> Any:
         """Generate `new` tokens after each input, and return the new tokens [batch new]."""
