@@ -80,7 +80,7 @@ class Int8(Matmul):
         rows = x.float()
         if self.few_rows is not None and len(x) <= MOST_ROWS:
             return self.few_rows(rows, weight.W, weight.step, weight.b).to(x.dtype)
-        pieces = zip(weight.W.split(AT_A_TIME), weight.step.split(AT_A_TIME), strict=True)
+        pieces = zip(weight.W.split(AT_A_TIME), weight.step.split(AT_A_TIME), strict=True)  # type: ignore[no-untyped-call]
         products = [rows @ Int8Weight(*piece, weight.b).floats(x.shape[1]) for piece in pieces]
         return torch.cat(products, dim=1)[:, : len(weight.b)].add(weight.b).to(x.dtype)
 
@@ -116,7 +116,7 @@ def compiled_kernel() -> Any:
         )
         return None
 
-    @torch.library.register_fake("clean_transformer::int8_linear")
+    @torch.library.register_fake("clean_transformer::int8_linear")  # type: ignore[untyped-decorator]
     def shape_of_output(x: Tensor, W: Tensor, step: Tensor, b: Tensor) -> Tensor:
         return x.new_empty(len(x), len(b))
 
