@@ -37,7 +37,7 @@ from clean_transformer.parity.uses.compiled_step import judge_compiled_step
 from clean_transformer.parity.uses.every import judge_uses
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.oracle import check_oracle
-from clean_transformer.parity.uses.overflow import overflowing_activation, overflowing_weight
+from clean_transformer.parity.uses.overflow import overflow
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Check, Verdict
@@ -111,8 +111,8 @@ def check_device(
     attempts = Attempts()
     reason = _cannot_check(device, dtype, mode)
     if not reason:
-        overflow = partial(_overflow, weights, dtype)
-        reason = attempts.run(f"the largest numbers in {started.dtype}", overflow, "")
+        find = partial(overflow, weights, dtype)
+        reason = attempts.run(f"the largest numbers in {started.dtype}", find, "")
     if reason:
         return replace(started, not_checked=reason)
 
@@ -282,16 +282,6 @@ def report_on(
         no_reference=no_reference,
         runs=runs,
     )
-
-
-def _overflow(weights: Weights, dtype: torch.dtype) -> str:
-    """Say which weight or activation is too large for the dtype. Return "" if all of them fit."""
-    reason = overflowing_weight(weights.state, dtype)
-    if torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max:  # only float16
-        exact = ExactParts(weights.cfg, weights.state, dtype)
-        for tokens in (suite_tokens(weights.cfg), suite_tokens(weights.cfg, 1, weights.cfg.n_ctx)):
-            reason = reason or overflowing_activation(exact, tokens)
-    return reason
 
 
 def _cannot_check(device: str, dtype: torch.dtype, mode: str) -> str:
