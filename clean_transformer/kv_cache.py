@@ -129,8 +129,8 @@ class _Layer:
             raise RuntimeError("a KVCache keeps no gradients; use it under torch.no_grad()")
         if self.keys is None or self.values is None:
             self.keys, self.values = (memory_by_head(x, self.cache.n_ctx) for x in (k, v))
-        held, given = (f"{[*x.shape[2:]]} in {x.dtype}" for x in (self.keys, k))
-        if held != given:
+        if (self.keys.shape[2:], self.keys.dtype) != (k.shape[2:], k.dtype):
+            held, given = (f"{[*x.shape[2:]]} in {x.dtype}" for x in (self.keys, k))
             raise ValueError(
                 f"the cache holds keys [head d_head] of {held}, not of {given}; another model "
                 "filled it, so use a new KVCache"
