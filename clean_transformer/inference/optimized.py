@@ -25,7 +25,7 @@ class Speedup(StandIn):
 
 
 class SlowDtype(UserWarning):
-    """Warns that this processor computes faster in float32 than in the model's dtype."""
+    """Warns that this processor reads prompts faster in float32 than in the model's dtype."""
 
 
 class Optimized(Undoable):
@@ -127,7 +127,7 @@ def optimize(
         fast = {path: kind(module, weights) for path, (module, kind) in supported.items()}
     if any(type(each.kernel) is ThroughFloat32 for each in fast.values()):
         warnings.warn(
-            f"this processor has no instructions for {parameter.dtype}, and is faster in float32; "
+            f"this processor has no instructions for {parameter.dtype}, so prompts run faster in float32; "
             "load the model with dtype=torch.float32 if it fits in memory",
             SlowDtype,
             stacklevel=3,
