@@ -127,8 +127,8 @@ def optimize(
         fast = {path: kind(module, weights) for path, (module, kind) in supported.items()}
     if any(type(each.kernel) is ThroughFloat32 for each in fast.values()):
         warnings.warn(
-            f"this processor has no instructions for {parameter.dtype}, so prompts run faster in float32; "
-            "load the model with dtype=torch.float32 if it fits in memory",
+            f"this processor has no instructions for {parameter.dtype}, so prompts run faster in "
+            "float32; load the model with dtype=torch.float32 if it fits in memory",
             SlowDtype,
             stacklevel=3,
         )
