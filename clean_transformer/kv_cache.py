@@ -50,6 +50,8 @@ class KVCache:
         self.n_ctx = n_ctx
         self.length = 0
         self.padding = None if attention_mask is None else left_padding(attention_mask)
+        # The mask of the last forward pass with padding, after what it was made from.
+        self.masked: tuple[Tensor, list[int], Tensor] | None = None
         self.layers = [_Layer(self) for _ in range(n_layers)]
 
     def require_fit(self, tokens: Int[Tensor, "batch pos"], n_layers: int) -> None:
@@ -126,11 +128,9 @@ class _Layer:
         if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
             raise RuntimeError("a KVCache keeps no gradients; use it under torch.no_grad()")
         if self.keys is None or self.values is None:
-            room = (len(k), self.cache.n_ctx)
-            self.keys = k.new_empty(*room, *k.shape[2:])
-            self.values = v.new_empty(*room, *v.shape[2:])
-        held, given = (f"{[*x.shape[2:]]} in {x.dtype}" for x in (self.keys, k))
-        if held != given:
+            self.keys, self.values = (memory_by_head(x, self.cache.n_ctx) for x in (k, v))
+        if (self.keys.shape[2:], self.keys.dtype) != (k.shape[2:], k.dtype):
+            held, given = (f"{[*x.shape[2:]]} in {x.dtype}" for x in (self.keys, k))
             raise ValueError(
                 f"the cache holds keys [head d_head] of {held}, not of {given}; another model "
                 "filled it, so use a new KVCache"
@@ -145,8 +145,13 @@ class _Layer:
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
         if self.cache.padding is None:
             return None
-        slots = torch.arange(self.length + n_queries, device=self.cache.padding.device)
-        return padding_mask(slots >= self.cache.padding[:, None], n_queries)
+        # All layers of a forward pass share one mask.
+        known, (padding, *sizes) = self.cache.masked, (self.cache.padding, self.length, n_queries)
+        if known is None or known[0] is not padding or known[1] != sizes:
+            slots = torch.arange(self.length + n_queries, device=padding.device)
+            mask = padding_mask(slots >= padding[:, None], n_queries)
+            self.cache.masked = known = (padding, sizes, mask)
+        return known[2]
 
 
 class StaticKVCache(KVCache):
@@ -190,10 +195,9 @@ class _StaticLayer(_Layer):
 
     def append(self, k: New, v: New) -> tuple[Heads, Heads]:
         if self.keys is None or self.values is None:
-            room = (len(k), self.cache.room, *k.shape[2:])
             # Attention multiplies the values of empty slots by 0. Uninitialized memory can contain
             # NaN, and 0 × NaN is NaN. So the memory starts with zeros.
-            self.keys, self.values = k.new_zeros(room), v.new_zeros(room)
+            self.keys, self.values = (memory_by_head(x, self.cache.room).zero_() for x in (k, v))
             for memory in (self.keys, self.values):
                 torch._dynamo.mark_static_address(memory)
         slots = self.cache.slots(k.shape[1], k.device)
@@ -209,6 +213,16 @@ class _StaticLayer(_Layer):
             return seen
         seen = seen & (key >= self.cache.padding[:, None])[:, None, None]
         return seen | ~seen.any(dim=-1, keepdim=True)
+
+
+def memory_by_head(x: New, room: int) -> Heads:
+    """Return uninitialized memory [batch room head d_head] for keys or values such as `x`.
+
+    Attention reads one head after another. So all positions of a head are next to each other in
+    memory.
+    """
+    batch, _, *heads, d_head = x.shape
+    return x.new_empty(batch, *heads, room, d_head).movedim(-2, 1)
 
 
 def padding_mask(

@@ -151,3 +151,25 @@ def test_gradients_are_refused():
 def test_padding_anywhere_else_is_refused(row: list[int]):
     with pytest.raises(ValueError, match=re.escape(f"given [{row}]")):
         left_padding(torch.tensor([row]))
+
+
+@pytest.mark.parametrize("cache_class", [KVCache, StaticKVCache])
+def test_the_positions_of_a_head_are_next_to_each_other_in_memory(cache_class: type[KVCache]):
+    cache = cache_class(1, 9)
+    cache.slots(4, torch.device("cpu"))
+    cache.layers[0].append(torch.ones(2, 4, 3, 5), torch.ones(2, 4, 3, 5))
+    for _ in range(2):
+        for memory in (cache.layers[0].keys, cache.layers[0].values):
+            assert memory.transpose(1, 2).is_contiguous()
+        cache.select(torch.tensor([1, 0]))
+
+
+def test_all_layers_share_one_padding_mask():
+    cache = KVCache(2, 9, torch.tensor([[1, 1, 1], [0, 1, 1]]))
+    first, second = (layer.mask(3) for layer in cache.layers)
+    assert first is second
+    cache.advance(3)
+    later = cache.layers[0].mask(1)
+    cache.select(torch.tensor([1, 0]))
+    assert torch.equal(cache.layers[0].mask(1), later.flip(0))
+    assert not torch.equal(cache.layers[0].mask(1), later)

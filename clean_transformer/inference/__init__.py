@@ -2,4 +2,5 @@
 
 from clean_transformer.inference.fast_modules import NotOptimized as NotOptimized
 from clean_transformer.inference.optimized import Optimized as Optimized
+from clean_transformer.inference.optimized import SlowDtype as SlowDtype
 from clean_transformer.inference.optimized import optimize as optimize

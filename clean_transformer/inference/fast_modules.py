@@ -5,7 +5,6 @@ submodule has a hook, if gradients are enabled, if autocast is on, or if the mod
 """
 
 import warnings
-from collections.abc import Callable
 from operator import is_
 from typing import Any
 
@@ -14,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clean_transformer.hooks import HookPoint
-from clean_transformer.inference.autotune import Choice, fastest_for_blocks, fastest_for_unembed
 from clean_transformer.inference.int8 import Int8
-from clean_transformer.inference.matmuls import Matmul
+from clean_transformer.inference.matmuls import Matmul, kernel_for
 from clean_transformer.inference.weight_layout import lay_out, merge_heads
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.attention import Attention, mix_fused
@@ -163,13 +161,12 @@ class FastBlock(Fast):
     module: TransformerBlock
 
     def __init__(self, block: TransformerBlock, weights: str | None):
-        cfg, attn, mlp = block.cfg, block.attn, block.mlp
-        choice = choose(attn.W_Q, weights, fastest_for_blocks, cfg.d_model, cfg.d_mlp, cfg.n_layers)
-        W_QKV, b_QKV = merge_heads(attn, choice.transposed)
+        attn, mlp = block.attn, block.mlp
+        self.kernel = kernel = choose(attn.W_Q, weights)
+        W_QKV, b_QKV = merge_heads(attn, kernel.column_major)
         for parameter in (mlp.W_in, mlp.W_out, attn.W_O):
-            lay_out(parameter, choice.transposed)
-        self.choice = choice
-        prepare = choice(1).prepare
+            lay_out(parameter, kernel.column_major)
+        prepare = kernel.prepare
         self.qkv = prepare(W_QKV, b_QKV)
         self.out = prepare(attn.W_O.data.flatten(end_dim=1), attn.b_O.data)
         self.mlp_in = prepare(mlp.W_in.data, mlp.b_in.data)
@@ -185,7 +182,7 @@ class FastBlock(Fast):
         block = self.module
         batch, pos, d_model = resid_pre.shape
         residual = resid_pre.reshape(batch * pos, d_model)
-        matmul = self.choice(batch * pos)
+        matmul = self.kernel
 
         qkv = matmul(block.ln1.forward(residual), self.qkv)
         q, k, v = qkv.view(batch, pos, 3, block.cfg.n_heads, block.cfg.d_head).unbind(dim=2)
@@ -201,14 +198,14 @@ class FastBlock(Fast):
 
 
 class FastUnembed(Fast):
-    """Computes `Unembed.forward` with the fastest kernel."""
+    """Computes `Unembed.forward` with the kernel of `kernel_for`."""
 
     module: Unembed | TiedUnembed
 
     def __init__(self, unembed: Unembed | TiedUnembed, weights: str | None):
-        cfg, W_U = unembed.cfg, unembed.W_U.detach()
-        self.choice = choose(W_U, weights, fastest_for_unembed, cfg.d_model, cfg.d_vocab)
-        self.weight = self.choice(1).prepare(W_U, unembed.b_U.data)
+        W_U = unembed.W_U.detach()
+        self.kernel = choose(W_U, weights)
+        self.weight = self.kernel.prepare(W_U, unembed.b_U.data)
         super().__init__(unembed, weights, *getattr(unembed, "_embed", ()))
 
     def __call__(
@@ -218,7 +215,7 @@ class FastUnembed(Fast):
         if self.must_step_aside(normalized_resid_post.shape[1]):
             return self.below(normalized_resid_post)
         rows = normalized_resid_post.flatten(end_dim=1)
-        logits = self.choice(len(rows))(rows, self.weight)
+        logits = self.kernel(rows, self.weight)
         return logits.view(*normalized_resid_post.shape[:2], -1)
 
 
@@ -239,15 +236,6 @@ class CompiledStep(Fast):
 FAST = {TransformerBlock: FastBlock, Unembed: FastUnembed, TiedUnembed: FastUnembed}
 
 
-def choose(W: Tensor, weights: str | None, fastest: Callable[..., Choice], *sizes: int) -> Choice:
-    """Return the kernels for weights with the dtype and device of `W`.
-
-    On the CPU, `fastest(*sizes, dtype, n_threads)` is called to measure which kernels are the
-    fastest. For 8-bit weights and on other devices, there is only one kernel, and nothing is
-    measured.
-    """
-    if weights == "int8":
-        return Choice({1: Int8()}, transposed=False)
-    if W.device.type != "cpu":
-        return Choice({1: Matmul()}, transposed=False)
-    return fastest(*sizes, W.dtype, torch.get_num_threads())
+def choose(W: Tensor, weights: str | None) -> Matmul:
+    """Return the kernel for `W`, a weight of a model that is optimized with `weights`."""
+    return Int8() if weights == "int8" else kernel_for(W.dtype, W.device)

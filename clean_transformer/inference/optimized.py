@@ -1,5 +1,6 @@
 """`optimize`: makes the blocks and the unembedding of a model faster for inference."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from clean_transformer.inference.fast_modules import (
     FastBlock,
     FastUnembed,
 )
+from clean_transformer.inference.matmuls import ThroughFloat32
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.support.interrupts import Undoable
 from clean_transformer.support.stand_in import StandIn, stand_ins
@@ -20,6 +22,10 @@ from clean_transformer.support.stand_in import StandIn, stand_ins
 
 class Speedup(StandIn):
     """A fast replacement of a method, made by `optimize`. A second `optimize` removes it."""
+
+
+class SlowDtype(UserWarning):
+    """Warns that this processor reads prompts faster in float32 than in the model's dtype."""
 
 
 class Optimized(Undoable["Optimized"]):
@@ -65,13 +71,8 @@ class Optimized(Undoable["Optimized"]):
         self.end()
 
     def __repr__(self) -> str:
-        chosen = {
-            type(each.module).__name__: {
-                rows: type(kernel).__name__ for rows, kernel in each.choice.by_rows.items()
-            }
-            for each in self._fast.values()
-        }
-        return f"Optimized({len(self.modules)} modules; kernels by number of rows: {chosen})"
+        kernels = sorted({type(each.kernel).__name__ for each in self._fast.values()})
+        return f"Optimized({len(self.modules)} modules; kernels: {', '.join(kernels)})"
 
 
 def optimize(
@@ -83,9 +84,9 @@ def optimize(
     as a variant of attention. The names, shapes and values of all parameters stay the same. An
     optimized module runs the slower `forward` from before `optimize` while a submodule has a hook,
     while gradients are enabled, under autocast, and after one of its submodules or weights was
-    replaced. The warning `NotOptimized` then says why. On the CPU, `optimize` measures for some
-    seconds which kernels are the fastest. A second call of `optimize` first undoes the earlier
-    call.
+    replaced. The warning `NotOptimized` then says why. A second call of `optimize` first undoes the
+    earlier call. On a processor without instructions for the model's bfloat16 or float16, the
+    warning `SlowDtype` advises float32.
 
     With `weights="int8"`, which works only on the CPU, the modules compute with 8-bit copies of the
     weights. The modules then read fewer bytes from memory, and their outputs are less accurate.
@@ -124,6 +125,13 @@ def optimize(
     # Parameters whose memory was laid out anew under torch.inference_mode could not be trained.
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():
         fast = {path: kind(module, weights) for path, (module, kind) in supported.items()}
+    if any(type(each.kernel) is ThroughFloat32 for each in fast.values()):
+        warnings.warn(
+            f"this processor has no instructions for {parameter.dtype}, so prompts run faster in "
+            "float32; load the model with dtype=torch.float32 if it fits in memory",
+            SlowDtype,
+            stacklevel=3,
+        )
     others: list[tuple[str, Callable[[Any], Any]]] = []
     if compile:
         step = CompiledStep(model, weights)

@@ -13,25 +13,20 @@ from clean_transformer import DemoTransformer
 from clean_transformer.benchmark.contestants.limit import products, weight_bytes
 from clean_transformer.benchmark.running.models import TINY
 from clean_transformer.inference import fast_modules
-from clean_transformer.inference.autotune import Choice, has_onednn
 from clean_transformer.inference.int8 import TILE
-from clean_transformer.inference.matmuls import Matmul, OneDNN, SeparateBias, SplitInputs
+from clean_transformer.inference.matmuls import Matmul, OneDNN, has_instructions
 from clean_transformer.weights.synthetic import stress
 
 PRODUCTS = {
     "Matmul": Matmul(),
-    "SeparateBias": SeparateBias(),
-    "SplitInputs": SplitInputs(2),
 }
-if has_onednn(torch.float32):
+if has_instructions(torch.bfloat16):
     PRODUCTS["OneDNN"] = OneDNN()
 
 
 def profiled(monkeypatch: pytest.MonkeyPatch, name: str, call: Callable[..., Any]) -> Any:
     """The events of three calls by that product; `call` makes one of an optimized model."""
-    choice = Choice({1: PRODUCTS.get(name, Matmul())}, transposed=False)
-    monkeypatch.setattr(fast_modules, "fastest_for_blocks", lambda *_: choice)
-    monkeypatch.setattr(fast_modules, "fastest_for_unembed", lambda *_: choice)
+    monkeypatch.setattr(fast_modules, "kernel_for", lambda *_: PRODUCTS.get(name, Matmul()))
     model = DemoTransformer.from_state_dict(stress(TINY), TINY)
     with torch.inference_mode():
         model.optimize("int8" if name == "int8" else None)

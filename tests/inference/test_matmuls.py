@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clean_transformer.inference.autotune import has_onednn
+from clean_transformer.inference import matmuls
 from clean_transformer.inference.matmuls import (
     Matmul,
     OneDNN,
-    SeparateBias,
-    SplitInputs,
     ThroughFloat32,
+    has_instructions,
+    kernel_for,
 )
 
-ANYWHERE = [Matmul(), SeparateBias(), SplitInputs(2), ThroughFloat32(), ThroughFloat32(at_a_time=8)]
+ANYWHERE = [Matmul(), ThroughFloat32(), ThroughFloat32(at_a_time=8)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LIPSCHITZ_OF_GELU = 1.13
 
@@ -29,7 +29,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
     ("matmul", "dtype"),
     [
         *((matmul, dtype) for matmul in ANYWHERE for dtype in DTYPES),
-        *((OneDNN(), dtype) for dtype in DTYPES if has_onednn(dtype)),
+        *((OneDNN(), dtype) for dtype in DTYPES[1:] if has_instructions(dtype)),
     ],
     ids=lambda value: str(value) if isinstance(value, torch.dtype) else type(value).__name__,
 )
@@ -80,3 +80,20 @@ import clean_transformer
 
 def test_a_build_without_onednn_can_import_it():
     subprocess.run([sys.executable, "-c", WITHOUT_ONEDNN], check=True)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_the_kernel_depends_on_dtype_device_and_instructions(monkeypatch, dtype, supported: bool):
+    monkeypatch.setattr(matmuls, "has_instructions", lambda _: supported)
+    in_half = dtype in (torch.bfloat16, torch.float16)
+
+    kernel = kernel_for(dtype, torch.device("cpu"))
+
+    assert type(kernel) is ((OneDNN if supported else ThroughFloat32) if in_half else Matmul)
+    assert type(kernel_for(dtype, torch.device("cuda"))) is Matmul
+
+
+def test_without_onednn_there_are_no_instructions(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not any(map(has_instructions, DTYPES[1:]))

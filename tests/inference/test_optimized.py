@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +16,9 @@ from torch import nn
 
 from clean_transformer import DemoTransformer, HookPoint
 from clean_transformer.config import Config
-from clean_transformer.inference import NotOptimized, fast_modules, optimize
-from clean_transformer.inference.autotune import Choice
+from clean_transformer.inference import NotOptimized, SlowDtype, fast_modules, matmuls, optimize
 from clean_transformer.inference.int8 import Int8
-from clean_transformer.inference.matmuls import (
-    Matmul,
-    OneDNN,
-    SeparateBias,
-    SplitInputs,
-    ThroughFloat32,
-)
+from clean_transformer.inference.matmuls import Matmul, OneDNN, ThroughFloat32, has_instructions
 from clean_transformer.parity import invariants
 from clean_transformer.parity.inputs import Weights
 from clean_transformer.parity.suite import check_device
@@ -37,23 +31,12 @@ from ..helpers import TINY, assert_same_function, configs, random_model, random_
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
 
-def choices(*kernels: Matmul) -> pytest.MarkDecorator:
-    """Each kernel, with row-major weights and with column-major ones."""
-    each = [Choice({1: kernel}, transposed) for kernel in kernels for transposed in (False, True)]
-    return pytest.mark.parametrize(
-        "choice", each, ids=lambda c: f"{type(c(1)).__name__} {c.transposed}"
-    )
+def use(monkeypatch: pytest.MonkeyPatch, kernel: Matmul) -> None:
+    monkeypatch.setattr(fast_modules, "kernel_for", lambda *_: kernel)
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use one kernel, since the fastest differs by machine. A test can undo this."""
-    choose(monkeypatch, Choice({1: Matmul()}, transposed=False))
-
-
-def choose(monkeypatch: pytest.MonkeyPatch, choice: Choice) -> None:
-    monkeypatch.setattr(fast_modules, "fastest_for_blocks", lambda *_: choice)
-    monkeypatch.setattr(fast_modules, "fastest_for_unembed", lambda *_: choice)
+class ColumnMajor(Matmul):
+    column_major = True
 
 
 @pytest.fixture
@@ -62,16 +45,16 @@ def model() -> Iterator[DemoTransformer]:
         yield random_model()
 
 
-@choices(Matmul(), SeparateBias(), SplitInputs(2))
+@pytest.mark.parametrize("kernel", [Matmul(), ColumnMajor()])
 @given(cfg=configs(tied_unembed=True) | configs(normalization_type="LNPre", tied_unembed=False))
 @torch.no_grad()
-def test_every_choice_computes_the_same(choice: Choice, cfg: Config):
+def test_both_memory_orders_compute_the_same(kernel: Matmul, cfg: Config):
     model = random_model(cfg, dtype=torch.float64)
     tokens = torch.arange(2 * cfg.n_ctx).view(2, -1) % cfg.d_vocab
     before, logits = copy.deepcopy(model.state_dict()), model(tokens)
 
     with pytest.MonkeyPatch.context() as patch:
-        choose(patch, choice)
+        use(patch, kernel)
         optimized = model.optimize()
 
     assert optimized.modules == (*(f"blocks.{n}" for n in range(cfg.n_layers)), "unembed")
@@ -81,13 +64,19 @@ def test_every_choice_computes_the_same(choice: Choice, cfg: Config):
 
 
 @pytest.mark.slow
-@choices(OneDNN(), ThroughFloat32())
-def test_choices_without_float64_pass_the_parity_suite(monkeypatch, choice: Choice):
-    choose(monkeypatch, choice)
+@pytest.mark.filterwarnings("ignore::clean_transformer.inference.SlowDtype")
+@pytest.mark.parametrize("kernel", [OneDNN(), ThroughFloat32()])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernels_for_half_precision_pass_the_parity_suite(
+    monkeypatch, kernel: Matmul, dtype: torch.dtype
+):
+    if isinstance(kernel, OneDNN) and not has_instructions(dtype):
+        pytest.skip("the kernel needs the processor's instructions")
+    use(monkeypatch, kernel)
     monkeypatch.setattr(invariants, "INVARIANTS", ())
     cfg = tiny(n_ctx=33)
 
-    run = check_device(Weights("", cfg, stress(cfg)), "cpu", torch.float32, mode="optimized")
+    run = check_device(Weights("", cfg, stress(cfg)), "cpu", dtype, mode="optimized")
 
     assert run.verdict.value == "PASS", run
 
@@ -103,7 +92,6 @@ def test_choices_without_float64_pass_the_parity_suite(monkeypatch, choice: Choi
     ],
 )
 def test_the_parity_suite_passes(monkeypatch, dtype: torch.dtype):
-    monkeypatch.undo()  # use the fastest kernels of this machine
     monkeypatch.setattr(invariants, "INVARIANTS", ())
     cfg = tiny(n_ctx=33)
 
@@ -147,7 +135,7 @@ def test_the_parity_suite_sees_a_wrong_kernel(monkeypatch):
         def gelu(self, x, weight):
             return nn.functional.gelu(self(x, weight))  # the exact one
 
-    choose(monkeypatch, Choice({1: Wrong()}, transposed=False))
+    use(monkeypatch, Wrong())
     monkeypatch.setattr(invariants, "INVARIANTS", ())
     cfg = tiny(n_ctx=33)
 
@@ -155,6 +143,46 @@ def test_the_parity_suite_sees_a_wrong_kernel(monkeypatch):
 
     assert run.first_failure is not None
     assert run.first_failure.name == "blocks.0"
+
+
+def test_half_precision_without_instructions_advises_float32(monkeypatch, model):
+    monkeypatch.setattr(matmuls, "has_instructions", lambda _: False)
+    with pytest.warns(SlowDtype, match=r"no instructions for torch.bfloat16.*dtype=torch.float32"):
+        optimized = model.to(torch.bfloat16).optimize()
+    assert repr(optimized) == "Optimized(3 modules; kernels: ThroughFloat32)"
+
+
+def test_no_stopwatch_chooses_the_kernels(monkeypatch, model):
+    def refuse() -> float:
+        raise AssertionError("a stopwatch was read")
+
+    for clock in ("perf_counter", "monotonic", "process_time", "time"):
+        monkeypatch.setattr(time, clock, refuse)
+    assert repr(model.to(torch.float32).optimize()) == "Optimized(3 modules; kernels: Matmul)"
+
+
+SAME_BITS = """
+import hashlib, random, time
+clock = time.perf_counter
+time.perf_counter = lambda: clock() * random.random()
+import torch
+from clean_transformer import DemoTransformer
+model = DemoTransformer.from_pretrained("demo", device="cpu", dtype=torch.{})
+with torch.no_grad():
+    print(model.optimize(), [
+        hashlib.sha256(model(torch.arange(2 * n).view(2, n)).float().numpy().tobytes()).hexdigest()
+        for n in (1, 8, 33)
+    ])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_processes_with_other_stopwatches_give_the_same_bits(dtype: str):
+    command = [sys.executable, "-c", SAME_BITS.format(dtype)]
+    first, second = (subprocess.check_output(command, text=True) for _ in range(2))
+    assert "kernels" in first
+    assert first == second
 
 
 def test_undone_everything_is_as_it_was(model):
@@ -204,7 +232,7 @@ def test_generation_is_the_same(lengths: list[int], untied: bool):
     new = model.generate(prompts, 5)
 
     with pytest.MonkeyPatch.context() as patch:
-        choose(patch, Choice({1: SeparateBias()}, transposed=True))
+        use(patch, ColumnMajor())
         model.optimize()
 
     assert model.generate(prompts, 5) == new
