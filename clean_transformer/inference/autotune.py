@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
 from typing import NamedTuple
@@ -54,7 +55,9 @@ WORTH_A_COPY = 1.02
 BEYOND_CACHES = 128 * 2**20
 
 
-class Choice(NamedTuple):
+# Not a named tuple: the Dynamo of torch 2.8 and older cannot call one.
+@dataclass(frozen=True)
+class Choice:
     """The fastest kernel for each number of input rows.
 
     `by_rows` maps each measured number of rows (see `ROWS`) to the fastest kernel. `transposed` is

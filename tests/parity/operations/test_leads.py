@@ -123,6 +123,24 @@ def test_an_issue_that_is_fixed_says_so_and_comes_last(monkeypatch: pytest.Monke
     assert not replace(issue, fixed_in="").is_fixed
 
 
+def test_an_issue_names_its_dtypes_and_an_older_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    issue = next(issue for issue in KNOWN_ISSUES if issue.name == "sdpa-bf16-arm")
+    version = torch.torch_version.TorchVersion
+    monkeypatch.setattr(torch, "__version__", version("2.12.0"))
+    assert not issue.is_newer
+    assert " on arm in bfloat16, since torch 2.12; Use" in describe_issue(issue)
+    monkeypatch.setattr(torch, "__version__", version("2.4.1+cpu"))
+    assert issue.is_newer
+    assert "since torch 2.12 (this is torch 2.4.1+cpu: nobody" in describe_issue(issue)
+
+
+def test_an_issue_of_another_dtype_does_not_match() -> None:
+    issue = next(issue for issue in KNOWN_ISSUES if issue.name == "matmul-tf32")
+    call = garbage().call
+    assert issue.matches(call)
+    assert not replace(issue, dtypes=(torch.float16,)).matches(call)
+
+
 @pytest.fixture
 def medium() -> Iterator[None]:
     torch.set_float32_matmul_precision("medium")
