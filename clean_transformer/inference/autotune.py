@@ -214,9 +214,13 @@ def kernels(dtype: torch.dtype) -> list[Matmul]:
 
 def has_onednn(dtype: torch.dtype) -> bool:
     """Whether this PyTorch has oneDNN, and oneDNN supports this dtype on this processor."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
     mkldnn = torch.ops.mkldnn
+    # `_linear_pointwise` is private, so a build of PyTorch may lack it.
+    if not (
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(mkldnn, "_linear_pointwise")
+    ):
+        return False
     return bool(
         dtype == torch.float32
         or (dtype == torch.bfloat16 and mkldnn._is_mkldnn_bf16_supported())

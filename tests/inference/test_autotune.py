@@ -1,4 +1,5 @@
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +103,12 @@ def test_without_onednn_only_the_others_are_measured(monkeypatch, dtype: torch.d
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
 
     assert not any(isinstance(kernel, OneDNN) for kernel in autotune.kernels(dtype))
+
+
+def test_a_build_without_the_private_operation_uses_public_ones(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+
+    assert not any(isinstance(kernel, OneDNN) for kernel in autotune.kernels(torch.float32))
 
 
 @pytest.mark.parametrize(
