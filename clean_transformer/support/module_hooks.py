@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Generic, SupportsIndex, TypeVar
+from typing import Any, Generic, Literal, SupportsIndex, TypeVar
 
 from torch import Tensor, nn
 
@@ -27,10 +27,10 @@ _registering = threading.Lock()
 class Reading:
     """A forward hook that calls `function(output, hook=module)` and ignores the result.
 
-    `name` is the path of the module in the model. Before each call, the hook sets `module.name` to
-    `name`. The hook calls the function only in the thread that created the hook, or in every thread
-    if the attribute `thread` is None. If a hook function runs the module, the hook does nothing.
-    `has_run` says whether the function was called.
+    `name` is the path of the module in the model. While the function runs, `module.name` is `name`.
+    The hook calls the function only in the thread that created the hook, or in every thread if the
+    attribute `thread` is None. If a hook function runs the module, the hook does nothing. `has_run`
+    says whether the function was called.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]):
@@ -43,7 +43,6 @@ class Reading:
         if self.thread not in (None, threading.get_ident()) or _running.depth != self.depth:
             return None
         self.has_run = True
-        module.name = self.name  # type: ignore[assignment, unused-ignore]
         return self.apply(module, output)
 
     def apply(self, module: nn.Module, output: Tensor) -> Tensor | None:
@@ -61,12 +60,15 @@ class Reading:
         return super().__reduce_ex__(protocol)
 
     def call(self, module: nn.Module, value: Tensor) -> Any:
-        """Return `function(value, hook=module)`."""
+        """Return `function(value, hook=module)`. Meanwhile, `module.name` is `name`."""
+        before: Any = getattr(module, "name", None)
+        module.name = self.name  # type: ignore[assignment, unused-ignore]
         _running.depth += 1
         try:
             return self.function(value, hook=module)
         finally:
             _running.depth -= 1
+            module.name = before
 
 
 class Editing(Reading):
@@ -126,6 +128,7 @@ class EditingGradient(Editing):
         return view
 
 
+Direction = Literal["fwd", "bwd"]
 Placement = tuple[nn.Module, Reading]
 
 
@@ -133,6 +136,13 @@ def register(module: nn.Module, hook: Reading) -> None:
     """Register the forward hook on the module."""
     with _registering:
         module.register_forward_hook(hook)
+
+
+def add(module: nn.Module, name: str, function: Callable[..., Any], direction: Direction) -> None:
+    """Register a hook that edits the output ("fwd") or its gradient ("bwd") in every thread."""
+    hook = {"fwd": Editing, "bwd": EditingGradient}[direction](name, function)
+    hook.thread = None
+    register(module, hook)
 
 
 def remove(module: nn.Module, hook: Reading) -> None:
