@@ -20,6 +20,7 @@ from clean_transformer.parity.operations.diagnosis import Cause, Finding
 from clean_transformer.parity.operations.known_issue import ARM, X86
 from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
 from clean_transformer.parity.operations.leads import describe_issue, emulating, match
+from clean_transformer.reports.environment import float32_precision
 
 from ..small import broken
 
@@ -153,16 +154,14 @@ def test_the_setting_at_work_is_named() -> None:
     """The emulation rounds as oneDNN does if PyTorch's setting allows bfloat16."""
 
     def emulate(func, args, options) -> Tensor:
-        lowered = torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        lowered = next(iter(float32_precision("cpu").values())) in ("bf16", "medium")
         return with_factors(rounded(7))(func, args, options) if lowered else func(*args, **options)
 
     with broken("mm", emulate):
         finding = first_wrong_operation(torch.mm, sample(33, 64), sample(64, 64))
     assert finding is not None
-    assert finding.diagnosis == (
-        "computed in bfloat16 precision, because torch.backends.mkldnn.matmul.fp32_precision is "
-        "'bf16'"
-    )
+    ((name, value),) = float32_precision("cpu").items()
+    assert finding.diagnosis == (f"computed in bfloat16 precision, because {name} is {value!r}")
     assert torch.get_float32_matmul_precision() == "medium"
 
 
