@@ -11,7 +11,7 @@ ARGS ?=
 # One thread in each process: the threads of several processes would wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: setup parity test test-all test-hooked coverage fuzz bench startup sensitivity corpus demo-model \
+.PHONY: setup parity test test-all test-hooked test-lowest test-newest coverage fuzz bench startup sensitivity corpus demo-model \
 	notebooks format check
 
 setup: $(VENV)/.installed
@@ -42,6 +42,22 @@ test-all: test
 test-hooked:
 	$(MAKE) setup VENV=.venv-hooked REFERENCE=hooked
 	$(MAKE) test VENV=.venv-hooked REFERENCE=hooked ARGS='-m reference --ignore tests/parity/faults'
+
+# The fast tests with the oldest Python and the lowest versions that pyproject.toml declares, and
+# with the newest versions that pip finds. Packages that others need are the newest that fit. On
+# Linux, PyPI's PyTorch brings CUDA: UV_TORCH_BACKEND=cpu or PIP_EXTRA_INDEX_URL avoids this.
+test-lowest: PYTHON = python3.10
+test-lowest:
+	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python \
+		--resolution lowest-direct --extra dev --requirements pyproject.toml
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
+	touch .venv-lowest/.installed
+	$(MAKE) test VENV=.venv-lowest
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest TORCH=torch
 
 # The lines of the package that the fast tests do not run; with ARGS='-m ""', that no test runs.
 # Measuring them makes the tests take half as long again.

@@ -284,4 +284,5 @@ def at(activation: Tensor, positions: Positions, axis: int = -2) -> Tensor:
     if positions is None:
         return activation
     where: Any = slice(*positions) if isinstance(positions, tuple) else positions
-    return activation[(..., where, *[slice(None)] * (-axis - 1))]
+    index = (..., where, *[slice(None)] * (-axis - 1))
+    return activation[index]

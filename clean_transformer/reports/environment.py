@@ -3,11 +3,12 @@
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +23,14 @@ VARIABLES = re.compile(
 FPMATH = {
     "cpu": ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
     "cuda": ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+}
+# The values of settings that do not lower the precision of float32 products.
+FULL_PRECISION = ("none", "ieee", "highest", "False", "0", "STRICT")
+# How the values of other settings begin if nobody changed them.
+DEFAULTS = {
+    "deterministic algorithms": "False",
+    "onednn enabled": "True",
+    "attention kernels": "flash, mem_efficient, math",
 }
 # The values of a key that a report does not have: of an environment variable, and of another key.
 NOT_SET, NOT_RECORDED = "not set", "not recorded"
@@ -56,14 +65,15 @@ def environment() -> dict[str, str]:
             for kind in ("flash", "mem_efficient", "math", "cudnn")
             if getattr(torch.backends.cuda, f"{kind}_sdp_enabled", bool)()
         ),
-    }
+    } | float32_precision("cpu")
     return found | {key: value for key, value in sorted(os.environ.items()) if VARIABLES.match(key)}
 
 
 def build_lines(found: Mapping[str, str]) -> list[str]:
-    """Return one or two lines that describe the result of `environment()`.
+    """Return one to three lines that describe the result of `environment()`.
 
-    The second line has the environment variables, if any are set.
+    One line has the settings that the program has changed, and one line has the environment
+    variables. A line that would be empty is left out.
     """
     libraries = [
         f"{name} {found[key]}"
@@ -76,8 +86,22 @@ def build_lines(found: Mapping[str, str]) -> list[str]:
         f"PyTorch {found.get('torch')} ({', '.join(libraries)}), {found.get('isa')}, "
         f"{found.get('threads')} threads, {found.get('system')}"
     )
+    changed = [
+        f"{key} = {value or 'none'}"
+        for key, value in found.items()
+        if not key.isupper()
+        and (
+            not value.startswith(DEFAULTS[key])
+            if key in DEFAULTS
+            else key.startswith("torch.") and value not in FULL_PRECISION
+        )
+    ]
     variables = [f"{key}={value}" for key, value in found.items() if VARIABLES.match(key)]
-    return [line, *([f"Set: {', '.join(variables)}"] if variables else [])]
+    return [
+        line,
+        *([f"Settings: {'; '.join(changed)}"] if changed else []),
+        *([f"Set: {', '.join(variables)}"] if variables else []),
+    ]
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -118,8 +142,8 @@ def float32_precision(device_type: str) -> dict[str, str]:
 
     The result maps names, such as "torch.backends.cuda.matmul.fp32_precision", to values.
     """
-    name, owner, attribute = _precision_setting(device_type)
-    settings = {name: str(getattr(owner, attribute))} if name else {}
+    setting = _precision_setting(device_type)
+    settings = {setting.name: str(setting.read())} if setting else {}
     variables = FPMATH.get(device_type, ())
     return settings | {key: os.environ[key] for key in variables if key in os.environ}
 
@@ -131,8 +155,7 @@ def lowered_precision() -> dict[str, str]:
     """
     types = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     settings = {key: value for kind in types for key, value in float32_precision(kind).items()}
-    full = ("none", "ieee", "False", "0", "STRICT")
-    return {key: value for key, value in settings.items() if value not in full}
+    return {key: value for key, value in settings.items() if value not in FULL_PRECISION}
 
 
 @contextmanager
@@ -142,27 +165,43 @@ def full_float32_precision(device_type: str) -> Iterator[None]:
     This changes PyTorch's setting. It cannot change the effect of environment variables, which
     libraries read only once.
     """
-    name, owner, attribute = _precision_setting(device_type)
-    if not name:
+    setting = _precision_setting(device_type)
+    if setting is None:
         yield
         return
-    before = getattr(owner, attribute)
-    setattr(owner, attribute, False if isinstance(before, bool) else "ieee")
+    before = setting.read()
+    setting.write(setting.full)
     try:
         yield
     finally:
-        setattr(owner, attribute, before)
+        setting.write(before)
 
 
-def _precision_setting(device_type: str) -> tuple[str, Any, str]:
-    # The name of PyTorch's setting, and the object and the attribute that hold it. The name is
-    # empty if PyTorch has no such setting for the device.
+class _Setting(NamedTuple):
+    """A setting of PyTorch. With the value `full`, float32 products keep their precision."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+    full: str | bool
+
+
+def _precision_setting(device_type: str) -> _Setting | None:
+    """Return PyTorch's setting of the precision of float32 products, or None if it has none."""
     backend = {"cpu": "mkldnn", "cuda": "cuda"}.get(device_type, "")
     owner = getattr(getattr(torch.backends, backend, None), "matmul", None)
-    for attribute in ("fp32_precision", "allow_tf32"):  # allow_tf32: before torch 2.9
+    full: str | bool
+    for attribute, full in (("fp32_precision", "ieee"), ("allow_tf32", False)):
         if hasattr(owner, attribute):
-            return f"torch.backends.{backend}.matmul.{attribute}", owner, attribute
-    return "", None, ""
+            name = f"torch.backends.{backend}.matmul.{attribute}"
+            return _Setting(
+                name, partial(getattr, owner, attribute), partial(setattr, owner, attribute), full
+            )
+    if device_type != "cpu":
+        return None
+    # Before torch 2.9, the CPU has no setting of its own.
+    read, write = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    return _Setting("torch.get_float32_matmul_precision()", read, write, "highest")
 
 
 def processor() -> str:

@@ -50,8 +50,9 @@ def variant(name: str) -> Make:
     known = {
         f"variants.{word}": value
         for word, value in vars(variants).items()
+        # In Python 3.10, list[int] is a class to `inspect`, and `issubclass` does not accept it.
         if inspect.isclass(value)
-        and issubclass(value, nn.Module)
+        and nn.Module in value.__mro__
         and value.__module__.startswith(f"{variants.__name__}.")
     }
     if name not in known:

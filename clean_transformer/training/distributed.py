@@ -56,8 +56,8 @@ def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.M
     Without a process group, only the device changes. With a process group, all processes start with
     the parameters of process 0. By default, each process then holds the whole model. With
     `sharded`, each process holds a part of every parameter. Before a process runs a block, it gets
-    the missing parts of this block's parameters from the other processes. `sharded` needs PyTorch
-    2.6 or later.
+    the missing parts of this block's parameters from the other processes. Raises `ImportError` for
+    `sharded` with a PyTorch before 2.6, which has no `fully_shard`.
     """
     if not dist.is_initialized():
         return model.to(device)
@@ -68,16 +68,21 @@ def distribute(model: nn.Module, device: torch.device, *, sharded: bool) -> nn.M
         # resumed run would then sum some gradients in another order than an uninterrupted run.
         return DistributedDataParallel(model.to(device), find_unused_parameters=True)
 
+    from torch.distributed import fsdp
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
+    if not hasattr(fsdp, "fully_shard"):
+        raise ImportError(
+            f"sharded training needs PyTorch 2.6 or later, and this is {torch.__version__}; "
+            "update PyTorch, or leave out --sharded"
+        )
     for tensor in model.state_dict().values():
         dist.broadcast(tensor, src=0)
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # fully_shard requires it
     mesh = init_device_mesh(device.type, (n_processes(),))
     for part in (*model.blocks, model):  # fully_shard moves each part to the device
-        fully_shard(part, mesh=mesh)
+        fsdp.fully_shard(part, mesh=mesh)
     return model
 
 

@@ -26,6 +26,8 @@ PLACES = [
 
 @pytest.mark.parametrize(("place", "stream"), PLACES)
 def test_equals_transformer_lens(theirs, device, dtype, place: str, stream: str):
+    if f"{place}.hook_scale" not in theirs.cache:
+        pytest.skip("transformers is the reference, and caches no hook_scale")
     ln = theirs.with_weights(LayerNorm(theirs.cfg), place).to(device, dtype)
     residual = theirs.cache[stream].to(device, dtype)
     assert_same_function(ln(residual), theirs.normalized(place))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed import fsdp
 from torch.nn.parallel import DistributedDataParallel
 
 from clean_transformer.training import checkpoint
-from clean_transformer.training.distributed import joined, n_processes, rank
+from clean_transformer.training.distributed import distribute, joined, n_processes, rank
 from clean_transformer.training.settings import Training
 
 from .. import processes
@@ -21,6 +23,9 @@ from .runs import CPU, RUN, read_metrics, run
 SHARED = replace(RUN, batch=12)
 OUTLIVED = 3
 MEASURED = ("loss", "gradient_norm", "held_out_loss")
+SHARDED = pytest.mark.skipif(
+    not hasattr(fsdp, "fully_shard"), reason="fully_shard came with PyTorch 2.6"
+)
 
 
 def train_together(folder: Path, training: Training, stop_at: int | None = None) -> None:
@@ -55,8 +60,15 @@ def rounding(folder: Path, training: Training) -> tuple[dict[str, torch.Tensor],
     return model.state_dict(), allowed
 
 
+def test_an_old_pytorch_without_fully_shard_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.delattr(fsdp, "fully_shard", raising=False)
+    with pytest.raises(ImportError, match=r"needs PyTorch 2.6 or later, and this is"):
+        distribute(nn.Linear(2, 2), CPU, sharded=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=SHARDED)])
 def test_two_processes_train_what_one_does(tmp_path: Path, sharded: bool):
     one, allowed = rounding(tmp_path / "one", SHARED)
     training = replace(SHARED, sharded=sharded, recompute=True)
@@ -79,7 +91,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, sharded: bool):
 
 # The sum of two gradients has one order; that of three depends on where they are kept.
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "sharded"), [(3, False), (2, True)])
+@pytest.mark.parametrize(("n", "sharded"), [(3, False), pytest.param(2, True, marks=SHARDED)])
 def test_several_processes_go_on_to_the_same_bits(tmp_path: Path, n: int, sharded: bool):
     training = replace(SHARED, sharded=sharded)
     for folder, stops in (("whole", [None]), ("parts", [3, None])):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from clean_transformer.parity.operations.call import Call
+from clean_transformer.parity.operations.conditions import is_dtype
 from clean_transformer.parity.operations.diagnosis import Cause
 
 Condition = Callable[[Call], bool]
@@ -19,10 +20,11 @@ class KnownIssue:
 
     `operations` has the names of the ATen operations, without namespace and overload.
     `condition(call)` is True if the fault affects a call of one of these operations. `devices` has
-    the kinds of devices on which people saw the fault: "mps", "cuda", "arm" or "x86". `seen` cites
-    the report. `workaround` says how to avoid the fault. `cause` is the `Cause` that
-    `Attempt.diagnose` finds for this fault. `since` is the first version of PyTorch in which people
-    saw the fault, and `fixed_in` is the first version that has a fix. Both are empty if not known.
+    the kinds of devices on which people saw the fault: "mps", "cuda", "arm" or "x86". `dtypes` has
+    the dtypes in which they saw it; if empty, the dtype does not matter. `seen` cites the report.
+    `workaround` says how to avoid the fault. `cause` is the `Cause` that `Attempt.diagnose` finds
+    for this fault. `since` is the first version of PyTorch in which people saw the fault, and
+    `fixed_in` is the first version that has a fix. Both are empty if not known.
     """
 
     name: str
@@ -35,10 +37,20 @@ class KnownIssue:
     cause: Cause = Cause.VALUES
     since: str = ""
     fixed_in: str = ""
+    dtypes: tuple[torch.dtype, ...] = ()
 
     def matches(self, call: Call) -> bool:
         """Whether the call would go wrong on a device that has this fault."""
-        return call.name in self.operations and self.condition(call)
+        return (
+            call.name in self.operations
+            and (not self.dtypes or is_dtype(call, *self.dtypes))
+            and self.condition(call)
+        )
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether people saw the fault only in newer versions of PyTorch than the running one."""
+        return bool(self.since) and torch.__version__ < self.since
 
     @property
     def is_fixed(self) -> bool:

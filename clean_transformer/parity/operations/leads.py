@@ -46,8 +46,8 @@ def match(finding: Finding) -> list[KnownIssue]:
 
     Such an issue was reported for the kind of device that ran the call. The call meets the
     condition of the issue, and the call's error has the same cause. A match does not prove that the
-    issue causes the error. Issues that the running version of PyTorch has not fixed come first,
-    then the others, both in the order of `KNOWN_ISSUES`.
+    issue causes the error. Issues that people saw in the running version of PyTorch come first,
+    then those of older and newer versions, both in the order of `KNOWN_ISSUES`.
     """
     kinds = {kind_of_device(operand.device) for operand in finding.call.operands}
     kinds = {*_emulated.get()} or kinds
@@ -58,14 +58,21 @@ def match(finding: Finding) -> list[KnownIssue]:
         and issue.cause is finding.cause
         and not kinds.isdisjoint(issue.devices)
     ]
-    return sorted(found, key=lambda issue: issue.is_fixed)
+    return sorted(found, key=lambda issue: issue.is_fixed or issue.is_newer)
 
 
 def describe_issue(issue: KnownIssue) -> str:
-    """Describe a known issue in one line: its source, its versions, and the workaround."""
+    """Describe a known issue in one line: source, devices, dtypes, versions, and workaround.
+
+    The line says if PyTorch's running version has the fix, or is older than the issue.
+    """
     devices = f" on {', '.join(issue.devices)}"
+    if issue.dtypes:
+        devices += f" in {', '.join(str(dtype).removeprefix('torch.') for dtype in issue.dtypes)}"
     since = f", since torch {issue.since}" if issue.since else ""
     fixed = f", fixed in torch {issue.fixed_in}" if issue.fixed_in else ""
     if issue.is_fixed:
         fixed += f" (this is torch {torch.__version__}: it is back, or this is another fault)"
+    if issue.is_newer:
+        since += f" (this is torch {torch.__version__}: nobody reported it for so old a version)"
     return f"{issue.name}: {issue.seen}{devices}{since}{fixed}; {issue.workaround}"

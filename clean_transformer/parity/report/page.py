@@ -16,6 +16,7 @@ from clean_transformer.parity.report.wording import (
 )
 from clean_transformer.parity.results import DeviceRun, SuiteReport
 from clean_transformer.parity.verdict import Check, Verdict, worst
+from clean_transformer.reports.environment import build_lines
 from clean_transformer.reports.page import render_page
 from clean_transformer.support.files import write_atomically
 
@@ -54,6 +55,7 @@ def render(report: SuiteReport) -> str:
     return render_page(
         "parity.html.jinja",
         report=report,
+        build=build_lines(report.environment),
         meaning=MEANING[report.verdict],
         not_checked=Verdict.NOT_CHECKED,
         paths=PATHS,

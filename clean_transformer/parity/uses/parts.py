@@ -1,6 +1,7 @@
 """Runs single parts of a model: the embeddings, a block, the last LayerNorm or the unembedding."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,12 @@ def run(
     for number, given in enumerate(inputs):
         # As after `optimize(compile=True)`, only calls that read one token run compiled code.
         is_prefill = isinstance(cache, StaticKVCache) and given.shape[1] > 1
-        with torch.compiler.set_stance("force_eager" if is_prefill else "default"):
+        if is_prefill and not hasattr(torch.compiler, "set_stance"):
+            raise NotImplementedError(
+                "to check compiled decoding needs PyTorch 2.6 or later, and this is "
+                f"{torch.__version__}"
+            )
+        with torch.compiler.set_stance("force_eager") if is_prefill else nullcontext():
             outputs.append(part(given, cache))
         if cache is not None:
             cache.advance(given.shape[1])

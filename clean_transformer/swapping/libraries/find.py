@@ -23,8 +23,9 @@ def known_libraries() -> tuple[Library, ...]:
         value()
         for file in files
         for value in vars(file).values()
+        # In Python 3.10, list[int] is an instance of `type`, and `issubclass` does not accept it.
         if isinstance(value, type)
-        and issubclass(value, Library)
+        and Library in value.__mro__
         and value.__module__ == file.__name__
         and not inspect.isabstract(value)
     )

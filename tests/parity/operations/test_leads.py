@@ -20,6 +20,7 @@ from clean_transformer.parity.operations.diagnosis import Cause, Finding
 from clean_transformer.parity.operations.known_issue import ARM, X86
 from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
 from clean_transformer.parity.operations.leads import describe_issue, emulating, match
+from clean_transformer.reports.environment import float32_precision
 
 from ..small import broken
 
@@ -123,6 +124,24 @@ def test_an_issue_that_is_fixed_says_so_and_comes_last(monkeypatch: pytest.Monke
     assert not replace(issue, fixed_in="").is_fixed
 
 
+def test_an_issue_names_its_dtypes_and_an_older_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    issue = next(issue for issue in KNOWN_ISSUES if issue.name == "sdpa-bf16-arm")
+    version = torch.torch_version.TorchVersion
+    monkeypatch.setattr(torch, "__version__", version("2.12.0"))
+    assert not issue.is_newer
+    assert " on arm in bfloat16, since torch 2.12; Use" in describe_issue(issue)
+    monkeypatch.setattr(torch, "__version__", version("2.4.1+cpu"))
+    assert issue.is_newer
+    assert "since torch 2.12 (this is torch 2.4.1+cpu: nobody" in describe_issue(issue)
+
+
+def test_an_issue_of_another_dtype_does_not_match() -> None:
+    issue = next(issue for issue in KNOWN_ISSUES if issue.name == "matmul-tf32")
+    call = garbage().call
+    assert issue.matches(call)
+    assert not replace(issue, dtypes=(torch.float16,)).matches(call)
+
+
 @pytest.fixture
 def medium() -> Iterator[None]:
     torch.set_float32_matmul_precision("medium")
@@ -135,16 +154,14 @@ def test_the_setting_at_work_is_named() -> None:
     """The emulation rounds as oneDNN does if PyTorch's setting allows bfloat16."""
 
     def emulate(func, args, options) -> Tensor:
-        lowered = torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        lowered = next(iter(float32_precision("cpu").values())) in ("bf16", "medium")
         return with_factors(rounded(7))(func, args, options) if lowered else func(*args, **options)
 
     with broken("mm", emulate):
         finding = first_wrong_operation(torch.mm, sample(33, 64), sample(64, 64))
     assert finding is not None
-    assert finding.diagnosis == (
-        "computed in bfloat16 precision, because torch.backends.mkldnn.matmul.fp32_precision is "
-        "'bf16'"
-    )
+    ((name, value),) = float32_precision("cpu").items()
+    assert finding.diagnosis == (f"computed in bfloat16 precision, because {name} is {value!r}")
     assert torch.get_float32_matmul_precision() == "medium"
 
 

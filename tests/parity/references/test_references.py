@@ -127,6 +127,7 @@ def test_without_any_package_every_reference_says_what_to_install(monkeypatch):
 
 
 def test_the_other_version_of_transformer_lens_is_refused(installed: str):
+    pytest.importorskip("transformer_lens")
     state = random_model().state_dict()
     if installed == "bridge":
         message = r"^transformer_lens 4.* has no HookedTransformer; install the extra 'hooked'"
