@@ -76,3 +76,8 @@ def has_unlike_strides(call: Call) -> bool:
 def alpha(call: Call) -> float:
     """The factor `alpha` by which `addmm` and `baddbmm` multiply the product; 1 by default."""
     return float(dict(call.options).get("alpha", 1))
+
+
+def beta(call: Call) -> float:
+    """The factor `beta` by which `addmm` and `baddbmm` multiply the added tensor; 1 by default."""
+    return float(dict(call.options).get("beta", 1))
