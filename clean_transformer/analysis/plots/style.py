@@ -37,6 +37,8 @@ STYLE = go.layout.Template(
         "yaxis": _AXIS,
         "hoverlabel": {"align": "left"},
         "modebar": {"orientation": "v"},  # a horizontal one would cover the title on a phone
+        # Below the figure, because at its right the mode bar would cover the labels.
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         "margin": {"l": 70, "r": 30, "t": 60, "b": 60},
     }
 )

@@ -94,8 +94,8 @@ def residual_norms(cache: ActivationCache, tokens: Sequence[str]) -> go.Figure:
             hovertemplate="%{x}: %{y:.4g}",
         )
     figure.update_yaxes(type="log", title="norm")
-    figure.update_xaxes(title="before a block (pre), between attention and MLP (mid)")
-    height = max(450, 140 + 20 * len(tokens))  # so that the legend has room for every token
+    figure.update_xaxes(title="before attention (pre), before the MLP (mid)")
+    height = 450 + 12 * len(tokens)  # so that the legend has room for every token
     return figure.update_layout(
         template=STYLE, title="Residual stream through depth", height=height
     )

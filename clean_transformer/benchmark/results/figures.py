@@ -158,9 +158,8 @@ def _lines(
     figure.update_xaxes(type="log", title=x_title)
     figure.update_yaxes(type="log", title=y_title)
     figure.update_layout(template=STYLE, title=title, showlegend=True)
-    # The legend is below the figure, one entry per line on a phone, so that nothing is cut off.
-    legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
-    return figure.update_layout(legend=legend, height=480 + 20 * len(lines), margin_r=20)
+    # On a phone, the legend has one entry per line.
+    return figure.update_layout(height=480 + 20 * len(lines), margin_r=20)
 
 
 def _color(contestant: str) -> str:

@@ -31,6 +31,12 @@ from clean_transformer.reports.terminal import FoldingTable, heat_map_table
 FIRST = {Verdict.ERROR: "First error", Verdict.NOT_CHECKED: "First not checked"}
 ALSO = {Verdict.ERROR: "Also an error", Verdict.NOT_CHECKED: "Also not checked"}
 
+BETWEEN = (0, 2, 0, 0)  # the space around each cell of a table: two columns at its right
+
+
+def _indented(table: Table) -> Padding:
+    return Padding(table, (0, 0, 0, 2), expand=False)
+
 
 def styled(verdict: Verdict) -> Text:
     """Return the verdict as text in its color."""
@@ -115,7 +121,7 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
 
 def uses_table(uses: list[UseSummary]) -> Table:
     """Return a table of the verdicts on each use of the model, such as generating text."""
-    table = FoldingTable(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = FoldingTable(box=None, show_header=False, padding=BETWEEN)
     for use in uses:
         table.add_row(styled(use.verdict), Text(use_line(use)))
     return table
@@ -133,7 +139,7 @@ def _same_function(report: SuiteReport) -> RenderableType:
         f"   compared with {same.reference} in float64 on the CPU: {compared} of its {cached} "
         f"cached activations ({100 * compared / cached:.0f}%)"
     )
-    table = FoldingTable("", "keys", "largest error / scale", box=None, padding=(0, 2))
+    table = FoldingTable("", "keys", "largest error / scale", box=None, padding=BETWEEN)
     table.add_column("at")
     table.add_column("")
     for place, rows in places(same.rows).items():
@@ -150,7 +156,7 @@ def _same_function(report: SuiteReport) -> RenderableType:
         at = f"{first.key}, {first.case}" if first.case else first.key
         where.append(Text(f"   First failure: {at}", style="bold"))
     read_by = [Text(f"   {same.weights}")] if same.weights else []
-    return Group(heading, Text(summary), *read_by, table, *where, *skipped)
+    return Group(heading, Text(summary), *read_by, _indented(table), *where, *skipped)
 
 
 def _comparison_rows(same: ParityReport, worst_rows: int) -> Table:
@@ -177,11 +183,11 @@ def _device_run(run: DeviceRun) -> RenderableType:
         return Group(heading, Text(f"   {run.not_checked}"))
     parts: list[RenderableType] = [heading]
     parts.append(Text("   " + ", ".join(f"{key}: {value}" for key, value in run.settings.items())))
-    parts.append(Padding(uses_table(run.by_use), (0, 0, 0, 2), expand=False))
+    parts.append(_indented(uses_table(run.by_use)))
     if run.isolated:
         heat_map = heat_map_table({"worst ratio": isolated_map(run)})
-        parts += [Padding(heat_map, (0, 0, 0, 2), expand=False), _kinds(run.isolated)]
-    parts.append(_checks(run))
+        parts += [_indented(heat_map), _indented(_kinds(run.isolated))]
+    parts.append(_indented(_checks(run)))
     parts += [Text(f"   {error.verdict.value} {describe(error)}") for error in run.errors]
     drift = max(run.end_to_end, key=lambda row: rank(row.rho), default=None)
     if drift:
@@ -213,9 +219,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
 
 
 def _kinds(rows: list[Isolated]) -> Table:
-    table = FoldingTable(
-        "operation", "activations", "worst ratio", "healthy", box=None, padding=(0, 2)
-    )
+    table = FoldingTable("operation", "activations", "ratio", "healthy", box=None, padding=BETWEEN)
     table.add_column("at")
     for operation, (count, worst_row) in kinds(rows).items():
         table.add_row(
@@ -229,7 +233,7 @@ def _kinds(rows: list[Isolated]) -> Table:
 
 
 def _checks(run: DeviceRun) -> Table:
-    table = FoldingTable("invariant", "difference", "allowed", "", "", box=None, padding=(0, 2))
+    table = FoldingTable("invariant", "difference", "allowed", "", "", box=None, padding=BETWEEN)
     for check in run.invariants:
         numbers = (_figure(check.measured, ".1e"), _figure(check.allowed, ".1e"))
         table.add_row(check.name, *numbers, styled(check.verdict), check.note)

@@ -63,19 +63,15 @@ def _check(use: Use, exact: ExactParts, generator: torch.Generator) -> Check:
     ]
     measured = float(np.max(errors))  # NaN if an error is NaN
     if measured <= SAME_FUNCTION:
-        verdict, found = Verdict.PASS, f"{libraries()} agree"
+        verdict, found = Verdict.PASS, f"{numpy_build()} agrees"
     else:  # also if `measured` is NaN
         wrong = first_wrong_kernel(ours) or "no single operation differs"
-        verdict, found = Verdict.WRONG, f"{wrong}; {libraries()} differ"
+        verdict, found = Verdict.WRONG, f"{wrong}; {numpy_build()} differs"
     name, note = f"oracle beside NumPy, {use.case}", f"block {layer}; {found}"
     return Check(name, verdict, measured, SAME_FUNCTION, note)
 
 
-def libraries() -> str:
-    """Return the versions of PyTorch and NumPy, and the BLAS library that each of them calls."""
+def numpy_build() -> str:
+    """Return the version of NumPy, and the BLAS library that computes its matrix products."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    ours = "MKL" if torch._C.has_mkl else "its BLAS"
-    return (
-        f"PyTorch {torch.__version__} ({ours}) and NumPy {np.__version__} ({blas['name']} "
-        f"{blas['version']})"
-    )
+    return f"NumPy {np.__version__} ({blas['name']} {blas['version']})"
