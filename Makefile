@@ -12,7 +12,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
 
 .PHONY: setup parity test test-all test-hooked coverage fuzz bench startup sensitivity corpus demo-model \
-	notebooks format check
+	notebooks format check test-arm
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,11 @@ test-all: test
 test-hooked:
 	$(MAKE) setup VENV=.venv-hooked REFERENCE=hooked
 	$(MAKE) test VENV=.venv-hooked REFERENCE=hooked ARGS='-m reference --ignore tests/parity/faults'
+
+# The package on emulated 64-bit Arm processors. Needs root, 2 GB in $$ARM_HOME, and an hour or more.
+# ARGS=sve256 chooses the runs whose name contains this text.
+test-arm:
+	PYTHON=$(PYTHON) .ci/test-arm $(ARGS)
 
 # The lines of the package that the fast tests do not run; with ARGS='-m ""', that no test runs.
 # Measuring them makes the tests take half as long again.

@@ -265,9 +265,7 @@ SITUATIONS = {
     ),
     "half-product-alpha-ignored": Situation(
         lambda t: scaled_row(normal(4, 5, dtype=t).T),
-        lambda: (
-            scaled_row(normal(5, 4, dtype=F16)) + scaled_row(normal(4, 5, dtype=F16).T, beta=1)
-        ),
+        lambda: scaled_row(normal(5, 4, dtype=F16)) + scaled_row(normal(4, 5, dtype=F16).T, beta=1),
     ),
     "embedding-sliced-ids": Situation(
         lambda t: F.embedding(torch.arange(5)[2:], normal(7, 3, dtype=t)),
