@@ -15,6 +15,7 @@ from clean_transformer.parity.operations.conditions import (
     is_causal,
     is_contiguous,
     is_dtype,
+    is_transposed,
     n_columns,
     n_rows,
 )
@@ -126,7 +127,7 @@ KNOWN_ISSUES = (
         lambda call: (
             is_dtype(call, torch.float16)
             and n_rows(call) == 1
-            and not factors(call)[1].is_contiguous
+            and is_transposed(factors(call)[1])
             and alpha(call) != 1
             and beta(call) == 0
         ),
