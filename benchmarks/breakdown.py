@@ -33,7 +33,7 @@ from clean_transformer.weights.synthetic import stress
 
 Shapes = Sequence[Sequence[int]]
 # The operations of PyTorch that are matrix products.
-PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "_int_mm", "_linear_pointwise")
+PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "int8_linear", "_linear_pointwise")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,14 @@ largest process. It also prints this memory divided by the bytes of the weights 
 
     python -m benchmarks.doctor --weights demo,stress:small
 
+To see how time and memory grow with the model, name several sizes, such as
+`--weights stress:small,stress:medium,stress:large,stress:xl`.
+
 With `--steps`, the script also runs the check in its own process, and prints the time of each step.
+
+With `--peer`, the script also measures TransformerLens's own benchmark suite, which compares a
+`TransformerBridge` with Hugging Face's GPT-2 on the CPU. Both load the same weights. Text quality,
+phase 4 of that suite, is left out, because it needs a second model from the Hugging Face hub.
 """
 
 import subprocess
@@ -15,6 +22,7 @@ import time
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -32,6 +40,36 @@ used = resource.getrusage(resource.RUSAGE_CHILDREN)
 wall = time.perf_counter() - start
 print(done.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss)
 """
+
+
+# The peer's row. `{folder}` has the model in Hugging Face's format.
+PEER = """
+import os
+os.environ["HF_HUB_OFFLINE"] = "1"
+from transformer_lens.benchmarks import run_benchmark_suite
+results = run_benchmark_suite({folder!r}, verbose=False, phases=[1, 2, 3])
+raise SystemExit(not all(result.passed for result in results))
+"""
+
+
+def write_model(weights: str, folder: str) -> None:
+    """Write the weights to `folder` in Hugging Face's format, with a tokenizer of made-up words.
+
+    The peer needs a tokenizer. Only the number of tokens matters, so the words mean nothing.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from clean_transformer import DemoTransformer
+    from clean_transformer.parity.inputs import choose_weights
+
+    chosen = choose_weights(weights)
+    DemoTransformer.from_state_dict(chosen.state, chosen.cfg).save_pretrained(folder)
+    end = "<|endoftext|>"
+    ids = {end: 0} | {f"word{number}": number for number in range(1, chosen.cfg.d_vocab)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token=end))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token=end).save_pretrained(folder)
 
 
 def weight_bytes(weights: str) -> int:
@@ -61,6 +99,25 @@ def step_times(weights: str) -> list[tuple[str, float, float]]:
     return [(step, after[1] - wall, after[2] - cpu) for (step, wall, cpu), after in pairwise(begun)]
 
 
+def measured(command: list[str], size: int) -> tuple[str, ...]:
+    """Run a command, and return its exit status, seconds, CPU seconds, peak GB, and peak / `size`.
+
+    `size` is the number of bytes of the weights.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *command], check=True, capture_output=True, text=True
+    )
+    status, wall, cpu, kilobytes = done.stdout.split()
+    peak = float(kilobytes) * 1024
+    return (
+        status,
+        f"{float(wall):.1f}",
+        f"{float(cpu):.1f}",
+        f"{peak / 1e9:.2f}",
+        f"{peak / size:.1f}",
+    )
+
+
 def main(
     weights: Annotated[
         str, typer.Option(help="What `doctor --weights` accepts, with commas between.")
@@ -68,18 +125,21 @@ def main(
     steps: Annotated[
         bool, typer.Option("--steps", help="Also print the time of each step.")
     ] = False,
+    peer: Annotated[
+        bool, typer.Option("--peer", help="Also measure TransformerLens's benchmark suite.")
+    ] = False,
 ) -> None:
     """Print the time and the memory of `doctor` for each entry of `weights`."""
     columns = ("weights", "exit status", "seconds", "CPU seconds", "peak GB", "ratio to weights")
     table = Table(*columns, box=None)
     for each in weights.split(","):
-        command = [sys.executable, "-c", MEASURE, SCRIPT, "doctor", "--weights", each]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        status, wall, cpu, kilobytes = done.stdout.split()
-        peak = float(kilobytes) * 1024
-        ratio = peak / weight_bytes(each)
-        numbers = (f"{float(wall):.1f}", f"{float(cpu):.1f}", f"{peak / 1e9:.2f}", f"{ratio:.1f}")
-        table.add_row(each, status, *numbers)
+        table.add_row(each, *measured([SCRIPT, "doctor", "--weights", each], weight_bytes(each)))
+        if peer:
+            with TemporaryDirectory() as folder:
+                write_model(each, folder)
+                command = [sys.executable, "-c", PEER.format(folder=folder)]
+                row = measured(command, weight_bytes(each))
+            table.add_row(f"{each}, TransformerLens", *row)
     console = Console(width=100)
     console.print(table)
     for each in weights.split(",") if steps else ():

@@ -6,7 +6,7 @@
 import difflib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,22 @@ from clean_transformer.support.keywords import checks_keywords, keywords, refuse
 from clean_transformer.support.knows_left_out import KnowsLeftOut
 from clean_transformer.support.left_out import refuse
 from clean_transformer.support.module_hooks import (
+    Direction,
     Editing,
     EditingGradient,
     Placed,
     Placement,
     Reading,
-    register,
+    add,
     remove,
     require_runs,
 )
+
+# A selection of activations: one name, several names, or a function that takes the name of a hook
+# point and returns whether the activation is selected.
+Names = str | Iterable[str] | Callable[[str], bool]
+HookFunction = Callable[..., Tensor | None]
+Hooks = Iterable[tuple[Names, HookFunction]]
 
 
 class HookPoint(KnowsLeftOut):
@@ -53,10 +60,28 @@ class HookPoint(KnowsLeftOut):
             raise ValueError(f"the hook point {self.name!r} is in no block")
         return int(index)
 
+    def add_hook(self, hook: HookFunction, dir: Direction = "fwd", **left_out: Any) -> None:
+        """Put a hook function in place at this hook point, as the model's `add_hook` does.
 
-def hook_points(module: nn.Module) -> dict[str, HookPoint]:
-    """Return a dictionary from the path of each hook point inside `module` to the hook point."""
-    return {name: part for name, part in module.named_modules() if isinstance(part, HookPoint)}
+        The hook function stays until the model's `reset_hooks()` is called.
+        """
+        refuse("add_hook", left_out)
+        add(self, self.name or type(self).__name__, hook, dir)
+
+
+def hook_points(module: nn.Module, path: str = "") -> dict[str, HookPoint]:
+    """Return a dictionary from the path of each hook point inside `module` to the hook point.
+
+    `path` is the path of `module` itself. The paths of the hook points begin with it.
+    """
+    parts = module.named_modules(prefix=path)
+    return {name: part for name, part in parts if isinstance(part, HookPoint)}
+
+
+def name_hook_points(module: nn.Module, path: str = "") -> None:
+    """Set the `name` of each hook point inside `module`. `path` is as in `hook_points`."""
+    for name, point in hook_points(module, path).items():
+        point.name = name
 
 
 def observed(*points: nn.Module) -> bool:
@@ -76,12 +101,6 @@ def observed(*points: nn.Module) -> bool:
         for point in points
     )
 
-
-# A selection of activations: one name, several names, or a function that takes the name of a hook
-# point and returns whether the activation is selected.
-Names = str | Iterable[str] | Callable[[str], bool]
-HookFunction = Callable[..., Tensor | None]
-Hooks = Iterable[tuple[Names, HookFunction]]
 
 # The block's hook points for the inputs of each attention head, and (in `PER_HEAD`) for each head's
 # output. These activations [batch pos head d_model] need n_heads times the memory of the residual
@@ -215,11 +234,7 @@ class HookedModule(nn.Module):
         return Placed(self, (hook for _, group in groups for hook in group), check)
 
     def add_hook(
-        self,
-        name: Names,
-        hook: HookFunction,
-        dir: Literal["fwd", "bwd"] = "fwd",
-        **left_out: Any,
+        self, name: Names, hook: HookFunction, dir: Direction = "fwd", **left_out: Any
     ) -> None:
         """Put a hook function in place until `reset_hooks()` is called.
 
@@ -229,10 +244,8 @@ class HookedModule(nn.Module):
         For TransformerLens's other arguments, raises a `TypeError` that says what to use instead.
         """
         refuse("add_hook", left_out)
-        kind = {"fwd": Editing, "bwd": EditingGradient}[dir]
-        for module, editing in self._hooks(name, hook, kind):
-            editing.thread = None
-            register(module, editing)
+        for path, module in self._named(name).items():
+            add(module, path, hook, dir)
 
     def reset_hooks(self, including_permanent: bool = True, **left_out: Any) -> None:
         """Remove all hooks that `add_hook` put in place.

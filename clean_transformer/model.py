@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clean_transformer.config import Config, ConfigLike
-from clean_transformer.hooks import HookPoint
+from clean_transformer.hooks import HookPoint, name_hook_points
 from clean_transformer.inference.optimized import Optimized, optimize
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.modules.block import TransformerBlock
@@ -34,6 +34,7 @@ class DemoTransformer(GenerationMixin, PretrainedMixin):
         self.blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))
         self.ln_final = NORMALIZATIONS[cfg.normalization_type](cfg)
         self.unembed = TiedUnembed(cfg, self.embed) if cfg.tied_unembed else Unembed(cfg)
+        name_hook_points(self)
 
     def forward(
         self,
@@ -88,8 +89,7 @@ class DemoTransformer(GenerationMixin, PretrainedMixin):
         embed = self.hook_embed(self.embed(tokens))
         pos_embed = self.hook_pos_embed(self.pos_embed(tokens, positions=positions))
         residual = embed + pos_embed
-        blocks = list(zip(self.blocks, layers, strict=True))[:stop_at_layer]
-        for block, layer in blocks:
+        for block, layer in list(zip(self.blocks, layers, strict=True))[:stop_at_layer]:
             residual = block(residual, kv_cache=layer)
         if last_only:
             residual = residual[:, -1:]

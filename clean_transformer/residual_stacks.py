@@ -13,10 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clean_transformer.support.keywords import checks_keywords
-from clean_transformer.support.left_out import refuse
 
 Stack = Float[Tensor, "component *batch_pos d_model"]
 Labeled = Stack | tuple[Stack, list[str]]
+# One direction in the residual stream, or several; and the dot products with a stack's components.
+Directions = Float[Tensor, "d_model"] | Float[Tensor, "d_model direction"]
+Projected = Float[Tensor, "component *batch_pos"] | Float[Tensor, "component *batch_pos direction"]
 Tokens = str | int | Int[Tensor, "..."]
 # Some positions: one position, a range (start, end) or (start, end, step), a list of positions, or
 # None for all positions. With a single position, the result has no position axis.
@@ -150,6 +152,7 @@ class ResidualStacks:
             stack = self.apply_ln_to_stack(stack, end, pos_slice=pos_slice)
         return (stack, labels) if return_labels else stack
 
+    @checks_keywords
     def get_full_resid_decomposition(
         self,
         layer: SupportsIndex | None = None,
@@ -158,31 +161,53 @@ class ResidualStacks:
         apply_ln: bool = False,
         pos_slice: Positions = None,
         return_labels: bool = False,
-        **left_out: Any,
-    ) -> Labeled:
-        """Return the output of each head and each MLP, the embeddings, and the sum of all b_O.
+        project_output_onto: Directions | None = None,
+    ) -> Labeled | Projected | tuple[Projected, list[str]]:
+        """Return the output of each head and neuron, the embeddings, and the sum of the biases.
 
         The components add up to the residual stream before `layer`. The labels are "L0H0", …,
-        "0_mlp_out", …, "embed", "pos_embed", "bias". You must pass `expand_neurons=False`. Raises
-        `TypeError` for True (TransformerLens's default), because one component per neuron would
-        need too much memory. `left_out` takes TransformerLens's other arguments, only to raise a
-        `TypeError` that says what to use instead.
+        "L0N0", …, "embed", "pos_embed", "bias". The bias is the sum of all b_O and b_out. If
+        `expand_neurons` is False, the output of each MLP, "0_mlp_out", …, takes the place of the
+        output of its neurons, and the bias is the sum of all b_O.
+
+        With `project_output_onto`, return the dot product of each component with each direction.
+        This needs little memory, because the output of each neuron [d_model] is not computed.
         """
-        refuse("get_full_resid_decomposition", [*left_out, *["expand_neurons"] * expand_neurons])
-        end = self._end(layer)
-        heads, head_labels = self.stack_head_results(
+        end, directions = self._end(layer), project_output_onto
+        if directions is not None:
+            # The LayerNorm subtracts each component's mean. The dot product with a centered
+            # direction is the same with and without the component's mean.
+            mean = directions.mean(dim=0) if apply_ln else 0
+            directions = (directions - mean).reshape(len(directions), -1)
+
+        def projected(vectors: Tensor) -> Tensor:
+            return vectors if directions is None else vectors @ directions
+
+        heads, labels = self.stack_head_results(
             end + mlp_input, pos_slice=pos_slice, return_labels=True
         )
+        stacks = [projected(heads)]
         outputs, output_labels = self.decompose_resid(end, pos_slice=pos_slice, return_labels=True)
-        names = ["embed", "pos_embed"]
-        mlps = [label for label in output_labels if label.endswith("mlp_out")]
-        kept = outputs[[output_labels.index(label) for label in mlps + names]]
-        b_O = sum(block.attn.b_O for block in self.model.blocks[: end + mlp_input])
-        bias = torch.zeros_like(kept[:1]) + b_O
-        stack = torch.cat([heads, kept, bias])
-        if apply_ln:
+        kept = ["embed", "pos_embed"]
+        bias = sum(block.attn.b_O for block in self.model.blocks[: end + mlp_input])
+        if expand_neurons:
+            for each, block in enumerate(self.model.blocks[:end]):
+                post = at(self["post", each, "mlp"], pos_slice)
+                W_out = projected(block.mlp.W_out)
+                stacks.append(einsum(post, W_out, "... neuron, neuron out -> neuron ... out"))
+                labels += [f"L{each}N{neuron}" for neuron in range(len(W_out))]
+                bias = bias + block.mlp.b_out
+        else:
+            kept = [label for label in output_labels if label.endswith("mlp_out")] + kept
+        outputs = outputs[[output_labels.index(label) for label in kept]]
+        stacks += [projected(outputs), projected(torch.zeros_like(outputs[:1]) + bias)]
+        stack, labels = torch.cat(stacks), [*labels, *kept, "bias"]
+        if apply_ln and directions is None:
             stack = self.apply_ln_to_stack(stack, end, mlp_input, pos_slice)
-        labels = [*head_labels, *mlps, *names, "bias"]
+        elif apply_ln:
+            stack = stack / self._scale(end, mlp_input, pos_slice)
+        if project_output_onto is not None:
+            stack = stack.reshape(*stack.shape[:-1], *project_output_onto.shape[1:])
         return (stack, labels) if return_labels else stack
 
     @checks_keywords
@@ -211,10 +236,8 @@ class ResidualStacks:
         components add up to the residual stream, the results add up to the normalized residual
         stream. The gain and the bias of the LayerNorm are not applied.
         """
-        end = self._end(layer)
-        place = "ln_final" if end == self.n_layers else f"blocks.{end}.ln{1 + mlp_input}"
-        scale = at(self[f"{place}.hook_scale"], pos_slice)
-        return (residual_stack - residual_stack.mean(dim=-1, keepdim=True)) / scale
+        centered = residual_stack - residual_stack.mean(dim=-1, keepdim=True)
+        return centered / self._scale(self._end(layer), mlp_input, pos_slice)
 
     @checks_keywords
     def logit_attrs(
@@ -243,6 +266,10 @@ class ResidualStacks:
             direction = direction - self.model.tokens_to_residual_directions(incorrect_tokens)
         normalized = self.apply_ln_to_stack(residual_stack, pos_slice=pos_slice)
         return (normalized * direction).sum(dim=-1)
+
+    def _scale(self, end: int, mlp_input: bool, pos_slice: Positions) -> Tensor:
+        place = "ln_final" if end == self.n_layers else f"blocks.{end}.ln{1 + mlp_input}"
+        return at(self[f"{place}.hook_scale"], pos_slice)
 
     def _end(self, layer: SupportsIndex | None) -> int:
         """Return `layer` as a number from 0 to n_layers; for None and -1, return n_layers."""

@@ -286,6 +286,28 @@ def test_added_hooks_stay_until_reset(model):
     assert torch.equal(model(TOKENS), plain)
 
 
+def test_a_hook_of_a_hook_point_knows_its_name_and_stays_until_reset(model):
+    seen = []
+    plain = model(TOKENS)
+    expected = model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.attn.hook_z", in_place)])
+    z = model.blocks[1].attn.hook_z
+    assert z.name == "blocks.1.attn.hook_z"
+    z.add_hook(in_place)
+    z.add_hook(lambda activation, hook: seen.append((hook.name, hook.layer())))
+    model.blocks[1].run_with_cache(random_tensor(1, 2, TINY.d_model))
+    assert torch.equal(model(TOKENS), expected)
+    assert seen == [("blocks.1.attn.hook_z", 1)] * 2
+    assert z.name == "blocks.1.attn.hook_z"
+    model.reset_hooks()
+    assert torch.equal(model(TOKENS), plain)
+
+
+def test_hook_points_of_swapped_modules_have_names():
+    model = DemoTransformer(TINY)
+    with swap(model, "blocks.1.attn", type(model.blocks[1].attn)):
+        assert model.blocks[1].attn.hook_z.name == "blocks.1.attn.hook_z"
+
+
 def test_a_reset_leaves_the_hooks_of_a_block(model):
     expected = model.run_with_hooks(TOKENS, fwd_hooks=[("hook_embed", in_place)])
     with model.hooks([("hook_embed", in_place)]):

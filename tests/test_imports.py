@@ -45,12 +45,22 @@ LAYERS = (
 # These two rooms also have an order inside.
 SUB_LAYERS = {
     "parity": (
-        ("verdict", "attempts", "elementary", "oracle", "inputs", "modes", "limits", "scales"),
+        (
+            "verdict",
+            "attempts",
+            "elementary",
+            "graphs",
+            "oracle",
+            "inputs",
+            "modes",
+            "limits",
+            "scales",
+        ),
         ("references/*", "operations/*", "activations/*", "rounding"),
         ("same_function", "invariants", "faults/*"),
         ("locate", "numpy_gpt2", "kernels"),
         ("uses/*",),
-        ("results", "measurements"),
+        ("results", "cliffs", "measurements"),
         ("suite",),
         ("report/*",),
         ("assertion", "any_model/*"),

@@ -168,11 +168,25 @@ ROWS: dict[tuple[int, str], list[str]] = {
     ],
     (7, "remove_batch_dim"): ["single['blocks.0.attn.hook_pattern']"],
     (7, "generate"): ["model.generate(tokens, max_new_tokens=3, temperature=0.0)"],
-    (0, "get_full_resid_decomposition(expand_neurons=False)"): [
+    (7, "get_full_resid_decomposition"): [
         "cache.get_full_resid_decomposition(expand_neurons=False, return_labels=True)",
         "cache.get_full_resid_decomposition(1, True, False, True, pos_slice=-1)",
+        "cache.get_full_resid_decomposition(pos_slice=-1, apply_ln=True, return_labels=True)",
+        "cache.get_full_resid_decomposition(layer=1, mlp_input=True, apply_ln=True)",
+        "cache.get_full_resid_decomposition(0)",
+        "single.get_full_resid_decomposition(layer=-1, pos_slice=(1, 4))",
+        *(
+            f"cache.get_full_resid_decomposition({arguments}project_output_onto={directions})"
+            for arguments in ("", "apply_ln=True, pos_slice=-1, ", "1, True, False, True, ")
+            for directions in ("W_U[:, 3]", "W_U[:, [3, 8]]", "W_U[:, [3]]")
+        ),
     ],
-    (3, "add_hook"): ["added(dir='fwd')", "added(dir='bwd')"],
+    (4, "add_hook"): [
+        "added(dir='fwd')",
+        "added(dir='bwd')",
+        "added(dir='fwd', to_point=True)",
+        "added(dir='bwd', to_point=True)",
+    ],
     (6, "items, keys, values"): [
         "dict(cache.items())['hook_embed']",
         "'hook_embed' in cache.keys()",
@@ -274,15 +288,11 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
         "model.generate(tokens, verbose=False)": "prints nothing",
         "model.generate(tokens, do_sample=False)": "temperature=0, the default",
     },
-    (7, "expand_neurons, project_output_onto"): {
-        "cache.get_full_resid_decomposition()": "neurons are not stacked",
-        "cache.get_full_resid_decomposition(project_output_onto=W_U)": "stack @ directions",
-    },
-    (3, "permanent hooks, hook levels, hooks of a hook point"): {
+    (2, "permanent hooks, hook levels"): {
         "model.add_hook('hook_embed', in_place, is_permanent=True)": "no hook is permanent",
         "model.add_hook('hook_embed', in_place, level=1)": "no hook is permanent",
         "model.reset_hooks(level=1)": "no hook is permanent",
-        "model.hook_dict['hook_embed'].add_hook(in_place)": r"with model.hooks\(",
+        "model.hook_dict['hook_embed'].add_hook(in_place, level=1)": "no hook is permanent",
     },
     (5, "hook.ctx"): {"seen(lambda hook: hook.ctx)": "variable of your own"},
     (4, "set_use_attn_result"): {"model.set_use_attn_result(True)": "there is no switch"},
@@ -298,6 +308,7 @@ LEFT_OUT_ROWS: dict[tuple[int, str], dict[str, str]] = {
         "model.run_with_cache(tokens, pos_slice=-1)": "slice the activations",
         "model.run_with_hooks(tokens, fwd_hooks=[], clear_contexts=True)": "leave the argument out",
         "cache.compute_head_results()": "stack_head_results",
+        "cache.stack_neuron_results(1)": "get_full_resid_decomposition",
         "model.all_composition_scores('Q')": r"composition_scores\(model.OV, model.QK\)",
     },
 }
@@ -384,14 +395,17 @@ def names(model: Any) -> dict[str, Any]:
     def only(**arguments: Any) -> dict[str, Tensor]:
         return dict(model.run_with_cache(tokens, **arguments)[1])
 
-    def added(dir: str) -> Tensor:
+    def added(dir: str, to_point: bool = False) -> Tensor:
         found: list[Tensor] = []
 
         def hook(value: Tensor, hook: Any) -> None:
             found.append(value.detach().clone())
 
         model.requires_grad_(True)
-        model.add_hook("blocks.0.hook_resid_post", hook, dir)
+        if to_point:
+            model.hook_dict["blocks.0.hook_resid_post"].add_hook(hook, dir)
+        else:
+            model.add_hook("blocks.0.hook_resid_post", hook, dir)
         model(tokens, return_type="loss").backward()
         model.reset_hooks()
         model.zero_grad()

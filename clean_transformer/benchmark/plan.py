@@ -53,12 +53,24 @@ class Plan:
     narrow: tuple[str, ...] = ("bfloat16",)
     # The contestants that are measured in the dtypes of `narrow`.
     in_narrow: tuple[str, ...] = ("limit", "optimized")
-    # More dtypes for "generate". Only "limit" and "optimized" are measured in these dtypes.
+    # More dtypes for "generate". Only "limit", "optimized" and `in_8_bits` are measured in them.
     quantized: tuple[str, ...] = ("int8",)
+    # The engines that are measured in the dtypes of `quantized`. For "int8", llama.cpp uses Q8_0.
+    in_8_bits: tuple[str, ...] = ("llama.cpp",)
     # The dtypes in which "optimized compiled" is measured. This contestant only does "generate".
     graphs: tuple[str, ...] = ("float32", "int8")
     # The contestants whose peak memory is measured.
-    in_memory: tuple[str, ...] = ("limit", "ours", "transformers sdpa")
+    in_memory: tuple[str, ...] = (
+        "limit",
+        "ours",
+        "optimized",
+        "transformers sdpa",
+        "HookedTransformer",
+        "TransformerBridge",
+        "CTranslate2",
+        "onnxruntime",
+        "llama.cpp",
+    )
     # The work of the measurement "first token".
     first: Work | None = None
     # The work of the measurement "training".
@@ -115,6 +127,7 @@ QUICK = Plan(
     peers=("transformers sdpa", "HookedTransformer"),
     compiled=(),
     engines=(),
+    in_8_bits=(),
     graphs=(),
     in_memory=("limit", "ours"),
     rounds=2,
@@ -201,7 +214,7 @@ def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
         parts(device, plan.generate, *MAIN, *plan.peers[1:], *plan.engines),
         *(parts(device, plan.generate, *plan.in_narrow, dtype=dtype) for dtype in plan.narrow),
         *(
-            parts(device, plan.generate, "limit", "optimized", dtype=dtype)
+            parts(device, plan.generate, "limit", "optimized", *plan.in_8_bits, dtype=dtype)
             for dtype in plan.quantized
         ),
         *(parts(device, plan.generate, "optimized compiled", dtype=dtype) for dtype in plan.graphs),

@@ -4,11 +4,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
 from clean_transformer.support.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from clean_transformer.parity.modes import Compilation
 
 WEIGHTS = (
     "Where to read the weights: a hub id (owner/name), an alias (gpt2, gpt2-medium, gpt2-large, "
@@ -52,6 +55,24 @@ JsonFile = Annotated[
         help="Also write the results to this file as JSON. With '-', standard output gets only the "
         "JSON.",
     ),
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        help="First import this package, which adds a device or a compile backend to PyTorch, such "
+        "as torch_xla or openvino.torch. May be repeated.",
+    ),
+]
+CompileBackend = Annotated[
+    str | None,
+    typer.Option(help="The backend of torch.compile: inductor, aot_eager, openvino, onnxrt, …"),
+]
+CompileDynamic = Annotated[
+    bool, typer.Option("--compile-dynamic", help="Compile for several input shapes at once.")
+]
+CompileMode = Annotated[
+    str | None, typer.Option(help="The mode of torch.compile, such as max-autotune.")
 ]
 TOKENIZER = "Where to read the tokenizer: a hub id, an alias, a folder, or a .gguf file."
 Tokenizer = Annotated[
@@ -97,3 +118,16 @@ def options_from(settings: type, panel: str) -> Callable[[Command], Command]:
         return command
 
     return declare
+
+
+def choose_compilation(backend: str | None, dynamic: bool, mode: str | None) -> "Compilation":
+    """Return the `Compilation` that these options ask for; without a backend, that of inductor.
+
+    Raises `ValueError` if no compile backend has this name.
+    """
+    from clean_transformer.parity.graphs import require_backend
+    from clean_transformer.parity.modes import Compilation
+
+    chosen = Compilation(backend or "inductor", dynamic, mode)
+    require_backend(chosen.backend)
+    return chosen

@@ -14,6 +14,7 @@ from clean_transformer.support.dtypes import DTYPES, choose_dtype, choose_dtypes
 from clean_transformer.support.files import STANDARD_OUTPUT
 
 if TYPE_CHECKING:
+    from clean_transformer.parity.modes import Compilation
     from clean_transformer.parity.results import DeviceRun
 
 
@@ -45,6 +46,10 @@ def parity(
             "chooses the first that is installed."
         ),
     ] = "auto",
+    compile_backend: options.CompileBackend = None,
+    compile_dynamic: options.CompileDynamic = False,
+    compile_mode: options.CompileMode = None,
+    imports: options.Imports = None,
     rows: Annotated[bool, typer.Option("--rows", help="Print every row.")] = False,
     worst: Annotated[
         int, typer.Option(min=0, help="Print this many rows, those with the largest errors first.")
@@ -58,7 +63,7 @@ def parity(
     scripts in the current folder that reproduce the first faults.
 
     Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
-    3 = something was NOT CHECKED, 130 = interrupted.
+    3 = something that you asked for was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.references.choose import choose_reference
@@ -66,12 +71,14 @@ def parity(
     from clean_transformer.parity.report.page import write_html
     from clean_transformer.parity.report.terminal import print_report
     from clean_transformer.parity.suite import number_of_steps, run_suite
-    from clean_transformer.support.devices import choose_devices
+    from clean_transformer.support.devices import choose_devices, import_packages
     from clean_transformer.support.files import require_folder
 
     require_folder(json, html)
+    import_packages(imports or ())
     chosen_devices, chosen_dtypes = choose_devices(devices), choose_dtypes(dtypes)
     chosen_modes = choose_modes(modes)
+    compilation = _compilation(compile_backend, compile_dynamic, compile_mode, chosen_modes)
     chosen_reference, no_reference = choose_reference(reference)
     with progress() as on_step:
         on_step("reading the weights")
@@ -84,6 +91,7 @@ def parity(
             chosen_devices,
             chosen_dtypes,
             chosen_modes,
+            compilation=compilation,
             reference=chosen_reference,
             no_reference=no_reference,
             on_step=counted(on_step),
@@ -107,24 +115,32 @@ def doctor(
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     weights: options.WeightsOrSynthetic = None,
+    compile_backend: options.CompileBackend = None,
+    compile_dynamic: options.CompileDynamic = False,
+    compile_mode: options.CompileMode = None,
+    imports: options.Imports = None,
     json: options.JsonFile = None,
 ) -> None:
-    """Say in plain words whether this device computes GPT-2 correctly. Takes about a minute.
+    """Say in plain words whether a device computes GPT-2 correctly. Takes about a minute.
 
-    Compares the device with the CPU in float64; needs no other implementation.
+    Compares the device with the CPU in float64; needs no other implementation. With
+    --compile-backend, every module of the model is compiled.
     Writes a script in the current folder that reproduces the first fault.
 
     Exit status: 0 = PASS, 1 = WRONG or DEGRADED, 2 = could not run or ERROR,
-    3 = something was NOT CHECKED, 130 = interrupted.
+    3 = something that you asked for was NOT CHECKED, 130 = interrupted.
     """
     from clean_transformer.parity.inputs import choose_weights
     from clean_transformer.parity.report.json import write_json
     from clean_transformer.parity.report.terminal import print_diagnosis
     from clean_transformer.parity.suite import check_device, number_of_steps, report_on
-    from clean_transformer.support.devices import choose_devices, is_available
+    from clean_transformer.support.devices import choose_devices, import_packages
     from clean_transformer.support.files import require_folder
 
     require_folder(json)
+    import_packages(imports or ())
+    mode = "compiled" if compile_backend else "eager"
+    compilation = _compilation(compile_backend, compile_dynamic, compile_mode, [mode])
     chosen_devices, chosen_dtype = choose_devices(device), choose_dtype(dtype)
     if len(chosen_devices) > 1:
         raise ValueError(
@@ -136,19 +152,34 @@ def doctor(
         chosen_weights = choose_weights(weights)
     with progress(number_of_steps(chosen_weights.cfg), stays=False) as on_step:
         run = check_device(
-            chosen_weights, chosen_devices[0], chosen_dtype, on_step=counted(on_step)
+            chosen_weights,
+            chosen_devices[0],
+            chosen_dtype,
+            mode=mode,
+            compilation=compilation,
+            on_step=counted(on_step),
         )
-    absent = [kind for kind in ("cuda", "mps") if not is_available(kind)]
     try:
         if json is not None:
             write_json(report_on(chosen_weights, None, "doctor compares with none", [run]), json)
         write_script(run)
     finally:  # a full disk does not hide the verdict
-        print_diagnosis(
-            run, absent, chosen_weights.title, open_console(stderr=json == STANDARD_OUTPUT)
-        )
+        print_diagnosis(run, chosen_weights.title, open_console(stderr=json == STANDARD_OUTPUT))
     print_written(json)
     raise typer.Exit(run.verdict.exit_status)
+
+
+def _compilation(
+    backend: str | None, dynamic: bool, mode: str | None, modes: list[str]
+) -> "Compilation":
+    """Return the chosen `Compilation`. Raises `ValueError` if one of `modes` would ignore it."""
+    compilation = options.choose_compilation(backend, dynamic, mode)
+    if (backend or dynamic or mode) and modes != ["compiled"]:
+        raise ValueError(
+            "the options --compile-backend, --compile-dynamic and --compile-mode are for the mode "
+            "compiled alone; add --mode compiled"
+        )
+    return compilation
 
 
 def counted(on_step: Callable[[str, int], None]) -> Callable[[str], None]:
@@ -161,5 +192,5 @@ def write_script(run: "DeviceRun") -> None:
     """If the run found a fault, write a script in the current folder that reproduces the fault."""
     from clean_transformer.parity.report.wording import script_name
 
-    if run.located:
+    if run.located and run.located.script:
         write_reproduction(Path(script_name(run)), run.located.script)

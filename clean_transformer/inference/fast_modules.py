@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from clean_transformer.hooks import HookPoint
 from clean_transformer.inference.autotune import Choice, fastest_for_blocks, fastest_for_unembed
-from clean_transformer.inference.matmuls import Int8, Matmul
+from clean_transformer.inference.int8 import Int8
+from clean_transformer.inference.matmuls import Matmul
 from clean_transformer.inference.weight_layout import lay_out, merge_heads
 from clean_transformer.kv_cache import LayerCache
 from clean_transformer.modules.attention import Attention, mix_fused
@@ -47,7 +48,8 @@ class Fast:
 
     The replacement is used until a submodule or a parameter is replaced. With `weights="int8"`, it
     computes with 8-bit copies of the parameters, so it is also no longer used after a parameter has
-    changed in place. If `weights` is None, it reads the parameters themselves, and computes with
+    changed in place. Changes through `parameter.data` are noticed at the next input of more than
+    one position. If `weights` is None, it reads the parameters themselves, and computes with
     the new values after such a change. `also_read` are modules outside of `module` whose parameters
     the replacement reads, too.
     """
@@ -77,6 +79,7 @@ class Fast:
         self.owners, self.names, self.owned = zip(*owned, strict=True)
         self.parameters = [each for each in self.owned if isinstance(each, nn.Parameter)]
         self.state = self.state_of_parameters()
+        self.sums = self.sums_of_parameters()
 
     def over(self, below: Method) -> "Fast":
         """Store `below`, the method that this object replaces, and return this object."""
@@ -94,6 +97,19 @@ class Fast:
             state += [parameter._version for parameter in self.parameters]
         return state
 
+    def sums_of_parameters(self) -> list[float]:
+        """Return the sum of each parameter for 8-bit copies, and an empty list otherwise.
+
+        Changes through `parameter.data` do not increase version counters, but they change the sums.
+        The rounding of a sum depends on the number of threads, which is therefore also in the list.
+        """
+        if not self.reads_copies:
+            return []
+        return [
+            float(torch.get_num_threads()),
+            *(each.detach().sum().item() for each in self.parameters),
+        ]
+
     def has_hooks(self) -> bool:
         """Whether any submodule has a hook."""
         return any(self.hooks)
@@ -103,8 +119,11 @@ class Fast:
     # because it imports a part of PyTorch, and this import takes seconds.
     has_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def must_step_aside(self) -> bool:
+    def must_step_aside(self, n_pos: int = 1) -> bool:
         """Whether to call the replaced method `below` instead of this replacement.
+
+        With more than one position, as in a prompt, 8-bit copies also compare the parameters' sums.
+        With one position, this would take longer than the computation.
 
         If the result is True, the warning `NotOptimized` says why. There is no warning while
         `torch.compile` traces this method.
@@ -124,6 +143,10 @@ class Fast:
             and self.state == self.state_of_parameters()
         ):
             reason = "its modules or weights have changed; call optimize() again"
+        elif n_pos > 1 and self.sums != self.sums_of_parameters():
+            reason = (
+                "its weights or PyTorch's number of threads have changed; call optimize() again"
+            )
         else:
             return False
         warnings.warn(
@@ -157,7 +180,7 @@ class FastBlock(Fast):
         self, resid_pre: Float[Tensor, "batch pos d_model"], kv_cache: LayerCache | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
         """Return the residual stream after the block."""
-        if self.must_step_aside():
+        if self.must_step_aside(resid_pre.shape[1]):
             return self.below(resid_pre, kv_cache)
         block = self.module
         batch, pos, d_model = resid_pre.shape
@@ -192,7 +215,7 @@ class FastUnembed(Fast):
         self, normalized_resid_post: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Return the logits."""
-        if self.must_step_aside():
+        if self.must_step_aside(normalized_resid_post.shape[1]):
             return self.below(normalized_resid_post)
         rows = normalized_resid_post.flatten(end_dim=1)
         logits = self.choice(len(rows))(rows, self.weight)

@@ -1,7 +1,7 @@
 """Alternative kernels for `x W + b`, optionally with the GELU or the residual add that follows.
 
 `autotune` measures which kernel is the fastest for given shapes. All kernels compute the same
-function up to rounding, except `Int8`, which also rounds the weights and the inputs to 8 bits.
+function up to rounding. The kernel in `int8` also rounds the weights to 8 bits.
 """
 
 import math
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from jaxtyping import Int8 as Int8Tensor
 from torch import Tensor
 
 Rows = Float[Tensor, "row d_in"]
@@ -32,7 +31,7 @@ class Matmul:
     most_rows = math.inf  # `autotune` measures this kernel only up to this number of rows
 
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Any:
-        """Return the argument `weight` for the other methods. Only `Int8` makes a copy of W."""
+        """Return the argument `weight` for the other methods. Only `Int8` copies W."""
         return Weight(W, b)
 
     def __call__(self, x: Rows, weight: Any) -> Output:
@@ -139,57 +138,3 @@ class ThroughFloat32(Matmul):
     def add(self, residual: Output, x: Rows, weight: Any) -> Output:
         """Return residual + (x W + b). x W + b is rounded to half precision before the addition."""
         return residual + self(x, weight)
-
-
-class Int8Weight(NamedTuple):
-    """A weight rounded to 8 bits, and a bias. `W * step` is approximately the original weight.
-
-    `W` holds 8-bit integers, column-major in memory. `step` holds one scale per output feature. `b`
-    is the bias in float32.
-    """
-
-    W: Int8Tensor[Tensor, "d_in d_out"]
-    step: Float[Tensor, "d_out"]
-    b: Float[Tensor, "d_out"]
-
-
-class Int8(Matmul):
-    """Computes x W + b with x and W rounded to 8 bits, which is faster and less accurate.
-
-    An 8-bit weight takes a quarter of the bytes of a float32 weight. Each row of x and each column
-    of W is divided by its own scale, called step, and rounded to integers from −127 to 127. The
-    products of the integers are summed exactly in 32-bit integers (Dettmers et al. 2022, section
-    2.1).
-    """
-
-    def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Int8Weight:
-        """Return an 8-bit copy of the weights. Raises `ValueError` if d_in is 1."""
-        if len(W) == 1:  # torch._int_mm gives wrong results for d_in 1 (PyTorch 2.13)
-            raise ValueError(
-                "8-bit weights need 2 or more input features, and W has 1; leave out weights='int8'"
-            )
-        whole, step = to_int8(W.detach().T.float().contiguous())
-        return Int8Weight(whole.T, step.flatten(), b.float())
-
-    def __call__(self, x: Rows, weight: Int8Weight) -> Output:
-        """Return x W + b in the dtype of x, with x and W rounded to 8 bits."""
-        whole, step = to_int8(x.float())  # the sums can exceed the range of float16
-        sums = torch._int_mm(whole, weight.W)
-        return torch.addcmul(weight.b, sums * step, weight.step).to(x.dtype)
-
-    def add(self, residual: Output, x: Rows, weight: Int8Weight) -> Output:
-        """Return residual + x W + b as a new tensor."""
-        return self(x, weight).add_(residual)
-
-
-def to_int8(
-    x: Float[Tensor, "row column"],
-) -> tuple[Int8Tensor[Tensor, "row column"], Float[Tensor, "row 1"]]:
-    """Return integers from −127 to 127, and the scale (step) of each row of x.
-
-    The step of a row is the row's largest absolute value divided by 127. The integers of a row,
-    multiplied by the row's step, are approximately the row of x.
-    """
-    step = x.abs().amax(dim=1, keepdim=True) / 127
-    smallest = torch.finfo(x.dtype).tiny  # avoids 0 / 0 in a row of zeros
-    return (x / step.clamp(min=smallest)).round_().to(torch.int8), step

@@ -22,7 +22,7 @@ class Speedup(StandIn):
     """A fast replacement of a method, made by `optimize`. A second `optimize` removes it."""
 
 
-class Optimized(Undoable):
+class Optimized(Undoable["Optimized"]):
     """Lets you undo `optimize`: call `undo()`, or use this object in a `with` statement.
 
     At the end of the `with` block, `undo()` is called. `modules` holds the paths of the modules
@@ -128,7 +128,7 @@ def optimize(
     if compile:
         step = CompiledStep(model, weights)
         others = [("read_one", step.over), ("cache_class", use_static_cache)]
-    return Optimized(model, fast, others).settled()
+    return Optimized(model, fast, others).begin()
 
 
 def use_static_cache(below: type[KVCache]) -> type[KVCache]:

@@ -17,7 +17,7 @@ from clean_transformer.parity.activations.black_box import (
     tensors,
 )
 from clean_transformer.parity.activations.bounds import formula_of
-from clean_transformer.parity.activations.exact import Float64
+from clean_transformer.parity.activations.exact import Float64, OnCpuInFloat64
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
 from clean_transformer.parity.locate import in_words, locate
 from clean_transformer.parity.operations.check import check_operations
@@ -88,7 +88,7 @@ def assert_parity(
     if has_formulas:
         if bad is not None and bad.path in PATHS:
             located = locate(cast(HookedModule, under_test), bad.name, bad.path, *given)
-    elif not has_black_boxes(under_test):
+    elif bad is None:
         found = check_operations(under_test, *given).finding
         located = in_words(found, "this module") if found else None
     if bad is None and located is None:
@@ -141,7 +141,7 @@ def _errors_of_outputs(
     empty.
     """
     outputs = [output.cpu() for output in tensors(under_test(*given))]
-    on_cpu, widened = [x.cpu() for x in given], Float64()
+    on_cpu, widened = [x.cpu() for x in given], OnCpuInFloat64()
 
     def exact(number: int, *args: Any) -> Tensor:
         with widened:

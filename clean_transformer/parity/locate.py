@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from clean_transformer.analysis.comparison import LOGITS
 from clean_transformer.hooks import HookedModule
-from clean_transformer.parity.activations.isolated import owner_of, watched_names
+from clean_transformer.parity.activations.isolated import watched_names
+from clean_transformer.parity.activations.oracle_run import owner_of
 from clean_transformer.parity.operations.call import Operand
 from clean_transformer.parity.operations.check import first_wrong_operation
 from clean_transformer.parity.operations.diagnosis import Finding
@@ -27,6 +28,7 @@ class Located:
     the operation is wrong, for example if an argument is not contiguous. `known` describes the
     entries of `operations/known_issues.py` that the call matches. A match suggests a cause, but
     does not prove it. `script` is a Python script that reproduces the error and needs only torch.
+    It is empty for compiled code.
     """
 
     where: str
@@ -76,7 +78,7 @@ def in_words(finding: Finding, where: str) -> Located:
         bits=finding.bits,
         diagnosis=finding.diagnosis,
         known=tuple(known),
-        script=reproduction_script(finding),
+        script=reproduction_script(finding) if finding.func else "",
     )
 
 

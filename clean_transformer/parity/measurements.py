@@ -25,7 +25,7 @@ from clean_transformer.parity.activations.black_box import (
 from clean_transformer.parity.activations.drift import EndToEnd
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
 from clean_transformer.parity.attempts import Attempts
-from clean_transformer.parity.inputs import LENGTH, suite_tokens
+from clean_transformer.parity.cliffs import cliff_runs
 from clean_transformer.parity.invariants import row_difference
 from clean_transformer.parity.limits import HEALTHY_DIFFERENCE, HEALTHY_RHO, largest_drift, rounding
 from clean_transformer.parity.locate import Located, in_words, locate
@@ -37,9 +37,6 @@ from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.verdict import Check
 
-# Sequence lengths at which kernels are known to switch to another algorithm. `isolated_errors` runs
-# one block at these lengths, after it has run all blocks at the length `LENGTH`.
-CLIFFS = (1, 2, 8, 9, 31, 32, 1023, 1024)
 # How often the oracle runs under `RandomRounding`. A mean over an activation needs few runs.
 DRAWS = 3
 
@@ -111,32 +108,6 @@ def record_run(subject: Subject) -> DeviceRecord:
     return DeviceRecord(inputs, calls["ln_final"][1], logits)
 
 
-@torch.no_grad()
-def cliff_inputs(exact: ExactParts, like: Tensor) -> tuple[int, dict[str, Tensor]]:
-    """Return the index of a block, and a dict of named inputs [batch pos d_model] for this block.
-
-    The inputs have lengths and memory layouts at which kernels are known to fail on some devices.
-    They are computed in float64 on the CPU, because wrong values from the device could hide a
-    fault, and are then moved to the device and the dtype of `like`.
-    """
-    # The fourth block, because GPT-2's residual stream has its largest entries from there on.
-    layer, n_ctx = min(3, exact.cfg.n_layers - 1), exact.cfg.n_ctx
-    with trusted():
-        residual = sum(exact.embeddings(suite_tokens(exact.cfg, 1, n_ctx), None), torch.zeros(()))
-        for before in range(layer):
-            residual = exact.block(before)(residual, None)
-        residual = residual.to(like.dtype)
-    residual = residual.to(like.device)
-    lengths = sorted({min(length, n_ctx) for length in CLIFFS})
-    cases = {f"1 × {length} tokens": residual[:, :length].clone() for length in lengths}
-    residual = torch.cat([residual, residual.flip(1)])  # a batch of two different texts
-    both = residual[:, :LENGTH].clone()
-    cases["permuted input"] = both.transpose(0, 1).contiguous().transpose(0, 1)
-    cases["transposed input"] = both.mT.contiguous().mT
-    cases["sliced input"] = residual[:, -both.shape[1] :]
-    return layer, cases
-
-
 def isolated_errors(
     subject: Subject, record: DeviceRecord, attempts: Attempts, on_step: Callable[[str], None]
 ) -> tuple[list[Isolated], Located | None]:
@@ -145,8 +116,8 @@ def isolated_errors(
     The isolated error is the error that the device itself introduces in the activation.
 
     Each block and the last LayerNorm run alone on their inputs in `record`. They run once for each
-    entry of `PATHS`, because the hook points that have hooks decide which kernels run. One block
-    also runs on each of the `cliff_inputs`. If a module of the model is compiled or optimized, its
+    entry of `PATHS`, because the hook points that have hooks decide which kernels run. The
+    `cliff_runs` of one block follow. If a module of the model is compiled or optimized, its
     inner activations cannot be watched. Then each module runs only once, and only the outputs of
     modules are judged. Embeddings and logits are judged elsewhere (see `uses/judge.py`).
 
@@ -163,22 +134,16 @@ def isolated_errors(
     paths = PATHS if is_watched else (BLACK_BOX,)
     runs = [(name, case, path, x) for name, x in record.inputs.items() for path in paths]
     if is_watched:
-        nothing: tuple[int, dict[str, Tensor]] = (0, {})
-        layer, cliffs = attempts.run(
-            "isolated, inputs", partial(cliff_inputs, subject.exact, model.embed.W_E), nothing
-        )
-        runs += [
-            (f"blocks.{layer}", cliff, path, x)
-            for cliff, x in cliffs.items()
-            for path in ("fused", "explicit")
-        ]
+        cliffs = partial(cliff_runs, subject.exact, model.embed.W_E)
+        runs += attempts.run("isolated, inputs", cliffs, [])
     isolated: list[Isolated] = []
-    for name in record.inputs:
-        on_step(f"isolated, {name}")
-        module = cast(HookedModule, model.get_submodule(name))
+    for part in record.inputs:
+        on_step(f"isolated, {part}")
         with trusted():
-            exact = subject.exact.module(name)
-        for _, case, path, x in (run for run in runs if run[0] == name):
+            whole = subject.exact.module(part)
+        for name, case, path, x in (run for run in runs if f"{run[0]}.".startswith(f"{part}.")):
+            module = cast(HookedModule, model.get_submodule(name))
+            exact = cast(HookedModule, whole.get_submodule(name.removeprefix(part).lstrip(".")))
             if path == BLACK_BOX:
                 judge = partial(isolate_black_boxes, module, exact, x, case=case)
             else:

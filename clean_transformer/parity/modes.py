@@ -3,6 +3,8 @@
 This file does not import PyTorch, because `--help` lists the modes and must be fast.
 """
 
+from dataclasses import dataclass
+
 from clean_transformer.support.dtypes import choose_names
 
 # eager: the model runs as it is written.
@@ -19,3 +21,21 @@ def choose_modes(names: str) -> list[str]:
     Raises `ValueError` for an unknown mode.
     """
     return choose_names("mode", names, MODES)
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """The arguments that `torch.compile` gets in the mode "compiled".
+
+    `backend` is the name of a compile backend, such as "inductor" or "aot_eager". `dynamic` asks
+    for graphs that fit several input shapes. `mode` is a mode of inductor, such as
+    "max-autotune".
+    """
+
+    backend: str = "inductor"
+    dynamic: bool = False
+    mode: str | None = None
+
+
+# What `torch.compile` does without arguments, but with one graph for each input shape.
+INDUCTOR = Compilation()

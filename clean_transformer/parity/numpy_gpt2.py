@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, Array]
+# The indices of some positions, or ALL.
+Rows = NDArray[np.int64] | slice
+ALL = slice(None)
 
 
 def gpt2(tokens: NDArray[np.int64], weights: Weights, n_layers: int, eps: float) -> Array:
@@ -26,21 +29,29 @@ def gpt2(tokens: NDArray[np.int64], weights: Weights, n_layers: int, eps: float)
     return linear(x, W_U, weights["unembed.b_U"])
 
 
-def block(x: Array, weights: Weights, eps: float) -> Array:
-    """Return the residual stream after a block: add attn(ln1(x)) to x, then add mlp(ln2(x))."""
-    x = x + attention(layer_norm(x, within(weights, "ln1"), eps), within(weights, "attn"))
+def block(x: Array, weights: Weights, eps: float, rows: Rows = ALL) -> Array:
+    """Return the residual stream after a block: add attn(ln1(x)) to x, then add mlp(ln2(x)).
+
+    If `rows` is given, only the results at these positions are computed.
+    """
+    normalized = layer_norm(x, within(weights, "ln1"), eps)
+    x = x[rows] + attention(normalized, within(weights, "attn"), rows)
     return x + mlp(layer_norm(x, within(weights, "ln2"), eps), within(weights, "mlp"))
 
 
-def attention(x: Array, weights: Weights) -> Array:
-    """Return Σ z W_O + b_O [pos d_model], where Σ is over the heads.
+def attention(x: Array, weights: Weights, rows: Rows = ALL) -> Array:
+    """Return Σ z W_O + b_O [pos d_model] at the positions `rows`, where Σ is over the heads.
 
-    Each head computes z = softmax(q kᵀ / √d_head + mask) v.
+    Each head computes z = softmax(q kᵀ / √d_head + mask) v. Only the queries at the positions
+    `rows` are computed. Each query sees the keys and values up to its own position.
     """
-    mask = np.where(np.tri(len(x), dtype=bool), 0.0, -np.inf)  # [query key]
-    out = np.zeros_like(x) + weights["b_O"]
+    mask = np.where(np.tri(len(x), dtype=bool)[rows], 0.0, -np.inf)  # [query key]
+    out = np.zeros_like(x[rows]) + weights["b_O"]
     for head, W_O in enumerate(weights["W_O"]):
-        q, k, v = (linear(x, weights[f"W_{n}"][head], weights[f"b_{n}"][head]) for n in "QKV")
+        W_Q, W_K, W_V, b_Q, b_K, b_V = (
+            weights[f"{kind}_{name}"][head] for kind in "Wb" for name in "QKV"
+        )
+        q, k, v = linear(x[rows], W_Q, b_Q), linear(x, W_K, b_K), linear(x, W_V, b_V)
         out += softmax(q @ k.T / sqrt(q.shape[-1]) + mask) @ v @ W_O
     return out
 

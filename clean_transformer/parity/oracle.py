@@ -55,10 +55,24 @@ def trusted() -> Iterator[None]:
 
     The device faults in `parity/faults` are dispatch modes, so they do not affect operations in
     this block. `Elementary` computes LayerNorm, softmax and GELU in float64 without the CPU's fused
-    kernels. So a faulty fused kernel does not make the exact results wrong. `flex_attention` is not
-    compiled.
+    kernels. So a faulty fused kernel does not make the exact results wrong. Compiled functions run
+    as they are written.
     """
-    with _disable_current_modes(), Elementary(), uncompiled_flex_attention():
+    with _disable_current_modes(), Elementary(), uncompiled(), uncompiled_flex_attention():
+        yield
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled functions as they are written, inside a `with` block.
+
+    Before PyTorch 2.6, nothing changes.
+    """
+    # Without Dynamo, nothing is compiled, and loading it takes seconds.
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 

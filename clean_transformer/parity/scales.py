@@ -82,10 +82,11 @@ def gelu_scale(x: Tensor, approximate: str = "tanh") -> Tensor:
     The allowed error is proportional to G.
     """
     if approximate == "tanh":
-        inner = (math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))).tanh()
+        # In place, because x is large and new memory is slow.
+        inner = x.pow(3).mul_(0.044715).add_(x).mul_(math.sqrt(2 / math.pi)).tanh_()
     else:
-        inner = (x / math.sqrt(2)).erf()
-    return x.abs() / 2 * (1 + inner.abs())
+        inner = (x / math.sqrt(2)).erf_()
+    return inner.abs_().add_(1).mul_(x.abs()).div_(2)
 
 
 def attention_terms(pattern: Tensor, scores: Tensor, v: Tensor, size: Size) -> Tensor:

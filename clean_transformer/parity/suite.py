@@ -17,6 +17,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.black_box import compiled_leaves
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.attempts import Attempts, failed_check
+from clean_transformer.parity.graphs import counted_graphs
 from clean_transformer.parity.inputs import LENGTH, Weights, suite_tokens
 from clean_transformer.parity.invariants import check_invariants
 from clean_transformer.parity.measurements import (
@@ -26,6 +27,7 @@ from clean_transformer.parity.measurements import (
     probe_operations,
     record_run,
 )
+from clean_transformer.parity.modes import INDUCTOR, Compilation
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.references.base import Reference, ReferenceUnavailable
 from clean_transformer.parity.references.choose import READERS, REFERENCES
@@ -35,13 +37,14 @@ from clean_transformer.parity.uses.compiled_step import judge_compiled_step
 from clean_transformer.parity.uses.every import judge_uses
 from clean_transformer.parity.uses.judge import Judge
 from clean_transformer.parity.uses.oracle import check_oracle
-from clean_transformer.parity.uses.overflow import overflowing_activation, overflowing_weight
+from clean_transformer.parity.uses.overflow import overflow
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import device_settings, environment
 from clean_transformer.support.devices import is_available
 from clean_transformer.support.dtypes import choose_dtype
+from clean_transformer.support.memory import give_back_memory
 from clean_transformer.weights.table import State
 
 # Why the invariants are NOT CHECKED if the measurement of drift raises an exception.
@@ -88,13 +91,16 @@ def check_device(
     dtype: torch.dtype,
     *,
     mode: str = "eager",
+    compilation: Compilation = INDUCTOR,
     reference: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> DeviceRun:
     """Check how accurately a device runs the model, and find the first wrong operation.
 
-    If `reference` names another implementation of GPT-2, `end_to_end` of the result also holds the
-    error of this implementation on the CPU. Before each step, `on_step` gets the name of the step.
+    In the mode "compiled", `compilation` chooses the compile backend. If this backend makes no
+    graph, the result says that the mode is NOT CHECKED. If `reference` names another implementation
+    of GPT-2, `end_to_end` of the result also holds the error of this implementation on the CPU.
+    Before each step, `on_step` gets the name of the step.
 
     Nothing runs if this machine does not have the device, if the device does not support the dtype
     or the mode, or if the dtype cannot represent the largest weights or activations. Then
@@ -105,14 +111,19 @@ def check_device(
     attempts = Attempts()
     reason = _cannot_check(device, dtype, mode)
     if not reason:
-        overflow = partial(_overflow, weights, dtype)
-        reason = attempts.run(f"the largest numbers in {started.dtype}", overflow, "")
+        find = partial(overflow, weights, dtype)
+        reason = attempts.run(f"the largest numbers in {started.dtype}", find, "")
     if reason:
         return replace(started, not_checked=reason)
 
+    def begin(step: str) -> None:
+        give_back_memory()
+        on_step(step)
+
     with ExitStack() as entered:
-        on_step("first call")
-        start = partial(_start, weights, device, dtype, mode, entered)
+        graphs = entered.enter_context(counted_graphs()) if mode.endswith("compiled") else None
+        begin("first call")
+        start = partial(_start, weights, device, dtype, mode, compilation, entered)
         under_test = attempts.run("the model on the device", start, None)
         if under_test is None:
             return replace(started, errors=attempts.failed)
@@ -123,10 +134,10 @@ def check_device(
         isolated: list[Isolated] = []
         rows, felt, allowed, located = [], None, None, None
         if record is not None:
-            on_step("end to end")
+            begin("end to end")
             drift = partial(end_to_end, under_test, record, reference)
             rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
-            isolated, located = isolated_errors(under_test, record, attempts, on_step)
+            isolated, located = isolated_errors(under_test, record, attempts, begin)
         judged = judge_uses(
             Judge(
                 model,
@@ -135,11 +146,11 @@ def check_device(
                 under_test.autocast,
                 StaticKVCache if mode.endswith("compiled") else KVCache,
             ),
-            on_step=on_step,
+            on_step=begin,
         )
         if mode == "optimized-compiled":
             judged.append(judge_compiled_step(model, exact))
-        on_step("invariants")
+        begin("invariants")
         beside = partial(check_oracle, exact, generator)
         invariants = attempts.run("oracle beside NumPy", beside, [])
         if record is None or allowed is None:
@@ -147,15 +158,19 @@ def check_device(
         else:
             given = (model, under_test.given, allowed, record.logits)
             invariants += attempts.run("invariants", partial(check_invariants, *given), [])
-    on_step("single operations")
+    begin("single operations")
     probes: list[Check] = []
     faulty_probe = None
     if mode == "eager":
         probe = partial(probe_operations, device, dtype)
         probes, faulty_probe = attempts.run("single operations", probe, ([], None))
+    settings = attempts.run("settings", partial(device_settings, torch.device(device)), {})
+    if graphs is not None:
+        settings |= {"compile backend": compilation.backend, **graphs.in_words()}
+        attempts.failed += graphs.checks()
     return replace(
         started,
-        settings=attempts.run("settings", partial(device_settings, torch.device(device)), {}),
+        settings=settings,
         uses=judged,
         isolated=isolated,
         end_to_end=rows,
@@ -175,7 +190,12 @@ def number_of_steps(cfg: Config) -> int:
 
 
 def _start(
-    weights: Weights, device: str, dtype: torch.dtype, mode: str, entered: ExitStack
+    weights: Weights,
+    device: str,
+    dtype: torch.dtype,
+    mode: str,
+    compilation: Compilation,
+    entered: ExitStack,
 ) -> Subject:
     """Build the model under test on its device, and the same model in float64 on the CPU.
 
@@ -192,7 +212,7 @@ def _start(
         model.optimize()
     entered.enter_context(under_test.context())
     if mode.endswith("compiled"):
-        entered.enter_context(compiled_leaves(model))
+        entered.enter_context(compiled_leaves(model, compilation))
     return under_test
 
 
@@ -202,17 +222,18 @@ def run_suite(
     dtypes: Iterable[str],
     modes: Iterable[str] = ("eager",),
     *,
+    compilation: Compilation = INDUCTOR,
     reference: str | None,
     no_reference: str = "",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> SuiteReport:
     """Compare the model with a reference, and check every device, dtype and mode.
 
-    `reference` is the name of another implementation of GPT-2, or None. Without a reference, the
-    verdict on the comparison is NOT CHECKED, and the report gives `no_reference` as the reason. If
-    the reference is not available, the verdict is also NOT CHECKED, and the report says why. If the
-    comparison raises an exception, the devices are still checked. Before each step, `on_step` gets
-    the name of the step.
+    `compilation` chooses the compile backend for the mode "compiled". `reference` is the name of
+    another implementation of GPT-2, or None. Without a reference, the verdict on the comparison is
+    NOT CHECKED, and the report gives `no_reference` as the reason. If the reference is not
+    available, the verdict is also NOT CHECKED, and the report says why. If the comparison raises an
+    exception, the devices are still checked. Before each step, `on_step` gets the name of the step.
     """
     same, without_reference = None, Verdict.NOT_CHECKED
     if reference is not None:
@@ -230,6 +251,7 @@ def run_suite(
             device,
             choose_dtype(dtype),
             mode=mode,
+            compilation=compilation,
             reference=reference,
             on_step=lambda step, where=f"{device} {dtype} {mode}": on_step(f"{where}: {step}"),
         )
@@ -260,16 +282,6 @@ def report_on(
         no_reference=no_reference,
         runs=runs,
     )
-
-
-def _overflow(weights: Weights, dtype: torch.dtype) -> str:
-    """Say which weight or activation is too large for the dtype. Return "" if all of them fit."""
-    reason = overflowing_weight(weights.state, dtype)
-    if torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max:  # only float16
-        exact = ExactParts(weights.cfg, weights.state, dtype)
-        for tokens in (suite_tokens(weights.cfg), suite_tokens(weights.cfg, 1, weights.cfg.n_ctx)):
-            reason = reason or overflowing_activation(exact, tokens)
-    return reason
 
 
 def _cannot_check(device: str, dtype: torch.dtype, mode: str) -> str:

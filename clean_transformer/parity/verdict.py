@@ -8,9 +8,10 @@ from enum import Enum
 class Verdict(str, Enum):
     """The possible verdicts, from the best (PASS) to the worst (WRONG).
 
-    NOT CHECKED means that something could not be checked. ERROR means that a check raised an
-    exception. DEGRADED means that the device is less accurate than a healthy device. WRONG means
-    that rounding cannot explain the error. The verdict of a run is the worst verdict of its checks.
+    NOT CHECKED means that the user asked for a check that was not possible, for example on a device
+    that this machine does not have. ERROR means that a check raised an exception. DEGRADED means
+    that the device is less accurate than a healthy device. WRONG means that rounding cannot explain
+    the error. The verdict of a run is the worst verdict of its checks.
     """
 
     PASS = "PASS"

@@ -1,6 +1,13 @@
 """Finds the devices that PyTorch can use on this machine, and chooses devices by name."""
 
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
+
 import torch
+
+# Packages that add a device to PyTorch when they are imported, by the device's type.
+PLUGINS = {"xla": "torch_xla", "hpu": "habana_frameworks.torch.core", "npu": "torch_npu"}
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -29,11 +36,31 @@ def known_device(name: str | torch.device) -> torch.device:
 
 def is_available(name: str) -> bool:
     """Whether PyTorch can create a tensor on the device called `name`."""
+    _import_plugin(name.split(":")[0])
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, ImportError):
         return False
     return True
+
+
+def import_packages(names: Iterable[str]) -> None:
+    """Import packages that add devices or compile backends to PyTorch.
+
+    Raises `ValueError` if a package cannot be imported.
+    """
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ValueError(f"cannot import {name}: {error}") from error
+
+
+def _import_plugin(kind: str) -> None:
+    """Import the package that adds the device type `kind`, if it is installed."""
+    package = PLUGINS.get(kind)
+    if package is not None and find_spec(package.split(".")[0]) is not None:
+        import_packages([package])
 
 
 def available() -> list[str]:

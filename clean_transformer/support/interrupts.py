@@ -10,7 +10,8 @@ from types import FrameType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-Change = TypeVar("Change", bound="Undoable")
+Entered = TypeVar("Entered")
+Change = TypeVar("Change", bound="Undoable[Any]")
 
 
 class Interrupts(AbstractContextManager["Interrupts"]):
@@ -18,22 +19,27 @@ class Interrupts(AbstractContextManager["Interrupts"]):
 
     A delayed Ctrl-C then calls the earlier signal handler, which usually raises
     `KeyboardInterrupt`. If the attribute `waits` is set to False, a Ctrl-C is delayed only while
-    Python runs the body of one of the functions in `guarded`. In a thread other than the main
-    thread, this class does nothing, because Python calls signal handlers only in the main thread.
+    Python runs the body of one of the methods `guarded` of the object `owner`. In a thread other
+    than the main thread, this class does nothing, because Python calls signal handlers only in the
+    main thread.
     """
 
-    def __init__(self, *guarded: Callable[..., Any]):
+    def __init__(self, owner: object = None, *guarded: Callable[..., Any]):
         self.waits, self._pending, self._closed = True, False, False
         self._guarded = {unwrap(function).__code__ for function in guarded}
+        self._owner = id(owner)  # the signal handler must not keep the owner alive
         self._before: Any = signal.getsignal(signal.SIGINT)
         if callable(self._before) and current_thread() is main_thread():
             signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.waits or (frame is not None and frame.f_code in self._guarded):
+        if self.waits or (frame is not None and self._guards(frame)):
             self._pending = True
         else:
             self._before(number, frame)
+
+    def _guards(self, frame: FrameType) -> bool:
+        return frame.f_code in self._guarded and id(frame.f_locals.get("self")) == self._owner
 
     def let_in(self, run: Callable[..., Result], *inputs: Any, **arguments: Any) -> Result:
         """Return `run(*inputs, **arguments)`. A Ctrl-C during this call is not delayed."""
@@ -67,24 +73,16 @@ class Interrupts(AbstractContextManager["Interrupts"]):
         self.close()
 
 
-class Undoable(AbstractContextManager["Undoable"]):
+class Undoable(AbstractContextManager[Entered]):
     """A change that stays until `end` is called or the `with` block ends.
 
-    A subclass makes the change in `make`, and undoes the change in `unmake`. A Ctrl-C at any moment
-    leaves the change complete or undone. Create objects with `Subclass(...).settled()`, because a
-    Ctrl-C is delayed until `settled` is called. `enders` are the methods of the subclass that call
-    `end`: a Ctrl-C is delayed in these methods, too.
+    A subclass makes the change in `make`, and undoes the change in `unmake`. The method `begin`
+    calls `make`. A Ctrl-C at any moment leaves the change complete or undone. `callers` are the
+    methods of the subclass that call `begin` or `end`: a Ctrl-C is delayed in these methods, too.
     """
 
-    def __init__(self, *enders: Callable[..., Any]):
-        entered = (Undoable.__enter__, Undoable.__exit__, Undoable.settled, Undoable.end)
-        self._interrupts = Interrupts(*entered, *enders)
-        self._closer: _Closer | None = _Closer(self._interrupts)
-        try:
-            self.make()
-        except BaseException:
-            self.end()
-            raise
+    def __init__(self, *callers: Callable[..., Any]):
+        self._callers = callers
 
     @abstractmethod
     def make(self) -> None:
@@ -94,10 +92,22 @@ class Undoable(AbstractContextManager["Undoable"]):
     def unmake(self) -> None:
         """Undo the change. If `make` raised an error, undo what `make` did before the error."""
 
-    def settled(self: Change) -> Change:
-        """Return this object, and stop delaying Ctrl-C.
+    def begin(self: Change) -> Change:
+        """Make the change, and return this object. After an error, the change is undone."""
+        own = (Undoable.__enter__, Undoable.__exit__, Undoable.begin, Undoable.settled)
+        self._interrupts = Interrupts(self, *own, Undoable.end, *self._callers)
+        self._closer: _Closer | None = _Closer(self._interrupts)
+        try:
+            self.make()
+        except BaseException:
+            self.end()
+            raise
+        return self.settled()
 
-        If a Ctrl-C was delayed, undo the change and raise `KeyboardInterrupt` instead.
+    def settled(self: Change) -> Change:
+        """Return this object. If a Ctrl-C was delayed, undo the change, and raise an error instead.
+
+        The error is `KeyboardInterrupt`. From now on, a Ctrl-C is no longer delayed.
         """
         try:
             self._interrupts.deliver()
@@ -119,10 +129,10 @@ class Undoable(AbstractContextManager["Undoable"]):
         finally:
             self._interrupts.close()
 
-    def __enter__(self: Change) -> Change:
-        return self.settled()
+    def __enter__(self) -> Entered:
+        return self.settled()  # type: ignore[return-value]  # a subclass is an `Undoable["Itself"]`
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.end()
 
 

@@ -12,8 +12,8 @@ _NO_PERMANENT = (
 )
 _NOTHING_STAYS = "run_with_hooks and run_with_cache leave no hook behind; leave the argument out"
 _NEURONS = (
-    "neurons are not stacked here; transformer_lens.ActivationCache(dict(cache), model) has this, "
-    "and cache['post', layer] and model.W_out[layer] hold the factors"
+    "get_full_resid_decomposition() stacks the output of every neuron; cache['post', layer] and "
+    "model.W_out[layer] hold the factors"
 )
 _KV_CACHE = "pass kv_cache=KVCache(n_layers, n_ctx); KVCache is in clean_transformer"
 _EVALS = "compute the loss of your texts with model(texts, return_type='loss')"
@@ -44,11 +44,9 @@ LEFT_OUT = {
         _NO_PERMANENT,
     ),
     **dict.fromkeys(("reset_hooks_end", "clear_contexts"), _NOTHING_STAYS),
-    **dict.fromkeys(("expand_neurons", "get_neuron_results", "stack_neuron_results"), _NEURONS),
+    **dict.fromkeys(("get_neuron_results", "stack_neuron_results"), _NEURONS),
     **dict.fromkeys(("run_with_saes", "run_with_cache_with_saes", "saes", "add_sae"), _SAES),
     **dict.fromkeys(("load_sample_training_dataset", "sample_datapoint"), _EVALS),
-    "add_hook": "use `with model.hooks(fwd_hooks=[(name, function)])`, or model.add_hook(name, "
-    "function) until reset_hooks(); hook_point.name is the name",
     "past_kv_cache": _KV_CACHE,
     "attention_mask": "pass kv_cache=KVCache(n_layers, n_ctx, attention_mask=...)",
     "start_at_layer": "call the modules: `for block in model.blocks[start:]: x = block(x)`",
@@ -62,7 +60,6 @@ LEFT_OUT = {
     "batch_slice": "slice the activations: cache[name][start:end]",
     "has_batch_dim": "leave it out: a stack may have any axes between component and d_model",
     "recompute_ln": "accumulated_resid(apply_ln=True) and analysis.logit_lens apply ln_final anew",
-    "project_output_onto": "multiply the result by the directions: stack @ directions",
     "toggle_autodiff": "use `with torch.no_grad():`",
     "all_composition_scores": "use transformer_lens.utilities: composition_scores(model.OV, "
     "model.QK)",

@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import Any, Generic, SupportsIndex, TypeVar
+from typing import Any, Literal, SupportsIndex, TypeVar
 
 from torch import Tensor, nn
 
-from clean_transformer.support.interrupts import Interrupts
+from clean_transformer.support.interrupts import Undoable
 from clean_transformer.support.stand_in import StandIn
 
 Root = TypeVar("Root", bound=nn.Module)
@@ -27,10 +26,10 @@ _registering = threading.Lock()
 class Reading:
     """A forward hook that calls `function(output, hook=module)` and ignores the result.
 
-    `name` is the path of the module in the model. Before each call, the hook sets `module.name` to
-    `name`. The hook calls the function only in the thread that created the hook, or in every thread
-    if the attribute `thread` is None. If a hook function runs the module, the hook does nothing.
-    `has_run` says whether the function was called.
+    `name` is the path of the module in the model. While the function runs, `module.name` is `name`.
+    The hook calls the function only in the thread that created the hook, or in every thread if the
+    attribute `thread` is None. If a hook function runs the module, the hook does nothing. `has_run`
+    says whether the function was called.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]):
@@ -43,7 +42,6 @@ class Reading:
         if self.thread not in (None, threading.get_ident()) or _running.depth != self.depth:
             return None
         self.has_run = True
-        module.name = self.name  # type: ignore[assignment, unused-ignore]
         return self.apply(module, output)
 
     def apply(self, module: nn.Module, output: Tensor) -> Tensor | None:
@@ -61,12 +59,15 @@ class Reading:
         return super().__reduce_ex__(protocol)
 
     def call(self, module: nn.Module, value: Tensor) -> Any:
-        """Return `function(value, hook=module)`."""
+        """Return `function(value, hook=module)`. Meanwhile, `module.name` is `name`."""
+        before: Any = getattr(module, "name", None)
+        module.name = self.name  # type: ignore[assignment, unused-ignore]
         _running.depth += 1
         try:
             return self.function(value, hook=module)
         finally:
             _running.depth -= 1
+            module.name = before
 
 
 class Editing(Reading):
@@ -126,6 +127,7 @@ class EditingGradient(Editing):
         return view
 
 
+Direction = Literal["fwd", "bwd"]
 Placement = tuple[nn.Module, Reading]
 
 
@@ -133,6 +135,13 @@ def register(module: nn.Module, hook: Reading) -> None:
     """Register the forward hook on the module."""
     with _registering:
         module.register_forward_hook(hook)
+
+
+def add(module: nn.Module, name: str, function: Callable[..., Any], direction: Direction) -> None:
+    """Register a hook that edits the output ("fwd") or its gradient ("bwd") in every thread."""
+    hook = {"fwd": Editing, "bwd": EditingGradient}[direction](name, function)
+    hook.thread = None
+    register(module, hook)
 
 
 def remove(module: nn.Module, hook: Reading) -> None:
@@ -159,7 +168,7 @@ def require_runs(hooks: Iterable[Placement], *, some: bool) -> None:
     )
 
 
-class Placed(AbstractContextManager[Root], Generic[Root]):
+class Placed(Undoable[Root]):
     """Registers `hooks` on modules of `root`, and removes the hooks at the end of a `with` block.
 
     `with Placed(root, hooks) as model` sets `model` to `root`. Inside the block, modules that were
@@ -172,38 +181,32 @@ class Placed(AbstractContextManager[Root], Generic[Root]):
         self, root: Root, hooks: Iterable[Placement], check: Callable[[], object] = lambda: None
     ):
         self.root, self.placements, self.check = root, [*hooks], check
+        self.uncompiled: list[StandIn] = []
+        super().__init__(Placed.__enter__, Placed.__exit__)
+
+    def make(self) -> None:
+        """Register the hooks. Modules that were compiled run uncompiled."""
+        for each in self.root.modules():
+            if each._compiled_call_impl is not None:
+                self.uncompiled.append(StandIn(each, "_compiled_call_impl", _no_call))
+        for module, hook in self.placements:
+            register(module, hook)
+
+    def unmake(self) -> None:
+        """Remove the hooks. Modules that were compiled run compiled again."""
+        for module, hook in self.placements:
+            remove(module, hook)
+        while self.uncompiled:
+            self.uncompiled.pop().restore()
 
     def __enter__(self) -> Root:
-        self.interrupts = Interrupts(Placed.__exit__)
-        self.uncompiled: list[StandIn] = []
-        try:
-            for each in self.root.modules():
-                if each._compiled_call_impl is not None:
-                    self.uncompiled.append(StandIn(each, "_compiled_call_impl", _no_call))
-            for module, hook in self.placements:
-                register(module, hook)
-            self.interrupts.deliver()
-        except BaseException:
-            self.remove()
-            raise
-        self.interrupts.waits = False
+        self.begin()
         return self.root
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self.interrupts.waits = True
-        self.remove()
+        self.end()
         if error is None:
             self.check()
-
-    def remove(self) -> None:
-        """Remove the hooks. Modules that were compiled run compiled again."""
-        try:
-            for module, hook in self.placements:
-                remove(module, hook)
-            for stand_in in self.uncompiled:
-                stand_in.restore()
-        finally:
-            self.interrupts.close()
 
 
 def _no_call(below: object) -> None:

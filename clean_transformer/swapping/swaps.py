@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from clean_transformer.hooks import name_hook_points
 from clean_transformer.modules.contract import accepts, kind
 from clean_transformer.reports.page import in_words, render_page
 from clean_transformer.support.interrupts import Undoable
@@ -36,7 +37,7 @@ class LooksAhead(UserWarning):
     """Warns that the output of a new module depends on later positions."""
 
 
-class Swap(Undoable):
+class Swap(Undoable["Swap"]):
     """The result of `swap` and `transplant`: the new modules, and the modules that they replaced.
 
     The new modules stay in the model until `restore` is called or the `with` block ends.
@@ -231,6 +232,7 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
         if not isinstance(make, nn.Module):
             refuse_unset(new, parameters, path)
         modules[path] = as_ours(kind(path), new)
+        name_hook_points(modules[path], path)
         looks_ahead = probe(modules[path], type(new).__name__, path, cfg, like)
         swapped.append(
             Swapped(path, class_name(old), class_name(modules[path]), parameters, looks_ahead)
@@ -258,4 +260,4 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
             LooksAhead,
             stacklevel=3,
         )
-    return Swap(swapped, modules, places, lost).settled()
+    return Swap(swapped, modules, places, lost).begin()

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import TYPE_CHECKING, Any
 
 from clean_transformer.support.printable import printable
@@ -67,8 +68,9 @@ def read_settings(folder: Path) -> Settings:
             added = [dict(token) for _, token in sorted(decoder.items(), key=lambda at: int(at[0]))]
         else:
             fields |= _read(folder / "special_tokens_map.json")
-            special = {_content(fields.get(f"{name}_token")) for name in NAMED}
-            special |= {_content(token) for token in _extra(fields)}
+            given = [fields.get(f"{name}_token") for name in NAMED]
+            named = [token for token in given if token not in (None, "")]
+            special = {_content(token) for token in (*named, *_extra(fields))}
             ids = _read(folder / "added_tokens.json")
             added = [
                 {"content": token, "special": token in special, "normalized": token not in special}
@@ -192,8 +194,14 @@ def _names(file: Path) -> Iterator[None]:
 
 
 def _content(token: Any) -> str:
-    """Return the spelling of `token`, a value in a JSON file: a string or a dictionary."""
-    return str(token["content"]) if isinstance(token, dict) else str(token)
+    """Return the spelling of `token`, a value in a JSON file: a string or a dictionary.
+
+    Raises `ValueError` for anything else, such as a dictionary without a spelling.
+    """
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str) or not content:
+        raise ValueError(f"a special token must be a text, not {shorten(token)}")
+    return content
 
 
 def _extra(fields: dict[str, Any]) -> list[Any]:

@@ -1,5 +1,6 @@
 """Defines `WeightsError`, and functions that raise it for weights that no GPT-2 can have."""
 
+import re
 from collections.abc import Mapping
 from reprlib import repr as shorten
 
@@ -15,11 +16,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class WeightsError(ValueError):
     """A checkpoint could not be read, or a format cannot store a model.
 
-    Control characters in the message are escaped, because they may come from a malicious file.
+    Control characters in the message are escaped, and words of 1,000 characters or more are
+    shortened, because they may come from a malicious file.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        # Names between two slashes of a path are never so long.
+        super().__init__(re.sub(r"([^\s/]{500})[^\s/]{500,}", r"\1…", printable))
 
 
 def refuse_other_kinds(tensors: Mapping[str, Tensor]) -> None:

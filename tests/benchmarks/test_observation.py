@@ -1,6 +1,7 @@
 """The kinds of runs that are compared compute the same, and the table has their quotients."""
 
 import pytest
+import torch
 
 from benchmarks import observation
 
@@ -12,12 +13,22 @@ def test_all_kinds_of_runs_give_the_same_logits():
     kinds = observation.runs(model, tokens)
     expected = model(tokens)
     for name, run in kinds.items():
-        logits = run()[0] if name == observation.CAPTURE else run()
+        keeps = name in (observation.CAPTURE, observation.LISTED)
+        logits = run()[0] if keeps else run()
         assert_same_function(logits, expected)
     bare = observation.without_hook_points(model)
     assert not bare.hook_dict
     assert len(model.hook_dict) > 0
     assert bare.embed.W_E is model.embed.W_E
+
+
+def test_plain_hooks_keep_what_a_cache_keeps():
+    model, tokens = random_model(), random_tokens()
+    kept = observation.keeping_a_list(model, tokens)[1]
+    cache = model.run_with_cache(tokens)[1]
+    for one, other in zip(kept, cache.values(), strict=True):
+        assert torch.equal(one, other)
+    assert not any(point._forward_hooks for point in model.hook_dict.values())
 
 
 def test_the_bytes_that_a_cache_keeps():
@@ -33,9 +44,10 @@ def test_the_table_has_the_median_of_the_quotients(capsys: pytest.CaptureFixture
     assert {len(times) for times in taken.values()} == {2}
     times = {observation.PLAIN: [1.0, 2.0, 4.0], observation.WITHOUT: [1.0, 1.0, 1.0]}
     times |= {observation.EXPLICIT: [2.0, 2.0, 2.0], observation.CAPTURE: [4.0, 2.0, 1.0]}
+    times |= {observation.LISTED: [2.0, 2.0, 2.0]}
     observation.report(times)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-3:] for line in lines[-3:-1]] == [
+    assert [line.split()[-3:] for line in lines[-5:-3]] == [
         ["2.000", "≤", "1.02"],
         ["1.000", "≤", "1.08"],
     ]

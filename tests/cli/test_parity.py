@@ -128,6 +128,7 @@ def test_the_doctor(small: Path) -> None:
     assert result.exit_code == 0, result.output
     (small / "doctor.json").rename(small.parent / "before.json")
     assert "PASS cpu computes GPT-2 correctly in float32." in result.stdout
+    assert "NOT CHECKED" not in result.stdout  # nobody asked for cuda or mps
     with inject("gelu-tanh-ignored"):
         result = call("doctor", "--device", "cpu", "--json", small.parent / "after.json")
     assert result.exit_code == 1

@@ -9,13 +9,11 @@ from torch import Tensor
 
 from clean_transformer.inference.autotune import has_onednn
 from clean_transformer.inference.matmuls import (
-    Int8,
     Matmul,
     OneDNN,
     SeparateBias,
     SplitInputs,
     ThroughFloat32,
-    to_int8,
 )
 
 ANYWHERE = [Matmul(), SeparateBias(), SplitInputs(2), ThroughFloat32(), ThroughFloat32(at_a_time=8)]
@@ -65,51 +63,6 @@ def test_every_kernel_is_accurate(matmul, dtype, sizes, transposed: bool, seed: 
         (post.double() - gelu).abs() <= LIPSCHITZ_OF_GELU * bound + 8 * unit * exact.abs()
     ).all()
     assert torch.equal(residual, before)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@given(sizes=st.tuples(*[st.integers(2, 33)] * 3), seed=st.integers(0, 99))
-def test_8_bits_are_off_by_half_a_step_of_each_factor(
-    dtype: torch.dtype, sizes: tuple[int, int, int], seed: int
-):
-    n_rows, d_in, d_out = sizes
-    x, W = drawn(n_rows, d_in, seed=seed).to(dtype), drawn(d_in, d_out, seed=seed + 1).to(dtype)
-    b = torch.ones(d_out, dtype=dtype)
-
-    output = Int8()(x, Int8().prepare(W, b))
-
-    assert output.dtype == dtype
-    x, W, b = x.double(), W.double(), b.double()
-    half_x = x.abs().amax(dim=1, keepdim=True) / 254
-    half_W = W.abs().amax(dim=0) / 254
-    bound = x.abs().sum(dim=1, keepdim=True) * half_W + W.abs().sum(dim=0) * half_x
-    bound += d_in * half_x * half_W
-    # Six products and sums in float32, and the rounding of what comes out.
-    size = x.abs() @ W.abs() + b + bound
-    rounding = (6 * 2**-24 + torch.finfo(dtype).eps / 2) * size
-    error = (output.double() - x @ W - b).abs()
-    assert (error <= bound + rounding).all()
-    assert error.any()
-
-
-def test_8_bits_of_large_activations_do_not_overflow_half_precision():
-    x, W = torch.full((1, 4096), 8.0).half(), torch.full((4096, 2), 0.5).half()
-
-    output = Int8()(x, Int8().prepare(W, torch.zeros(2).half()))
-
-    assert output.tolist() == [[16384.0, 16384.0]]
-
-
-def test_8_bits_of_a_single_input_are_refused():
-    with pytest.raises(ValueError, match="8-bit weights need 2 or more input features"):
-        Int8().prepare(torch.ones(1, 3), torch.zeros(3))
-
-
-def test_a_row_of_zeros_in_8_bits_is_zeros():
-    whole, step = to_int8(torch.tensor([[0.0, 0.0], [-2.0, 1.0]]))
-
-    assert whole.tolist() == [[0, 0], [-127, 64]]
-    assert step.tolist() == [[0.0], [pytest.approx(2 / 127)]]
 
 
 WITHOUT_ONEDNN = """

@@ -17,6 +17,7 @@ from clean_transformer import DemoTransformer, HookPoint
 from clean_transformer.config import Config
 from clean_transformer.inference import NotOptimized, fast_modules, optimize
 from clean_transformer.inference.autotune import Choice
+from clean_transformer.inference.int8 import Int8
 from clean_transformer.inference.matmuls import (
     Matmul,
     OneDNN,
@@ -111,6 +112,34 @@ def test_the_parity_suite_passes(monkeypatch, dtype: torch.dtype):
     assert run.verdict.value == "PASS", run
     names = {row.name for row in run.isolated}
     assert names == {"blocks.0", "blocks.1", "ln_final"}
+
+
+@pytest.mark.slow
+def test_with_weights_that_8_bits_hold_exactly_the_parity_suite_passes(monkeypatch):
+    """Rounding weights that are rounded changes nothing, so the bounds of float32 apply."""
+    monkeypatch.setattr(invariants, "INVARIANTS", ())
+    in_float32 = DemoTransformer.optimize
+    monkeypatch.setattr(DemoTransformer, "optimize", lambda self: in_float32(self, "int8"))
+    cfg = tiny(n_ctx=33)
+    state = {name: rounded(name, W) for name, W in stress(cfg).items()}
+
+    run = check_device(Weights("", cfg, state), "cpu", torch.float32, mode="optimized")
+
+    assert run.verdict.value == "PASS", run
+
+
+def rounded(name: str, W: torch.Tensor) -> torch.Tensor:
+    """W as an 8-bit copy holds it, if it is the weight of a product."""
+    leaf = name.rpartition(".")[2]
+    if leaf == "W_pos" or not leaf.startswith("W_"):
+        return W
+    if leaf == "W_E":
+        return rounded("W_U", W.T.contiguous()).T.contiguous()
+    if leaf in ("W_Q", "W_K", "W_V"):
+        return torch.stack([rounded("W_U", head) for head in W])
+    flat = W.flatten(end_dim=-2)
+    copied = Int8().prepare(flat, torch.zeros(flat.shape[1])).floats(len(flat))
+    return copied[:, : flat.shape[1]].reshape(W.shape)
 
 
 def test_the_parity_suite_sees_a_wrong_kernel(monkeypatch):
@@ -304,12 +333,35 @@ def test_weights_changed_in_place_are_read_as_they_are(model):
     assert_same_function(model(TOKENS), expected(TOKENS))
 
 
-def test_8_bit_copies_notice_a_change_in_place(model):
+def every_weight_changed_unseen(model: DemoTransformer) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)  # version counters do not count this change
+
+
+def one_weight_changed_unseen(model: DemoTransformer) -> None:
+    model.blocks[1].mlp.W_out.data[3, 2] += 0.01
+
+
+def unembedding_changed_unseen(model: DemoTransformer) -> None:
+    model.embed.W_E.data.neg_()
+
+
+@pytest.mark.parametrize("change", [one_weight_changed_unseen, unembedding_changed_unseen])
+def test_8_bit_copies_notice_which_module_has_changed(model, change):
+    model.optimize("int8")
+    change(model)
+
+    with runs_as_written(model, "number of threads have changed"):
+        model(TOKENS)
+
+
+@pytest.mark.parametrize("change", [every_weight_changed, every_weight_changed_unseen])
+def test_8_bit_copies_notice_a_change_in_place(model, change):
     expected = copy.deepcopy(model)
-    every_weight_changed(expected)
+    change(expected)
 
     model.optimize("int8")
-    every_weight_changed(model)
+    change(model)
     with runs_as_written(model, "call optimize"):
         logits = model(TOKENS)
 

@@ -23,6 +23,7 @@ from clean_transformer.parity.report.page import render
 from clean_transformer.parity.report.terminal import print_diagnosis, print_report
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.suite import check_device, run_suite
+from clean_transformer.parity.uses import overflow
 from clean_transformer.parity.verdict import Verdict
 
 from ..pages import Page
@@ -104,7 +105,7 @@ def test_a_device_without_memory_for_the_first_measurement_is_an_error(
     def no_memory(*args: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(suite, "overflowing_activation", no_memory)
+    monkeypatch.setattr(overflow, "overflowing_activation", no_memory)
     monkeypatch.setattr(suite, "_start", no_memory)
     run = check_device(WEIGHTS, "cpu", F16)
     assert (run.verdict, run.verdict.exit_status) == (Verdict.ERROR, 2)
@@ -241,7 +242,7 @@ def test_a_device_that_returns_no_values_is_reported_cell_by_cell() -> None:
 def shown(run: DeviceRun, width: int = 80) -> str:
     """The run as `doctor` prints it. The lines must fit the width."""
     file = io.StringIO()
-    print_diagnosis(run, [], "small weights", Console(file=file, width=width))
+    print_diagnosis(run, "small weights", Console(file=file, width=width))
     return file.getvalue()
 
 

@@ -7,9 +7,9 @@ import torch
 
 from clean_transformer.parity import inputs, suite
 from clean_transformer.parity.activations.isolated import PATHS, Isolated
+from clean_transformer.parity.cliffs import cliff_runs
 from clean_transformer.parity.faults import inject
-from clean_transformer.parity.inputs import choose_weights, suite_tokens
-from clean_transformer.parity.measurements import cliff_inputs
+from clean_transformer.parity.inputs import LENGTH, choose_weights, suite_tokens
 from clean_transformer.parity.modes import choose_modes
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.suite import check_device, number_of_steps, run_suite
@@ -80,15 +80,27 @@ def test_tokens_hold_the_last_id_and_0() -> None:
 
 def test_cliffs_have_their_lengths_and_layouts() -> None:
     exact = ExactParts(WEIGHTS.cfg, WEIGHTS.state, F32)
-    layer, cases = cliff_inputs(exact, torch.empty(0, dtype=BF16))
+    runs = cliff_runs(exact, torch.empty(0, dtype=BF16))
+    assert {(name, path) for name, _, path, _ in runs} == {
+        ("blocks.1", "fused"),
+        ("blocks.1", "explicit"),
+    }
+    cases = {case: x for _, case, _, x in runs}
     assert {x.dtype for x in cases.values()} == {BF16}
-    assert layer == 1
     assert {name: x.shape[1] for name, x in cases.items() if "tokens" in name} == {
         f"1 × {length} tokens": length for length in (1, 2, 8, 9, 16)
     }
     assert not cases["permuted input"].is_contiguous()
     assert not cases["transposed input"].is_contiguous()
     assert cases["sliced input"].shape == (2, 16, 128)
+
+
+def test_long_cliffs_run_both_paths_in_every_kernel_that_differs() -> None:
+    weights = small_weights(d_vocab=300, n_ctx=LENGTH + 1)
+    runs = cliff_runs(ExactParts(weights.cfg, weights.state, F32), torch.empty(0))
+    long = {(name, path) for name, case, path, _ in runs if case == f"1 × {LENGTH + 1} tokens"}
+    explicit = {(f"blocks.1.{part}", "explicit") for part in ("ln1", "attn")}
+    assert long == {("blocks.1", "fused"), *explicit}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from clean_transformer.support.interrupts import Interrupts
+from clean_transformer.support.interrupts import Interrupts, Undoable
 from clean_transformer.swapping.swaps import swap
 from clean_transformer.variants.mlp import ReluMLP
 from tests.helpers import random_model
@@ -48,6 +48,23 @@ def test_an_interrupt_is_let_in_and_what_follows_is_not_broken_off():
     with pytest.raises(KeyboardInterrupt):
         run()
     assert steps
+
+
+def test_an_outer_change_does_not_delay_what_comes_in_an_inner_one():
+    """A Ctrl-C while an inner change begins or ends need not wait for the end of the outer one."""
+    outside = []
+
+    class Inner(Undoable["Inner"]):
+        def make(self) -> None:
+            """Let the signal come inside of `begin`, before this change waits for signals."""
+            with pytest.raises(KeyboardInterrupt):
+                outside[0](signal.SIGINT, sys._getframe(1))
+
+        unmake = make  # inside of `end`
+
+    with swap(random_model(), "blocks.*.mlp", ReluMLP):
+        outside.append(signal.getsignal(signal.SIGINT))
+        Inner().begin().end()
 
 
 def test_the_closing_order_does_not_matter():

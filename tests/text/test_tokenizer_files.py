@@ -113,7 +113,15 @@ def test_malformed_settings(tmp_path: Path, name: str, content: str):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"added_tokens": {"<X>": []}}, {"special_tokens_map": {"bos_token": {}}}]
+    "wrong",
+    [
+        {"added_tokens": {"<X>": []}},
+        {"special_tokens_map": {"bos_token": {}}},
+        {"tokenizer_config": {"eos_token": {"content": None}, "added_tokens_decoder": {}}},
+        {"tokenizer_config": {"eos_token": {"content": ""}, "added_tokens_decoder": {}}},
+        {"tokenizer_config": {"bos_token": 5}},
+        {"tokenizer_config": {"additional_special_tokens": [None]}},
+    ],
 )
 def test_settings_of_another_shape(tmp_path: Path, wrong):
     with pytest.raises(ValueError, match="cannot be read"):

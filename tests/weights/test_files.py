@@ -171,6 +171,11 @@ def test_an_activation_that_a_variant_has(tmp_path: Path, state, activation: str
 # Wrong weights.
 
 
+def test_long_names_from_a_file_are_shortened(tmp_path: Path, state, theirs):
+    named = {letter * 10_000: theirs[WTE] for letter in "abc"}
+    refused(put(tmp_path, state, theirs | named), r"unused: (a{500}….?.?b{500}….?.?c{500}…)$")
+
+
 def test_control_characters_from_a_file_are_escaped(tmp_path: Path, state, theirs):
     strange = theirs | {"\x1b[31mred": theirs[WTE]}
     refused(put(tmp_path, state, strange), r"unused: .*\\x1b\[31mred")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clean_transformer.benchmark.contestants.base import Contestant, Tokens
+from clean_transformer.benchmark.contestants.base import DTYPES, Contestant, Tokens
 from clean_transformer.benchmark.contestants.nanogpt import NanoGPT
 from clean_transformer.benchmark.contestants.peers import hugging_face_model
 from clean_transformer.weights.formats.gguf import write_gguf
@@ -195,8 +195,12 @@ class Reader(nn.Module):
         return F.linear(x[:, -1], self.model.wte.weight), kept
 
 
+# For each dtype, llama.cpp's number of the type of keys and values; it uses float16 for the others.
+KV_TYPES = {"float32": 0}
+
+
 class LlamaCpp(Engine):
-    """llama.cpp, with a GGUF file that our `write_gguf` writes."""
+    """llama.cpp, with a GGUF file that our `write_gguf` writes. For "int8", it uses Q8_0."""
 
     package = "llama_cpp_python"
     imported = "llama_cpp"
@@ -205,17 +209,21 @@ class LlamaCpp(Engine):
         super().__init__(folder, device, dtype)
         import llama_cpp
 
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise NotImplementedError(f"its file cannot hold {dtype}")
-        cfg, state = read_pretrained(folder, torch.device("cpu"), getattr(torch, dtype))
-        write_gguf(self.files / "model.gguf", cfg, state)
+        cfg, state = read_pretrained(folder, torch.device("cpu"), DTYPES[dtype])
+        file = self.files / "model.gguf"
+        write_gguf(file, cfg, state)
+        if dtype == "int8":
+            file = quantized(file)
 
         def opened(**settings: Any) -> Any:
             return llama_cpp.Llama(
-                str(self.files / "model.gguf"),
+                str(file),
                 n_ctx=cfg.n_ctx,
                 n_batch=cfg.n_ctx,
                 n_ubatch=cfg.n_ctx,
+                # By default, llama.cpp rounds keys and values to half precision.
+                type_k=KV_TYPES.get(dtype),
+                type_v=KV_TYPES.get(dtype),
                 n_threads=torch.get_num_threads(),
                 n_threads_batch=torch.get_num_threads(),
                 verbose=False,
@@ -245,7 +253,8 @@ class LlamaCpp(Engine):
 
     def last_logits(self, tokens: Tokens) -> Tensor:
         """Return the logits at the last position of each input [batch d_vocab]."""
-        return torch.tensor(np.stack([self.forward(row[None])[0][-1] for row in tokens]))
+        rows = (self.forward(row[None])[0][-1].copy() for row in tokens)
+        return torch.tensor(np.stack([*rows]))
 
     def generate(self, tokens: Tokens, new: int) -> Any:
         """Generate `new` tokens after each input, and return the new tokens [batch new]."""
@@ -264,3 +273,19 @@ class LlamaCpp(Engine):
                 self.model.eval(chosen[-1:])
             rows.append(chosen)
         return torch.tensor(rows)
+
+
+def quantized(file: Path) -> Path:
+    """Convert a GGUF file with llama.cpp to Q8_0: 8 bits, with a scale for each 32 weights.
+
+    Returns the new file. Raises `RuntimeError` if llama.cpp cannot convert the file.
+    """
+    import llama_cpp
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+    made = file.with_name("q8_0.gguf")
+    status = llama_cpp.llama_model_quantize(str(file).encode(), str(made).encode(), settings)
+    if status:
+        raise RuntimeError(f"llama.cpp could not convert the weights to Q8_0 (status {status})")
+    return made

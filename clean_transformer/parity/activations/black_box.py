@@ -6,9 +6,10 @@ black boxes. Only the output of a black box is checked.
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from dataclasses import asdict
 from functools import partial
 from types import MethodType
 from typing import Any, cast
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from clean_transformer.hooks import HookedModule
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.limits import ALONE, index_of_largest
+from clean_transformer.parity.modes import INDUCTOR, Compilation
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, M, trusted
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.support.numerics import upcast
@@ -59,7 +61,9 @@ def as_written(module: M) -> M:
     for part in [*copied.modules()]:
         vars(part).pop("forward", None)
         for name, child in part._modules.items():
-            part._modules[name] = child and child._modules.get("_orig_mod", child)
+            # A compiled module has no truth value.
+            if child is not None:
+                part._modules[name] = child._modules.get("_orig_mod", child)
     return copied
 
 
@@ -80,7 +84,7 @@ def leaves(model: nn.Module) -> dict[str, HookedModule]:
 
 
 @contextmanager
-def compiled_leaves(model: nn.Module) -> Iterator[None]:
+def compiled_leaves(model: nn.Module, compilation: Compilation = INDUCTOR) -> Iterator[None]:
     """Compile each submodule in `leaves(model)` with `torch.compile` inside a `with` block.
 
     Hooks on the outputs of these submodules still work. Dynamo's recompile limit (8) is raised, so
@@ -89,16 +93,16 @@ def compiled_leaves(model: nn.Module) -> Iterator[None]:
     limits = {"cache_size_limit": sys.maxsize, "accumulated_cache_size_limit": sys.maxsize}
     with ExitStack() as put, torch._dynamo.config.patch(limits):
         for part in leaves(model).values():
-            put.enter_context(StandIn(part, "forward", compiled))
+            put.enter_context(StandIn(part, "forward", partial(compiled, compilation)))
         yield
 
 
-def compiled(below: Method) -> Method:
+def compiled(compilation: Compilation, below: Method) -> Method:
     """Return the method `below` of a module, compiled with `torch.compile`."""
     if not isinstance(below, MethodType):  # `optimize` replaces methods by callable objects
         below = MethodType(type(below).__call__, below)
     # Modules of the same class share the compiled graphs.
-    return torch.compile(below, dynamic=False)
+    return torch.compile(below, **asdict(compilation))
 
 
 @torch.no_grad()
@@ -153,13 +157,26 @@ def judge_black_box(
     """
     given = [upcast(x) if isinstance(x, Tensor) else x for x in inputs]
     exact = first_tensor(oracle(*given))
-    total = torch.zeros_like(exact)
+    moved = []
     for seed in range(DRAWS):
         with RandomRounding(output.dtype, seed=seed):
-            moved = first_tensor(oracle(*given))
-        total += (moved - exact).square()
+            moved.append(first_tensor(oracle(*given)))
+    return judge_output(name, case, output, exact, moved)
+
+
+def judge_output(
+    name: str, case: str, output: Tensor, exact: Tensor, moved: Sequence[Tensor]
+) -> Isolated:
+    """Compare the error of each row of `output` with the change that rounding causes.
+
+    `exact` is the exact output, and `moved` has the outputs of runs under `RandomRounding`. All
+    tensors are on the CPU. See `judge_black_box` for the error ratio of a row.
+    """
+    total = torch.zeros_like(exact)
+    for each in moved:
+        total += (each - exact).square()
     error = (upcast(output) - exact).square().mean(dim=-1).sqrt()
-    envelope = (total.mean(dim=-1) / DRAWS).sqrt()
+    envelope = (total.mean(dim=-1) / len(moved)).sqrt()
     ratios = torch.where(error == 0, 0.0, error / envelope).nan_to_num(math.inf, math.inf)
     healthy, wrong = ALONE.limits(1, UNIT_ROUNDOFF[output.dtype])
     relative = float(

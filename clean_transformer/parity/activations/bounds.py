@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from einops import einsum, reduce
+from einops import einsum
 from torch import Tensor, nn
 
 from clean_transformer.model import DemoTransformer
@@ -152,9 +152,11 @@ def _result(module: Attention, seen: Seen, size: Size) -> Tensor:
 
 
 def _attn_out(module: Attention, seen: Seen, size: Size) -> Tensor:
-    watched = "hook_result" in seen
-    per_head = size(seen["hook_result"]) if watched else _result(module, seen, size)
-    return reduce(per_head, "batch pos head d_model -> batch pos d_model", "sum") + size(module.b_O)
+    if "hook_result" in seen:
+        return size(seen["hook_result"]).sum(dim=2) + size(module.b_O)
+    # One product for all heads, because the terms of single heads need much memory.
+    z, W_O = size(seen["hook_z"]).flatten(start_dim=2), size(module.W_O).flatten(end_dim=1)
+    return z @ W_O + size(module.b_O)
 
 
 def _matrix(source: str, W: str, b: str) -> Callable[[Any, Seen, Size], Tensor]:

@@ -6,24 +6,29 @@ by it. So the oracle computes every activation from the inputs that the operatio
 """
 
 import math
-from collections import UserDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from clean_transformer.activation_cache import ActivationCache
 from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
+from clean_transformer.modules.mlp import MLP
 from clean_transformer.parity.activations.bounds import (
     PASSED_ON,
     PRODUCTS,
     Rule,
     Seen,
     formula_of,
+)
+from clean_transformer.parity.activations.oracle_run import (
+    AT_A_TIME,
+    HEAD_AXIS,
+    InFloat64,
+    owner_of,
+    run_oracle,
 )
 from clean_transformer.parity.limits import (
     Kind,
@@ -32,7 +37,7 @@ from clean_transformer.parity.limits import (
     lower_precision,
     verdict_of,
 )
-from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
+from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.numerics import upcast
 
@@ -45,18 +50,6 @@ PATHS: dict[str, Callable[[str], bool]] = {
     "explicit": lambda point: point not in PER_HEAD,
     "per head": lambda point: True,
 }
-# The index of the head axis, for each activation that has a head axis.
-HEAD_AXIS = {
-    "hook_q": 2,
-    "hook_k": 2,
-    "hook_v": 2,
-    "hook_z": 2,
-    "hook_result": 2,
-    "hook_attn_scores": 1,
-    "hook_pattern": 1,
-}
-# The activations of a head that are computed only from other activations of the same head.
-WITHIN_A_HEAD = ("hook_attn_scores", "hook_pattern", "hook_z")
 
 
 @dataclass(frozen=True)
@@ -128,17 +121,20 @@ def isolate(
         device = {name: value.cpu() for name, value in cache.items()}
         device[""] = output.cpu()
         # A module that runs several times has one row: that of its last call, which `device` has.
-        rows: dict[str, Isolated] = {}
+        rows: dict[tuple[str, int], Isolated] = {}
 
-        def judge(name: str, exact: Tensor, seen: _InFloat64) -> None:
+        def judge(name: str, head: int, value: Tensor, exact: Tensor, seen: InFloat64) -> None:
             part, point = owner_of(name)
             made_by = oracle.get_submodule(part)
             rule = (formula_of(made_by) or {}).get(point, PASSED_ON)
-            u = _roundoff(rule.kind, device[name].dtype, autocast)
-            rows[name] = _judge((name, case, path), device[name], exact, rule, made_by, seen, u)
+            u = _roundoff(rule.kind, value.dtype, autocast)
+            rows[name, head] = _judge((name, case, path), value, exact, rule, made_by, seen, u)
 
-        _isolate_calls(oracle, device, [x.cpu() for x in inputs], judge)
-        return [*rows.values()]
+        run_oracle(oracle, device, [x.cpu() for x in inputs], judge)
+        heads: dict[str, list[Isolated]] = defaultdict(list)
+        for (name, _), row in rows.items():
+            heads[name].append(row)
+        return [_of_all_heads(each) if len(each) > 1 else each[0] for each in heads.values()]
 
 
 def watched_names(module: HookedModule, path: str) -> list[str]:
@@ -156,63 +152,6 @@ def watched_names(module: HookedModule, path: str) -> list[str]:
     ]
 
 
-def _isolate_calls(
-    oracle: HookedModule,
-    device: dict[str, Tensor],
-    inputs: Iterable[Tensor],
-    judge: Callable[[str, Tensor, "_InFloat64"], None],
-) -> None:
-    """Run `oracle`, the module in float64, and call `judge` for each activation in `device`.
-
-    `device` maps the names of activations to the device's values. `judge` gets the activation's
-    name, its exact value, and the device's activations of the same module. Then the device's value
-    replaces the exact value in the run.
-    """
-    seen: dict[str, dict[str, Tensor]] = defaultdict(dict)
-
-    def take_inputs(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        for index, tensor in enumerate(tensors):
-            seen[name][f"input {index}" if index else "input"] = tensor
-
-    def record_and_replace(name: str, _: nn.Module, args: Any, value: Tensor) -> Tensor:
-        owner, point = owner_of(name)
-        seen[owner][point] = device[name]
-        judge(name, value, _InFloat64(seen[owner]))
-        return upcast(device[name])
-
-    with ExitStack() as placed:
-        for name, part in oracle.named_modules():
-            if isinstance(part, HookedModule):
-                handle = part.register_forward_pre_hook(partial(take_inputs, name))
-                placed.callback(handle.remove)
-            if name in device:
-                handle = part.register_forward_hook(partial(record_and_replace, name))
-                placed.callback(handle.remove)
-        oracle(*(upcast(x) for x in inputs))
-
-
-class _InFloat64(UserDict[str, Tensor]):
-    """A dictionary of tensors that converts a tensor to float64 only when it is read."""
-
-    def __getitem__(self, name: str) -> Tensor:
-        return upcast(self.data[name])
-
-    def of_head(self, head: int) -> "_InFloat64":
-        """Return the activations that have a head axis, for the attention head number `head`."""
-        split = {name: axis for name, axis in HEAD_AXIS.items() if name in self.data}
-        return _InFloat64({n: self.data[n].narrow(axis, head, 1) for n, axis in split.items()})
-
-
-def owner_of(name: str) -> tuple[str, str]:
-    """Split an activation's name: "blocks.0.attn.hook_q" gives ("blocks.0.attn", "hook_q").
-
-    If the activation is the output of a module, the result is (path of the module, "output").
-    """
-    owner, point = name.rpartition(".")[::2]
-    return (owner, point) if point.startswith("hook_") else (name, "output")
-
-
 def _roundoff(kind: Kind, dtype: torch.dtype, autocast: torch.dtype | None) -> float:
     # Autocast multiplies matrices in the autocast dtype, even if the result has another dtype.
     return UNIT_ROUNDOFF[autocast if autocast and kind in PRODUCTS else dtype]
@@ -224,7 +163,7 @@ def _judge(
     exact: Tensor,
     rule: Rule,
     module: nn.Module,
-    seen: "_InFloat64",
+    seen: InFloat64,
     u: float,
 ) -> Isolated:
     name, case, path = label
@@ -235,15 +174,21 @@ def _judge(
         error = (given - exact).abs_().masked_fill_(given == exact, 0.0)
         return error, error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
 
-    if name.endswith(WITHIN_A_HEAD):
-        # One head at a time, because the attention scores of all heads need much memory.
-        of_heads = [
-            errors(seen.of_head(head), device.narrow(axis, head, 1), exact.narrow(axis, head, 1))[1]
-            for head in range(exact.shape[axis])
-        ]
-        ratios = torch.cat(of_heads, axis)
-    else:
-        ratios = errors(seen, device, exact)[1]
+    # One head or some positions at a time, to save memory.
+    pieces, along = [(seen, device, exact)], 0
+    if name.endswith("hook_z"):
+        heads = (seen.of_head(head) for head in range(exact.shape[axis]))
+        of_heads = zip(
+            heads, torch.split(device, 1, axis), torch.split(exact, 1, axis), strict=True
+        )
+        pieces, along = [*of_heads], axis
+    elif isinstance(module, MLP) and rule is not PASSED_ON and exact.ndim == 3:
+        seen_at = (
+            seen.from_position(start) for start in range(0, max(exact.shape[1], 1), AT_A_TIME)
+        )
+        texts = (torch.split(x, AT_A_TIME, 1) for x in (device, exact))
+        pieces, along = [*zip(seen_at, *texts, strict=True)], 1
+    ratios = torch.cat([errors(*piece)[1] for piece in pieces], along)
     ratio, rms = float(ratios.max()), float(ratios.norm()) / math.sqrt(ratios.numel())
     healthy, wrong = rule.kind.limits(rule.summed(module, seen), u)
     lower = ""
@@ -264,3 +209,27 @@ def _judge(
         per_head=tuple(ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist()) if axis else (),
         lower_precision=lower,
     )
+
+
+def _of_all_heads(rows: list[Isolated]) -> Isolated:
+    """Combine the results of single attention heads, in the order of the heads, into one result."""
+    largest = max(range(len(rows)), key=lambda head: rows[head].ratio)
+    worst, axis = rows[largest], HEAD_AXIS[rows[0].name.split(".")[-1]]
+    index = (*worst.worst_index[:axis], largest, *worst.worst_index[axis + 1 :])
+    relative = _rms(2**-row.bits for row in rows)
+    # A lower precision changes nearly all elements, so it must explain the errors of every head.
+    lower = {row.lower_precision for row in rows}
+    coarsest = [name for name in LOWER_PRECISION.values() if name in lower]
+    return replace(
+        worst,
+        rms_ratio=_rms(row.rms_ratio for row in rows),
+        bits=-math.log2(relative) if relative else math.inf,
+        worst_index=index,
+        per_head=tuple(row.ratio for row in rows),
+        lower_precision="" if "" in lower else coarsest[-1],
+    )
+
+
+def _rms(values: Iterable[float]) -> float:
+    squares = [value**2 for value in values]
+    return math.sqrt(sum(squares) / len(squares))

@@ -18,7 +18,8 @@ from clean_transformer.parity.any_model.results import (
     floating_dtypes,
 )
 from clean_transformer.parity.attempts import failed_check
-from clean_transformer.parity.operations.check import CallChecker
+from clean_transformer.parity.operations.check import CallChecker, CheckedCall
+from clean_transformer.parity.operations.compiled import BACKWARD, can_watch
 from clean_transformer.parity.oracle import trusted, uncompiled_flex_attention
 from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import environment
@@ -58,10 +59,13 @@ def check_model(
     activations, the check needs memory to repeat one call in float64.
 
     If the model raises an exception in a run, the verdict on this run is ERROR, or NOT CHECKED if
-    the device lacks an operation. Raises `ValueError` if a module is compiled, because PyTorch
-    would run the module uncompiled during the check.
+    the device lacks an operation.
+
+    Each call of compiled code is checked as one operation (see `CompiledCall`). Before PyTorch 2.6,
+    which cannot do this, raises `ValueError` if a module is compiled.
     """
-    _refuse_compiled(model)
+    if not can_watch():
+        _refuse_compiled(model)
     args, kwargs = _arguments(inputs)
     tokens = _tokens((args, kwargs))
     tensors = [*model.parameters(), *model.buffers(), *_tensors((args, kwargs))]
@@ -73,6 +77,9 @@ def check_model(
         environment=environment(),
     )
     output: Any = None
+    # The calls (path, call) of compiled code in the backward pass, which is checked with the
+    # forward pass of this code.
+    compiled_backward: list[tuple[str, CheckedCall]] = []
 
     def forward() -> None:
         nonlocal output
@@ -84,8 +91,19 @@ def check_model(
             on_step(name)
             use = UseReport(name)
             report.uses.append(use)
+            record = Recorder(use, lambda: paths.current)
+
+            def on_call(call: CheckedCall) -> None:
+                if call.name.endswith(BACKWARD):
+                    compiled_backward.append((paths.current, call))
+                else:
+                    record(call)
+
+            if name == "backward":
+                for path, call in compiled_backward:
+                    record.add(path, call)
             try:
-                with uncompiled_flex_attention(), CallChecker(Recorder(use, lambda: paths.current)):
+                with uncompiled_flex_attention(), CallChecker(on_call):
                     run()
             except Exception as error:
                 use.failed = failed_check(name, error)

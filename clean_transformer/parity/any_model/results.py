@@ -135,12 +135,16 @@ class Recorder:
         self.found = Verdict.PASS
 
     def __call__(self, call: CheckedCall) -> None:
-        """Add one call to its row in the report.
+        """Add a call of the submodule that is running to the report."""
+        self.add(self.path(), call)
+
+    def add(self, module: str, call: CheckedCall) -> None:
+        """Add one call of the submodule with the path `module` to its row in the report.
 
         If its verdict is DEGRADED or WRONG, and worse than all verdicts before, `report.located`
         describes this call.
         """
-        module, judgment = self.path(), call.judgment
+        judgment = call.judgment
         dtype = "" if call.dtype is None else str(call.dtype).removeprefix("torch.")
         one = Row(module, call.name, dtype, calls=1)
         if judgment is None:

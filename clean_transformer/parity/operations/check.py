@@ -6,6 +6,7 @@ float64 on the CPU, and compares the result of the device with the float64 resul
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clean_transformer.parity.operations.bounds import RULES, WITHOUT_VALUES
+from clean_transformer.parity.operations.compiled import CompiledCall, watched
 from clean_transformer.parity.operations.diagnosis import Attempt, Finding, first_float
 from clean_transformer.parity.operations.judgment import Judgment, judge
 from clean_transformer.parity.operations.replay import Expected, computed, operation_name
@@ -87,10 +89,12 @@ def check_operations(
 ) -> OperationsReport:
     """Run `function(*inputs, **arguments)`, and check every ATen call in it.
 
-    Each call is repeated in float64 on the CPU, and both results are compared. The function is
-    stopped at the first call with the verdict WRONG: rounding cannot explain the error of this
-    call. If gradients are enabled, as they are by default, `function` can run a backward pass and a
-    step of an optimizer, and their calls are checked too.
+    Each call is repeated in float64 on the CPU, and both results are compared. A call of compiled
+    code, such as a module after `torch.compile`, counts as one call (see `CompiledCall`).
+
+    The function is stopped at the first call with the verdict WRONG: rounding cannot explain the
+    error of this call. If gradients are enabled, as they are by default, `function` can run a
+    backward pass and a step of an optimizer, and their calls are checked too.
     """
     report = OperationsReport()
 
@@ -134,27 +138,30 @@ def first_wrong_operation(
 class CheckedCall:
     """An ATen call that ran, with the verdict on its outputs.
 
-    `name` is the operation's name, such as "mm". `dtype` is the dtype of the first floating-point
+    `name` is the operation's name, such as "mm", or "compiled MLP" for compiled code.
+    `dtype` is the dtype of the first floating-point
     output, or None if no output is floating-point. `attempt` is an object that can repeat the call,
     or None for a higher-order operator. `expected` has the exact value and the allowed error of
-    each output. `judgment` holds the verdict. If the call could not be compared, `expected` and
-    `judgment` are None.
+    each output; it is None for compiled code. `judgment` holds the verdict. If the call could not
+    be compared, `expected` and `judgment` are None.
     """
 
     name: str
     dtype: torch.dtype | None
-    attempt: Attempt | None
+    attempt: Attempt | CompiledCall | None
     expected: list[Expected | None] | None
     judgment: Judgment | None
 
     def diagnose(self) -> Finding:
         """Repeat the call with other memory layouts and simpler operations, to find what is wrong.
 
-        `attempt`, `expected` and `judgment` must not be None.
+        `attempt` and `judgment` must not be None.
         """
         assert self.attempt is not None
-        assert self.expected is not None
         assert self.judgment is not None
+        if isinstance(self.attempt, CompiledCall):
+            return self.attempt.describe(self.name, self.judgment)
+        assert self.expected is not None
         return self.attempt.diagnose(self.expected, self.judgment)
 
 
@@ -164,8 +171,9 @@ class CallChecker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `on_call` gets a `CheckedCall`. Calls of operations in `WITHOUT_VALUES`, such as `empty`, run
     without a check. When the checker runs a call, the dispatch modes that were entered before the
     checker also get this call. A device fault that a test plants is such a mode, so the checker
-    gets the fault's wrong result. Higher-order operators such as `flex_attention` run, but are not
-    compared.
+    gets the fault's wrong result. Compiled code runs without dispatch modes, and is checked at the
+    start of each call. Then the function runs as it is written. Higher-order operators such as
+    `flex_attention` run, but are not compared.
     """
 
     supports_higher_order_operators = True
@@ -173,6 +181,20 @@ class CallChecker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, on_call: Callable[[CheckedCall], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.on_call = on_call
+        self.watch = ExitStack()
+
+    def __enter__(self) -> "CallChecker":
+        self.watch.enter_context(watched(self._compiled))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.watch.close()
+
+    def _compiled(self, call: CompiledCall) -> None:
+        for name, dtype, judgment in call.judge():
+            self.on_call(CheckedCall(name, dtype, call, None, judgment))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -31,13 +31,15 @@ class Cause(Enum):
 
     TF32 or BFLOAT16: the error is as large as if the call were computed in TF32 or bfloat16.
     FIRST_CALL: the same call is right when it is repeated. LAYOUT: the call is right when all its
-    tensors are contiguous. VALUES: none of the other causes was found.
+    tensors are contiguous. COMPILED: the call runs compiled code. VALUES: none of the
+    other causes was found.
     """
 
     TF32 = "TF32"
     BFLOAT16 = "bfloat16"
     FIRST_CALL = "first call"
     LAYOUT = "layout"
+    COMPILED = "compiled"
     VALUES = "values"
 
 

@@ -1,7 +1,5 @@
 """Prints a parity report in a terminal."""
 
-from collections.abc import Iterable
-
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Column, Table
@@ -73,11 +71,10 @@ def print_report(
     console.print(Text("verdict: ").append_text(styled(report.verdict)))
 
 
-def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console: Console) -> None:
+def print_diagnosis(run: DeviceRun, weights: str, console: Console) -> None:
     """Print the result of `clean-transformer doctor` for one device, in plain words.
 
-    `absent` has the types of devices that this machine does not have, such as "mps". `weights` says
-    which weights the model has, such as "demo".
+    `weights` says which weights the model has, such as "demo".
     """
     build = "\n".join(build_lines(environment()))
     console.print(f"{run.device} in {run.dtype}: {build}", markup=False, highlight=False)
@@ -115,8 +112,6 @@ def print_diagnosis(run: DeviceRun, absent: Iterable[str], weights: str, console
     if run.located:
         console.print("\n".join(located_lines(run.located)), markup=False, highlight=False)
         console.print(f"   reproduction: {script_name(run)}")
-    for device in absent:
-        console.print(styled(Verdict.NOT_CHECKED), f"{device}: this machine has no {device}")
 
 
 def uses_table(uses: list[UseSummary]) -> Table:

@@ -240,12 +240,18 @@ class Judge:
         drawn = torch.randperm(x.shape[1], generator=self.generator)[: n_rows - 2].tolist()
         positions = sorted({0, x.shape[1] - 1, *drawn})
         x, logits = x[:, positions].double(), logits[:, positions]
-        exact, u = self.exact.logits(x), UNIT_ROUNDOFF[self.products or logits.dtype]
+        u = UNIT_ROUNDOFF[self.products or logits.dtype]
 
-        def terms(size: Size) -> Tensor:
-            pairs = map(self.exact.unembedding, self.exact.vocabulary())
-            return torch.cat([size(x) @ size(W_U) + size(b_U) for W_U, b_U in pairs], dim=-1)
+        def of_tokens(tokens: slice) -> tuple[Tensor, Tensor]:
+            W_U, b_U = self.exact.unembedding(tokens)
 
-        scale = sum_scale(exact, terms, u)
+            def terms(size: Size) -> Tensor:
+                return size(x) @ size(W_U) + size(b_U)
+
+            exact = terms(lambda each: each)
+            return exact, sum_scale(exact, terms, u)
+
+        pairs = zip(*map(of_tokens, self.exact.vocabulary()), strict=True)
+        exact, scale = (torch.cat(each, dim=-1) for each in pairs)
         row, wrong = elementwise("unembed", use, logits, exact, scale, LINEAR, x.shape[-1], u)
         return row, positions[first_position(wrong)]

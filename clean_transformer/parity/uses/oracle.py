@@ -52,7 +52,7 @@ def _check(use: Use, exact: ExactParts, generator: torch.Generator) -> Check:
         if name.startswith((f"blocks.{layer}.", "ln_final."))
     }
     inner = numpy_gpt2.within(weights, f"blocks.{layer}")
-    residual = numpy_gpt2.block(x[text, start:].numpy(), inner, exact.cfg.eps)[rows.numpy()]
+    residual = numpy_gpt2.block(x[text, start:].numpy(), inner, exact.cfg.eps, rows.numpy())
     normalized = numpy_gpt2.layer_norm(
         residual, numpy_gpt2.within(weights, "ln_final"), exact.cfg.eps
     )

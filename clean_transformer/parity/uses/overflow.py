@@ -6,13 +6,23 @@ import torch
 from torch import Tensor
 
 from clean_transformer.hooks import HookPoint
-from clean_transformer.parity.inputs import Tokens
+from clean_transformer.parity.inputs import Tokens, Weights, suite_tokens
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.weights.table import State
 
 # In a half-precision model, LayerNorm computes these activations in float32.
 IN_FLOAT32 = ("hook_scale", "hook_normalized")
+
+
+def overflow(weights: Weights, dtype: torch.dtype) -> str:
+    """Say which weight or activation is too large for the dtype. Return "" if all of them fit."""
+    reason = overflowing_weight(weights.state, dtype)
+    if torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max:  # only float16
+        exact = ExactParts(weights.cfg, weights.state, dtype)
+        for tokens in (suite_tokens(weights.cfg), suite_tokens(weights.cfg, 1, weights.cfg.n_ctx)):
+            reason = reason or overflowing_activation(exact, tokens)
+    return reason
 
 
 def overflowing_weight(state: State, dtype: torch.dtype) -> str:

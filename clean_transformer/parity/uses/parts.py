@@ -21,7 +21,7 @@ from clean_transformer.weights.table import State
 Part = Callable[[Tensor, KVCache | None], Tensor]
 # The unembedding is the largest weight. To save memory, only this many of its columns at a time are
 # converted to float64.
-COLUMNS = 8192
+COLUMNS = 2048
 
 
 def run(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Any
 
 from clean_transformer.config import Config
@@ -62,9 +63,10 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> Config:
     fields, and for values that are not positive integers.
     """
     if hparams.keys() != HPARAMS.keys():
-        raise WeightsError(f"hparams.json has the fields {[*hparams]}; expected {[*HPARAMS]}")
+        given = shorten([*hparams])
+        raise WeightsError(f"hparams.json has the fields {given}; expected {[*HPARAMS]}")
     if wrong := {field: n for field, n in hparams.items() if type(n) is not int or n < 1}:
-        raise WeightsError(f"hparams.json says {wrong}; these must be positive integers")
+        raise WeightsError(f"hparams.json says {shorten(wrong)}; these must be positive integers")
     sizes = {ours: hparams[theirs] for theirs, ours in HPARAMS.items()}
     d_head = head_width("hparams.json", sizes["d_model"], sizes["n_heads"])
     return Config(**sizes, d_head=d_head, d_mlp=4 * sizes["d_model"])

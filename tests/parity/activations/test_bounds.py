@@ -20,7 +20,8 @@ from clean_transformer.parity.activations.bounds import (
     RULES,
     SOFTMAX,
 )
-from clean_transformer.parity.activations.isolated import PATHS, isolate, owner_of, watched_names
+from clean_transformer.parity.activations.isolated import PATHS, isolate, watched_names
+from clean_transformer.parity.activations.oracle_run import owner_of
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, float64_oracle
 
 from ..small import BF16, F16, F32, F64, corrupted, small_weights

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.drift import threads
-from clean_transformer.parity.activations.isolated import HEAD_AXIS, PATHS, Isolated, isolate
+from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
+from clean_transformer.parity.activations.oracle_run import HEAD_AXIS
 from clean_transformer.parity.faults import inject
 from clean_transformer.parity.inputs import suite_tokens
 from clean_transformer.parity.oracle import float64_oracle

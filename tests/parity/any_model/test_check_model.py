@@ -219,7 +219,8 @@ def test_generate_without_token_ids_is_not_checked():
     assert "no token ids" in use(report, "generate").failed.note
 
 
-def test_a_compiled_module_is_refused():
+def test_an_old_pytorch_refuses_a_compiled_module(monkeypatch):
+    monkeypatch.delattr(torch.compiler, "set_stance")
     model = TwoLayers()
     model.first = torch.compile(model.first, backend="eager")
     with pytest.raises(ValueError, match="first is compiled"):

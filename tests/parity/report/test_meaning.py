@@ -109,7 +109,7 @@ def test_the_meaning_comes_before_any_number(run: DeviceRun, says: str, width: i
     assert told.index(says) < told.index("2. Does mps compute")
     (top,) = Page(render(report)).root.all("id", "top")
     assert says in top.words()
-    spoken = printed(print_diagnosis, run, [], "weights", width=width)
+    spoken = printed(print_diagnosis, run, "weights", width=width)
     assert spoken.startswith(f"mps in {run.dtype}: PyTorch ")
     if run.not_checked:
         assert f"NOT CHECKED mps: {run.not_checked}" in spoken

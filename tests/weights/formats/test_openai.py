@@ -171,6 +171,11 @@ def test_a_truncated_file(folder: Path, file: str, share: float):
         ({"n_inner": 48}, r"'n_inner'\]; expected \['n_vocab', .* 'n_layer'\]"),
         ({"n_ctx": "10"}, r"says {'n_ctx': '10'}; .* positive integers"),
         ({"n_ctx": True, "n_head": 0}, r"says {'n_ctx': True, 'n_head': 0}; .* positive integers"),
+        (
+            {"n_ctx": "b" * 10_000, "n_head": [[]] * 1000},
+            r"says {'n_ctx': 'b{12}\.\.\.b{13}', .{20,60}",
+        ),
+        ({"a" * 10_000: 1, "b" * 10_000: 1}, r"has the fields .{50,150}; expected"),
         ({"n_head": 5}, "n_embd 12 is not a multiple of 5 heads"),
         ({"n_ctx": 11}, r"of the wrong shape: model/wpe \(10, 12\) instead of \(11, 12\)$"),
         ({"n_layer": 3}, r"missing: model/h2/ln_1/g, "),

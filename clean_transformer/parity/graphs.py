@@ -1,0 +1,72 @@
+"""Counts the graphs, graph breaks and fallbacks of `torch.compile`, and looks up backends."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from clean_transformer.parity.verdict import Check, Verdict
+
+# Why a mode with compiled modules is NOT CHECKED if `torch.compile` made no graph.
+NO_GRAPH = "torch.compile made no graph, so all modules ran as they are written"
+
+
+@dataclass
+class Graphs:
+    """What `torch.compile` did: the number of graphs, of graph breaks, and of uncompiled frames.
+
+    A graph break splits a function into several graphs, with Python code between them. A frame is a
+    Python function that PyTorch tried to compile. If the attempt fails, the function runs as it is
+    written.
+    """
+
+    compiled: int = 0
+    breaks: int = 0
+    uncompiled: int = 0
+
+    def in_words(self) -> dict[str, str]:
+        """Return the counts as texts, for the settings in a report."""
+        return {
+            "graphs compiled": str(self.compiled),
+            "graph breaks": str(self.breaks),
+            "functions left uncompiled": str(self.uncompiled),
+        }
+
+    def checks(self) -> list[Check]:
+        """Return a check with the verdict NOT CHECKED if no graph was compiled, or else nothing."""
+        return [] if self.compiled else [Check("compilation", Verdict.NOT_CHECKED, note=NO_GRAPH)]
+
+
+@contextmanager
+def counted_graphs() -> Iterator[Graphs]:
+    """Count what `torch.compile` does in a `with` block. The counts are set when it ends."""
+    graphs, before = Graphs(), _counts()
+    try:
+        yield graphs
+    finally:
+        after = _counts()
+        graphs.compiled, graphs.breaks, graphs.uncompiled = (
+            new - old for new, old in zip(after, before, strict=True)
+        )
+
+
+def require_backend(name: str) -> None:
+    """Raise `ValueError` if no compile backend has this name."""
+    names = torch._dynamo.list_backends(None)
+    if name not in names:
+        raise ValueError(
+            f"no compile backend {name!r}; choose from {', '.join(names)}, or import the package "
+            "that registers it with --import"
+        )
+
+
+def _counts() -> tuple[int, int, int]:
+    # Dynamo keeps no public count of graph breaks.
+    counters = torch._dynamo.utils.counters
+    frames = counters["frames"]
+    return (
+        counters["stats"]["unique_graphs"],
+        sum(counters["graph_break"].values()),
+        frames["total"] - frames["ok"],
+    )
