@@ -11,8 +11,8 @@ ARGS ?=
 # One thread in each process: the threads of several processes would wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: setup parity test test-all test-hooked test-lowest test-newest coverage fuzz bench startup sensitivity corpus demo-model \
-	notebooks format check
+.PHONY: setup parity test test-all test-hooked test-lowest test-newest test-arm coverage fuzz bench \
+	startup sensitivity corpus demo-model notebooks format check
 
 setup: $(VENV)/.installed
 
@@ -58,6 +58,11 @@ test-lowest:
 
 test-newest:
 	$(MAKE) test VENV=.venv-newest TORCH=torch
+
+# The package on emulated 64-bit Arm processors. Needs root, 2 GB in $$ARM_HOME, and an hour or more.
+# ARGS=sve256 chooses the runs whose name contains this text.
+test-arm:
+	PYTHON=$(PYTHON) .ci/test-arm $(ARGS)
 
 # The lines of the package that the fast tests do not run; with ARGS='-m ""', that no test runs.
 # Measuring them makes the tests take half as long again.

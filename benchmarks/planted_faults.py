@@ -53,7 +53,7 @@ MEETS: dict[str, dict[str, Any]] = {
     "sdpa-many-keys-half": {"dtype": BF16, "n_ctx": 1024},
     "sdpa-bf16-mask": {"dtype": BF16},
     "sdpa-bf16-arm": {"dtype": BF16},
-    "half-product-alpha-ignored": {"dtype": BF16},
+    "half-product-alpha-ignored": {"dtype": F16},
     "sdpa-causal-leak": {"dtype": BF16},
     "matmul-columns-past-1024": {"d_vocab": 33000},
     "matmul-1024-rows": {"n_ctx": 1024},

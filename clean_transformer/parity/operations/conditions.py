@@ -46,6 +46,11 @@ def is_contiguous(call: Call, *positions: int) -> bool:
     return all(call.operands[position].is_contiguous for position in positions)
 
 
+def is_transposed(operand: Operand) -> bool:
+    """Whether the two last axes of a tensor are swapped in memory: its columns are contiguous."""
+    return not operand.is_contiguous and operand.stride[-2] == 1
+
+
 def is_dtype(call: Call, *dtypes: torch.dtype) -> bool:
     """Whether the first operand of the call has one of the given dtypes."""
     return call.operands[0].dtype in dtypes
@@ -76,3 +81,8 @@ def has_unlike_strides(call: Call) -> bool:
 def alpha(call: Call) -> float:
     """The factor `alpha` by which `addmm` and `baddbmm` multiply the product; 1 by default."""
     return float(dict(call.options).get("alpha", 1))
+
+
+def beta(call: Call) -> float:
+    """The factor `beta` by which `addmm` and `baddbmm` multiply the added tensor; 1 by default."""
+    return float(dict(call.options).get("beta", 1))

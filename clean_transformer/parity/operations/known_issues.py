@@ -8,12 +8,14 @@ import torch
 from clean_transformer.parity.operations.attention import ATTENTIONS
 from clean_transformer.parity.operations.conditions import (
     alpha,
+    beta,
     factors,
     has_mask,
     has_unlike_strides,
     is_causal,
     is_contiguous,
     is_dtype,
+    is_transposed,
     n_columns,
     n_rows,
 )
@@ -125,12 +127,19 @@ KNOWN_ISSUES = (
     ),
     KnownIssue(
         "half-product-alpha-ignored",
-        "addmm and baddbmm ignore alpha in half precision",
+        "a float16 product of one row with a transposed matrix ignores alpha if beta is 0",
         frozenset({"addmm", "baddbmm"}),
-        lambda call: is_dtype(call, *HALF) and alpha(call) != 1,
+        lambda call: (
+            is_dtype(call, torch.float16)
+            and n_rows(call) == 1
+            and is_transposed(factors(call)[1])
+            and alpha(call) != 1
+            and beta(call) == 0
+        ),
         (ARM,),
-        "pytorch#136299, pytorch#136371",
-        "Multiply a factor by alpha before the call.",
+        "pytorch#136299",
+        "Call .contiguous() on the matrix.",
+        cause=Cause.LAYOUT,
         since="2.4",
         fixed_in="2.5",
     ),

@@ -148,6 +148,7 @@ def _unusual() -> Iterator[Probe]:
 
 
 BADDBMM = ((2, 9, 33), (2, 9, 64), (2, 64, 33))
+ONE_ROW = ((1, 33), (1, 64), (64, 33))
 PROBES = (
     *(Probe(f"linear {n}", F.linear, ((9, n), (64, n), (64,))) for n in (768, 1023, 1024, 1025)),
     *(Probe(f"matmul {n}", torch.matmul, ((9, 64), (64, n))) for n in (768, 1023, 1024, 1025)),
@@ -157,6 +158,12 @@ PROBES = (
     Probe("bmm", torch.bmm, ((2, 9, 64), (2, 64, 1025))),
     Probe("addmm", torch.addmm, ((64,), (9, 768), (768, 64))),
     Probe("baddbmm, alpha", partial(torch.baddbmm, beta=0.5, alpha=0.5), BADDBMM, each=False),
+    Probe(
+        "baddbmm, 1 row, beta 0",
+        partial(torch.baddbmm, beta=0, alpha=0.5),
+        [(2, *s) for s in ONE_ROW],
+    ),
+    Probe("addmm, 1 row, beta 0", partial(torch.addmm, beta=0, alpha=0.5), ONE_ROW),
     Probe("layer_norm", lambda x, w, b: F.layer_norm(x, (768,), w, b), ((9, 768), (768,), (768,))),
     Probe("gelu", partial(F.gelu, approximate="tanh"), ((9, 3072),)),
     Probe("softmax", partial(torch.softmax, dim=-1), ((9, 1025),)),

@@ -195,15 +195,16 @@ def attend(n: int, d: int, dtype: torch.dtype, *, permuted: bool = False, **opti
     return F.scaled_dot_product_attention(q, k, v, **options)
 
 
-def products(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return normal(3, 5, dtype=dtype), normal(5, 4, dtype=dtype)
+def scaled_row(matrix: Tensor, **options: float) -> Tensor:
+    bias, row = normal(1, 4, dtype=matrix.dtype), normal(1, 5, dtype=matrix.dtype)
+    return torch.addmm(bias, row, matrix, **({"alpha": 0.5, "beta": 0} | options))
 
 
 def lower(n: int) -> Tensor:
     return torch.ones(n, n).tril().bool()
 
 
-BF16, F32 = torch.bfloat16, torch.float32
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 SITUATIONS = {
     "sdpa-short-transposed-query": Situation(
         lambda t: attend(8, 64, t, permuted=True), lambda: attend(9, 64, F32, permuted=True)
@@ -263,8 +264,8 @@ SITUATIONS = {
         lambda t: attend(5, 4, t, is_causal=True), lambda: attend(5, 4, F32, is_causal=True)
     ),
     "half-product-alpha-ignored": Situation(
-        lambda t: torch.addmm(normal(3, 4, dtype=t), *products(t), alpha=0.5),
-        lambda: torch.addmm(normal(3, 4), *products(F32), alpha=0.5),
+        lambda t: scaled_row(normal(4, 5, dtype=t).T),
+        lambda: scaled_row(normal(5, 4, dtype=F16)) + scaled_row(normal(4, 5, dtype=F16).T, beta=1),
     ),
     "embedding-sliced-ids": Situation(
         lambda t: F.embedding(torch.arange(5)[2:], normal(7, 3, dtype=t)),
@@ -492,17 +493,19 @@ SITUATIONS |= {
 }
 # These operations have no floating-point operands. The oracle turns all dispatch modes off.
 WITHOUT_FLOATS = {"mask-of-first-text", "positions-unshifted"}
-HALF_ONLY = {name for name in SITUATIONS if "half" in name} | {
-    "sdpa-bf16-mask",
-    "sdpa-bf16-arm",
-    "sdpa-causal-leak",
+ONLY_IN = {
+    **{name: BF16 for name in SITUATIONS if "half" in name},
+    "sdpa-bf16-mask": BF16,
+    "sdpa-bf16-arm": BF16,
+    "sdpa-causal-leak": BF16,
+    "half-product-alpha-ignored": F16,
 }
 
 
 @pytest.mark.parametrize("fault", DEVICE_FAULTS, ids=lambda fault: fault.name)
 def test_device_fault_spoils_only_what_its_condition_describes(fault) -> None:
     situation = SITUATIONS[fault.name]
-    dtype = BF16 if fault.name in HALF_ONLY else F32
+    dtype = ONLY_IN.get(fault.name, F32)
 
     def run(compute: Callable[..., Tensor], *dtypes: torch.dtype) -> Tensor:
         torch.manual_seed(0)
@@ -542,7 +545,7 @@ def test_our_modules_meet_the_condition(fault) -> None:
     }.get(fault.name, {})
     n_tokens = {"sdpa-short-transposed-query": 8, "sdpa-many-keys-half": 1024}.get(fault.name, 16)
     batch = {"matmul-1024-rows": 64, "bmm-permuted-key": 1}.get(fault.name, 2)
-    dtype = BF16 if fault.name in HALF_ONLY else F32
+    dtype = ONLY_IN.get(fault.name, F32)
     cfg = {"n_layers": 1, "n_heads": 3, "d_model": 12, "d_head": 4, "d_mlp": 20, "d_vocab": 30}
     model = DemoTransformer(Config(**({"n_ctx": 32} | cfg | changes))).to(dtype)  # type: ignore[arg-type]
     for parameter in model.parameters():

@@ -7,6 +7,7 @@ from torch import Tensor
 from clean_transformer.parity.faults import inject
 from clean_transformer.parity.faults.corruptions import attending, with_result
 from clean_transformer.parity.operations import probes
+from clean_transformer.parity.operations.leads import match
 from clean_transformer.parity.operations.probes import PROBES, run_probes
 from clean_transformer.parity.operations.script import reproduction_script
 from clean_transformer.parity.verdict import Verdict
@@ -91,3 +92,23 @@ def test_a_fault_is_caught_by_the_probe_of_its_layout(
         with pytest.raises(AssertionError):
             exec(script, {})
     exec(script, {})
+
+
+def test_one_row_that_ignores_alpha_is_caught_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulated fault is that of torch 2.4.1 on Arm, which `make test-arm` runs."""
+    monkeypatch.setattr(
+        probes, "PROBES", [p for p in PROBES if "alpha" in p.name or "1 row, beta" in p.name]
+    )
+    with inject("half-product-alpha-ignored"):
+        wrong = [r for r in run_probes("cpu", torch.float16) if r.verdict is Verdict.WRONG]
+        assert {(result.name, result.layout) for result in wrong} == {
+            (f"{name}, 1 row, beta 0", layout)
+            for name in ("addmm", "baddbmm")
+            for layout in ("all transposed", "argument 3 transposed")
+        }
+        for finding in (result.finding for result in wrong):
+            assert finding is not None
+            assert [issue.name for issue in match(finding)] == ["half-product-alpha-ignored"]
+            with pytest.raises(AssertionError):
+                exec(compile(reproduction_script(finding), "reproduction", "exec"), {})
+        assert {r.verdict for r in run_probes("cpu", torch.bfloat16)} == {Verdict.PASS}
