@@ -47,7 +47,7 @@ def variant(name: str) -> Make:
     Raises `ValueError` if there is no such class.
     """
     variants = import_module("clean_transformer.variants")
-    known = {
+    known: dict[str, type[nn.Module]] = {
         f"variants.{word}": value
         for word, value in vars(variants).items()
         # In Python 3.10, list[int] is a class to `inspect`, and `issubclass` does not accept it.

@@ -54,7 +54,7 @@ def known(
         name,
         row.description,
         row.operations,
-        row.condition,
+        row.matches,
         corrupt,
         first_call_only,
         use,

@@ -14,7 +14,6 @@ from clean_transformer.parity.operations.conditions import (
     has_unlike_strides,
     is_causal,
     is_contiguous,
-    is_dtype,
     is_transposed,
     n_columns,
     n_rows,
@@ -130,8 +129,7 @@ KNOWN_ISSUES = (
         "a float16 product of one row with a transposed matrix ignores alpha if beta is 0",
         frozenset({"addmm", "baddbmm"}),
         lambda call: (
-            is_dtype(call, torch.float16)
-            and n_rows(call) == 1
+            n_rows(call) == 1
             and is_transposed(factors(call)[1])
             and alpha(call) != 1
             and beta(call) == 0
@@ -142,6 +140,7 @@ KNOWN_ISSUES = (
         cause=Cause.LAYOUT,
         since="2.4",
         fixed_in="2.5",
+        dtypes=(torch.float16,),
     ),
     KnownIssue(
         "bmm-permuted-key",
