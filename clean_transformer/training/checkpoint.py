@@ -91,7 +91,7 @@ def read(
             f"{file} is not a checkpoint of a training run ({error}); train in another folder"
         ) from None
     differing = [
-        f"{field} was {before.get(field)!r} and is now {about.get(field)!r}"
+        f"{field:.200} was {before.get(field)!r:.200} and is now {about.get(field)!r}"
         for field in sorted(before.keys() | about.keys())
         if type(before.get(field)) is not type(about.get(field))
         or before.get(field) != about.get(field)
@@ -104,7 +104,7 @@ def read(
     try:
         problem = _problem(saved, state, steps)
     except (KeyError, TypeError, AttributeError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = f"{type(error).__name__}: {error!s:.200}"
     if problem:
         raise ValueError(f"{file} is damaged: {printable(problem)}; train in another folder")
     return saved
@@ -114,9 +114,9 @@ def _problem(saved: Mapping[str, Any], state: Mapping[str, Tensor], steps: int) 
     """Return why a checkpoint does not fit the model or the run, or None if it fits."""
     step, model, moments = saved["step"], saved["model"], saved["optimizer"]["state"]
     if type(step) is not int or not 1 <= step <= steps:
-        return f"it is of step {step!r}, and the run has {steps} steps"
+        return f"it is of step {step!r:.200}, and the run has {steps} steps"
     if different := sorted(model.keys() ^ state.keys()):
-        return f"{different[0]} is in only one of the checkpoint and the model"
+        return f"{different[0]:.200} is in only one of the checkpoint and the model"
     for name, value in model.items():
         wanted = (state[name].shape, state[name].dtype)
         if (value.shape, value.dtype) != wanted:
