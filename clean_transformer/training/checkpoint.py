@@ -86,7 +86,7 @@ def read(
     try:
         saved = read_tensors(file)
         before = {str(field): value for field, value in saved["about"].items()}
-    except (WeightsError, KeyError, AttributeError) as error:
+    except (WeightsError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} is not a checkpoint of a training run ({error}); train in another folder"
         ) from None
@@ -103,7 +103,7 @@ def read(
         )
     try:
         problem = _problem(saved, state, steps)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         problem = f"{type(error).__name__}: {error!s:.200}"
     if problem:
         raise ValueError(f"{file} is damaged: {printable(problem)}; train in another folder")

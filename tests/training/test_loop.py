@@ -561,6 +561,7 @@ def test_other_tokens_of_the_same_length_are_refused(tmp_path: Path):
         (lambda saved: saved.pop("step"), "KeyError: 'step'"),
         (lambda saved: saved.pop("optimizer"), "KeyError: 'optimizer'"),
         (lambda saved: saved.update(optimizer=3), "TypeError"),
+        (lambda saved: saved.update(optimizer=torch.rand(2, 2)), "IndexError"),
         (lambda saved: saved["model"].pop("embed.W_E"), "embed.W_E is in only one of"),
         (lambda saved: saved["model"].update(x=torch.zeros(1)), "x is in only one of"),
         (lambda saved: saved["model"].update({"\x1b": torch.zeros(1)}), r"\\x1b is in only one of"),
