@@ -55,9 +55,9 @@ TYPES = {
 
 
 class Command(TyperCommand):
-    """A command with plain words for the types of options (see `TYPES`), and for a common mistake.
+    """A command whose help names the types of its options in plain words (see `TYPES`).
 
-    The mistake is a text of several words without quotes.
+    If a text of several words has no quotes, the error message says that quotes are needed.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:

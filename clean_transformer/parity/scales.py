@@ -111,6 +111,6 @@ def attention_squares(pattern: Tensor, scores: Tensor, v: Tensor) -> Tensor:
     """Return Σ(pⱼvⱼ(1 + |sⱼ|))², from which follows the typical rounding error of attention.
 
     `pattern` is p, and `scores` has the signed scores s. The factor 1 + |sⱼ| is there because
-    rounding sⱼ changes pⱼ by the relative error u |sⱼ|.
+    rounding sⱼ changes pⱼ by a relative error of up to u |sⱼ|, where u is the unit roundoff.
     """
     return square(pattern * (1 + scores.abs())) @ square(v)

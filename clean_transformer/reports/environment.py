@@ -72,8 +72,9 @@ def environment() -> dict[str, str]:
 def build_lines(found: Mapping[str, str]) -> list[str]:
     """Return one to three lines that describe the result of `environment()`.
 
-    One line has the settings that the program has changed, and one line has the environment
-    variables. A line that would be empty is left out.
+    The first line has the versions, the processor's instructions, and the operating system. If the
+    program has changed settings, a line lists them. If environment variables matter, a line lists
+    them.
     """
     libraries = [
         f"{name} {found[key]}"

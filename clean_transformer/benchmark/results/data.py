@@ -73,11 +73,11 @@ class Results:
         return found[0] if found and found[0].values else None
 
     def share_of_limit(self, result: Result) -> Spread | None:
-        """Return the value of "limit" divided by the value of `result`.
+        """Return the value of the contestant "limit" divided by the value of `result`.
 
-        Each round gives one quotient. The `Spread` has the median and the quartiles of the
-        quotients. Returns None if the contestant "limit" was not measured, or if `result` belongs
-        to "limit".
+        Both have one value for each round of measurements. The values of the same round give a
+        quotient, and the `Spread` has the median and the quartiles of the quotients. Returns None
+        if "limit" was not measured, or if `result` belongs to "limit".
         """
         limit = self.limit_of(result)
         if limit is None or result.part.setup.contestant == "limit":

@@ -67,7 +67,7 @@ def import_seconds(module: str) -> float:
 def median_seconds(call: Callable[[], object], device: str, at_least: float) -> float:
     """Repeat `call` until `at_least` seconds have passed, and return the median seconds per call.
 
-    There is at least one call.
+    If `at_least` is 0, there is one call.
     """
     measured = [seconds(call, device)]
     # Short calls are timed several at a time: if each call were timed alone, the wait for the

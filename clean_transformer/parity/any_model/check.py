@@ -215,7 +215,7 @@ def _tokens(inputs: Any) -> Tensor | None:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """Return all tensors in a model's inputs or output, also those in mappings and dataclasses."""
+    """Return all tensors in a model's inputs or output, including those in dataclasses."""
     leaves = tree_leaves(value)
     if leaves == [value]:
         if isinstance(value, Mapping):

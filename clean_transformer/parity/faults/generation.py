@@ -23,7 +23,7 @@ def is_wide(call: Call) -> bool:
 
 
 def writes_cache(call: Call) -> bool:
-    """Whether `copy_` writes keys or values into a KV cache, at position 1 or later.
+    """Whether `call`, a call of `copy_`, writes into a KV cache at position 1 or later.
 
     The function recognizes such a call by the tensor that is written to: it has the shape [batch
     pos head d_head], and its storage offset is at least the stride of one position.

@@ -60,8 +60,8 @@ def worst_reference(run: DeviceRun) -> tuple[int, EndToEnd] | None:
     """Find the activations in which another implementation of GPT-2 has too large an error.
 
     The limit is `healthy` · `envelope`, the same as for our model (see `EndToEnd`). Returns the
-    number of activations with a larger error, and the row of the activation that exceeds the limit
-    by the largest factor. Returns None if there are no such activations.
+    number of activations whose error is above the limit, and the `EndToEnd` of the activation whose
+    error is the largest multiple of its limit. Returns None if there are no such activations.
     """
     shares = [
         (rank(share(row.reference_error, row.healthy * row.envelope)), row)

@@ -71,7 +71,7 @@ class _Bound(nn.Module):
 
 
 def parameters(owner: type, edit: Callable[[Any], dict[str, Tensor]]) -> Changes:
-    """Return changes to the code that make modules of class `owner` run with changed parameters.
+    """Return `Changes` with which all modules of class `owner` run with other parameters.
 
     `edit(module)` returns the new values of some parameters by name. The other parameters keep
     their values.
