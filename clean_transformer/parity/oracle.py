@@ -55,8 +55,8 @@ def trusted() -> Iterator[None]:
 
     The device faults in `parity/faults` are dispatch modes, so they do not affect operations in
     this block. `Elementary` computes LayerNorm, softmax and GELU in float64 without the CPU's fused
-    kernels. So a faulty fused kernel does not make the exact results wrong. Compiled functions run
-    as they are written.
+    kernels. So a faulty fused kernel does not make the exact results wrong. Functions
+    that were compiled with `torch.compile` run uncompiled.
     """
     with _disable_current_modes(), Elementary(), uncompiled(), uncompiled_flex_attention():
         yield

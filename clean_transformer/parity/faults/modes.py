@@ -40,7 +40,7 @@ def scaled(x: Tensor) -> Tensor:
 
 
 def of_one_token(edit: Edit) -> Edit:
-    """Return a function that applies `edit` only to tensors [batch pos …] of one position."""
+    """Return a function that applies `edit` only to tensors [batch pos …] in which pos is 1."""
     return lambda x: edit(x) if x.ndim == 3 and x.shape[1] == 1 else x
 
 

@@ -52,7 +52,7 @@ def end_to_end_map(run: DeviceRun) -> HeatMap:
 
 
 def isolated_square(row: Isolated) -> Square:
-    """Return the square for the error that the device makes in one activation."""
+    """Return the colored square of the heat map for one activation's own error (see `Isolated`)."""
     facts = {
         "name": row.name or LOGITS,
         "verdict": row.verdict.value,

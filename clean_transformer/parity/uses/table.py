@@ -133,7 +133,7 @@ def uses(cfg: Config) -> list[Use]:
 
 
 def steps(length: int, positions: Sequence[int]) -> tuple[int, ...]:
-    """Return the number of tokens that each call of the model reads of a text of `length` tokens.
+    """Return how many tokens each call reads, if the model reads `length` tokens in several calls.
 
     For each p in `positions`, one call reads only the token at position p. If there are unread
     tokens before position p, another call reads all of them first. For example, positions (1, 64)
