@@ -76,9 +76,9 @@ class RotaryAttention(Attention):
 def rotate(
     x: Float[Tensor, "batch pos head d_head"], position: Int[Tensor, "pos"], base: float
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Rotate each pair of coordinates, i and i + d_head/2, by an angle, position · base^(−2i / d_head).
+    """Rotate each pair of coordinates, i and i + d_head/2, by position · base^(−2i / d_head).
 
-    The angle is in radians.
+    This angle is in radians.
     """
     exact, d_head = float32_or_more(x.dtype), x.shape[-1]
     frequency = base ** (-torch.arange(0, d_head, 2, dtype=exact, device=x.device) / d_head)
