@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from clean_transformer.parity.activations.black_box import is_compiled
 from clean_transformer.parity.any_model.paths import ModulePaths
 from clean_transformer.parity.any_model.results import (
     ModelReport,
@@ -85,6 +86,11 @@ def check_model(
         nonlocal output
         output = model(*args, **kwargs)
 
+    if any(is_compiled(part) for part in model.modules()):
+        # Compile before `ModulePaths` places its hooks, which the compiler cannot trace. If this
+        # call raises an exception, the check of the forward pass raises and reports it again.
+        with _undisturbed(model), suppress(Exception):
+            model(*args, **kwargs)
     with _undisturbed(model), ModulePaths(model) as paths:
 
         def check(name: str, run: Callable[[], Any]) -> UseReport:
