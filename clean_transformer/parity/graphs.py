@@ -41,14 +41,23 @@ class Graphs:
 @contextmanager
 def counted_graphs() -> Iterator[Graphs]:
     """Count what `torch.compile` does in a `with` block. The counts are set when it ends."""
-    graphs, before = Graphs(), _counts()
+    graphs, before = Graphs(), counts()
     try:
         yield graphs
     finally:
-        after = _counts()
-        graphs.compiled, graphs.breaks, graphs.uncompiled = (
-            new - old for new, old in zip(after, before, strict=True)
-        )
+        for name, now in vars(counts()).items():
+            setattr(graphs, name, now - getattr(before, name))
+
+
+def counts() -> Graphs:
+    """Return what `torch.compile` has done in this process."""
+    # Dynamo keeps no public count of graph breaks.
+    counters = torch._dynamo.utils.counters
+    return Graphs(
+        compiled=counters["stats"]["unique_graphs"],
+        breaks=sum(counters["graph_break"].values()),
+        uncompiled=counters["frames"]["total"] - counters["frames"]["ok"],
+    )
 
 
 def require_backend(name: str) -> None:
@@ -59,14 +68,3 @@ def require_backend(name: str) -> None:
             f"no compile backend {name!r}; choose from {', '.join(names)}, or import the package "
             "that registers it with --import"
         )
-
-
-def _counts() -> tuple[int, int, int]:
-    # Dynamo keeps no public count of graph breaks.
-    counters = torch._dynamo.utils.counters
-    frames = counters["frames"]
-    return (
-        counters["stats"]["unique_graphs"],
-        sum(counters["graph_break"].values()),
-        frames["total"] - frames["ok"],
-    )

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from clean_transformer.parity.activations.black_box import DRAWS, judge_output, tensors
 from clean_transformer.parity.activations.exact import OnCpuInFloat64
 from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.graphs import counts
 from clean_transformer.parity.operations.call import Call, Operand
 from clean_transformer.parity.operations.diagnosis import Cause, Finding
 from clean_transformer.parity.operations.judgment import Judgment
@@ -33,6 +34,8 @@ from clean_transformer.support.replaced import replaced
 
 # The function of PyTorch that runs at the start of each call of a compiled function.
 ENTRY = "_callback_from_stance"
+# The local variables of PyTorch's function that calls a compiled function.
+CALL = {"self", "fn", "args", "kwargs"}
 # The names of the backward passes of compiled code end with this text.
 BACKWARD = ", backward"
 
@@ -64,13 +67,14 @@ class CompiledCall:
         is judged like that of a module whose inner activations are not known (see
         `judge_black_box`). Yields the name, the dtype and the worst judgment of the outputs. If
         gradients are enabled, also yields those of the gradients with respect to arguments and
-        parameters. The derivative of the loss by each output is then a fixed random number. Without
-        a floating-point output, the judgment is None.
+        parameters. The derivative of the loss by each output is then a fixed random number. The
+        judgment is None without a floating-point output, and if `torch.compile` has made no graph
+        in this process, because the function then ran as it is written.
         """
         with _disable_current_modes():
             outputs, gradients, parameters = self._run(self.compiled, None)
         given = [output.detach().cpu() for output in outputs + gradients]
-        if not given:
+        if not given or not counts().compiled:
             yield self.name, None, None
             return
         with trusted():
@@ -170,10 +174,9 @@ def _watched(on_call: Callable[[CompiledCall], None]) -> Iterator[None]:
 
     def entered(callback: Any) -> Any:
         nonlocal is_busy
-        caller = sys._getframe(1)
-        if is_busy or original(callback) in (None, False) or not _is_call(caller):
+        if is_busy or original(callback) in (None, False):
             return original(callback)
-        values, is_busy = caller.f_locals, True
+        values, is_busy = _locals_of_call(frames.__file__), True
         function = values["fn"]
         compiled = values["self"](function)
         try:
@@ -188,8 +191,21 @@ def _watched(on_call: Callable[[CompiledCall], None]) -> Iterator[None]:
         yield
 
 
-def _is_call(frame: FrameType) -> bool:
-    return {"self", "fn", "args", "kwargs"} <= frame.f_locals.keys()
+def _locals_of_call(file: str) -> dict[str, Any]:
+    """Return the local variables of the innermost running function of PyTorch's `file`.
+
+    This function calls a compiled function. Raises `NotImplementedError` if its variables have
+    unknown names, because the compiled code would not be checked.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back  # the watch itself, or code that checks its types
+    values = {} if frame is None else frame.f_locals
+    if not values.keys() >= CALL:
+        raise NotImplementedError(
+            f"torch {torch.__version__} calls compiled code in a way that cannot be checked"
+        )
+    return values
 
 
 def _copied(value: Any) -> Any:

@@ -3,14 +3,18 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clean_transformer.cli.options import choose_compilation
+from clean_transformer.parity import check_operations
+from clean_transformer.parity.operations import compiled
+from clean_transformer.parity.operations.diagnosis import Cause
+from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.devices import import_packages
 
-# A wrong backend, and a right one. In processes of their own: the checks of types that tests have
-# cannot be compiled.
+# A wrong backend, and a right one.
 MODELS = """
 import torch
 from torch import nn
@@ -85,12 +89,38 @@ def expected(way: str) -> list[str]:
     return [f"{way} PASS PASS PASS PASS False", f"{way} WRONG WRONG WRONG WRONG True"]
 
 
-def test_a_compiled_module() -> None:
-    """In a process of its own, for the same reason."""
-    code = "from clean_transformer.parity import check_operations\n"
-    said = "print(check_operations(make('in place', 1.1), make_inputs()).verdict.value)"
-    done = run("-c", f"{MODELS}\n{code}{said}")
-    assert done.stdout.strip() == "WRONG", done.stderr
+@pytest.mark.parametrize("way", WAYS)
+def test_a_wrong_backend(way: str) -> None:
+    """In this process, too, in which shapes and types of arguments are checked at each call."""
+    made: dict[str, Any] = {}
+    exec(MODELS, made)
+    report = check_operations(made["make"](way, 1.1), made["make_inputs"]())
+    assert report.verdict is Verdict.WRONG
+    assert report.finding is not None
+    assert report.finding.cause is Cause.COMPILED
+
+
+@pytest.mark.slow
+def test_what_is_not_compiled_is_not_checked() -> None:
+    code = """
+torch._dynamo.config.suppress_errors = True
+from clean_transformer.parity import check_operations
+def idle(graph, inputs):
+    raise NotImplementedError("no kernel")
+model = MLP()
+model.compile(backend=idle)
+print([*check_operations(model, make_inputs()).not_checked])
+"""
+    done = run("-c", MODELS + code)
+    assert done.stdout.strip() == "['compiled MLP']", done.stderr
+
+
+def test_an_unknown_way_to_call_compiled_code_is_not_checked(monkeypatch) -> None:
+    made: dict[str, Any] = {}
+    exec(MODELS, made)
+    monkeypatch.setattr(compiled, "CALL", {"self", "another_name"})
+    with pytest.raises(NotImplementedError, match="calls compiled code in a way that cannot be"):
+        check_operations(made["make"]("in place", 1), made["make_inputs"]())
 
 
 @pytest.mark.slow
