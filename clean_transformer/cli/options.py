@@ -123,11 +123,14 @@ def options_from(settings: type, panel: str) -> Callable[[Command], Command]:
 def choose_compilation(backend: str | None, dynamic: bool, mode: str | None) -> "Compilation":
     """Return the `Compilation` that these options ask for; without a backend, that of inductor.
 
-    Raises `ValueError` if no compile backend has this name.
+    Raises `ValueError` if no compile backend has this name, and for a mode with another backend
+    than inductor, which would ignore it.
     """
     from clean_transformer.parity.graphs import require_backend
     from clean_transformer.parity.modes import Compilation
 
     chosen = Compilation(backend or "inductor", dynamic, mode)
     require_backend(chosen.backend)
+    if mode and chosen.backend != "inductor":
+        raise ValueError(f"only inductor has modes; leave out --compile-mode for {backend}")
     return chosen

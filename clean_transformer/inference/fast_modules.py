@@ -47,9 +47,10 @@ class Fast:
     The replacement is used until a submodule or a parameter is replaced. With `weights="int8"`, it
     computes with 8-bit copies of the parameters, so it is also no longer used after a parameter has
     changed in place. Changes through `parameter.data` are noticed at the next input of more than
-    one position. If `weights` is None, it reads the parameters themselves, and computes with
-    the new values after such a change. `also_read` are modules outside of `module` whose parameters
-    the replacement reads, too.
+    one position. In `generate`, the unembedding never gets such an input.
+
+    If `weights` is None, it reads the parameters themselves, and computes with the new values after
+    such a change. `also_read` are modules outside of `module` whose parameters it reads, too.
     """
 
     below: Method  # the replaced method, which is called when the replacement cannot be used

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from clean_transformer.inference.matmuls import Matmul, Output, Rows
 
-# 16 weights of one output feature have a common scale. With groups of 32, the distance from float32
-# is three times as large.
+# 16 weights of one output feature have a common scale. Larger groups are less accurate.
 GROUP = 16
 
 # The C++ kernel computes 64 output features at a time. Their weights are next to each other.

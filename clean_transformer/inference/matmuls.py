@@ -52,8 +52,8 @@ class Matmul:
 class OneDNN(Matmul):
     """Like `Matmul`, but one kernel of oneDNN computes x W + b and the GELU, for 4 rows or more.
 
-    The kernel does not support gradients, and is missing in some builds of PyTorch. `torch.compile`
-    cannot trace the kernel, so a compiled graph uses `Matmul.gelu` instead.
+    The kernel does not support gradients. `torch.compile` cannot trace the kernel, and some builds
+    of PyTorch do not have it. Then `Matmul.gelu` is used instead.
     """
 
     column_major = True
@@ -61,10 +61,10 @@ class OneDNN(Matmul):
     def gelu(self, x: Rows, weight: Any) -> Output:
         """Return gelu_new(x W + b)."""
         # For fewer rows, `Matmul` is as fast in bfloat16, and 13% faster per block in float16.
-        if len(x) < FEW_ROWS or torch.compiler.is_compiling():
+        linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+        if len(x) < FEW_ROWS or linear is None or torch.compiler.is_compiling():
             return super().gelu(x, weight)
-        linear = torch.ops.mkldnn._linear_pointwise.default
-        return linear(x, weight.W.T, weight.b, "gelu", [], "tanh")
+        return linear.default(x, weight.W.T, weight.b, "gelu", [], "tanh")
 
 
 class ThroughFloat32(Matmul):
@@ -112,7 +112,10 @@ def has_instructions(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies bfloat16 or float16 with this processor's own instructions."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    mkldnn = torch.ops.mkldnn
-    if dtype == torch.bfloat16:
-        return bool(mkldnn._is_mkldnn_bf16_supported())
-    return bool(mkldnn._is_mkldnn_fp16_supported())
+    # These operations are private, so a build of PyTorch may lack them.
+    asked = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }
+    is_supported = getattr(torch.ops.mkldnn, asked[dtype], None)
+    return is_supported is not None and bool(is_supported())

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,3 +98,12 @@ def test_the_kernel_depends_on_dtype_device_and_instructions(monkeypatch, dtype,
 def test_without_onednn_there_are_no_instructions(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not any(map(has_instructions, DTYPES[1:]))
+
+
+def test_a_build_without_the_private_operations_uses_public_ones(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    x, W = drawn(8, 5, seed=0).bfloat16(), drawn(5, 3, seed=1).bfloat16()
+
+    assert type(kernel_for(torch.bfloat16, torch.device("cpu"))) is ThroughFloat32
+    weight = OneDNN().prepare(W, torch.zeros(3).bfloat16())
+    assert torch.equal(OneDNN().gelu(x, weight), Matmul().gelu(x, weight))

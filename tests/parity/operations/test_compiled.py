@@ -185,6 +185,8 @@ def test_the_suite_compiles_with_the_chosen_backend() -> None:
 def test_an_unknown_backend_or_package() -> None:
     with pytest.raises(ValueError, match="no compile backend 'nonesuch'; choose from"):
         choose_compilation("nonesuch", dynamic=False, mode=None)
+    with pytest.raises(ValueError, match="only inductor has modes"):
+        choose_compilation("aot_eager", dynamic=False, mode="max-autotune")
     with pytest.raises(ValueError, match="cannot import no_such_package"):
         import_packages(["no_such_package"])
 
