@@ -8,6 +8,7 @@ from clean_transformer.parity import inputs
 from ..parity.small import small_weights
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("model_alone")
 def test_every_step_has_its_time(monkeypatch: pytest.MonkeyPatch):
     weights = small_weights(n_layers=1, d_vocab=100, n_ctx=16)

@@ -53,6 +53,7 @@ def test_1_and_a_script_where_something_is_wrong(small: Path) -> None:
     exec(compile(script.read_text(), str(script), "exec"), {})
 
 
+@pytest.mark.slow
 def test_1_where_the_function_is_another(small: Path) -> None:
     if REFERENCE is None:
         pytest.skip("no reference is installed")

@@ -130,6 +130,7 @@ def rounded(name: str, W: torch.Tensor) -> torch.Tensor:
     return copied[:, : flat.shape[1]].reshape(W.shape)
 
 
+@pytest.mark.slow
 def test_the_parity_suite_sees_a_wrong_kernel(monkeypatch):
     class Wrong(Matmul):
         def gelu(self, x, weight):

@@ -171,6 +171,7 @@ def test_a_fault_counts_more_than_an_exception() -> None:
     assert any(error.name.endswith("explicit") for error in run.errors)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("model_alone")
 def test_the_search_for_the_operation_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     def search(*args: object) -> None:

@@ -125,7 +125,9 @@ def test_mps_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("model_alone")
-@pytest.mark.parametrize("dtype", [F32, BF16, pytest.param(F16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype", [F32, *(pytest.param(each, marks=pytest.mark.slow) for each in (BF16, F16))]
+)
 def test_a_healthy_device_passes_and_meets_no_float64(dtype: torch.dtype) -> None:
     steps: list[str] = []
     with no_float64():

@@ -285,6 +285,7 @@ def test_all_of_them_at_once_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {*USES, "sampling", "training"} <= wrong
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("model_alone")
 def test_device_fault_of_the_first_call_alone(planted: Callable[[str], None]) -> None:
     """Caught where it first strikes; by the time an operation is looked for, it is over."""

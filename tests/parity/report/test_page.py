@@ -343,7 +343,10 @@ def test_the_command_writes_it(
     assert file.read_text(encoding="utf-8") == render(measured)
 
 
-@pytest.mark.parametrize(("layers", "runs", "megabytes"), [(12, 4, 0.7), (48, 3, 1.5)])
+@pytest.mark.parametrize(
+    ("layers", "runs", "megabytes"),
+    [(12, 4, 0.7), pytest.param(48, 3, 1.5, marks=pytest.mark.slow)],
+)
 def test_size(measured: SuiteReport, layers: int, runs: int, megabytes: float):
     run = measured.runs[0]
     deep = replace(
