@@ -3,6 +3,7 @@
 import warnings
 from functools import cache
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ def compiled_kernel() -> Any:
             extra_cflags=[*FLAGS, *wide],
             is_python_module=False,
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, CalledProcessError) as error:  # torch 2.4 raises the last one
         warnings.warn(
             "8-bit weights are slow here, because their C++ kernel could not be compiled: "
             f"{str(error).strip().splitlines()[0]}",
