@@ -106,8 +106,8 @@ DRIFT_ONLY = (
     "Each activation alone is accurate, but the whole run is not: small errors add up, and exceed "
     "the errors that random rounding causes."
 )
-# These uses check every position of a text, so `_in_use` can tell which lengths are right. Other uses
-# check only some positions.
+# These uses check every position of a text, so `_in_use` can tell which lengths are right. The
+# other uses check only some positions.
 BY_LENGTH = ("forward", "long text")
 
 

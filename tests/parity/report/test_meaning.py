@@ -59,8 +59,9 @@ RUNS = [
     ),
     (
         run(FORWARD, PADDED, GENERATE, BEAMS),
-        "Wrong: reading a padded batch (of the positions checked, those from 5 on are wrong). Failed "
-        "with an exception: generating text. Not checked: beam search. Right: reading short texts.",
+        "Wrong: reading a padded batch (of the positions checked, those from 5 on are wrong). "
+        "Failed with an exception: generating text. Not checked: beam search. Right: reading short "
+        "texts.",
     ),
     (
         run(use("forward", "reading short texts", BAD)),
