@@ -165,7 +165,7 @@ def test_every_way_to_compile(way: Callable[[Block, Backend], Any], kernel: str)
     if kernel == RIGHT:
         assert_parity(model, x, device="cpu")
         return
-    with pytest.raises(AssertionError, match="compiled"):
+    with pytest.raises(AssertionError, match="WRONG|DEGRADED|compiled"):
         assert_parity(model, x, device="cpu")
 
 
