@@ -123,7 +123,6 @@ def compile_whole_model(model: Block, backend: Backend) -> Any:
 
 
 WAYS = (
-    compile_module,
     compile_in_place,
     compile_forward,
     compile_parts,
