@@ -1,5 +1,6 @@
 """The command `clean-transformer bench`."""
 
+import math
 from itertools import count
 from pathlib import Path
 from shutil import which
@@ -122,7 +123,7 @@ def bench(
         logged=True,
         above=lambda: speed_table(so_far, title) if question else "",
     ) as on_step:
-        on_step(f"writing the weights; all takes about {minutes:.1g} minutes", 0)
+        on_step(f"writing the weights; all takes about {math.ceil(minutes)} min", 0)
         turn = count(1)
 
         def keep(results: list[Result]) -> None:

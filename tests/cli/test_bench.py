@@ -208,7 +208,7 @@ def test_dtype_size_and_contestants_of_a_question(call: Callable[..., tuple[int,
 
 def test_what_it_does_is_said_at_once_and_with_an_estimate(call: Callable[..., tuple[int, str]]):
     first = call()[1].splitlines()[0]
-    assert re.fullmatch(r"0/52 writing the weights; all takes about [\d.e-]+ minutes", first)
+    assert re.fullmatch(r"0/52 writing the weights; all takes about \d+ min", first)
 
 
 @pytest.mark.parametrize(
