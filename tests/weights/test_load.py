@@ -119,7 +119,7 @@ def test_a_folder_with_the_name_of_a_file(tmp_path: Path):
 
 
 def test_no_two_formats_claim_the_same_files():
-    suffixes = [known.file.suffix for known in FORMATS if known.file]
+    suffixes = [suffix for known in FORMATS if known.file for suffix in known.file.suffixes]
     priorities = [known.folder.priority for known in FORMATS if known.folder]
     for claims in (suffixes, priorities, WEIGHTS, [known.name for known in FORMATS]):
         assert len({*claims}) == len(claims)
