@@ -68,6 +68,18 @@ def test_a_text_ends_before_the_end_of_text_unless_told_otherwise():
     assert model.generate(tokens, 3)[0, -3:].tolist() == [end] * 3
 
 
+def test_a_text_begins_and_ends_with_the_models_own_tokens():
+    model, read = reading_model(), []
+    model.tokenizer = Tokenizer(trained(), bos_token_id=3, stop_tokens=[5, 7])
+    model.embed.register_forward_pre_hook(lambda _, args: read.append(args[0][0].tolist()))
+    with torch.no_grad():
+        model.unembed.b_U[7] = 100
+    assert model.generate("the cat", 5) == "the cat"
+    assert model.generate("the cat", 5, beams=2) == "the cat"
+    assert [*model.stream("the cat", 5)] == []
+    assert {prompt[0] for prompt in read if len(prompt) > 1} == {3}
+
+
 def test_a_stop_string_may_span_tokens():
     model = reading_model()
     whole = model.generate("the cat", 12)[len("the cat") :]
