@@ -143,6 +143,8 @@ def test_the_tokenizer_is_that_of_the_folder(tmp_path: Path):
         ([[31]], {}, "token ids run from 31 to 31; this vocabulary has ids 0 to 30"),
         ("text", {}, "this model came without a tokenizer; give it token ids, or assign"),
         ([[1]], {"stop_strings": "a"}, "this model came without a tokenizer"),
+        ([[1]], {"stop_tokens": -1}, "stop_tokens has -1; this vocabulary has ids 0 to 30"),
+        ([[1]], {"stop_tokens": [3, 31]}, "stop_tokens has 31; this vocabulary has ids 0 to 30"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_work(prompt, arguments: dict, message: str):
