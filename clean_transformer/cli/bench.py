@@ -10,6 +10,7 @@ import typer
 
 from clean_transformer.cli import options
 from clean_transformer.cli.terminal import open_console, print_written, progress
+from clean_transformer.support.files import STANDARD_OUTPUT
 
 WORK = "What is measured (not with --goals)"
 
@@ -139,7 +140,7 @@ def bench(
         if figures is not None:
             write_figures(report.results, figures)
     finally:  # a full disk does not hide the results
-        console = open_console()
+        console = open_console(stderr=json == STANDARD_OUTPUT)
         if question is not None and report.results.results:
             console.print(speed_table(report.results, title))
         elif question is None:

@@ -195,6 +195,13 @@ def test_the_answer_to_a_question(call: Callable[..., tuple[int, str]], tmp_path
     assert json.loads(file.read_text())["goals"] == []
 
 
+def test_json_alone_goes_to_standard_output(call: Callable[..., tuple[int, str]]):
+    call()  # makes up the times of the next run, too
+    result = CliRunner().invoke(app, ["bench", "--json", "-"])
+    assert json.loads(result.stdout)["goals"] == []
+    assert "1 × 128 tokens read" in result.stderr
+
+
 def test_dtype_size_and_contestants_of_a_question(call: Callable[..., tuple[int, str]]):
     status, output = call("--dtype", "int8", "--size", "medium", ours=None)
     assert status == 0
