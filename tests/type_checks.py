@@ -26,6 +26,8 @@ def checked(function: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     """Decorate a function or a class, as `jaxtyping.jaxtyped` does, so that calls check types."""
     if function is None:
         return partial(checked, typechecker=typechecker)
+    if inspect.isclass(function) and getattr(function.__init__, "__globals__", None) is globals():
+        return function  # like jaxtyping, which decorates no `__init__` twice
     if not inspect.isfunction(function) or has_shapes(function):
         return jaxtyped(function, typechecker=typechecker)
     with_checks = typechecker(function)
