@@ -1,9 +1,9 @@
 """Makes the type checks of the tests cheap: jaxtyping checks only the signatures with shapes.
 
-jaxtyping's import hook decorates every function of the package with `jaxtyping.jaxtyped`. Each call
-of such a function takes about 50 µs longer, because jaxtyping remembers the length of each axis.
-Importing this module replaces the decorator. If a signature has no shapes, beartype alone now
-checks its types, which takes about 1 µs.
+jaxtyping's import hook decorates every function of the package with `jaxtyping.jaxtyped`. This
+takes 2 ms for each function, and 5 µs more for each of its calls. A function inside a function is
+even decorated whenever the outer function runs. Importing this module replaces the decorator: if a
+signature has no shapes, beartype alone checks its types, which takes 0.8 ms and 0.4 µs.
 """
 
 import inspect
