@@ -100,7 +100,7 @@ def test_weights_are_processed_while_they_are_loaded(tmp_path, flags):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"return_type": "losses"}, ValueError, "return_type is 'losses'; use"),
+        ({"return_type": "losses"}, ValueError, "return_type is 'losses'; it must be 'logits' or"),
         ({"return_type": "loss", "last_only": True}, ValueError, "logits of all positions"),
         ({"return_type": "both", "stop_at_layer": 1}, ValueError, "logits of all positions"),
         ({"return_type": "loss", "unembed": False}, ValueError, "logits of all positions"),

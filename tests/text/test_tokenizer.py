@@ -211,8 +211,9 @@ def test_errors_say_what_was_wrong(tiny, method, wrong, error, message):
 
 
 def test_unknown_padding_side(tiny):
-    with pytest.raises(ValueError, match="padding_side is 'top'; it must be 'left' or 'right'"):
-        Tokenizer.to_tokens.__wrapped__(tiny, ["a"], padding_side="top")
+    wanted = "padding_side is 'top'; it must be 'left' or 'right'"
+    with unchecked_types(), pytest.raises(ValueError, match=wanted):
+        tiny.to_tokens(["a"], padding_side="top")
 
 
 # Where a tokenizer comes from.
@@ -257,12 +258,6 @@ def test_a_folder_without_a_tokenizer(tmp_path):
     (tmp_path / "vocab.json").touch()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer; put tokenizer.json, or vocab"):
         Tokenizer.from_pretrained(tmp_path)
-
-
-def test_a_missing_file(tmp_path):
-    (tmp_path / "vocab.json").touch()
-    with pytest.raises(FileNotFoundError, match=r"no file '.*merges.txt'; give the tokenizer's"):
-        Tokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt")
 
 
 @pytest.mark.parametrize("names", [("tokenizer.json",), ("vocab.json", "merges.txt")])
