@@ -77,6 +77,7 @@ def test_other_sizes_keep_the_proportions_of_the_published():
             "leave out --n-layers, --n-heads, --d-model, --n-ctx",
         ),
         (("tokens.npy", "--sharded"), "sharded needs several processes"),
+        (("tokens.npy", "--tokenizer", "gpt2"), "--tokenizer is for text files, not for .npy"),
     ],
 )
 def test_2_and_one_line_for_what_cannot_be_trained(folder: Path, arguments, message: str):

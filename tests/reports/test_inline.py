@@ -236,6 +236,13 @@ def test_a_view_needs_one_text_and_its_tokens(model, cache):
         attention_view(of_two, [""] * 7)
 
 
+def test_a_view_of_patterns_with_nan_is_refused(model):
+    _, cache = model.run_with_cache(TEXT)
+    cache["pattern", 1][0, 0, 2, 1] = torch.nan
+    with pytest.raises(ValueError, match="the model computes NaN for this text; run `clean-tr"):
+        attention_view(cache, model.to_str_tokens(TEXT))
+
+
 # --- swaps ---
 
 

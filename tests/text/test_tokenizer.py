@@ -302,4 +302,6 @@ def test_tensors_of_unequal_texts_need_padding():
         tokenizer(["the cat", "mat, then"], return_tensors="pt")
     with unchecked_types(), pytest.raises(ValueError, match="'np'; it must be 'pt' or None"):
         tokenizer("the cat", return_tensors="np")
+    with unchecked_types(), pytest.raises(ValueError, match="padding is 'max_length'; it must be"):
+        tokenizer(["the cat", "mat"], padding="max_length")
     assert tokenizer("", return_tensors="pt").input_ids.dtype == torch.int64
