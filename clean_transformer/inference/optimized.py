@@ -18,6 +18,7 @@ from clean_transformer.inference.matmuls import ThroughFloat32
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.support.interrupts import Undoable
 from clean_transformer.support.stand_in import StandIn, stand_ins
+from clean_transformer.support.validation import refuse_other
 
 
 class Speedup(StandIn):
@@ -91,21 +92,23 @@ def optimize(
     With `weights="int8"`, which works only on the CPU, the modules compute with 8-bit copies of the
     weights. The modules then read fewer bytes from memory, and their outputs are less accurate.
 
-    With `compile`, `generate` runs the forward pass for each new token as one graph of
-    `torch.compile`. On CUDA, this is a CUDA graph. Each combination of a batch size and a length of
-    the KV cache (rounded up to a multiple of 256) has its own graph. Compiling one graph takes up
-    to a minute.
+    With `compile`, `generate` and `stream` run the forward pass for each new token as one graph of
+    `torch.compile`. Beam search runs without this graph. On CUDA, this is a CUDA graph. Each
+    combination of a batch size and a length of the KV cache (rounded up to a multiple of 256) has
+    its own graph. Compiling one graph takes up to a minute.
 
-    Raises `ValueError` for 8-bit weights on a device other than the CPU. Raises `ValueError` for
-    8-bit weights of a model that was made under `torch.inference_mode()`. The parameters of such a
-    model have no version counters, so `optimize` could not notice later changes of the parameters.
-    Raises `TypeError` for `compile` with a model other than `DemoTransformer`.
+    Raises `ValueError` for any other `weights` than "int8" and None, and for 8-bit weights on a
+    device other than the CPU. Raises `ValueError` for 8-bit weights of a model that was made under
+    `torch.inference_mode()`. The parameters of such a model have no version counters, so `optimize`
+    could not notice later changes of the parameters. Raises `TypeError` for `compile` with a model
+    other than `DemoTransformer`.
     """
     if compile and not hasattr(model, "read_one"):
         raise TypeError(
             f"a {type(model).__name__} has no decoding step to compile; give a DemoTransformer, or "
             "leave out compile=True"
         )
+    refuse_other("weights", weights, "int8", None)
     parameter = next(model.parameters())
     if weights == "int8" and parameter.device.type != "cpu":
         raise ValueError(

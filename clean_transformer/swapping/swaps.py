@@ -151,9 +151,10 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     for any layer and `[3-7]` for a range of layers. `make` is one of
 
     - a class. `swap` makes the new module with `new = make(cfg)`, where `cfg` is the model's
-      `Config`. Then `swap` calls `new.load_from(old)`. If the class has no `load_from`, `swap`
-      copies every weight of the old module that has the same name and shape in the new module, and
-      warns with `WeightsNotCopied` about the other parameters of the new module;
+      `Config`. Then `swap` calls `new.load_from(old)`. If the class has no `load_from`, each
+      parameter of the new module becomes a copy of the old module's weight with the same name and
+      shape. `swap` warns with `WeightsNotCopied` about the other parameters of the new module.
+      Buffers of the new module are not changed;
     - a function. `swap` makes the new module with `make(old, path)`. `path` is the old module's
       path;
     - a module. If the pattern matches several paths, each path gets a copy of the module;

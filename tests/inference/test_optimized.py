@@ -26,7 +26,15 @@ from clean_transformer.swapping.swaps import swap
 from clean_transformer.variants.mlp import ReluMLP
 from clean_transformer.weights.synthetic import stress
 
-from ..helpers import TINY, assert_same_function, configs, random_model, random_tokens, tiny
+from ..helpers import (
+    TINY,
+    assert_same_function,
+    configs,
+    random_model,
+    random_tokens,
+    tiny,
+    unchecked_types,
+)
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
@@ -429,6 +437,12 @@ def test_modules_of_other_classes_stay_as_they_are(model):
 
     assert optimized.modules == ("blocks.1", "unembed")
     assert_same_function(model(TOKENS), logits)
+
+
+@pytest.mark.parametrize("weights", ["int4", "bfloat16"])
+def test_unknown_weights_are_refused(model, weights: str):
+    with unchecked_types(), pytest.raises(ValueError, match=f"weights is '{weights}'; it must be"):
+        model.optimize(weights)
 
 
 def test_8_bits_need_a_processor():

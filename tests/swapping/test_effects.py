@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clean_transformer import MLP, Attention, DemoTransformer, HookPoint
-from clean_transformer.swapping.effect_report import Change, Effect
+from clean_transformer.swapping.effect_report import Change, Effect, render, said
 from clean_transformer.swapping.effects import effect
 from clean_transformer.swapping.swaps import Swap, swap
 
@@ -413,3 +413,10 @@ def test_undone_below_a_later_swap_is_refused() -> None:
         with pytest.raises(RuntimeError, match="'mlp' of TransformerBlock was swapped again"):
             effect(model, first, random_tokens())
         assert in_places(model, second) == before
+
+
+def test_a_single_token_has_no_loss() -> None:
+    report = effect_of(random_model(), "unembed", random_model(seed=1), random_tokens()[:, :1])
+    assert report.impact.loss_change is None
+    assert said(report)[0].endswith(" nats, no loss, because a single token has none")
+    assert "<dd>a single token has none</dd>" in render(report)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
-from clean_transformer.kv_cache import LayerCache, padding_mask
+from clean_transformer.kv_cache import LayerCache, all_if_none, padding_mask
 from clean_transformer.modules.contract import accepts, kind
 from clean_transformer.swapping.libraries.base import (
     Adapter,
@@ -48,12 +48,9 @@ class LayerOfTheirs:
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
         """Return a mask that is True where a query sees a key, or None if there is no mask.
 
-        A query that would see no key sees all keys.
+        A query that would see no key sees all keys (see `all_if_none`).
         """
-        # A softmax over no keys is NaN.
-        if self.given is None:
-            return None
-        return self.given | ~self.given.any(dim=-1, keepdim=True)
+        return None if self.given is None else all_if_none(self.given)
 
 
 class AsBlock(Adapter):
