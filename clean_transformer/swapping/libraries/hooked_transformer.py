@@ -4,6 +4,7 @@ The blocks and the attentions of a `HookedTransformer` take a KV cache entry and
 holds the keys and values of one layer. The mask is 1 for tokens and 0 for padding.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -241,6 +242,8 @@ class Lens(Library):
         """Return the architecture of `model`. Raises `ValueError` if it is not that of GPT-2."""
         for flag, value in GPT2.items():
             require(model.cfg, flag, getattr(model.cfg, flag, value) == value, repr(value))
+        scale = math.sqrt(model.cfg.d_head)
+        require(model.cfg, "attn_scale", math.isclose(model.cfg.attn_scale, scale), str(scale))
         return Config.of(model.cfg)
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
