@@ -152,6 +152,9 @@ ONE_ROW = ((1, 33), (1, 64), (64, 33))
 PROBES = (
     *(Probe(f"linear {n}", F.linear, ((9, n), (64, n), (64,))) for n in (768, 1023, 1024, 1025)),
     *(Probe(f"matmul {n}", torch.matmul, ((9, 64), (64, n))) for n in (768, 1023, 1024, 1025)),
+    Probe("matmul 768 by 768", torch.matmul, ((9, 768), (768, 768)), each=False),
+    # As for the gradient with respect to the input of GPT-2's unembedding.
+    Probe("matmul 50257 terms", torch.matmul, ((17, 50257), (50257, 17)), each=False),
     Probe("matmul 1025 rows", torch.matmul, ((1025, 64), (64, 9))),
     *(Probe(f"linear {n} rows", F.linear, ((n, 64), (96, 64), (96,)), each=False) for n in ROWS),
     *(Probe(f"linear {n} rows, 1025", F.linear, ((n, 16), (1025, 16)), each=False) for n in ROWS),

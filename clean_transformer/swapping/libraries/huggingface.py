@@ -67,9 +67,9 @@ class AsBlock(Adapter):
         self,
         hidden_states: Residual,
         cache: Any = None,
-        attention_mask: Tensor | None = None,
-        *_: Any,
+        *others: Any,
         past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
         **unused: Any,
     ) -> Residual:
         """Return the output of our block.
@@ -79,6 +79,9 @@ class AsBlock(Adapter):
         `cache` was called `past_key_values`.
         """
         cache = past_key_values if cache is None else cache
+        # The mask is the only argument with 4 axes. In transformers 5.3, it follows the positions.
+        masks = [each for each in others if isinstance(each, Tensor) and each.ndim == 4]
+        attention_mask = masks[0] if masks else attention_mask
         plain = cache is None and attention_mask is None
         layer = None if plain else LayerOfTheirs(cache, attention_mask, self.layer)
         return self.module(hidden_states, kv_cache=layer)
