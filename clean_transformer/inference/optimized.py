@@ -17,7 +17,7 @@ from clean_transformer.inference.fast_modules import (
 from clean_transformer.inference.matmuls import ThroughFloat32
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.support.interrupts import Undoable
-from clean_transformer.support.stand_in import StandIn, stand_ins
+from clean_transformer.support.stand_in import StandIn, reassigned, stand_ins
 from clean_transformer.support.validation import refuse_other
 
 
@@ -82,9 +82,10 @@ def optimize(
     """Make the blocks and the unembedding of `model` faster for inference.
 
     A block does not change if it contains a module of a class that `optimize` does not know, such
-    as a variant of attention. The names, shapes and values of all parameters stay the same. An
-    optimized module runs the slower `forward` from before `optimize` while a submodule has a hook,
-    while gradients are enabled, under autocast, and after one of its submodules or weights was
+    as a variant of attention, or if other code has replaced the block's `forward`. The names,
+    shapes and values of all parameters stay the same. An optimized module runs the slower `forward`
+    from before `optimize` while a submodule has a hook or a patched method, while gradients are
+    enabled, under autocast, and after one of its submodules or weights was
     replaced. The warning `NotOptimized` then says why. A second call of `optimize` first undoes the
     earlier call. On a processor without instructions for the model's bfloat16 or float16, the
     warning `SlowDtype` advises float32.
@@ -123,7 +124,9 @@ def optimize(
     supported = {
         path: (module, FAST[type(module)])
         for path, module in model.named_modules()
-        if type(module) in FAST and all(type(m) in SUPPORTED for m in [*module.modules()][1:])
+        if type(module) in FAST
+        and all(type(m) in SUPPORTED for m in [*module.modules()][1:])
+        and not reassigned(module, "forward")
     }
     # Parameters whose memory was laid out anew under torch.inference_mode could not be trained.
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():

@@ -29,9 +29,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_tokens_to_a_model_and_the_same_command_again(folder: Path):
     command = ("train", "tokens.npy", "--out", "run", *RUN, *SMALL, "--d-vocab", "13")
-    for _ in range(2):
+    for note in ("", "the run in run was finished already; nothing was trained\n"):
         result = call(*command)
-        assert (result.exit_code, result.stdout) == (0, "wrote run/model\n"), result.output
+        assert (result.exit_code, result.stdout) == (0, f"{note}wrote run/model\n"), result.output
         assert [line["step"] for line in read_metrics(folder / "run")] == [1, 2, 3]
     assert read_metrics(folder / "run")[-1]["held_out_loss"] > 0
     model = DemoTransformer.from_pretrained("run/model", device="cpu")
@@ -53,6 +53,12 @@ def test_text_to_a_model_that_reads_text(folder: Path):
     assert result.exit_code == 0, result.output
     model = DemoTransformer.from_pretrained("run/model", device="cpu")
     assert model.cfg.d_vocab == Tokenizer.from_pretrained("run/model").d_vocab == 270
+
+    # The weights have a tokenizer of their own, which also reads the text of the next run.
+    result = call("train", "book.txt", "--out", "next", *RUN, "--weights", "run/model")
+    assert result.exit_code == 0, result.output
+    again = Tokenizer.from_pretrained("next/model")
+    assert again.encode("The cat") == Tokenizer.from_pretrained("run/model").encode("The cat")
 
 
 def test_text_is_read_by_the_tokenizer_of_the_weights(folder: Path):

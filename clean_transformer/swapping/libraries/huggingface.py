@@ -4,7 +4,7 @@ The blocks and the attentions of `GPT2LMHeadModel` take one KV cache for all lay
 hides later positions and padding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -183,7 +183,7 @@ class HuggingFace(Library):
         """Return a list with one step, which puts `module` at `path` in `model`."""
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
-    def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
+    def lost(self, model: Any, path: str, places: list[Place], idle: Collection[str]) -> list[str]:
         """Return the names of the hook points that a swap loses: none, as the model has none."""
         return []
 
