@@ -166,6 +166,14 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         losses = losses.masked_fill(~counts, 0)
         return losses if per_token else losses.sum() / counts.sum()
 
+    def tl_parameters(self) -> dict[str, Tensor]:
+        """Return a dictionary of all parameters and "unembed.W_U", by their names.
+
+        TransformerLens has this method, and its `SVDInterpreter` calls this method. "unembed.W_U"
+        is included even if it is the transpose of "embed.W_E".
+        """
+        return {**dict(self.named_parameters()), "unembed.W_U": self.W_U}
+
     def to_tokens(
         self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
     ) -> Int[Tensor, "batch pos"]:
