@@ -54,11 +54,12 @@ class KVCache:
         self.masked: tuple[Tensor, list[int], Tensor] | None = None
         self.layers = [_Layer(self) for _ in range(n_layers)]
 
-    def require_fit(self, tokens: Int[Tensor, "batch pos"], n_layers: int) -> None:
+    def require_fit(self, tokens: Int[Tensor, "batch pos"], n_layers: int, n_ctx: int) -> None:
         """Raise `ValueError` if `tokens` cannot follow the tokens in the cache.
 
         This is the case if the cache is for another number of layers than `n_layers`, if it holds
-        another number of inputs than `tokens`, or if it has no room for the new positions.
+        another number of inputs than `tokens`, or if it has no room for the new positions. `n_ctx`
+        is the number of positions that the model has.
         """
         if len(self.layers) != n_layers:
             raise ValueError(
@@ -79,6 +80,12 @@ class KVCache:
             raise ValueError(
                 f"{new} tokens after the {self.length} in the cache are more than its "
                 f"n_ctx={self.n_ctx} positions"
+            )
+        padding = 0 if self.padding is None or self.length + new <= n_ctx else self.padding.min()
+        if self.length + new - padding > n_ctx:
+            raise ValueError(
+                f"{new} tokens after the {self.length} in the cache are more than the "
+                f"n_ctx={n_ctx} positions that the model has"
             )
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:

@@ -23,6 +23,8 @@ def tokens(
 
     Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
+    if weights is not None and tokenizer is not None:
+        raise ValueError("--weights and --tokenizer both name a tokenizer; leave one out")
     require_folder(json)
     read = read_text(text, file)
 

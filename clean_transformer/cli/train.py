@@ -37,8 +37,12 @@ def train(
         typer.Option(help="A held-out file like the data. Default: the last tenth of the data."),
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help=f"{options.TOKENIZER} It encodes the text files.")
-    ] = "gpt2",
+        str | None,
+        typer.Option(
+            help=f"{options.TOKENIZER} It encodes the text files. Default: that of --weights, or "
+            "gpt2 without --weights."
+        ),
+    ] = None,
     device: options.Device = "auto",
     weights: Annotated[
         str | None,
@@ -107,8 +111,13 @@ def train(
         named = ["size"] * (size is not None) + [*given]
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
         raise ValueError(f"--weights {weights} has a size of its own; leave out {flags}")
+    is_text = data[0].suffix != ".npy"
+    if tokenizer is not None and not is_text:
+        raise ValueError(
+            f"--tokenizer is for text files, and {data[0]} has token ids; leave it out"
+        )
     with joined(resolve_device(device)) as chosen:
-        of_text = None if data[0].suffix == ".npy" else Tokenizer.from_pretrained(tokenizer)
+        of_text = Tokenizer.from_pretrained(tokenizer or weights or "gpt2") if is_text else None
         tokens = read_tokens(data, of_text)
         kept = len(tokens) if held_out else len(tokens) * 9 // 10
         other = tokens[kept:] if held_out is None else read_tokens([held_out], of_text)

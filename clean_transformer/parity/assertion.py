@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from clean_transformer.hooks import HookedModule
 from clean_transformer.parity.activations.black_box import (
+    all_tensors,
     as_written,
     has_black_boxes,
     is_black_box,
@@ -58,15 +59,17 @@ def assert_parity(
       optimized nor compiled. If an optimized module is not already on `device` in `dtype`, its
       unoptimized copy is checked.
 
-    Raises `AssertionError` if dropout is active, or if a check fails. If the error of an activation
-    is too large, the message names the first such activation, its error, and the operation that
-    caused the error, if this operation was found. Raises `ValueError` if the module must be moved
-    to another device or dtype, but was compiled with `module.compile()`, or your code has assigned
-    a function to `module.forward`. A copy would run the `forward` of its class instead. `module`
-    and `reference` are not changed.
+    Raises `AssertionError` if dropout is active, if a check fails, or if nothing could be compared
+    (NOT CHECKED). If the error of an activation is too large, the message names the first such
+    activation, its error, and the operation that caused the error, if this operation was found.
+    Raises `ValueError` if an output is complex, or if two runs on the same inputs have different
+    outputs. Raises `ValueError` too if the module must be moved to another device or dtype, but was
+    compiled with `module.compile()`, or your code has assigned a function to `module.forward`. A
+    copy would run the `forward` of its class instead. `module` and `reference` are not changed.
     """
     _refuse_dropout(module)
     if reference is not None:
+        _refuse_dropout(reference)
         _assert_same_function(module, reference, *inputs)
 
     chosen = resolve_device(device)
@@ -75,7 +78,7 @@ def assert_parity(
     with trusted():
         oracle = float64_oracle(as_written(module).to("cpu", dtype))
     where = f"{type(module).__name__} on {chosen} in {str(dtype).removeprefix('torch.')}"
-    if not any(x.numel() for x in given):
+    if given and not any(x.numel() for x in given):
         return _assert_shapes(where, under_test, oracle, *given)
     has_formulas = _has_formulas(under_test, oracle)
     rows, lowered = (
@@ -89,7 +92,14 @@ def assert_parity(
         if bad is not None and bad.path in PATHS:
             located = locate(cast(HookedModule, under_test), bad.name, bad.path, *given)
     elif bad is None or not has_black_boxes(under_test):
-        found = check_operations(under_test, *given).finding
+        operations = check_operations(under_test, *given)
+        if not rows and operations.verdict is Verdict.NOT_CHECKED:
+            raise AssertionError(
+                f"{where} is NOT CHECKED: it has no output of floating-point numbers to compare, "
+                f"and {operations.compared.total()} of {operations.seen.total()} of its ATen calls "
+                "could be compared"
+            )
+        found = operations.finding
         located = in_words(found, "this module") if found else None
     if bad is None and located is None:
         return None
@@ -142,6 +152,7 @@ def _errors_of_outputs(
     """
     outputs = [output.cpu() for output in tensors(under_test(*given))]
     on_cpu, widened = [x.cpu() for x in given], OnCpuInFloat64()
+    _refuse_randomness(oracle, *on_cpu)
 
     def exact(number: int, *args: Any) -> Tensor:
         with widened:
@@ -163,6 +174,19 @@ def _errors_of_outputs(
         str(dtype).removeprefix("torch.") for dtype in widened.lowered if UNIT_ROUNDOFF[dtype] > u
     ]
     return rows, f"; the module itself converts numbers to {', '.join(lower)}" if lower else ""
+
+
+def _refuse_randomness(oracle: nn.Module, *inputs: Tensor) -> None:
+    """Raise `ValueError` if two float64 runs on the same inputs have different outputs."""
+    with trusted(), Float64():
+        first, second = (tensors(oracle(*(upcast(x) for x in inputs))) for _ in range(2))
+    if not all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True)
+    ):
+        raise ValueError(
+            f"two runs of {type(oracle).__name__} on the same inputs have different outputs, so "
+            "they cannot be compared; if it draws random numbers (dropout), call .eval() first"
+        )
 
 
 def _has_formulas(under_test: nn.Module, oracle: nn.Module) -> bool:
@@ -190,20 +214,21 @@ def _assert_shapes(where: str, under_test: nn.Module, oracle: nn.Module, *given:
 def _assert_same_function(module: nn.Module, reference: nn.Module, *inputs: Tensor) -> None:
     with trusted(), Float64():
         ours, theirs = (
-            tensors(as_written(each).cpu().double()(*(upcast(x.cpu()) for x in inputs)))
+            all_tensors(as_written(each).cpu().double()(*(upcast(x.cpu()) for x in inputs)))
             for each in (module, reference)
         )
-    rows = [
-        compare_tensors("output", "output", mine, wanted, SAME_FUNCTION)
-        for mine, wanted in zip(ours, theirs, strict=False)
-    ]
-    row = max(rows, key=lambda each: each.verdict.severity)
-    if row.verdict is not Verdict.PASS:
-        raise AssertionError(
-            f"{type(module).__name__} is not the function of {type(reference).__name__}: in "
-            f"float64 the outputs differ by {row.error:.1e} of their scale, where rounding leaves "
-            f"less than {row.tolerance:g}; {row.note}".rstrip("; ")
-        )
+    differs = f"{type(module).__name__} is not the function of {type(reference).__name__}: "
+    if len(ours) != len(theirs):
+        raise AssertionError(f"{differs}{len(ours)} output tensors instead of {len(theirs)}")
+    if not ours:
+        raise AssertionError(f"{type(module).__name__} is NOT CHECKED: it returns no tensor")
+    for number, (mine, wanted) in enumerate(zip(ours, theirs, strict=True)):
+        row = compare_tensors("output", f"output {number}", mine, wanted, SAME_FUNCTION)
+        if row.verdict is not Verdict.PASS:
+            raise AssertionError(
+                f"{differs}in float64 the outputs differ by {row.error:.1e} of their scale, where "
+                f"rounding leaves less than {row.tolerance:g}; {row.note}".rstrip("; ")
+            )
 
 
 def _to(x: Tensor, dtype: torch.dtype) -> Tensor:

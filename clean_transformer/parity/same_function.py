@@ -179,5 +179,5 @@ def compare_tensors(
         # Masked scores are −inf in both activations, and −inf − (−inf) is NaN.
         relative = (exact - wanted).abs() / (wanted.abs() + scale)
         errors = torch.where(exact == wanted, 0.0, relative).nan_to_num(math.inf, math.inf)
-        error = max(error, float(errors.max()))
+        error = max(error, float(errors.max()) if errors.numel() else 0.0)
     return Comparison(key, name, error, scale, tolerance)

@@ -27,7 +27,7 @@ from clean_transformer.parity.measurements import (
     probe_operations,
     record_run,
 )
-from clean_transformer.parity.modes import INDUCTOR, Compilation
+from clean_transformer.parity.modes import INDUCTOR, Compilation, choose_modes
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.references.base import Reference, ReferenceUnavailable
 from clean_transformer.parity.references.choose import READERS, REFERENCES
@@ -42,7 +42,7 @@ from clean_transformer.parity.uses.parts import ExactParts
 from clean_transformer.parity.uses.table import uses
 from clean_transformer.parity.verdict import Check, Verdict
 from clean_transformer.reports.environment import device_settings, environment
-from clean_transformer.support.devices import is_available
+from clean_transformer.support.devices import is_available, known_device
 from clean_transformer.support.dtypes import choose_dtype
 from clean_transformer.support.memory import give_back_memory
 from clean_transformer.weights.table import State
@@ -105,8 +105,11 @@ def check_device(
     Nothing runs if this machine does not have the device, if the device does not support the dtype
     or the mode, or if the dtype cannot represent the largest weights or activations. Then
     `not_checked` of the result is the reason. If a measurement raises an exception, the other
-    measurements still run, and the result describes the exception (see `failed_check`).
+    measurements still run, and the result describes the exception (see `failed_check`). Raises
+    `ValueError` for an unknown device or mode.
     """
+    known_device(device)
+    choose_modes(mode)
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
     attempts = Attempts()
     reason = _cannot_check(device, dtype, mode)

@@ -132,8 +132,12 @@ class GenerationMixin(LanguageModel):
         strings = [strings] if isinstance(strings, str) else strings
         tokenizer = self.tokenizer if strings or _is_text(prompt) else None
         if tokens is None:
-            tokens = self.tokenizer.stop_tokens if _is_text(prompt) else []
+            return Stop(self.tokenizer.stop_tokens if _is_text(prompt) else [], strings, tokenizer)
         ids = [tokens] if isinstance(tokens, int) else [int(token) for token in tokens]
+        for token in ids:
+            if not 0 <= token < self.cfg.d_vocab:
+                last = self.cfg.d_vocab - 1
+                raise ValueError(f"stop_tokens has {token}; this vocabulary has ids 0 to {last}")
         return Stop(ids, strings, tokenizer)
 
 

@@ -202,7 +202,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
 
     def to_single_token(self, text: str) -> int:
         """Return the token id of `text`. Raises `ValueError` if `text` is not exactly one token."""
-        ids = self.tokenizer.encode(text)
+        [ids] = self.tokenizer.to_rows(text, prepend_bos=False)
         if len(ids) != 1:
             raise ValueError(f"{text!r} is {len(ids)} tokens: {self.to_str_tokens(text, False)}")
         return ids[0]

@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from reprlib import repr as shorten
 from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
@@ -48,10 +47,10 @@ class Tokenizer(TransformersCalls):
 
     `backend` is a tokenizer of the library `tokenizers`. Every byte has a token, so the token ids
     of a text can always be converted back to the same text. The token `bos_token_id` is put before
-    each text. A generated text ends at a token in `stop_tokens`. The first of these tokens,
-    `eos_token_id`, pads the shorter texts of a batch. By default, all these tokens are
-    <|endoftext|>, as in GPT-2. The characters "<|endoftext|>" in a text also become this token.
-    Texts are never truncated.
+    each text. A generated text ends at a token in `stop_tokens`. The first of these tokens is
+    `eos_token_id`. The token `pad_token_id` pads the shorter texts of a batch, on `padding_side`.
+    By default, all these tokens are <|endoftext|>, as in GPT-2. The characters "<|endoftext|>" in a
+    text also become this token. Texts are never truncated.
 
     Raises `ValueError` for a `backend` that is not a byte-level BPE, that has no token for
     <|endoftext|> or for one of the 256 bytes, or that does not convert tokens back to the same
@@ -60,6 +59,7 @@ class Tokenizer(TransformersCalls):
 
     __slots__ = (
         "_has_token",
+        "_pad_token_id",
         "_padding_side",
         "_replacement",
         "_warned",
@@ -76,6 +76,8 @@ class Tokenizer(TransformersCalls):
         *,
         bos_token_id: int | None = None,
         stop_tokens: Sequence[int] = (),
+        pad_token_id: int | None = None,
+        padding_side: Literal["left", "right"] = "right",
     ) -> None:
         vocab = backend.get_vocab()
         named = bos_token_id is not None and stop_tokens
@@ -96,10 +98,11 @@ class Tokenizer(TransformersCalls):
         self._has_token[list(vocab.values())] = True
         self._replacement = [vocab[letter] for letter in "ï¿½"]  # the bytes of "�"
         self._warned = False
-        self.padding_side = "right"
+        self.padding_side = padding_side
         self.stop_tokens = [*stop_tokens] or [vocab[END_OF_TEXT]]
         self.eos_token_id = self.stop_tokens[0]
         self.bos_token_id = vocab[END_OF_TEXT] if bos_token_id is None else bos_token_id
+        self.pad_token_id = self.eos_token_id if pad_token_id is None else pad_token_id
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Tokenizer":
@@ -114,12 +117,12 @@ class Tokenizer(TransformersCalls):
         file or an unknown source, and `HubError` for a failed download.
         """
         if os.path.isfile(source):
-            backend, bos, stop_tokens = read_file(Path(source))
+            backend, options = read_file(Path(source))
         else:
             folder = hub.fetch(source, hub.TOKENIZER, optional=SETTINGS)
-            backend, bos, stop_tokens = read_folder(folder)
+            backend, options = read_folder(folder)
         with readable(str(source)):
-            return cls(backend, bos_token_id=bos, stop_tokens=stop_tokens)
+            return cls(backend, **options)
 
     @classmethod
     def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
@@ -147,16 +150,17 @@ class Tokenizer(TransformersCalls):
         and generation_config.json, which has `bos_token_id` and `stop_tokens`. The values are the
         contents.
         """
-        return describe(self.backend, self.bos_token_id, self.stop_tokens)
+        stop, pad, side = self.stop_tokens, self.pad_token_id, self.padding_side
+        return describe(self.backend, self.bos_token_id, stop, pad, side)
 
     def to_tokens(
         self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
     ) -> Int[Tensor, "batch pos"]:
         """Return the token ids of each text, one row per text. A single text gives one row.
 
-        Each text begins with <|endoftext|>, unless `prepend_bos` is False. GPT-2 has no padding
-        token, so shorter texts are padded with <|endoftext|>, too, on `padding_side`. None means
-        the tokenizer's attribute `padding_side`. Padding on the right does not change the model's
+        Each text begins with <|endoftext|>, unless `prepend_bos` is False. Shorter texts are padded
+        with the token `pad_token_id`, on `padding_side`. None means the tokenizer's attribute
+        `padding_side`. Padding on the right does not change the model's
         output for the tokens of the text, because attention is causal. Padding on the left changes
         this output, unless a `KVCache` with an `attention_mask` hides the padding.
 
@@ -168,7 +172,7 @@ class Tokenizer(TransformersCalls):
         refuse_other("padding_side", side, "left", "right")
         rows = self.to_rows(text, prepend_bos)
         width = max(map(len, rows), default=0)
-        tokens = torch.full((len(rows), width), self.eos_token_id, device="cpu")
+        tokens = torch.full((len(rows), width), self.pad_token_id, device="cpu")
         for padded, row in zip(tokens, rows, strict=True):
             start = width - len(row) if side == "left" else 0
             padded[start : start + len(row)] = torch.tensor(row, device="cpu")
@@ -180,18 +184,8 @@ class Tokenizer(TransformersCalls):
         Each text begins with <|endoftext|>, unless `prepend_bos` is False. The errors are the same
         as in `to_tokens`.
         """
-        texts = [*text] if isinstance(text, (list, tuple)) else [text]
-        for each in texts:
-            if not isinstance(each, str):
-                raise TypeError(f"to_tokens takes a text or a list of texts, not {shorten(each)}")
         bos = [] if prepend_bos is False else [self.bos_token_id]
-        try:
-            encodings = self.backend.encode_batch(texts, add_special_tokens=False)
-        except TypeError:
-            raise ValueError(
-                "a text contains a lone surrogate, which has no UTF-8; decode the text correctly"
-            ) from None
-        return [bos + encoding.ids for encoding in encodings]
+        return [bos + ids for ids in self._encoded(text, add_special_tokens=False)]
 
     @overload
     def to_str_tokens(self, text: str | Tokens, prepend_bos: bool | None = None) -> list[str]: ...

@@ -1,5 +1,6 @@
 """`TransformersCalls`: what notebooks call of a tokenizer of transformers."""
 
+from reprlib import repr as shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -38,21 +39,38 @@ class TransformersCalls:
     bos_token_id: int
     eos_token_id: int
     d_vocab: int
+    _pad_token_id: int
     _padding_side: Literal["left", "right"]
     __slots__ = ()  # so that assigning an attribute of transformers that is not here is an error
 
-    def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:
-        """Return a list of token ids for each text. `Tokenizer` implements this method."""
-        raise NotImplementedError
+    def _encoded(self, text: Texts, *, add_special_tokens: bool) -> list[list[int]]:
+        """Return a list of token ids for each text.
+
+        If `add_special_tokens` is True, the files of the tokenizer say which tokens are put before
+        and after each text. Raises the same errors as `Tokenizer.to_tokens`.
+        """
+        texts = [*text] if isinstance(text, (list, tuple)) else [text]
+        for each in texts:
+            if not isinstance(each, str):
+                raise TypeError(f"to_tokens takes a text or a list of texts, not {shorten(each)}")
+        try:
+            encodings = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        except TypeError:
+            raise ValueError(
+                "a text contains a lone surrogate, which has no UTF-8; decode the text correctly"
+            ) from None
+        return [encoding.ids for encoding in encodings]
 
     def __call__(
         self, text: Texts, *, padding: bool = False, return_tensors: Literal["pt"] | None = None
     ) -> Encoded:
-        """Return the token ids of one text or several texts, without <|endoftext|> before them.
+        """Return the token ids of one text or several texts, as in transformers.
 
-        For one text, `input_ids` is a list of ids. For several texts, it is a list of such lists.
-        If `padding` is True, the shorter texts are padded with <|endoftext|>, on the right unless
-        `padding_side` is "left". With `return_tensors="pt"`, the results are tensors [batch pos].
+        In contrast to `to_tokens`, a token is put before a text only if the files of the tokenizer
+        say so. GPT-2's files do not. For one text, `input_ids` is a list of ids. For several texts,
+        it is a list of such lists. If `padding` is True, the shorter texts are padded with
+        `pad_token`, on `padding_side`. With `return_tensors="pt"`, the results are tensors
+        [batch pos].
 
         Raises the same errors as `Tokenizer.to_tokens`. Raises `ValueError` for tensors of texts
         with different numbers of tokens, unless `padding` is True, and for an unknown
@@ -60,11 +78,11 @@ class TransformersCalls:
         """
         if return_tensors not in ("pt", None):
             raise ValueError(f"return_tensors is {return_tensors!r}; it must be 'pt' or None")
-        rows = self.to_rows(text, prepend_bos=False)
+        rows = self._encoded(text, add_special_tokens=True)
         width = max(map(len, rows), default=0)
         missing = [width - len(row) if padding else 0 for row in rows]
         ids = [
-            self._padded(row, n, self.eos_token_id) for row, n in zip(rows, missing, strict=True)
+            self._padded(row, n, self.pad_token_id) for row, n in zip(rows, missing, strict=True)
         ]
         masks = [self._padded([1] * len(row), n, 0) for row, n in zip(rows, missing, strict=True)]
         if return_tensors is None:
@@ -84,16 +102,17 @@ class TransformersCalls:
         return padding + row if self.padding_side == "left" else row + padding
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of one text, without <|endoftext|>.
+        """Return the token ids of one text. A call of the tokenizer returns the same ids.
 
         Raises the same errors as `Tokenizer.to_tokens`.
         """
-        [row] = self.to_rows(text, prepend_bos=False)
+        [row] = self._encoded(text, add_special_tokens=True)
         return row
 
     def tokenize(self, text: str) -> list[str]:
         """Return the spelling of each token in the vocabulary. "Ġ" stands for a space."""
-        return [str(self.backend.id_to_token(token)) for token in self.encode(text)]
+        [row] = self._encoded(text, add_special_tokens=False)
+        return [str(self.backend.id_to_token(token)) for token in row]
 
     @property
     def vocab(self) -> dict[str, int]:
@@ -112,26 +131,33 @@ class TransformersCalls:
 
     @property
     def eos_token(self) -> str:
-        """The token that ends a text and pads shorter texts, <|endoftext|> in GPT-2."""
+        """The token that ends a text, <|endoftext|> in GPT-2."""
         return str(self.backend.id_to_token(self.eos_token_id))
 
     @property
     def pad_token(self) -> str:
-        """The token that pads shorter texts: `eos_token`. Assigning another raises `ValueError`."""
-        return self.eos_token
+        """The token that pads the shorter texts of a batch: `eos_token`, unless you assign another.
+
+        Assigning a token that is not in the vocabulary raises `ValueError`.
+        """
+        return str(self.backend.id_to_token(self.pad_token_id))
 
     @pad_token.setter
     def pad_token(self, token: str) -> None:
-        refuse_other("pad_token", token, self.eos_token)
+        if self.backend.token_to_id(token) is None:
+            raise ValueError(f"pad_token is {token!r}, which is not in the vocabulary")
+        self._pad_token_id = self.backend.token_to_id(token)
 
     @property
     def pad_token_id(self) -> int:
-        """The id of `pad_token`. Assigning another id raises `ValueError`."""
-        return self.eos_token_id
+        """The id of `pad_token`. Assigning an id without a token raises `ValueError`."""
+        return self._pad_token_id
 
     @pad_token_id.setter
     def pad_token_id(self, token: int) -> None:
-        refuse_other("pad_token_id", token, self.eos_token_id)
+        if token not in self.vocab.values():
+            raise ValueError(f"pad_token_id is {token!r}, which is not in the vocabulary")
+        self._pad_token_id = token
 
     @property
     def padding_side(self) -> Literal["left", "right"]:

@@ -110,6 +110,15 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return screen
 
 
+def test_a_message_is_broken_between_words(monkeypatch):
+    screen, message = on_a_terminal(monkeypatch), "blocks.10.attn, " * 40
+    with pytest.raises(typer.Exit), one_line_errors():
+        raise ValueError(message)
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", screen.getvalue())
+    assert shown.split() == ["error:", *message.split()]
+    assert max(map(len, shown.splitlines())) <= 100
+
+
 def test_a_bar_without_a_total_tells_the_time_and_disappears(monkeypatch):
     screen = on_a_terminal(monkeypatch)
     with progress() as on_step:

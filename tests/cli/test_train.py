@@ -11,7 +11,7 @@ from clean_transformer.cli.train import architecture
 from clean_transformer.model import DemoTransformer
 from clean_transformer.text.tokenizer import Tokenizer
 
-from ..helpers import assert_equal_states, trained
+from ..helpers import assert_equal_states, reading_model, trained
 from ..training.runs import read_metrics
 from .running import assert_one_line, call
 
@@ -55,6 +55,14 @@ def test_text_to_a_model_that_reads_text(folder: Path):
     assert model.cfg.d_vocab == Tokenizer.from_pretrained("run/model").d_vocab == 270
 
 
+def test_text_is_read_by_the_tokenizer_of_the_weights(folder: Path):
+    reading_model(n_ctx=8, b_U=False).save_pretrained("weights")
+    Path("book.txt").write_text("The cat sat on the mat. " * 20)
+    result = call("train", "book.txt", "--out", "run", *RUN, "--weights", "weights")
+    assert result.exit_code == 0, result.output
+    assert Tokenizer.from_pretrained("run/model").vocab == Tokenizer(trained()).vocab
+
+
 def test_other_sizes_keep_the_proportions_of_the_published():
     cfg = architecture("medium", n_layers=3, d_model=64)
     assert (cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_mlp) == (3, 16, 64, 4, 256)
@@ -77,6 +85,7 @@ def test_other_sizes_keep_the_proportions_of_the_published():
             "leave out --n-layers, --n-heads, --d-model, --n-ctx",
         ),
         (("tokens.npy", "--sharded"), "sharded needs several processes"),
+        (("tokens.npy", "--tokenizer", "demo"), "--tokenizer is for text files, and tokens.npy"),
     ],
 )
 def test_2_and_one_line_for_what_cannot_be_trained(folder: Path, arguments, message: str):

@@ -141,6 +141,61 @@ def test_one_weight_off_by_a_percent_is_another_function(kind: type, x: Tensor):
         assert_parity(mine, x, reference=reference, device="cpu")
 
 
+class Returns(nn.Module):
+    """Returns what a function makes of the input."""
+
+    def __init__(self, function: Callable[[Tensor], object]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "message"),
+    [
+        (lambda x: (2 * x, 9 * x), lambda x: 2 * x, "2 output tensors instead of 1"),
+        (lambda x: (x, x.argmax(-1)), lambda x: (x, x.argmin(-1)), "the outputs differ"),
+        (lambda x: x.argmax(-1), lambda x: x.argmin(-1), "the outputs differ"),
+        (lambda x: {}, lambda x: {}, "NOT CHECKED: it returns no tensor"),
+    ],
+)
+def test_every_output_is_compared_with_the_reference(mine, theirs, message: str, x: Tensor):
+    with pytest.raises(AssertionError, match=message):
+        assert_parity(Returns(mine), x, reference=Returns(theirs), device="cpu")
+
+
+def test_outputs_without_floating_point_numbers(x: Tensor):
+    ids = Returns(lambda x: x.argmax(-1))
+    assert_parity(ids, x, reference=ids, device="cpu")
+    assert_parity(nn.Linear(32, 2), x[:0], reference=nn.Linear(32, 2), device="cpu")
+    with pytest.raises(AssertionError, match="NOT CHECKED: it has no output of floating-point"):
+        assert_parity(Returns(lambda x: torch.rand(3).argsort()), x, device="cpu")
+    with pytest.raises(ValueError, match="an output is complex"):
+        assert_parity(Returns(torch.fft.fft), x, device="cpu")
+
+
+def test_a_module_without_inputs_is_compared():
+    class Square(nn.Module):
+        def forward(self) -> Tensor:
+            y = torch.ones(3, 3) / 3
+            return y if y.dtype == torch.float64 else 1.01 * y
+
+    with pytest.raises(AssertionError, match="Square on cpu in float32 is WRONG: output"):
+        assert_parity(Square(), device="cpu")
+
+
+def test_a_module_that_draws_random_numbers_is_refused(x: Tensor):
+    drops = Returns(lambda x: nn.functional.dropout(x, 0.5, training=True))
+    with pytest.raises(ValueError, match="have different outputs"):
+        assert_parity(drops, x, device="cpu")
+    right = nn.Sequential(nn.Linear(32, 4), nn.Dropout(0.5)).eval()
+    live = nn.Sequential(nn.Linear(32, 4), nn.Dropout(0.5))
+    with pytest.raises(AssertionError, match="has active dropout: 1"):
+        assert_parity(right, x, reference=live, device="cpu")
+
+
 def test_an_opaque_module_on_a_wrong_device(x: Tensor):
     with (
         inject("gelu-tanh-ignored"),
@@ -381,6 +436,9 @@ def test_the_fixture_takes_its_device_from_the_option(pytester: pytest.Pytester)
     absent = pytester.runpytest_subprocess(*plugin, "--parity-device=xpu:7")
     absent.assert_outcomes(skipped=1)
     absent.stdout.fnmatch_lines(["*NOT CHECKED: this machine has no xpu:7*"])
+    unknown = pytester.runpytest_subprocess(*plugin, "--parity-device=cuuda")
+    unknown.assert_outcomes(errors=1)
+    unknown.stdout.fnmatch_lines(["*unknown device 'cuuda'*"])
 
 
 def test_the_plugin_does_not_import_torch():

@@ -119,6 +119,12 @@ def test_what_cannot_be_checked_is_not_checked(device, dtype, mode, reason) -> N
     assert run.verdict.exit_status == 3
 
 
+@pytest.mark.parametrize(("device", "mode"), [("cpu", "compile"), ("cuuda", "eager")])
+def test_an_unknown_device_or_mode_is_no_result(device: str, mode: str) -> None:
+    with pytest.raises(ValueError, match=r"no mode 'compile'|unknown device 'cuuda'"):
+        check_device(WEIGHTS, device, torch.float32, mode=mode)
+
+
 def test_mps_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "is_available", lambda device: True)
     assert check_device(WEIGHTS, "mps", F64).not_checked == "mps has no float64"

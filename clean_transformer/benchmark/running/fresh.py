@@ -9,7 +9,10 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +33,44 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
     if ran.returncode:
         raise RuntimeError(f"its process failed: {ran.stderr.strip().splitlines()[-1]}")
     return int(ran.stdout.splitlines()[-1])
+
+
+class Costs(NamedTuple):
+    """What a command needed: `seconds`, `cpu_seconds` (user plus system), and `peak` in bytes.
+
+    `peak` is the peak memory of the largest process. `status` is the exit status.
+    """
+
+    status: int
+    seconds: float
+    cpu_seconds: float
+    peak: float
+
+
+# A fresh process runs this code for each command, because `ru_maxrss` is the maximum over all
+# earlier child processes, too.
+MEASURE = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+wall = time.perf_counter() - start
+print(done.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss)
+"""
+
+
+def costs(command: Sequence[str]) -> Costs:
+    """Run a command in an empty folder, and return what it needed. `peak` needs Linux."""
+    with tempfile.TemporaryDirectory() as folder:
+        ran = subprocess.run(
+            [sys.executable, "-c", MEASURE, *command],
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            cwd=folder,
+        )
+    status, wall, cpu, kilobytes = ran.stdout.split()
+    return Costs(int(status), float(wall), float(cpu), 1024 * float(kilobytes))
 
 
 def in_use(device: str) -> int:

@@ -174,14 +174,13 @@ def judge_output(
     """
     total = torch.zeros_like(exact)
     for each in moved:
-        total += (each - exact).square()
-    error = (upcast(output) - exact).square().mean(dim=-1).sqrt()
+        total += _difference(each, exact).square()
+    error = _difference(upcast(output), exact).square().mean(dim=-1).sqrt()
     envelope = (total.mean(dim=-1) / len(moved)).sqrt()
     ratios = torch.where(error == 0, 0.0, error / envelope).nan_to_num(math.inf, math.inf)
     healthy, wrong = ALONE.limits(1, UNIT_ROUNDOFF[output.dtype])
-    relative = float(
-        (error.square().mean() / exact.square().mean()).sqrt().nan_to_num(math.inf, math.inf)
-    )
+    scale = exact[exact.isfinite()].square().mean()
+    relative = float((error.square().mean() / scale).sqrt().nan_to_num(math.inf, math.inf))
     return Isolated(
         name=name,
         case=case,
@@ -196,12 +195,27 @@ def judge_output(
     )
 
 
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """Return a − b, and 0 where both are the same infinity, such as masked scores of −inf."""
+    return torch.where(a == b, 0.0, a - b)
+
+
 def first_tensor(output: Any) -> Tensor:
     """Return the first floating-point tensor in a module's output (see `tensors`)."""
     return tensors(output)[0]
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """Return all floating-point tensors in a module's output: a tensor, a tuple or a dict."""
-    leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-    return [leaf for leaf in leaves if leaf.is_floating_point()]
+    """Return all floating-point tensors in a module's output (see `all_tensors`)."""
+    return [leaf for leaf in all_tensors(output) if leaf.is_floating_point()]
+
+
+def all_tensors(output: Any) -> list[Tensor]:
+    """Return all tensors in a module's output, which is a tensor, a tuple or a dict.
+
+    Raises `ValueError` for complex tensors.
+    """
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if any(leaf.is_complex() for leaf in leaves):
+        raise ValueError("an output is complex; only real outputs can be checked")
+    return leaves

@@ -139,7 +139,7 @@ def check_model(
 
 def _refuse_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+        if is_compiled(module):
             raise ValueError(
                 f"{name or 'the model'} is compiled, but the check would run it uncompiled, to see "
                 "its operations; check the model before torch.compile"

@@ -2,11 +2,14 @@
 
 A semantic fault is a mistake in the code of our model, so that the model computes another function.
 A device fault makes an operation on the CPU return what a faulty device would return. The tables
-SEMANTIC_FAULTS, CACHE_FAULTS (mistakes in the KV cache and in padding) and DEVICE_FAULTS list all
-faults. `inject` plants a fault by its name:
+SEMANTIC_FAULTS, CACHE_FAULTS (mistakes in the KV cache and in padding) and DEVICE_FAULTS list the
+faults that `inject` plants by their names:
 
     with inject("linear-noncontiguous-weight"):
         logits = model(tokens)
+
+Two other tables list faults that need more than a `with` block: MODE_FAULTS (in `modes`), for
+optimized and compiled models, and LOADER_FAULTS (in `loader`), for the code that reads weights.
 """
 
 import difflib

@@ -106,9 +106,9 @@ DRIFT_ONLY = (
     "Each activation alone is accurate, but the whole run is not: small errors add up, and exceed "
     "the errors that random rounding causes."
 )
-# For these uses, `_in_use` gives the length of the wrong texts instead of a position. It cannot do
-# so for padded texts, because their positions count the padding, too.
-BY_LENGTH = ("forward", "long text", "generate")
+# These uses check every position of a text, so `_in_use` can tell which lengths are right. The
+# other uses check only some positions.
+BY_LENGTH = ("forward", "long text")
 
 
 def meaning(run: DeviceRun) -> str:
@@ -150,7 +150,7 @@ def _in_use(use: UseSummary) -> str:
             f"{use.means} (texts longer than {use.wrong_from} tokens are wrong, shorter ones are "
             "right)"
         )
-    return f"{use.means} (from position {use.wrong_from} on)"
+    return f"{use.means} (of the positions checked, those from {use.wrong_from} on are wrong)"
 
 
 def _single_operations(run: DeviceRun) -> list[str]:

@@ -56,7 +56,7 @@ def judge_training(judge: Judge, *, locates: bool) -> UseResult:
         warnings.simplefilter("ignore", NotOptimized)
         attempts.run(use.case, lambda: parts.extend(_judged_parts(judge, use)), None)
         rows = [row for some, _ in parts for row in some]
-        bad = [again for some, again in parts if _is_bad(some)]
+        bad = [again for some, again in parts if worst(row.verdict for row in some).is_bad]
         located = None
         if bad and locates:
             name = f"the search for the first wrong operation, {use.case}"
@@ -272,10 +272,6 @@ class TrainingJudge:
         gradients, products = self.backward.gradients, self.judge.products
         module, dtype = self.judge.exact.module(name), self.judge.exact.dtype
         return judge_module(name, self.use, flow, gradients, module, dtype, products)
-
-
-def _is_bad(rows: Rows) -> bool:
-    return worst(row.verdict for row in rows) in (Verdict.DEGRADED, Verdict.WRONG)
 
 
 def _none(name: str, bad: list[str]) -> Check:

@@ -220,5 +220,5 @@ GGUF = Format(
     outer=OUTER,
     block=BLOCK,
     block_prefix="blk.{layer}.",
-    file=File(suffix=".gguf", read=read_gguf),
+    file=File(suffixes=(".gguf",), read=read_gguf),
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clean_transformer.benchmark.running import fresh
-from clean_transformer.benchmark.running.fresh import in_use, peak, peak_bytes
+from clean_transformer.benchmark.running.fresh import costs, in_use, peak, peak_bytes
 
 LARGE = 2**27
 
@@ -27,6 +27,17 @@ def test_a_gpu_counts_its_own_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 3)
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 7)
     assert (in_use("cuda"), peak("cuda")) == (3, 7)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
+def test_the_costs_of_a_command():
+    code = f"import os; held = bytearray({LARGE}); os.makedirs('here'); raise SystemExit(3)"
+    found = costs([sys.executable, "-c", code])
+    assert found.status == 3
+    assert found.cpu_seconds > 0
+    assert found.seconds > 0
+    assert LARGE < found.peak < 4 * LARGE
+    assert not Path("here").exists()
 
 
 def test_the_process_prints_bytes(monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clean_transformer.parity.activations.black_box import (
     isolate_black_boxes,
@@ -93,6 +93,24 @@ def test_what_is_not_a_number_is_wrong(value: float) -> None:
         row = judge_black_box("mine", "", output, float64_oracle(linear), x)
     assert (row.verdict, row.ratio, row.worst_index) == (Verdict.WRONG, torch.inf, (1,))
     assert row.bits == -torch.inf
+
+
+@torch.no_grad()
+def test_infinities_that_are_the_same_in_both_are_no_error() -> None:
+    mask = torch.ones(4, 4, dtype=torch.bool).triu(1)
+
+    def masked(x: Tensor) -> Tensor:
+        return (x * 3).masked_fill(mask, -torch.inf)
+
+    x = torch.randn(4, 4)
+    output = masked(x)
+    row = judge_black_box("mine", "", output, masked, x)
+    assert (row.verdict, row.bits > 20) == (Verdict.PASS, True)
+    output[2, 1] *= 1.001
+    row = judge_black_box("mine", "", output, masked, x)
+    assert (row.verdict, row.worst_index) == (Verdict.WRONG, (2,))
+    output[2, 1] = -torch.inf
+    assert judge_black_box("mine", "", output, masked, x).ratio == torch.inf
 
 
 COMPILED = """
