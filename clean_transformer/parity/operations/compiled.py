@@ -86,7 +86,7 @@ class CompiledCall:
             return
         with trusted():
             exact, lowered = self._exact(parameters)
-            dtypes = [max(each.dtype, *lowered, key=UNIT_ROUNDOFF.__getitem__) for each in given]
+            dtypes = [max([each.dtype, *lowered], key=UNIT_ROUNDOFF.__getitem__) for each in given]
             moved = {
                 dtype: [
                     self._exact(parameters, RandomRounding(dtype, seed=seed))[0]
