@@ -54,12 +54,6 @@ def test_text_to_a_model_that_reads_text(folder: Path):
     model = DemoTransformer.from_pretrained("run/model", device="cpu")
     assert model.cfg.d_vocab == Tokenizer.from_pretrained("run/model").d_vocab == 270
 
-    # The weights have a tokenizer of their own, which also reads the text of the next run.
-    result = call("train", "book.txt", "--out", "next", *RUN, "--weights", "run/model")
-    assert result.exit_code == 0, result.output
-    again = Tokenizer.from_pretrained("next/model")
-    assert again.encode("The cat") == Tokenizer.from_pretrained("run/model").encode("The cat")
-
 
 def test_text_is_read_by_the_tokenizer_of_the_weights(folder: Path):
     reading_model(n_ctx=8, b_U=False).save_pretrained("weights")
