@@ -25,6 +25,7 @@ from torch.profiler import profile
 from clean_transformer.benchmark.contestants.limit import BUFFER, fastest, readings, weight_bytes
 from clean_transformer.benchmark.running.timing import median_seconds, seconds
 from clean_transformer.config import Config
+from clean_transformer.inference.huge_pages import use_huge_pages
 from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.dtypes import choose_dtype
@@ -177,6 +178,7 @@ def main(
 def read_rate() -> float:
     """Return how many bytes of memory this machine reads per second."""
     buffer = torch.ones(BUFFER // 4)
+    use_huge_pages(buffer)
     read = fastest([lambda call=call: call for call in readings(buffer)], "cpu")
     return BUFFER / median_seconds(read, "cpu", at_least=0.5)
 

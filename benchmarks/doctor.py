@@ -16,7 +16,6 @@ With `--peer`, the script also measures TransformerLens's own benchmark suite, w
 phase 4 of that suite, is left out, because it needs a second model from the Hugging Face hub.
 """
 
-import subprocess
 import sys
 import time
 from itertools import pairwise
@@ -29,19 +28,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from clean_transformer.benchmark.running.fresh import costs
+
 SCRIPT = str(Path(sys.executable).with_name("clean-transformer"))
-# A fresh process runs this code for each measurement, because `ru_maxrss` is the maximum over all
-# earlier child processes, too.
-MEASURE = """
-import resource, subprocess, sys, time
-start = time.perf_counter()
-done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-wall = time.perf_counter() - start
-print(done.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss)
-"""
-
-
 # The peer's row. `{folder}` has the model in Hugging Face's format.
 PEER = """
 import os
@@ -104,17 +93,13 @@ def measured(command: list[str], size: int) -> tuple[str, ...]:
 
     `size` is the number of bytes of the weights.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *command], check=True, capture_output=True, text=True
-    )
-    status, wall, cpu, kilobytes = done.stdout.split()
-    peak = float(kilobytes) * 1024
+    found = costs(command)
     return (
-        status,
-        f"{float(wall):.1f}",
-        f"{float(cpu):.1f}",
-        f"{peak / 1e9:.2f}",
-        f"{peak / size:.1f}",
+        str(found.status),
+        f"{found.seconds:.1f}",
+        f"{found.cpu_seconds:.1f}",
+        f"{found.peak / 1e9:.2f}",
+        f"{found.peak / size:.1f}",
     )
 
 

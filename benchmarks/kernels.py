@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from clean_transformer.inference.huge_pages import use_huge_pages
 from clean_transformer.inference.int8 import Int8
 from clean_transformer.inference.matmuls import (
     Matmul,
@@ -66,8 +67,11 @@ def readers() -> dict[str, Callable[[], Tensor]]:
         given, steps = x.to(dtype), scales.to(dtype)
         return lambda: torch._weight_int8pack_mm(given, whole, steps)
 
+    moved = W.clone()
+    use_huge_pages(moved)
     return {
         "torch.addmm, float32": lambda: torch.addmm(b, x, W),
+        "torch.addmm, float32, in huge pages": lambda: torch.addmm(b, x, moved),
         "Int8": lambda: int8(x, copy),
         "torch._int_mm": lambda: torch._int_mm(row, whole.T),
         "torch._weight_int8pack_mm, float32": packed(torch.float32),
@@ -113,7 +117,7 @@ def main(rounds: Annotated[int, typer.Option(help="Number of rounds.")] = 20) ->
         console.print(f"this processor has no instructions for {dtype}")
     rates = Table("a weight [768 3072] for one row", "GB/s", box=None)
     for name, seconds in shortest(readers(), 20 * rounds).items():
-        itemsize = 4 if name.endswith("addmm, float32") else 1
+        itemsize = 4 if name.startswith("torch.addmm") else 1
         rates.add_row(name, f"{D_MODEL * D_MLP * itemsize / seconds / 1e9:.1f}")
     console.print(rates)
 

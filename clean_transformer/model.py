@@ -63,7 +63,7 @@ class DemoTransformer(GenerationMixin, PretrainedMixin):
             return self.read(tokens, None, last_only, stop_at_layer, unembed)
         if stop_at_layer is not None:
             raise ValueError("stop_at_layer leaves layers of the kv_cache empty; use one of them")
-        kv_cache.require_fit(tokens, len(self.blocks))
+        kv_cache.require_fit(tokens, len(self.blocks), self.cfg.n_ctx)
         if isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1 and unembed:
             output = self.read_one(tokens, kv_cache, last_only)
         else:

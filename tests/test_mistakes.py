@@ -239,6 +239,15 @@ def test_a_cache_of_another_model():
         random_model(dtype=torch.float32)(random_tokens(batch=1), filled(KVCache, batch=1))
 
 
+@torch.no_grad()
+def test_a_cache_with_more_room_than_the_model():
+    model, cache = random_model(), KVCache(2, 99, torch.tensor([[0, 0, 1], [0, 1, 1]]))
+    model(random_tokens(length=3), cache)
+    model(random_tokens(length=8), cache)  # up to position 9 of the second text, the last one
+    with pytest.raises(ValueError, match="1 tokens after the 11 in the cache are more than the n_"):
+        model(random_tokens(length=1), cache)
+
+
 def test_a_padding_mask_of_another_batch():
     mask = torch.tensor([[0, 1], [1, 1]])
     with pytest.raises(ValueError, match="the cache holds a batch of 2"):

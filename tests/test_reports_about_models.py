@@ -53,7 +53,7 @@ def test_models_and_caches_can_be_copied(copied):
     )
     file = io.BytesIO()
     torch.save(dict(cache), file)
-    assert [*torch.load(io.BytesIO(file.getvalue()))] == [*cache]
+    assert [*torch.load(io.BytesIO(file.getvalue()), weights_only=True)] == [*cache]
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_module.module.", "lm.model.", "student."])

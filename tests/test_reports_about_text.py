@@ -86,14 +86,18 @@ def test_the_tokenizer_pads_on_the_side_that_it_was_given():
         mask = encoded.attention_mask
         assert torch.equal(mask, mask.sort(dim=1, descending=side == "right").values)
     assert copy.deepcopy(tokenizer).padding_side == "right"
+    tokenizer.pad_token = "a"
+    assert (tokenizer.pad_token_id, copy.deepcopy(tokenizer).pad_token) == (65, "a")
+    assert tokenizer.to_tokens(["b", "bbb"], prepend_bos=False)[0, 1:].tolist() == [65, 65]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("padding_side", "center", "padding_side is 'center'; it must be 'left' or 'right'"),
-        ("pad_token", "[PAD]", r"pad_token is '\[PAD\]'; it must be '<|endoftext|>'"),
-        ("pad_token_id", 5, "pad_token_id is 5; it must be 0"),
+        ("pad_token", "[PAD]", r"pad_token is '\[PAD\]', which is not in the vocabulary"),
+        ("pad_token_id", 270, "pad_token_id is 270, which is not in the vocabulary"),
+        ("pad_token_id", -1, "pad_token_id is -1, which is not in the vocabulary"),
         ("add_bos_token", True, "add_bos_token"),
         ("truncation_side", "left", "truncation_side"),
         ("eos_token", "x", "eos_token"),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from clean_transformer.benchmark.plan import Plan, parts
-from clean_transformer.benchmark.work import Part, Work
+from clean_transformer.benchmark.work import Part, Work, format_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +18,14 @@ class Goal:
     bound, `at_least` or `at_most`, applies to the median of these quotients. `what` describes the
     goal in words. With `percent`, reports print the quotient in percent. An `optional` goal may
     stay unmeasured, because it compares our model with a package that may not be installed.
+
+    Without `under`, the bound applies to the measured values of the one part in `over`.
     """
 
     what: str
     device: str
     over: tuple[Part, ...]
-    under: tuple[Part, ...]
+    under: tuple[Part, ...] = ()
     at_least: float | None = None
     at_most: float | None = None
     factor: float = 1.0
@@ -37,7 +39,12 @@ class Goal:
         return f"{sign} {self.number(value or math.nan)}"
 
     def number(self, value: float) -> str:
-        """Return the quotient `value` as text, such as "1.24 ×" or "88%"."""
+        """Return the quotient `value` as text, such as "1.24 ×" or "88%".
+
+        Without `under`, `value` is a measured value, and the text has its unit: "30 s".
+        """
+        if not self.under:
+            return format_value(value, self.over[0].work)
         return f"{100 * value:.0f}%" if self.percent else f"{value:.2f} ×"
 
     def holds(self, value: float) -> bool:
@@ -66,14 +73,16 @@ class _Goals:
 
     def all(self) -> Iterator[Goal]:
         """Yield all goals for the device."""
-        if self.device == "cpu":
+        kind, _, _ = self.device.partition(":")  # "cuda:0" is a "cuda"
+        if kind == "cpu":
             yield from self.forward()
             yield from self.generate()
             yield from self.engines()
             yield from self.capture()
             yield from self.loading()
+            yield from self.commands()
             yield from self.growth()
-        if self.device == "cuda":
+        if kind == "cuda":
             yield from self.gpu()
         if self.plan.train is not None:
             for peer in ("nanoGPT-style", "transformers sdpa"):
@@ -95,6 +104,8 @@ class _Goals:
         yield self.of_limit(work, fastest("float32"), 0.88)
         yield self.faster(work, fastest("bfloat16"), fastest("float32"), 1.0, "bfloat16")
         yield self.of_limit(work, fastest("int8"), 0.75, "int8")
+        if self.plan.quantized:
+            yield self.below(Work(kind="divergence"), "optimized", 0.01, "int8")
         for engine in self.plan.in_8_bits:
             than = self.faster(work, fastest("int8"), engine, 1.0, "int8", "int8")
             yield replace(than, optional=True)
@@ -155,6 +166,13 @@ class _Goals:
             1.1,
         )
 
+    def commands(self) -> Iterator[Goal]:
+        """Yield the goals for the commands `clean-transformer --help` and `doctor`."""
+        if self.plan.commands:
+            yield self.below(Work(kind="help"), "ours", 0.4)
+            yield self.below(Work(kind="doctor"), "ours", 30.0)
+            yield self.below(Work(kind="doctor_memory"), "ours", 1.2e9)
+
     def growth(self) -> Iterator[Goal]:
         """Yield the goals for large batches, long contexts and large models.
 
@@ -211,6 +229,10 @@ class _Goals:
 
     def cheaper(self, what: str, mine: Part, theirs: Part, at_most: float) -> Goal:
         return Goal(what=what, device=self.device, over=(mine,), under=(theirs,), at_most=at_most)
+
+    def below(self, work: Work, ours: str, at_most: float, dtype: str = "float32") -> Goal:
+        over, what = (self.part(work, ours, dtype),), f"{work}: {ours}{_in(dtype)}"
+        return Goal(what=what, device=self.device, over=over, at_most=at_most)
 
     def kept(
         self, what: str, small: Work, large: Work, model: str = "small", larger: str = "small"

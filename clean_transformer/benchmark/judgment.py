@@ -59,8 +59,9 @@ def quotient(
         values = [found[part].values for part in parts]
         return [math.prod(together) for together in zip(*values, strict=True)]
 
-    pairs = zip(products(over), products(under), strict=True)
-    return Spread.of([factor * above / below for above, below in pairs])
+    above = products(over)
+    below = products(under) if under else [1.0] * len(above)
+    return Spread.of([factor * a / b for a, b in zip(above, below, strict=True)])
 
 
 def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
@@ -71,8 +72,11 @@ def why_missed(goal: Goal, found: Mapping[Part, Result]) -> str:
       another dtype than float32, the note also says how much faster "limit" is in this dtype than
       in float32. If "limit" was not measured, the note is "".
     - The goal bounds how close our contestant comes to "limit". The note is "".
+    - The goal bounds a measured value (`under` is empty). The note is "".
     - Any other goal. The note has the median of each value that the goal divides.
     """
+    if not goal.under:
+        return ""
     if len(goal.under) != 1 or goal.at_least is None:
         return " over ".join(
             " · ".join(format_value(found[part].spread.median, part.work) for part in parts)

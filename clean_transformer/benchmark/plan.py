@@ -17,6 +17,9 @@ ENGINES = ("CTranslate2", "onnxruntime", "llama.cpp")
 # The slowest measurements, by title. They have `Plan.fewer_rounds` rounds instead of `Plan.rounds`.
 LONGEST = ("generate", "generate a batch", "growth", "decoding", "training")
 
+# The measurements with one round: more rounds would give the same values, or take minutes.
+ONCE = ("memory", "divergence", "doctor")
+
 
 def forward(batch: int, length: int, last_only: bool = False) -> Work:
     """Return the work of one forward pass over `batch` inputs of `length` tokens."""
@@ -48,11 +51,15 @@ class Plan:
     peers: tuple[str, ...] = PEERS
     compiled: tuple[str, ...] = COMPILED
     engines: tuple[str, ...] = ENGINES
+    # Contestants that are only measured at "capture".
+    watchers: tuple[str, ...] = ("nnsight",)
+    # Contestants with a compiled step and a static KV cache, for "generate".
+    static: tuple[str, ...] = ("transformers static",)
     # "forward" and "generate" are measured in float32 and in these dtypes. If these dtypes include
     # "tf32", "training" is also measured in tf32.
     narrow: tuple[str, ...] = ("bfloat16",)
     # The contestants that are measured in the dtypes of `narrow`.
-    in_narrow: tuple[str, ...] = ("limit", "optimized")
+    in_narrow: tuple[str, ...] = ("limit", "optimized", "llama.cpp")
     # More dtypes for "generate". Only "limit", "optimized" and `in_8_bits` are measured in them.
     quantized: tuple[str, ...] = ("int8",)
     # The engines that are measured in the dtypes of `quantized`. For "int8", llama.cpp uses Q8_0.
@@ -70,7 +77,10 @@ class Plan:
         "CTranslate2",
         "onnxruntime",
         "llama.cpp",
+        "nnsight",
     )
+    # Whether the commands `clean-transformer --help` and `clean-transformer doctor` are measured.
+    commands: bool = True
     # The work of the measurement "first token".
     first: Work | None = None
     # The work of the measurement "training".
@@ -125,9 +135,13 @@ QUICK = Plan(
     generate=generate(1, 16, 8),
     capture=Work(kind="capture", length=128),
     peers=("transformers sdpa", "HookedTransformer"),
+    watchers=(),
+    static=(),
     compiled=(),
     engines=(),
     in_8_bits=(),
+    in_narrow=("limit", "optimized"),
+    commands=False,
     graphs=(),
     in_memory=("limit", "ours"),
     rounds=2,
@@ -149,6 +163,8 @@ GPU = replace(
         *(forward(batch, length, last_only=True) for batch, length in ((64, 256), (1, 1024))),
     ),
     engines=(),
+    in_memory=("limit", "ours", "optimized", "transformers sdpa"),
+    commands=False,
     quantized=(),
     narrow=("tf32", "bfloat16", "float16"),
     graphs=("float32", "tf32", "bfloat16", "float16"),
@@ -161,11 +177,12 @@ GPU_QUICK = replace(
 
 
 def plan_for(device: str, quick: bool) -> Plan:
-    """Return the plan for a device: "cpu", "cuda" or "mps"."""
-    if device == "cpu":
+    """Return the plan for a device, such as "cpu", "cuda", "cuda:0" or "mps"."""
+    kind, _, _ = device.partition(":")
+    if kind == "cpu":
         return QUICK if quick else FULL
     plan = GPU_QUICK if quick else GPU
-    if device == "cuda":
+    if kind == "cuda":
         return plan
     return replace(plan, narrow=("bfloat16", "float16"), graphs=("float32", "bfloat16", "float16"))
 
@@ -199,7 +216,7 @@ def parts(
 def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
     def measured(title: str, *groups: tuple[Part, ...]) -> Measurement:
         rounds = plan.fewer_rounds if title in LONGEST else plan.rounds
-        return Measurement(title, sum(groups, ()), rounds)
+        return Measurement(title, sum(groups, ()), 1 if title in ONCE else rounds)
 
     # Some contestants cannot compute the logits of the last position alone. If
     # `plan.forward.last_only` is True, these contestants raise `NotImplementedError`, and the
@@ -211,7 +228,7 @@ def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
     )
     yield measured(
         "generate",
-        parts(device, plan.generate, *MAIN, *plan.peers[1:], *plan.engines),
+        parts(device, plan.generate, *MAIN, *plan.static, *plan.peers[1:], *plan.engines),
         *(parts(device, plan.generate, *plan.in_narrow, dtype=dtype) for dtype in plan.narrow),
         *(
             parts(device, plan.generate, "limit", "optimized", *plan.in_8_bits, dtype=dtype)
@@ -221,12 +238,31 @@ def _measurements(device: str, plan: Plan) -> Iterator[Measurement]:
     )
     yield measured(
         "capture",
-        parts(device, plan.capture, "limit", "ours", *plan.peers[1:]),
+        parts(device, plan.capture, "limit", "ours", *plan.peers[1:], *plan.watchers),
         parts(device, replace(plan.capture, kind="forward"), "watched"),
     )
     yield measured("import", parts(device, Work(kind="import"), "limit", "ours"))
-    memory = parts(device, Work(kind="memory"), *plan.in_memory)
-    yield replace(measured("memory", memory), rounds=1)  # more rounds would give the same values
+    others = [
+        *(
+            parts(device, Work(kind="memory"), *plan.in_narrow, dtype=dtype)
+            for dtype in plan.narrow
+        ),
+        *(
+            parts(device, Work(kind="memory"), "optimized", *plan.in_8_bits, dtype=dtype)
+            for dtype in plan.quantized
+        ),
+    ]
+    yield measured("memory", parts(device, Work(kind="memory"), *plan.in_memory), *others)
+    apart = [
+        replace(part, work=Work(kind="divergence"))
+        for part in sum(others, ())
+        if part.setup.contestant != "limit"
+    ]
+    yield measured("divergence", tuple(apart))
+    if plan.commands:
+        yield measured("help", parts(device, Work(kind="help"), "ours"))
+        works = (Work(kind="doctor"), Work(kind="doctor_memory"))
+        yield measured("doctor", *(parts(device, work, "ours") for work in works))
     for kind in ("load", "first_use"):
         yield measured(kind, parts(device, Work(kind=kind), "ours", "transformers sdpa"))
     for work, title in ((plan.first, "first token"), (plan.batched, "generate a batch")):

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, replace
 
-# The kinds of `Work` that are measured in bytes. All other kinds are measured in seconds.
-BYTES = ("memory",)
+# The kinds of `Work` that are measured in bytes, and the kind that is measured in nats. All other
+# kinds are measured in seconds.
+BYTES = ("memory", "doctor_memory")
+NATS = ("divergence",)
 
-# The kinds of `Work` that start a fresh process each time.
-FRESH = ("import", "memory")
+# The kinds of `Work` that need no warm-up, because each starts a fresh process, or takes no time.
+FRESH = ("import", "memory", "help", "doctor", "doctor_memory", "divergence")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,10 @@ class Work:
       this file in its cache
     - `first_use`: build the model, and run it on one token, so that it reads every weight
     - `memory`: build the model, and run it on one token; the peak memory is measured
+    - `help`: run `clean-transformer --help`; the CPU time is measured
+    - `doctor`: run `clean-transformer doctor` on GPT-2 small
+    - `doctor_memory`: the same, but the peak memory is measured
+    - `divergence`: no work; the value is `Result.kl_divergence`
     """
 
     kind: str
@@ -67,9 +73,11 @@ class Work:
 
 
 def format_value(value: float, work: Work) -> str:
-    """Return a measured value as text with its unit: MB, seconds or milliseconds."""
+    """Return a measured value as text with its unit: MB, nats, seconds or milliseconds."""
     if work.kind in BYTES:
         return f"{value / 1e6:,.0f} MB"
+    if work.kind in NATS:
+        return f"{value:.2g} nats"
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
@@ -124,8 +132,7 @@ class Measurement:
 
     If the machine is slow for a minute, the times of all parts increase alike. `rounds` is the
     number of rounds whose values count. Before these rounds, there is a warm-up round, whose values
-    are discarded. There is no warm-up round if all parts do their work in fresh processes (see
-    `FRESH`).
+    are discarded. There is no warm-up round if the work of all parts is in `FRESH`.
     """
 
     title: str

@@ -1,5 +1,6 @@
 """The command `clean-transformer bench`."""
 
+import math
 from itertools import count
 from pathlib import Path
 from shutil import which
@@ -9,6 +10,7 @@ import typer
 
 from clean_transformer.cli import options
 from clean_transformer.cli.terminal import open_console, print_written, progress
+from clean_transformer.support.files import STANDARD_OUTPUT
 
 WORK = "What is measured (not with --goals)"
 
@@ -122,7 +124,7 @@ def bench(
         logged=True,
         above=lambda: speed_table(so_far, title) if question else "",
     ) as on_step:
-        on_step(f"writing the weights; all takes about {minutes:.1g} minutes", 0)
+        on_step(f"writing the weights; all takes about {math.ceil(minutes)} min", 0)
         turn = count(1)
 
         def keep(results: list[Result]) -> None:
@@ -138,7 +140,7 @@ def bench(
         if figures is not None:
             write_figures(report.results, figures)
     finally:  # a full disk does not hide the results
-        console = open_console()
+        console = open_console(stderr=json == STANDARD_OUTPUT)
         if question is not None and report.results.results:
             console.print(speed_table(report.results, title))
         elif question is None:

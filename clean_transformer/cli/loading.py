@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from rich.console import Console
-
+from clean_transformer.cli.terminal import print_message
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.dtypes import choose_dtype
 from clean_transformer.text.tokenizer import Tokenizer
@@ -44,10 +43,9 @@ def read_or_demo(read: Callable[[str], Read], weights: str | None) -> Read:
     try:
         return read("gpt2")
     except HubError:
-        Console(stderr=True, soft_wrap=True).print(
+        print_message(
             "note: gpt2 cannot be downloaded (--weights gpt2 says why); this is demo, which only "
             "knows stories that begin with 'Once upon a time'",
             style="yellow",
-            markup=False,
         )
         return read("demo")

@@ -90,9 +90,18 @@ def one_line_errors() -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(2) from None
     except BaseException as error:  # a panic in Rust code is a BaseException
+        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+            raise typer.Exit(2) from None  # raised by rich, whose output had no reader any more
         reason = printable(" ".join(in_words(error).split()))
-        Console(stderr=True, soft_wrap=True).print(f"error: {reason}", style="red", markup=False)
+        print_message(f"error: {reason}", style="red")
         raise typer.Exit(2) from None
+
+
+def print_message(message: str, style: str) -> None:
+    """Print one line on standard error. A terminal breaks the line between words."""
+    console = Console(stderr=True)
+    soft_wrap = not console.is_terminal  # leave the line whole
+    console.print(message, style=style, markup=False, soft_wrap=soft_wrap)
 
 
 def in_words(error: BaseException) -> str:
@@ -229,8 +238,7 @@ def write_reproduction(file: Path, script: str) -> None:
     try:
         write_atomically(file, script)
     except OSError as error:
-        message = f"note: {file} was not written: {error}"
-        Console(stderr=True, soft_wrap=True).print(message, style="yellow", markup=False)
+        print_message(f"note: {file} was not written: {error}", style="yellow")
 
 
 def print_written(*files: Path | None) -> None:

@@ -23,7 +23,11 @@ def tokens(
 
     Exit status: 0 = done, 2 = could not run, 130 = interrupted.
     """
+    if weights is not None and tokenizer is not None:
+        raise ValueError("--weights and --tokenizer both name a tokenizer; leave one out")
     require_folder(json)
+    if tokenizer is not None and weights is not None:
+        raise ValueError("--weights and --tokenizer both name a tokenizer; give one of them")
     read = read_text(text, file)
 
     from clean_transformer.cli.loading import read_or_demo

@@ -37,8 +37,12 @@ def train(
         typer.Option(help="A held-out file like the data. Default: the last tenth of the data."),
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help=f"{options.TOKENIZER} It encodes the text files.")
-    ] = "gpt2",
+        str | None,
+        typer.Option(
+            help=f"{options.TOKENIZER} It encodes the text files. Default: that of --weights, or "
+            "gpt2 without --weights."
+        ),
+    ] = None,
     device: options.Device = "auto",
     weights: Annotated[
         str | None,
@@ -107,8 +111,13 @@ def train(
         named = ["size"] * (size is not None) + [*given]
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
         raise ValueError(f"--weights {weights} has a size of its own; leave out {flags}")
+    is_text = data[0].suffix != ".npy"
+    if tokenizer is not None and not is_text:
+        raise ValueError(
+            f"--tokenizer is for text files, and {data[0]} has token ids; leave it out"
+        )
     with joined(resolve_device(device)) as chosen:
-        of_text = None if data[0].suffix == ".npy" else Tokenizer.from_pretrained(tokenizer)
+        of_text = Tokenizer.from_pretrained(tokenizer or weights or "gpt2") if is_text else None
         tokens = read_tokens(data, of_text)
         kept = len(tokens) if held_out else len(tokens) * 9 // 10
         other = tokens[kept:] if held_out is None else read_tokens([held_out], of_text)
@@ -119,6 +128,7 @@ def train(
             if of_text is not None:
                 given.setdefault("d_vocab", of_text.d_vocab)
             model = DemoTransformer(architecture(size or "small", **given))
+        steps: list[int] = []
         with progress(training.steps, logged=True) as on_step:
 
             def show(measured: "Measured") -> None:
@@ -127,9 +137,12 @@ def train(
                 if measured.held_out_loss is not None:
                     loss += f", held out {measured.held_out_loss:.3f}"
                 on_step(f"{loss}, {speed}", measured.step)
+                steps.append(measured.step)
 
             train(model, tokens[:kept], out, training, held_out=other, device=chosen, on_step=show)
         if rank() == 0:
+            if not steps:
+                print(f"the run in {out} was finished already; nothing was trained")
             # `model` may be sharded over several processes, so that this process has only some of
             # the weights. The checkpoint has all weights.
             saved = torch.load(out / "checkpoint.pt", weights_only=True, mmap=True)

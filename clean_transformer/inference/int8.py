@@ -3,6 +3,7 @@
 import warnings
 from functools import cache
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import BFloat16, Float
 from jaxtyping import Int8 as Int8Tensor
 from torch import Tensor
 
+from clean_transformer.inference.huge_pages import use_huge_pages
 from clean_transformer.inference.matmuls import Matmul, Output, Rows
 
 # 16 weights of one output feature have a common scale. Larger groups are less accurate.
@@ -72,7 +74,9 @@ class Int8(Matmul):
         step = (groups.abs().amax(dim=2) / 127).bfloat16()
         smallest = torch.finfo(torch.bfloat16).tiny  # avoids 0 / 0 in a group of zeros
         whole = (groups / step.float().clamp(min=smallest)[:, :, None]).round_().to(torch.int8)
-        return Int8Weight(whole.contiguous(), step.contiguous(), b.float())
+        weight = Int8Weight(whole.contiguous(), step.contiguous(), b.float())
+        use_huge_pages(weight.W)
+        return weight
 
     def __call__(self, x: Rows, weight: Int8Weight) -> Output:
         """Return x W + b in the dtype of x."""
@@ -106,7 +110,7 @@ def compiled_kernel() -> Any:
             extra_cflags=[*FLAGS, *wide],
             is_python_module=False,
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, CalledProcessError) as error:  # torch 2.4 raises the last one
         warnings.warn(
             "8-bit weights are slow here, because their C++ kernel could not be compiled: "
             f"{str(error).strip().splitlines()[0]}",

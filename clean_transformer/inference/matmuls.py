@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clean_transformer.inference.huge_pages import use_huge_pages
+
 Rows = Float[Tensor, "row d_in"]
 Output = Float[Tensor, "row d_out"]
 
@@ -33,6 +35,7 @@ class Matmul:
 
     def prepare(self, W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"]) -> Any:
         """Return the argument `weight` for the other methods. Only `Int8` copies W."""
+        use_huge_pages(W)
         return Weight(W, b)
 
     def __call__(self, x: Rows, weight: Any) -> Output:

@@ -98,6 +98,8 @@ ADD = Kind("residual add", 1.0, 2.0)
 ELEMENTWISE = Kind("elementwise", 8.0, 64.0)
 GELU = Kind("gelu_new", 16.0, WRONG_FACTOR * 16.0)
 LAYER_NORM = Kind("layer norm", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
+# Batch, instance and group norm take means of many numbers, so their errors can grow like √k.
+NORM = Kind("norm", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
 LINEAR = Kind("linear", HEALTHY_SUM, None, healthy_in_half=HEALTHY_SUM_OF_HALVES)
 SUM = Kind(
     "sum of terms of one sign",
@@ -108,6 +110,8 @@ SUM = Kind(
 )
 SOFTMAX = Kind("softmax", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
 ATTEND = Kind("attention", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
+# Kernels may use fast algorithms such as Winograd's, which also round sums of inputs and weights.
+CONVOLUTION = Kind("convolution", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # A whole block (see `parity/uses/judge.py`). Its ratio is the root mean square error of one row
 # [d_model], divided by the error that random rounding causes in this row (`parity/rounding.py`).

@@ -152,7 +152,8 @@ def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         about_ours = error.filename is None or UNFINISHED in str(error.filename)
         return error.errno if about_ours else None
-    if found := re.search(r"\(os error (\d+)\)", str(error)):  # Rust's text for such errors
+    # Rust's two texts for such errors: "(os error 27)", and "Os { code: 27, …" of old safetensors.
+    if found := re.search(r"\b(?:os error|Os \{ code:) (\d+)", str(error)):
         return int(found[1])
     if "inline_container" in str(error):  # PyTorch's writer, which does not say the cause
         return errno.EIO if error.__context__ is None else _number(error.__context__) or errno.EIO

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 Entered = TypeVar("Entered")
-Change = TypeVar("Change", bound="Undoable[Any]")
+# Some versions of beartype cannot read the bound "Undoable[Any]".
+Change = TypeVar("Change", bound="Undoable")  # type: ignore[type-arg]
 
 
 class Interrupts(AbstractContextManager["Interrupts"]):

@@ -91,11 +91,13 @@ def refuse_linear(name: str, new: nn.Module, old: nn.Module, path: str) -> None:
 
 
 def refuse_unset(new: nn.Module, parameters: Parameters, path: str) -> None:
-    """Raise `SwapError` if a parameter in `parameters.new` has NaN, so that it was never set.
+    """Raise `SwapError` if a parameter in `parameters.new` or a buffer has NaN: it was never set.
 
     The module must have been made in the `with` block of `marked_memory`.
     """
-    unset = [name for name in parameters.new if new.get_parameter(name).isnan().any()]
+    added = {name: new.get_parameter(name) for name in parameters.new}
+    weights: dict[str, Tensor] = {**added, **dict(new.named_buffers())}
+    unset = [name for name, weight in weights.items() if weight.isnan().any()]
     if unset:
         raise SwapError(
             f"{path}: {type(new).__name__} never sets {', '.join(unset)}, and the old module has "

@@ -94,8 +94,9 @@ class GenerationMixin(LanguageModel):
 
         Joined together, the pieces are the continuation that `generate` adds to `text`. Each piece
         is yielded as soon as later tokens can no longer change it. The arguments and the errors are
-        the same as in `generate`. The call of `stream` itself raises `TypeError` for an unknown
-        setting. The other errors are raised when the caller requests the first piece.
+        the same as in `generate`, but there is no `beams` and no `prepend_bos`. The call of
+        `stream` itself raises `TypeError` for an unknown setting. The other errors are raised when
+        the caller requests the first piece.
         """
         stop = self._stop(text, stop_tokens, stop_strings)
         new: list[int] = []
@@ -132,8 +133,12 @@ class GenerationMixin(LanguageModel):
         strings = [strings] if isinstance(strings, str) else strings
         tokenizer = self.tokenizer if strings or _is_text(prompt) else None
         if tokens is None:
-            tokens = self.tokenizer.stop_tokens if _is_text(prompt) else []
+            return Stop(self.tokenizer.stop_tokens if _is_text(prompt) else [], strings, tokenizer)
         ids = [tokens] if isinstance(tokens, int) else [int(token) for token in tokens]
+        for token in ids:
+            if not 0 <= token < self.cfg.d_vocab:
+                last = self.cfg.d_vocab - 1
+                raise ValueError(f"stop_tokens has {token}; this vocabulary has ids 0 to {last}")
         return Stop(ids, strings, tokenizer)
 
 

@@ -62,8 +62,8 @@ class PretrainedMixin(LanguageModel):
           pytorch_model.bin;
         - a folder that OpenAI published ("124M"), with hparams.json and a TensorFlow checkpoint;
         - a .gguf file of llama.cpp that is not quantized;
-        - a .pt file that `torch.save` wrote. The file holds a nanoGPT checkpoint, or a state dict
-          that `from_state_dict` accepts.
+        - a .pt, .pth or .ckpt file that `torch.save` wrote. The file holds a nanoGPT checkpoint, or
+          a state dict that `from_state_dict` accepts.
 
         Raises `WeightsError` for a damaged file, and for weights that do not fit the architecture
         exactly. The message names every weight that is missing, unused, or has the wrong shape.

@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from reprlib import repr as shorten
 from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
@@ -13,11 +12,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.reports.page import render_page
+from clean_transformer.support.validation import refuse_other
 from clean_transformer.text.symbols import visible
 from clean_transformer.text.token_ids import token_ids
-from clean_transformer.text.tokenizer_backends import byte_level, read_file, read_folder
+from clean_transformer.text.tokenizer_backends import read_file, read_folder
 from clean_transformer.text.tokenizer_calls import Texts as Texts
-from clean_transformer.text.tokenizer_calls import TransformersCalls, refuse_other
+from clean_transformer.text.tokenizer_calls import TransformersCalls, pad
 from clean_transformer.text.tokenizer_files import (
     END_OF_TEXT,
     SETTINGS,
@@ -48,10 +48,10 @@ class Tokenizer(TransformersCalls):
 
     `backend` is a tokenizer of the library `tokenizers`. Every byte has a token, so the token ids
     of a text can always be converted back to the same text. The token `bos_token_id` is put before
-    each text. A generated text ends at a token in `stop_tokens`. The first of these tokens,
-    `eos_token_id`, pads the shorter texts of a batch. By default, all these tokens are
-    <|endoftext|>, as in GPT-2. The characters "<|endoftext|>" in a text also become this token.
-    Texts are never truncated.
+    each text. A generated text ends at a token in `stop_tokens`. The first of these tokens is
+    `eos_token_id`. The token `pad_token_id` pads the shorter texts of a batch, on `padding_side`.
+    By default, all these tokens are <|endoftext|>, as in GPT-2. The characters "<|endoftext|>" in a
+    text also become this token. Texts are never truncated.
 
     Raises `ValueError` for a `backend` that is not a byte-level BPE, that has no token for
     <|endoftext|> or for one of the 256 bytes, or that does not convert tokens back to the same
@@ -60,6 +60,7 @@ class Tokenizer(TransformersCalls):
 
     __slots__ = (
         "_has_token",
+        "_pad_token_id",
         "_padding_side",
         "_replacement",
         "_warned",
@@ -76,6 +77,8 @@ class Tokenizer(TransformersCalls):
         *,
         bos_token_id: int | None = None,
         stop_tokens: Sequence[int] = (),
+        pad_token_id: int | None = None,
+        padding_side: Literal["left", "right"] = "right",
     ) -> None:
         vocab = backend.get_vocab()
         named = bos_token_id is not None and stop_tokens
@@ -96,10 +99,11 @@ class Tokenizer(TransformersCalls):
         self._has_token[list(vocab.values())] = True
         self._replacement = [vocab[letter] for letter in "ï¿½"]  # the bytes of "�"
         self._warned = False
-        self.padding_side = "right"
+        self.padding_side = padding_side
         self.stop_tokens = [*stop_tokens] or [vocab[END_OF_TEXT]]
         self.eos_token_id = self.stop_tokens[0]
         self.bos_token_id = vocab[END_OF_TEXT] if bos_token_id is None else bos_token_id
+        self.pad_token_id = self.eos_token_id if pad_token_id is None else pad_token_id
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Tokenizer":
@@ -114,31 +118,12 @@ class Tokenizer(TransformersCalls):
         file or an unknown source, and `HubError` for a failed download.
         """
         if os.path.isfile(source):
-            backend, bos, stop_tokens = read_file(Path(source))
+            backend, options = read_file(Path(source))
         else:
             folder = hub.fetch(source, hub.TOKENIZER, optional=SETTINGS)
-            backend, bos, stop_tokens = read_folder(folder)
+            backend, options = read_folder(folder)
         with readable(str(source)):
-            return cls(backend, bos_token_id=bos, stop_tokens=stop_tokens)
-
-    @classmethod
-    def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
-        """Load the tokenizer from GPT-2's two files, vocab.json and merges.txt.
-
-        vocab.json maps each token to its id. merges.txt lists the BPE merges in the order in which
-        training found them.
-
-        Raises `FileNotFoundError` for a missing file and `ValueError` for a malformed file.
-        """
-        from tokenizers import models
-
-        for path in (vocab, merges):
-            if not os.path.isfile(path):
-                raise FileNotFoundError(
-                    f"no file {str(path)!r}; give the tokenizer's vocab.json and its merges.txt"
-                )
-        with readable(f"{vocab} with {merges}"):
-            return cls(byte_level(models.BPE.from_file(str(vocab), str(merges))))
+            return cls(backend, **options)
 
     def files(self) -> dict[str, str]:
         """Return the files of this tokenizer, from which `from_pretrained` makes an equal one.
@@ -147,16 +132,17 @@ class Tokenizer(TransformersCalls):
         and generation_config.json, which has `bos_token_id` and `stop_tokens`. The values are the
         contents.
         """
-        return describe(self.backend, self.bos_token_id, self.stop_tokens)
+        stop, pad, side = self.stop_tokens, self.pad_token_id, self.padding_side
+        return describe(self.backend, self.bos_token_id, stop, pad, side)
 
     def to_tokens(
         self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
     ) -> Int[Tensor, "batch pos"]:
         """Return the token ids of each text, one row per text. A single text gives one row.
 
-        Each text begins with <|endoftext|>, unless `prepend_bos` is False. GPT-2 has no padding
-        token, so shorter texts are padded with <|endoftext|>, too, on `padding_side`. None means
-        the tokenizer's attribute `padding_side`. Padding on the right does not change the model's
+        Each text begins with <|endoftext|>, unless `prepend_bos` is False. Shorter texts are padded
+        with the token `pad_token_id`, on `padding_side`. None means the tokenizer's attribute
+        `padding_side`. Padding on the right does not change the model's
         output for the tokens of the text, because attention is causal. Padding on the left changes
         this output, unless a `KVCache` with an `attention_mask` hides the padding.
 
@@ -164,15 +150,25 @@ class Tokenizer(TransformersCalls):
         `ValueError` for an unknown `padding_side`, and for a text with a lone surrogate, which
         UTF-8 cannot encode.
         """
+        return self.to_padded(text, prepend_bos, padding_side)[0]
+
+    def to_padded(
+        self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
+    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"] | None]:
+        """Return the tokens that `to_tokens` returns, and a mask with 1 for tokens, 0 for padding.
+
+        If there is no padding, return None instead of the mask. The errors are the same as in
+        `to_tokens`.
+        """
         side = self.padding_side if padding_side is None else padding_side
         refuse_other("padding_side", side, "left", "right")
         rows = self.to_rows(text, prepend_bos)
-        width = max(map(len, rows), default=0)
-        tokens = torch.full((len(rows), width), self.eos_token_id, device="cpu")
-        for padded, row in zip(tokens, rows, strict=True):
-            start = width - len(row) if side == "left" else 0
-            padded[start : start + len(row)] = torch.tensor(row, device="cpu")
-        return tokens
+        shape = (len(rows), max(map(len, rows), default=0))
+        tokens, mask = (
+            torch.tensor(pad(each, filler, side), dtype=torch.int64, device="cpu").reshape(shape)
+            for each, filler in ((rows, self.pad_token_id), ([[1] * len(row) for row in rows], 0))
+        )
+        return tokens, None if mask.all() else mask
 
     def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:
         """Return a list of token ids for each text, without padding.
@@ -180,18 +176,8 @@ class Tokenizer(TransformersCalls):
         Each text begins with <|endoftext|>, unless `prepend_bos` is False. The errors are the same
         as in `to_tokens`.
         """
-        texts = [*text] if isinstance(text, (list, tuple)) else [text]
-        for each in texts:
-            if not isinstance(each, str):
-                raise TypeError(f"to_tokens takes a text or a list of texts, not {shorten(each)}")
         bos = [] if prepend_bos is False else [self.bos_token_id]
-        try:
-            encodings = self.backend.encode_batch(texts, add_special_tokens=False)
-        except TypeError:
-            raise ValueError(
-                "a text contains a lone surrogate, which has no UTF-8; decode the text correctly"
-            ) from None
-        return [bos + encoding.ids for encoding in encodings]
+        return [bos + ids for ids in self._encoded(text, add_special_tokens=False)]
 
     @overload
     def to_str_tokens(self, text: str | Tokens, prepend_bos: bool | None = None) -> list[str]: ...
@@ -261,8 +247,6 @@ class Tokenizer(TransformersCalls):
         ids = token_ids(tokens)
         if ids.numel() == 0:
             return ids.long()
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise TypeError(f"token ids must be integers, not {ids.dtype}")
         if ids.ndim > 2:
             raise ValueError(f"tokens of shape {[*ids.shape]}; they must be [pos] or [batch, pos]")
         if ids.min() < 0:

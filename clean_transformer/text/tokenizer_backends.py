@@ -2,18 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clean_transformer.text.tokenizer_files import apply, read_settings, readable
+from clean_transformer.text.tokenizer_files import add_ends, apply, read_settings, readable
 from clean_transformer.weights import hub
 from clean_transformer.weights.formats.gguf import read_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
-# A backend, the id with which texts begin, and the ids at which generated texts end. None and an
-# empty list stand for <|endoftext|>.
-Loaded = tuple["tokenizers.Tokenizer", int | None, list[int]]
+# A backend, and the keyword arguments of `Tokenizer` that go with it.
+Loaded = tuple["tokenizers.Tokenizer", dict[str, Any]]
 
 
 def read_folder(folder: Path) -> Loaded:
@@ -39,6 +38,8 @@ def read_folder(folder: Path) -> Loaded:
         else:
             backend = byte_level(tokenizers.models.BPE.from_file(*map(str, paths)))
         named = apply(settings, backend)
+        if len(paths) > 1:  # tokenizer.json itself says what to put before and after texts
+            add_ends(settings, backend, named)
     vocab = backend.get_vocab()
     ids = {name: [vocab[token]] for name, token in named.items()}
 
@@ -46,8 +47,12 @@ def read_folder(folder: Path) -> Loaded:
         # Many models name GPT-2's id 50256 by mistake, with a smaller vocabulary.
         return own if own and max(own) < len(vocab) else ids.get(name, [])
 
-    bos = first(settings.bos, "bos")
-    return backend, bos[0] if bos else None, first(settings.eos, "eos")
+    return backend, {
+        "bos_token_id": next(iter(first(settings.bos, "bos")), None),
+        "stop_tokens": first(settings.eos, "eos"),
+        "pad_token_id": next(iter(ids.get("pad", [])), None),
+        "padding_side": settings.fields.get("padding_side") or "right",
+    }
 
 
 def read_file(file: Path) -> Loaded:
@@ -80,7 +85,11 @@ def read_file(file: Path) -> Loaded:
             ]
         )
     eos = fields.get("eos_token_id")
-    return backend, fields.get("bos_token_id"), [] if eos is None else [eos]
+    return backend, {
+        "bos_token_id": fields.get("bos_token_id"),
+        "stop_tokens": [] if eos is None else [eos],
+        "pad_token_id": fields.get("padding_token_id"),
+    }
 
 
 def byte_level(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":

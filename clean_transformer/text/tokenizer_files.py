@@ -1,7 +1,7 @@
 """Reads the settings of a GPT-2 tokenizer from the same JSON files as transformers."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +88,10 @@ def apply(settings: Settings, backend: "tokenizers.Tokenizer") -> dict[str, str]
     """
     from tokenizers import AddedToken, pre_tokenizers
 
-    prefix = settings.fields.get("add_prefix_space")
-    if isinstance(prefix, bool) and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+    if settings.fields.get("split_special_tokens"):
+        raise ValueError("split_special_tokens is true, but special tokens are never split here")
+    prefix = _switch(settings, "add_prefix_space")
+    if prefix is not None and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(
             add_prefix_space=prefix, use_regex=backend.pre_tokenizer.use_regex
         )
@@ -116,8 +118,29 @@ def apply(settings: Settings, backend: "tokenizers.Tokenizer") -> dict[str, str]
     return {name: _content(token) for name, token in named.items()}
 
 
+def add_ends(settings: Settings, backend: "tokenizers.Tokenizer", named: Mapping[str, str]) -> None:
+    """Let `backend` put a token before or after each text, if the settings ask for this.
+
+    The settings are add_bos_token and add_eos_token. `named` is the result of `apply`.
+    """
+    from tokenizers import processors
+
+    bos, eos = (named.get(name, END_OF_TEXT) for name in ("bos", "eos"))
+    before = [bos] if _switch(settings, "add_bos_token") else []
+    after = [eos] if _switch(settings, "add_eos_token") else []
+    if before or after:
+        ends = [(token, backend.token_to_id(token)) for token in {*before, *after}]
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*before, "$A", *after], special_tokens=ends
+        )
+
+
 def describe(
-    backend: "tokenizers.Tokenizer", bos: int, stop_tokens: Sequence[int]
+    backend: "tokenizers.Tokenizer",
+    bos: int,
+    stop_tokens: Sequence[int],
+    pad: int,
+    padding_side: str,
 ) -> dict[str, str]:
     """Return the contents of a tokenizer's files by name (see `Tokenizer.files`)."""
     added = {
@@ -128,6 +151,8 @@ def describe(
         "tokenizer_class": "GPT2Tokenizer",
         "bos_token": backend.id_to_token(bos),
         "eos_token": backend.id_to_token(stop_tokens[0]),
+        "pad_token": backend.id_to_token(pad),
+        "padding_side": padding_side,
         "added_tokens_decoder": added,
     }
     prefix = getattr(backend.pre_tokenizer, "add_prefix_space", None)
@@ -191,6 +216,17 @@ def _names(file: Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read ({printable(str(error))})") from None
+
+
+def _switch(settings: Settings, name: str) -> bool | None:
+    """Return the setting `name`, or None without this setting.
+
+    Raises `ValueError` if the value is neither true nor false.
+    """
+    value = settings.fields.get(name)
+    if not isinstance(value, bool | None):
+        raise ValueError(f"{name} must be true or false, not {shorten(value)}")
+    return value
 
 
 def _content(token: Any) -> str:

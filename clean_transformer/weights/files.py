@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clean_transformer.weights.refusals import WeightsError
+from clean_transformer.weights.refusals import AGAIN, WeightsError
 from clean_transformer.weights.table import State
 
-AGAIN = "copy or download it again"
-
-
 # The keys under which training scripts usually save a state dict, next to their optimizer's state.
+# If a file has several of them, the first counts.
 WRAPPERS = ("model_state_dict", "state_dict", "model")
 
 
@@ -173,6 +171,8 @@ def _tensors_in(saved: Any) -> Iterator[tuple[Any, Tensor]]:
 def _refusal(file: Path, error: Exception) -> str:
     """Return the message of the `WeightsError` that replaces an exception of `torch.load`."""
     message = str(error)
+    if "legacy .tar format" in message:
+        return f"{file} was written by PyTorch 0.1; load it there, and save its state dict again"
     if isinstance(error, pickle.UnpicklingError) and (
         named := re.search(r"GLOBAL ([\w.]+)|(?:class|callable|function) ([\w.]+)", message)
     ):
@@ -186,8 +186,9 @@ def _refusal(file: Path, error: Exception) -> str:
                 "save only its state dict: torch.save(model.state_dict(), file)"
             )
         return (
-            f"{file} wants to run code when it is read: it calls {name}; "
-            "ask for the weights as a state dict or as safetensors"
+            f"{file} wants to run code when it is read: it calls {name}; if the file is yours, "
+            "save only the state dict: torch.save(model.state_dict(), file); otherwise, ask for "
+            "the weights as safetensors"
         )
     return f"{file} is damaged ({_reason(error)}); {AGAIN}"
 
@@ -201,13 +202,18 @@ def _reason(error: Exception) -> str:
 
 
 def _wrapped(saved: Any) -> Any:
-    """Return the state dict that `saved` has under a key such as "state_dict", or else `saved`."""
-    if isinstance(saved, dict):
-        for key in WRAPPERS:
-            inside = saved.get(key)
-            if isinstance(inside, dict) and any(isinstance(v, Tensor) for v in inside.values()):
-                return inside
-    return saved
+    """Return the state dict that `saved` has under one of its keys, or else `saved`.
+
+    The keys in `WRAPPERS` come first. Under any other key, a state dict counts if it is the only
+    state dict in `saved`.
+    """
+    inside = {
+        key: value
+        for key, value in saved.items()
+        if isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+    }
+    usual = [inside[key] for key in WRAPPERS if key in inside]
+    return next(iter(usual or inside.values())) if usual or len(inside) == 1 else saved
 
 
 def state_dict_in(file: Path, saved: Mapping[str, Any]) -> State:

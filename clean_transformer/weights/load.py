@@ -33,8 +33,8 @@ def discover() -> Iterator[Format]:
 FORMATS = tuple({known.name: known for known in discover()}.values())
 
 
-# Maps the suffix of each format that is stored in a single file to the format's `File`.
-FILES = {known.file.suffix: known.file for known in FORMATS if known.file}
+# Maps each suffix of a format that is stored in a single file to the format's `File`.
+FILES = {suffix: known.file for known in FORMATS if known.file for suffix in known.file.suffixes}
 
 
 # The formats that are stored in folders, as pairs (`Folder`, `Format`), highest priority first.

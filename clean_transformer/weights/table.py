@@ -46,14 +46,14 @@ class Folder:
 
 @dataclass(frozen=True)
 class File:
-    """Describes how a format is stored in a single file with the given `suffix`.
+    """Describes how a format is stored in a single file with one of the `suffixes`.
 
     `read` takes the path of the file, and returns a pair. The first item is the architecture, or
     None if the file does not describe the architecture. The second item is the state dict, whose
     keys may be the names of any format.
     """
 
-    suffix: str
+    suffixes: tuple[str, ...]
     read: Callable[[Path], tuple[Config | None, State]]
 
 

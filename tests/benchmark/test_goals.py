@@ -6,7 +6,8 @@ import pytest
 
 from clean_transformer.benchmark.goals import Goal, goals
 from clean_transformer.benchmark.judgment import Judged, exit_status, judge
-from clean_transformer.benchmark.plan import LONGEST, measurements, plan_for
+from clean_transformer.benchmark.plan import LONGEST, ONCE, measurements, plan_for
+from clean_transformer.benchmark.work import Work
 
 from .made_up import part, result, results
 
@@ -32,18 +33,28 @@ def test_a_measurement_has_each_part_once(device: str, quick: bool):
         assert len({*one.parts}) == len(one.parts)
 
 
+@pytest.mark.parametrize("device", ["cpu:0", "cuda:0", "cuda:1", "mps:0"])
+def test_one_of_several_devices_has_the_plan_and_the_goals_of_its_kind(device: str):
+    kind = device.partition(":")[0]
+    chosen = plan_for(device, quick=False)
+    assert chosen == plan_for(kind, quick=False)
+    named = [[goal.what for goal in goals(each, chosen)] for each in (device, kind)]
+    assert named[0] == named[1]
+
+
 def test_the_longest_measurements_have_fewer_rounds():
     chosen = plan_for("cpu", quick=False)
     rounds = {one.title: one.rounds for one in measurements("cpu", chosen)}
     for title in LONGEST:
         assert rounds.pop(f"{title}, cpu") == chosen.fewer_rounds
-    assert rounds.pop("memory, cpu") == 1
+    for title in ONCE:
+        assert rounds.pop(f"{title}, cpu") == 1
     assert {*rounds.values()} == {chosen.rounds}
 
 
 def test_goals_have_names_of_their_own():
     names = [goal.what for goal in goals("cpu", plan_for("cpu", quick=False))]
-    assert len({*names}) == len(names) == 28
+    assert len({*names}) == len(names) == 32
 
 
 def test_the_quotient_is_taken_round_by_round():
@@ -125,6 +136,16 @@ def test_bounds_and_quotients_for_people():
     assert (share.bound, share.number(0.876)) == ("≥ 90%", "88%")
     assert (GOAL.bound, GOAL.number(1.236)) == ("≥ 1.70 ×", "1.24 ×")
     assert replace(GOAL, at_least=None, at_most=0.3).bound == "≤ 0.30 ×"
+
+
+def test_a_goal_without_under_bounds_a_measured_value():
+    nats = part("optimized", "int8", Work(kind="divergence"))
+    goal = Goal(what="distance", device="cpu", over=(nats,), at_most=0.01)
+    assert (goal.bound, goal.number(0.0062)) == ("≤ 0.01 nats", "0.0062 nats")
+    near, far = (judge(goal, results(result(nats, value))) for value in (0.006, 0.4))
+    assert (near.verdict, far.verdict, far.note) == ("HELD", "MISSED", "")
+    seconds = replace(goal, over=(part("ours", work=Work(kind="doctor")),), at_most=30.0)
+    assert seconds.bound == "≤ 30.00 s"
 
 
 def test_exit_status():

@@ -27,7 +27,12 @@ def test_tokens_and_names(work: Work, tokens: int, name: str):
 
 @pytest.mark.parametrize(
     ("value", "kind", "said"),
-    [(1.234, "load", "1.23 s"), (0.01234, "load", "12.3 ms"), (1.234e9, "memory", "1,234 MB")],
+    [
+        (1.234, "load", "1.23 s"),
+        (0.01234, "load", "12.3 ms"),
+        (1.234e9, "memory", "1,234 MB"),
+        (6.2e-3, "divergence", "0.0062 nats"),
+    ],
 )
 def test_values_have_units(value: float, kind: str, said: str):
     assert format_value(value, Work(kind=kind)) == said

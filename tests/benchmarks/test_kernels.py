@@ -23,7 +23,7 @@ def test_it_prints_each_kernel_by_dtype_and_rows(capsys: pytest.CaptureFixture[s
         [dtype, rows] for dtype in ("float32", "bfloat16", "float16") for rows in ("1", "8")
     ]
     assert lines[1][-1] == "Matmul"
-    names = [" ".join(line[:-1]) for line in lines[-5:]]
+    names = [" ".join(line[:-1]) for line in lines[-6:]]
     assert names == [*kernels.readers()]
 
 

@@ -38,6 +38,8 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
                     value = seconds.get(name.split()[0], FOUND.get(name, 20.0))
                     if part.work.kind in BYTES or part.work.kind in ("import", "load"):
                         value = 100.0 if name == "transformers sdpa" else 1.0
+                    if part.work.kind in ("help", "doctor", "divergence"):
+                        value = 0.01
                     if name == "watched":
                         value = 1.3
                     why = "" if value else "it broke"
@@ -62,7 +64,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
 def test_all_goals_hold(call: Callable[..., tuple[int, str]]):
     status, output = call("--goals", "--quick")
     assert status == 0
-    assert "15 HELD" in output
+    assert "16 HELD" in output
     assert "MISSED" not in output
 
 
@@ -193,6 +195,13 @@ def test_the_answer_to_a_question(call: Callable[..., tuple[int, str]], tmp_path
     assert json.loads(file.read_text())["goals"] == []
 
 
+def test_json_alone_goes_to_standard_output(call: Callable[..., tuple[int, str]]):
+    call()  # makes up the times of the next run, too
+    result = CliRunner().invoke(app, ["bench", "--json", "-"])
+    assert json.loads(result.stdout)["goals"] == []
+    assert "1 × 128 tokens read" in result.stderr
+
+
 def test_dtype_size_and_contestants_of_a_question(call: Callable[..., tuple[int, str]]):
     status, output = call("--dtype", "int8", "--size", "medium", ours=None)
     assert status == 0
@@ -206,7 +215,7 @@ def test_dtype_size_and_contestants_of_a_question(call: Callable[..., tuple[int,
 
 def test_what_it_does_is_said_at_once_and_with_an_estimate(call: Callable[..., tuple[int, str]]):
     first = call()[1].splitlines()[0]
-    assert re.fullmatch(r"0/52 writing the weights; all takes about [\d.e-]+ minutes", first)
+    assert re.fullmatch(r"0/52 writing the weights; all takes about \d+ min", first)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,11 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "fetch", fetch_here)
 
 
+def test_tokens_come_from_one_tokenizer(folder: Path):
+    result = call("tokens", "the", "--weights", "/none", "--tokenizer", folder)
+    assert_one_line(result, "--weights and --tokenizer both name a tokenizer")
+
+
 @pytest.mark.parametrize("command", ["generate", "predict", "tokens"])
 def test_the_demo_stands_in_for_gpt2_where_the_hub_is_out_of_reach(command: str, no_hub: None):
     result = call(command, "Once upon a time")
@@ -225,6 +230,11 @@ def test_the_demo_writes_as_many_tokens_as_it_is_told_to():
     assert len(read["tokens"]) == 7
     too_long = call("generate", "Once " * 200, "--weights", "demo")
     assert_one_line(too_long, "more than the n_ctx=180 positions")
+
+
+def test_tokens_has_one_tokenizer(folder: Path):
+    result = call("tokens", "the cat", "--weights", folder, "--tokenizer", "demo")
+    assert_one_line(result, "--weights and --tokenizer both name a tokenizer; leave one out")
 
 
 def test_numbers_that_json_has_not_are_refused(tmp_path: Path):

@@ -11,7 +11,7 @@ from clean_transformer.cli.train import architecture
 from clean_transformer.model import DemoTransformer
 from clean_transformer.text.tokenizer import Tokenizer
 
-from ..helpers import assert_equal_states, trained
+from ..helpers import assert_equal_states, reading_model, trained
 from ..training.runs import read_metrics
 from .running import assert_one_line, call
 
@@ -29,9 +29,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_tokens_to_a_model_and_the_same_command_again(folder: Path):
     command = ("train", "tokens.npy", "--out", "run", *RUN, *SMALL, "--d-vocab", "13")
-    for _ in range(2):
+    for note in ("", "the run in run was finished already; nothing was trained\n"):
         result = call(*command)
-        assert (result.exit_code, result.stdout) == (0, "wrote run/model\n"), result.output
+        assert (result.exit_code, result.stdout) == (0, f"{note}wrote run/model\n"), result.output
         assert [line["step"] for line in read_metrics(folder / "run")] == [1, 2, 3]
     assert read_metrics(folder / "run")[-1]["held_out_loss"] > 0
     model = DemoTransformer.from_pretrained("run/model", device="cpu")
@@ -53,6 +53,14 @@ def test_text_to_a_model_that_reads_text(folder: Path):
     assert result.exit_code == 0, result.output
     model = DemoTransformer.from_pretrained("run/model", device="cpu")
     assert model.cfg.d_vocab == Tokenizer.from_pretrained("run/model").d_vocab == 270
+
+
+def test_text_is_read_by_the_tokenizer_of_the_weights(folder: Path):
+    reading_model(n_ctx=8, b_U=False).save_pretrained("weights")
+    Path("book.txt").write_text("The cat sat on the mat. " * 20)
+    result = call("train", "book.txt", "--out", "run", *RUN, "--weights", "weights")
+    assert result.exit_code == 0, result.output
+    assert Tokenizer.from_pretrained("run/model").vocab == Tokenizer(trained()).vocab
 
 
 def test_other_sizes_keep_the_proportions_of_the_published():
@@ -77,6 +85,7 @@ def test_other_sizes_keep_the_proportions_of_the_published():
             "leave out --n-layers, --n-heads, --d-model, --n-ctx",
         ),
         (("tokens.npy", "--sharded"), "sharded needs several processes"),
+        (("tokens.npy", "--tokenizer", "demo"), "--tokenizer is for text files, and tokens.npy"),
     ],
 )
 def test_2_and_one_line_for_what_cannot_be_trained(folder: Path, arguments, message: str):

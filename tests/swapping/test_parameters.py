@@ -50,6 +50,12 @@ class NeverSet(Partly):
         self.W_in.copy_(old.W_in)
 
 
+class NeverSetBuffer(Partly):
+    def __init__(self, cfg: Config):
+        super().__init__(cfg)
+        self.register_buffer("W_Value", torch.empty(cfg.d_model, 2))
+
+
 def renamed(old: nn.Module, path: str) -> nn.Module:
     new = Partly(TINY).double()
     new.W_in.data.copy_(old.W_in)
@@ -83,10 +89,14 @@ def test_the_report_lists_them():
     assert said in effect(model, swapped, random_tokens())._repr_html_()
 
 
-@pytest.mark.parametrize("make", [NeverSet, lambda old, path: NeverSet(TINY).double()])
+@pytest.mark.parametrize(
+    "make", [NeverSet, lambda old, path: NeverSet(TINY).double(), NeverSetBuffer]
+)
 def test_a_weight_that_is_never_set_is_refused(make):
     before = torch.get_deterministic_debug_mode()
-    with pytest.raises(SwapError, match=r"NeverSet never sets .*W_Value, and the old .* left over"):
+    with pytest.raises(
+        SwapError, match=r"NeverSet\w* never sets .*W_Value, and the old .* left over"
+    ):
         quiet("blocks.1.mlp", make)
     assert torch.get_deterministic_debug_mode() == before
 

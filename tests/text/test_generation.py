@@ -68,6 +68,18 @@ def test_a_text_ends_before_the_end_of_text_unless_told_otherwise():
     assert model.generate(tokens, 3)[0, -3:].tolist() == [end] * 3
 
 
+def test_a_text_begins_and_ends_with_the_models_own_tokens():
+    model, read = reading_model(), []
+    model.tokenizer = Tokenizer(trained(), bos_token_id=3, stop_tokens=[5, 7])
+    model.embed.register_forward_pre_hook(lambda _, args: read.append(args[0][0].tolist()))
+    with torch.no_grad():
+        model.unembed.b_U[7] = 100
+    assert model.generate("the cat", 5) == "the cat"
+    assert model.generate("the cat", 5, beams=2) == "the cat"
+    assert [*model.stream("the cat", 5)] == []
+    assert {prompt[0] for prompt in read if len(prompt) > 1} == {3}
+
+
 def test_a_stop_string_may_span_tokens():
     model = reading_model()
     whole = model.generate("the cat", 12)[len("the cat") :]
@@ -131,6 +143,8 @@ def test_the_tokenizer_is_that_of_the_folder(tmp_path: Path):
         ([[31]], {}, "token ids run from 31 to 31; this vocabulary has ids 0 to 30"),
         ("text", {}, "this model came without a tokenizer; give it token ids, or assign"),
         ([[1]], {"stop_strings": "a"}, "this model came without a tokenizer"),
+        ([[1]], {"stop_tokens": -1}, "stop_tokens has -1; this vocabulary has ids 0 to 30"),
+        ([[1]], {"stop_tokens": [3, 31]}, "stop_tokens has 31; this vocabulary has ids 0 to 30"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_work(prompt, arguments: dict, message: str):

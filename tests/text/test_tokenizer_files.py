@@ -39,6 +39,11 @@ FOLDERS = {
     "new special": {"tokenizer_config": {"pad_token": "<pad>", "eos_token": "<X>"}},
     "extra": {"tokenizer_config": {"additional_special_tokens": ["<A>", "<B>"]}},
     "prefix": {"tokenizer_config": {"add_prefix_space": True}},
+    "padding": {"tokenizer_config": {"pad_token": "<pad>", "padding_side": "left"}},
+    "padding in the map": {"special_tokens_map": {"pad_token": "<pad>", "eos_token": "<X>"}},
+    "begin and end": {
+        "tokenizer_config": {"add_bos_token": True, "add_eos_token": True, "eos_token": "<X>"}
+    },
     "decoder": {
         "tokenizer_config": {
             "add_prefix_space": True,
@@ -66,10 +71,21 @@ def test_the_ids_are_those_of_transformers(tmp_path: Path, files):
     ours = Tokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
         ids = theirs(text)["input_ids"]
-        assert ours.to_tokens(text, prepend_bos=False).tolist() == [ids]
+        assert ours(text)["input_ids"] == ours.encode(text) == ids
         assert ours.to_string(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.to_tokens(text, prepend_bos=False).tolist() == [ids]
+    assert_pads_alike(ours, theirs)
     assert ours.vocab == theirs.get_vocab()
     assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
+
+
+def assert_pads_alike(ours: Tokenizer, theirs) -> None:
+    if theirs.pad_token is not None:
+        assert ours(TEXTS, padding=True) == dict(theirs(TEXTS, padding=True))
+        ids = theirs(TEXTS, padding=True, add_special_tokens=False)["input_ids"]
+        assert ours.to_tokens(TEXTS, prepend_bos=False).tolist() == ids
+        assert (ours.pad_token, ours.padding_side) == (theirs.pad_token, theirs.padding_side)
 
 
 def test_settings_count_for_a_tokenizer_json_too(tmp_path: Path):
@@ -121,6 +137,10 @@ def test_malformed_settings(tmp_path: Path, name: str, content: str):
         {"tokenizer_config": {"eos_token": {"content": ""}, "added_tokens_decoder": {}}},
         {"tokenizer_config": {"bos_token": 5}},
         {"tokenizer_config": {"additional_special_tokens": [None]}},
+        {"tokenizer_config": {"add_prefix_space": "true"}},
+        {"tokenizer_config": {"add_bos_token": 1}},
+        {"tokenizer_config": {"padding_side": "top"}},
+        {"tokenizer_config": {"split_special_tokens": True}},
     ],
 )
 def test_settings_of_another_shape(tmp_path: Path, wrong):
@@ -198,10 +218,10 @@ def test_a_panic_of_rust_code_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         def from_file(*_):
             raise PanicException("called `Option::unwrap()` on a `None` value")
 
-    files = [put(tmp_path) / name for name in ("vocab.json", "merges.txt")]
+    put(tmp_path)
     monkeypatch.setattr(models, "BPE", Panics)
     with pytest.raises(ValueError, match="cannot be read as a tokenizer"):
-        Tokenizer.from_files(*files)
+        Tokenizer.from_pretrained(tmp_path)
 
 
 # The tokenizer in a GGUF file.
@@ -265,6 +285,8 @@ def test_a_saved_model_has_its_tokenizer_for_us_and_for_transformers(tmp_path: P
         ids = ours.encode(text)
         assert again.encode(text) == theirs(text)["input_ids"] == ids
     assert theirs.bos_token_id == ours.bos_token_id
+    assert_pads_alike(ours, theirs)
+    assert (again.pad_token_id, again.padding_side) == (ours.pad_token_id, ours.padding_side)
 
 
 def test_a_models_own_ids_are_saved(tmp_path: Path):

@@ -2,7 +2,9 @@
 
 import json
 import struct
+import tarfile
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -118,13 +120,27 @@ def test_two_keys_that_differ_in_their_prefix(theirs):
 
 
 @pytest.mark.filterwarnings("ignore:.*assuming GPT-2's eps")
-@pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model"])
-def test_the_usual_wrappers(tmp_path: Path, key: str):
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("model_state_dict", "model.pt"),
+        ("state_dict", "model.ckpt"),
+        ("model", "model.pth"),
+        ("module", "model.pt"),
+        ("net", "model.pt"),
+    ],
+)
+def test_the_usual_wrappers(tmp_path: Path, key: str, name: str):
     model = random_model(SMALL, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters()).state_dict()
     saved = {key: model.state_dict(), "optimizer": optimizer, "epoch": 3}
-    torch.save(saved, tmp_path / "model.pt")
-    assert_equal_states(load(tmp_path / "model.pt"), model.state_dict())
+    torch.save(saved, tmp_path / name)
+    assert_equal_states(load(tmp_path / name), model.state_dict())
+
+
+def test_two_wrappers_are_no_state_dict(tmp_path: Path, theirs):
+    torch.save({"net": theirs, "ema": theirs}, tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", r"is not a state dict: \['net', 'ema'\] are not tensors; load")
 
 
 def test_a_wrapper_in_a_folder(tmp_path: Path, state, theirs):
@@ -136,6 +152,18 @@ def test_a_whole_module_is_named(tmp_path: Path, zipped: bool):
     file = tmp_path / "model.pt"
     torch.save(nn.Linear(2, 2), file, _use_new_zipfile_serialization=zipped)
     refused(file, r"contains a whole Python object of the class torch\.nn.*Linear.*state_dict\(\)")
+
+
+def test_a_file_of_the_first_torch_is_named(tmp_path: Path):
+    with tarfile.open(tmp_path / "model.pt", "w") as old:
+        old.addfile(tarfile.TarInfo("storages"))
+    refused(tmp_path / "model.pt", r"was written by PyTorch 0\.1; load it there")
+
+
+def test_objects_beside_a_state_dict_are_named(tmp_path: Path, theirs):
+    torch.save({"model": theirs, "args": Namespace(lr=1)}, tmp_path / "model.pt")
+    message = r"calls argparse\.Namespace; if the file is yours, save only the state dict: torch\.s"
+    refused(tmp_path / "model.pt", message)
 
 
 class Runs:
@@ -160,12 +188,20 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     refused(tmp_path / "model.pt", r"may not be read \(Permission denied\)")
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_an_activation_that_a_variant_has(tmp_path: Path, state, activation: str):
+@pytest.mark.parametrize(
+    ("activation", "variant"),
+    [
+        ("gelu", "variants.ExactGeluMLP"),
+        ("gelu_python", "variants.ExactGeluMLP"),
+        ("relu", "variants.ReluMLP"),
+        ("silu", "a class of yours"),
+    ],
+)
+def test_another_activation_names_the_variant(tmp_path: Path, state, activation: str, variant: str):
     write_folder(tmp_path, CFG, state)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("gelu_new", activation))
-    refused(tmp_path, rf"activation_function='{activation}'.*swap\(.*variants\.\w+MLP\)")
+    refused(tmp_path, rf"activation_function='{activation}'.*swap\(.*, {variant}\)")
 
 
 # Wrong weights.

@@ -63,7 +63,7 @@ def legacy(folder: Path) -> Path:
 
 def shards(folder: Path) -> Path:
     pickled(folder)
-    theirs = torch.load(folder / "pytorch_model.bin")
+    theirs = torch.load(folder / "pytorch_model.bin", weights_only=True)
     (folder / "pytorch_model.bin").unlink()
     names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
     for number, name in enumerate(names):
@@ -192,7 +192,7 @@ def test_other_headers_of_safetensors(good, data):
 def test_other_objects_in_pickles(good, write, zipped: bool, data):
     path = copied(good[write])
     file = path if path.is_file() else path / "pytorch_model.bin"
-    saved = torch.load(file)
+    saved = torch.load(file, weights_only=True)
     hostile = (*hostile_tensors(STATE["embed.W_E"]), 10**9, -1, "\x1b[2J")
     changed = data.draw(restructured(saved, hostile))
     torch.save(changed, file, _use_new_zipfile_serialization=zipped)
@@ -375,7 +375,7 @@ def test_other_checkpoints(run: Path, data, damage):
     about = describe(model, SETTINGS, TOKENS)
     if data.draw(st.booleans()):
         hostile = (*hostile_tensors(STATE["embed.W_E"]), 10**9, -1, "\x1b[2J")
-        torch.save(data.draw(restructured(torch.load(path), hostile)), path)
+        torch.save(data.draw(restructured(torch.load(path, weights_only=True), hostile)), path)
     else:
         damage(path)
     found = check(path, lambda path: checkpoint.read(path.parent, about, model.state_dict(), 1))

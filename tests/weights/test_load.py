@@ -3,10 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.references.choose import REFERENCES
 from clean_transformer.weights import formats
 from clean_transformer.weights.formats.huggingface import HUGGINGFACE, write_folder
+from clean_transformer.weights.formats.nanogpt import NANOGPT
 from clean_transformer.weights.formats.openai import OPENAI
 from clean_transformer.weights.load import (
     FORMATS,
@@ -89,6 +91,16 @@ def test_our_own_tied_state_is_inferred_tied_and_the_eps_is_said_to_be_assumed()
     assert DemoTransformer.from_state_dict(state, tiny(eps=1e-3)).cfg.eps == 1e-3
 
 
+@pytest.mark.parametrize("known", [HUGGINGFACE, NANOGPT], ids=lambda known: known.name)
+def test_heads_that_are_assumed_are_said(known):
+    cfg = Config.gpt2("small", n_layers=1, n_heads=8, d_head=96, d_vocab=9, n_ctx=4)
+    theirs = known.write(cfg, random_model(cfg, dtype=torch.float32).state_dict())
+    message = r"shows neither the number of heads nor eps; assuming 12 heads, .*cfg=Config"
+    with pytest.warns(UserWarning, match=message):
+        assert read_state_dict(theirs)[0].n_heads == 12
+    assert read_state_dict(theirs, cfg)[0].n_heads == 8
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("write", [write_folder, write_openai])
 def test_a_folder_arrives_on_the_device_in_the_dtype(tmp_path: Path, device: str, dtype, write):
@@ -119,7 +131,7 @@ def test_a_folder_with_the_name_of_a_file(tmp_path: Path):
 
 
 def test_no_two_formats_claim_the_same_files():
-    suffixes = [known.file.suffix for known in FORMATS if known.file]
+    suffixes = [suffix for known in FORMATS if known.file for suffix in known.file.suffixes]
     priorities = [known.folder.priority for known in FORMATS if known.folder]
     for claims in (suffixes, priorities, WEIGHTS, [known.name for known in FORMATS]):
         assert len({*claims}) == len(claims)

@@ -16,10 +16,12 @@ from clean_transformer.benchmark.contestants.ours import (
 )
 from clean_transformer.benchmark.contestants.peers import (
     HookedTransformer,
+    NNsight,
     TransformerBridge,
     Transformers,
     TransformersCompiled,
     TransformersEager,
+    TransformersStatic,
 )
 
 # The keys are the names of the contestants in reports, and the values are their classes. A class is
@@ -35,8 +37,10 @@ CONTESTANTS: dict[str, Callable[[Path, str, str], Contestant]] = {
     "transformers sdpa": Transformers,
     "transformers eager": TransformersEager,
     "transformers compiled": TransformersCompiled,
+    "transformers static": TransformersStatic,
     "HookedTransformer": HookedTransformer,
     "TransformerBridge": TransformerBridge,
+    "nnsight": NNsight,
     "CTranslate2": CTranslate2,
     "onnxruntime": OnnxRuntime,
     "llama.cpp": LlamaCpp,

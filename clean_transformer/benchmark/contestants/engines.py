@@ -214,6 +214,10 @@ class LlamaCpp(Engine):
         write_gguf(file, cfg, state)
         if dtype == "int8":
             file = quantized(file)
+            # With its own memory layouts for AMX instructions, llama.cpp 0.3.36 crashes for Q8_0.
+            settings = llama_cpp.llama_model_default_params()
+            settings.use_extra_bufts = False
+            llama_cpp.llama_cpp.llama_model_default_params = lambda: settings
 
         def opened(**settings: Any) -> Any:
             return llama_cpp.Llama(

@@ -19,6 +19,7 @@ from clean_transformer.benchmark.contestants.base import DTYPES, Contestant
 from clean_transformer.benchmark.running.timing import import_seconds, median_seconds, seconds
 from clean_transformer.benchmark.work import Work
 from clean_transformer.config import Config
+from clean_transformer.inference.huge_pages import use_huge_pages
 from clean_transformer.weights.files import read_json
 from clean_transformer.weights.formats.huggingface import config_from_json
 
@@ -167,6 +168,7 @@ class Limit(Contestant):
         self.cfg = config_from_json(read_json(folder / "config.json"))
         self.fastest: dict[Shape, Callable[[], object]] = {}
         self.buffer = torch.ones(BUFFER // 4, device=device)
+        use_huge_pages(self.buffer)
 
     def measure(self, work: Work, at_least: float) -> float:
         """Return the fewest seconds that `work` can take; for the kind "memory", the fewest bytes.

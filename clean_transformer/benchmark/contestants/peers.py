@@ -57,6 +57,52 @@ class TransformersCompiled(Transformers):
         self.model.compile(dynamic=any_shape(device))
 
 
+class TransformersStatic(Transformers):
+    """`GPT2LMHeadModel` whose decoding step is compiled, with a KV cache of fixed size.
+
+    gpt-fast made this method known (Meta 2023, https://github.com/meta-pytorch/gpt-fast).
+    """
+
+    forward = Contestant.forward  # the same as in `Transformers`
+    room = 256  # positions in the KV cache; a cache of another size would be compiled again
+
+    def generate(self, tokens: Tokens, new: int) -> Any:
+        """Generate `new` tokens after each input, and return the new tokens [batch new]."""
+        from transformers import CompileConfig, StaticCache
+
+        on_every_device = CompileConfig(fullgraph=False, mode="default")
+        on_every_device._compile_all_devices = (
+            True  # by default, transformers compiles on GPUs only
+        )
+        both = self.model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=new,
+            do_sample=False,
+            past_key_values=StaticCache(self.model.config, max_cache_len=self.room),
+            compile_config=on_every_device,
+        )
+        return both[:, tokens.shape[1] :]
+
+
+class NNsight(Transformers):
+    """nnsight, which reads the output of every module of `GPT2LMHeadModel`."""
+
+    package = imported = "nnsight"
+    attention = "eager"  # only explicit attention computes the attention pattern
+    generate = Contestant.generate  # the same as in `TransformersEager`
+
+    def capture(self, tokens: Tokens) -> Any:
+        """Run a forward pass, and return the logits and the outputs of all modules."""
+        import nnsight
+
+        traced = nnsight.NNsight(self.model)
+        with traced.trace(tokens, use_cache=False, output_attentions=True) as tracer:
+            cache = tracer.cache()
+            logits = traced.output.save()
+        return logits, cache
+
+
 class HookedTransformer(Contestant):
     """`HookedTransformer` of TransformerLens 3."""
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clean_transformer.benchmark.running.timing import Spread
-from clean_transformer.benchmark.work import Part
+from clean_transformer.benchmark.work import Part, Setup, Work
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Results:
         limit = result.part.by("limit")
         found = [r for r in self.results if r.part == limit and r.measurement == result.measurement]
         return found[0] if found and found[0].values else None
+
+    def memory_of(self, setup: Setup) -> Result | None:
+        """Return the result with the peak memory of `setup`. None if it was not measured."""
+        memory = Part(setup, Work(kind="memory"))
+        return next((r for r in self.results if r.part == memory and r.values), None)
 
     def share_of_limit(self, result: Result) -> Spread | None:
         """Return the value of the contestant "limit" divided by the value of `result`.

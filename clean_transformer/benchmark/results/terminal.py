@@ -70,7 +70,8 @@ def print_results(results: Results, console: Console) -> None:
 
     A row has the median, the quartiles, the tokens per second, and the share of the limit: the
     shortest possible time divided by the contestant's time. For dtypes other than float32, a row
-    also has the KL divergence from our model in float32.
+    also has the KL divergence from our model in float32. The last column has the contestant's peak
+    memory for one token, if it was measured.
     """
     for rows in results.by_measurement():
         [title] = {row.measurement for row in rows.values()}
@@ -78,7 +79,7 @@ def print_results(results: Results, console: Console) -> None:
         table.add_column("work")
         table.add_column("contestant")
         table.add_column("dtype")
-        for column in ("median", "quartiles", "tokens/s", "of limit", "KL"):
+        for column in ("median", "quartiles", "tokens/s", "of limit", "KL", "memory"):
             table.add_column(column, justify="right")
         for part, row in rows.items():
             setup = part.setup
@@ -99,6 +100,8 @@ def _figures(results: Results, row: Result) -> Iterator[str]:
     yield f"{share.median:.0%}" if share else ""
     narrow = row.kl_divergence is not None and row.part.setup.dtype != "float32"
     yield f"{row.kl_divergence:.1g}" if narrow else ""
+    needed = results.memory_of(row.part.setup) if work.tokens else None
+    yield format_value(needed.spread.median, needed.part.work) if needed else ""
 
 
 def print_goals(judged: Sequence[Judged], absent: Sequence[str], console: Console) -> None:

@@ -9,7 +9,10 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,14 +25,53 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
     The process loads the model from `folder` and runs it on one token. The result does not contain
     the memory that the process uses before it loads the model, such as the memory of the libraries.
     Raises `RuntimeError` if the process fails. The error contains the last line that the process
-    wrote to standard error.
+    wrote to standard error, or else its exit status.
     """
     script = "clean_transformer.benchmark.running.fresh"
     command = [sys.executable, "-m", script, contestant, str(folder), device, dtype]
     ran = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if ran.returncode:
-        raise RuntimeError(f"its process failed: {ran.stderr.strip().splitlines()[-1]}")
+        lines = ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"]
+        raise RuntimeError(f"its process failed: {lines[-1]}")
     return int(ran.stdout.splitlines()[-1])
+
+
+class Costs(NamedTuple):
+    """What a command needed: `seconds`, `cpu_seconds` (user plus system), and `peak` in bytes.
+
+    `peak` is the peak memory of the largest process. `status` is the exit status.
+    """
+
+    status: int
+    seconds: float
+    cpu_seconds: float
+    peak: float
+
+
+# A fresh process runs this code for each command, because `ru_maxrss` is the maximum over all
+# earlier child processes, too.
+MEASURE = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+wall = time.perf_counter() - start
+print(done.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss)
+"""
+
+
+def costs(command: Sequence[str]) -> Costs:
+    """Run a command in an empty folder, and return what it needed. `peak` needs Linux."""
+    with tempfile.TemporaryDirectory() as folder:
+        ran = subprocess.run(
+            [sys.executable, "-c", MEASURE, *command],
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            cwd=folder,
+        )
+    status, wall, cpu, kilobytes = ran.stdout.split()
+    return Costs(int(status), float(wall), float(cpu), 1024 * float(kilobytes))
 
 
 def in_use(device: str) -> int:

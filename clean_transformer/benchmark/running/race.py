@@ -28,10 +28,6 @@ CHECKED_TOKENS = [[*range(first, first + 32)] for first in (1, 1001, 2001, 3001)
 # token tests how the contestant reads the prompt, and the other new tokens test its KV cache.
 CHECKED_NEW = 3
 
-# While these contestants load, they measure which of several kernels is fastest. They load while no
-# other process works, because other work would change the times.
-TUNED = ("optimized", "optimized compiled")
-
 OnTurn = Callable[[Part], object]
 OnResults = Callable[[list[Result]], object]
 
@@ -131,9 +127,7 @@ class Race:
             except Failed as error:
                 self.failures[setup] = str(error)
         started = [setup for setup in new if setup in self.workers]
-        together = [setup for setup in started if setup.contestant not in TUNED]
-        for group in (together, *([s] for s in started if s.contestant in TUNED)):
-            self.titles |= self.ask_all(group, self.load_request)
+        self.titles |= self.ask_all(started, self.load_request)
         # All setups run the check at the same time, because some contestants then compile for most
         # of a minute.
         checked = [s for s in started if s in self.workers and s.contestant != "limit"]
@@ -228,6 +222,9 @@ class Race:
                     continue
                 warms_up = number < measurement.warm_ups
                 work = part.warm_up if warms_up else part.work
+                if work.kind == "divergence":
+                    values[part].append(self.divergences[part.setup])
+                    continue
                 try:
                     value = self.workers[part.setup].ask(
                         "measure", work=asdict(work), at_least=0.0 if warms_up else self.at_least

@@ -18,6 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from torch import Tensor
 from clean_transformer.benchmark.contestants import CONTESTANTS
 from clean_transformer.benchmark.contestants.base import Contestant
 from clean_transformer.benchmark.contestants.limit import Limit
-from clean_transformer.benchmark.running.fresh import peak_bytes
+from clean_transformer.benchmark.running.fresh import Costs, costs, peak_bytes
 from clean_transformer.benchmark.running.timing import (
     import_seconds,
     median_seconds,
     wait_until_idle,
 )
 from clean_transformer.benchmark.work import Work
+
+COMMAND = (sys.executable, "-m", "clean_transformer")  # the command `clean-transformer`
 
 
 class Server:
@@ -72,7 +75,7 @@ class Server:
         return found
 
     def measure(self, work: dict[str, Any], at_least: float) -> float:
-        """Measure `work` with the loaded contestant, and return seconds (for "memory", bytes).
+        """Measure `work` with the loaded contestant, and return seconds (or bytes, see `BYTES`).
 
         This method calls `Limit.measure` for the contestant "limit", and the function `measure` for
         all others.
@@ -91,10 +94,10 @@ def has(contestant: Contestant, method: str) -> bool:
 
 
 def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> float:
-    """Return the seconds that `work` takes; for the kind "memory", the bytes that the work needs.
+    """Return the seconds that `work` takes; for a kind in `BYTES`, the bytes that the work needs.
 
     `name` is the contestant's key in `CONTESTANTS`. The work is repeated until `at_least` seconds
-    have passed, and the result is the median. The kinds "import" and "memory" run only once. For
+    have passed, and the result is the median. The kinds in `FRESH` run only once. For
     the kind "step", the result is computed from two medians:
     (time for 1 + `work.new` tokens - time for 1 token) / `work.new`. Raises `RuntimeError` if noise
     makes this difference 0 or negative.
@@ -114,6 +117,12 @@ def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> f
             return import_seconds(contestant.imported)
         case "memory":
             return float(peak_bytes(name, folder, device, dtype))
+        case "help":
+            return costs([*COMMAND, "--help"]).cpu_seconds
+        case "doctor":
+            return doctor().seconds
+        case "doctor_memory":
+            return doctor().peak
         case "load":
             return timed(lambda: type(contestant)(folder, device, dtype))
         case "first_use":
@@ -134,6 +143,19 @@ def measure(name: str, contestant: Contestant, work: Work, at_least: float) -> f
             tokens = some_tokens(work.batch, work.length + 1, device)
             return timed(lambda: contestant.train_step(tokens))
     raise ValueError(f"there is no kind of work {work.kind!r}")
+
+
+@cache
+def doctor() -> Costs:
+    """Run `clean-transformer doctor` on GPT-2 small, and return what it needed.
+
+    The first call in this process runs the command; later calls return the same numbers. Raises
+    `RuntimeError` if the verdict is not PASS.
+    """
+    found = costs([*COMMAND, "doctor", "--weights", "stress:small", "--device", "cpu"])
+    if found.status:
+        raise RuntimeError(f"doctor ended with exit status {found.status}")
+    return found
 
 
 def some_tokens(batch: int, length: int, device: str) -> Tensor:

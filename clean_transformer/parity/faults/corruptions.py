@@ -23,8 +23,8 @@ from clean_transformer.parity.operations.replay import named_arguments
 
 # `corrupt(operation, positional arguments, keyword arguments)` returns the call's wrong result.
 Corruption = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-# The value of `DeviceFault.use` if GPT-2 makes no call that the fault affects. Only the suite's
-# checks of single operations can find such a fault.
+# The value of `DeviceFault.use` if a small GPT-2 makes no call that the fault affects. Only the
+# suite's checks of single operations can find such a fault.
 SINGLE = "single operations"
 # A function that takes a tensor and returns a changed tensor.
 Edit = Callable[[Tensor], Tensor]
@@ -39,8 +39,8 @@ class DeviceFault:
     inside the `with` block that plants the fault.
 
     `use` names a way to call GPT-2 that gives wrong results with this fault, such as "generate"
-    or "training". Other ways can give wrong results, too. If GPT-2 makes no call that the fault
-    affects, `use` is "single operations". `devices` has the kinds of devices that the fault
+    or "training". Other ways can give wrong results, too. If a small GPT-2 makes no call that the
+    fault affects, `use` is "single operations". `devices` has the kinds of devices that the fault
     emulates, such as "mps". While the fault is planted, reports name the known issues of these
     devices.
     """

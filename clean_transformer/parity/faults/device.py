@@ -26,6 +26,7 @@ from clean_transformer.parity.faults.corruptions import (
     past_the_end,
     rounded,
     rounded_scores,
+    shifted,
     tanh_ignored,
     unmasked,
     with_arguments,
@@ -33,12 +34,13 @@ from clean_transformer.parity.faults.corruptions import (
     with_result,
 )
 from clean_transformer.parity.faults.generation import GENERATION_FAULTS
-from clean_transformer.parity.faults.gradients import GRADIENT_FAULTS
+from clean_transformer.parity.faults.gradients import GRADIENT_FAULTS, half_of_gains
 from clean_transformer.parity.faults.latent import LATENT_FAULTS
 from clean_transformer.parity.faults.sizes import SIZE_FAULTS
 from clean_transformer.parity.operations.call import Call
 from clean_transformer.parity.operations.conditions import factors, is_dtype, n_columns, n_rows
-from clean_transformer.parity.operations.known_issues import HALF, KNOWN_ISSUES
+from clean_transformer.parity.operations.known_issue import HALF
+from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
 
 
 def known(
@@ -79,16 +81,22 @@ DEVICE_FAULTS = (
     known("sdpa-short-transposed-query", with_arguments(as_if_contiguous, 0)),
     known("sdpa-many-keys-half", attending(lambda q, k, n: (k > q) | ((k >= n - 32) & (k > 0)))),
     known("sdpa-bf16-mask", unmasked, use=SINGLE),
+    known("sdpa-mask-rocm", unmasked, use=SINGLE),
+    known("sdpa-strided-values-rocm", with_arguments(as_if_contiguous, 2), use=SINGLE),
     known("sdpa-bf16-arm", rounded_scores, use=SINGLE),
     known("sdpa-causal-leak", attending(lambda q, k, n: k > q + 3)),
     known("sdpa-permuted-inputs", with_arguments(as_if_contiguous, 0, 1, 2)),
     known("matmul-columns-past-1024", with_result(first_columns_repeated)),
     known("matmul-1024-rows", with_result(lambda product: product.roll(1, -2))),
+    known("matmul-many-terms", with_result(shifted), use=SINGLE),
+    known("half-product-xpu", with_result(torch.zeros_like), use=SINGLE),
     known("half-product-alpha-ignored", alpha_ignored, use=SINGLE),
     known("bmm-permuted-key", with_factors(as_if_contiguous, left=False)),
     known("linear-noncontiguous-weight", with_factors(as_if_contiguous, left=False)),
     known("gelu-noncontiguous-input", with_arguments(as_if_contiguous, 0), use=SINGLE),
     known("layer-norm-storage-offset", with_arguments(from_storage_start, 0), use=SINGLE),
+    known("layer-norm-gain-gradient-rocm", half_of_gains, use="training"),
+    known("softmax-past-power-of-two-xpu", with_result(shifted), use=SINGLE),
     known("embedding-sliced-ids", with_arguments(from_storage_start, 1), use=SINGLE),
     known("where-noncontiguous-condition", with_arguments(as_if_contiguous, 0), use=SINGLE),
     known("multinomial-out-of-range", past_the_end, use=SINGLE),

@@ -24,6 +24,15 @@ def repeats_dropped(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -
     return func(kept, ids, *rest, **options)
 
 
+def half_of_gains(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Run the backward pass of LayerNorm, and set half of the gradients of gain and bias to 0."""
+    gradient, *others = func(*args, **options)
+    for each in others:
+        if each is not None:
+            each[len(each) // 2 :] = 0
+    return gradient, *others
+
+
 GRADIENT_FAULTS = (
     own(
         "gelu-gradient",

@@ -41,6 +41,11 @@ def n_columns(call: Call) -> int:
     return factors(call)[1].shape[-2 if call.name == "linear" else -1]
 
 
+def n_terms(call: Call) -> int:
+    """The number of terms in each sum of a matrix product: the length of the rows of its input."""
+    return factors(call)[0].shape[-1]
+
+
 def is_contiguous(call: Call, *positions: int) -> bool:
     """Whether all operands of the call at the given positions are contiguous."""
     return all(call.operands[position].is_contiguous for position in positions)

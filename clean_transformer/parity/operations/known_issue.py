@@ -11,7 +11,8 @@ from clean_transformer.parity.operations.diagnosis import Cause
 
 Condition = Callable[[Call], bool]
 
-ARM, X86 = "arm", "x86"
+ARM, X86, ROCM = "arm", "x86", "rocm"
+HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class KnownIssue:
 
     `operations` has the names of the ATen operations, without namespace and overload.
     `condition(call)` is True if the fault affects a call of one of these operations. `devices` has
-    the kinds of devices on which people saw the fault: "mps", "cuda", "arm" or "x86". `dtypes` has
-    the dtypes in which they saw it; if empty, the dtype does not matter. `seen` cites the report.
+    the kinds of devices on which people saw the fault: "mps", "cuda", "rocm", "xpu", "arm" or
+    "x86". `dtypes` has the dtypes in which they saw it; if empty, the dtype does not matter. `seen`
+    cites the report.
     `workaround` says how to avoid the fault. `cause` is the `Cause` that `Attempt.diagnose` finds
     for this fault. `since` is the first version of PyTorch in which people saw the fault, and
     `fixed_in` is the first version that has a fix. Both are empty if not known.

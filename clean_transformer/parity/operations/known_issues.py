@@ -5,21 +5,20 @@
 
 import torch
 
-from clean_transformer.parity.operations.attention import ATTENTIONS
 from clean_transformer.parity.operations.conditions import (
     alpha,
     beta,
     factors,
-    has_mask,
     has_unlike_strides,
-    is_causal,
     is_contiguous,
     is_transposed,
     n_columns,
     n_rows,
+    n_terms,
 )
 from clean_transformer.parity.operations.diagnosis import Cause
-from clean_transformer.parity.operations.known_issue import ARM, X86, KnownIssue
+from clean_transformer.parity.operations.known_attention_issues import ATTENTION_ISSUES
+from clean_transformer.parity.operations.known_issue import ARM, HALF, ROCM, X86, KnownIssue
 
 # The ATen operations that multiply matrices. Most devices run "linear" as "mm" or "addmm"; only
 # some devices have their own kernel for "linear".
@@ -29,81 +28,14 @@ BATCHED = frozenset({"bmm", "baddbmm"})
 VECTOR_MATH = frozenset(
     {"exp", "log", "sqrt", "tanh", "erf", "erfc", "expm1", "log1p", "sin", "cos", "asin", "acos"}
 )
-HALF = (torch.bfloat16, torch.float16)
+# The sizes at which torch-xpu-ops#4772 saw a wrong softmax. It does not tell the end of the last.
+SOFTMAX_BANDS = ((257, 384), (513, 896), (1025, 1400))
 FUSED_OPTIMIZERS = frozenset({"_fused_adamw_", "_fused_adam_", "_fused_sgd_", "_fused_adagrad_"})
 
 
 # The issues with the narrowest conditions come first, because `match` keeps this order.
 KNOWN_ISSUES = (
-    KnownIssue(
-        "sdpa-short-transposed-query",
-        "attention of at most 8 transposed queries with d_head 64 reads them as if contiguous",
-        ATTENTIONS,
-        lambda call: (
-            call.operands[0].shape[-2] <= 8
-            and call.operands[0].shape[-1] == 64
-            and not is_contiguous(call, 0)
-        ),
-        ("mps",),
-        "pytorch#163597",
-        "Call .contiguous() on the queries.",
-        cause=Cause.LAYOUT,
-        since="2.8.0",
-    ),
-    KnownIssue(
-        "sdpa-many-keys-half",
-        "the two-pass attention over 1,024 keys or more is wrong in half precision",
-        ATTENTIONS,
-        lambda call: call.operands[1].shape[-2] >= 1024,
-        ("mps",),
-        "pytorch#174861",
-        "Use float32, or at most 1,023 keys.",
-        fixed_in="2.11",
-        dtypes=HALF,
-    ),
-    KnownIssue(
-        "sdpa-bf16-mask",
-        "bfloat16 attention with a mask is wrong",
-        ATTENTIONS,
-        has_mask,
-        ("cuda",),
-        "pytorch#108503",
-        "Use is_causal instead of a mask, or float32.",
-        dtypes=(torch.bfloat16,),
-    ),
-    KnownIssue(
-        "sdpa-bf16-arm",
-        "bfloat16 attention rounds more than in torch 2.11, as if it kept its scores in bfloat16",
-        ATTENTIONS,
-        lambda call: True,
-        (ARM,),
-        "pytorch#183809",
-        "Use float32.",
-        since="2.12",
-        dtypes=(torch.bfloat16,),
-    ),
-    KnownIssue(
-        "sdpa-causal-leak",
-        "is_causal lets a query see up to 3 later tokens in half precision",
-        ATTENTIONS,
-        is_causal,
-        ("mps",),
-        "pytorch#195910",
-        "Use float32, or pass an explicit mask.",
-        fixed_in="2.13",
-        dtypes=HALF,
-    ),
-    KnownIssue(
-        "sdpa-permuted-inputs",
-        "float32 attention reads permuted queries, keys or values as if contiguous",
-        ATTENTIONS,
-        lambda call: not is_contiguous(call, 0, 1, 2),
-        ("mps",),
-        "pytorch#181133",
-        "Call .contiguous() on queries, keys and values.",
-        cause=Cause.LAYOUT,
-        dtypes=(torch.float32,),
-    ),
+    *ATTENTION_ISSUES,
     KnownIssue(
         "matmul-columns-past-1024",
         "of more than 32,768 columns only the first 1,024 are right",
@@ -123,6 +55,29 @@ KNOWN_ISSUES = (
         "pytorch#116331",
         "Use at most 1,023 tokens.",
         since="2.1",
+    ),
+    KnownIssue(
+        "matmul-many-terms",
+        "sums of 32,767 terms or more, as in the unembedding's gradient, read past the end",
+        MATMUL - BATCHED,
+        lambda call: n_terms(call) >= 2**15 - 1 and min(n_rows(call), n_columns(call)) >= 16,
+        ("mps",),
+        "pytorch#193487, pytorch#153957, M1 and M2",
+        "Multiply by blocks of terms.",
+        since="2.7",
+        fixed_in="2.14",
+        dtypes=(torch.float32,),
+    ),
+    KnownIssue(
+        "half-product-xpu",
+        "products with a large matrix are zero, NaN or garbage in half precision",
+        MATMUL,
+        lambda call: n_terms(call) * n_columns(call) >= 2**18,
+        ("xpu",),
+        "torch-xpu-ops#5220, compute-runtime#1000, Arc Battlemage",
+        "Use float32.",
+        since="2.8",
+        dtypes=HALF,
     ),
     KnownIssue(
         "half-product-alpha-ignored",
@@ -184,6 +139,28 @@ KNOWN_ISSUES = (
         "pytorch#131750",
         "Call .clone() on the slice.",
         cause=Cause.LAYOUT,
+    ),
+    KnownIssue(
+        "layer-norm-gain-gradient-rocm",
+        "half of the gradients of LayerNorm's gain and bias are left out",
+        frozenset({"native_layer_norm_backward"}),
+        lambda call: True,
+        (ROCM,),
+        "pytorch#183861, RDNA",
+        "Train on another device.",
+        fixed_in="2.13",
+    ),
+    KnownIssue(
+        "softmax-past-power-of-two-xpu",
+        "the softmax of 257 to 384, 513 to 896, or just over 1,024 numbers is wrong",
+        frozenset({"_softmax"}),
+        lambda call: any(
+            least <= call.operands[0].shape[-1] <= most for least, most in SOFTMAX_BANDS
+        ),
+        ("xpu",),
+        "torch-xpu-ops#4772, Arc Battlemage",
+        "Pad the numbers with -inf to a power of two.",
+        dtypes=(torch.float32,),
     ),
     KnownIssue(
         "embedding-sliced-ids",

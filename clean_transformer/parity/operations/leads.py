@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import torch
 
 from clean_transformer.parity.operations.diagnosis import Finding
-from clean_transformer.parity.operations.known_issue import ARM, X86, KnownIssue
+from clean_transformer.parity.operations.known_issue import ARM, ROCM, X86, KnownIssue
 from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
 
 # The kinds of devices that a planted fault emulates. Empty if no such fault is planted.
@@ -29,11 +29,14 @@ def emulating(devices: tuple[str, ...]) -> Iterator[None]:
 
 
 def kind_of_device(device_type: str) -> str:
-    """Return the kind of a device, as in the table of known issues: "mps", "cuda", "arm" or "x86".
+    """Return the kind of a device, as in the table of known issues, such as "mps" or "x86".
 
-    For "cpu", the kind is that of the processor: "arm", "x86", or the operating system's name for
+    For "cuda", the kind is "rocm" if PyTorch is built for AMD's GPUs, and otherwise "cuda". For
+    "cpu", the kind is that of the processor: "arm", "x86", or the operating system's name for
     another processor. For other devices, the kind is `device_type` itself.
     """
+    if device_type == "cuda" and torch.version.hip:
+        return ROCM
     if device_type != "cpu":
         return device_type
     machine = platform.machine().lower()

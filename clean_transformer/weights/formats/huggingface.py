@@ -54,24 +54,32 @@ BLOCK = (
 
 
 # The fields of config.json that change the function that the model computes, and for each field the
-# values that we support. If config.json lacks a field, we assume the first of these values.
+# values that we support. If config.json lacks a field, we assume the first of these values. The
+# four activation functions are the same formula.
 SUPPORTED = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
 
 
-# What to do about a value that a variant in this package computes, by the field and the value.
-VARIANTS = {
-    ("activation_function", activation): (
-        "; load the weights with from_state_dict(state, Config(...)), and then replace the MLPs: "
-        f"swap(model, 'blocks.*.mlp', variants.{variant})"
-    )
-    for activation, variant in {"gelu": "ExactGeluMLP", "relu": "ReluMLP"}.items()
-}
+# The variants of this package that compute another activation function.
+ACTIVATIONS = {"gelu": "ExactGeluMLP", "gelu_python": "ExactGeluMLP", "relu": "ReluMLP"}
+
+
+def _advice(field: str, value: object) -> str:
+    """Return how to build a model for which the `field` of config.json has this value, or ""."""
+    named = ACTIVATIONS.get(str(value))
+    variant = f"variants.{named}" if named else "a class of yours"
+    advice = {
+        "activation_function": f"replace the MLPs: swap(model, 'blocks.*.mlp', {variant})",
+        "scale_attn_weights": "multiply W_Q and b_Q of each block by the square root of d_head",
+        "scale_attn_by_inverse_layer_idx": "divide W_Q and b_Q of each block i by i + 1",
+    }.get(field)
+    load = "; load the weights with from_state_dict(state, Config(...)), and then "
+    return load + advice if advice else ""
 
 
 def has_linear_layout(state: State) -> bool:
@@ -96,7 +104,7 @@ def config_from_json(fields: Mapping[str, Any]) -> Config:
         if value not in values:
             raise WeightsError(
                 f"config.json says {field}={shorten(value)}; supported: {list(values)}"
-                + VARIANTS.get((field, str(value)), "")
+                + _advice(field, value)
             )
     try:
         d_model, n_heads = fields["n_embd"], fields["n_head"]

@@ -87,7 +87,7 @@ NANOGPT = replace(
     ),
     layout=lambda state: has_linear_layout(state) and _has_biases(state),
     folder=None,
-    file=File(suffix=".pt", read=read_checkpoint),
+    file=File(suffixes=(".pt", ".pth", ".ckpt"), read=read_checkpoint),
 )
 
 

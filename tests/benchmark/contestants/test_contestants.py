@@ -18,10 +18,17 @@ PACKAGES = {
     "CTranslate2": "ctranslate2",
     "llama.cpp": "llama_cpp",
     "TransformerBridge": "transformer_lens.model_bridge",
+    "nnsight": "nnsight",
 }
 # Compiling and exporting take a minute, and HookedTransformer needs another environment. Every run
 # of the benchmark compares the logits and first tokens of all contestants with ours.
-COMPILED = ("compiled", "optimized compiled", "transformers compiled", "onnxruntime")
+COMPILED = (
+    "compiled",
+    "optimized compiled",
+    "transformers compiled",
+    "transformers static",
+    "onnxruntime",
+)
 LEFT_OUT = (*COMPILED, "HookedTransformer", "limit")
 TESTED = [name for name in CONTESTANTS if name not in LEFT_OUT]
 
@@ -92,6 +99,19 @@ def test_all_train_the_same_numbers_by_the_same_gradient(folder: Path):
     # Before a step and after it, so also of the same step.
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # other libraries warn
+@torch.inference_mode()
+def test_nnsight_keeps_what_we_keep(folder: Path, ours: Ours):
+    pytest.importorskip("nnsight")
+    tokens = some_tokens(2, 6, "cpu")
+    logits, theirs = CONTESTANTS["nnsight"](folder, "cpu", "float32").capture(tokens)
+    expected, cache = ours.capture(tokens)
+    torch.testing.assert_close(logits.logits, expected, rtol=1e-3, atol=1e-3)
+    _, pattern = theirs["model.transformer.h.0.attn"].output
+    torch.testing.assert_close(pattern, cache["pattern", 0])
+    torch.testing.assert_close(theirs["model.transformer.h.1.mlp"].output, cache["mlp_out", 1])
 
 
 @torch.inference_mode()

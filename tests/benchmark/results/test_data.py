@@ -9,6 +9,7 @@ from clean_transformer.benchmark.goals import Goal
 from clean_transformer.benchmark.judgment import judge
 from clean_transformer.benchmark.results.data import Results
 from clean_transformer.benchmark.results.file import read_results, write_results
+from clean_transformer.benchmark.work import Work
 
 from ..made_up import part, result, results
 
@@ -33,6 +34,14 @@ def test_the_limit_is_of_the_same_measurement():
 
 def test_tokens_per_second():
     assert RUN.results[1].tokens_per_second == 20 / 4
+
+
+def test_the_memory_of_a_setup():
+    memory = result(part("ours", work=Work(kind="memory")), 5.0, measurement="memory")
+    both = results(*RUN.results, memory)
+    assert both.memory_of(part("ours").setup) == memory
+    assert both.memory_of(part("ours", "int8").setup) is None
+    assert RUN.memory_of(part("ours").setup) is None
 
 
 def test_a_file_gives_back_what_was_written(tmp_path: Path):

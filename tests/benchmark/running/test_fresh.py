@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clean_transformer.benchmark.running import fresh
-from clean_transformer.benchmark.running.fresh import in_use, peak, peak_bytes
+from clean_transformer.benchmark.running.fresh import costs, in_use, peak, peak_bytes
 
 LARGE = 2**27
 
@@ -29,6 +29,17 @@ def test_a_gpu_counts_its_own_memory(monkeypatch: pytest.MonkeyPatch):
     assert (in_use("cuda"), peak("cuda")) == (3, 7)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
+def test_the_costs_of_a_command():
+    code = f"import os; held = bytearray({LARGE}); os.makedirs('here'); raise SystemExit(3)"
+    found = costs([sys.executable, "-c", code])
+    assert found.status == 3
+    assert found.cpu_seconds > 0
+    assert found.seconds > 0
+    assert LARGE < found.peak < 4 * LARGE
+    assert not Path("here").exists()
+
+
 def test_the_process_prints_bytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fresh.sys, "executable", "echo")
     with pytest.raises(ValueError, match=r"running\.fresh ours folder cpu float32"):
@@ -41,4 +52,10 @@ def test_a_failed_process_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     python.chmod(0o700)
     monkeypatch.setattr(fresh.sys, "executable", str(python))
     with pytest.raises(RuntimeError, match="no memory left"):
+        peak_bytes("ours", Path("folder"), "cpu", "float32")
+
+
+def test_a_process_that_says_nothing_leaves_its_status(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fresh.sys, "executable", "false")
+    with pytest.raises(RuntimeError, match="its process failed: exit status 1"):
         peak_bytes("ours", Path("folder"), "cpu", "float32")

@@ -124,6 +124,13 @@ def test_warming_up_takes_one_call_and_few_tokens(race: Callable[..., Race]):
     assert fake.asked == [(4, 0.0), (64, 0.5), (64, 0.5)]
 
 
+def test_the_divergence_is_the_one_of_the_check(race: Callable[..., Race]):
+    apart = Part(part("optimized").setup, Work(kind="divergence"))
+    [found] = race().run([Measurement("divergence", (apart,), 1)])
+    assert found.values == [found.kl_divergence] == [0.0]
+    assert Fake.made[0].measured == 0
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_short_context_warms_up_for_a_long_one_where_it_runs_the_same_code(device: str):
     step = Part(Setup(contestant="ours", device=device), Work(kind="step", length=960, new=48))
@@ -181,7 +188,7 @@ def test_a_process_lives_as_long_as_it_is_needed(race: Callable[..., Race]):
     assert alive == [[True, True], [True, True], [True, False]]
 
 
-def test_contestants_that_time_kernels_load_alone(race: Callable[..., Race]):
+def test_contestants_load_and_are_checked_together(race: Callable[..., Race]):
     asked: list[tuple[str, str, int]] = []
 
     class Counting(Fake):
@@ -201,10 +208,10 @@ def test_contestants_that_time_kernels_load_alone(race: Callable[..., Race]):
     parts = (part("optimized"), part("ours"), part("optimized", "bfloat16"), part("limit"))
     racing.run([Measurement("forward", parts, 0)])
     assert asked == [
-        ("load", "ours", 1),
-        ("load", "limit", 2),
         ("load", "optimized", 1),
-        ("load", "optimized", 1),
+        ("load", "ours", 2),
+        ("load", "optimized", 3),
+        ("load", "limit", 4),
         ("check", "optimized", 1),
         ("check", "ours", 2),
         ("check", "optimized", 3),

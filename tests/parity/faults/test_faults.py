@@ -195,6 +195,11 @@ def attend(n: int, d: int, dtype: torch.dtype, *, permuted: bool = False, **opti
     return F.scaled_dot_product_attention(q, k, v, **options)
 
 
+def attend_with_values(values: Tensor) -> Tensor:
+    q = normal(*values.shape, dtype=values.dtype)
+    return F.scaled_dot_product_attention(q, q, values)
+
+
 def scaled_row(matrix: Tensor, **options: float) -> Tensor:
     bias, row = normal(1, 4, dtype=matrix.dtype), normal(1, 5, dtype=matrix.dtype)
     return torch.addmm(bias, row, matrix, **({"alpha": 0.5, "beta": 0} | options))
@@ -215,6 +220,13 @@ SITUATIONS = {
     "sdpa-bf16-mask": Situation(
         lambda t: attend(5, 4, t, attn_mask=lower(5)), lambda: attend(5, 4, F32, attn_mask=lower(5))
     ),
+    "sdpa-mask-rocm": Situation(
+        lambda t: attend(5, 4, t, attn_mask=lower(5)), lambda: attend(5, 4, F32, attn_mask=lower(5))
+    ),
+    "sdpa-strided-values-rocm": Situation(
+        lambda t: attend_with_values(normal(1, 5, 2, 8, dtype=t).transpose(1, 2)),
+        lambda: attend_with_values(normal(1, 2, 5, 8, dtype=BF16)),
+    ),
     "sdpa-causal-leak": Situation(
         lambda t: attend(5, 4, t, is_causal=True), lambda: attend(5, 4, BF16)
     ),
@@ -228,6 +240,14 @@ SITUATIONS = {
     "matmul-1024-rows": Situation(
         lambda t: normal(1024, 3, dtype=t) @ normal(3, 4, dtype=t),
         lambda: normal(1023, 3) @ normal(3, 4),
+    ),
+    "matmul-many-terms": Situation(
+        lambda t: normal(16, 32767, dtype=t) @ normal(32767, 16, dtype=t),
+        lambda: normal(15, 32767) @ normal(32767, 16) @ normal(16, 2),
+    ),
+    "half-product-xpu": Situation(
+        lambda t: normal(2, 512, dtype=t) @ normal(512, 512, dtype=t),
+        lambda: normal(2, 512, dtype=BF16) @ normal(512, 511, dtype=BF16),
     ),
     "bmm-permuted-key": Situation(
         lambda t: torch.bmm(normal(2, 3, 4, dtype=t), normal(2, 5, 4, dtype=t).mT),
@@ -243,6 +263,9 @@ SITUATIONS = {
     "layer-norm-storage-offset": Situation(
         lambda t: F.layer_norm(normal(3, 4, dtype=t)[1:], (4,)),
         lambda: F.layer_norm(normal(3, 4)[1:].clone(), (4,)),
+    ),
+    "softmax-past-power-of-two-xpu": Situation(
+        lambda t: normal(2, 257, dtype=t).softmax(-1), lambda: normal(2, 256).softmax(-1)
     ),
     "where-noncontiguous-condition": Situation(
         lambda t: torch.where(lower(3).T, normal(3, 3, dtype=t), 0),
@@ -475,6 +498,10 @@ SITUATIONS |= {
         lambda t: gradient(lambda x: F.layer_norm(x, (4,)).exp(), (3, 4), dtype=t),
         lambda: F.layer_norm(normal(3, 4), (4,)),
     ),
+    "layer-norm-gain-gradient-rocm": Situation(
+        lambda t: gradient(lambda w: F.layer_norm(normal(3, 4, dtype=t), (4,), w), (4,), dtype=t),
+        lambda: F.layer_norm(normal(3, 4), (4,)),
+    ),
     "sdpa-gradient": Situation(
         lambda t: gradient(F.scaled_dot_product_attention, *[(1, 1, 4, 8)] * 3, dtype=t),
         lambda: heads(1, 4, 4),
@@ -497,6 +524,8 @@ ONLY_IN = {
     **{name: BF16 for name in SITUATIONS if "half" in name},
     "sdpa-bf16-mask": BF16,
     "sdpa-bf16-arm": BF16,
+    "sdpa-mask-rocm": F16,
+    "sdpa-strided-values-rocm": BF16,
     "sdpa-causal-leak": BF16,
     "half-product-alpha-ignored": F16,
 }

@@ -17,14 +17,14 @@ from clean_transformer.parity.faults.corruptions import (
 )
 from clean_transformer.parity.operations.check import first_wrong_operation
 from clean_transformer.parity.operations.diagnosis import Cause, Finding
-from clean_transformer.parity.operations.known_issue import ARM, X86
+from clean_transformer.parity.operations.known_issue import ARM, ROCM, X86
 from clean_transformer.parity.operations.known_issues import KNOWN_ISSUES
 from clean_transformer.parity.operations.leads import describe_issue, emulating, match
 from clean_transformer.reports.environment import float32_precision
 
 from ..small import broken
 
-KINDS = {"mps", "cuda", ARM, X86}
+KINDS = {"mps", "cuda", ROCM, "xpu", ARM, X86}
 
 
 def sample(*shape: int) -> Tensor:

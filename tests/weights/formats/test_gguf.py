@@ -211,6 +211,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("tied", [True, False])
 def test_hugging_face_reads_what_we_write(tmp_path: Path, tied: bool):
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate", reason="transformers reads GGUF files only with accelerate")
     cfg = tiny(tied_unembed=tied)
     state = random_model(cfg, dtype=torch.float32).state_dict()
     write_gguf(tmp_path / "model.gguf", cfg, state)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,48 @@ from ...helpers import (
     configs,
     random_model,
     random_tensor,
+    random_tokens,
     tiny,
 )
 
 # Square matrices, which would fit transposed as well.
 SQUARE = tiny(n_heads=3, d_head=4, d_model=12, d_mlp=12, d_vocab=12, n_ctx=12, tied_unembed=False)
+
+
+# Architectures that are no plain GPT-2, and how to make ours the same, as the error says.
+OTHERS = {
+    "inverse layer": (
+        {"scale_attn_by_inverse_layer_idx": True},
+        "divide W_Q and b_Q of each block i by i + 1",
+        lambda block, i: [block.attn.W_Q.div_(i + 1), block.attn.b_Q.div_(i + 1)],
+    ),
+    "unscaled": (
+        {"scale_attn_weights": False},
+        "multiply W_Q and b_Q of each block by the square root of d_head",
+        lambda block, i: [block.attn.W_Q.mul_(2), block.attn.b_Q.mul_(2)],
+    ),
+    "the same GELU": ({"activation_function": "gelu_fast"}, None, lambda block, i: None),
+    "another name": ({"activation_function": "gelu_accurate"}, None, lambda block, i: None),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("fields", "advice", "follow"), OTHERS.values(), ids=OTHERS)
+def test_advice_for_another_architecture_gives_its_logits(fields, advice, follow):
+    transformers = pytest.importorskip("transformers")
+    model = random_model(dtype=torch.float32)  # gelu_fast has a constant with only 10 digits
+    config = config_to_json(TINY) | fields
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config)).eval()
+    theirs.load_state_dict(HUGGINGFACE.write(TINY, model.state_dict()), strict=False)
+    for i, block in enumerate(model.blocks):
+        follow(block, i)
+    tokens = random_tokens()
+    assert_same_function(model(tokens), theirs(tokens).logits)
+    if advice is None:
+        assert config_from_json(config) == TINY
+    else:
+        with pytest.raises(WeightsError, match=re.escape(advice)):
+            config_from_json(config)
 
 
 def test_square_matrices_do_what_ours_do():
