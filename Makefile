@@ -8,8 +8,9 @@ TORCH ?= torch==2.13.0
 # More arguments for the command, such as ARGS=--quick or ARGS="-k attention".
 ARGS ?=
 
-# One thread in each process: the threads of several processes would wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
+# One thread in each process: the threads of several processes would wait for each other. Python
+# stores compiled modules, even if the environment forbids it: the tests start many processes.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4
 
 .PHONY: setup parity test test-all test-hooked test-lowest test-newest test-arm coverage fuzz bench \
 	startup sensitivity corpus demo-model notebooks format check

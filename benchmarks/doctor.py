@@ -9,7 +9,8 @@ largest process. It also prints this memory divided by the bytes of the weights 
 To see how time and memory grow with the model, name several sizes, such as
 `--weights stress:small,stress:medium,stress:large,stress:xl`.
 
-With `--steps`, the script also runs the check in its own process, and prints the time of each step.
+With `--steps`, the script also runs the check in its own process, and prints the CPU time of each
+kind of work in `KINDS`, such as running the oracle, and the time of each step.
 
 With `--peer`, the script also measures TransformerLens's own benchmark suite, which compares a
 `TransformerBridge` with Hugging Face's GPT-2 on the CPU. Both load the same weights. Text quality,
@@ -18,10 +19,15 @@ phase 4 of that suite, is left out, because it needs a second model from the Hug
 
 import sys
 import time
+from collections import Counter
+from importlib import import_module
+from inspect import unwrap
 from itertools import pairwise
 from math import prod
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -69,6 +75,85 @@ def weight_bytes(weights: str) -> int:
     from clean_transformer.parity.inputs import choose_weights
 
     return sum(4 * prod(value.shape) for value in choose_weights(weights).state.values())
+
+
+# The kinds of work, and the functions that do it. Time in a function that another one of these
+# functions calls counts for the called function only.
+KINDS = {
+    "making the weights": ["parity.inputs:choose_weights"],
+    "oracle: converting weights": ["parity.uses.parts:ExactParts.weight"],
+    "oracle: running in float64": [
+        "parity.activations.oracle_run:run_oracle",
+        "parity.cliffs:cliff_runs",
+        "parity.measurements:_float64_run",
+        *(f"parity.uses.judge:Judge.{part}" for part in ("_embedding", "_block", "_layer_norm")),
+        "parity.uses.judge:Judge._logits",
+        "parity.uses.module_gradients:judge_module",
+        "parity.uses.training:TrainingJudge._rows",
+    ],
+    "oracle: random rounding": ["parity.rounding:RandomRounding.__torch_dispatch__"],
+    "oracle: NumPy": ["parity.uses.oracle:check_oracle"],
+    "device": [
+        "parity.measurements:record_run",
+        "parity.activations.isolated:isolate",
+        "parity.uses.parts:run",
+        "parity.uses.backward:run_backward",
+        "parity.invariants:check_invariants",
+    ],
+    "judging": [
+        "parity.activations.isolated:_judge",
+        "parity.uses.rows:by_rows",
+        "parity.uses.rows:elementwise",
+        "parity.invariants:row_difference",
+        "analysis.comparison:impact",
+        "analysis.comparison:rms_difference",
+    ],
+    "single operations": [
+        "parity.operations.probes:run_probes",
+        "parity.uses.sampling:check_sampling",
+    ],
+}
+
+
+class Stopwatch:
+    """Measures the CPU seconds of each kind of work in `KINDS`, inside a `with` block.
+
+    `spent` has the seconds by kind. The time outside of all these functions is "other".
+    """
+
+    def __init__(self) -> None:
+        self.kinds = {
+            unwrap(attrgetter(name)(import_module(f"clean_transformer.{module}"))).__code__: kind
+            for kind, places in KINDS.items()
+            for module, name in (place.split(":") for place in places)
+        }
+        self.spent: Counter[str] = Counter()
+        self.running = ["other"]
+
+    def __enter__(self) -> "Stopwatch":
+        self.last = time.process_time()
+        sys.setprofile(self.watch)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(None)
+        self.lap()
+
+    def lap(self) -> None:
+        """Add the time since the last call to the kind of work that runs now."""
+        now = time.process_time()
+        self.spent[self.running[-1]] += now - self.last
+        self.last = now
+
+    def watch(self, frame: FrameType, event: str, value: object) -> None:
+        """Python calls this method at the start and at the end of each function."""
+        if event not in ("call", "return") or frame.f_code not in self.kinds:
+            return
+        self.lap()
+        if event == "call":
+            self.running.append(self.kinds[frame.f_code])
+        else:
+            self.running.pop()
 
 
 def step_times(weights: str) -> list[tuple[str, float, float]]:
@@ -128,8 +213,14 @@ def main(
     console = Console(width=100)
     console.print(table)
     for each in weights.split(",") if steps else ():
+        with Stopwatch() as stopwatch:
+            times = step_times(each)
+        of_kinds = Table(f"work for {each}", "CPU seconds", box=None)
+        for kind, spent in stopwatch.spent.most_common():
+            of_kinds.add_row(kind, f"{spent:.1f}")
+        console.print(of_kinds)
         of_steps = Table(f"step of {each}", "seconds", "CPU seconds", box=None)
-        for step, wall_time, cpu_time in step_times(each):
+        for step, wall_time, cpu_time in times:
             of_steps.add_row(step, f"{wall_time:.1f}", f"{cpu_time:.1f}")
         console.print(of_steps)
 

@@ -173,8 +173,8 @@ class HookedModule(nn.Module):
         hold one input. The activations are copied to `device`; None leaves them where they are.
 
         Raises `KeyError` before the module runs, if a name is unknown or `names_filter` selects
-        nothing. Raises `RuntimeError` if a selected module does not run, or if a module changes a
-        captured activation in place.
+        nothing. Raises `RuntimeError` if a selected module does not run or is in several places of
+        the model, or if a module changes a captured activation in place.
         """
         self._refuse_other(
             "run_with_cache", arguments, "names_filter", "remove_batch_dim", "device"

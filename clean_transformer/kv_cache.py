@@ -81,11 +81,11 @@ class KVCache:
                 f"{new} tokens after the {self.length} in the cache are more than its "
                 f"n_ctx={self.n_ctx} positions"
             )
-        padding = 0 if self.padding is None or self.length + new <= n_ctx else self.padding.min()
-        if self.length + new - padding > n_ctx:
+        # Padding needs no position of the model. `max` waits for an accelerator, so it comes last.
+        if self.length + new > n_ctx and int(self.positions(tokens).max()) >= n_ctx:
             raise ValueError(
                 f"{new} tokens after the {self.length} in the cache are more than the "
-                f"n_ctx={n_ctx} positions that the model has"
+                f"n_ctx={n_ctx} positions that the model has; shorten the text"
             )
 
     def slots(self, new: int, device: torch.device) -> Int[Tensor, "new"]:
@@ -218,8 +218,7 @@ class _StaticLayer(_Layer):
         seen = (key <= self.cache.slots(n_queries, key.device)[:, None])[None, None]
         if self.cache.padding is None:
             return seen
-        seen = seen & (key >= self.cache.padding[:, None])[:, None, None]
-        return seen | ~seen.any(dim=-1, keepdim=True)
+        return all_if_none(seen & (key >= self.cache.padding[:, None])[:, None, None])
 
 
 def memory_by_head(x: New, room: int) -> Heads:
@@ -239,13 +238,19 @@ def padding_mask(
 
     `is_token` is False for padding. The queries belong to the last `n_queries` positions of
     `is_token`. A query sees the tokens up to its own position, but no padding. A query that
-    would see no key, because it is padding, sees all keys.
+    would see no key, because it is padding, sees all keys (see `all_if_none`).
     """
     n_keys = is_token.shape[1]
     key = torch.arange(n_keys, device=is_token.device)
-    seen = (key <= key[n_keys - n_queries :, None]) & is_token[:, None, None]
-    # A query that is padding would see no key, and a softmax over no keys is NaN. So such a query
-    # sees all keys. This does not affect the tokens, because no token sees padding.
+    return all_if_none((key <= key[n_keys - n_queries :, None]) & is_token[:, None, None])
+
+
+def all_if_none(seen: Bool[Tensor, "*batch query key"]) -> Bool[Tensor, "*batch query key"]:
+    """Return the mask `seen`, in which each query that sees no key sees all keys instead.
+
+    Such a query is padding. A softmax over no keys would be NaN. The outputs for the tokens do not
+    change, because no token sees padding.
+    """
     return seen | ~seen.any(dim=-1, keepdim=True)
 
 

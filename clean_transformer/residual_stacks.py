@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clean_transformer.support.keywords import checks_keywords
+from clean_transformer.support.validation import refuse_other
 
 Stack = Float[Tensor, "component *batch_pos d_model"]
 Labeled = Stack | tuple[Stack, list[str]]
@@ -34,7 +35,7 @@ class ResidualStacks:
 
     - `layer`: return only the components before this layer (block). None and -1 mean all layers.
     - `mlp_input`: also include the attention of `layer` itself, so that the components add up to
-      the residual stream before the MLP of `layer`.
+      the residual stream before the MLP of `layer`. This needs a `layer` from 0 to n_layers − 1.
     - `pos_slice`: return only these positions (see `Positions`).
     - `apply_ln`: normalize the components with `apply_ln_to_stack`.
     - `return_labels`: also return a list with the name of each component, such as "0_attn_out".
@@ -74,7 +75,7 @@ class ResidualStacks:
         If `apply_ln` is True, and `layer` is None or -1, apply the module ln_final to each
         component, with its gain and its bias. This is the first step of the logit lens.
         """
-        end = self._end(layer)
+        end = self._end(layer, mlp_input)
         states: dict[str, Tensor] = {}
         for each in range(end + 1):
             if each == self.n_layers:
@@ -107,7 +108,8 @@ class ResidualStacks:
         `mode="mlp"`, return only the outputs of the attentions or of the MLPs. If `incl_embeds` is
         False, leave out the embeddings.
         """
-        end = self._end(layer)
+        refuse_other("mode", mode, "all", "mlp", "attn")
+        end = self._end(layer, mlp_input)
         parts = [part for part in ("attn", "mlp") if mode in ("all", part)]
         states = {name: self[name] for name in ("embed", "pos_embed") if incl_embeds}
         for each in range(end):
@@ -173,7 +175,7 @@ class ResidualStacks:
         With `project_output_onto`, return the dot product of each component with each direction.
         This needs little memory, because the output of each neuron [d_model] is not computed.
         """
-        end, directions = self._end(layer), project_output_onto
+        end, directions = self._end(layer, mlp_input), project_output_onto
         if directions is not None:
             # The LayerNorm subtracts each component's mean. The dot product with a centered
             # direction is the same with and without the component's mean.
@@ -237,7 +239,7 @@ class ResidualStacks:
         stream. The gain and the bias of the LayerNorm are not applied.
         """
         centered = residual_stack - residual_stack.mean(dim=-1, keepdim=True)
-        return centered / self._scale(self._end(layer), mlp_input, pos_slice)
+        return centered / self._scale(self._end(layer, mlp_input), mlp_input, pos_slice)
 
     @checks_keywords
     def logit_attrs(
@@ -249,9 +251,10 @@ class ResidualStacks:
     ) -> Float[Tensor, "component *batch_pos"]:
         """Return what each component adds to the logit of `tokens`.
 
-        `tokens` is a single token, or a tensor with one token for each input, or for each input and
-        position. With `incorrect_tokens`, return what each component adds to the logit of `tokens`
-        minus the logit of `incorrect_tokens`. Raises `ValueError` if the shapes of `tokens` and
+        `tokens` is a single token, or a tensor with one token for each input and position of the
+        stack, or for each input if the stack has only one position. With `incorrect_tokens`, return
+        what each component adds to the logit of `tokens` minus the logit of `incorrect_tokens`.
+        Raises `ValueError` for tokens of another shape, and if the shapes of `tokens` and
         `incorrect_tokens` differ. This method does not apply the gain of ln_final, so load the
         model with `fold_ln=True`.
         """
@@ -264,6 +267,13 @@ class ResidualStacks:
         direction = self.model.tokens_to_residual_directions(tokens)
         if incorrect_tokens is not None:
             direction = direction - self.model.tokens_to_residual_directions(incorrect_tokens)
+        places = residual_stack.shape[1:-1]
+        if direction.ndim > 1:
+            if [n for n in shapes[0] if n > 1] != [n for n in places if n > 1]:
+                raise ValueError(
+                    f"tokens have shape {[*shapes[0]]}; give one token, or tokens of {[*places]}"
+                )
+            direction = direction.reshape(*places, -1)
         normalized = self.apply_ln_to_stack(residual_stack, pos_slice=pos_slice)
         return (normalized * direction).sum(dim=-1)
 
@@ -271,11 +281,13 @@ class ResidualStacks:
         place = "ln_final" if end == self.n_layers else f"blocks.{end}.ln{1 + mlp_input}"
         return at(self[f"{place}.hook_scale"], pos_slice)
 
-    def _end(self, layer: SupportsIndex | None) -> int:
+    def _end(self, layer: SupportsIndex | None, mlp_input: bool = False) -> int:
         """Return `layer` as a number from 0 to n_layers; for None and -1, return n_layers."""
         end = self.n_layers if layer is None or index(layer) == -1 else index(layer)
         if not 0 <= end <= self.n_layers:
             raise ValueError(f"layer is {end}; it must be -1 or from 0 to {self.n_layers}")
+        if mlp_input and end == self.n_layers:
+            raise ValueError(f"mlp_input=True needs a layer from 0 to {self.n_layers - 1}")
         return end
 
 

@@ -1,3 +1,7 @@
+# Before the first import of the package, whose functions the module decorates.
+from . import type_checks  # noqa: F401
+
+# isort: split
 import os
 import subprocess
 import sys

@@ -159,8 +159,8 @@ def test_shorthand(cache, shorthand, name: str):
         (("resid_pre", 2), "is not in the cache"),
         (("resid_pre", -3), "is not in the cache"),
         (("pattern", 0, "mlp"), "is not in the cache"),
-        (("result", -1), r"was not captured .* names_filter selects 'blocks.1.attn.hook_result'"),
-        ("blocks.0.hook_q_input", "names_filter selects 'blocks.0.hook_q_input'"),
+        (("result", -1), r"was not captured .* did not select 'blocks.1.attn.hook_result', or"),
+        ("blocks.0.hook_q_input", "did not select 'blocks.0.hook_q_input'"),
     ],
 )
 def test_a_key_that_is_not_exactly_one_activation(cache, key, problem: str):

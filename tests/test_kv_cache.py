@@ -142,6 +142,24 @@ def test_too_many_positions_are_refused_before_any_work():
     assert cache.length == 4
 
 
+@pytest.mark.parametrize("kind", [KVCache, StaticKVCache])
+@torch.no_grad()
+def test_positions_that_the_model_lacks_are_refused_before_any_work(kind: type[KVCache]):
+    ours, cache = model(), kind(N_LAYERS, n_ctx=100)
+    ours(random_tokens(TINY, 1, TINY.n_ctx), cache)
+    message = f"1 tokens after the {TINY.n_ctx} in the cache are more than the n_ctx={TINY.n_ctx}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ours(random_tokens(TINY, 1, 1), cache)
+    assert cache.length == TINY.n_ctx
+
+    # Padding takes no position.
+    padded = kind(N_LAYERS, 100, torch.tensor([[0] * 2 + [1] * (TINY.n_ctx - 2)]))
+    ours(random_tokens(TINY, 1, TINY.n_ctx), padded)
+    ours(random_tokens(TINY, 1, 2), padded)
+    with pytest.raises(ValueError, match="positions that the model has"):
+        ours(random_tokens(TINY, 1, 1), padded)
+
+
 def test_gradients_are_refused():
     with pytest.raises(RuntimeError, match="keeps no gradients"):
         model()(random_tokens(TINY, 1, 2), KVCache(N_LAYERS, N_CTX))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from .helpers import TINY, assert_same_function, random_model, random_tokens
+from .helpers import TINY, assert_same_function, random_model, random_tokens, unchecked_types
 
 TOKENS = random_tokens()
 
@@ -69,3 +69,35 @@ def test_what_does_not_fit_is_refused(cache):
         cache.compute_head_results()
     with pytest.raises(KeyError, match="hook_z"):
         type(cache)({"hook_embed": cache["embed"]}, cache.model)["blocks.0.attn.hook_z"]
+
+
+@pytest.mark.parametrize(
+    "method", ["accumulated_resid", "decompose_resid", "get_full_resid_decomposition"]
+)
+def test_the_input_of_an_mlp_needs_a_layer(cache, method):
+    for layer in ({}, {"layer": -1}, {"layer": TINY.n_layers}):
+        with pytest.raises(ValueError, match="mlp_input=True needs a layer from 0 to 1"):
+            getattr(cache, method)(**layer, mlp_input=True)
+    with pytest.raises(ValueError, match="mlp_input=True needs a layer from 0 to 1"):
+        cache.apply_ln_to_stack(cache.decompose_resid(), mlp_input=True)
+
+
+def test_an_unknown_mode_is_refused(cache):
+    with unchecked_types(), pytest.raises(ValueError, match="mode is 'heads'; it must be 'all'"):
+        cache.decompose_resid(mode="heads")
+
+
+def test_tokens_of_a_stack_are_never_read_across_its_axes(model):
+    tokens = random_tokens(batch=2, length=2)
+    cache = model.run_with_cache(tokens)[1]
+    stack = cache.decompose_resid()
+    with pytest.raises(ValueError, match=r"tokens have shape \[2\]; .* tokens of \[2, 2\]"):
+        cache.logit_attrs(stack, torch.tensor([5, 9]))
+    every = cache.logit_attrs(stack, torch.tensor([[5, 5], [9, 9]]))
+    assert_same_function(every[:, 0], cache.logit_attrs(stack, 5)[:, 0])
+    assert_same_function(every[:, 1], cache.logit_attrs(stack, 9)[:, 1])
+    # A stack of one position, with and without its axis.
+    for where in ([-1], -1):
+        last = cache.decompose_resid(pos_slice=where)
+        found = cache.logit_attrs(last, torch.tensor([5, 9]), pos_slice=where)
+        assert_same_function(found.flatten(1), every[:, :, -1])

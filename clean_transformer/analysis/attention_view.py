@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.analysis.one_text import of_one_text
 from clean_transformer.analysis.packing import pack, triangle
 from clean_transformer.reports.page import framed, render_page
 from clean_transformer.support.files import write_atomically
@@ -46,20 +47,11 @@ def attention_view(cache: ActivationCache, tokens: Sequence[str]) -> AttentionVi
 
     `cache` holds the activations of one text. `tokens` has the tokens of this text as strings, as
     `model.to_str_tokens(text)` returns them. Raises `KeyError` if the cache lacks the pattern of a
-    layer. Raises `ValueError` if the cache holds several texts, or if the number of tokens is not
-    the number of positions.
+    layer. Raises `ValueError` if the cache holds several texts, if the number of tokens is not the
+    number of positions, or if a pattern has NaN.
     """
     patterns = []
     for layer in range(cache.n_layers):
-        pattern = cache["pattern", layer, "attn"]
-        if pattern.ndim == 4:
-            if len(pattern) != 1:
-                raise ValueError(f"the cache is of {len(pattern)} texts; run the model on one text")
-            pattern = pattern[0]
-        if pattern.shape[-1] != len(tokens):
-            raise ValueError(
-                f"{len(tokens)} tokens for {pattern.shape[-1]} positions; "
-                "give model.to_str_tokens of the text that the model read"
-            )
+        pattern = of_one_text(cache["pattern", layer, "attn"], 3, tokens)
         patterns.append(pack(triangle(pattern), 1))
     return AttentionView([*tokens], patterns)

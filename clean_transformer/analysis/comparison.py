@@ -23,13 +23,20 @@ class Impact:
     each position of each text. `positions` is the number of predictions in one run. `top1_flips` is
     the number of positions at which the two runs have different most likely tokens. `kl_divergence`
     is the mean KL(exact ‖ given), in nats. `loss_change` is the mean loss of the given run minus
-    the mean loss of the exact run, in nats.
+    the mean loss of the exact run, in nats. If each text is one token, which nothing predicts,
+    `loss_change` is None.
     """
 
     positions: int
     top1_flips: int
     kl_divergence: float
-    loss_change: float
+    loss_change: float | None
+
+    def loss_in_words(self, form: str) -> str:
+        """Return the change of the loss as text. `form` is the format of the number: "+.2g"."""
+        if self.loss_change is None:
+            return "no loss, because a single token has none"
+        return f"loss {self.loss_change:{form}} nats"
 
 
 def run(
@@ -85,5 +92,5 @@ def impact(
         positions=tokens.numel(),
         top1_flips=int((given.argmax(-1) != wanted.argmax(-1)).sum()),
         kl_divergence=float(kl),
-        loss_change=float(loss(given) - loss(wanted)),
+        loss_change=float(loss(given) - loss(wanted)) if tokens.shape[1] > 1 else None,
     )

@@ -16,12 +16,22 @@ DIGITS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 _CODES = torch.tensor([*DIGITS.encode()], dtype=torch.uint8)
 
 
+def refuse_nan(computed: Tensor) -> None:
+    """Raise `ValueError` if a tensor that the model computed has NaN."""
+    if computed.isnan().any():
+        raise ValueError(
+            "the model computes NaN for this text; run `clean-transformer doctor` to see "
+            "whether the device is faulty, and otherwise check the weights"
+        )
+
+
 def triangle(pattern: Float[Tensor, "head query key"]) -> Int[Tensor, "head pair"]:
     """Return the attention weights of each head, multiplied by 1000 and rounded.
 
     The row of a head has the weight of query 0 for key 0, then the two weights of query 1 for the
-    keys 0 and 1, and so on.
+    keys 0 and 1, and so on. Raises `ValueError` for NaN.
     """
+    refuse_nan(pattern)
     query, key = torch.tril_indices(pattern.shape[1], pattern.shape[2])
     return (1000 * pattern.detach().cpu()[:, query, key].float()).round().to(torch.int16)
 

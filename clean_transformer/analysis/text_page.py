@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.analysis.lens import lens_log_probs
-from clean_transformer.analysis.packing import pack, triangle
+from clean_transformer.analysis.packing import pack, refuse_nan, triangle
 from clean_transformer.analysis.prediction import predict, single
 from clean_transformer.config import Config
 from clean_transformer.model import DemoTransformer
@@ -90,11 +90,7 @@ def explain(model: DemoTransformer, text: str) -> Explanation:
     lens: list[list[Scores]] = []
     # The log-probabilities of all depths together would need gigabytes.
     for log_probs in lens_log_probs(model, tokens):
-        if log_probs.isnan().any():
-            raise ValueError(
-                "the model computes NaN for this text; run `clean-transformer doctor` to see "
-                "whether the device is faulty, and otherwise check the weights"
-            )
+        refuse_nan(log_probs)
         best = log_probs.topk(min(TOP, model.cfg.d_vocab))
         scores = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
         lens.append([[*zip(each, map(_rounded, values), strict=True)] for each, values in scores])

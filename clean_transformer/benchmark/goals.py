@@ -73,7 +73,8 @@ class _Goals:
 
     def all(self) -> Iterator[Goal]:
         """Yield all goals for the device."""
-        if self.device == "cpu":
+        kind, _, _ = self.device.partition(":")  # "cuda:0" is a "cuda"
+        if kind == "cpu":
             yield from self.forward()
             yield from self.generate()
             yield from self.engines()
@@ -81,7 +82,7 @@ class _Goals:
             yield from self.loading()
             yield from self.commands()
             yield from self.growth()
-        if self.device == "cuda":
+        if kind == "cuda":
             yield from self.gpu()
         if self.plan.train is not None:
             for peer in ("nanoGPT-style", "transformers sdpa"):

@@ -177,11 +177,12 @@ GPU_QUICK = replace(
 
 
 def plan_for(device: str, quick: bool) -> Plan:
-    """Return the plan for a device: "cpu", "cuda" or "mps"."""
-    if device == "cpu":
+    """Return the plan for a device, such as "cpu", "cuda", "cuda:0" or "mps"."""
+    kind, _, _ = device.partition(":")
+    if kind == "cpu":
         return QUICK if quick else FULL
     plan = GPU_QUICK if quick else GPU
-    if device == "cuda":
+    if kind == "cuda":
         return plan
     return replace(plan, narrow=("bfloat16", "float16"), graphs=("float32", "bfloat16", "float16"))
 

@@ -80,7 +80,7 @@ def _compare_parity(before: Path, after: Path, rows: bool, console: Console) -> 
 
 
 def _compare_benchmarks(before: Path, after: Path, rows: bool, console: Console) -> bool:
-    from clean_transformer.benchmark.results.comparison import compare
+    from clean_transformer.benchmark.results.comparison import compare, missing
     from clean_transformer.benchmark.results.file import read_results
     from clean_transformer.reports.environment import differences
 
@@ -92,12 +92,28 @@ def _compare_benchmarks(before: Path, after: Path, rows: bool, console: Console)
         cells = (change.measurement, str(change.part), f"× {change.factor:.2f}")
         table.add_row(*map(Text, cells), f"± {change.noise:.0%}", _colored(change.verdict))
     console.print(table)
+    absent = missing(old, new)
+    for each in absent:
+        console.print(
+            Text(
+                f"{each.measurement}, {each.part}: {each.why}",
+                style=COLORS["worse"] if each.failed else "yellow",
+            )
+        )
     slower = sum(change.verdict == "slower" for change in changes)
+    failed = sum(each.failed for each in absent)
     console.print(
-        f"{slower} of {len(changes)} got slower. The times are relative to those of the other "
-        f"implementations, which changed × {drift:.2f}."
+        f"{slower} of {len(changes)} got slower"
+        + (f", and {failed} failed. " if failed else ". ")
+        + (
+            "Both runs measured no other implementation in the same version, so how much the "
+            "machine's own speed changed is unknown."
+            if drift is None
+            else "The times are relative to those of the other implementations, which changed "
+            f"× {drift:.2f}."
+        )
     )
-    return slower > 0
+    return slower > 0 or failed > 0
 
 
 def _print_build(changed: list[tuple[str, str, str]], console: Console) -> None:

@@ -64,6 +64,8 @@ def swap(
     from clean_transformer.text.tokenizer import Tokenizer
 
     require_folder(json, html)
+    if tokenizer is not None and text is None and file is None:
+        raise ValueError("--tokenizer is for a text; give one, or leave --tokenizer out")
     passage = None if text is None and file is None else read_text(text, file)
     if passage is None and tokenizer is not None:
         raise ValueError("--tokenizer is for a text, and there is none; give one, or leave it out")

@@ -90,6 +90,8 @@ def one_line_errors() -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(2) from None
     except BaseException as error:  # a panic in Rust code is a BaseException
+        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+            raise typer.Exit(2) from None  # raised by rich, whose output had no reader any more
         reason = printable(" ".join(in_words(error).split()))
         print_message(f"error: {reason}", style="red")
         raise typer.Exit(2) from None

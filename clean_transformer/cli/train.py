@@ -128,6 +128,7 @@ def train(
             if of_text is not None:
                 given.setdefault("d_vocab", of_text.d_vocab)
             model = DemoTransformer(architecture(size or "small", **given))
+        steps: list[int] = []
         with progress(training.steps, logged=True) as on_step:
 
             def show(measured: "Measured") -> None:
@@ -136,9 +137,12 @@ def train(
                 if measured.held_out_loss is not None:
                     loss += f", held out {measured.held_out_loss:.3f}"
                 on_step(f"{loss}, {speed}", measured.step)
+                steps.append(measured.step)
 
             train(model, tokens[:kept], out, training, held_out=other, device=chosen, on_step=show)
         if rank() == 0:
+            if not steps:
+                print(f"the run in {out} was finished already; nothing was trained")
             # `model` may be sharded over several processes, so that this process has only some of
             # the weights. The checkpoint has all weights.
             saved = torch.load(out / "checkpoint.pt", weights_only=True, mmap=True)

@@ -1,16 +1,18 @@
 """Fast methods for blocks, for unembeddings, and for the model's decoding step.
 
 A replacement calls the method that it replaces whenever the two could behave differently: if a
-submodule has a hook, if gradients are enabled, if autocast is on, or if the module has changed.
+submodule has a hook or a patched method, if gradients are enabled, if autocast is on, or if the
+module has changed.
 """
 
 import warnings
-from operator import is_
+from operator import contains, is_
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from clean_transformer.hooks import HookPoint
 from clean_transformer.inference.int8 import Int8
@@ -22,11 +24,14 @@ from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.layer_norm import LayerNorm, LayerNormPre
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
-from clean_transformer.support.stand_in import Method
+from clean_transformer.support.stand_in import Method, reassigned
 
 # `optimize` replaces a module's `forward` only if the class of every submodule is in this tuple. A
 # module with a submodule of another class, even of a subclass, is not optimized.
 SUPPORTED = (Attention, MLP, LayerNorm, LayerNormPre, HookPoint)
+
+# The methods whose work a replacement does itself, instead of calling them.
+METHODS = ("forward", "mix", "attn_inputs")
 
 
 # Options of torch.compile for each device type. With these options, the compiled graph starts all
@@ -68,6 +73,9 @@ class Fast:
                 part._backward_pre_hooks,
             )
         ]
+        # `module.forward` itself is not in the list, because this object is called in its place.
+        methods = [(part, name) for part in inside for name in METHODS if hasattr(part, name)]
+        self.parts, self.methods = zip(*methods[1:], strict=True)
         owned = [
             (part._modules, name, child) for part in inside for name, child in part.named_children()
         ] + [
@@ -110,8 +118,14 @@ class Fast:
         ]
 
     def has_hooks(self) -> bool:
-        """Whether any submodule has a hook."""
-        return any(self.hooks)
+        """Whether any submodule has a hook, or a method that other code has replaced.
+
+        PyTorch's global hooks count as hooks of every submodule.
+        """
+        # This runs for every token. `map(contains, …)` is several times faster than `reassigned`.
+        own = map(contains, map(vars, self.parts), self.methods)
+        patched = any(own) and any(map(reassigned, self.parts, self.methods))
+        return patched or any(self.hooks) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
     # Because of this attribute, a compiled graph keeps the result of compile time. The decorator
     # torch.compiler.assume_constant_result sets the same attribute. We do not use the decorator,
@@ -132,7 +146,7 @@ class Fast:
         if torch.is_grad_enabled():
             reason = "gradients are on; use it under torch.no_grad()"
         elif self.has_hooks():
-            reason = "a submodule has a hook"
+            reason = "a submodule has a hook or a patched method"
         elif torch.is_autocast_enabled(self.parameters[0].device.type):
             reason = "autocast is on"
         # Check that all submodules and parameters are still the same objects. This check runs for

@@ -17,7 +17,8 @@ from clean_transformer.inference.fast_modules import (
 from clean_transformer.inference.matmuls import ThroughFloat32
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.support.interrupts import Undoable
-from clean_transformer.support.stand_in import StandIn, stand_ins
+from clean_transformer.support.stand_in import StandIn, reassigned, stand_ins
+from clean_transformer.support.validation import refuse_other
 
 
 class Speedup(StandIn):
@@ -81,9 +82,10 @@ def optimize(
     """Make the blocks and the unembedding of `model` faster for inference.
 
     A block does not change if it contains a module of a class that `optimize` does not know, such
-    as a variant of attention. The names, shapes and values of all parameters stay the same. An
-    optimized module runs the slower `forward` from before `optimize` while a submodule has a hook,
-    while gradients are enabled, under autocast, and after one of its submodules or weights was
+    as a variant of attention, or if other code has replaced the block's `forward`. The names,
+    shapes and values of all parameters stay the same. An optimized module runs the slower `forward`
+    from before `optimize` while a submodule has a hook or a patched method, while gradients are
+    enabled, under autocast, and after one of its submodules or weights was
     replaced. The warning `NotOptimized` then says why. A second call of `optimize` first undoes the
     earlier call. On a processor without instructions for the model's bfloat16 or float16, the
     warning `SlowDtype` advises float32.
@@ -91,21 +93,23 @@ def optimize(
     With `weights="int8"`, which works only on the CPU, the modules compute with 8-bit copies of the
     weights. The modules then read fewer bytes from memory, and their outputs are less accurate.
 
-    With `compile`, `generate` runs the forward pass for each new token as one graph of
-    `torch.compile`. On CUDA, this is a CUDA graph. Each combination of a batch size and a length of
-    the KV cache (rounded up to a multiple of 256) has its own graph. Compiling one graph takes up
-    to a minute.
+    With `compile`, `generate` and `stream` run the forward pass for each new token as one graph of
+    `torch.compile`. Beam search runs without this graph. On CUDA, this is a CUDA graph. Each
+    combination of a batch size and a length of the KV cache (rounded up to a multiple of 256) has
+    its own graph. Compiling one graph takes up to a minute.
 
-    Raises `ValueError` for 8-bit weights on a device other than the CPU. Raises `ValueError` for
-    8-bit weights of a model that was made under `torch.inference_mode()`. The parameters of such a
-    model have no version counters, so `optimize` could not notice later changes of the parameters.
-    Raises `TypeError` for `compile` with a model other than `DemoTransformer`.
+    Raises `ValueError` for any other `weights` than "int8" and None, and for 8-bit weights on a
+    device other than the CPU. Raises `ValueError` for 8-bit weights of a model that was made under
+    `torch.inference_mode()`. The parameters of such a model have no version counters, so `optimize`
+    could not notice later changes of the parameters. Raises `TypeError` for `compile` with a model
+    other than `DemoTransformer`.
     """
     if compile and not hasattr(model, "read_one"):
         raise TypeError(
             f"a {type(model).__name__} has no decoding step to compile; give a DemoTransformer, or "
             "leave out compile=True"
         )
+    refuse_other("weights", weights, "int8", None)
     parameter = next(model.parameters())
     if weights == "int8" and parameter.device.type != "cpu":
         raise ValueError(
@@ -120,7 +124,9 @@ def optimize(
     supported = {
         path: (module, FAST[type(module)])
         for path, module in model.named_modules()
-        if type(module) in FAST and all(type(m) in SUPPORTED for m in [*module.modules()][1:])
+        if type(module) in FAST
+        and all(type(m) in SUPPORTED for m in [*module.modules()][1:])
+        and not reassigned(module, "forward")
     }
     # Parameters whose memory was laid out anew under torch.inference_mode could not be trained.
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():

@@ -15,8 +15,12 @@ Other = TypeVar("Other")
 # of its messages, in lower case.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 # PyTorch raises a plain RuntimeError when a kernel has no version for a dtype or device. These are
-# parts of its messages, in lower case.
-LACKING = ("not implemented for", "not currently implemented for")
+# parts of its messages, in lower case. The last one is of the fused optimizers.
+LACKING = (
+    "not implemented for",
+    "not currently implemented for",
+    "floating point tensors of supported devices",
+)
 # If `torch.compile` finds no working compiler, it raises an exception of a class with one of these
 # names. We compare names, because importing `torch._dynamo` is slow.
 NO_COMPILER = ("BackendCompilerFailed", "TritonMissing", "GPUTooOldForTriton")

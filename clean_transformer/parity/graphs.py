@@ -1,8 +1,11 @@
 """Counts the graphs, graph breaks and fallbacks of `torch.compile`, and looks up backends."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import torch
 
@@ -10,6 +13,9 @@ from clean_transformer.parity.verdict import Check, Verdict
 
 # Why a mode with compiled modules is NOT CHECKED if `torch.compile` made no graph.
 NO_GRAPH = "torch.compile made no graph, so all modules ran as they are written"
+
+# Dynamo replaces a function by code that calls each graph by a name that starts like this.
+GRAPH = "__compiled_fn"
 
 
 @dataclass
@@ -58,6 +64,25 @@ def counts() -> Graphs:
         breaks=sum(counters["graph_break"].values()),
         uncompiled=counters["frames"]["total"] - counters["frames"]["ok"],
     )
+
+
+def runs_graph(run: Callable[[], Any]) -> bool:
+    """Call `run()`, and return whether a graph ran that `torch.compile` had made before."""
+    found = False
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal found
+        caller = frame.f_back
+        names = caller.f_code.co_names if caller is not None and event == "call" else ()
+        found = found or any(name.startswith(GRAPH) for name in names)
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return found
 
 
 def require_backend(name: str) -> None:

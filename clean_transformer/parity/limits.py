@@ -98,6 +98,8 @@ ADD = Kind("residual add", 1.0, 2.0)
 ELEMENTWISE = Kind("elementwise", 8.0, 64.0)
 GELU = Kind("gelu_new", 16.0, WRONG_FACTOR * 16.0)
 LAYER_NORM = Kind("layer norm", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
+# Batch, instance and group norm take means of many numbers, so their errors can grow like √k.
+NORM = Kind("norm", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
 LINEAR = Kind("linear", HEALTHY_SUM, None, healthy_in_half=HEALTHY_SUM_OF_HALVES)
 SUM = Kind(
     "sum of terms of one sign",
@@ -108,6 +110,8 @@ SUM = Kind(
 )
 SOFTMAX = Kind("softmax", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
 ATTEND = Kind("attention", HEALTHY_SUM, None, healthy_per_root=DEVIATIONS)
+# Kernels may use fast algorithms such as Winograd's, which also round sums of inputs and weights.
+CONVOLUTION = Kind("convolution", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # A whole block (see `parity/uses/judge.py`). Its ratio is the root mean square error of one row
 # [d_model], divided by the error that random rounding causes in this row (`parity/rounding.py`).
@@ -215,11 +219,19 @@ def error_ratios(error: Tensor, scale: Tensor, u: float, dtype: torch.dtype) -> 
     infinite where the error is NaN. Where G is 0, the exact result is 0. There η is left out, so
     that any error has an infinite ratio.
     """
-    # In place, because the attention scores of a long text are large, and new memory is slow.
-    allowed = (u * scale).add_(smallest_kept(dtype)).masked_fill_(scale == 0, 0.0)
-    return (error / allowed).masked_fill_(error == 0, 0.0).nan_to_num_(math.inf, math.inf)
+    # Attention scores of long texts are large, so rare numbers are replaced only if there are some.
+    allowed = torch.add(scale.new_tensor(smallest_kept(dtype)), scale, alpha=u)
+    if not bool(scale.all()):
+        allowed.masked_fill_(scale == 0, 0.0)
+    ratios = error / allowed
+    if not bool(ratios.sum().isfinite()):
+        ratios.masked_fill_(error == 0, 0.0).nan_to_num_(math.inf, math.inf)
+    return ratios
 
 
 def index_of_largest(values: Tensor) -> tuple[int, ...]:
     """The index of the tensor's largest value."""
+    if values.ndim > 1:  # `amax` is several times faster than `argmax`, so search one row only
+        row = index_of_largest(values.amax(dim=-1))
+        return (*row, *index_of_largest(values[row]))
     return tuple(int(index) for index in torch.unravel_index(values.argmax(), values.shape))

@@ -153,9 +153,10 @@ def check_device(
         )
         if mode == "optimized-compiled":
             judged.append(judge_compiled_step(model, exact))
-        begin("invariants")
+        begin("oracle beside NumPy")
         beside = partial(check_oracle, exact, generator)
         invariants = attempts.run("oracle beside NumPy", beside, [])
+        begin("invariants")
         if record is None or allowed is None:
             invariants.append(Check("invariants", Verdict.NOT_CHECKED, note=NO_ALLOWANCE))
         else:
@@ -187,9 +188,9 @@ def check_device(
 
 def number_of_steps(cfg: Config) -> int:
     """Return how many times `check_device` calls `on_step` for a model of this configuration."""
-    # Each block, the last LayerNorm and each use are a step. The six other steps are the first
-    # call, end to end, training, sampling, invariants and single operations.
-    return cfg.n_layers + 1 + len(uses(cfg)) + 6
+    # Each block, the last LayerNorm and each use are a step. The seven other steps are the first
+    # call, end to end, training, sampling, the oracle, invariants and single operations.
+    return cfg.n_layers + 1 + len(uses(cfg)) + 7
 
 
 def _start(

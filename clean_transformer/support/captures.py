@@ -1,5 +1,7 @@
 """`Captures`: the outputs of modules in one run, and whether a module overwrote them later."""
 
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 
@@ -15,11 +17,22 @@ class Captures:
         self.activations: dict[str, Tensor] = {}
         self.device = device
         self._weights = {each.untyped_storage().data_ptr() for each in module.parameters()}
+        # The hook of such a module cannot know in which place the module runs.
+        places = Counter(each for _, each in module.named_modules(remove_duplicate=False))
+        self._shared = {each for each, count in places.items() if count > 1}
         self._writes: dict[str, int | None] = {}
 
     def capture(self, activation: Tensor, hook: nn.Module) -> None:
-        """Store `activation` under the name of the module `hook`."""
+        """Store `activation` under the name of the module `hook`.
+
+        Raises `RuntimeError` if the module is in several places of the model.
+        """
         value, name = activation.detach(), str(hook.name)
+        if hook in self._shared:
+            raise RuntimeError(
+                f"{name} is in several places of the model, and a cache has one activation for "
+                "each name; put copies of the module into the other places"
+            )
         if self.device is not None:
             value = value.to(self.device, copy=True)
         elif value.untyped_storage().data_ptr() in self._weights:

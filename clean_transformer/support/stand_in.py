@@ -1,4 +1,4 @@
-"""`StandIn`: temporarily replaces a method of one module."""
+"""`StandIn`: temporarily replaces a method of one module. `reassigned` finds other replacements."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -93,3 +93,12 @@ def stand_ins(module: nn.Module) -> list[StandIn]:
     return [
         each for stack in vars(module).get("_stand_ins", {}).values() for each in stack.stand_ins
     ]
+
+
+def reassigned(module: nn.Module, name: str) -> bool:
+    """Return whether other code than a `StandIn` has assigned the method `name` of `module`."""
+    own = vars(module)
+    if name not in own:
+        return False
+    stack = own.get("_stand_ins", {}).get(name)
+    return stack is None or stack.top is not own[name] or stack.bottom is not None

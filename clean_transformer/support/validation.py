@@ -1,4 +1,4 @@
-"""`require`: checks a setting, so that all errors about settings have the same form."""
+"""Checks settings and arguments, so that the errors about them have the same form."""
 
 
 def require(settings: object, field: str, holds: bool, wanted: str) -> None:
@@ -10,3 +10,9 @@ def require(settings: object, field: str, holds: bool, wanted: str) -> None:
     if not holds:
         given = f"{type(settings).__name__}.{field} is {getattr(settings, field)!r}"
         raise ValueError(f"{given}; it must be {wanted}")
+
+
+def refuse_other(setting: str, given: object, *valid: object) -> None:
+    """Raise `ValueError` if the value `given` of `setting` is none of the `valid` values."""
+    if given not in valid:
+        raise ValueError(f"{setting} is {given!r}; it must be {' or '.join(map(repr, valid))}")

@@ -242,7 +242,7 @@ def said(report: Effect) -> tuple[str, str]:
     felt, first = report.impact, report.first_change
     return (
         f"output: {felt.top1_flips} of {felt.positions} top-1 predictions flipped, "
-        f"KL divergence {felt.kl_divergence:.2g} nats, loss {felt.loss_change:+.2g} nats",
+        f"KL divergence {felt.kl_divergence:.2g} nats, {felt.loss_in_words('+.2g')}",
         f"first changed: {first.name}, by {number(first.total or 0, 2)} of its size"
         if first
         else _only_rounding(report),

@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from clean_transformer.analysis.comparison import LOGITS, impact, rms_difference, run
+from clean_transformer.analysis.comparison import LOGITS, impact, rms_difference
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.contract import kind, parts
 from clean_transformer.reports.environment import environment
+from clean_transformer.support.captures import Captures
 from clean_transformer.support.interrupts import Interrupts
+from clean_transformer.support.module_hooks import Placed, Reading
 from clean_transformer.support.numerics import upcast
 from clean_transformer.swapping.effect_report import Change, Effect
 from clean_transformer.swapping.swaps import Swap
@@ -111,11 +113,22 @@ def maker(name: str, paths: Iterable[str]) -> str:
 def _watched(model: DemoTransformer, paths: Iterable[str]) -> list[str]:
     modules = {name for name, _ in model.named_modules()}
     norms = [path for path in parts(model.cfg.n_layers) if kind(path).startswith("ln")]
-    return [*model.default_points(), *(norm for norm in norms if norm in modules), *paths]
+    names = [*model.default_points(), *(norm for norm in norms if norm in modules), *paths]
+    return [*dict.fromkeys(names)]
 
 
 def _activations(model: DemoTransformer, tokens: Tensor, names: list[str]) -> dict[str, Tensor]:
-    return {output_of(name): value for name, value in run(model, tokens, names).items()}
+    """Return the activations `names` and the logits, on the CPU.
+
+    Unlike `run_with_cache`, leaves out hook points that a new module does not run.
+    """
+    captures = Captures(model, "cpu")
+    hooks = [(model.get_submodule(name), Reading(name, captures.capture)) for name in names]
+    with Placed(model, hooks):
+        logits = model(tokens)
+    captures.require_unchanged()
+    activations = {output_of(name): value for name, value in captures.activations.items()}
+    return activations | {LOGITS: logits.cpu()}
 
 
 @contextmanager

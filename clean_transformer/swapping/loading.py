@@ -95,8 +95,8 @@ def refuse_unset(new: nn.Module, parameters: Parameters, path: str) -> None:
 
     The module must have been made in the `with` block of `marked_memory`.
     """
-    weights = {name: new.get_parameter(name) for name in parameters.new}
-    weights |= new.named_buffers()
+    added = {name: new.get_parameter(name) for name in parameters.new}
+    weights: dict[str, Tensor] = {**added, **dict(new.named_buffers())}
     unset = [name for name, weight in weights.items() if weight.isnan().any()]
     if unset:
         raise SwapError(

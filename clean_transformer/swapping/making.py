@@ -1,11 +1,12 @@
 """`new_module`: makes the module that takes the place of an old one, from what a user gave."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 
 from torch import nn
 
 from clean_transformer.config import Config
+from clean_transformer.hooks import HookPoint, hook_points
 from clean_transformer.support.captures import writes
 from clean_transformer.support.module_hooks import Editing
 from clean_transformer.swapping.libraries.find import library_of
@@ -26,6 +27,27 @@ def require_no_hooks(old: nn.Module, path: str) -> None:
                 f"{name} has a hook, which would not be called in the new module; swap first, and "
                 "add the hooks then"
             )
+
+
+def taken_points(model: nn.Module, old: Iterable[nn.Module]) -> dict[HookPoint, str]:
+    """Return the paths of all hook points in `model` that are outside of the modules `old`."""
+    inside = {point for module in old for point in hook_points(module).values()}
+    return {point: path for path, point in hook_points(model).items() if point not in inside}
+
+
+def take_points(new: nn.Module, path: str, taken: dict[HookPoint, str]) -> None:
+    """Add the hook points of `new`, the new module at `path`, to `taken`.
+
+    Raises `SwapError` if one of them is there already. A cache could not tell the two places of
+    such a module apart.
+    """
+    for name, point in hook_points(new, path).items():
+        if point in taken:
+            raise SwapError(
+                f"{path}: the new module is also elsewhere in the model: {name} is {taken[point]}; "
+                "give a copy.deepcopy of the module"
+            )
+        taken[point] = name
 
 
 def new_module(make: Make, old: nn.Module, path: str, cfg: Config, *, alone: bool) -> nn.Module:

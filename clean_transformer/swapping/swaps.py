@@ -16,7 +16,13 @@ from clean_transformer.swapping.libraries.base import Library, Place
 from clean_transformer.swapping.libraries.find import as_ours, known_libraries, library_of
 from clean_transformer.swapping.libraries.ours import Ours
 from clean_transformer.swapping.loading import WeightsNotCopied, load, refuse_unset
-from clean_transformer.swapping.making import Make, new_module, require_no_hooks
+from clean_transformer.swapping.making import (
+    Make,
+    new_module,
+    require_no_hooks,
+    take_points,
+    taken_points,
+)
 from clean_transformer.swapping.parameters import compare, marked_memory
 from clean_transformer.swapping.patterns import matching
 from clean_transformer.swapping.swapped import (
@@ -30,7 +36,7 @@ from clean_transformer.swapping.trial import SwapError, probe
 
 
 class HookPointsLost(UserWarning):
-    """Warns that new modules lack hook points, whose activations `run_with_cache` cannot return."""
+    """Warns that new modules do not run hook points, so that caches lack their activations."""
 
 
 class LooksAhead(UserWarning):
@@ -151,9 +157,10 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     for any layer and `[3-7]` for a range of layers. `make` is one of
 
     - a class. `swap` makes the new module with `new = make(cfg)`, where `cfg` is the model's
-      `Config`. Then `swap` calls `new.load_from(old)`. If the class has no `load_from`, `swap`
-      copies every weight of the old module that has the same name and shape in the new module, and
-      warns with `WeightsNotCopied` about the other parameters of the new module;
+      `Config`. Then `swap` calls `new.load_from(old)`. If the class has no `load_from`, each
+      parameter of the new module becomes a copy of the old module's weight with the same name and
+      shape. `swap` warns with `WeightsNotCopied` about the other parameters of the new module.
+      Buffers of the new module are not changed;
     - a function. `swap` makes the new module with `make(old, path)`. `path` is the old module's
       path;
     - a module. If the pattern matches several paths, each path gets a copy of the module;
@@ -168,10 +175,10 @@ def swap(model: nn.Module, pattern: str, make: Make) -> Swap:
     Before the swap, every new module runs on a tiny batch. Raises `SwapError`, and swaps nothing,
     if the pattern matches no path, if an old module has a hook, if a new module raises an error or
     returns the wrong shape, dtype or device, if no weight can be copied to the parameters of a
-    class, or if a parameter comes from `torch.empty` and is never set. Warns with `HookPointsLost`
-    if the new modules lack hook points of the old modules, with `LooksAhead` if a new module is not
-    causal, and with `LayoutUnknown` if the shape of a copied weight does not show the order of its
-    axes.
+    class, if a parameter comes from `torch.empty` and is never set, or if a new module with hook
+    points is also elsewhere in the model. Warns with `HookPointsLost` if the new modules do not run
+    hook points of the old modules, with `LooksAhead` if a new module is not causal, and with
+    `LayoutUnknown` if the shape of a copied weight does not show the order of its axes.
     """
     home = library_of(model)
     if not isinstance(home, Ours):
@@ -218,6 +225,7 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
     lost: list[str] = []
     kept: list[str] = []
     source = library_of(make) if isinstance(make, nn.Module) else None
+    taken = taken_points(model, found.values())
     for path, old in found.items():
         require_no_hooks(old, path)
         with marked_memory():
@@ -232,17 +240,18 @@ def _swap(home: Library, model: nn.Module, pattern: str, make: Make) -> Swap:
         if not isinstance(make, nn.Module):
             refuse_unset(new, parameters, path)
         modules[path] = as_ours(kind(path), new)
+        take_points(modules[path], path, taken)
         name_hook_points(modules[path], path)
-        looks_ahead = probe(modules[path], type(new).__name__, path, cfg, like)
+        looks_ahead, idle = probe(modules[path], type(new).__name__, path, cfg, like)
         swapped.append(
             Swapped(path, class_name(old), class_name(modules[path]), parameters, looks_ahead)
         )
         here = home.places(model, path, modules[path])
-        lost += home.lost(model, path, here)
+        lost += home.lost(model, path, here, idle)
         places += here
     if lost:
         warnings.warn(
-            f"caches will not hold {', '.join(lost)}: the new modules have no such hook points",
+            f"caches will not hold {', '.join(lost)}: the new modules do not run such hook points",
             HookPointsLost,
             stacklevel=3,
         )

@@ -94,8 +94,9 @@ class GenerationMixin(LanguageModel):
 
         Joined together, the pieces are the continuation that `generate` adds to `text`. Each piece
         is yielded as soon as later tokens can no longer change it. The arguments and the errors are
-        the same as in `generate`. The call of `stream` itself raises `TypeError` for an unknown
-        setting. The other errors are raised when the caller requests the first piece.
+        the same as in `generate`, but there is no `beams` and no `prepend_bos`. The call of
+        `stream` itself raises `TypeError` for an unknown setting. The other errors are raised when
+        the caller requests the first piece.
         """
         stop = self._stop(text, stop_tokens, stop_strings)
         new: list[int] = []

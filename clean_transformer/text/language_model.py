@@ -15,6 +15,7 @@ from clean_transformer.kv_cache import KVCache
 from clean_transformer.support.knows_left_out import KnowsLeftOut
 from clean_transformer.support.left_out import NoValue
 from clean_transformer.support.numerics import at_least_float32
+from clean_transformer.support.validation import refuse_other
 from clean_transformer.text.token_ids import token_ids
 from clean_transformer.text.tokenizer import PaddingSide, Texts, Tokenizer, Tokens
 from clean_transformer.weights.stacked import StackedWeights
@@ -99,8 +100,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         """
         self._refuse_other(type(self).__name__, arguments)
         stops = arguments.get("stop_at_layer") is not None
-        if return_type not in ("logits", "loss", "both", None):
-            raise ValueError(f"return_type is {return_type!r}; use 'logits', 'loss' or 'both'")
+        refuse_other("return_type", return_type, "logits", "loss", "both", None)
         partly = stops or arguments.get("last_only") or not arguments.get("unembed", True)
         if return_type in ("loss", "both") and partly:
             raise ValueError("the loss needs the logits of all positions of the whole model")
@@ -110,8 +110,11 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         if is_text(tokens):
             if padding_side is None:
                 padding_side = self.tokenizer.padding_side
-            mask = self._token_mask(tokens, prepend_bos, padding_side)
-            tokens = self.to_tokens(tokens, prepend_bos, padding_side)
+            tokens, padded = self.tokenizer.to_padded(tokens, prepend_bos, padding_side)
+            tokens, mask = (
+                tokens.to(self.device),
+                None if padded is None else padded.to(self.device),
+            )
         elif prepend_bos is not None or padding_side is not None:
             raise TypeError("prepend_bos and padding_side are for texts, not for token ids")
         if not isinstance(tokens, Tensor):
@@ -130,19 +133,6 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         loss = self.loss_fn(output, tokens, mask, loss_per_token)
         return loss if return_type == "loss" else LogitsAndLoss(output, loss)
 
-    def _token_mask(
-        self, texts: Texts, prepend_bos: bool | None, padding_side: Literal["left", "right"]
-    ) -> Int[Tensor, "batch pos"] | None:
-        """Return 1 for each token and 0 for padding, or None if the texts need no padding."""
-        rows = self.tokenizer.to_rows(texts, prepend_bos)
-        lengths = [len(row) for row in rows]
-        if len({*lengths}) < 2:
-            return None
-        slots = torch.arange(max(lengths), device=self.device)
-        if padding_side == "left":
-            slots = slots.flip(0)
-        return (slots < torch.tensor(lengths, device=self.device)[:, None]).long()
-
     def loss_fn(
         self,
         logits: Logits,
@@ -158,8 +148,15 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
 
         `attention_mask` is 1 for tokens and 0 for padding. If the mask is 0 for a token or for the
         token before it, the cross entropy of this token is 0 and does not count in the mean. Raises
-        `ValueError` if no token counts.
+        `ValueError` if no token counts, and for `tokens` or a mask of another shape than the
+        logits.
         """
+        for given in (tokens, attention_mask):
+            if given is not None and given.shape != logits.shape[:2]:
+                raise ValueError(
+                    f"logits of {[*logits.shape[:2]]} [batch pos], but tokens or a mask of "
+                    f"{[*given.shape]}; give the tokens that the model read"
+                )
         log_probs = at_least_float32(logits[:, :-1]).log_softmax(dim=-1)
         losses = -log_probs.gather(-1, tokens[:, 1:, None].long())[..., 0]
         is_token = torch.ones_like(tokens) if attention_mask is None else attention_mask
@@ -172,8 +169,8 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
     def tl_parameters(self) -> dict[str, Tensor]:
         """Return a dictionary of all parameters and "unembed.W_U", by their names.
 
-        TransformerLens has this method. "unembed.W_U" is included even if it is the transpose of
-        "embed.W_E".
+        TransformerLens has this method, and its `SVDInterpreter` calls this method. "unembed.W_U"
+        is included even if it is the transpose of "embed.W_E".
         """
         return {**dict(self.named_parameters()), "unembed.W_U": self.W_U}
 
@@ -221,11 +218,15 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         """Return the first or the last position of `single_token` in the text or tokens `input`.
 
         If `input` is a text and `prepend_bos` is not False, <|endoftext|> is at position 0. Raises
-        `ValueError` if the token is not in the text, and for an unknown `mode`.
+        `ValueError` if the token is not in the text, for tokens of several texts, and for an
+        unknown `mode`. Raises `TypeError` for `prepend_bos` with tokens.
         """
-        if mode not in ("first", "last"):
-            raise ValueError(f"mode is {mode!r}; it must be 'first' or 'last'")
+        refuse_other("mode", mode, "first", "last")
+        if prepend_bos is not None and not isinstance(input, str):
+            raise TypeError("prepend_bos is for texts, not for token ids")
         tokens = self.to_tokens(input, prepend_bos) if isinstance(input, str) else input
+        if tokens.ndim > 1 and len(tokens) != 1:
+            raise ValueError(f"tokens of shape {[*tokens.shape]} are several texts; give one")
         token = single_token
         if isinstance(token, str):
             token = self.to_single_token(token)
@@ -241,11 +242,15 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
 
         The direction of a token is its column of W_U. A string must be exactly one token. For a
         tensor with only one element, the result has the shape [d_model], as in TransformerLens.
+        Raises `TypeError` for ids that are not integers, and `ValueError` for ids outside the
+        vocabulary.
         """
-        if isinstance(tokens, Tensor) and tokens.numel() > 1:
-            return self.W_U.T[tokens]
-        token = self.to_single_token(tokens) if isinstance(tokens, str) else int(tokens)
-        return self.W_U[:, token]
+        ids = token_ids(self.to_single_token(tokens) if isinstance(tokens, str) else tokens)
+        if ((ids < 0) | (ids >= self.cfg.d_vocab)).any():
+            raise ValueError(
+                f"there is no token {ids.tolist()}; ids run from 0 to {self.cfg.d_vocab - 1}"
+            )
+        return self.W_U.T[int(ids) if ids.numel() == 1 else ids.long()]
 
 
 def is_text(value: object) -> TypeGuard[Texts]:

@@ -11,7 +11,7 @@ def token_ids(tokens: object) -> Int[Tensor, "..."]:
     """Return the token ids `tokens` as a tensor of the same shape. A tensor is returned unchanged.
 
     `tokens` can be an int, a list of ints, a list of equally long lists of ints, a NumPy array or a
-    tensor. Raises `TypeError` for anything else.
+    tensor. Raises `TypeError` for anything else, and for ids that are not integers.
     """
     try:
         # Without a device, a list would go to PyTorch's default device, which may be another.
@@ -21,5 +21,8 @@ def token_ids(tokens: object) -> Int[Tensor, "..."]:
             "token ids must be a tensor, an array, or equally long lists of ids, not "
             f"{shorten(tokens)}; a text is a str, and several texts are a list of str"
         ) from None
-    # PyTorch makes a float tensor from an empty list.
-    return ids.long() if ids.numel() == 0 and not isinstance(tokens, Tensor) else ids
+    if ids.numel() == 0 and not isinstance(tokens, Tensor):
+        return ids.long()  # PyTorch makes a float tensor from an empty list
+    if ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool):
+        raise TypeError(f"token ids must be integers, not {ids.dtype}")
+    return ids

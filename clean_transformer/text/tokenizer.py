@@ -12,11 +12,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clean_transformer.reports.page import render_page
+from clean_transformer.support.validation import refuse_other
 from clean_transformer.text.symbols import visible
 from clean_transformer.text.token_ids import token_ids
-from clean_transformer.text.tokenizer_backends import byte_level, read_file, read_folder
+from clean_transformer.text.tokenizer_backends import read_file, read_folder
 from clean_transformer.text.tokenizer_calls import Texts as Texts
-from clean_transformer.text.tokenizer_calls import TransformersCalls, refuse_other
+from clean_transformer.text.tokenizer_calls import TransformersCalls, pad
 from clean_transformer.text.tokenizer_files import (
     END_OF_TEXT,
     SETTINGS,
@@ -124,25 +125,6 @@ class Tokenizer(TransformersCalls):
         with readable(str(source)):
             return cls(backend, **options)
 
-    @classmethod
-    def from_files(cls, vocab: str | Path, merges: str | Path) -> "Tokenizer":
-        """Load the tokenizer from GPT-2's two files, vocab.json and merges.txt.
-
-        vocab.json maps each token to its id. merges.txt lists the BPE merges in the order in which
-        training found them.
-
-        Raises `FileNotFoundError` for a missing file and `ValueError` for a malformed file.
-        """
-        from tokenizers import models
-
-        for path in (vocab, merges):
-            if not os.path.isfile(path):
-                raise FileNotFoundError(
-                    f"no file {str(path)!r}; give the tokenizer's vocab.json and its merges.txt"
-                )
-        with readable(f"{vocab} with {merges}"):
-            return cls(byte_level(models.BPE.from_file(str(vocab), str(merges))))
-
     def files(self) -> dict[str, str]:
         """Return the files of this tokenizer, from which `from_pretrained` makes an equal one.
 
@@ -168,15 +150,25 @@ class Tokenizer(TransformersCalls):
         `ValueError` for an unknown `padding_side`, and for a text with a lone surrogate, which
         UTF-8 cannot encode.
         """
+        return self.to_padded(text, prepend_bos, padding_side)[0]
+
+    def to_padded(
+        self, text: Texts, prepend_bos: bool | None = None, padding_side: PaddingSide = None
+    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"] | None]:
+        """Return the tokens that `to_tokens` returns, and a mask with 1 for tokens, 0 for padding.
+
+        If there is no padding, return None instead of the mask. The errors are the same as in
+        `to_tokens`.
+        """
         side = self.padding_side if padding_side is None else padding_side
         refuse_other("padding_side", side, "left", "right")
         rows = self.to_rows(text, prepend_bos)
-        width = max(map(len, rows), default=0)
-        tokens = torch.full((len(rows), width), self.pad_token_id, device="cpu")
-        for padded, row in zip(tokens, rows, strict=True):
-            start = width - len(row) if side == "left" else 0
-            padded[start : start + len(row)] = torch.tensor(row, device="cpu")
-        return tokens
+        shape = (len(rows), max(map(len, rows), default=0))
+        tokens, mask = (
+            torch.tensor(pad(each, filler, side), dtype=torch.int64, device="cpu").reshape(shape)
+            for each, filler in ((rows, self.pad_token_id), ([[1] * len(row) for row in rows], 0))
+        )
+        return tokens, None if mask.all() else mask
 
     def to_rows(self, text: Texts, prepend_bos: bool | None = None) -> list[list[int]]:
         """Return a list of token ids for each text, without padding.
@@ -255,8 +247,6 @@ class Tokenizer(TransformersCalls):
         ids = token_ids(tokens)
         if ids.numel() == 0:
             return ids.long()
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise TypeError(f"token ids must be integers, not {ids.dtype}")
         if ids.ndim > 2:
             raise ValueError(f"tokens of shape {[*ids.shape]}; they must be [pos] or [batch, pos]")
         if ids.min() < 0:

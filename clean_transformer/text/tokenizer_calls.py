@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from clean_transformer.support.validation import refuse_other
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -12,10 +14,12 @@ if TYPE_CHECKING:
 Texts = str | list[str] | tuple[str, ...]
 
 
-def refuse_other(setting: str, given: object, *valid: object) -> None:
-    """Raise `ValueError` if the value `given` of `setting` is none of the `valid` values."""
-    if given not in valid:
-        raise ValueError(f"{setting} is {given!r}; it must be {' or '.join(map(repr, valid))}")
+def pad(rows: list[list[int]], filler: int, side: str) -> list[list[int]]:
+    """Return the rows, made equally long with the number `filler` on the side "left" or "right"."""
+    width = max(map(len, rows), default=0)
+    fillers = [[filler] * (width - len(row)) for row in rows]
+    pairs = zip(rows, fillers, strict=True)
+    return [more + row if side == "left" else row + more for row, more in pairs]
 
 
 class Encoded(dict[str, Any]):
@@ -73,33 +77,26 @@ class TransformersCalls:
         [batch pos].
 
         Raises the same errors as `Tokenizer.to_tokens`. Raises `ValueError` for tensors of texts
-        with different numbers of tokens, unless `padding` is True, and for an unknown
-        `return_tensors`.
+        with different numbers of tokens, unless `padding` is True. Raises `ValueError` for a
+        `padding` that is no bool, such as "max_length", and for an unknown `return_tensors`.
         """
-        if return_tensors not in ("pt", None):
-            raise ValueError(f"return_tensors is {return_tensors!r}; it must be 'pt' or None")
-        rows = self._encoded(text, add_special_tokens=True)
-        width = max(map(len, rows), default=0)
-        missing = [width - len(row) if padding else 0 for row in rows]
-        ids = [
-            self._padded(row, n, self.pad_token_id) for row, n in zip(rows, missing, strict=True)
-        ]
-        masks = [self._padded([1] * len(row), n, 0) for row, n in zip(rows, missing, strict=True)]
+        refuse_other("padding", padding, True, False)
+        refuse_other("return_tensors", return_tensors, "pt", None)
+        ids = self._encoded(text, add_special_tokens=True)
+        masks = [[1] * len(row) for row in ids]
+        if padding:
+            ids = pad(ids, self.pad_token_id, self.padding_side)
+            masks = pad(masks, 0, self.padding_side)
         if return_tensors is None:
             one = isinstance(text, str)
             found = (ids[0], masks[0]) if one else (ids, masks)
             return Encoded(input_ids=found[0], attention_mask=found[1])
-        if any(len(row) != width for row in ids):
+        if len({len(row) for row in ids}) > 1:
             raise ValueError("the texts have different numbers of tokens; give padding=True")
         return Encoded(
             input_ids=torch.tensor(ids, dtype=torch.int64, device="cpu"),
             attention_mask=torch.tensor(masks, dtype=torch.int64, device="cpu"),
         )
-
-    def _padded(self, row: list[int], n: int, filler: int) -> list[int]:
-        """Return `row` with `n` more elements, which are all `filler`, on the `padding_side`."""
-        padding = [filler] * n
-        return padding + row if self.padding_side == "left" else row + padding
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of one text. A call of the tokenizer returns the same ids.
@@ -144,9 +141,10 @@ class TransformersCalls:
 
     @pad_token.setter
     def pad_token(self, token: str) -> None:
-        if self.backend.token_to_id(token) is None:
+        number = self.backend.token_to_id(token)
+        if number is None:
             raise ValueError(f"pad_token is {token!r}, which is not in the vocabulary")
-        self._pad_token_id = self.backend.token_to_id(token)
+        self._pad_token_id = number
 
     @property
     def pad_token_id(self) -> int:

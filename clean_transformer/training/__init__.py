@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from clean_transformer.training.checkpoint import Measured as Measured
     from clean_transformer.training.distributed import joined as joined
     from clean_transformer.training.distributed import rank as rank
+    from clean_transformer.training.identity import WeightsReplaced as WeightsReplaced
     from clean_transformer.training.loop import train as train
     from clean_transformer.training.loss import cross_entropy as cross_entropy
     from clean_transformer.training.settings import Training as Training

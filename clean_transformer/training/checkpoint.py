@@ -22,13 +22,18 @@ CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 
 
 def save(
-    folder: Path, engine: nn.Module, optimizer: Optimizer, step: int, about: Mapping[str, Any]
+    folder: Path,
+    engine: nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    about: Mapping[str, Any],
+    start: str,
 ) -> None:
     """Save the state of the run after `step` steps, in place of the previous checkpoint.
 
     All processes must call this function, but only process 0 writes the file. `engine` is the
     module that `distribute` returned for the model. `about` has values that identify the run, such
-    as its settings.
+    as its settings. `start` is a hash of the model's weights before the first step.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, state = get_state_dict(engine, optimizer, options=options)
@@ -36,7 +41,7 @@ def save(
         # With a path, `torch.save` would not say why it cannot write, for example for a full disk.
         with atomic_file(folder / CHECKPOINT) as unfinished, unfinished.open("wb") as file:
             whole = {"step": step, "about": dict(about), "model": model, "optimizer": state}
-            torch.save(whole, file)
+            torch.save(whole | {"start": start}, file)
 
 
 def refuse_other_folder(folder: Path) -> None:
@@ -76,9 +81,10 @@ def read(
     The tensors are memory-mapped. `about` identifies the run. Raises `ValueError` for a file that
     is not a checkpoint, and for a checkpoint that was saved with a different `about`. In the second
     case, the error message names the fields that differ. Also raises `ValueError` if the
-    checkpoint's number of steps is not from 1 to `steps`. Raises `ValueError` if the checkpoint's
-    parameters do not have the names, shapes and dtypes of the state dict `state`, or if a running
-    mean of AdamW does not have the shape and dtype of its parameter.
+    checkpoint's number of steps is not from 1 to `steps`, or if metrics.jsonl lacks one of these
+    steps. Raises `ValueError` if the checkpoint's parameters do not have the names, shapes and
+    dtypes of the state dict `state`, or if a running mean of AdamW does not have the shape and
+    dtype of its parameter.
     """
     file = folder / CHECKPOINT
     if not file.is_file():
@@ -107,12 +113,21 @@ def read(
         problem = f"{type(error).__name__}: {error!s:.200}"
     if problem:
         raise ValueError(f"{file} is damaged: {printable(problem)}; train in another folder")
+    metrics = folder / METRICS
+    lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    if lines < saved["step"]:
+        raise ValueError(
+            f"{metrics} has {lines} of the checkpoint's {saved['step']} steps; restore the file, "
+            "or train in another folder"
+        )
     return saved
 
 
 def _problem(saved: Mapping[str, Any], state: Mapping[str, Tensor], steps: int) -> str | None:
     """Return why a checkpoint does not fit the model or the run, or None if it fits."""
     step, model, moments = saved["step"], saved["model"], saved["optimizer"]["state"]
+    if type(saved["start"]) is not str:
+        return f"start is {saved['start']!r:.200}"
     if type(step) is not int or not 1 <= step <= steps:
         return f"it is of step {step!r:.200}, and the run has {steps} steps"
     if different := sorted(model.keys() ^ state.keys()):

@@ -3,10 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from clean_transformer.hooks import HookPoint
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.devices import resolve_device
 from clean_transformer.training import checkpoint
@@ -26,6 +23,7 @@ from clean_transformer.training.distributed import (
     n_processes,
     rank,
 )
+from clean_transformer.training.identity import describe, first_weights
 from clean_transformer.training.loss import cross_entropy
 from clean_transformer.training.settings import Training
 from clean_transformer.training.temporary import (
@@ -34,7 +32,7 @@ from clean_transformer.training.temporary import (
     recomputed_blocks,
     training_state,
 )
-from clean_transformer.training.windows import Tokens, as_array, fingerprint, refuse_tokens, window
+from clean_transformer.training.windows import Tokens, as_array, refuse_tokens, window
 
 
 def train(
@@ -59,7 +57,9 @@ def train(
     trained parameters then equal the parameters of an uninterrupted run, bit for bit. For this
     reason, the tokens of a step depend only on `training.seed` and the number of the step. The
     random generators are seeded before each step with `training.seed`, the number of the step and
-    the rank of the process.
+    the rank of the process. If the run is finished already, the model only gets the trained
+    parameters. The warning `WeightsReplaced` says that the run began with other parameters than
+    `model` has.
 
     If `torch.distributed` is initialized (see `distributed.joined`), all processes train together,
     and only process 0 calls `on_step`. With `training.sharded`, each process still holds only a
@@ -71,10 +71,10 @@ def train(
 
     Raises `ValueError`, before training starts, for tokens outside the vocabulary, for too few
     tokens, and for a batch that cannot be divided equally among the processes. Raises `ValueError`
-    if `folder` has other files, or a checkpoint of a run with other settings or tokens. Raises
-    `ValueError` for float16 parameters, and if the unembedding is tied to an embedding that is no
-    longer in the model. Raises `BlockingIOError` if another process trains in `folder`. Raises
-    `RuntimeError` if the gradient norm is not finite. The last checkpoint is then kept.
+    if `folder` has other files, or a checkpoint of a run with other settings, tokens or modules.
+    Raises `ValueError` for float16 parameters, and if the unembedding is tied to an embedding that
+    is no longer in the model. Raises `BlockingIOError` if another process trains in `folder`.
+    Raises `RuntimeError` if the gradient norm is not finite. The last checkpoint is then kept.
     """
     folder, device = Path(folder), resolve_device(device)
     tokens = as_array(tokens)
@@ -85,9 +85,10 @@ def train(
     refuse_tokens("the tokens", tokens, model.cfg)
     if held_out is not None:
         refuse_tokens("the held-out tokens", held_out, model.cfg)
-    about = describe(model, training, tokens)
+    about = describe(model, training, tokens, held_out)
     checkpoint.refuse_other_folder(folder)
     saved = checkpoint.read(folder, about, model.state_dict(), training.steps)
+    start = first_weights(saved, model.state_dict(), folder, training.steps)
 
     with (
         checkpoint.claimed(folder) if rank() == 0 else nullcontext(),
@@ -125,7 +126,7 @@ def train(
                 metrics.add(measured)
                 on_step(measured)
             if training.is_due(training.save_every, step):
-                checkpoint.save(folder, engine, optimizer, step + 1, about)
+                checkpoint.save(folder, engine, optimizer, step + 1, about, start)
 
 
 def windows_per_process(training: Training) -> int:
@@ -164,21 +165,6 @@ def refuse_float16(model: DemoTransformer) -> None:
                 f"{name} is in float16, in which AdamW's eps of 1e-8 is 0 and the weights become "
                 "NaN; call model.float(), and set autocast=True to compute in bfloat16"
             )
-
-
-def describe(model: DemoTransformer, training: Training, tokens: Tokens) -> dict[str, Any]:
-    """Return the values that identify a run. A run can be resumed only with the same values.
-
-    The values are the fields of `model.cfg` and of `training`, the number of tokens, a hash of the
-    tokens, and the name of each module's class.
-    """
-    modules = {
-        path: type(module).__name__
-        for path, module in model.named_modules()
-        if not isinstance(module, HookPoint)
-    }
-    data = {"n_tokens": len(tokens), "hash of the tokens": fingerprint(tokens)}
-    return model.cfg.to_dict() | asdict(training) | data | modules
 
 
 def seed_of(*numbers: int) -> int:

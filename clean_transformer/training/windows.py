@@ -51,7 +51,7 @@ def tokenize(files: Sequence[Path], tokenizer: Tokenizer) -> Tokens:
     ids: list[int] = []
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_bytes().decode("utf-8")  # `read_text` would change \r\n into \n
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8 text ({error}); convert it first") from None
         ids += tokenizer.to_tokens(text)[0].tolist()

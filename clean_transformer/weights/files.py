@@ -13,11 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clean_transformer.weights.refusals import WeightsError
+from clean_transformer.weights.refusals import AGAIN, WeightsError
 from clean_transformer.weights.table import State
-
-AGAIN = "copy or download it again"
-
 
 # The keys under which training scripts usually save a state dict, next to their optimizer's state.
 # If a file has several of them, the first counts.

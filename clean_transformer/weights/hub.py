@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import filter as matching
@@ -53,18 +54,25 @@ def fetch(source: str | Path, wanted: FileSets, optional: Iterable[str] = ()) ->
     """Return the local folder with the files of `source`, and download them first if necessary.
 
     `source` is a local folder, a hub id ("owner/name"), an alias such as "gpt2", or "demo", the
-    model in this package. `wanted` lists alternative sets of files. This function downloads the
-    first set of which the repository has every file. It also downloads the files in `optional` that
-    the repository has. The package `huggingface_hub` keeps the downloaded files in a cache, and
-    reads environment variables such as HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE. If the request to
-    the hub fails, but the cached folder of the model has every file of a set, this function returns
-    the cached folder.
+    model in this package. A local folder with such a name comes first; for a folder "demo", this
+    function warns with `UserWarning`. `wanted` lists alternative sets of files. This function
+    downloads the first set of which the repository has every file. It also downloads the files in
+    `optional` that the repository has. The package `huggingface_hub` keeps the downloaded files in
+    a cache, and reads environment variables such as HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE. If the
+    request to the hub fails, but the cached folder of the model has every file of a set, this
+    function returns the cached folder.
 
     Raises `ValueError` if `source` is neither a folder nor a hub id nor an alias. Raises `HubError`
     if the repository or the files do not exist, if a download is interrupted, or if the hub does
     not answer and the cache has no complete set.
     """
     if os.path.isdir(source):
+        if source == "demo":
+            warnings.warn(
+                "'demo' is the folder ./demo here, not the model in this package; write './demo', "
+                "or call this in another folder",
+                stacklevel=3,
+            )
         return Path(source)
     if source == "demo":
         return DEMO

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 
+# What to do about a damaged file.
+AGAIN = "copy or download it again"
+
 # The dtypes that weights can have. Integers under a weight's name are not weights.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

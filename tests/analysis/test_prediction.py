@@ -13,6 +13,9 @@ from clean_transformer.analysis.attribution import LogitAttribution, logit_attri
 from clean_transformer.analysis.lens import logit_lens
 from clean_transformer.analysis.prediction import predict
 from clean_transformer.model import DemoTransformer
+from clean_transformer.modules import Attention
+from clean_transformer.swapping.swaps import swap
+from clean_transformer.variants import ReluMLP, RMSNorm
 
 from ..helpers import (
     TINY,
@@ -119,6 +122,33 @@ def test_the_parts_sum_to_the_difference_but_for_rounding(dtype: torch.dtype):
     )
     # Sums of at most 20 products, of numbers that were rounded fewer than 20 times before.
     assert abs(total(attribution) - attribution.difference) < 40 * torch.finfo(dtype).eps * scale
+
+
+class Gated(Attention):
+    def forward(self, query_input, key_input=None, value_input=None, kv_cache=None):
+        return 0.5 * super().forward(query_input, key_input, value_input, kv_cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("path", "make", "why"),
+    [
+        ("blocks.1.attn", Gated, "blocks.1.attn is a Gated"),
+        ("ln_final", RMSNorm, "ln_final is a RMSNorm"),
+    ],
+)
+def test_parts_that_do_not_sum_to_the_difference_are_refused(dtype, path: str, make, why: str):
+    model = random_model(dtype=dtype)
+    swap(model, path, make)
+    with pytest.raises(ValueError, match=rf"sum to .* because .* add up like GPT-2: {why}$"):
+        logit_attribution(model, random_tokens(batch=1), 3, 9)
+
+
+def test_a_swapped_mlp_adds_up():
+    model = random_model()
+    swap(model, "blocks.0.mlp", ReluMLP)
+    attribution = logit_attribution(model, random_tokens(batch=1), 3, 9)
+    assert total(attribution) == pytest.approx(attribution.difference, abs=1e-12)
 
 
 @pytest.mark.parametrize("cfg", [TINY, FOLDED])

@@ -33,6 +33,15 @@ def test_a_measurement_has_each_part_once(device: str, quick: bool):
         assert len({*one.parts}) == len(one.parts)
 
 
+@pytest.mark.parametrize("device", ["cpu:0", "cuda:0", "cuda:1", "mps:0"])
+def test_one_of_several_devices_has_the_plan_and_the_goals_of_its_kind(device: str):
+    kind = device.partition(":")[0]
+    chosen = plan_for(device, quick=False)
+    assert chosen == plan_for(kind, quick=False)
+    named = [[goal.what for goal in goals(each, chosen)] for each in (device, kind)]
+    assert named[0] == named[1]
+
+
 def test_the_longest_measurements_have_fewer_rounds():
     chosen = plan_for("cpu", quick=False)
     rounds = {one.title: one.rounds for one in measurements("cpu", chosen)}

@@ -89,6 +89,12 @@ def test_it_prints_and_writes_what_changed(folder: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {"own.py", "e.json", "e.html"}
 
 
+def test_a_tokenizer_needs_a_text(folder: Path, tokenizer: Path) -> None:
+    place = ("--module", "blocks.1.attn", "--with", "own.py:Halved", "--device", "cpu")
+    result = call("swap", *place, "--tokenizer", tokenizer)
+    assert_one_line(result, "--tokenizer is for a text; give one")
+
+
 AHEAD = """
 class Ahead(Halved):
     def forward(self, x):

@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from clean_transformer.cli.terminal import (
     format_cell,
     one_line_errors,
+    print_table,
     print_text,
     progress,
     read_text,
@@ -48,6 +50,21 @@ def test_errors_end_with_a_status_and_one_line(error, status: int, message: str,
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.strip() == message
+
+
+class NobodyReads(io.StringIO):
+    def write(self, _: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_table_that_nobody_reads_is_no_error(monkeypatch, capfd):
+    """rich, which prints tables, raises `SystemExit` for a broken pipe."""
+    monkeypatch.setattr(sys, "stdout", NobodyReads())
+    monkeypatch.setattr(NobodyReads, "fileno", lambda _: os.open(os.devnull, os.O_WRONLY))
+    with pytest.raises(typer.Exit) as exit_, one_line_errors():
+        print_table("title", ["token"], [("the",)])
+    assert exit_.value.exit_code == 2
+    assert capfd.readouterr().err == ""
 
 
 class PanicException(BaseException):

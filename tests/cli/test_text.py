@@ -197,6 +197,11 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "fetch", fetch_here)
 
 
+def test_tokens_come_from_one_tokenizer(folder: Path):
+    result = call("tokens", "the", "--weights", "/none", "--tokenizer", folder)
+    assert_one_line(result, "--weights and --tokenizer both name a tokenizer")
+
+
 @pytest.mark.parametrize("command", ["generate", "predict", "tokens"])
 def test_the_demo_stands_in_for_gpt2_where_the_hub_is_out_of_reach(command: str, no_hub: None):
     result = call(command, "Once upon a time")

@@ -5,14 +5,15 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from clean_transformer import DemoTransformer, HookPoint
 from clean_transformer.config import Config
@@ -26,7 +27,15 @@ from clean_transformer.swapping.swaps import swap
 from clean_transformer.variants.mlp import ReluMLP
 from clean_transformer.weights.synthetic import stress
 
-from ..helpers import TINY, assert_same_function, configs, random_model, random_tokens, tiny
+from ..helpers import (
+    TINY,
+    assert_same_function,
+    configs,
+    random_model,
+    random_tokens,
+    tiny,
+    unchecked_types,
+)
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
@@ -272,6 +281,80 @@ def test_a_patch_inside_takes_effect(model, point: str):
     assert_same_function(again, patched)
 
 
+def twice(output):
+    return 2 * output
+
+
+def patched_method(path: str):
+    """Return a function that patches a method of one module, and a function that undoes it."""
+
+    def patch(model: DemoTransformer) -> Callable[[], None]:
+        owner, _, method = path.rpartition(".")
+        module = model.get_submodule(owner)
+        own = getattr(module, method)
+        setattr(module, method, lambda *given, **more: twice(own(*given, **more)))
+        return lambda: delattr(module, method)
+
+    return patch
+
+
+def two_streams(model: DemoTransformer) -> Callable[[], None]:
+    own = model.blocks[0].attn_inputs
+    model.blocks[0].attn_inputs = lambda resid_pre: tuple(map(twice, own(resid_pre)))
+    return lambda: delattr(model.blocks[0], "attn_inputs")
+
+
+def global_hook(model: DemoTransformer) -> Callable[[], None]:
+    def edit(module: nn.Module, given: object, output: Tensor) -> Tensor | None:
+        return twice(output) if module is model.blocks[1].hook_resid_mid else None
+
+    return register_module_forward_hook(edit).remove
+
+
+PATCHES = {
+    path: patched_method(path)
+    for path in (
+        "blocks.0.mlp.forward",
+        "blocks.1.attn.mix",
+        "blocks.1.hook_mlp_out.forward",
+        "blocks.0.ln2.forward",
+        "blocks.0.forward",
+        "unembed.forward",
+    )
+} | {"attn_inputs": two_streams, "global hook": global_hook}
+
+
+@pytest.mark.filterwarnings("ignore::clean_transformer.inference.NotOptimized")
+@pytest.mark.parametrize("optimize_first", [True, False])
+@pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES)
+def test_a_patched_method_and_a_global_hook_take_effect(model, patch, optimize_first: bool):
+    plain = model(TOKENS)
+    undo = patch(model)
+    patched = model(TOKENS)
+    assert not torch.allclose(patched, plain)
+    if optimize_first:
+        undo()
+        model.optimize()
+        assert_same_function(model(TOKENS), plain)
+        undo = patch(model)
+    else:
+        model.optimize()
+    try:
+        assert_same_function(model(TOKENS), patched)
+    finally:
+        undo()
+
+
+def test_a_second_call_keeps_a_forward_that_was_patched_in_between(model):
+    model.optimize()
+    own = model.blocks[0].forward
+    model.blocks[0].forward = lambda *given, **more: twice(own(*given, **more))
+    patched = model(TOKENS)
+    with model.optimize() as optimized:
+        assert optimized.modules == ("blocks.1", "unembed")
+        assert_same_function(model(TOKENS), patched)
+
+
 def test_the_outputs_of_blocks_are_watched_without_leaving_the_fast_path(model):
     model.optimize()
 
@@ -429,6 +512,12 @@ def test_modules_of_other_classes_stay_as_they_are(model):
 
     assert optimized.modules == ("blocks.1", "unembed")
     assert_same_function(model(TOKENS), logits)
+
+
+@pytest.mark.parametrize("weights", ["int4", "bfloat16"])
+def test_unknown_weights_are_refused(model, weights: str):
+    with unchecked_types(), pytest.raises(ValueError, match=f"weights is '{weights}'; it must be"):
+        model.optimize(weights)
 
 
 def test_8_bits_need_a_processor():

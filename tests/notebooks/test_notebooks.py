@@ -86,7 +86,7 @@ def test_the_tokens_are_those_of_gpt2():
     [cell] = [code for code in make.CODE.findall(source("a_closer_look")) if "GPT2_TOKENS" in code]
     table = cell[cell.index("    GPT2_TOKENS") : cell.index("    for text")]
     exec("if True:\n" + table, names)
-    tokenizer = Tokenizer.from_files(GPT2 / "vocab.json", GPT2 / "merges.txt")
+    tokenizer = Tokenizer.from_pretrained(GPT2)
     assert len(names["GPT2_TOKENS"]) == 7
     for text, expected in names["GPT2_TOKENS"].items():
         assert tokenizer.to_str_tokens(text, prepend_bos=False) == expected

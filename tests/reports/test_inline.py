@@ -232,8 +232,15 @@ def test_a_view_needs_one_text_and_its_tokens(model, cache):
     with pytest.raises(ValueError, match=r"1 tokens for \d+ positions"):
         attention_view(cache, ["the"])
     _, of_two = model.run_with_cache(random_tokens(model.cfg, batch=2))
-    with pytest.raises(ValueError, match="the cache is of 2 texts"):
+    with pytest.raises(ValueError, match="the activation is of 2 texts"):
         attention_view(of_two, [""] * 7)
+
+
+def test_a_view_of_patterns_with_nan_is_refused(model):
+    _, cache = model.run_with_cache(TEXT)
+    cache["pattern", 1][0, 0, 2, 1] = torch.nan
+    with pytest.raises(ValueError, match="the model computes NaN for this text; run `clean-tr"):
+        attention_view(cache, model.to_str_tokens(TEXT))
 
 
 # --- swaps ---

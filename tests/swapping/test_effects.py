@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clean_transformer import MLP, Attention, DemoTransformer, HookPoint
-from clean_transformer.swapping.effect_report import Change, Effect
+from clean_transformer.swapping.effect_report import Change, Effect, render, said
 from clean_transformer.swapping.effects import effect
 from clean_transformer.swapping.swaps import Swap, swap
 
@@ -274,6 +274,23 @@ def test_lost_and_new_hook_points_are_rows() -> None:
     assert rows["blocks.1.hook_attn_out"].introduced > 0
 
 
+class Plain(MLP):
+    """An MLP that inherits hook points, and does not call them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x @ self.W_in + self.b_in) @ self.W_out + self.b_out
+
+
+def test_hook_points_that_do_not_run_are_rows() -> None:
+    model = random_model()
+    swap(model, "blocks.0.mlp", Plain)  # an earlier swap that stays
+    rows = rows_of(effect_of(model, "blocks.1.mlp", Plain, random_tokens()))
+    for point in ("hook_pre", "hook_post"):
+        assert rows[f"blocks.1.mlp.{point}"].note == "only the original model makes it"
+        assert f"blocks.0.mlp.{point}" not in rows
+    assert rows["blocks.1.hook_mlp_out"].introduced > 0
+
+
 def test_another_shape_is_no_number() -> None:
     model = random_model()
 
@@ -413,3 +430,10 @@ def test_undone_below_a_later_swap_is_refused() -> None:
         with pytest.raises(RuntimeError, match="'mlp' of TransformerBlock was swapped again"):
             effect(model, first, random_tokens())
         assert in_places(model, second) == before
+
+
+def test_a_single_token_has_no_loss() -> None:
+    report = effect_of(random_model(), "unembed", random_model(seed=1), random_tokens()[:, :1])
+    assert report.impact.loss_change is None
+    assert said(report)[0].endswith(" nats, no loss, because a single token has none")
+    assert "<dd>a single token has none</dd>" in render(report)

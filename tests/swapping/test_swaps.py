@@ -283,6 +283,47 @@ def test_lost_hook_points_are_told():
     assert not {*swapped.lost} & {*cache}
 
 
+class Plain(MLP):
+    """A module that inherits hook points, and does not call them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x @ self.W_in + self.b_in) @ self.W_out + self.b_out
+
+
+def test_hook_points_that_do_not_run_are_lost():
+    model = random_model()
+    with pytest.warns(HookPointsLost, match=r"not hold blocks.1.mlp.hook_pre, blocks.1.mlp.hook"):
+        swapped = swap(model, "blocks.1.mlp", Plain)
+    assert swapped.lost == ("blocks.1.mlp.hook_pre", "blocks.1.mlp.hook_post")
+    _, cache = model.run_with_cache(TOKENS)
+    with pytest.raises(KeyError, match=r"not captured .* or the module does not run it"):
+        cache["post", 1]
+
+
+def test_a_module_with_hook_points_is_not_put_into_two_places():
+    model, other = random_model(), random_model().blocks[0].mlp
+    shared = r"blocks\.1\.mlp[.\w]*\.hook_pre is blocks\.0\.mlp\.hook_pre; give a copy"
+    names = {path: point.name for path, point in model.hook_dict.items()}
+    for pattern, make in [
+        ("blocks.1.mlp", model.blocks[0].mlp),
+        ("blocks.1.mlp", lambda old, path: nn.Sequential(model.blocks[0].mlp)),
+        ("blocks.*.mlp", lambda old, path: other),
+    ]:
+        with pytest.raises(SwapError, match=shared):
+            swap(model, pattern, make)
+    assert names == {path: point.name for path, point in model.hook_dict.items()}
+    mlps = [block.mlp for block in model.blocks]
+    with swap(model, "blocks.*.mlp", lambda old, path: mlps[path == "blocks.0.mlp"]):
+        assert [block.mlp for block in model.blocks] == mlps[::-1]
+
+
+def test_a_cache_refuses_a_module_in_two_places():
+    model = random_model()
+    model.blocks[1].mlp = model.blocks[0].mlp
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.mlp\.hook_pre is in several places"):
+        model.run_with_cache(TOKENS)
+
+
 class OneStream(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x

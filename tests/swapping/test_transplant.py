@@ -301,6 +301,27 @@ def test_what_is_refused_says_so(theirs: Theirs):
         swap(theirs.model, "blocks.0.attn", OURS)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("act_fn", "relu"),
+        ("use_attn_scale", False),
+        ("positional_embedding_type", "rotary"),
+        ("n_key_value_heads", 1),
+        ("parallel_attn_mlp", True),
+        ("attn_scale", 3.0),
+    ],
+)
+def test_a_hooked_transformer_that_is_no_gpt2_is_refused(
+    theirs: Theirs, monkeypatch: pytest.MonkeyPatch, flag: str, value: object
+):
+    if theirs.kind != "hooked":
+        pytest.skip("the flags are those of HookedTransformer")
+    monkeypatch.setattr(theirs.model.cfg, flag, value)
+    with pytest.raises(ValueError, match=rf"HookedTransformerConfig\.{flag} is .*; it must be"):
+        transplant(theirs.model, "blocks.*.mlp", MLP)
+
+
 def test_ours_is_no_model_of_theirs():
     with pytest.raises(SwapError, match="transplant is not for DemoTransformer; transplant puts"):
         transplant(OURS, "blocks.0.attn", OURS)

@@ -8,6 +8,7 @@ import torch
 from clean_transformer.config import Config
 from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.model import DemoTransformer
+from clean_transformer.text.tokenizer import Tokenizer
 from clean_transformer.weights.processing import process_weights
 
 from ..helpers import (
@@ -100,7 +101,7 @@ def test_weights_are_processed_while_they_are_loaded(tmp_path, flags):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"return_type": "losses"}, ValueError, "return_type is 'losses'; use"),
+        ({"return_type": "losses"}, ValueError, "return_type is 'losses'; it must be 'logits' or"),
         ({"return_type": "loss", "last_only": True}, ValueError, "logits of all positions"),
         ({"return_type": "both", "stop_at_layer": 1}, ValueError, "logits of all positions"),
         ({"return_type": "loss", "unembed": False}, ValueError, "logits of all positions"),
@@ -135,6 +136,49 @@ def test_what_is_not_one_token_is_refused(model):
         model.get_token_position(" cat", "the mat")
     with unchecked_types(), pytest.raises(ValueError, match="mode is 'middle'"):
         model.get_token_position(" cat", "the cat", mode="middle")
+
+
+def test_the_position_of_a_token_is_that_in_one_text(model):
+    tokens = model.to_tokens(["the cat", "the mat"])
+    assert model.get_token_position(" cat", tokens[:1]) == 2
+    with unchecked_types(), pytest.raises(ValueError, match=r"shape \[2, \d\] are several texts"):
+        model.get_token_position(" cat", tokens)
+    with pytest.raises(TypeError, match="prepend_bos is for texts"):
+        model.get_token_position(" cat", tokens[0], prepend_bos=False)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (-1, ValueError, "there is no token -1; ids run from 0 to"),
+        (torch.tensor([3, 10**6]), ValueError, r"there is no token \[3, 1000000\]; ids run"),
+        (torch.tensor(1.7), TypeError, "token ids must be integers, not torch.float32"),
+        (torch.tensor([True, False]), TypeError, "token ids must be integers, not torch.bool"),
+    ],
+)
+def test_only_tokens_of_the_vocabulary_have_directions(model, ids, error, message):
+    with unchecked_types(), pytest.raises(error, match=message):
+        model.tokens_to_residual_directions(ids)
+
+
+def test_the_loss_is_of_the_tokens_that_gave_the_logits(model):
+    tokens = model.to_tokens(["the cat", "the mat"])
+    logits = model(tokens)
+    for other in (tokens[:1], tokens[:, :-1]):
+        with unchecked_types(), pytest.raises(ValueError, match=r"logits of \[2, \d\] \[batch pos"):
+            model.loss_fn(logits, other)
+        with unchecked_types(), pytest.raises(ValueError, match=r"logits of \[2, \d\] \[batch pos"):
+            model.loss_fn(logits, tokens, torch.ones_like(other))
+
+
+def test_texts_are_tokenized_once(model, monkeypatch):
+    read = []
+    to_rows = Tokenizer.to_rows
+    monkeypatch.setattr(
+        Tokenizer, "to_rows", lambda self, *given: read.append(given) or to_rows(self, *given)
+    )
+    model(TEXTS, return_type="loss")
+    assert len(read) == 1
 
 
 def test_a_swapped_module_without_the_weight_is_named(model):

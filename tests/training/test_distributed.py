@@ -45,8 +45,8 @@ def rounding(folder: Path, training: Training) -> tuple[dict[str, torch.Tensor],
     allowed = Rounding()
     save = checkpoint.save
 
-    def watch(folder, engine, optimizer, step, about) -> None:
-        save(folder, engine, optimizer, step, about)
+    def watch(folder, engine, optimizer, step, *about) -> None:
+        save(folder, engine, optimizer, step, *about)
         squares = {
             name: optimizer.state[parameter]["exp_avg_sq"]
             for name, parameter in engine.named_parameters()

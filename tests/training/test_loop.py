@@ -8,6 +8,7 @@ import zipfile
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.swapping.swaps import swap
-from clean_transformer.training import checkpoint
+from clean_transformer.training import WeightsReplaced, checkpoint
 from clean_transformer.training.loop import adamw, train, update
 from clean_transformer.training.settings import Training
 from clean_transformer.training.temporary import recomputed_blocks
 from clean_transformer.training.windows import window
+from clean_transformer.variants import SlidingWindowAttention
 
 from .. import processes
 from ..helpers import (
@@ -325,6 +327,7 @@ def without_speed(folder: Path) -> list[dict]:
     return [line | {"tokens_per_second": None} for line in read_metrics(folder)]
 
 
+@pytest.mark.filterwarnings("ignore::clean_transformer.training.WeightsReplaced")
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, stop_at: int):
     whole = run(tmp_path / "whole").state_dict()
@@ -336,6 +339,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, stop_at: int):
     assert without_speed(tmp_path / "parts") == without_speed(tmp_path / "whole")
     # Once it is finished, there is nothing more to do.
     assert_equal_states(run(tmp_path / "parts", seed=9, stop_at=5).state_dict(), whole)
+
+
+def test_other_weights_are_not_replaced_in_silence(tmp_path: Path):
+    with pytest.raises(Stopped):
+        run(tmp_path, stop_at=3)
+    unfinished = "began with other weights than this model has. .* after 2 of 5 steps$"
+    with pytest.warns(WeightsReplaced, match=unfinished):
+        model = run(tmp_path, seed=9)
+    with pytest.warns(WeightsReplaced, match="5 of 5 steps; the run is finished, so nothing"):
+        run(tmp_path, seed=9)
+    train(model, TOKENS, tmp_path, RUN, held_out=TOKENS[:100], device="cpu")
+    run(tmp_path)
 
 
 class Dropping(MLP):
@@ -386,6 +401,7 @@ def counted_run(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::clean_transformer.training.WeightsReplaced")
 def test_killed_at_20_random_moments_it_goes_on_to_the_same_bits(tmp_path: Path):
     assert processes.run(counted_run, tmp_path / "whole") == 0
     whole = torch.load(tmp_path / "whole/checkpoint.pt", weights_only=True)
@@ -543,6 +559,37 @@ def other(tokens: np.ndarray) -> np.ndarray:
     changed = tokens.copy()
     changed[7] = (changed[7] + 1) % CFG.d_vocab
     return changed
+
+
+def test_modules_with_other_settings_are_refused(tmp_path: Path):
+    def with_window(window: int) -> None:
+        model = random_model(CFG)
+        swap(model, "blocks.0.attn", lambda old, path: windowed(window).double())
+        train(model, TOKENS, tmp_path, RUN, device="cpu")
+
+    windowed = partial(SlidingWindowAttention, CFG)
+    torch.manual_seed(0)
+    with_window(2)
+    with pytest.raises(ValueError, match=r"attn was '.*window=2.*' and is now '.*window=8"):
+        with_window(8)
+
+
+def test_other_held_out_tokens_are_refused(tmp_path: Path):
+    run(tmp_path)
+    with pytest.raises(ValueError, match=r"run: hash of the held-out tokens was '\w+' and is now"):
+        train(random_model(CFG), TOKENS, tmp_path, RUN, held_out=TOKENS[:99], device="cpu")
+
+
+@pytest.mark.parametrize(("lines", "has"), [(None, 0), (3, 3)])
+def test_a_checkpoint_without_its_metrics_is_refused(tmp_path: Path, lines: int | None, has: int):
+    run(tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    written = metrics.read_text().splitlines(keepends=True)
+    metrics.unlink()
+    if lines is not None:
+        metrics.write_text("".join(written[:lines]))
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl has {has} of the checkpoint's 5 steps"):
+        run(tmp_path)
 
 
 def test_other_tokens_of_the_same_length_are_refused(tmp_path: Path):

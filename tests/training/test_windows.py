@@ -70,6 +70,13 @@ def test_texts_are_joined_by_the_end_of_text(tmp_path: Path):
     assert tokenize(files, tokenizer).tolist() == whole[0].tolist()
 
 
+def test_line_breaks_are_read_as_they_are_written(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(b"a\r\nb\rc")
+    tokenizer = Tokenizer(trained())
+    tokens = tokenize([tmp_path / "a.txt"], tokenizer)
+    assert tokenizer.to_string(tokens[1:].tolist()) == "a\r\nb\rc"
+
+
 def test_a_text_that_is_not_utf_8_is_refused(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text"):

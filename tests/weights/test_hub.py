@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from clean_transformer.weights.hub import HUB_IDS, TOKENIZER, FileSets, complete_set, fetch
+from clean_transformer.weights.hub import (
+    DEMO,
+    HUB_IDS,
+    TOKENIZER,
+    FileSets,
+    complete_set,
+    fetch,
+)
 from clean_transformer.weights.load import WEIGHTS
 
 SHARDS = [f"model-0000{shard}-of-00002.safetensors" for shard in (1, 2)]
@@ -277,3 +284,12 @@ def test_the_set_in_full_is_chosen_and_keeps_its_order():
     assert complete_set(TOKENIZER, ["merges.txt", "vocab.json"]) == ["vocab.json", "merges.txt"]
     assert complete_set(TOKENIZER, ["encoder.json", "vocab.json"]) == []
     assert complete_set(WEIGHTS, [*reversed(SHARDS), INDEX, "config.json"])[2:] == SHARDS
+
+
+def test_a_folder_with_the_name_of_the_demo_is_named(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fetch("demo", WEIGHTS) == DEMO
+    Path("demo").mkdir()
+    with pytest.warns(UserWarning, match=r"'demo' is the folder ./demo here, not the model in"):
+        assert fetch("demo", WEIGHTS) == Path("demo")
+    assert fetch("./demo", WEIGHTS) == Path("demo")

@@ -7,11 +7,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.analysis.one_text import of_one_text
 from clean_transformer.analysis.plots.style import (
     SEQUENTIAL,
     STYLE,
     index_of,
-    of_one_text,
+    numbers,
     token_axis,
 )
 
@@ -32,7 +33,7 @@ def attention_pattern(
     does not have.
     """
     layers = range(cache.n_layers) if layer is None else [index_of("layer", layer, cache.n_layers)]
-    patterns = [of_one_text(cache["pattern", each, "attn"], 3, tokens) for each in layers]
+    patterns = [numbers(of_one_text(cache["pattern", each, "attn"], 3, tokens)) for each in layers]
     n_heads = len(patterns[0])
     heads = range(n_heads) if head is None else [index_of("head", head, n_heads)]
     panels = [*product(range(len(layers)), heads)]

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clean_transformer.analysis.lens import logit_lens as log_probs_by_depth
+from clean_transformer.analysis.one_text import require_as_many
 from clean_transformer.analysis.plots.style import (
     SEQUENTIAL,
     STYLE,
     label,
     numbers,
-    require_as_many,
     token_axis,
 )
 from clean_transformer.analysis.prediction import Text, single

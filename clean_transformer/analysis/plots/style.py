@@ -1,4 +1,4 @@
-"""Code that several plots share: colors, an axis with tokens, checks of arguments, and `save`."""
+"""Code that several plots share: colors, an axis with tokens, and `save`."""
 
 import html
 from collections.abc import Sequence
@@ -66,31 +66,6 @@ def save(figure: go.Figure, path: str | Path) -> None:
 def numbers(values: Tensor) -> Any:
     """Return the values as a float32 NumPy array."""
     return values.detach().cpu().float().numpy()
-
-
-def of_one_text(activation: Tensor, ndim: int, tokens: Sequence[str]) -> Any:
-    """Return the activation without its batch dimension, as a NumPy array of `ndim` dimensions.
-
-    Raises `ValueError` if the batch has several texts, or if `tokens` does not have one token for
-    each position of the activation.
-    """
-    if activation.ndim > ndim:
-        if len(activation) != 1:
-            raise ValueError(
-                f"the activation is of {len(activation)} texts; run the model on one text"
-            )
-        activation = activation[0]
-    require_as_many(activation.shape[-2], tokens)
-    return numbers(activation)
-
-
-def require_as_many(positions: int, tokens: Sequence[str]) -> None:
-    """Raise `ValueError` unless `tokens` has exactly `positions` entries, one for each position."""
-    if len(tokens) != positions:
-        raise ValueError(
-            f"{len(tokens)} tokens for {positions} positions; "
-            "give model.to_str_tokens of the text that the model read"
-        )
 
 
 def index_of(what: str, index: int, count: int) -> int:

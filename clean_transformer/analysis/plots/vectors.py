@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from clean_transformer.activation_cache import ActivationCache
+from clean_transformer.analysis.one_text import of_one_text
 from clean_transformer.analysis.plots.style import (
     DIVERGING,
     SEQUENTIAL,
@@ -18,7 +19,6 @@ from clean_transformer.analysis.plots.style import (
     index_of,
     label,
     numbers,
-    of_one_text,
     token_axis,
 )
 
@@ -32,7 +32,7 @@ def embedding_similarity(
     the tokens as strings. Raises `ValueError` for several texts, and if `tokens` does not have one
     token per vector.
     """
-    rows = torch.from_numpy(of_one_text(vectors, 2, tokens))
+    rows = torch.from_numpy(numbers(of_one_text(vectors, 2, tokens)))
     heat = go.Heatmap(
         z=cosine_similarity(rows[:, None], rows[None], dim=-1).numpy(),
         colorscale=DIVERGING,
@@ -81,7 +81,7 @@ def residual_norms(cache: ActivationCache, tokens: Sequence[str]) -> go.Figure:
     `tokens` does not have one token per position.
     """
     states, labels = cache.accumulated_resid(incl_mid=True, return_labels=True)
-    depth = np.stack([of_one_text(state, 2, tokens) for state in states])
+    depth = np.stack([numbers(of_one_text(state, 2, tokens)) for state in states])
     norms = np.linalg.norm(depth, axis=-1)
     shades = sample_colorscale(SEQUENTIAL[1:], np.linspace(0, 1, len(tokens)).tolist())
     figure = go.Figure()

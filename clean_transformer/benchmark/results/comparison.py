@@ -50,12 +50,44 @@ class Change:
         return "slower" if self.factor > 1 else "faster"
 
 
-def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
+@dataclass(frozen=True)
+class Missing:
+    """The work of one contestant that only one of two runs measured.
+
+    `measurement` is the title of the measurement. `part` names the contestant and its work. `why`
+    says which run did not measure it. `failed` is True if one of our contestants was measured
+    before, and the later run tried to measure it and could not.
+    """
+
+    measurement: str
+    part: Part
+    why: str
+    failed: bool
+
+
+def missing(before: Results, after: Results) -> list[Missing]:
+    """Return what only one of the two runs measured."""
+    old, new = (
+        {(row.measurement, row.part): row for row in run.results} for run in (before, after)
+    )
+    found = []
+    for key in {**old, **new}:
+        for run, name, other in ((new, "later", old), (old, "earlier", new)):
+            here, there = run.get(key), other.get(key)
+            if there is None or not there.values or (here is not None and here.values):
+                continue
+            why = f"not measured in the {name} run" + (f": {here.why}" if here is not None else "")
+            failed = here is not None and run is new and there.part.setup.contestant in OURS
+            found.append(Missing(*key, why, failed))
+    return found
+
+
+def compare(before: Results, after: Results) -> tuple[float | None, list[Change]]:
     """Return the drift between two runs, and a `Change` for every `Work` of our contestants.
 
     The drift says how much slower the whole machine became. It is the median of the factors by
-    which the times of other libraries changed. Raises `ValueError` if the runs have no measurement
-    in common.
+    which the times of other libraries changed, or None if both runs have no such time. Raises
+    `ValueError` if the runs have no measurement in common.
     """
     old = {(row.measurement, row.part): row for row in before.results if row.values}
     pairs = [
@@ -80,7 +112,8 @@ def compare(before: Results, after: Results) -> tuple[float, list[Change]]:
                 own = math.hypot(_noise(one), _noise(other))
                 noise = max(LEAST, SIGMAS * max(own, scatter))
             changes.append(Change(one.measurement, one.part, factor, noise))
-    return math.exp(_median([each for group in peers.values() for each in group])), changes
+    all_peers = [each for group in peers.values() for each in group]
+    return math.exp(_median(all_peers)) if all_peers else None, changes
 
 
 def _factor(before: Result, after: Result) -> float:

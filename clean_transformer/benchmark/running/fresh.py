@@ -25,13 +25,14 @@ def peak_bytes(contestant: str, folder: Path, device: str, dtype: str) -> int:
     The process loads the model from `folder` and runs it on one token. The result does not contain
     the memory that the process uses before it loads the model, such as the memory of the libraries.
     Raises `RuntimeError` if the process fails. The error contains the last line that the process
-    wrote to standard error.
+    wrote to standard error, or else its exit status.
     """
     script = "clean_transformer.benchmark.running.fresh"
     command = [sys.executable, "-m", script, contestant, str(folder), device, dtype]
     ran = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if ran.returncode:
-        raise RuntimeError(f"its process failed: {ran.stderr.strip().splitlines()[-1]}")
+        lines = ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"]
+        raise RuntimeError(f"its process failed: {lines[-1]}")
     return int(ran.stdout.splitlines()[-1])
 
 

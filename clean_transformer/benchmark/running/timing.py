@@ -38,7 +38,7 @@ def synchronize(device: str) -> None:
     """Wait until the device has finished all work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-    elif device == "mps":
+    elif device.startswith("mps"):
         torch.mps.synchronize()
 
 

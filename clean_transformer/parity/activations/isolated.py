@@ -170,8 +170,9 @@ def _judge(
     axis = HEAD_AXIS.get(name.split(".")[-1], 0)
 
     def errors(seen: Seen, device: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
-        given = upcast(device)
-        error = (given - exact).abs_().masked_fill_(given == exact, 0.0)
+        error = (upcast(device) - exact).abs_()
+        if bool(error.sum().isnan()):  # infinity − infinity
+            error.masked_fill_(device == exact, 0.0)
         return error, error_ratios(error, rule.scale(module, seen, exact, u), u, device.dtype)
 
     # One head or some positions at a time, to save memory.
@@ -189,12 +190,14 @@ def _judge(
         texts = (torch.split(x, AT_A_TIME, 1) for x in (device, exact))
         pieces, along = [*zip(seen_at, *texts, strict=True)], 1
     ratios = torch.cat([errors(*piece)[1] for piece in pieces], along)
-    ratio, rms = float(ratios.max()), float(ratios.norm()) / math.sqrt(ratios.numel())
+    worst = index_of_largest(ratios)
+    ratio, rms = float(ratios[worst]), float(ratios.norm()) / math.sqrt(ratios.numel())
     healthy, wrong = rule.kind.limits(rule.summed(module, seen), u)
     lower = ""
     if ratio > healthy and rule.kind in PRODUCTS:
         typical = rule.typical(module, seen, exact)
         lower = lower_precision(errors(seen, device, exact)[0], ratios, typical, healthy, u)
+    others = [dim for dim in range(ratios.ndim) if dim != axis]
     return Isolated(
         name=name,
         case=case,
@@ -205,8 +208,8 @@ def _judge(
         wrong=wrong,
         rms_ratio=rms,
         bits=-math.log2(rms * u) if rms else math.inf,
-        worst_index=index_of_largest(ratios),
-        per_head=tuple(ratios.movedim(axis, 0).flatten(1).amax(dim=1).tolist()) if axis else (),
+        worst_index=worst,
+        per_head=tuple(ratios.amax(dim=others).tolist()) if axis else (),
         lower_precision=lower,
     )
 

@@ -28,7 +28,7 @@ class Row:
     """One row of the report: an operation, in one dtype, in one module or a group of modules.
 
     `calls` is the number of calls, and `not_checked` is the number of calls that could not be
-    compared. `ratio` is the largest error of a call, in units of one rounding. `bits` is the lowest
+    judged. `ratio` is the largest error of a call, in units of one rounding. `bits` is the lowest
     effective precision of a call. `dtype` is the dtype of the first floating-point output of a
     call, or "" if no output is floating-point.
     """
@@ -151,6 +151,7 @@ class Recorder:
             one.not_checked, one.verdict = 1, Verdict.NOT_CHECKED
         else:
             one.ratio, one.bits, one.verdict = judgment.ratio, judgment.bits, judgment.verdict
+            one.not_checked = int(judgment.verdict is Verdict.NOT_CHECKED)
         key = (module, call.name, dtype)
         if key not in self.rows:
             self.rows[key] = Row(*key)

@@ -1,6 +1,5 @@
 """Prints the result of `check_model` in a terminal."""
 
-from collections import Counter
 from collections.abc import Callable
 
 from rich.console import Console
@@ -22,6 +21,11 @@ HEADLINES = {
     Verdict.DEGRADED: "{device} computes {model} less accurately than it should.",
     Verdict.WRONG: "{device} computes {model} wrongly. Do not trust its results.",
 }
+# Why a call was compared, and yet reads NOT CHECKED.
+UNPROVEN = (
+    "errors of up to {ratio:.3g} roundings; there is no rule that says which errors of this "
+    "operation are healthy"
+)
 
 
 def print_model_report(report: ModelReport, title: str, console: Console) -> None:
@@ -51,11 +55,12 @@ def print_model_report(report: ModelReport, title: str, console: Console) -> Non
 
 
 def _print_not_checked(report: ModelReport, console: Console) -> None:
-    counts: Counter[str] = Counter()
-    for row in report.rows:
-        counts[row.operation] += row.not_checked
-    for operation, count in (+counts).items():
-        console.print(styled(Verdict.NOT_CHECKED), f"{operation}: {count:,} calls")
+    unchecked = [row for row in report.rows if row.not_checked]
+    for operation, (total, _) in summed(unchecked, lambda row: row.operation).items():
+        said = f"{operation}: {total.not_checked:,} calls"
+        if total.ratio:
+            said += f", {UNPROVEN.format(ratio=total.ratio)}"
+        console.print(styled(Verdict.NOT_CHECKED), said)
 
 
 def _print_rows(report: ModelReport, console: Console) -> None:

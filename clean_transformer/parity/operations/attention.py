@@ -30,12 +30,22 @@ def attention(
     normalize: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
 ) -> tuple[Tensor, Tensor]:
     """Return (pattern @ v, pattern), with pattern = normalize(scale * q @ k^T + mask)."""
+    # A query whose keys are all masked has a pattern of zeros, as in PyTorch's own kernels since
+    # `_safe_softmax` was added in PyTorch 2.5. Before, its pattern was NaN.
     # A boolean mask is True where a query sees a key. The docstring does not say this, because
     # reproduction scripts contain the docstring and must be short.
     scores = scale * (q @ k.transpose(-2, -1))
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     pattern = normalize(scores)
+    if hasattr(torch.ops.aten, "_safe_softmax"):
+        pattern = pattern.masked_fill(scores.amax(-1, keepdim=True) == -torch.inf, 0.0)
     return pattern @ v, pattern
+
+
+def score_sizes(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Return scale * |q| @ |k|^T + |mask|, but without the infinite elements of the mask."""
+    size = q.abs() @ k.abs().mT * abs(scale)
+    return size if mask.dtype == torch.bool else size + mask.abs().masked_fill(mask.isinf(), 0.0)
 
 
 def attention_arguments(named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:

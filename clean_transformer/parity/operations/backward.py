@@ -1,18 +1,22 @@
 """Rules for the ATen operations of a backward pass: the exact gradients and the allowed errors.
 
-A rule returns an `Expected` (exact value and allowed error) for each output of a call. The
-gradients of softmax, log-softmax, GELU, LayerNorm and attention are computed from formulas, not
-with PyTorch's kernels. So a kernel that is wrong even in float64 is found, too.
+A rule returns an `Expected` (exact value and allowed error) for each output of a call. The file
+`norms.py` has the gradients of LayerNorm and of similar norms.
 """
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from clean_transformer.parity.limits import ATTEND, ELEMENTWISE, GELU, LAYER_NORM, SOFTMAX, SUM
-from clean_transformer.parity.operations.attention import attention, attention_arguments
+from clean_transformer.parity.limits import ATTEND, ELEMENTWISE, GELU, SOFTMAX, SUM
+from clean_transformer.parity.operations.attention import (
+    attention,
+    attention_arguments,
+    score_sizes,
+)
 from clean_transformer.parity.operations.replay import Call64, Expected
 from clean_transformer.parity.operations.rules import (
     Rule,
@@ -33,7 +37,7 @@ def _of_softmax(call: Call64) -> list[Expected | None]:
     g, p, dim = (call.named[name] for name in ("grad_output", "output", "dim"))
     total = (g * p).sum(dim, keepdim=True)
     size = sum_scale(total, lambda size: size(g * p).sum(dim, keepdim=True), call.u)
-    return [within(SOFTMAX, call, p * (g - total), p * (g.abs() + size), _along(g, dim))]
+    return [within(SOFTMAX, call, call.run(), p * (g.abs() + size), _along(g, dim))]
 
 
 def _of_log_softmax(call: Call64) -> list[Expected | None]:
@@ -44,7 +48,7 @@ def _of_log_softmax(call: Call64) -> list[Expected | None]:
     g, log_p, dim = (call.named[name] for name in ("grad_output", "output", "dim"))
     p, total = log_p.exp(), g.sum(dim, keepdim=True)
     size = sum_scale(total, lambda size: size(g).sum(dim, keepdim=True), call.u)
-    return [within(SOFTMAX, call, g - p * total, g.abs() + p * size, _along(g, dim))]
+    return [within(SOFTMAX, call, call.run(), g.abs() + p * size, _along(g, dim))]
 
 
 def _along(x: Tensor, dim: int) -> int:
@@ -73,48 +77,8 @@ def _of_gelu(call: Call64) -> list[Expected | None]:
         t, slope = (x / math.sqrt(2)).erf(), math.sqrt(2 / math.pi)
         rest = (-x * x / 2).exp()
         size = slope * rest * (1 + x * x)
-    exact = g / 2 * (1 + t + torch.where(rest == 0, 0.0, x * slope * rest))
     scale = g.abs() / 2 * (1 + t.abs() + torch.where(rest == 0, 0.0, x.abs() * size))
-    return [within(GELU, call, exact, scale)]
-
-
-def _of_layer_norm(call: Call64) -> list[Expected | None]:
-    """Return LayerNorm's exact gradients for its input x, gain and bias, and the allowed errors.
-
-    Let n = (x − mean)/σ and h = g · gain, where g is the gradient with respect to the output. The
-    gradients are (h − mean h − n mean(h n))/σ for x, Σ g n for the gain, and Σ g for the bias. Each
-    mean is taken over the normalized axes, and each sum Σ over the other axes. The result has None
-    for a gradient that the call does not ask for.
-    """
-    g, x, mean, reciprocal = (call.named[name] for name in ("grad_out", "input", "mean", "rstd"))
-    weight, wanted = call.named["weight"], call.named["output_mask"]
-    axes = tuple(range(-len(call.named["normalized_shape"]), 0))
-    rows_axes = tuple(range(x.ndim + axes[0]))
-    # n is the difference x − mean, so the size of its terms is |x| + |mean|.
-    normalized, size = (x - mean) * reciprocal, (x.abs() + mean.abs()) * reciprocal
-    h = g if weight is None else g * weight
-
-    def average(values: Tensor) -> Tensor:
-        return values.mean(axes, keepdim=True)
-
-    exact = reciprocal * (h - average(h) - normalized * average(h * normalized))
-    scale = reciprocal * (h.abs() + average(h.abs()) + size * average(h.abs() * size))
-    of_input = within(LAYER_NORM, call, exact, scale)
-
-    def of_parameter(factor: Tensor, factor_size: Tensor) -> Expected:
-        def over_rows(values: Tensor) -> Tensor:
-            return values.sum(rows_axes) if rows_axes else values
-
-        def terms(change: Size) -> Tensor:
-            return over_rows(change(g) * change(factor_size))
-
-        exact = over_rows(g * factor)
-        n_rows = math.prod(x.shape[: len(rows_axes)])
-        return _running_total(call, exact, terms, n_rows)
-
-    ones = torch.ones_like(x)
-    outputs = (of_input, of_parameter(normalized, size), of_parameter(ones, ones))
-    return [output if asked else None for output, asked in zip(outputs, wanted, strict=True)]
+    return [within(GELU, call, call.run(), scale)]
 
 
 def _of_attention(call: Call64) -> list[Expected | None]:
@@ -123,20 +87,19 @@ def _of_attention(call: Call64) -> list[Expected | None]:
     The gradients are dv = pᵀ g, dq = scale · ds k and dk = scale · dsᵀ q. p is the attention
     pattern, g is the gradient with respect to the output, and ds = p (g vᵀ − Σ g · out) is the
     gradient with respect to the scores. `out` is the output that the device computed, and Σ is a
-    sum over d_head. If the call has dropout, or if several query heads share a head of keys, the
-    result is [None], and nothing is compared.
+    sum over d_head. If several query heads share a head of keys, dk and dv are sums over these
+    heads. If the call has dropout, the result is [None], and nothing is compared.
     """
     named = call.named
-    if named["dropout_p"] or named["query"].shape[-3] != named["key"].shape[-3]:
+    if named["dropout_p"]:
         return [None]
+    n_heads = named["key"].shape[-3]
     g: Tensor = named["grad_out" if "grad_out" in named else "grad_out_"]
     mask = named.get("attn_mask", named.get("attn_bias"))
     q, k, v, mask, factor = attention_arguments(named | {"attn_mask": mask})
     out = named["out"]
     _, p = attention(q, k, v, mask, factor)
-    scores = q.abs() @ k.abs().mT * abs(factor)
-    if mask.dtype != torch.bool:
-        scores = scores + torch.where(mask.isinf(), 0.0, mask.abs())
+    scores = score_sizes(q, k, mask, factor)
     # S is `scores`. A score with the error u S changes p by the relative error u (S + Σ p S).
     spread = 1 + scores + (p * scores).sum(-1, keepdim=True)
     of_pattern = g @ v.mT - (g * out).sum(-1, keepdim=True)
@@ -145,22 +108,30 @@ def _of_attention(call: Call64) -> list[Expected | None]:
         spread * of_pattern.abs() + g.abs() @ v.abs().mT + (g * out).abs().sum(-1, keepdim=True)
     )
 
-    def summed_over(left: Tensor, left_size: Tensor, right: Tensor, factor: float) -> Expected:
-        def terms(change: Size) -> Tensor:
-            return change(factor) * ((left_size if change is abs else square(left)) @ change(right))
+    def summed_over(
+        left: Tensor, left_size: Tensor, right: Tensor, factor: float, n_heads: int
+    ) -> Expected:
+        def over_heads(values: Tensor) -> Tensor:
+            *batch, _, pos, d_head = values.shape
+            return values.reshape(*batch, n_heads, -1, pos, d_head).sum(-3)
 
-        exact = factor * (left @ right)
+        def terms(change: Size) -> Tensor:
+            sizes = left_size if change is abs else square(left)
+            return over_heads(change(factor) * (sizes @ change(right)))
+
+        exact = over_heads(factor * (left @ right))
         scale = sum_scale(exact, terms, call.u)
-        return within(ATTEND, call, exact, scale, max(p.shape[-2:]))
+        n_terms = max(p.shape[-2:]) * (p.shape[-3] // n_heads)
+        return within(ATTEND, call, exact, scale, n_terms)
 
     return [
-        summed_over(ds, size, k, factor),
-        summed_over(ds.mT, size.mT, q, factor),
-        summed_over(p.mT, (p * spread).mT, g, 1.0),
+        summed_over(ds, size, k, factor, p.shape[-3]),
+        summed_over(ds.mT, size.mT, q, factor, n_heads),
+        summed_over(p.mT, (p * spread).mT, g, 1.0, n_heads),
     ]
 
 
-def _running_total(
+def running_total(
     call: Call64, exact: Tensor, terms: Callable[[Size], Tensor], n_terms: int
 ) -> Expected:
     """Return an `Expected` for a sum whose running total a kernel may round to half precision.
@@ -188,7 +159,26 @@ def _of_embedding(call: Call64) -> list[Expected | None]:
     """
     indices = call.named["indices"].flatten()
     most = int(indices.bincount().max()) if len(indices) else 0
-    return [_running_total(call, call.run(), call.run, most)]
+    return [running_total(call, call.run(), call.run, most)]
+
+
+def _of_convolution(call: Call64) -> list[Expected | None]:
+    """Return the exact gradients of a convolution for input, weight and bias, and allowed errors.
+
+    The result has None for a gradient that the call does not ask for.
+    """
+    named, run = call.named, cache(call.run)
+    weight = named["weight"]
+    channels = weight.shape[1] if named["transposed"] else weight.shape[0] // named["groups"]
+    n_places = max(named[key].numel() // named[key].shape[1] for key in ("input", "grad_output"))
+    n_terms = (channels * math.prod(weight.shape[2:]), n_places, n_places)
+
+    def of_output(number: int, exact: Tensor) -> Expected:
+        scale = sum_scale(exact, lambda size: run(size)[number], call.u)
+        return within(SUM, call, exact, scale, n_terms[number])
+
+    outputs = enumerate(call.run())
+    return [None if exact is None else of_output(number, exact) for number, exact in outputs]
 
 
 def _accumulated(call: Call64) -> list[Expected | None]:
@@ -202,7 +192,7 @@ def _accumulated(call: Call64) -> list[Expected | None]:
         return equal(call)
     given = call.named["indices"] if "indices" in call.named else [call.named["index"]]
     n_terms = 1 + max(index.numel() for index in given if index is not None)
-    return [_running_total(call, call.run(), call.run, n_terms)]
+    return [running_total(call, call.run(), call.run, n_terms)]
 
 
 def _nll_loss(call: Call64) -> list[Expected | None]:
@@ -240,7 +230,7 @@ BACKWARD: dict[str, Rule] = {
             lambda call, _: call.named["grad_output"].abs() * (1 + call.named["output"].square()),
         ),
     ),
-    **rows("native_layer_norm_backward", _of_layer_norm),
+    **rows("convolution_backward", _of_convolution),
     **rows("embedding_dense_backward", _of_embedding),
     **rows("index_put _index_put_impl _unsafe_index_put index_add scatter_add", _accumulated),
     **rows(

@@ -10,16 +10,14 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.limits import (
     ADD,
     ATTEND,
+    CONVOLUTION,
     ELEMENTWISE,
     GELU,
-    LAYER_NORM,
     LINEAR,
-    OTHER,
     SOFTMAX,
     SUM,
 )
@@ -27,18 +25,22 @@ from clean_transformer.parity.operations.attention import (
     ATTENTIONS,
     attention,
     attention_arguments,
+    score_sizes,
 )
 from clean_transformer.parity.operations.backward import BACKWARD
+from clean_transformer.parity.operations.norms import NORMS
 from clean_transformer.parity.operations.optimizer import OPTIMIZER
 from clean_transformer.parity.operations.replay import Call64, Expected
 from clean_transformer.parity.operations.rules import (
     Rule,
     approximate,
+    convolution_terms,
     equal,
     factor_length,
     length,
     reduced,
     rows,
+    smooth,
     summed,
     unknown,
     unless_integer,
@@ -48,7 +50,6 @@ from clean_transformer.parity.scales import (
     attention_squares,
     attention_terms,
     gelu_scale,
-    layer_norm_scales,
     softmax_scale,
     sum_scale,
     typical_size,
@@ -111,6 +112,17 @@ def _sum_of_two(call: Call64, exact: Tensor) -> Tensor:
     return _term(call, "self") + _term(call, "other") * (alpha if alpha == 1 else 2 * alpha)
 
 
+def _quotient(call: Call64, exact: Tensor) -> Tensor:
+    mode = "floor" if call.name == "floor_divide" else call.named.get("rounding_mode")
+    if mode is None:
+        return exact.abs()
+    # Rounding may move a quotient to the other side of an integer.
+    quotient = torch.as_tensor(call.named["self"] / call.named["other"])
+    ends = (quotient * (1 + sign * ELEMENTWISE.healthy * call.u) for sign in (1, -1))
+    above, below = (torch.div(end, 1, rounding_mode=mode) for end in ends)
+    return exact.abs() + (above - below).abs() / (ELEMENTWISE.healthy * call.u)
+
+
 def _softmax(call: Call64) -> list[Expected | None]:
     exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
     scale = softmax_scale(exact, scores, dim)
@@ -124,26 +136,19 @@ def _log_softmax(call: Call64) -> list[Expected | None]:
     return [within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
 
 
-def _layer_norm(call: Call64) -> list[Expected | None]:
-    """Return LayerNorm's exact outputs, and the allowed errors.
-
-    The outputs are the normalized input (after gain and bias), the mean, and 1/σ.
-    """
-    x, weight, bias = (call.named[name] for name in ("input", "weight", "bias"))
-    axes = tuple(range(-len(call.named["normalized_shape"]), 0))
-    output, mean, sigma = layer_norm_scales(x, call.named["eps"], axes)
-    output = output if weight is None else output * weight.abs()
-    output = output if bias is None else output + bias.abs()
-    outputs = tree_leaves(call.run())
-    # An error δσ of σ changes 1/σ by δσ/σ².
-    scales = (output, mean, *(sigma * reciprocal.square() for reciprocal in outputs[2:]))
-    pairs = zip(outputs, scales, strict=False)
-    return [within(LAYER_NORM, call, exact, scale) for exact, scale in pairs]
-
-
-def _variance(call: Call64, exact: Tensor) -> Tensor:
-    x = call.named["self"].abs()
-    return exact + (x + x.mean()).square().amax()
+def _variance(call: Call64) -> list[Expected | None]:
+    """Return the exact variance, and the allowed error."""
+    exact, x = call.run(), call.named["self"]
+    dim, keepdim = call.named.get("dim") or [*range(x.ndim)], call.named.get("keepdim", False)
+    mean = x.mean(dim, keepdim=True)
+    # The difference x − mean has the error u s. The term u s² is for equal x, whose difference is 0
+    # but for this error.
+    size = x.abs() + x.abs().mean(dim, keepdim=True)
+    change = 2 * (x - mean).abs() * size + call.u * size.square()
+    n_terms = reduced(call.named, exact)
+    divided = n_terms / (x - mean).square().sum(dim, keepdim)
+    scale = exact + exact * divided * change.mean(dim, keepdim)
+    return [within(SUM, call, exact, scale, n_terms)]
 
 
 def _attention(call: Call64) -> list[Expected | None]:
@@ -161,9 +166,7 @@ def _attention(call: Call64) -> list[Expected | None]:
     outputs, scales = [], []
     for q, k, v, mask in heads:
         exact, pattern = attention(q, k, v, mask, factor)
-        size = q.abs() @ k.abs().mT * abs(factor)
-        if mask.dtype != torch.bool:
-            size = size + torch.where(mask.isinf(), 0.0, mask.abs())
+        size = score_sizes(q, k, mask, factor)
         outputs.append(exact)
         scales.append(sum_scale(exact, partial(attention_terms, pattern, size, v), call.u))
 
@@ -196,17 +199,30 @@ def _largest(call: Call64) -> list[Expected | None]:
     dim = call.named["dim"]
 
     def look_up(indices: Tensor) -> Tensor:
-        repeated = (indices.sort(dim).values.diff(dim=dim) == 0).any(dim, keepdim=True)
-        return _at_indices(call.named["self"], dim, indices).masked_fill(repeated, math.nan)
+        values = _at_indices(call.named["self"], dim, indices)
+        return values.masked_fill(_repeated(indices, dim), math.nan)
 
     return [Expected(values), Expected(values, observe=look_up)]
 
 
 def _multinomial(call: Call64) -> list[Expected | None]:
-    """Return the requirement for `multinomial`: every returned index has a weight above 0."""
+    """Return the requirement for `multinomial`: every returned index has a weight above 0.
+
+    Without replacement, no index may occur twice.
+    """
     weights, wanted = call.named["self"], call.named["num_samples"]
     possible = torch.ones(*weights.shape[:-1], wanted, dtype=torch.bool)
-    return [Expected(possible, observe=lambda indices: _at_indices(weights, -1, indices) > 0)]
+
+    def is_possible(indices: Tensor) -> Tensor:
+        allowed = _at_indices(weights, -1, indices) > 0
+        return allowed if call.named["replacement"] else allowed & ~_repeated(indices, -1)
+
+    return [Expected(possible, observe=is_possible)]
+
+
+def _repeated(indices: Tensor, dim: int) -> Tensor:
+    # Whether an index occurs twice along the axis.
+    return (indices.sort(dim).values.diff(dim=dim) == 0).any(dim, keepdim=True)
 
 
 RULES: dict[str, Rule] = {
@@ -218,36 +234,43 @@ RULES: dict[str, Rule] = {
         "scatter index_copy index_fill masked_fill masked_select where tril triu "
         "ones zeros full ones_like zeros_like full_like new_ones new_zeros new_full "
         "arange scalar_tensor fill zero eq ne lt le gt ge argmax argmin max min amax amin aminmax "
-        "maximum minimum neg abs relu sign clamp isnan isinf isfinite _local_scalar_dense",
+        "maximum minimum neg abs relu sign clamp floor ceil trunc isnan isinf isfinite "
+        "_local_scalar_dense",
         equal,
     ),
     **rows("topk sort", _largest),
     **rows("multinomial", _multinomial),
     **rows("add sub rsub", approximate(ADD, _sum_of_two)),
     **rows(
-        "mul div sqrt square reciprocal rsqrt tanh erf sigmoid pow",
+        "mul sqrt square reciprocal rsqrt tanh erf sigmoid pow",
         approximate(ELEMENTWISE, lambda call, y: y.abs()),
     ),
+    **rows("div floor_divide", approximate(ELEMENTWISE, _quotient)),
     **rows("exp", approximate(ELEMENTWISE, lambda call, y: y * (1 + call.named["self"].abs()))),
     **rows("log", approximate(ELEMENTWISE, lambda call, y: 1 + y.abs())),
+    **rows(
+        "sin cos tan asin acos atan sinh cosh expm1 exp2 log1p log2 log10 erfc silu softplus elu",
+        unless_integer(smooth),
+    ),
     **rows("mm matmul dot mv linear", summed(LINEAR, factor_length)),
     **rows("addmm", summed(LINEAR, length("mat1"))),
     # `bmm` may multiply an attention pattern by values. Then all terms may have the same sign.
     **rows("bmm", summed(SUM, factor_length)),
     **rows("baddbmm", summed(SUM, length("batch1"))),
+    **rows("convolution", summed(CONVOLUTION, convolution_terms)),
     **rows("sum mean", summed(SUM, reduced)),
     **rows("cumsum", summed(SUM, lambda named, exact: named["self"].shape[named["dim"]])),
     **rows("_softmax softmax _safe_softmax", unless_integer(_softmax)),
     **rows("_log_softmax log_softmax", unless_integer(_log_softmax)),
-    **rows("native_layer_norm layer_norm", _layer_norm),
     **rows(
         "gelu",
         approximate(
             GELU, lambda call, _: gelu_scale(call.named["self"], call.named["approximate"])
         ),
     ),
-    **rows("var", approximate(OTHER, _variance)),
+    **rows("var", unless_integer(_variance)),
     **dict.fromkeys(ATTENTIONS, _attention),
+    **NORMS,
     **BACKWARD,
     **OPTIMIZER,
 }

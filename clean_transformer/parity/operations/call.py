@@ -164,7 +164,7 @@ def sample(
 ) -> Tensor:
     """Return random numbers from low to high, but -inf for the fraction `masked` of them."""
     last = offset + sum((n - 1) * m for n, m in zip(shape, stride, strict=True))
-    length = max(last + repeat, offset + torch.Size(shape).numel())
+    length = max(1, last + repeat, offset + torch.Size(shape).numel())
     base = torch.randn(length).double() * deviation + mean
     base = ((base / step).round() * step if step else base).clamp(low, high)
     base[torch.rand(length) < masked] = -torch.inf

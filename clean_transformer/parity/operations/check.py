@@ -31,8 +31,9 @@ class OperationsReport:
     The keys of `seen`, `not_checked` and `largest` are operation names, such as "mm". `seen` counts
     the calls of each operation. It leaves out operations without a fixed result, such as `empty`.
     `not_checked` counts the calls without an exact result to compare with, such as calls of
-    `bernoulli_`. `largest` holds the largest error of each operation, in units of one rounding
-    error (see `Judgment.ratio`).
+    `bernoulli_`, and the calls whose error is too large for limits that are only estimates (see
+    `Expected.proves`). `largest` holds the largest error of each operation, in units of one
+    rounding error (see `Judgment.ratio`).
 
     `finding` describes the first call with the verdict WRONG, at which the check stops. If there is
     no such call, `finding` describes the first call with the verdict DEGRADED. If all compared
@@ -103,6 +104,8 @@ def check_operations(
         if call.judgment is None:
             report.not_checked[call.name] += 1
             return
+        if call.judgment.verdict is Verdict.NOT_CHECKED:
+            report.not_checked[call.name] += 1
         largest = max(report.largest.get(call.name, 0.0), call.judgment.ratio)
         report.largest[call.name] = largest
         verdict = call.judgment.verdict

@@ -8,7 +8,7 @@ outputs and gradients.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from clean_transformer.parity.activations.black_box import DRAWS, judge_output, tensors
 from clean_transformer.parity.activations.exact import OnCpuInFloat64
 from clean_transformer.parity.activations.isolated import Isolated
-from clean_transformer.parity.graphs import counts
+from clean_transformer.parity.graphs import counts, runs_graph
 from clean_transformer.parity.operations.call import Call, Operand
 from clean_transformer.parity.operations.diagnosis import Cause, Finding
 from clean_transformer.parity.operations.judgment import Judgment
-from clean_transformer.parity.oracle import trusted
+from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.support.numerics import upcast
 from clean_transformer.support.replaced import replaced
@@ -68,20 +68,34 @@ class CompiledCall:
         `judge_black_box`). Yields the name, the dtype and the worst judgment of the outputs. If
         gradients are enabled, also yields those of the gradients with respect to arguments and
         parameters. The derivative of the loss by each output is then a fixed random number. The
-        judgment is None without a floating-point output, and if `torch.compile` has made no graph
-        in this process, because the function then ran as it is written.
+        judgment is None without a floating-point output, and if no graph ran in the call, because
+        the function then ran as it is written.
+
+        Each output is judged in its own dtype, or in the lowest dtype that the function converts
+        numbers to.
         """
+        before = counts().compiled
         with _disable_current_modes():
             outputs, gradients, parameters = self._run(self.compiled, None)
+            is_compiled = counts().compiled > before or runs_graph(
+                lambda: self._run(self.compiled, None)
+            )
         given = [output.detach().cpu() for output in outputs + gradients]
-        if not given or not counts().compiled:
+        if not given or not is_compiled:
             yield self.name, None, None
             return
         with trusted():
-            seeds = (None, *range(DRAWS))
-            exact, *moved = (self._exact(seed, parameters, given[0].dtype) for seed in seeds)
+            exact, lowered = self._exact(parameters)
+            dtypes = [max([each.dtype, *lowered], key=UNIT_ROUNDOFF.__getitem__) for each in given]
+            moved = {
+                dtype: [
+                    self._exact(parameters, RandomRounding(dtype, seed=seed))[0]
+                    for seed in range(DRAWS)
+                ]
+                for dtype in {*dtypes}
+            }
             rows = [
-                judge_output("", "", one, exact[n], [each[n] for each in moved])
+                judge_output("", "", one, exact[n], [each[n] for each in moved[dtypes[n]]])
                 for n, one in enumerate(given)
             ]
         yield self.name, given[0].dtype, _worst(rows[: len(outputs)])
@@ -98,13 +112,15 @@ class CompiledCall:
         return Finding(call, None, (), {}, (), judgment, None, Cause.COMPILED, diagnosis)
 
     def _exact(
-        self, seed: int | None, parameters: list[Tensor], dtype: torch.dtype
-    ) -> list[Tensor]:
-        """Run the function as it is written in float64, with random rounding if there is a seed."""
-        rounding = nullcontext() if seed is None else RandomRounding(dtype, seed=seed)
-        with _in_float64(parameters), rounding, OnCpuInFloat64():
+        self, parameters: list[Tensor], rounding: AbstractContextManager[Any] | None = None
+    ) -> tuple[list[Tensor], set[torch.dtype]]:
+        """Run the function as it is written in float64, under the given `RandomRounding` if any.
+
+        Returns the outputs and gradients, and the lower dtypes that the function converts to.
+        """
+        with _in_float64(parameters), rounding or nullcontext(), OnCpuInFloat64() as mode:
             outputs, gradients, _ = self._run(self.function, parameters)
-        return [each.detach() for each in outputs + gradients]
+        return [each.detach() for each in outputs + gradients], mode.lowered
 
     def _run(
         self, function: Callable[..., Any], parameters: list[Tensor] | None

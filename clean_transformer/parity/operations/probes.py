@@ -17,19 +17,22 @@ from torch import Tensor
 from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.operations.call import Operand, lay_out
 from clean_transformer.parity.operations.check import check_operations
+from clean_transformer.parity.operations.contents import (
+    EQUAL,
+    IDS,
+    LARGE,
+    MASKED,
+    NORMAL,
+    SCORES,
+    SMALL,
+    SUBNORMAL,
+    TRUTH,
+    WEIGHTS,
+    draw,
+)
 from clean_transformer.parity.operations.diagnosis import Finding
-from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.verdict import Verdict
 
-# The possible contents of a probe's tensor. TRUTH has booleans and IDS has token ids from 0 to 49.
-# All others are made from normally distributed numbers. NORMAL has these numbers, and WEIGHTS has 0
-# in place of the negative numbers. LARGE has numbers of about 10⁴, and SCORES of about 10³. EQUAL
-# has many equal numbers, and a row in which all numbers are equal. MASKED has −∞ in the upper
-# triangle, but not in the last row. SMALL has numbers of about 10⁻¹³. SUBNORMAL has numbers below
-# the smallest normal number of the dtype.
-NORMAL, WEIGHTS, TRUTH, IDS = "normal", "weights", "truth", "ids"
-LARGE, SCORES, EQUAL, MASKED = "large", "scores", "equal", "masked"
-SMALL, SUBNORMAL = "small", "subnormal"
 # Numbers of rows at which kernels are known to change.
 ROWS = (1, 2, 3, 5, 16, 20, 80, 257, 513)
 
@@ -39,7 +42,7 @@ class Probe:
     """A function to check, and a description of the tensors that are its arguments.
 
     `shapes` has the shape of each tensor. `contents` says what each tensor contains, such as NORMAL
-    (see the list at the top of this file). The function runs with all tensors contiguous, and with
+    (see the list in `contents.py`). The function runs with all tensors contiguous, and with
     all tensors transposed. A transposed tensor keeps its shape, but the two axes in `transposed`
     are swapped in memory. If `each` is True, the function also runs with a single tensor
     transposed, sliced from a wider tensor, or with a storage offset. This is done for each tensor
@@ -118,6 +121,17 @@ def _attentions() -> Iterator[Probe]:
         (-2, -3),
         each=False,
     )
+    heads, name = (2, 2, 9, 64), "scaled_dot_product_attention, queries without a key"
+    yield Probe(name, _unseeing, (heads, heads, heads), transposed=(-2, -3), each=False)
+
+
+def _unseeing(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Run attention forward and backward; the first two queries see no key."""
+    mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril(-2)
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    with torch.enable_grad():
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        torch.autograd.grad(output, (q, k, v), torch.ones_like(output))
 
 
 def _unusual() -> Iterator[Probe]:
@@ -199,7 +213,7 @@ def run_probes(device: str | torch.device, dtype: torch.dtype) -> list[ProbeResu
 def _run(probe: Probe, device: torch.device, dtype: torch.dtype) -> Iterator[ProbeResult]:
     generator = torch.Generator("cpu").manual_seed(0)
     values = [
-        _values(content, shape, dtype, generator)
+        draw(content, shape, dtype, generator)
         for shape, content in zip(probe.shapes, probe.contents, strict=False)
     ]
     for name, layouts in _layouts(probe, [Operand.of(value) for value in values]):
@@ -257,42 +271,3 @@ def _sliced(layout: Operand) -> Operand:
 def _offset(layout: Operand) -> Operand:
     """Return the layout of `long[1:]`; `long` is contiguous and has one entry more on axis 0."""
     return replace(layout, storage_offset=math.prod(layout.shape[1:]))
-
-
-def _values(
-    content: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
-) -> Tensor:
-    normal = torch.randn(shape, generator=generator)
-    if content == TRUTH:
-        truth = normal > 0
-        truth[..., 0] = True  # a query whose keys are all masked would have a NaN softmax
-        return truth
-    if content == IDS:
-        return torch.randint(50, shape, generator=generator)
-    with trusted():  # the device may have no float64
-        return CONTENTS[content](normal, dtype).to(dtype)
-
-
-def _equal(x: Tensor, dtype: torch.dtype) -> Tensor:
-    rounded = x.round()
-    rounded[0] = 1
-    return rounded
-
-
-def _masked(x: Tensor, dtype: torch.dtype) -> Tensor:
-    hidden = torch.ones(x.shape, dtype=torch.bool).triu(1)
-    hidden[-1] = False
-    return x.masked_fill(hidden, -math.inf)
-
-
-# Functions that make the contents from normally distributed numbers, except TRUTH and IDS.
-CONTENTS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
-    NORMAL: lambda x, dtype: x,
-    WEIGHTS: lambda x, dtype: x.relu(),
-    LARGE: lambda x, dtype: x * 1e4,
-    SCORES: lambda x, dtype: x * 1e3,
-    EQUAL: _equal,
-    MASKED: _masked,
-    SMALL: lambda x, dtype: x * 1e-13,
-    SUBNORMAL: lambda x, dtype: x.double() * torch.finfo(dtype).tiny / 8,
-}

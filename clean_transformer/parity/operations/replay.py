@@ -94,6 +94,9 @@ class Expected:
     `healthy`.
 
     `observe(output)` turns the device's output into the tensor that is compared with `exact`.
+
+    If `proves` is False, the limits are estimates. Then a call with a larger error is NOT CHECKED
+    instead of DEGRADED or WRONG.
     """
 
     exact: Tensor
@@ -103,6 +106,7 @@ class Expected:
     wrong: float = 0.0
     dominated: float = 0.0
     observe: Callable[[Tensor], Tensor] = lambda output: output
+    proves: bool = True
 
 
 def operation_name(func: Any) -> str:

@@ -9,6 +9,7 @@ from textwrap import fill
 from typing import Any, cast
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.operations.attention import ATTENTIONS, attention
 from clean_transformer.parity.operations.call import Call, Operand, sample
@@ -53,9 +54,10 @@ def reproduction_script(finding: Finding) -> str:
     """Return the source of a Python script that repeats the wrong call described by `finding`.
 
     The script's `assert` fails on a device that computes this call wrongly. The script needs only
-    torch, and has fewer than 40 lines. It makes tensors with the memory layouts of the call, and
-    fills them with random numbers of the same range, mean and standard deviation. It runs the
-    operation on the device, and in float64 on the CPU.
+    torch, and has fewer than 40 lines. If the operation takes lists of tensors, such as a fused
+    step of AdamW, the script may have one more line for each tensor. It makes tensors with the
+    memory layouts of the call, and fills them with random numbers of the same range, mean and
+    standard deviation. It runs the operation on the device, and in float64 on the CPU.
 
     The script then asserts that the error of one element is as small as on a healthy device. This
     is the element that had the largest error in units of one rounding error. If the operation does
@@ -70,15 +72,20 @@ def reproduction_script(finding: Finding) -> str:
     title = f"{call.operation} on {device}, torch {torch.__version__}: {finding.diagnosis}."
     title += "" if finding.on_random else " These random numbers did not show it."
     title = fill(title, 92).replace('"', "'")
-    output = f"[{shown.output}]" if len(finding.func._schema.returns) > 1 else ""
+    returns = finding.func._schema.returns
+    has_several = len(returns) > 1 or any(str(each.type) == "List[Tensor]" for each in returns)
+    output = f"[{shown.output}]" if has_several else ""
     operation = f"torch.ops.{call.operation}"
     lines = [HEAD.format(title=title, sample=source_of(sample))]
     for name, layout, numbers in zip(names, call.operands, finding.numbers, strict=True):
         values = ", ".join(_source(number, iter(()), "") for number in astuple(numbers))
         place = f"{layout.shape}, {layout.stride}, {layout.storage_offset}"
         lines.append(f"{name} = sample({device!r}, {layout.dtype}, {place}, {values})")
-    lines += _reference(finding, operation, output, names)
-    lines.append(f"actual = {operation}({_arguments(finding, '{}')}){output}.cpu().double()")
+    if returns:
+        lines += _reference(finding, operation, output, names)
+        lines.append(f"actual = {operation}({_arguments(finding, '{}')}){output}.cpu().double()")
+    else:
+        lines += _overwritten(finding, operation, shown.output, names)
     lines.append(_assertion(call, shown, names))
     return "\n".join(lines)
 
@@ -116,6 +123,8 @@ def _source(value: Any, numbers: Iterator[int], form: str) -> str:
         return "[" + ", ".join(_source(part, numbers, form) for part in value) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         return f"float('{value}')"
+    if isinstance(value, torch.Generator):
+        return f"torch.Generator('{value.device}').manual_seed(0)"
     return f"torch.device('{value}')" if isinstance(value, torch.device) else repr(value)
 
 
@@ -137,6 +146,28 @@ def _reference(finding: Finding, operation: str, output: str, names: list[str]) 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     tensors = ", ".join(f"exact({name})" for name in names[:3])
     return [source_of(attention), f"expected = attention({tensors}, {mask}, {scale})[0]"]
+
+
+def _overwritten(finding: Finding, operation: str, output: int, names: list[str]) -> list[str]:
+    """Return the lines for an operation that returns nothing, and overwrites some arguments.
+
+    `output` is the index of the tensor to compare, in the list of all tensors that the operation
+    overwrites.
+    """
+    place, written = 0, []
+    for argument, value in zip(finding.func._schema.arguments, finding.arguments, strict=False):
+        operands = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Operand)]
+        written += names[place : place + len(operands)] if argument.is_write else []
+        place += len(operands)
+    name = written[output]
+    exact = ", ".join(f"exact({each})" for each in names)
+    return [
+        f"{', '.join(f'exact_{each}' for each in names)}, = {exact},",
+        f"{operation}({_arguments(finding, 'exact_{}')})",
+        f"expected = exact_{name}",
+        f"{operation}({_arguments(finding, '{}')})",
+        f"actual = {name}.cpu().double()",
+    ]
 
 
 def _assertion(call: Call, shown: Judgment, names: list[str]) -> str:

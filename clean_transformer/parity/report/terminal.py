@@ -197,7 +197,7 @@ def _device_run(run: DeviceRun) -> RenderableType:
             Text(
                 f"   effect: {run.impact.top1_flips} of {run.impact.positions} top-1 "
                 f"predictions flipped, KL divergence {run.impact.kl_divergence:.1e} nats, "
-                f"loss {run.impact.loss_change:+.1e} nats"
+                f"{run.impact.loss_in_words('+.1e')}"
             )
         )
     first = run.first_failure

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.limits import ELEMENTWISE
 from clean_transformer.parity.operations.optimizer import adamw_step
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.uses.rows import elementwise
 from clean_transformer.parity.uses.table import Use
-from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.parity.verdict import Check
 
 # Only parameters with at most this many elements are judged, to save time. This is enough, because
 # AdamW updates every element independently.
@@ -40,9 +41,8 @@ def judge_adamw(
     for name, form in FORMS.items() if small else ():
         try:
             before, after = _second_step(small, form)
-        except RuntimeError as error:  # for example, the device has no fused kernel
-            note = str(error).partition("\n")[0]
-            yield [Check(name, Verdict.NOT_CHECKED, 0.0, note=note)], lambda: None
+        except Exception as error:
+            yield [failed_check(name, error)], lambda: None
             continue
         with trusted():
             yield _judge(name, use, before, after), partial(_second_step, small, form)

@@ -35,9 +35,9 @@ class Backward:
     `loss` is the mean of the losses at all positions. The gradients are those of the sum of losses.
     `flows` maps the names of modules ("blocks.0", …, "ln_final" and "unembed") to their inputs,
     outputs and gradients. Modules that received no gradient are left out. `gradients` maps the
-    names of the parameters that `keeps` chose (see `run_backward`) to their gradients. `missing`
-    has the names of the parameters that received no gradient. `cut` lists the places between two
-    modules where the gradient was lost or changed, such as "ln_final to blocks.11".
+    names of parameters to the parts of their gradients that `kept` chose (see `run_backward`).
+    `missing` has the names of the parameters that received no gradient. `cut` lists the places
+    between two modules where the gradient was lost or changed, such as "ln_final to blocks.11".
     """
 
     loss: Tensor
@@ -48,13 +48,14 @@ class Backward:
 
 
 def run_backward(
-    model: DemoTransformer, tokens: Tensor, targets: Tensor, keeps: Callable[[str], bool]
+    model: DemoTransformer, tokens: Tensor, targets: Tensor, kept: Callable[[str], Any]
 ) -> Backward:
     """Run the model forward and backward, and keep the gradients of some parameters.
 
-    `keeps(name)` returns whether to keep the gradient of the parameter `name`. All other gradients
-    are freed at once, to save memory. The gradients are those of the sum of the losses at all
-    positions, because many gradients of the mean loss would be too small for float16.
+    `kept(name)` is the index of the elements to keep of the gradient of the parameter `name`, or
+    None to keep nothing. All other gradients are freed at once, to save memory. The gradients are
+    those of the sum of the losses at all positions, because many gradients of the mean loss would
+    be too small for float16.
     """
     given: dict[str, Tensor] = {}
     output: dict[str, Tensor] = {}
@@ -75,8 +76,9 @@ def run_backward(
 
     def accumulated(name: str, parameter: Tensor) -> None:
         arrived.add(name)
-        if keeps(name) and parameter.grad is not None:
-            gradients[name] = parameter.grad
+        index = kept(name)
+        if index is not None and parameter.grad is not None:
+            gradients[name] = parameter.grad[index]
         parameter.grad = None
 
     parts = (*(f"blocks.{layer}" for layer in range(len(model.blocks))), "ln_final", "unembed")

@@ -70,12 +70,17 @@ def _judged_parts(judge: Judge, use: Use) -> Iterator[Judged]:
     targets = tokens.roll(-1, dims=1)
     # All blocks run the same operations in the same shapes, so one block is judged, to save time.
     layer = int(torch.randint(len(model.blocks), (1,), generator=judge.generator))
+    drawn = torch.randint(model.cfg.d_vocab, (OTHERS,), generator=judge.generator)
+    ids = torch.unique(torch.cat([tokens.flatten().cpu(), drawn]))
+    some = ids.to(model.device)
 
-    def is_judged(name: str) -> bool:
-        return not name.startswith("blocks.") or name.startswith(f"blocks.{layer}.")
+    def kept(name: str) -> Any:
+        if name.startswith("blocks.") and not name.startswith(f"blocks.{layer}."):
+            return None
+        return {"embed.W_E": some, "unembed.W_U": (slice(None), some)}.get(name, slice(None))
 
-    backward = run_backward(model, tokens, targets, is_judged)
-    yield from TrainingJudge(judge, use, tokens, targets, backward).parts(layer)
+    backward = run_backward(model, tokens, targets, kept)
+    yield from TrainingJudge(judge, use, tokens, targets, ids, backward).parts(layer)
 
 
 def _locate(bad: list[Callable[[], Any]], case: str) -> Located | None:
@@ -91,13 +96,15 @@ class TrainingJudge:
     """Checks the loss, the gradients and a step of AdamW after a backward pass.
 
     `tokens` [batch pos] are the texts, on the device. `targets` [batch pos] has the token that the
-    model must predict at each position.
+    model must predict at each position. `ids` has the token ids for which the gradients of W_E and
+    W_U are checked.
     """
 
     judge: Judge
     use: Use
     tokens: Tensor
     targets: Tensor
+    ids: Tensor
     backward: Backward
 
     @property
@@ -166,10 +173,9 @@ class TrainingJudge:
         rows: Rows = [self._element(name, got, wanted, scale, SUM, g.shape[-1], self.u)]
         wanted = g.sum(dim=0)
         scale = sum_scale(wanted, lambda size: size(g).sum(dim=0), self.u)
-        rows += self._parameter("unembed.b_U", slice(None), wanted, scale)
+        rows += self._parameter("unembed.b_U", wanted, scale)
         if not exact.is_tied:
-            ids = self._some_tokens()
-            rows += self._parameter("unembed.W_U", (slice(None), ids), *self._of_W_U(flow, ids))
+            rows += self._parameter("unembed.W_U", *self._of_W_U(flow))
         return rows
 
     def _losses(self, flow: Flow, theirs: Tensor, of_theirs: Tensor) -> Rows:
@@ -210,19 +216,15 @@ class TrainingJudge:
         gradients_of(lambda z: cross_entropy(z.flatten(0, 1), targets), flow.output)
         self._torch_loss(flow)
 
-    def _of_W_U(self, flow: Flow, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the exact gradient of the columns `ids` of W_U, and its G (see `sum_scale`).
+    def _of_W_U(self, flow: Flow) -> tuple[Tensor, Tensor]:
+        """Return the exact gradient of the columns `self.ids` of W_U, and its G (see `sum_scale`).
 
         The allowed error of each element is proportional to its G.
         """
         x, g = (each.flatten(0, 1).cpu().double() for each in (flow.given, flow.of_output))
-        exact = x.T @ g[:, ids]
-        return exact, sum_scale(exact, lambda size: size(x).T @ size(g[:, ids]), self.u)
-
-    def _some_tokens(self) -> Tensor:
-        n_tokens, generator = self.judge.exact.cfg.d_vocab, self.judge.generator
-        drawn = torch.randint(n_tokens, (OTHERS,), generator=generator)
-        return torch.unique(torch.cat([self.tokens.flatten().cpu(), drawn]))
+        g = g[:, self.ids]
+        exact = x.T @ g
+        return exact, sum_scale(exact, lambda size: size(x).T @ size(g), self.u)
 
     def _embeddings(self, of_residual: Tensor) -> Rows:
         """Check the gradient of W_pos, and that of W_E for the texts' tokens and random tokens."""
@@ -236,19 +238,19 @@ class TrainingJudge:
 
         exact = of_position(lambda each: each)
         scale = sum_scale(exact, of_position, self.u)
-        rows = self._parameter("pos_embed.W_pos", slice(None), exact, scale)
-        ids, texts = self._some_tokens(), self.tokens.flatten().cpu()
+        rows = self._parameter("pos_embed.W_pos", exact, scale)
+        texts = self.tokens.flatten().cpu()
 
         def of_token(size: Size) -> Tensor:
-            is_token = (texts == ids[:, None]).double()
+            is_token = (texts == self.ids[:, None]).double()
             return is_token @ size(g.flatten(0, 1))
 
         exact = of_token(lambda each: each)
         scale = sum_scale(exact, of_token, self.u)
         if self.judge.exact.is_tied:
-            of_W_U, size = self._of_W_U(self.backward.flows["unembed"], ids)
+            of_W_U, size = self._of_W_U(self.backward.flows["unembed"])
             exact, scale = exact + of_W_U.T, scale + size.T
-        return rows + self._parameter("embed.W_E", ids, exact, scale)
+        return rows + self._parameter("embed.W_E", exact, scale)
 
     def _embeddings_again(self, of_residual: Tensor) -> None:
         model = self.judge.model
@@ -256,16 +258,15 @@ class TrainingJudge:
             embedded = model.embed(self.tokens) + model.pos_embed(self.tokens)
             torch.autograd.grad(embedded, [model.embed.W_E, model.pos_embed.W_pos], of_residual)
 
-    def _parameter(self, name: str, index: Any, exact: Tensor, scale: Tensor) -> Rows:
-        """Check the elements at `index` of the gradient of the parameter `name`.
+    def _parameter(self, name: str, exact: Tensor, scale: Tensor) -> Rows:
+        """Check the elements of the gradient of the parameter `name` that `self.backward` has.
 
         `exact` has the exact values of these elements. The allowed error of each element is
         proportional to its value in `scale`.
         """
         if name not in self.backward.gradients:
             return []
-        got = self.backward.gradients[name].cpu()[index]
-        n_terms = 2 * self.tokens.numel()
+        n_terms, got = 2 * self.tokens.numel(), self.backward.gradients[name]
         return [self._element(f"gradient of {name}", got, exact, scale, SUM, n_terms, self.u)]
 
     def _module(self, flow: Flow, name: str) -> Rows:

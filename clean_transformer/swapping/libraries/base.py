@@ -1,7 +1,7 @@
 """Defines `Library`, the base class for finding and replacing modules in one library's models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,10 +99,11 @@ class Library(ABC):
         """
 
     @abstractmethod
-    def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
+    def lost(self, model: Any, path: str, places: list[Place], idle: Collection[str]) -> list[str]:
         """Return the full names of the old hook points that do not run with the new module.
 
-        `places` has the steps that put the new module at `path`.
+        `places` has the steps that put the new module at `path`. `idle` has the full names of hook
+        points that the new module has, and does not run.
         """
 
 

@@ -4,7 +4,8 @@ The blocks and the attentions of a `HookedTransformer` take a KV cache entry and
 holds the keys and values of one layer. The mask is 1 for tokens and 0 for padding.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from clean_transformer.config import Config
 from clean_transformer.hooks import hook_points
 from clean_transformer.kv_cache import LayerCache, padding_mask
 from clean_transformer.modules.contract import accepts, kind
+from clean_transformer.support.validation import require
 from clean_transformer.swapping.libraries.base import (
     Adapter,
     Library,
@@ -23,6 +25,25 @@ from clean_transformer.swapping.libraries.base import (
     Residual,
     place_at,
 )
+
+# The flags of a `HookedTransformerConfig` that change what a model computes, in addition to those
+# that `Config.of` checks, with their values for GPT-2.
+GPT2 = {
+    "use_attn_scale": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "attention_dir": "causal",
+    "use_local_attn": False,
+    "parallel_attn_mlp": False,
+    "gated_mlp": False,
+    "attn_scores_soft_cap": -1.0,
+    "output_logits_soft_cap": -1.0,
+    "post_embedding_ln": False,
+    "use_normalization_before_and_after": False,
+    "use_qk_norm": False,
+    "use_logn_attn": False,
+    "clip_qkv": None,
+    "num_experts": None,
+}
 
 
 class LayerOfTheirs:
@@ -218,13 +239,12 @@ class Lens(Library):
     }
 
     def config(self, model: Any) -> Config:
-        """Return the architecture of `model`."""
-        same = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
-        return Config(
-            **{name: getattr(model.cfg, name) for name in same},
-            normalization_type=model.cfg.normalization_type,
-            tied_unembed=False,
-        )
+        """Return the architecture of `model`. Raises `ValueError` if it is not that of GPT-2."""
+        for flag, value in GPT2.items():
+            require(model.cfg, flag, getattr(model.cfg, flag, value) == value, repr(value))
+        scale = math.sqrt(model.cfg.d_head)
+        require(model.cfg, "attn_scale", math.isclose(model.cfg.attn_scale, scale), str(scale))
+        return Config.of(model.cfg)
 
     def places(self, model: Any, path: str, module: nn.Module) -> list[Place]:
         """Return the steps, one `Place` each, that put `module` at `path` in `model`.
@@ -235,14 +255,19 @@ class Lens(Library):
         points = [place for place, _ in self.shared_points(model, path, module)]
         return [*points, place_at(model, path, adapter(module) if adapter else module)]
 
-    def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
+    def lost(self, model: Any, path: str, places: list[Place], idle: Collection[str]) -> list[str]:
         """Return the full names of the old hook points that do not run with the new module.
 
-        `places` has the steps that put the new module at `path`.
+        `places` has the steps that put the new module at `path`. `idle` has the full names of hook
+        points that the new module has, and does not run.
         """
         run = {id(part) for place in places for part in place.module.modules()}
         run |= {id(part) for place in places for part in place.owner.children()}
-        return [name for name, point in self.points(model, path).items() if id(point) not in run]
+        return [
+            name
+            for name, point in self.points(model, path).items()
+            if id(point) not in run or name in idle
+        ]
 
     def points(self, model: Any, path: str) -> dict[str, nn.Module]:
         """Return the hook points of the module at `path`, by full name.

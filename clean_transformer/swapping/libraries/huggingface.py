@@ -4,7 +4,7 @@ The blocks and the attentions of `GPT2LMHeadModel` take one KV cache for all lay
 hides later positions and padding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
-from clean_transformer.kv_cache import LayerCache, padding_mask
+from clean_transformer.kv_cache import LayerCache, all_if_none, padding_mask
 from clean_transformer.modules.contract import accepts, kind
 from clean_transformer.swapping.libraries.base import (
     Adapter,
@@ -48,12 +48,9 @@ class LayerOfTheirs:
     def mask(self, n_queries: int) -> Bool[Tensor, "batch 1 query key"] | None:
         """Return a mask that is True where a query sees a key, or None if there is no mask.
 
-        A query that would see no key sees all keys.
+        A query that would see no key sees all keys (see `all_if_none`).
         """
-        # A softmax over no keys is NaN.
-        if self.given is None:
-            return None
-        return self.given | ~self.given.any(dim=-1, keepdim=True)
+        return None if self.given is None else all_if_none(self.given)
 
 
 class AsBlock(Adapter):
@@ -186,7 +183,7 @@ class HuggingFace(Library):
         """Return a list with one step, which puts `module` at `path` in `model`."""
         return [place_at(model, self.name(path), self.as_theirs(path, module))]
 
-    def lost(self, model: Any, path: str, places: list[Place]) -> list[str]:
+    def lost(self, model: Any, path: str, places: list[Place], idle: Collection[str]) -> list[str]:
         """Return the names of the hook points that a swap loses: none, as the model has none."""
         return []
 

@@ -16,7 +16,7 @@ from clean_transformer.config import Config
 from clean_transformer.support.files import atomic_file
 from clean_transformer.weights.files import readable
 from clean_transformer.weights.formats.gguf_header import check_header, check_tensors
-from clean_transformer.weights.refusals import WeightsError, head_width, refuse_architecture
+from clean_transformer.weights.refusals import AGAIN, WeightsError, head_width, refuse_architecture
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import File, Format, State
 
@@ -109,7 +109,7 @@ def _reader(file: Path) -> Any:
     except WeightsError:
         raise
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise WeightsError(f"{file} is damaged ({error}); copy or download it again") from None
+        raise WeightsError(f"{file} is damaged ({error}); {AGAIN}") from None
     if reader.byte_order != "I":
         raise WeightsError(
             f"{file} has the byte order of another machine; convert the model again on this one"

@@ -10,7 +10,7 @@ from clean_transformer.config import Config
 from clean_transformer.weights.files import read_json
 from clean_transformer.weights.formats.huggingface import QKV_BIAS, QKV_WEIGHT
 from clean_transformer.weights.formats.tensorflow import read_bundle
-from clean_transformer.weights.refusals import WeightsError, head_width
+from clean_transformer.weights.refusals import AGAIN, WeightsError, head_width
 from clean_transformer.weights.rows import Row
 from clean_transformer.weights.table import Folder, Format, State
 
@@ -91,7 +91,7 @@ def read_openai(folder: Path) -> tuple[Config, State]:
         checkpoint.read_text(encoding="utf-8", errors="replace"),
     )
     if not named or not named[1].isprintable():
-        raise WeightsError(f"{checkpoint} does not name the weights; copy or download it again")
+        raise WeightsError(f"{checkpoint} does not name the weights; {AGAIN}")
     return cfg, read_bundle(folder / named[1])
 
 

@@ -21,12 +21,10 @@ import torch
 from torch import Tensor
 
 from clean_transformer.weights.formats.crc32c import crc32c_library, masked_crc32c
-from clean_transformer.weights.refusals import WeightsError
+from clean_transformer.weights.refusals import AGAIN, WeightsError
 
 # The dtypes that this module can read, by their numbers in TensorFlow's types.proto.
 DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
-
-AGAIN = "copy or download it again"
 
 # The longest name of a tensor that we read, in bytes. Each name may share its beginning with the
 # name before, so a small file could otherwise hold many long names.

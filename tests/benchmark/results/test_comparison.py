@@ -81,7 +81,7 @@ def test_peers_of_another_version_do_not_show_the_drift():
     after = run(1.0)
     after = Results({}, [*after.results[:2], *(_of_another_version(r) for r in after.results[2:])])
     drift, _ = comparison.compare(run(1.0), after)
-    assert drift == 1.0
+    assert drift is None
 
 
 def _of_another_version(row: Result) -> Result:
@@ -91,6 +91,19 @@ def _of_another_version(row: Result) -> Result:
 def test_nothing_in_common():
     with pytest.raises(ValueError, match="no measurement in common"):
         comparison.compare(run(1.0), results())
+
+
+def test_what_only_one_run_measured_is_told():
+    ours, *rest = run(1.0).results
+    broken = Results({}, [replace(ours, values=[], why="its logits are wrong"), *rest[:-1]])
+    failed, absent = comparison.missing(run(1.0), broken)
+    assert (failed.part, failed.failed) == (ours.part, True)
+    assert failed.why == "not measured in the later run: its logits are wrong"
+    assert (absent.part, absent.failed) == (rest[-1].part, False)
+    [repaired, added] = comparison.missing(broken, run(1.0))
+    assert repaired.why == "not measured in the earlier run: its logits are wrong"
+    assert (added.why, added.failed) == ("not measured in the earlier run", False)
+    assert comparison.missing(run(1.0), run(2.0)) == []
 
 
 def call(*arguments: str) -> tuple[int, str]:
@@ -107,3 +120,16 @@ def test_the_command(tmp_path: Path):
     assert "1 of 2 got slower" in output
     assert call(*files[:1] * 2)[0] == 0
     assert call(files[0], str(tmp_path / "none.json"))[0] == 2
+
+    ours, *rest = run(1.0).results
+    broken = replace(ours, values=[], why="its logits are wrong")
+    write_results(Results({}, [broken, *rest]), [], Path(files[1]))
+    status, output = call(*files)
+    assert status == 1
+    assert "0 of 1 got slower, and 1 failed" in output
+    assert "not measured in the later run: its logits are wrong" in output
+
+    write_results(Results({}, [ours]), [], Path(files[1]))
+    status, output = call(*files)
+    assert status == 0
+    assert "how much the machine's own speed changed is unknown" in output

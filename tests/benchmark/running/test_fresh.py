@@ -53,3 +53,9 @@ def test_a_failed_process_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fresh.sys, "executable", str(python))
     with pytest.raises(RuntimeError, match="no memory left"):
         peak_bytes("ours", Path("folder"), "cpu", "float32")
+
+
+def test_a_process_that_says_nothing_leaves_its_status(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fresh.sys, "executable", "false")
+    with pytest.raises(RuntimeError, match="its process failed: exit status 1"):
+        peak_bytes("ours", Path("folder"), "cpu", "float32")

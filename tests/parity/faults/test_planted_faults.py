@@ -52,11 +52,13 @@ class Beside:
         theirs = quietly(REFERENCES[reference], cfg, self.model.state_dict())
         activations = theirs.run(self.tokens)
         self.reference = Reference(theirs.title, lambda tokens: activations, theirs.aliases)
+        self.names = self._names()
+        self.healthy = self.compare()
 
     def compare(self) -> ParityReport:
         return compare(self.model, self.reference, self.tokens)
 
-    def names(self) -> list[str]:
+    def _names(self) -> list[str]:
         """Every activation of ours, in the order of the forward pass."""
         parts = self.model.named_modules()
         watched = [name for name, part in parts if isinstance(part, HookPoint | HookedModule)]
@@ -70,7 +72,7 @@ def beside(installed: str) -> Beside:
 
 
 def test_without_a_fault_the_function_is_the_same(beside: Beside) -> None:
-    assert not [row for row in beside.compare().rows if row.verdict is not Verdict.PASS]
+    assert not [row for row in beside.healthy.rows if row.verdict is not Verdict.PASS]
 
 
 @pytest.mark.skipif(
@@ -80,14 +82,14 @@ def test_without_a_fault_the_function_is_the_same(beside: Beside) -> None:
 @pytest.mark.parametrize("fault", SEMANTIC_FAULTS, ids=lambda fault: fault.name)
 def test_semantic_fault(fault, beside: Beside, planted: Callable[[str], None]) -> None:
     """WRONG, first in the row's activation: of those from there on, the first the reference has."""
-    names = beside.names()
+    names = beside.names
     last = f"blocks.{beside.model.cfg.n_layers - 1}"
     start = next(
         place
         for place, name in enumerate(names)
         if fnmatch(name, fault.first.replace("blocks.*", last))
     )
-    compared = {row.name for row in beside.compare().rows}
+    compared = {row.name for row in beside.healthy.rows}
     expected = next(name for name in names[start:] if name in compared)
 
     planted("semantic")

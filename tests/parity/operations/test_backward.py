@@ -132,12 +132,26 @@ def test_the_gradient_of_gelu_is_checked_at_all_sizes(dtype: torch.dtype, approx
     assert report.verdict is Verdict.WRONG
 
 
-@pytest.mark.parametrize("mask", [None, torch.ones(9, 9).tril().bool(), sample(9, 9, seed=9)])
-def test_the_exact_gradients_of_attention_are_those_of_autograd(mask: Tensor | None) -> None:
-    q, k, v, g = (sample(2, 3, 9, 8, seed=seed).double() for seed in range(4))
+@pytest.mark.parametrize("n_heads", [6, 2])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        None,
+        torch.ones(9, 9).tril().bool(),
+        torch.ones(9, 9).tril(-2).bool(),  # queries without a key
+        sample(9, 9, seed=9),
+    ],
+)
+def test_the_exact_gradients_of_attention_are_those_of_autograd(
+    mask: Tensor | None, n_heads: int
+) -> None:
+    """Heads of queries may share a head of keys and values."""
+    q, k, v, g = (
+        sample(2, n_heads if seed in (1, 2) else 6, 9, 8, seed=seed).double() for seed in range(4)
+    )
     mask = mask.double() if mask is not None and mask.dtype == F32 else mask
     given = [x.requires_grad_() for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*given, attn_mask=mask)
+    out = F.scaled_dot_product_attention(*given, attn_mask=mask, enable_gqa=n_heads < 6)
     wanted = torch.autograd.grad(out, given, g)
     func = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     arguments = (g, *(x.detach() for x in (*given, out)), out[..., 0].detach(), 0.0, False)

@@ -33,6 +33,8 @@ def sample(*shape: int, seed: int = 0) -> Tensor:
         {},
         {"is_causal": True},
         {"attn_mask": torch.ones(5, 9, dtype=torch.bool).tril(2)},
+        {"attn_mask": torch.ones(5, 9, dtype=torch.bool).tril(-2)},  # queries without a key
+        {"attn_mask": torch.ones(5, 9).tril(-2).log().double()},
         {"attn_mask": sample(5, 9).double()},
         {"scale": 0.3},
     ],

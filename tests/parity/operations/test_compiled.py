@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from clean_transformer.cli.options import choose_compilation
 from clean_transformer.parity import check_operations
@@ -98,6 +100,37 @@ def test_a_wrong_backend(way: str) -> None:
     assert report.verdict is Verdict.WRONG
     assert report.finding is not None
     assert report.finding.cause is Cause.COMPILED
+
+
+DTYPES = """
+def lowered(x):
+    return (x.bfloat16() @ x.bfloat16().T).float(), x * 3.3, (x * 3.3).bfloat16()
+"""
+
+
+def test_each_output_is_judged_in_its_own_dtype_and_in_the_lowest_inside() -> None:
+    made: dict[str, Any] = {}
+    exec(MODELS + DTYPES, made)
+    x = made["make_inputs"]()[0]
+    for factor, verdict in ((1, Verdict.PASS), (3.0, Verdict.WRONG)):
+        backend = "eager" if factor == 1 else made["scaled"](factor)
+        with torch.no_grad():
+            report = check_operations(torch.compile(made["lowered"], backend=backend), x)
+        assert report.verdict is verdict
+
+
+def test_code_without_a_graph_is_not_checked_after_another_graph() -> None:
+    made: dict[str, Any] = {}
+    exec(MODELS, made)
+    assert check_operations(made["make"]("function", 1), made["make_inputs"]()).compared
+
+    def breaks(x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return x
+
+    for _ in range(2):  # before and after the first run
+        report = check_operations(torch.compile(breaks, backend="eager"), torch.ones(2))
+        assert report.not_checked == {"compiled breaks": 1}
 
 
 @pytest.mark.slow

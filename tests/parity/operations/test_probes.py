@@ -20,7 +20,9 @@ FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 FEW = [
     probe
     for probe in PROBES
-    if "scaled_dot_product_attention" not in probe.name or " 8x1024" in probe.name
+    if "scaled_dot_product_attention" not in probe.name
+    or " 8x1024" in probe.name
+    or "without a key" in probe.name
 ]
 
 
@@ -92,6 +94,18 @@ def test_a_fault_is_caught_by_the_probe_of_its_layout(
         with pytest.raises(AssertionError):
             exec(script, {})
     exec(script, {})
+
+
+def test_a_query_without_a_key_must_have_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "PROBES", [p for p in FEW if "without a key" in p.name])
+
+    def undefined(output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        output[0][..., 0, :] = torch.nan
+        return output
+
+    for operation in (FLASH, f"{FLASH}_backward"):
+        with broken(operation, with_result(undefined)):
+            assert {r.verdict for r in run_probes("cpu", torch.float32)} == {Verdict.WRONG}
 
 
 def test_one_row_that_ignores_alpha_is_caught_and_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,49 @@ def test_the_script_says_if_random_numbers_do_not_show_the_fault() -> None:
     exec(script, {})
 
 
+def step_of_adamw() -> None:
+    parameters = [torch.randn(64, 32, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    for parameter in parameters:
+        parameter.requires_grad_().grad = torch.ones_like(parameter)
+    torch.optim.AdamW(parameters, fused=True).step()
+
+
+def spoiled(func, args, options):
+    func(*args, **options)
+    args[0][-1].mul_(1.5)
+
+
+# Calls whose arguments are lists of tensors that the operation overwrites.
+OVERWRITING = {
+    "_foreach_mul_": lambda: torch._foreach_mul_([torch.ones(4), torch.ones(5)], 3.0),
+    "_fused_adamw_": step_of_adamw,
+}
+
+
+@pytest.mark.parametrize("operation", OVERWRITING)
+def test_the_script_of_an_operation_that_returns_nothing_runs(operation: str) -> None:
+    with broken(operation, spoiled):
+        finding = first_wrong_operation(OVERWRITING[operation])
+        assert finding is not None
+        script = compile(reproduction_script(finding), operation, "exec")
+        with pytest.raises(AssertionError, match="an error of"):
+            exec(script, {})
+    exec(script, {})
+
+
+def test_the_script_of_a_draw_with_a_generator_runs() -> None:
+    weights, generator = torch.rand(3, 9), torch.Generator()
+    with inject("multinomial-int64-min"):
+        finding = first_wrong_operation(
+            lambda: torch.multinomial(weights, 2, True, generator=generator)
+        )
+        assert finding is not None
+        script = compile(reproduction_script(finding), "multinomial", "exec")
+        with pytest.raises(AssertionError, match="impossible indices"):
+            exec(script, {})
+    exec(script, {})
+
+
 def test_a_mask_keeps_its_infinities() -> None:
     q = torch.randn(1, 2, 9, 64, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(9, 9).masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)

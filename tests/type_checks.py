@@ -1,0 +1,42 @@
+"""Makes the type checks of the tests cheap: jaxtyping checks only the signatures with shapes.
+
+jaxtyping's import hook decorates every function of the package with `jaxtyping.jaxtyped`. This
+takes 2 ms for each function, and 5 µs more for each of its calls. A function inside a function is
+even decorated whenever the outer function runs. Importing this module replaces the decorator: if a
+signature has no shapes, beartype alone checks its types, which takes 0.8 ms and 0.4 µs.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import jaxtyping
+
+jaxtyped = jaxtyping.jaxtyped
+
+
+def has_shapes(function: Callable[..., Any]) -> bool:
+    """Whether an annotation has a shape. Annotations in quotes count, because they may have one."""
+    annotations = function.__annotations__.values()
+    return any(isinstance(each, str) or "jaxtyping." in repr(each) for each in annotations)
+
+
+def checked(function: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
+    """Decorate a function or a class, as `jaxtyping.jaxtyped` does, so that calls check types."""
+    if function is None:
+        return partial(checked, typechecker=typechecker)
+    if inspect.isclass(function) and getattr(function.__init__, "__globals__", None) is globals():
+        return function  # like jaxtyping, which decorates no `__init__` twice
+    if not inspect.isfunction(function) or has_shapes(function):
+        return jaxtyped(function, typechecker=typechecker)
+    with_checks = typechecker(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (function if jaxtyping.config.jaxtyping_disable else with_checks)(*args, **kwargs)
+
+    return call
+
+
+jaxtyping.jaxtyped = checked
