@@ -19,7 +19,7 @@ phase 4 of that suite, is left out, because it needs a second model from the Hug
 
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from importlib import import_module
 from inspect import unwrap
 from itertools import pairwise
@@ -127,7 +127,7 @@ class Stopwatch:
             for kind, places in KINDS.items()
             for module, name in (place.split(":") for place in places)
         }
-        self.spent: Counter[str] = Counter()
+        self.spent: dict[str, float] = defaultdict(float)
         self.running = ["other"]
 
     def __enter__(self) -> "Stopwatch":
