@@ -24,7 +24,7 @@ from importlib import import_module
 from inspect import unwrap
 from itertools import pairwise
 from math import prod
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -216,7 +216,7 @@ def main(
         with Stopwatch() as stopwatch:
             times = step_times(each)
         of_kinds = Table(f"work for {each}", "CPU seconds", box=None)
-        for kind, spent in stopwatch.spent.most_common():
+        for kind, spent in sorted(stopwatch.spent.items(), key=itemgetter(1), reverse=True):
             of_kinds.add_row(kind, f"{spent:.1f}")
         console.print(of_kinds)
         of_steps = Table(f"step of {each}", "seconds", "CPU seconds", box=None)
