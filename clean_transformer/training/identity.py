@@ -86,5 +86,5 @@ def hash_of_weights(state: Mapping[str, Tensor]) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     for name, value in sorted(state.items()):
         hashed.update(f"{name} {value.dtype} {[*value.shape]}".encode())
-        hashed.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
+        hashed.update(value.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
