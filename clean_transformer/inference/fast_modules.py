@@ -125,7 +125,8 @@ class Fast:
         # This runs for every token. `map(contains, …)` is several times faster than `reassigned`.
         own = map(contains, map(vars, self.parts), self.methods)
         patched = any(own) and any(map(reassigned, self.parts, self.methods))
-        return patched or any(self.hooks) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+        everywhere = _has_any_global_hook()  # type: ignore[no-untyped-call]
+        return patched or any(self.hooks) or bool(everywhere)
 
     # Because of this attribute, a compiled graph keeps the result of compile time. The decorator
     # torch.compiler.assume_constant_result sets the same attribute. We do not use the decorator,
