@@ -298,6 +298,10 @@ def test_hook_points_that_do_not_run_are_lost():
     _, cache = model.run_with_cache(TOKENS)
     with pytest.raises(KeyError, match=r"not captured .* or the module does not run it"):
         cache["post", 1]
+    with torch.no_grad():
+        model.blocks[1].mlp.b_out[0] = torch.nan
+    with pytest.raises(RuntimeError, match=r"first NaN or infinity: blocks\.1\.hook_mlp_out at"):
+        model.generate([[1, 2]], 1)
 
 
 def test_a_module_with_hook_points_is_not_put_into_two_places():
