@@ -168,4 +168,5 @@ def _is_count(value: object) -> bool:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+    # The comparison of a NumPy float, which TransformerLens's configurations have, is no bool.
+    return isinstance(value, (int, float)) and math.isfinite(value) and bool(value > 0)

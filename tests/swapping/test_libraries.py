@@ -32,7 +32,7 @@ class Newcomer(Library):
     def places(self, model, path, module):
         return [place_at(model, path, module)]
 
-    def lost(self, model, path, places):
+    def lost(self, model, path, places, idle):
         return []
 """
 
