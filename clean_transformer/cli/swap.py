@@ -67,8 +67,6 @@ def swap(
     if tokenizer is not None and text is None and file is None:
         raise ValueError("--tokenizer is for a text; give one, or leave --tokenizer out")
     passage = None if text is None and file is None else read_text(text, file)
-    if passage is None and tokenizer is not None:
-        raise ValueError("--tokenizer is for a text, and there is none; give one, or leave it out")
 
     def read_with_text(source: str) -> "tuple[Weights, Tensor]":
         tokens_from = "gpt2" if source.partition(":")[0] in SYNTHETIC else source

@@ -26,8 +26,6 @@ def tokens(
     if weights is not None and tokenizer is not None:
         raise ValueError("--weights and --tokenizer both name a tokenizer; leave one out")
     require_folder(json)
-    if tokenizer is not None and weights is not None:
-        raise ValueError("--weights and --tokenizer both name a tokenizer; give one of them")
     read = read_text(text, file)
 
     from clean_transformer.cli.loading import read_or_demo

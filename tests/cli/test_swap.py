@@ -215,7 +215,6 @@ def test_2_and_one_line_for_what_cannot_be_swapped(
     [
         (("--device", "gpu"), "unknown device 'gpu'"),
         (("--dtype", "fp8"), "no dtype 'fp8'"),
-        (("--tokenizer", "demo"), "--tokenizer is for a text, and there is none"),
         (("--weights", "no/such/folder/here"), "no/such/folder/here"),
     ],
 )

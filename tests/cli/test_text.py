@@ -232,11 +232,6 @@ def test_the_demo_writes_as_many_tokens_as_it_is_told_to():
     assert_one_line(too_long, "more than the n_ctx=180 positions")
 
 
-def test_tokens_has_one_tokenizer(folder: Path):
-    result = call("tokens", "the cat", "--weights", folder, "--tokenizer", "demo")
-    assert_one_line(result, "--weights and --tokenizer both name a tokenizer; leave one out")
-
-
 def test_numbers_that_json_has_not_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", loss=math.nan)

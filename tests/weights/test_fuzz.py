@@ -372,7 +372,7 @@ TOKENS = random_tokens(CFG, batch=1, length=40)[0].numpy()
 def test_other_checkpoints(run: Path, data, damage):
     path = copied(run) / "checkpoint.pt"
     model = random_model(CFG)
-    about = describe(model, SETTINGS, TOKENS)
+    about = describe(model, SETTINGS, TOKENS, None)
     if data.draw(st.booleans()):
         hostile = (*hostile_tensors(STATE["embed.W_E"]), 10**9, -1, "\x1b[2J")
         torch.save(data.draw(restructured(torch.load(path, weights_only=True), hostile)), path)

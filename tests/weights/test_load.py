@@ -120,7 +120,7 @@ def test_a_file_of_another_kind(tmp_path: Path):
     write_folder(tmp_path, TINY, random_model(dtype=torch.float32).state_dict())
     file = tmp_path / "model.safetensors"
     with pytest.raises(
-        WeightsError, match=r"model\.safetensors is not a \.gguf or \.pt file; pass the"
+        WeightsError, match=r"model\.safetensors is not a \.gguf or \.pt or \.pth or \.ckpt file;"
     ):
         read_pretrained(file, torch.device("cpu"), torch.float32)
 

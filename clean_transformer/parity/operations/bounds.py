@@ -18,7 +18,6 @@ from clean_transformer.parity.limits import (
     ELEMENTWISE,
     GELU,
     LINEAR,
-    SOFTMAX,
     SUM,
 )
 from clean_transformer.parity.operations.attention import (
@@ -46,11 +45,11 @@ from clean_transformer.parity.operations.rules import (
     unless_integer,
     within,
 )
+from clean_transformer.parity.operations.softmaxes import SOFTMAXES
 from clean_transformer.parity.scales import (
     attention_squares,
     attention_terms,
     gelu_scale,
-    softmax_scale,
     sum_scale,
     typical_size,
 )
@@ -123,19 +122,6 @@ def _quotient(call: Call64, exact: Tensor) -> Tensor:
     return exact.abs() + (above - below).abs() / (ELEMENTWISE.healthy * call.u)
 
 
-def _softmax(call: Call64) -> list[Expected | None]:
-    exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
-    scale = softmax_scale(exact, scores, dim)
-    return [within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
-
-
-def _log_softmax(call: Call64) -> list[Expected | None]:
-    """Return log-softmax, s − max s − log Σ exp(s − max s) for scores s, and the allowed error."""
-    exact, scores, dim = call.run(), call.named["self"], call.named["dim"]
-    scale = 1 + (scores - scores.amax(dim, keepdim=True)).abs() + exact.abs()
-    return [within(SOFTMAX, call, exact, scale, scores.shape[dim] if scores.ndim else 1)]
-
-
 def _variance(call: Call64) -> list[Expected | None]:
     """Return the exact variance, and the allowed error."""
     exact, x = call.run(), call.named["self"]
@@ -146,8 +132,9 @@ def _variance(call: Call64) -> list[Expected | None]:
     size = x.abs() + x.abs().mean(dim, keepdim=True)
     change = 2 * (x - mean).abs() * size + call.u * size.square()
     n_terms = reduced(call.named, exact)
-    divided = n_terms / (x - mean).square().sum(dim, keepdim)
-    scale = exact + exact * divided * change.mean(dim, keepdim)
+    correction = call.named.get("correction", float(call.named.get("unbiased", True)))
+    divided = n_terms - (1.0 if correction is None else correction)
+    scale = exact + n_terms / divided * change.mean(dim, keepdim)
     return [within(SUM, call, exact, scale, n_terms)]
 
 
@@ -260,8 +247,6 @@ RULES: dict[str, Rule] = {
     **rows("convolution", summed(CONVOLUTION, convolution_terms)),
     **rows("sum mean", summed(SUM, reduced)),
     **rows("cumsum", summed(SUM, lambda named, exact: named["self"].shape[named["dim"]])),
-    **rows("_softmax softmax _safe_softmax", unless_integer(_softmax)),
-    **rows("_log_softmax log_softmax", unless_integer(_log_softmax)),
     **rows(
         "gelu",
         approximate(
@@ -270,6 +255,7 @@ RULES: dict[str, Rule] = {
     ),
     **rows("var", unless_integer(_variance)),
     **dict.fromkeys(ATTENTIONS, _attention),
+    **SOFTMAXES,
     **NORMS,
     **BACKWARD,
     **OPTIMIZER,
