@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clean_transformer.model import DemoTransformer
 from clean_transformer.support.numerics import upcast
 
-# The key of the logits in the dictionary that `run` returns.
+# The key of the logits in a dictionary of activations.
 LOGITS = "logits"
 
 
@@ -37,19 +36,6 @@ class Impact:
         if self.loss_change is None:
             return "no loss, because a single token has none"
         return f"loss {self.loss_change:{form}} nats"
-
-
-def run(
-    model: DemoTransformer, tokens: Int[Tensor, "batch pos"], names: list[str] | None = None
-) -> dict[str, Tensor]:
-    """Run the model without gradients. Return its activations and its logits, by name, on the CPU.
-
-    The key of the logits is `LOGITS`. `names` are the names of the activations to return. If
-    `names` is None, these are the names that the model's method `default_points` returns.
-    """
-    with torch.no_grad():
-        logits, cache = model.run_with_cache(tokens, names_filter=names, device="cpu")
-    return {**cache, LOGITS: logits.cpu()}
 
 
 def rms_errors(activations: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, float]:
