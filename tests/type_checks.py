@@ -17,6 +17,8 @@ import jaxtyping
 
 jaxtyped = jaxtyping.jaxtyped
 
+# A part of the path of each file of the package. jaxtyping's own functions are in other files.
+PACKAGE = "clean_transformer"
 # The code of the functions inside functions that are already decorated once.
 decorated: set[CodeType] = set()
 
@@ -31,12 +33,14 @@ def checked(function: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     """Decorate a function or a class, as `jaxtyping.jaxtyped` does, so that calls check types."""
     if function is None:
         return partial(checked, typechecker=typechecker)
-    if inspect.isclass(function) and getattr(function.__init__, "__globals__", None) is globals():
+    init = getattr(function, "__init__", None) if inspect.isclass(function) else None
+    if getattr(init, "__globals__", None) is globals() or getattr(init, "__code__", 0) in decorated:
         return function  # like jaxtyping, which decorates no `__init__` twice
-    if inspect.isfunction(function) and "<locals>" in function.__qualname__:
-        if function.__code__ in decorated:
+    code = getattr(function, "__code__", None)
+    if code is not None and "<locals>" in function.__qualname__ and PACKAGE in code.co_filename:
+        if code in decorated:
             return function
-        decorated.add(function.__code__)
+        decorated.add(code)
     if not inspect.isfunction(function) or has_shapes(function):
         return jaxtyped(function, typechecker=typechecker)
     with_checks = typechecker(function)
