@@ -6,6 +6,7 @@ This file does not import PyTorch, because `--help` lists the modes and must be 
 from dataclasses import dataclass
 
 from clean_transformer.support.dtypes import choose_names
+from clean_transformer.support.validation import refuse_other
 
 # eager: the model runs as it is written.
 # compiled: `torch.compile` compiles each module by itself.
@@ -21,6 +22,11 @@ def choose_modes(names: str) -> list[str]:
     Raises `ValueError` for an unknown mode.
     """
     return choose_names("mode", names, MODES)
+
+
+def require_mode(name: str) -> None:
+    """Raise `ValueError` if `name` is not the name of one mode."""
+    refuse_other("mode", name, *MODES)
 
 
 @dataclass(frozen=True)

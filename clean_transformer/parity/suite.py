@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -27,7 +28,7 @@ from clean_transformer.parity.measurements import (
     probe_operations,
     record_run,
 )
-from clean_transformer.parity.modes import INDUCTOR, Compilation, choose_modes
+from clean_transformer.parity.modes import INDUCTOR, Compilation, require_mode
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.references.base import Reference, ReferenceUnavailable
 from clean_transformer.parity.references.choose import READERS, REFERENCES
@@ -46,9 +47,6 @@ from clean_transformer.support.devices import is_available, known_device
 from clean_transformer.support.dtypes import choose_dtype
 from clean_transformer.support.memory import give_back_memory
 from clean_transformer.weights.table import State
-
-# Why the invariants are NOT CHECKED if the measurement of drift raises an exception.
-NO_ALLOWANCE = "the allowed difference comes from the drift, which could not be measured"
 
 
 def same_function(weights: Weights, reference: str) -> ParityReport:
@@ -109,7 +107,7 @@ def check_device(
     `ValueError` for an unknown device or mode.
     """
     known_device(device)
-    choose_modes(mode)
+    require_mode(mode)
     started = DeviceRun(device, str(dtype).removeprefix("torch."), mode)
     attempts = Attempts()
     reason = _cannot_check(device, dtype, mode)
@@ -158,7 +156,8 @@ def check_device(
         invariants = attempts.run("oracle beside NumPy", beside, [])
         begin("invariants")
         if record is None or allowed is None:
-            invariants.append(Check("invariants", Verdict.NOT_CHECKED, note=NO_ALLOWANCE))
+            note = "the allowed difference comes from the drift, which could not be measured"
+            invariants.append(Check("invariants", Verdict.NOT_CHECKED, note=note))
         else:
             given = (model, under_test.given, allowed, record.logits)
             invariants += attempts.run("invariants", partial(check_invariants, *given), [])
@@ -238,7 +237,13 @@ def run_suite(
     NOT CHECKED, and the report gives `no_reference` as the reason. If the reference is not
     available, the verdict is also NOT CHECKED, and the report says why. If the comparison raises an
     exception, the devices are still checked. Before each step, `on_step` gets the name of the step.
+    Raises `ValueError`, before any work, for an unknown device, dtype or mode.
     """
+    cells = [*product(devices, dtypes, modes)]
+    for device, dtype, mode in cells:
+        known_device(device)
+        choose_dtype(dtype)
+        require_mode(mode)
     same, without_reference = None, Verdict.NOT_CHECKED
     if reference is not None:
         on_step(f"float64 beside {reference}")
@@ -259,13 +264,10 @@ def run_suite(
             reference=reference,
             on_step=lambda step, where=f"{device} {dtype} {mode}": on_step(f"{where}: {step}"),
         )
-        for device in devices
-        for dtype in dtypes
-        for mode in modes
+        for device, dtype, mode in cells
     ]
-    return replace(
-        report_on(weights, same, no_reference, runs), without_reference=without_reference
-    )
+    report = report_on(weights, same, no_reference, runs)
+    return replace(report, without_reference=without_reference)
 
 
 def report_on(

@@ -111,10 +111,8 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
             if padding_side is None:
                 padding_side = self.tokenizer.padding_side
             tokens, padded = self.tokenizer.to_padded(tokens, prepend_bos, padding_side)
-            tokens, mask = (
-                tokens.to(self.device),
-                None if padded is None else padded.to(self.device),
-            )
+            tokens = tokens.to(self.device)
+            mask = None if padded is None else padded.to(self.device)
         elif prepend_bos is not None or padding_side is not None:
             raise TypeError("prepend_bos and padding_side are for texts, not for token ids")
         if not isinstance(tokens, Tensor):

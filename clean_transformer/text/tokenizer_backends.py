@@ -84,11 +84,15 @@ def read_file(file: Path) -> Loaded:
                 if kind in (3, 4)
             ]
         )
-    eos = fields.get("eos_token_id")
+    # As in a folder, an id outside of the vocabulary, such as GPT-2's 50256, does not count.
+    bos, eos, pad = (
+        fields.get(name) if fields.get(name, len(tokens)) < len(tokens) else None
+        for name in ("bos_token_id", "eos_token_id", "padding_token_id")
+    )
     return backend, {
-        "bos_token_id": fields.get("bos_token_id"),
+        "bos_token_id": bos,
         "stop_tokens": [] if eos is None else [eos],
-        "pad_token_id": fields.get("padding_token_id"),
+        "pad_token_id": pad,
     }
 
 

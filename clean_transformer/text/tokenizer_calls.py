@@ -153,7 +153,7 @@ class TransformersCalls:
 
     @pad_token_id.setter
     def pad_token_id(self, token: int) -> None:
-        if token not in self.vocab.values():
+        if token < 0 or self.backend.id_to_token(token) is None:
             raise ValueError(f"pad_token_id is {token!r}, which is not in the vocabulary")
         self._pad_token_id = token
 

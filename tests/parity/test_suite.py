@@ -119,10 +119,27 @@ def test_what_cannot_be_checked_is_not_checked(device, dtype, mode, reason) -> N
     assert run.verdict.exit_status == 3
 
 
-@pytest.mark.parametrize(("device", "mode"), [("cpu", "compile"), ("cuuda", "eager")])
-def test_an_unknown_device_or_mode_is_no_result(device: str, mode: str) -> None:
-    with pytest.raises(ValueError, match=r"no mode 'compile'|unknown device 'cuuda'"):
-        check_device(WEIGHTS, device, torch.float32, mode=mode)
+@pytest.mark.parametrize(
+    ("device", "dtype", "mode", "message"),
+    [
+        ("cpu", "float32", "compile", "mode is 'compile'"),
+        ("cpu", "float32", "all", "mode is 'all'"),
+        ("cpu", "float32", "eager,compiled", "mode is 'eager,compiled'"),
+        ("cuuda", "float32", "eager", "unknown device 'cuuda'"),
+        ("cpu", "fp8", "eager", "no dtype 'fp8'"),
+    ],
+)
+def test_what_is_unknown_is_refused_before_any_work(
+    device: str, dtype: str, mode: str, message: str
+) -> None:
+    steps: list[str] = []
+    if dtype == "float32":
+        with pytest.raises(ValueError, match=message):
+            check_device(WEIGHTS, device, F32, mode=mode, on_step=steps.append)
+    given = ["cpu", device], [dtype], ["eager", mode]
+    with pytest.raises(ValueError, match=message):
+        run_suite(WEIGHTS, *given, reference="huggingface", on_step=steps.append)
+    assert not steps
 
 
 def test_mps_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,22 +64,21 @@ class TransformersStatic(Transformers):
     """
 
     forward = Contestant.forward  # the same as in `Transformers`
-    room = 256  # positions in the KV cache; a cache of another size would be compiled again
+    step = 256  # the KV cache has a multiple of this many positions; each size is compiled anew
 
     def generate(self, tokens: Tokens, new: int) -> Any:
         """Generate `new` tokens after each input, and return the new tokens [batch new]."""
         from transformers import CompileConfig, StaticCache
 
         on_every_device = CompileConfig(fullgraph=False, mode="default")
-        on_every_device._compile_all_devices = (
-            True  # by default, transformers compiles on GPUs only
-        )
+        on_every_device._compile_all_devices = True  # transformers itself compiles on GPUs only
+        room = -(-(tokens.shape[1] + new) // self.step) * self.step
         both = self.model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=new,
             do_sample=False,
-            past_key_values=StaticCache(self.model.config, max_cache_len=self.room),
+            past_key_values=StaticCache(self.model.config, max_cache_len=room),
             compile_config=on_every_device,
         )
         return both[:, tokens.shape[1] :]

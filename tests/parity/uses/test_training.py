@@ -9,8 +9,11 @@ from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.parity.faults.corruptions import with_result
 from clean_transformer.parity.faults.gradients import GRADIENT_FAULTS
+from clean_transformer.parity.uses import adamw
+from clean_transformer.parity.uses.adamw import judge_adamw
 from clean_transformer.parity.uses.judge import Judge, UseResult
 from clean_transformer.parity.uses.parts import ExactParts
+from clean_transformer.parity.uses.table import Use
 from clean_transformer.parity.uses.training import judge_training
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.weights.processing import process_weights
@@ -121,6 +124,25 @@ def test_a_wrong_step_of_adamw_is_found_and_located():
     assert failures(result) == ["fused AdamW, parameter"]
     assert result.located is not None
     assert result.located.operation == "aten._fused_adamw_.default"
+
+
+@pytest.mark.parametrize(
+    ("device", "verdict"), [("meta", Verdict.NOT_CHECKED), ("cpu", Verdict.ERROR)]
+)
+def test_an_exception_in_adamw_is_no_missing_kernel(
+    device: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
+):
+    """PyTorch says itself that the device "meta" has no fused step. The other error is a fault."""
+    if device == "cpu":
+
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(adamw, "_second_step", fail)
+    pairs = [(torch.zeros(2, device=device), torch.ones(2, device=device))]
+    results = judge_adamw(Use("training", "training", 1, (1,)), pairs)
+    fused = next(rows for rows, _ in results if rows[0].name == "fused AdamW")
+    assert [(row.verdict, row.measured) for row in fused] == [(verdict, None)]
 
 
 @pytest.mark.parametrize("name", ["b_in", "W_out"])
