@@ -227,7 +227,7 @@ def test_a_panic_of_rust_code_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 # The tokenizer in a GGUF file.
 
 
-def write_gguf(file: Path, *, merges: bool = True) -> Path:
+def write_gguf(file: Path, *, merges: bool = True, eos: int = 5) -> Path:
     backend = trained()
     vocab = backend.get_vocab()
     tokens = sorted(vocab, key=vocab.__getitem__)
@@ -239,7 +239,7 @@ def write_gguf(file: Path, *, merges: bool = True) -> Path:
     if merges:
         writer.add_token_merges([" ".join(pair) for pair in pairs])
     writer.add_bos_token_id(0)
-    writer.add_eos_token_id(5)
+    writer.add_eos_token_id(eos)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -254,6 +254,12 @@ def test_a_gguf_file_has_its_own_tokenizer(tmp_path: Path):
     for text in TEXTS:
         assert read.to_tokens(text).tolist() == expected.to_tokens(text).tolist()
     assert (read.bos_token_id, read.stop_tokens) == (0, [5])
+
+
+def test_an_id_outside_of_the_vocabulary_of_a_gguf_file_does_not_count(tmp_path: Path):
+    read = Tokenizer.from_pretrained(write_gguf(tmp_path / "a.gguf", eos=50256))
+    expected = Tokenizer(trained())
+    assert (read.stop_tokens, read.pad_token) == (expected.stop_tokens, expected.pad_token)
 
 
 def test_a_gguf_file_without_a_tokenizer(tmp_path: Path):
