@@ -16,11 +16,10 @@ import torch
 from hypothesis import settings
 
 from clean_transformer.config import Config
-from clean_transformer.parity.activations.drift import threads
 from clean_transformer.parity.references.choose import REFERENCES, choose_reference
 from clean_transformer.support.devices import is_available
 
-from .helpers import Watched, quietly, random_model, random_tokens
+from .helpers import Watched, quietly, random_model, random_tokens, threads
 from .hub_server import HubServer, serving
 from .parity.small import model_only
 

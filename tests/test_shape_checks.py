@@ -2,11 +2,16 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from beartype import beartype
-from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintReturnViolation
+from beartype.roar import (
+    BeartypeCallHintParamViolation,
+    BeartypeCallHintReturnViolation,
+    BeartypeCallHintViolation,
+)
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
@@ -45,6 +50,37 @@ def test_a_wrong_result_is_refused():
         with_shape(torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("annotation", [int, Float[Tensor, ""]], ids=["type", "shape"])
+def test_dataclasses_and_every_kind_of_method_are_checked(annotation: type):
+    @checked(typechecker=beartype)
+    @dataclass
+    class Fields:
+        number: annotation
+        others: list[int] = field(default_factory=list)
+
+    class Methods:
+        @checked(typechecker=beartype)
+        @classmethod
+        def of_class(cls, x: annotation) -> None: ...
+
+        @checked(typechecker=beartype)
+        @staticmethod
+        def static(x: annotation) -> None: ...
+
+        @checked(typechecker=beartype)
+        @property
+        def own(self) -> annotation:
+            return "neither"
+
+    right = 7 if annotation is int else torch.tensor(7.0)
+    calls = Fields, Methods.of_class, Methods.static, lambda _: Methods().own
+    for call in calls[:-1]:
+        call(right)
+    for call in calls:
+        with pytest.raises((BeartypeCallHintViolation, TypeCheckError)):
+            call("neither")
+
+
 Alias = Float[Tensor, "a b"]
 
 
@@ -57,8 +93,11 @@ def test_shapes_are_found_wherever_an_annotation_has_them():
     def quoted(x: "Alias") -> None: ...
     def none(x: Tensor, y: dict[str, Tensor] | None) -> Callable[[int], Tensor]: ...
 
+    class Mine:
+        def own(self) -> "Mine": ...
+
     assert all(map(has_shapes, (direct, optional, inside, called, returned, quoted)))
-    assert not has_shapes(none)
+    assert not any(map(has_shapes, (none, Mine.own)))
 
 
 def test_no_module_was_imported_before_the_checks_were_installed():

@@ -9,6 +9,7 @@ inside a function is decorated only when the outer function runs for the first t
 
 import inspect
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from functools import partial, wraps
 from types import CodeType
 from typing import Any
@@ -24,18 +25,30 @@ decorated: set[CodeType] = set()
 
 
 def has_shapes(function: Callable[..., Any]) -> bool:
-    """Whether an annotation has a shape. Annotations in quotes count, because they may have one."""
+    """Whether an annotation has a shape. A name in quotes may have one, except the own class's."""
+    own = function.__qualname__.split(".")
     annotations = function.__annotations__.values()
-    return any(isinstance(each, str) or "jaxtyping." in repr(each) for each in annotations)
+    return any(
+        each not in own if isinstance(each, str) else "jaxtyping." in repr(each)
+        for each in annotations
+    )
 
 
 def checked(function: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     """Decorate a function or a class, as `jaxtyping.jaxtyped` does, so that calls check types."""
+    check = partial(checked, typechecker=typechecker)
     if function is None:
-        return partial(checked, typechecker=typechecker)
-    init = getattr(function, "__init__", None) if inspect.isclass(function) else None
-    if getattr(init, "__globals__", None) is globals() or getattr(init, "__code__", 0) in decorated:
-        return function  # like jaxtyping, which decorates no `__init__` twice
+        return check
+    if isinstance(function, classmethod | staticmethod):
+        return type(function)(check(function.__func__))
+    if isinstance(function, property):
+        parts = function.fget, function.fset, function.fdel
+        return property(*(part and check(part) for part in parts))
+    if inspect.isclass(function):
+        # Like jaxtyping, which decorates only the `__init__` of dataclasses, and only once.
+        if is_dataclass(function) and not hasattr(function.__init__, "__wrapped__"):
+            function.__init__ = check(function.__init__)
+        return function
     code = getattr(function, "__code__", None)
     if code is not None and "<locals>" in function.__qualname__ and PACKAGE in code.co_filename:
         if code in decorated:

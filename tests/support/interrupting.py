@@ -129,6 +129,8 @@ def main(moments: int) -> None:
 
 
 if __name__ == "__main__":
+    # A shell's background jobs ignore Ctrl-C, and their processes with them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     main(int(sys.argv[1]))

@@ -13,6 +13,12 @@ from clean_transformer.variants.mlp import ReluMLP
 from tests.helpers import random_model
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> None:
+    """In a shell's background job, Python ignores Ctrl-C until it is told otherwise."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("moments", [20, pytest.param(2000, marks=pytest.mark.slow)])
 def test_an_interrupted_operation_leaves_nothing_behind(moments: int):
     command = [sys.executable, "-m", "tests.support.interrupting", str(moments)]

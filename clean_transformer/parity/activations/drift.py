@@ -1,11 +1,7 @@
 """Measures drift: the total error of an activation, which adds up from the first layer on."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
 
 from clean_transformer.parity.verdict import Verdict
 
@@ -47,14 +43,3 @@ class EndToEnd:
         if not math.isfinite(self.error):
             return Verdict.WRONG
         return Verdict.PASS if self.rho <= self.healthy else Verdict.DEGRADED
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Set the number of threads of PyTorch's CPU kernels to `count` inside a `with` block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

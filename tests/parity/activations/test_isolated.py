@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clean_transformer.model import DemoTransformer
-from clean_transformer.parity.activations.drift import threads
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
 from clean_transformer.parity.activations.oracle_run import HEAD_AXIS
 from clean_transformer.parity.faults import inject
@@ -17,6 +16,7 @@ from clean_transformer.parity.inputs import suite_tokens
 from clean_transformer.parity.oracle import float64_oracle
 from clean_transformer.parity.verdict import Verdict
 
+from ...helpers import threads
 from ..small import BF16, F16, F32, F64, corrupted, small_model, small_weights
 
 WEIGHTS = small_weights(d_vocab=300)

@@ -10,7 +10,6 @@ import pytest
 
 from clean_transformer.benchmark.results.file import write_results
 from clean_transformer.parity import invariants
-from clean_transformer.parity.activations.drift import threads
 from clean_transformer.parity.faults import inject
 from clean_transformer.parity.operations import probes
 from clean_transformer.parity.report.comparison import (
@@ -28,6 +27,7 @@ from clean_transformer.parity.verdict import Verdict
 
 from ...benchmark.made_up import part, result, results
 from ...cli.running import assert_one_line, call
+from ...helpers import threads
 from ..small import small_weights
 
 WEIGHTS = small_weights(n_layers=1, d_model=32, d_head=16, d_mlp=64, d_vocab=50, n_ctx=8)

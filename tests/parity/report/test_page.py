@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from clean_transformer.cli import app
 from clean_transformer.parity import inputs, suite
-from clean_transformer.parity.activations.drift import threads
 from clean_transformer.parity.locate import Located
 from clean_transformer.parity.operations import probes
 from clean_transformer.parity.report.json import to_json
@@ -21,6 +20,7 @@ from clean_transformer.parity.same_function import Comparison, ParityReport
 from clean_transformer.parity.suite import run_suite
 from clean_transformer.parity.verdict import Verdict
 
+from ...helpers import threads
 from ...pages import CHROMIUM, Element, Page, assert_self_contained, browse, facts, same_number
 from ..small import model_only, small_weights
 
