@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 BYTES = ("memory", "doctor_memory")
 NATS = ("divergence",)
 
+# The kinds of `Work` that generate tokens.
+GENERATING = ("generate", "step")
 # The kinds of `Work` that need no warm-up, because each starts a fresh process, or takes no time.
 FRESH = ("import", "memory", "help", "doctor", "doctor_memory", "divergence")
 

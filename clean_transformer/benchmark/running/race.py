@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clean_transformer.benchmark.results.data import Result
 from clean_transformer.benchmark.running.processes import Failed, Worker, command
-from clean_transformer.benchmark.work import Measurement, Part, Setup
+from clean_transformer.benchmark.work import GENERATING, Measurement, Part, Setup
 from clean_transformer.model import DemoTransformer
 
 # For each dtype: how far a contestant's logits may be from the logits of our model in float32. The
@@ -55,6 +55,27 @@ class Expected(NamedTuple):
         return cls(logits, after[-CHECKED_NEW:])
 
 
+def wrong_token(new: Iterable[int], new_logits: Iterable[Tensor], bound: float) -> str:
+    """Say which generated token is wrong, or return an empty text.
+
+    `new_logits` has our logits for each new token. A token is right if its logit is at most
+    `bound` standard deviations of the logits below the largest.
+    """
+    for token, logits in zip(new, new_logits, strict=True):
+        lack = (logits.max() - logits[token]) / logits.std()
+        if not lack <= bound:
+            return (
+                f"it generates a token whose logit is {lack:.2g} standard deviations "
+                "below the largest"
+            )
+        # The contestant chose a token that our model finds almost as likely as the most likely
+        # token. From here on, the contestant continues another text than our model, so the later
+        # tokens cannot be compared.
+        if token != logits.argmax():
+            break
+    return ""
+
+
 class Race:
     """Runs measurements, in which several setups take turns.
 
@@ -83,6 +104,7 @@ class Race:
         self.workers: dict[Setup, Any] = {}
         self.titles: dict[Setup, str] = {}
         self.failures: dict[Setup, str] = {}
+        self.wrong_tokens: dict[Setup, str] = {}
         self.divergences: dict[Setup, float] = {}
         self.expected: dict[str, Expected] = {}  # the keys are model names
 
@@ -177,7 +199,9 @@ class Race:
         """Raise `Failed` unless the setup computes what our model computes.
 
         `found` is the answer of the setup's process to the request "check" (see `Server.check`).
-        This method stores the KL divergence between our model and the setup in `divergences`.
+        This method stores the KL divergence between our model and the setup in `divergences`. If
+        the logits are right and the generated tokens are wrong, this method raises no error, but
+        stores the reason in `wrong_tokens`.
         """
         if setup.model not in self.expected:
             self.expected[setup.model] = Expected.of(self.folders[setup.model])
@@ -191,18 +215,11 @@ class Race:
             kl = F.kl_div(theirs, log_probs, log_target=True, reduction="batchmean")
             self.divergences[setup] = kl.item()
         if found["generated"] is not None:
-            for new, logits in zip(found["generated"], expected.new_logits, strict=True):
-                lack = (logits.max() - logits[new]) / logits.std()
-                if not lack <= bound:
-                    raise Failed(
-                        f"it generates a token whose logit is {lack:.2g} standard deviations "
-                        "below the largest"
-                    )
-                # The contestant chose a token that our model finds almost as likely as the most
-                # likely token. From here on, the contestant continues another text than our model,
-                # so the later tokens cannot be compared.
-                if new != logits.argmax():
-                    break
+            why = wrong_token(found["generated"], expected.new_logits, bound)
+            if why and found["logits"] is None:
+                raise Failed(why)
+            if why:
+                self.wrong_tokens[setup] = why
 
     def measure(self, measurement: Measurement, on_turn: OnTurn) -> list[Result]:
         """Run one measurement, and return one result for each part: a setup with its work.
@@ -218,6 +235,8 @@ class Race:
                 on_turn(part)
                 if part.setup in self.failures:
                     failures[part] = self.failures[part.setup]
+                if part.work.kind in GENERATING and part.setup in self.wrong_tokens:
+                    failures[part] = self.wrong_tokens[part.setup]
                 if part in failures:
                     continue
                 warms_up = number < measurement.warm_ups

@@ -146,8 +146,6 @@ def test_a_short_context_warms_up_for_a_long_one_where_it_runs_the_same_code(dev
         ("transformers eager", "it ran out of memory"),
         ("watched", "its logits are"),
         ("compiled", "its logits are nan"),
-        ("llama.cpp", "it generates a token"),
-        ("CTranslate2", "it generates a token"),
     ],
 )
 def test_a_contestant_that_fails_or_computes_something_else_is_not_measured(
@@ -158,6 +156,18 @@ def test_a_contestant_that_fails_or_computes_something_else_is_not_measured(
     assert failed.values == []
     assert why in failed.why
     assert (len(ours.values), ours.why) == (2, "")
+
+
+@pytest.mark.parametrize("contestant", ["llama.cpp", "CTranslate2"])
+def test_a_contestant_that_generates_wrong_tokens_is_measured_where_it_generates_none(
+    contestant: str, race: Callable[..., Race]
+):
+    forward = part(contestant)
+    kinds = Work(kind="generate", length=16, new=4), Work(kind="step", length=16, new=4)
+    generating = (Part(forward.setup, work) for work in kinds)
+    results = race().run([Measurement("all", (forward, *generating), 2)])
+    assert [len(result.values) for result in results] == [2, 0, 0]
+    assert all("it generates a token" in result.why for result in results[1:])
 
 
 def test_hooked_transformer_without_its_environment_is_not_measured(race: Callable[..., Race]):
