@@ -134,7 +134,6 @@ def test_the_tokenizer_is_that_of_the_folder(tmp_path: Path):
             {"beams": 2},
             "shorten the prompt by 1 tokens, or ask for 3 new tokens or",
         ),
-        ([[1] * 30], {}, "positions that the model has; shorten the prompt by 24 tokens"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
         ([[1], []], {}, "every prompt needs 1 token or more"),
         ([[1]], {"beams": 0}, "beams=0 with temperature=0.0: there must be 1 beam or more"),
@@ -153,6 +152,11 @@ def test_what_cannot_be_done_is_refused_before_any_work(prompt, arguments: dict,
     with pytest.raises(ValueError, match=re.escape(message)), unchecked_types():
         model.generate(prompt, **{"max_new_tokens": 4} | arguments)
     assert not calls
+
+
+def test_after_a_prompt_without_room_nobody_is_told_to_ask_for_fewer_tokens():
+    with pytest.raises(ValueError, match=r"shorten the prompt by 24 tokens$"):
+        random_model().generate([[1] * 30], 4)
 
 
 @pytest.mark.parametrize("prompt", [[1, 2], torch.tensor([1, 2]), [("a",)], [1.5]])

@@ -1,6 +1,7 @@
 """Files as people have them, and files that must not be believed."""
 
 import json
+import re
 import struct
 import tarfile
 import zipfile
@@ -109,8 +110,21 @@ def test_prefixes_are_stripped_in_every_format(known, prefix: str):
     assert_equal_states(read_state_dict(prefixed, CFG)[1], state)
 
 
-def test_prefixes_in_a_folder(tmp_path: Path, state, theirs):
-    prefixed = {f"module._orig_mod.{key}": tensor for key, tensor in theirs.items()}
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_forward_module.", "_module."])
+@pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
+def test_prefixes_of_single_parts_are_stripped(known, prefix: str):
+    """As of a block that is compiled, or of a model whose unembedding alone is not wrapped."""
+    state = random_state(known, CFG)
+    theirs = known.write(CFG, state)
+    inside = {re.sub(r"\.(?=\D+$)", f".{prefix}", key): x for key, x in theirs.items()}
+    some = {prefix * (number % 2) + key: x for number, (key, x) in enumerate(theirs.items())}
+    for prefixed in (inside, some):
+        assert_equal_states(read_state_dict(prefixed, CFG)[1], state)
+
+
+@pytest.mark.parametrize("prefix", ["module._orig_mod.", "model."])
+def test_prefixes_in_a_folder(tmp_path: Path, state, theirs, prefix: str):
+    prefixed = {(key if key == WTE else prefix + key): x for key, x in theirs.items()}
     assert_equal_states(load(put(tmp_path, state, prefixed)), state)
 
 
@@ -136,6 +150,15 @@ def test_the_usual_wrappers(tmp_path: Path, key: str, name: str):
     saved = {key: model.state_dict(), "optimizer": optimizer, "epoch": 3}
     torch.save(saved, tmp_path / name)
     assert_equal_states(load(tmp_path / name), model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*assuming GPT-2's eps")
+@pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model"])
+def test_a_usual_wrapper_counts_beside_another_state_dict(tmp_path: Path, key: str):
+    models = (random_model(SMALL, dtype=torch.float32, seed=seed) for seed in (0, 1))
+    state, other = (model.state_dict() for model in models)
+    torch.save({"ema": other, key: state}, tmp_path / "model.pt")
+    assert_equal_states(load(tmp_path / "model.pt"), state)
 
 
 def test_two_wrappers_are_no_state_dict(tmp_path: Path, theirs):
