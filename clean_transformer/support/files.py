@@ -193,15 +193,32 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 
 
 @contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Create `folder`, and the folders above it, for the `with` block.
+
+    If the `with` block ends with an error, those of them that are new and empty are deleted.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield the path of a temporary folder, for the caller to write files into.
 
     If the `with` block ends without an error, all files are moved into `folder`. Otherwise no file
     is moved. Files in `folder` with other names stay as they are. `folder` is created if it is
-    missing. If the process is killed while the files are moved, `finish` moves the other files.
+    missing (see `made_folder`). If the process is killed while the files are moved, `finish` moves
+    the other files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _staging(folder, folder) as unfinished:
+    with made_folder(folder), _staging(folder, folder) as unfinished:
         yield unfinished
         goals = [folder / file.name for file in unfinished.iterdir()]
         require_folder(*goals)

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from clean_transformer.support.files import UNFINISHED, atomic_file, locked, write_atomically
+from clean_transformer.support.files import (
+    UNFINISHED,
+    atomic_file,
+    locked,
+    made_folder,
+    write_atomically,
+)
 from clean_transformer.support.printable import printable
 from clean_transformer.training.distributed import rank
 from clean_transformer.weights.files import read_tensors
@@ -66,10 +72,10 @@ def refuse_other_folder(folder: Path) -> None:
 def claimed(folder: Path) -> Iterator[None]:
     """Create `folder` if it is missing. Other runs cannot use it until the `with` block ends.
 
+    If the `with` block ends with an error, and has written nothing, the new folder is deleted.
     Raises `BlockingIOError` if another run uses the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with made_folder(folder), locked(folder):
         yield
 
 

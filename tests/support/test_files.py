@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,6 +18,7 @@ from clean_transformer.support.files import (
     atomic_file,
     atomic_folder,
     finish,
+    made_folder,
     remove_unfinished,
     require_folder,
     require_output_folder,
@@ -68,6 +70,24 @@ def test_files_that_were_not_finished_never_appear(tmp_path: Path):
         break_off()
     assert [*tmp_path.iterdir()] == [tmp_path / "a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_folders_that_an_error_leaves_empty_are_deleted(tmp_path: Path):
+    (tmp_path / "old").mkdir()
+
+    def break_off(folder: Path, *written: str) -> None:
+        with made_folder(folder):
+            for name in written:
+                (folder / name).touch()
+            raise KeyboardInterrupt
+
+    for folder in ("old/a/b", "old", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            break_off(tmp_path / folder)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "old"]
+    with pytest.raises(KeyboardInterrupt):
+        break_off(tmp_path / "new", "file")
+    assert (tmp_path / "new/file").exists()
 
 
 def test_bytes_are_written_as_they_are(tmp_path: Path):
@@ -266,26 +286,37 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("writer", FULL)
-def test_a_full_disk_is_named_and_leaves_the_old_file(writer: str, tmp_path: Path):
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Let no file grow beyond 64 KiB."""
     resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("writer", FULL)
+def test_a_full_disk_is_named_and_leaves_the_old_file(writer: str, tmp_path: Path, full_disk: None):
     file = tmp_path / "model"
     file.write_text("old")
 
     def write() -> None:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
-        try:
-            with atomic_file(file) as unfinished:
-                FULL[writer](unfinished)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with atomic_file(file) as unfinished:
+            FULL[writer](unfinished)
 
     cause = "Input/output error" if writer == "torch" else "File too large"
     with pytest.raises(OSError, match=rf"{cause}: '{re.escape(str(file))}'$"):
         write()
     assert file.read_text() == "old"
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_model_saved_on_a_full_disk_leaves_nothing(tmp_path: Path, full_disk: None):
+    model = random_model(tiny(d_vocab=2000))
+    with pytest.raises(OSError, match=f"File too large: '{re.escape(str(tmp_path))}"):
+        model.save_pretrained(tmp_path / "runs/model")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_two_results_in_one_file_are_refused(tmp_path: Path):
