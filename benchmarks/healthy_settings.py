@@ -8,8 +8,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clean_transformer.parity.activations.drift import threads
-
 
 class InOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums the terms of float32 matrix products one after the other, as a plain loop does."""
@@ -23,6 +21,17 @@ class InOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for column, row in zip(left.T, right, strict=True):
             total = total + column[:, None] * row
         return total + bias[0] if bias else total
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Set the number of threads of PyTorch's CPU kernels to `count` inside a `with` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

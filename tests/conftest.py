@@ -15,11 +15,12 @@ import pytest
 import torch
 from hypothesis import settings
 
+from benchmarks.healthy_settings import threads
 from clean_transformer.config import Config
 from clean_transformer.parity.references.choose import REFERENCES, choose_reference
 from clean_transformer.support.devices import is_available
 
-from .helpers import Watched, quietly, random_model, random_tokens, threads
+from .helpers import Watched, quietly, random_model, random_tokens
 from .hub_server import HubServer, serving
 from .parity.small import model_only
 

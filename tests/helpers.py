@@ -264,14 +264,3 @@ def assert_drawn_from(drawn: Tensor, probabilities: Tensor) -> None:
     statistic = ((counts[possible] - expected) ** 2 / expected).sum()
     freedom = torch.tensor(len(expected) - 1.0).double()
     assert len(expected) == 1 or torch.special.gammaincc(freedom / 2, statistic / 2) > 0.001
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Set the number of threads of PyTorch's CPU kernels to `count` inside a `with` block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
+from benchmarks.healthy_settings import threads
 from clean_transformer.analysis.comparison import Impact
 from clean_transformer.reports.page import in_words
 from clean_transformer.swapping.effect_report import (
@@ -34,7 +35,7 @@ from clean_transformer.swapping.effects import effect
 from clean_transformer.swapping.swapped import Swapped
 from clean_transformer.swapping.swaps import HookPointsLost, swap
 
-from ..helpers import random_model, random_tokens, threads, tiny
+from ..helpers import random_model, random_tokens, tiny
 from ..pages import CHROMIUM, Element, Page, assert_self_contained, browse, facts, same_number
 
 MARKUP = """<b onclick="x('y')">&amp;</b>"""

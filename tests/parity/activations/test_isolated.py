@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.healthy_settings import threads
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.isolated import PATHS, Isolated, isolate
 from clean_transformer.parity.activations.oracle_run import HEAD_AXIS
@@ -16,7 +17,6 @@ from clean_transformer.parity.inputs import suite_tokens
 from clean_transformer.parity.oracle import float64_oracle
 from clean_transformer.parity.verdict import Verdict
 
-from ...helpers import threads
 from ..small import BF16, F16, F32, F64, corrupted, small_model, small_weights
 
 WEIGHTS = small_weights(d_vocab=300)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.healthy_settings import threads
 from clean_transformer.benchmark.results.file import write_results
 from clean_transformer.parity import invariants
 from clean_transformer.parity.faults import inject
@@ -27,7 +28,6 @@ from clean_transformer.parity.verdict import Verdict
 
 from ...benchmark.made_up import part, result, results
 from ...cli.running import assert_one_line, call
-from ...helpers import threads
 from ..small import small_weights
 
 WEIGHTS = small_weights(n_layers=1, d_model=32, d_head=16, d_mlp=64, d_vocab=50, n_ctx=8)

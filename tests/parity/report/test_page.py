@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.healthy_settings import threads
 from clean_transformer.cli import app
 from clean_transformer.parity import inputs, suite
 from clean_transformer.parity.locate import Located
@@ -20,7 +21,6 @@ from clean_transformer.parity.same_function import Comparison, ParityReport
 from clean_transformer.parity.suite import run_suite
 from clean_transformer.parity.verdict import Verdict
 
-from ...helpers import threads
 from ...pages import CHROMIUM, Element, Page, assert_self_contained, browse, facts, same_number
 from ..small import model_only, small_weights
 
