@@ -1,6 +1,7 @@
 """`check_model`: compares every ATen call of any model with the same call in float64."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
@@ -205,7 +206,10 @@ def _can_generate(model: nn.Module) -> bool:
 def _generate(model: Any, prompt: Tensor) -> None:
     known = inspect.signature(model.generate).parameters
     options = {name: value for name, value in GENERATE.items() if name in known}
-    model.generate(prompt, max_new_tokens=NEW_TOKENS, **options)
+    with warnings.catch_warnings():
+        # For example, TransformerLens passes arguments to transformers by their old names.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.generate(prompt, max_new_tokens=NEW_TOKENS, **options)
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -40,7 +40,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
-@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 def test_a_healthy_model_passes(kind: str, dtype: torch.dtype):
     report = check_model(make(kind, dtype), some_tokens(2, 8))
     assert [each.name for each in report.uses] == ["forward", "backward", "generate"]
@@ -53,7 +52,6 @@ def test_a_healthy_model_passes(kind: str, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 def test_a_fault_is_named(kind: str, fault: str):
     model = make(kind)
     with FAULTS[fault]():
