@@ -249,6 +249,20 @@ def test_refused_before_any_work(
     assert message in " ".join(output.replace("│", " ").split())
 
 
+def test_figures_that_cannot_be_written_leave_no_folder(
+    call: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("plotly")
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("clean_transformer.benchmark.results.figures.save", fail)
+    status, _ = call("--goals", "--figures", str(tmp_path / "figures"), "--threads", "1")
+    assert status == 2
+    assert not (tmp_path / "figures").exists()
+
+
 def test_figures_of_a_question(call: Callable[..., tuple[int, str]], tmp_path: Path):
     pytest.importorskip("plotly")
     folder = tmp_path / "new/figures"

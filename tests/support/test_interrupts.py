@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,9 +15,11 @@ from tests.helpers import random_model
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c_is_heard() -> None:
+def ctrl_c_is_heard() -> Iterator[None]:
     """In a shell's background job, Python ignores Ctrl-C until it is told otherwise."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("moments", [20, pytest.param(2000, marks=pytest.mark.slow)])

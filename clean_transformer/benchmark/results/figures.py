@@ -15,6 +15,7 @@ from clean_transformer.benchmark.contestants.limit import flops, weight_bytes
 from clean_transformer.benchmark.results.data import Result, Results
 from clean_transformer.benchmark.running.models import config, count_parameters
 from clean_transformer.benchmark.work import Setup
+from clean_transformer.support.files import made_folder
 
 Number = Callable[[Result], float]
 
@@ -103,7 +104,6 @@ def growth(results: Results, axis: str) -> go.Figure:
 
 def write_figures(results: Results, folder: Path) -> None:
     """Write each figure to `folder` as an HTML page that needs no network."""
-    folder.mkdir(parents=True, exist_ok=True)
     shown = [row for row in results.results if row.part.work.tokens and row.values]
     growing = {measurement for measurement, _, _ in GROWTH.values()}
     figures = {
@@ -114,8 +114,9 @@ def write_figures(results: Results, folder: Path) -> None:
     figures["roofline"] = roofline(results)
     figures |= {f"growth-{axis}": growth(results, axis) for axis in GROWTH}
     figures = {name: figure for name, figure in figures.items() if figure.data}
-    for name, figure in figures.items():
-        save(figure, folder / f"{name}.html")
+    with made_folder(folder):
+        for name, figure in figures.items():
+            save(figure, folder / f"{name}.html")
 
 
 def _name(row: Result) -> str:
