@@ -123,6 +123,12 @@ OTHER = Kind("other", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM)
 # is 1e-12 for x = 4 in float32, and 1e-8 for x = 3 in half precision. `README.md` lists the
 # measured ratios, and `wrong` is chosen.
 PART = Kind("part as a whole", 4.0, WRONG_FACTOR * 4.0, healthy_in_half=3.0)
+# The gradient of a block's input or of one of its parameters, judged row by row like PART. One
+# number can cause nearly the whole error of a row: in a gradient Σ x g, an error of one large x
+# changes a whole row, and x is a sum of many terms. The error of a healthy sum in float32 is up to
+# HEALTHY_SUM in units of random rounding, so the ratio of the row is, too. Kernels accumulate
+# half-precision sums in float32, so there the limit is that of PART.
+GRADIENT = Kind("gradient", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM, healthy_in_half=3.0)
 # A module whose output is all that can be watched (see `activations/black_box.py`), such as a
 # LayerNorm. Errors of LayerNorm's mean and σ are shared by all elements of a row. Random rounding
 # moves each element on its own, so the ratio of a healthy row can be 2. The limit for float32 is

@@ -12,7 +12,7 @@ from clean_transformer.kv_cache import KVCache, StaticKVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.attempts import failed_check
-from clean_transformer.parity.limits import COPY
+from clean_transformer.parity.limits import COPY, PART
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.parity.uses.judge import UseResult
@@ -81,7 +81,8 @@ def _judge_steps(model: DemoTransformer, exact: ExactParts, use: Use, rows: list
             ):
                 changes = inexact.view(DRAWS, *right.shape) - right
                 envelope = changes.square().mean(dim=(0, -1))
-                rows.append(by_rows(f"step {number}, {name}", use, got, right, envelope, u)[0])
+                title = f"step {number}, {name}"
+                rows.append(by_rows(title, use, got, right, envelope, PART, u)[0])
             name = f"step {number}, old keys and values"
             rows.append(elementwise(name, use, old, before.double(), 0 * old.double(), COPY)[0])
 

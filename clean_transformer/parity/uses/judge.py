@@ -19,7 +19,7 @@ from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.layer_norm import LayerNorm
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.attempts import Attempts
-from clean_transformer.parity.limits import ADD, LAYER_NORM, LINEAR
+from clean_transformer.parity.limits import ADD, LAYER_NORM, LINEAR, PART
 from clean_transformer.parity.locate import Located, in_words
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, trusted
@@ -197,7 +197,7 @@ class Judge:
             envelope = self._envelope(part, use, given, exact)
             self._known[key] = given, envelope
         u = UNIT_ROUNDOFF[self.products or self.exact.dtype]
-        row, wrong = by_rows(f"blocks.{layer}", use, got, exact, envelope, u, use.is_token)
+        row, wrong = by_rows(f"blocks.{layer}", use, got, exact, envelope, PART, u, use.is_token)
         return row, first_position(wrong)
 
     def _envelope(self, part: Part, use: Use, given: Tensor, exact: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clean_transformer.parity.activations.isolated import Isolated
-from clean_transformer.parity.limits import PART, Kind, error_ratios, index_of_largest
+from clean_transformer.parity.limits import Kind, error_ratios, index_of_largest
 from clean_transformer.parity.oracle import UNIT_ROUNDOFF, smallest_kept
 from clean_transformer.parity.uses.table import Use
 
@@ -20,6 +20,7 @@ def by_rows(
     got: Tensor,
     exact: Tensor,
     envelope: Tensor,
+    kind: Kind,
     u: float,
     judged: Tensor | None = None,
 ) -> tuple[Isolated, Tensor]:
@@ -29,12 +30,12 @@ def by_rows(
     divided by the root mean square change that random rounding causes in the row (see
     `parity/rounding.py`). `envelope` has the mean square of this change for each row. It is
     averaged with a typical value: the median over the rows of envelope / (row's mean square), times
-    the row's mean square. `u` is the unit roundoff of the device's dtype. If the mask `judged` is
-    given, only the rows where it is True are compared.
+    the row's mean square. `kind` has the limits of the ratio. `u` is the unit roundoff of the
+    device's dtype. If the mask `judged` is given, only the rows where it is True are compared.
 
     Returns the result, and a mask that is True for each row that does not pass.
     """
-    healthy, wrong = PART.limits(1, u)
+    healthy, wrong = kind.limits(1, u)
     error = (got.double() - exact).square().mean(dim=-1).sqrt()
     squares = exact.square().mean(dim=-1)
     # A few elements can cause nearly all of a row's error. By chance, a single random run can move
@@ -47,7 +48,7 @@ def by_rows(
     relative = relative.where(judged, 0.0)
     ratios = ratios.where(judged, 0.0).nan_to_num(math.inf, math.inf)
     largest = float(relative.nan_to_num(math.inf, math.inf).max())
-    return _row(name, use, PART, ratios, (healthy, wrong), largest), ratios > healthy
+    return _row(name, use, kind, ratios, (healthy, wrong), largest), ratios > healthy
 
 
 def elementwise(
