@@ -52,7 +52,8 @@ def judge_module(
     exact = gradients_of(module, given, of_output)
     names = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
     titles = [f"the input of {name}", *names]
-    got = [flow.of_given, *(gradients.get(each) for each in names)]
+    arrived = [flow.of_given, *(gradients.get(each) for each in names)]
+    got = [None if each is None else each.cpu() for each in arrived]
     u = UNIT_ROUNDOFF[products or dtype]
     rows: list[Isolated] = []
     squares = [torch.zeros_like(gradient[..., 0]) for gradient in exact]
@@ -65,7 +66,7 @@ def judge_module(
             continue
         envelopes = _envelopes([square / draws for square in squares], exact)
         rows = [
-            by_rows(f"gradient of {title}", use, ours.cpu(), wanted, envelope, GRADIENT, u)[0]
+            by_rows(f"gradient of {title}", use, ours, wanted, envelope, GRADIENT, u)[0]
             for title, ours, wanted, envelope in zip(titles, got, exact, envelopes, strict=True)
             if ours is not None
         ]
