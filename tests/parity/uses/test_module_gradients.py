@@ -14,7 +14,7 @@ from clean_transformer.parity.verdict import Verdict
 
 from ..small import F32
 
-N_ROWS, N_TERMS = 4000, 512
+N_ROWS, N_TERMS = 1000, 256
 # Every partial sum is about as large as the first term, so that each addition rounds as much.
 LARGE = 1000.0
 
