@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from clean_transformer.hooks import HookPoint
 from clean_transformer.inference.int8 import Int8
@@ -125,8 +125,8 @@ class Fast:
         # This runs for every token. `map(contains, …)` is several times faster than `reassigned`.
         own = map(contains, map(vars, self.parts), self.methods)
         patched = any(own) and any(map(reassigned, self.parts, self.methods))
-        everywhere = _has_any_global_hook()  # type: ignore[no-untyped-call]
-        return patched or any(self.hooks) or bool(everywhere)
+        everywhere = bool(_global_forward_pre_hooks or _global_forward_hooks)
+        return patched or any(self.hooks) or everywhere
 
     # Because of this attribute, a compiled graph keeps the result of compile time. The decorator
     # torch.compiler.assume_constant_result sets the same attribute. We do not use the decorator,
