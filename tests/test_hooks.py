@@ -1,8 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint, observed
+from clean_transformer.modules.mlp import MLP
 
 REGISTRATIONS = [
     "register_forward_hook",
@@ -49,3 +52,11 @@ def test_a_hook_on_the_parent_does_not_observe_its_points():
     parent = nn.Sequential(HookPoint())
     parent.register_forward_hook(lambda *_: None)
     assert not observed(parent[0])
+
+
+def test_activations_are_kept_on_a_device_whose_memory_has_no_address():
+    """On xla, as here on fake tensors, a tensor's memory has no address that could be compared."""
+    cfg = Config(n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=16, d_vocab=10, n_ctx=4)
+    with FakeTensorMode():
+        _, cache = MLP(cfg).run_with_cache(torch.zeros(1, 4, 8))
+        assert cache["hook_post"].shape == (1, 4, 16)

@@ -57,7 +57,7 @@ def side_by_side(
         strides, apart, merged = (d_head, 3 * width, 1), width, (3 * width, 1)
     lies_so = first.stride() == strides and all(
         W.stride() == strides
-        and W.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and W.untyped_storage() is first.untyped_storage()
         and W.storage_offset() == first.storage_offset() + part * apart
         for part, W in enumerate(weights)
     )

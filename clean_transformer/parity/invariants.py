@@ -21,6 +21,7 @@ from clean_transformer.parity.attempts import failed_check
 from clean_transformer.parity.inputs import spread_ids
 from clean_transformer.parity.oracle import trusted
 from clean_transformer.parity.verdict import Check, Verdict
+from clean_transformer.support.devices import IMPORTED, import_packages
 from clean_transformer.support.numerics import upcast
 from clean_transformer.weights.synthetic import plain
 
@@ -128,9 +129,13 @@ def fresh_process(model: DemoTransformer, tokens: Tokens, logits: Logits) -> tup
         file = Path(folder, "logits.pt")
         code = (
             f"import sys; sys.path = {sys.path!r}; from {__name__} import write_small_logits; "
-            f"write_small_logits({str(weight.device)!r}, {str(weight.dtype)!r}, {str(file)!r})"
+            f"write_small_logits({str(weight.device)!r}, {str(weight.dtype)!r}, {str(file)!r}, "
+            f"{IMPORTED!r})"
         )
-        subprocess.run([sys.executable, "-c", code], check=True)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()
+            raise RuntimeError(f"a new process failed: {said[-1]}")
         theirs = torch.load(file, weights_only=True)
     return small_logits(str(weight.device), str(weight.dtype)), theirs
 
@@ -160,8 +165,9 @@ def small_logits(device: str, dtype: str) -> Logits:
     return model((torch.arange(64, device=device) * 37 % 512)[None]).cpu()
 
 
-def write_small_logits(device: str, dtype: str, file: str) -> None:
-    """Save the logits of a small model with seeded weights to `file`."""
+def write_small_logits(device: str, dtype: str, file: str, packages: list[str]) -> None:
+    """Import the packages, and save the logits of a small model with seeded weights to `file`."""
+    import_packages(packages)
     torch.save(small_logits(device, dtype), file)
 
 

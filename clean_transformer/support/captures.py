@@ -16,7 +16,8 @@ class Captures:
     def __init__(self, module: nn.Module, device: str | torch.device | None):
         self.activations: dict[str, Tensor] = {}
         self.device = device
-        self._weights = {each.untyped_storage().data_ptr() for each in module.parameters()}
+        # By identity, because the memory on some devices, such as xla, has no address.
+        self._weights = {each.untyped_storage() for each in module.parameters()}
         # The hook of such a module cannot know in which place the module runs.
         places = Counter(each for _, each in module.named_modules(remove_duplicate=False))
         self._shared = {each for each, count in places.items() if count > 1}
@@ -35,7 +36,7 @@ class Captures:
             )
         if self.device is not None:
             value = value.to(self.device, copy=True)
-        elif value.untyped_storage().data_ptr() in self._weights:
+        elif value.untyped_storage() in self._weights:
             value = value.clone()  # A module of the user can return its weights.
         self.activations[name] = value
         self._writes[name] = writes(value)

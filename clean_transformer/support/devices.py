@@ -8,6 +8,8 @@ import torch
 
 # Packages that add a device to PyTorch when they are imported, by the device's type.
 PLUGINS = {"xla": "torch_xla", "hpu": "habana_frameworks.torch.core", "npu": "torch_npu"}
+# The packages that `import_packages` has imported. A new process must import them, too.
+IMPORTED: list[str] = []
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -52,6 +54,7 @@ def import_packages(names: Iterable[str]) -> None:
     for name in names:
         try:
             import_module(name)
+            IMPORTED.append(name)
         except ImportError as error:
             raise ValueError(f"cannot import {name}: {error}") from error
 

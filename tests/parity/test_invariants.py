@@ -1,6 +1,7 @@
 """Invariants: each holds for a healthy model, and fails where it is violated."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from clean_transformer.parity.faults.semantic import CACHE_FAULTS
 from clean_transformer.parity.inputs import suite_tokens
 from clean_transformer.parity.invariants import INVARIANTS, check_invariants, row_difference
 from clean_transformer.parity.verdict import Verdict
+from clean_transformer.support import devices
 
 from .small import BF16, F32, corrupted, small_model, small_weights
 
@@ -143,3 +145,26 @@ def test_row_difference_by_hand() -> None:
     assert row_difference(one, other) == pytest.approx(0.25)
     one[0, 0, 0] = torch.nan
     assert row_difference(one, other) == torch.inf
+
+
+def test_a_new_process_imports_the_same_packages(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device like xla exists only after its package was imported."""
+    Path(tmp_path, "adds_a_device.py").write_text(
+        f"import os, pathlib; pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch()"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(devices, "IMPORTED", imported := [])
+    monkeypatch.setattr(invariants, "IMPORTED", imported)
+    devices.import_packages(["adds_a_device"])
+    model, tokens = small_model(WEIGHTS), suite_tokens(WEIGHTS.cfg, 1, 2)
+    invariants.fresh_process(model, tokens, model(tokens))
+    assert len([path for path in tmp_path.iterdir() if path.name.isdigit()]) == 2
+
+
+def test_a_new_process_that_fails_is_one_line(capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(invariants, "IMPORTED", ["no_such_package"])
+    model, tokens = small_model(WEIGHTS), suite_tokens(WEIGHTS.cfg, 1, 2)
+    reason = "a new process failed: ValueError: cannot import no_such_package"
+    with pytest.raises(RuntimeError, match=reason):
+        invariants.fresh_process(model, tokens, model(tokens))
+    assert capfd.readouterr() == ("", "")

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clean_transformer.parity.operations.bounds import RULES, WITHOUT_VALUES
 from clean_transformer.parity.operations.compiled import CompiledCall, watched
 from clean_transformer.parity.operations.diagnosis import Attempt, Finding, first_float
-from clean_transformer.parity.operations.judgment import Judgment, judge
+from clean_transformer.parity.operations.judgment import Judgment
 from clean_transformer.parity.operations.replay import Expected, computed, operation_name
 from clean_transformer.parity.oracle import uncompiled_flex_attention
 from clean_transformer.parity.verdict import Verdict
@@ -220,7 +220,6 @@ class CallChecker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         attempt = Attempt(func, *given)
         output = func(*args, **given[1])
         results = computed(func, *given, output)
-        expected = attempt.expect(results)
-        judgment = None if expected is None else judge(expected, results)
+        expected, judgment = attempt.check(results)
         self.on_call(CheckedCall(name, first_float(results), attempt, expected, judgment))
         return output

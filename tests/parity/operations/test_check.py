@@ -315,3 +315,32 @@ def test_lay_out_keeps_values_stride_and_offset(view: Any) -> None:
     assert Operand.of(again) == Operand.of(x)
     expanded = sample(1, 7).expand(6, 7)
     assert torch.equal(lay_out(expanded.contiguous(), Operand.of(expanded), "cpu"), expanded)
+
+
+@pytest.mark.parametrize("name", ["argmax", "native_layer_norm", "mul"])
+def test_a_device_may_read_subnormal_numbers_as_0(name: str):
+    """Like xla. It reads normal numbers as they are: numbers of 1e-37 as 0 are a fault."""
+    functions = {
+        "argmax": torch.argmax,
+        "native_layer_norm": lambda x: torch.nn.functional.layer_norm(x, (64,)),
+        "mul": lambda x: x * 1e30,
+    }
+
+    def flush_below(limit: float):
+        def corrupt(func, args, options):
+            x, *others = args
+            return func(x.masked_fill(x.abs() < limit, 0.0), *others, **options)
+
+        return broken(name, corrupt)
+
+    subnormal, normal = sample(9, 64) * 1e-39, sample(9, 64) * 1e-37
+    with flush_below(1e-38):
+        assert check_operations(functions[name], subnormal).verdict is Verdict.PASS
+    with flush_below(1e-36):
+        assert check_operations(functions[name], normal).verdict is Verdict.WRONG
+
+
+def test_nan_beside_subnormal_numbers_is_not_read_as_0():
+    x = torch.tensor([1e-39, torch.nan])
+    with broken("mul", with_result(lambda y: y.nan_to_num())):
+        assert check_operations(torch.mul, x, 2.0).verdict is Verdict.WRONG
