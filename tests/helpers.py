@@ -243,11 +243,11 @@ def needs_gpt2(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not (GPT2 / name).exists(), reason=reason)
 
 
-def quietly(build, *args):
-    """Call `build(*args)` and ignore all warnings, which come from other packages."""
+def quietly(build, *args, **options):
+    """Call `build(*args, **options)` and ignore all warnings, which come from other packages."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return build(*args)
+        return build(*args, **options)
 
 
 def assert_drawn_from(drawn: Tensor, probabilities: Tensor) -> None:

@@ -30,8 +30,8 @@ class UseSummary:
 
     `name` is the short name of this way, and `means` says what a person then does, such as
     "generating text". `wrong_from` is the first position with too large an error, or None (see
-    `UseResult`). `reason` says why the verdict is ERROR or NOT CHECKED. It is empty for other
-    verdicts.
+    `UseResult`). `reason` says why the verdict is ERROR or NOT CHECKED, or how the outputs
+    with a cache differ. It is empty otherwise.
     """
 
     name: str

@@ -4,14 +4,13 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from clean_transformer.parity.activations.black_box import is_compiled
+from clean_transformer.parity.any_model.cached import LastPositions, compare_cached, tensors_in
 from clean_transformer.parity.any_model.paths import ModulePaths
 from clean_transformer.parity.any_model.results import (
     ModelReport,
@@ -60,6 +59,9 @@ def check_model(
     and the random states of the CPU and of CUDA are restored. In addition to the model and its
     activations, the check needs memory to repeat one call in float64.
 
+    After `generate`, the model runs on the generated text without a cache, and its outputs are
+    compared with those that it had while it generated (see `compare_cached`).
+
     If the model raises an exception in a run, the verdict on this run is ERROR, or NOT CHECKED if
     the device lacks an operation.
 
@@ -70,22 +72,17 @@ def check_model(
         _refuse_compiled(model)
     args, kwargs = _arguments(inputs)
     tokens = _tokens((args, kwargs))
-    tensors = [*model.parameters(), *model.buffers(), *_tensors((args, kwargs))]
+    tensors = [*model.parameters(), *model.buffers(), *tensors_in((args, kwargs))]
     report = ModelReport(
         model=type(model).__name__,
-        inputs=", ".join(_described(each) for each in _tensors((args, kwargs))),
+        inputs=", ".join(_described(each) for each in tensors_in((args, kwargs))),
         device=str(tensors[0].device) if tensors else "cpu",
         dtypes=floating_dtypes(tensors),
         environment=environment(),
     )
-    output: Any = None
     # The calls (path, call) of compiled code in the backward pass, which is checked with the
     # forward pass of this code.
     compiled_backward: list[tuple[str, CheckedCall]] = []
-
-    def forward() -> None:
-        nonlocal output
-        output = model(*args, **kwargs)
 
     if any(is_compiled(part) for part in model.modules()):
         # Compile before `ModulePaths` places its hooks, which the compiler cannot trace. If this
@@ -94,8 +91,10 @@ def check_model(
             model(*args, **kwargs)
     with _undisturbed(model), ModulePaths(model) as paths:
 
-        def check(name: str, run: Callable[[], Any]) -> UseReport:
+        def check(name: str, run: Callable[[], Any]) -> tuple[UseReport, Any]:
+            # Returns the report, and what `run` returns, or None after an exception.
             on_step(name)
+            result = None
             use = UseReport(name)
             report.uses.append(use)
             record = Recorder(use, lambda: paths.current)
@@ -111,20 +110,21 @@ def check_model(
                     record.add(path, call)
             try:
                 with uncompiled_flex_attention(), CallChecker(on_call):
-                    run()
+                    result = run()
             except Exception as error:
                 use.failed = failed_check(name, error)
-            return use
+            return use, result
 
         # In inference mode, PyTorch makes no graph for the backward pass.
         with torch.inference_mode(False), torch.enable_grad():
-            if check("forward", forward).failed:
+            use, output = check("forward", lambda: model(*args, **kwargs))
+            if use.failed:
                 return report
-            if any(each.requires_grad for each in _tensors(output)):
+            if any(each.requires_grad for each in tensors_in(output)):
                 check("backward", lambda: torch.autograd.backward(_loss(output, tokens)))
             else:
                 report.absent["backward"] = "the output does not require gradients"
-        output = None  # frees the activations
+        del output  # frees the activations
         if not _can_generate(model):
             report.absent["generate"] = "the model has no method generate"
         elif tokens is None:
@@ -133,8 +133,10 @@ def check_model(
             report.uses.append(UseReport("generate", failed=failed))
         else:
             prompt = tokens[:, : max(1, tokens.shape[1] - NEW_TOKENS)]
-            with torch.no_grad():
-                check("generate", lambda: _generate(model, prompt))
+            with torch.no_grad(), LastPositions(paths.names, len(prompt)) as during:
+                use, generated = check("generate", lambda: _generate(model, prompt))
+            if use.failed is None:
+                use.cached = compare_cached(model, prompt, generated, during, use.roundoff)
     return report
 
 
@@ -177,7 +179,7 @@ def _forget(parameter: Tensor) -> None:
 
 
 def _loss(output: Any, tokens: Tensor | None) -> Tensor:
-    outputs = [each for each in _tensors(output) if each.requires_grad]
+    outputs = [each for each in tensors_in(output) if each.requires_grad]
     logits = getattr(output, "logits", outputs[0])
     if tokens is not None and _predicts(logits, tokens):
         shifted, targets = logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
@@ -203,13 +205,13 @@ def _can_generate(model: nn.Module) -> bool:
     return callable(getattr(model, "generate", None)) and bool(able())
 
 
-def _generate(model: Any, prompt: Tensor) -> None:
+def _generate(model: Any, prompt: Tensor) -> Any:
     known = inspect.signature(model.generate).parameters
     options = {name: value for name, value in GENERATE.items() if name in known}
     with warnings.catch_warnings():
         # For example, TransformerLens passes arguments to transformers by their old names.
         warnings.simplefilter("ignore", FutureWarning)
-        model.generate(prompt, max_new_tokens=NEW_TOKENS, **options)
+        return model.generate(prompt, max_new_tokens=NEW_TOKENS, **options)
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -220,21 +222,8 @@ def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _tokens(inputs: Any) -> Tensor | None:
     integers = (torch.int64, torch.int32)
-    found = (each for each in _tensors(inputs) if each.dtype in integers and each.ndim == 2)
+    found = (each for each in tensors_in(inputs) if each.dtype in integers and each.ndim == 2)
     return next(found, None)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """Return all tensors in a model's inputs or output, including those in dataclasses."""
-    leaves = tree_leaves(value)
-    if leaves == [value]:
-        if isinstance(value, Mapping):
-            leaves = [*value.values()]
-        elif is_dataclass(value):
-            leaves = [getattr(value, each.name) for each in fields(value)]
-        else:
-            return leaves if isinstance(value, Tensor) else []
-    return [tensor for leaf in leaves for tensor in _tensors(leaf)]
 
 
 def _described(tensor: Tensor) -> str:

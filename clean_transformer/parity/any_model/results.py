@@ -9,6 +9,7 @@ import torch
 
 from clean_transformer.parity.locate import Located, in_words
 from clean_transformer.parity.operations.check import CheckedCall
+from clean_transformer.parity.oracle import ACCUMULATOR, UNIT_ROUNDOFF
 from clean_transformer.parity.results import UseSummary, grouped
 from clean_transformer.parity.verdict import Check, Verdict, worst
 from clean_transformer.reports.plain import Schema
@@ -57,19 +58,33 @@ class UseReport:
 
     `rows` has a row for each combination of module, operation and dtype. `located` describes the
     first call with the verdict WRONG, or, if there is none, the first with DEGRADED. If an
-    exception stopped the use, or if the use could not start, `failed` says why.
+    exception stopped the use, or if the use could not start, `failed` says why. `cached` is the
+    result of `compare_cached`; only the use "generate" has it.
     """
 
     name: str
     rows: list[Row] = field(default_factory=list)
     located: Located | None = None
     failed: Check | None = None
+    cached: Check | None = None
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of `rows` and `failed`; NOT CHECKED if both are empty."""
-        failed = [self.failed.verdict] if self.failed else []
-        return worst([*(row.verdict for row in self.rows), *failed])
+        """The worst verdict of `rows`, `failed` and `cached`; NOT CHECKED if all are empty."""
+        checks = [each.verdict for each in (self.failed, self.cached) if each]
+        return worst([*(row.verdict for row in self.rows), *checks])
+
+    @property
+    def reason(self) -> str:
+        """Why the use failed, or how the outputs with a cache differ; "" for other verdicts."""
+        checks = (each for each in (self.failed, self.cached) if each)
+        return next((each.note for each in checks if each.verdict is not Verdict.PASS), "")
+
+    @property
+    def roundoff(self) -> float:
+        """The unit roundoff of the least accurate dtype in `rows`."""
+        dtypes = {getattr(torch, row.dtype) for row in self.rows if row.dtype}
+        return max((UNIT_ROUNDOFF[each] for each in dtypes & {*UNIT_ROUNDOFF}), default=ACCUMULATOR)
 
 
 @dataclass
@@ -98,14 +113,9 @@ class ModelReport:
 
     @property
     def by_use(self) -> list[UseSummary]:
-        """The name, the meaning and the verdict of each use, and why the use failed, if it did."""
+        """The name, the meaning and the verdict of each use, and the reason of the verdict."""
         return [
-            UseSummary(
-                use.name,
-                MEANINGS[use.name],
-                use.verdict,
-                reason=use.failed.note if use.failed else "",
-            )
+            UseSummary(use.name, MEANINGS[use.name], use.verdict, reason=use.reason)
             for use in self.uses
         ]
 
@@ -113,6 +123,11 @@ class ModelReport:
     def rows(self) -> list[Row]:
         """The rows of all `uses`."""
         return [row for use in self.uses for row in use.rows]
+
+    @property
+    def of_calls(self) -> Verdict:
+        """The worst verdict of all calls of operations."""
+        return worst(row.verdict for row in self.rows)
 
     @property
     def first_wrong(self) -> Located | None:

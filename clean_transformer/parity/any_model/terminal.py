@@ -21,6 +21,10 @@ HEADLINES = {
     Verdict.DEGRADED: "{device} computes {model} less accurately than it should.",
     Verdict.WRONG: "{device} computes {model} wrongly. Do not trust its results.",
 }
+WRONG_CACHE = (
+    "{model} computes other outputs with its cache than without it. Do not trust the text that it "
+    "generates."
+)
 # Why a call was compared, and yet reads NOT CHECKED.
 UNPROVEN = (
     "errors of up to {ratio:.3g} roundings; there is no rule that says which errors of this "
@@ -37,8 +41,10 @@ def print_model_report(report: ModelReport, title: str, console: Console) -> Non
     lines[0] = f"{report.device} in {', '.join(report.dtypes) or 'no float dtype'}: {lines[0]}"
     console.print("\n".join(lines), markup=False, highlight=False)
     console.print(f"{report.model} of {title}; inputs: {report.inputs}", markup=False)
-    headline = HEADLINES[report.verdict].format(device=report.device, model=report.model)
-    console.print(styled(report.verdict), Text(headline))
+    is_cache = report.verdict is Verdict.WRONG and report.of_calls is not Verdict.WRONG
+    headline = WRONG_CACHE if is_cache else HEADLINES[report.verdict]
+    said = headline.format(device=report.device, model=report.model)
+    console.print(styled(report.verdict), Text(said))
     if report.verdict is not Verdict.PASS:
         console.print(uses_by_verdict(report.by_use), markup=False)
     console.print(uses_table(report.by_use))
@@ -48,7 +54,7 @@ def print_model_report(report: ModelReport, title: str, console: Console) -> Non
     if not report.rows:
         return
     if report.first_wrong:
-        console.print(f"First {report.verdict.value} call:", style="bold")
+        console.print(f"First {report.of_calls.value} call:", style="bold")
         console.print("\n".join(located_lines(report.first_wrong)), markup=False, highlight=False)
     console.print()
     _print_rows(report, console)

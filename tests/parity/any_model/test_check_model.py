@@ -46,9 +46,11 @@ def test_a_healthy_model_passes(kind: str, dtype: torch.dtype):
     bad = [row for row in report.rows if row.verdict is not Verdict.PASS]
     assert not bad
     assert not any(each.failed for each in report.uses)
-    assert report.verdict is Verdict.PASS
+    assert report.of_calls is Verdict.PASS
     assert report.first_wrong is None
     assert not report.absent
+    if kind not in ("bridge", "hooked"):  # their caches may be wrong; see test_cached.py
+        assert report.verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -67,7 +69,8 @@ def test_a_fault_is_named(kind: str, fault: str):
     assert any(name in module for name in modules), located.where
     assert use_name == ("(backward)" if fault == "gelu" else "(forward)")
     if fault == "gelu":
-        assert use(report, "forward").verdict is use(report, "generate").verdict is Verdict.PASS
+        right = [row for name in ("forward", "generate") for row in use(report, name).rows]
+        assert {row.verdict for row in right} == {Verdict.PASS}
     if fault == "weight":
         assert located.known[0].startswith("linear-noncontiguous-weight: pytorch#161640")
         assert "is not contiguous" in located.diagnosis
