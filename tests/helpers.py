@@ -243,6 +243,12 @@ def needs_gpt2(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not (GPT2 / name).exists(), reason=reason)
 
 
+def needs_torch(version: str, why: str) -> pytest.MarkDecorator:
+    """Skip a test on a PyTorch before `version`; `why` says what it lacks."""
+    reason = f"{why} before PyTorch {version}, and this is {torch.__version__}"
+    return pytest.mark.skipif(torch.__version__ < version, reason=reason)
+
+
 def quietly(build, *args, **options):
     """Call `build(*args, **options)` and ignore all warnings, which come from other packages."""
     with warnings.catch_warnings():

@@ -21,6 +21,7 @@ from clean_transformer.weights.formats.huggingface import HUGGINGFACE
 from tests.helpers import (
     TINY,
     assert_same_function,
+    needs_torch,
     quietly,
     random_model,
     random_tokens,
@@ -89,6 +90,7 @@ def test_a_folder_without_lm_head_or_metadata(tmp_path: Path):
 # Graphs.
 
 
+@needs_torch("2.6", "torch.export has no Dim.AUTO")
 def test_export_and_trace():
     model, other = random_model(tiny(n_layers=1)), random_tokens(batch=3, length=5)
     sizes = {"tokens": {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}}
@@ -105,6 +107,7 @@ def test_a_model_on_the_meta_device_has_shapes():
     assert model(random_tokens().to("meta")).shape == (2, 7, 31)
 
 
+@needs_torch("2.6", "a number cannot be read under another default device")
 def test_pytorchs_default_device_is_not_the_models(tmp_path: Path):
     model = reading_model(b_U=False)
     model.save_pretrained(tmp_path)

@@ -27,6 +27,8 @@ from clean_transformer.text.tokenizer import END_OF_TEXT
 
 from .helpers import assert_same_function, quietly, reading_model, trained
 
+pytest.importorskip("transformer_lens")
+
 TEXT = "the cat sat on the mat"
 TEXTS = ["the cat", "sat on"]  # two tokens each
 UNEQUAL = ["the cat sat", "mat"]

@@ -17,7 +17,7 @@ from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.parity import assert_parity, check_operations, inject, oracle
 
-from ..helpers import random_model, random_tokens
+from ..helpers import needs_torch, random_model, random_tokens
 
 pytest_plugins = ["pytester"]
 
@@ -79,6 +79,7 @@ class OffInFloat32(variants.FlexAttention):
         return z if z.dtype == torch.float64 else z * 1.001
 
 
+@needs_torch("2.5", "there is no FlexAttention")
 @torch.no_grad()
 def test_flex_attention_runs_in_the_oracle(x: Tensor):
     right, flex = Attention(CFG).double(), variants.FlexAttention(CFG).double()

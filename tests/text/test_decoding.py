@@ -143,6 +143,7 @@ def test_all_of_1024_positions_go_on_as_in_transformers(tmp_path: Path):
     ],
 )
 def test_the_same_seed_draws_what_transformers_draws(both, sampling: dict):
+    pytest.importorskip("transformers", minversion="5.24")  # older versions draw in another way
     ours, theirs = both
     prompts = [ids[:12] for ids in PROMPTS]
     torch.manual_seed(5)

@@ -129,7 +129,8 @@ def test_equal_to_transformers(gpt2, reference, text):
 
 @pytest.fixture(scope="module")
 def reference():
-    transformers = pytest.importorskip("transformers")
+    # Older versions need protobuf to read these files.
+    transformers = pytest.importorskip("transformers", minversion="5.24")
     return transformers.GPT2TokenizerFast.from_pretrained(GPT2)
 
 

@@ -32,8 +32,10 @@ from clean_transformer.parity.rounding import RandomRounding
 from clean_transformer.support.numerics import upcast
 from clean_transformer.support.replaced import replaced
 
-# The function of PyTorch that runs at the start of each call of a compiled function.
-ENTRY = "_callback_from_stance"
+# The function of PyTorch that runs at the start of each call of a compiled function. OLD_ENTRY is
+# that of PyTorch before 2.6.
+ENTRY, OLD_ENTRY = "_callback_from_stance", "set_eval_frame"
+UNKNOWN_CALL = f"torch {torch.__version__} calls compiled code in a way that cannot be checked"
 # The local variables of PyTorch's function that calls a compiled function.
 CALL = {"self", "fn", "args", "kwargs"}
 # The names of the backward passes of compiled code end with this text.
@@ -156,8 +158,8 @@ def watched(on_call: Callable[[CompiledCall], None]) -> Iterator[None]:
     """Inside a `with` block, call `on_call` at the start of each call of a compiled function.
 
     After `on_call`, the function runs as it is written. Compiled functions that `on_call` or
-    another compiled function calls are left out. Before PyTorch 2.6, `on_call` is never called (see
-    `can_watch`).
+    another compiled function calls are left out. Before PyTorch 2.6, such a call raises
+    `NotImplementedError` (see `can_watch`).
     """
     with ExitStack() as entered:
         if "torch._dynamo" in sys.modules:
@@ -182,11 +184,14 @@ def can_watch() -> bool:
 
 @contextmanager
 def _watched(on_call: Callable[[CompiledCall], None]) -> Iterator[None]:
-    if not can_watch():
-        yield
-        return
     frames: Any = torch._dynamo.eval_frame
-    original, is_busy = getattr(frames, ENTRY), False
+    name = ENTRY if can_watch() else OLD_ENTRY
+    original, is_busy = getattr(frames, name), False
+
+    def refused(callback: Any) -> Any:
+        if callable(callback):
+            raise NotImplementedError(UNKNOWN_CALL)
+        return original(callback)
 
     def entered(callback: Any) -> Any:
         nonlocal is_busy
@@ -203,7 +208,7 @@ def _watched(on_call: Callable[[CompiledCall], None]) -> Iterator[None]:
         # and never again run the compiled code of this function.
         return None
 
-    with replaced(frames, ENTRY, entered):
+    with replaced(frames, name, entered if can_watch() else refused):
         yield
 
 
@@ -218,9 +223,7 @@ def _locals_of_call(file: str) -> dict[str, Any]:
         frame = frame.f_back  # the watch itself, or code that checks its types
     values = {} if frame is None else frame.f_locals
     if not values.keys() >= CALL:
-        raise NotImplementedError(
-            f"torch {torch.__version__} calls compiled code in a way that cannot be checked"
-        )
+        raise NotImplementedError(UNKNOWN_CALL)
     return values
 
 

@@ -132,7 +132,12 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
     if func._schema.returns:
         return output
     named = named_arguments(func, args, kwargs)
-    return [named[arg.name] for arg in func._schema.arguments if arg.is_write]
+    return [named[arg.name] for arg in func._schema.arguments if is_overwritten(arg)]
+
+
+def is_overwritten(argument: Any) -> bool:
+    """Whether an operation overwrites the argument, an element of its schema's `arguments`."""
+    return argument.alias_info is not None and bool(argument.alias_info.is_write)
 
 
 def named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from clean_transformer.parity.operations.attention import ATTENTIONS, attention
 from clean_transformer.parity.operations.call import Call, Operand, sample
 from clean_transformer.parity.operations.diagnosis import Finding
 from clean_transformer.parity.operations.judgment import Judgment
+from clean_transformer.parity.operations.replay import is_overwritten
 
 HEAD = '''\
 """{title}"""
@@ -157,7 +158,7 @@ def _overwritten(finding: Finding, operation: str, output: int, names: list[str]
     place, written = 0, []
     for argument, value in zip(finding.func._schema.arguments, finding.arguments, strict=False):
         operands = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Operand)]
-        written += names[place : place + len(operands)] if argument.is_write else []
+        written += names[place : place + len(operands)] if is_overwritten(argument) else []
         place += len(operands)
     name = written[output]
     exact = ", ".join(f"exact({each})" for each in names)

@@ -94,7 +94,7 @@ def test_all_train_the_same_numbers_by_the_same_gradient(folder: Path):
             )
         )
         gradients = [parameter.grad for parameter in group["params"]]
-        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        norms.append(sum(float(each.square().sum()) for each in gradients) ** 0.5)
     assert len(set(sizes)) == 1
     # Before a step and after it, so also of the same step.
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)

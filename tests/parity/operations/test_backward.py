@@ -18,7 +18,7 @@ from clean_transformer.parity.operations.replay import Call64, computed
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.training.loss import cross_entropy
 
-from ...helpers import randomized
+from ...helpers import needs_torch, randomized
 from ..small import BF16, F16, F32, F64, broken
 
 CFG = Config(n_layers=1, n_heads=4, d_model=64, d_head=16, d_mlp=256, d_vocab=100, n_ctx=64)
@@ -138,7 +138,10 @@ def test_the_gradient_of_gelu_is_checked_at_all_sizes(dtype: torch.dtype, approx
     [
         None,
         torch.ones(9, 9).tril().bool(),
-        torch.ones(9, 9).tril(-2).bool(),  # queries without a key
+        pytest.param(
+            torch.ones(9, 9).tril(-2).bool(),
+            marks=needs_torch("2.5", "attention of a query without a key is not 0"),
+        ),
         sample(9, 9, seed=9),
     ],
 )
@@ -151,7 +154,8 @@ def test_the_exact_gradients_of_attention_are_those_of_autograd(
     )
     mask = mask.double() if mask is not None and mask.dtype == F32 else mask
     given = [x.requires_grad_() for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*given, attn_mask=mask, enable_gqa=n_heads < 6)
+    keys, values = (x.repeat_interleave(6 // n_heads, dim=1) for x in given[1:])
+    out = F.scaled_dot_product_attention(given[0], keys, values, attn_mask=mask)
     wanted = torch.autograd.grad(out, given, g)
     func = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     arguments = (g, *(x.detach() for x in (*given, out)), out[..., 0].detach(), 0.0, False)

@@ -16,6 +16,10 @@ from clean_transformer.parity.operations.diagnosis import Cause
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.devices import import_packages
 
+from ...helpers import needs_torch
+
+WATCHES = needs_torch("2.6", "calls of compiled code cannot be watched")
+
 # A wrong backend, and a right one.
 MODELS = """
 import torch
@@ -91,6 +95,7 @@ def expected(way: str) -> list[str]:
     return [f"{way} PASS PASS PASS PASS False", f"{way} WRONG WRONG WRONG WRONG True"]
 
 
+@WATCHES
 @pytest.mark.parametrize("way", WAYS)
 def test_a_wrong_backend(way: str) -> None:
     """In this process, too, in which shapes and types of arguments are checked at each call."""
@@ -108,6 +113,7 @@ def lowered(x):
 """
 
 
+@WATCHES
 def test_each_output_is_judged_in_its_own_dtype_and_in_the_lowest_inside() -> None:
     made: dict[str, Any] = {}
     exec(MODELS + DTYPES, made)
@@ -119,6 +125,7 @@ def test_each_output_is_judged_in_its_own_dtype_and_in_the_lowest_inside() -> No
         assert report.verdict is verdict
 
 
+@WATCHES
 def test_code_without_a_graph_is_not_checked_after_another_graph() -> None:
     made: dict[str, Any] = {}
     exec(MODELS, made)
@@ -148,6 +155,7 @@ print([*check_operations(model, make_inputs()).not_checked])
     assert done.stdout.strip() == "['compiled MLP']", done.stderr
 
 
+@WATCHES
 def test_an_unknown_way_to_call_compiled_code_is_not_checked(monkeypatch) -> None:
     made: dict[str, Any] = {}
     exec(MODELS, made)
@@ -229,3 +237,12 @@ def test_a_backend_that_would_be_ignored_is_refused() -> None:
     done = run("-m", "clean_transformer", "parity", "--weights=demo", "--compile-backend=eager")
     assert done.returncode == 2
     assert "add --mode compiled" in " ".join(done.stderr.split())
+
+
+@pytest.mark.skipif(compiled.can_watch(), reason="this PyTorch shows calls of compiled code")
+@pytest.mark.parametrize("way", WAYS)
+def test_an_old_pytorch_refuses_compiled_code(way: str) -> None:
+    made: dict[str, Any] = {}
+    exec(MODELS, made)
+    with pytest.raises(NotImplementedError, match="calls compiled code in a way that cannot be"):
+        check_operations(made["make"](way, 1.1), made["make_inputs"]())

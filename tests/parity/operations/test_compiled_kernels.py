@@ -13,7 +13,9 @@ from clean_transformer.parity import assert_parity, check_model, check_operation
 from clean_transformer.parity.operations.diagnosis import Cause
 from clean_transformer.parity.verdict import Verdict
 
-from ...helpers import unchecked_types
+from ...helpers import needs_torch, unchecked_types
+
+WATCHES = needs_torch("2.6", "calls of compiled code cannot be watched")
 
 # PyTorch warns when hooks watch compiled code, as `check_model` does.
 pytestmark = [
@@ -151,6 +153,7 @@ def compiled(way: Callable[[Block, Backend], Any], kernel: str) -> Any:
     return way(Block(), backend_of(kernel))
 
 
+@WATCHES
 def test_a_wrong_kernel_of_a_compiled_module() -> None:
     report = check_operations(compiled(compile_module, "LayerNorm divides by n - 1"), example())
     assert report.verdict is Verdict.WRONG

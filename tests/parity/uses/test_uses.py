@@ -16,6 +16,7 @@ from clean_transformer.parity.uses.sampling import check_sampling
 from clean_transformer.parity.uses.table import steps, uses
 from clean_transformer.parity.verdict import Verdict
 
+from ...helpers import needs_torch
 from ..small import BF16, F16, F32, F64, small_model, small_weights
 
 WEIGHTS = small_weights(n_ctx=80)
@@ -235,6 +236,7 @@ def test_random_rounding_runs_again_only_for_other_inputs(monkeypatch: pytest.Mo
     assert len(runs) > blocks
 
 
+@needs_torch("2.6", "compiled decoding cannot be checked")
 def test_a_static_cache_is_judged_like_another():
     judge = replace(judge_of(F32), cache_class=StaticKVCache)
     for use in uses(WEIGHTS.cfg):

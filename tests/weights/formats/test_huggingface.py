@@ -51,7 +51,8 @@ OTHERS = {
 @torch.no_grad()
 @pytest.mark.parametrize(("fields", "advice", "follow"), OTHERS.values(), ids=OTHERS)
 def test_advice_for_another_architecture_gives_its_logits(fields, advice, follow):
-    transformers = pytest.importorskip("transformers")
+    # The fused attention of older versions ignores the factors of the scores.
+    transformers = pytest.importorskip("transformers", minversion="5.24")
     model = random_model(dtype=torch.float32)  # gelu_fast has a constant with only 10 digits
     config = config_to_json(TINY) | fields
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config)).eval()
