@@ -61,6 +61,7 @@ SUB_LAYERS = {
         ("locate", "numpy_gpt2", "kernels"),
         ("uses/*",),
         ("results", "cliffs", "measurements"),
+        ("lowered",),
         ("suite",),
         ("report/*",),
         ("assertion", "any_model/*"),

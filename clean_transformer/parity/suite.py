@@ -21,6 +21,7 @@ from clean_transformer.parity.attempts import Attempts, failed_check
 from clean_transformer.parity.graphs import counted_graphs
 from clean_transformer.parity.inputs import LENGTH, Weights, suite_tokens
 from clean_transformer.parity.invariants import check_invariants
+from clean_transformer.parity.lowered import in_lower_precision
 from clean_transformer.parity.measurements import (
     Subject,
     end_to_end,
@@ -171,7 +172,7 @@ def check_device(
     if graphs is not None:
         settings |= {"compile backend": compilation.backend, **graphs.in_words()}
         attempts.failed += graphs.checks()
-    return replace(
+    run = replace(
         started,
         settings=settings,
         uses=judged,
@@ -183,6 +184,7 @@ def check_device(
         impact=felt,
         located=located or next((use.located for use in judged if use.located), faulty_probe),
     )
+    return in_lower_precision(run)
 
 
 def number_of_steps(cfg: Config) -> int:

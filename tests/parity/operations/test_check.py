@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -284,6 +284,8 @@ def test_in_place_out_and_unknown_operations_are_compared() -> None:
 def test_a_healthy_model_has_no_finding_and_nothing_unchecked(
     seed: int, pos: int, d_head: int, gain: float, dtype: torch.dtype, explicit: bool
 ) -> None:
+    # There, fused attention computes the scores in float16, and the check finds this.
+    assume(torch.__version__ >= "2.5" or dtype != torch.float16 or explicit)
     torch.manual_seed(seed)
     cfg = Config(
         n_layers=1, n_heads=2, d_model=2 * d_head, d_head=d_head, d_mlp=96, d_vocab=100, n_ctx=64

@@ -1,0 +1,58 @@
+"""Judges a run whose matrix products are computed in a lower precision, such as TF32."""
+
+from dataclasses import replace
+from typing import TypeVar
+
+from clean_transformer.parity.activations.bounds import PRODUCTS
+from clean_transformer.parity.activations.isolated import Isolated
+from clean_transformer.parity.limits import ALONE, GRADIENT, PART, SELDOM_EXCEEDED, SUM
+from clean_transformer.parity.operations import bounds
+from clean_transformer.parity.oracle import ACCUMULATOR, LOWER_PRECISION
+from clean_transformer.parity.results import DeviceRun
+from clean_transformer.parity.verdict import Check, Verdict
+
+Row = TypeVar("Row")
+
+# The kinds of operations and parts of a model whose errors come from matrix products.
+WITH_PRODUCTS = {kind.name for kind in (*PRODUCTS, SUM, PART, GRADIENT, ALONE)}
+
+
+def in_lower_precision(run: DeviceRun) -> DeviceRun:
+    """Return the run, in which errors that a lower precision explains are DEGRADED, not WRONG.
+
+    If the errors of an activation are those of TF32 or bfloat16, the device multiplies matrices in
+    this precision. Then all products of the run have such errors, in every use. An error is
+    explained if it is at most 8 roundings in the lower precision. The difference of an invariant is
+    explained if it is as many times larger than allowed as a rounding is in the lower precision.
+    If no activation has the errors of a lower precision, the result is the run as it is.
+    """
+    seen = {row.lower_precision for row in run.isolated}
+    found = [(u, name) for u, name in LOWER_PRECISION.items() if name in seen]
+    if not found:
+        return run
+    u, name = max(found)
+    factor = u / ACCUMULATOR
+
+    def explain(row: Row) -> Row:
+        if not isinstance(row, Isolated) or row.operation not in WITH_PRODUCTS:
+            return row
+        is_explained = row.healthy < row.ratio <= SELDOM_EXCEEDED * factor
+        return replace(row, lower_precision=name) if is_explained else row
+
+    def degrade(check: Check, largest: float) -> Check:
+        measured = check.measured
+        if check.verdict is not Verdict.WRONG or measured is None or measured > largest:
+            return check
+        return replace(check, verdict=Verdict.DEGRADED, note=f"explained by {name} precision")
+
+    return replace(
+        run,
+        uses=[replace(use, rows=tuple(map(explain, use.rows))) for use in run.uses],
+        invariants=[degrade(each, factor * (each.allowed or 0.0)) for each in run.invariants],
+        probes=[
+            degrade(probe, SELDOM_EXCEEDED * factor)
+            if probe.name.replace(",", " ").split()[0] in bounds.PRODUCTS
+            else probe
+            for probe in run.probes
+        ],
+    )
