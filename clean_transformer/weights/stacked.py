@@ -3,6 +3,7 @@
 `HeadCircuits`: the attributes `QK` and `OV` of a model and of its attention modules.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -75,6 +76,12 @@ class HeadCircuits(nn.Module):
         lambda module: _factored(module.W_V, module.W_O),
         doc="W_V W_O of each head, as a `FactoredMatrix` [... head d_model d_model].",
     )
+
+    def __dir__(self) -> list[str]:
+        # Tools such as `torch.jit.trace` read every attribute that is listed here.
+        names = super().__dir__()  # type: ignore[no-untyped-call]
+        is_there = find_spec("transformer_lens") is not None
+        return [name for name in names if is_there or name not in ("QK", "OV")]
 
 
 class StackedWeights(HeadCircuits):

@@ -221,7 +221,7 @@ def _locals_of_call(file: str) -> dict[str, Any]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename != file:
         frame = frame.f_back  # the watch itself, or code that checks its types
-    values = {} if frame is None else frame.f_locals
+    values = {} if frame is None else dict(frame.f_locals)
     if not values.keys() >= CALL:
         raise NotImplementedError(UNKNOWN_CALL)
     return values
