@@ -1,5 +1,6 @@
 """Judges a run whose matrix products are computed in a lower precision, such as TF32."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import TypeVar
 
@@ -24,14 +25,14 @@ def in_lower_precision(run: DeviceRun) -> DeviceRun:
     this precision. Then all products of the run have such errors, in every use. An error is
     explained if it is at most 8 roundings in the lower precision. The difference of an invariant is
     explained if it is as many times larger than allowed as a rounding is in the lower precision.
-    If no activation has the errors of a lower precision, the result is the run as it is.
+    If the activations name both precisions, the one that more of them name counts. If they name
+    none, the result is the run as it is.
     """
-    seen = {row.lower_precision for row in run.isolated}
-    found = [(u, name) for u, name in LOWER_PRECISION.items() if name in seen]
-    if not found:
+    named = Counter(row.lower_precision for row in run.isolated if row.lower_precision)
+    if not named:
         return run
-    u, name = max(found)
-    factor = u / ACCUMULATOR
+    [(name, _)] = named.most_common(1)
+    factor = {name: u for u, name in LOWER_PRECISION.items()}[name] / ACCUMULATOR
 
     def explain(row: Row) -> Row:
         if not isinstance(row, Isolated) or row.operation not in WITH_PRODUCTS:

@@ -1,5 +1,7 @@
 """`check_model` compares what a model computes while it generates with a call without a cache."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,20 +68,60 @@ class Text:
     """What some libraries return: not token ids."""
 
 
+def read_on(model: nn.Module, ids: Tensor, part: Any) -> Tensor:
+    """Generate two tokens without a cache from a part of the positions."""
+    for _ in range(2):
+        ids = torch.cat([ids, model(ids[:, part])[:, -1:].argmax(dim=-1)], dim=1)
+    return ids
+
+
+@pytest.mark.parametrize("masked", [-1e9, -torch.inf])
+def test_a_masked_logit_is_no_difference_and_hides_none(masked: float):
+    model = make("ours")
+    with torch.no_grad():
+        model.unembed.b_U[5] = masked
+    assert cached(model).verdict is Verdict.PASS
+    with inject("cached-positions-late"):
+        assert cached(model).verdict is Verdict.WRONG
+
+
+def test_a_model_that_trains_after_it_generated_is_evaluated():
+    model = make("file")
+    right = type(model).generate
+
+    def generate(idx: Tensor, max_new_tokens: int) -> Tensor:
+        model.eval()
+        ids = right(model, idx, max_new_tokens)
+        model.train()
+        return ids
+
+    model.generate = generate
+    assert cached(model).verdict is Verdict.PASS
+
+
 @pytest.mark.parametrize(
     ("generate", "reason"),
     [
-        (lambda model, prompt, n: Text(), "does not return token ids"),
-        (lambda model, prompt, n: prompt[:, 1:], "does not return token ids"),
-        (lambda model, prompt, n: prompt, "does not call the model once for each new token"),
-        (lambda model, prompt, n: torch.cat([prompt] * 2, 1), "does not call the model once"),
-        (lambda model, prompt, n: torch.cat([prompt, prompt + 10**6], 1), "does not call"),
+        (lambda model, prompt: Text(), "does not return token ids [batch pos]"),
+        (lambda model, prompt: prompt[0], "does not return token ids [batch pos]"),
+        (lambda model, prompt: prompt[:1], "does not return token ids [batch pos]"),
+        (lambda model, prompt: prompt[:, 1:], "token ids that begin with the prompt"),
+        (lambda model, prompt: prompt, "returns no new tokens"),
+        (lambda model, prompt: torch.cat([prompt] * 2, 1), "does not call the model once"),
+        (lambda model, prompt: read_on(model, prompt, slice(-4, None)), "only a part of the text"),
+        (
+            lambda model, prompt: read_on(model, prompt.flip(0), ...).flip(0),
+            "for the prompt differ",
+        ),
     ],
-    ids=["no tensor", "other tokens", "no new tokens", "no calls", "no calls, unknown ids"],
+    ids=[
+        *("no tensor", "no batch", "fewer texts", "other tokens", "no new tokens", "no calls"),
+        *("the last tokens", "in another order"),
+    ],
 )
 def test_what_cannot_be_compared_is_not_checked(generate, reason: str):
-    model = make("file")
-    model.generate = lambda idx, max_new_tokens: generate(model, idx, max_new_tokens)
+    model = make("ours")
+    model.generate = lambda idx, max_new_tokens: generate(model, idx)
     found = cached(model)
     assert found.verdict is Verdict.NOT_CHECKED
     assert reason in found.note
