@@ -26,8 +26,14 @@ BLOCKS = {name: found for name, text in READMES.items() if (found := BLOCK.finda
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s]+)\)")
 
 
-@needs_torch("2.8", "some of these outputs are others")
-@pytest.mark.parametrize("readme", BLOCKS)
+# They show a known issue since 2.8, and text that was drawn with the random numbers of 2.8.
+NEWER = {f"clean_transformer/{room}/README.md" for room in ("parity", "text")}
+NEEDS = needs_torch("2.8", "the output is another")
+
+
+@pytest.mark.parametrize(
+    "readme", [pytest.param(each, marks=NEEDS if each in NEWER else ()) for each in BLOCKS]
+)
 def test_the_python_prints_the_text_after_it(
     readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

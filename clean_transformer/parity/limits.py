@@ -128,7 +128,9 @@ PART = Kind("part as a whole", 4.0, WRONG_FACTOR * 4.0, healthy_in_half=3.0)
 # changes a whole row, and x is a sum of many terms. The error of a healthy sum in float32 is up to
 # HEALTHY_SUM in units of random rounding, so the ratio of the row is, too. Kernels accumulate
 # half-precision sums in float32, so there the limit is that of PART.
-GRADIENT = Kind("gradient", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM, healthy_in_half=3.0)
+GRADIENT = Kind(
+    "gradient", HEALTHY_SUM, WRONG_FACTOR * HEALTHY_SUM, healthy_in_half=PART.healthy_in_half
+)
 # A module whose output is all that can be watched (see `activations/black_box.py`), such as a
 # LayerNorm. Errors of LayerNorm's mean and σ are shared by all elements of a row. Random rounding
 # moves each element on its own, so the ratio of a healthy row can be 2. The limit for float32 is

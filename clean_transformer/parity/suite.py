@@ -140,16 +140,9 @@ def check_device(
             drift = partial(end_to_end, under_test, record, reference)
             rows, felt, allowed = attempts.run("end to end", drift, ([], None, None))
             isolated, located = isolated_errors(under_test, record, attempts, begin)
-        judged = judge_uses(
-            Judge(
-                model,
-                exact,
-                generator,
-                under_test.autocast,
-                StaticKVCache if mode.endswith("compiled") else KVCache,
-            ),
-            on_step=begin,
-        )
+        cache_class = StaticKVCache if mode.endswith("compiled") else KVCache
+        judge = Judge(model, exact, generator, under_test.autocast, cache_class)
+        judged = judge_uses(judge, on_step=begin)
         if mode == "optimized-compiled":
             judged.append(judge_compiled_step(model, exact))
         begin("oracle beside NumPy")

@@ -54,7 +54,8 @@ def import_packages(names: Iterable[str]) -> None:
     for name in names:
         try:
             import_module(name)
-            IMPORTED.append(name)
+            if name not in IMPORTED:
+                IMPORTED.append(name)
         except ImportError as error:
             raise ValueError(f"cannot import {name}: {error}") from error
 

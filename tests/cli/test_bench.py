@@ -218,12 +218,17 @@ def test_what_it_does_is_said_at_once_and_with_an_estimate(call: Callable[..., t
     assert re.fullmatch(r"0/52 writing the weights; all takes about \d+ min", first)
 
 
+# Patterns of what typer says. Its versions word it in two ways.
+RANGE = r"for '{0}': (Input should be greater than or equal to {2}|{1} is not in the range x>={2})"
+NUMBER = r"for '--length': (Input should be a valid integer|'many' is not a valid int)"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--threads", "-1"), "Invalid value for '--threads':"),
-        (("--batch", "0"), "Invalid value for '--batch':"),
-        (("--length", "many"), "Invalid value for '--length':"),
+        (("--threads", "-1"), RANGE.format("--threads", -1, 0)),
+        (("--batch", "0"), RANGE.format("--batch", 0, 1)),
+        (("--length", "many"), NUMBER),
         (
             ("--length", "1000", "--new", "25"),
             "1000 tokens and 25 new ones are more than the n_ctx",
@@ -246,7 +251,7 @@ def test_refused_before_any_work(
     monkeypatch.setattr(Benchmark, "run", lambda *_: pytest.fail("too late"))
     status, output = call(*arguments)
     assert status == 2
-    assert message in " ".join(output.replace("│", " ").split())
+    assert re.search(message, " ".join(output.replace("│", " ").split()))
 
 
 def test_figures_that_cannot_be_written_leave_no_folder(
