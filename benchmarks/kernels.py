@@ -26,6 +26,7 @@ from clean_transformer.inference.int8 import Int8
 from clean_transformer.inference.matmuls import (
     Matmul,
     OneDNN,
+    OneDNNGelu,
     ThroughFloat32,
     has_instructions,
     kernel_for,
@@ -97,13 +98,13 @@ def main(rounds: Annotated[int, typer.Option(help="Number of rounds.")] = 20) ->
     """Print the time of each kernel, by dtype and number of rows."""
     torch.set_num_threads(1)
     console = Console(width=100)
-    names = ("Matmul", "OneDNN", "ThroughFloat32")
+    names = ("Matmul", "OneDNN", "OneDNNGelu", "ThroughFloat32")
     times = Table("dtype", "rows", *(f"{name} (ms)" for name in names), "used", box=None)
     missing = [dtype for dtype in HALF if not has_instructions(dtype)]
     for dtype in (torch.float32, *HALF):
         candidates: list[Matmul] = [Matmul()]
         if dtype not in missing:
-            candidates.append(OneDNN())
+            candidates += [OneDNN(), OneDNNGelu()] if dtype in HALF else [OneDNN()]
         if dtype in HALF:
             candidates.append(ThroughFloat32())
         used = type(kernel_for(dtype, torch.device("cpu"))).__name__

@@ -4,6 +4,7 @@
 The kernel in `int8` also rounds the weights to 8 bits.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clean_transformer.inference.huge_pages import use_huge_pages
+from clean_transformer.reports.environment import processor
 
 Rows = Float[Tensor, "row d_in"]
 Output = Float[Tensor, "row d_out"]
@@ -52,7 +54,7 @@ class Matmul:
         return (residual + weight.b).addmm_(x, weight.W)
 
 
-class OneDNN(Matmul):
+class OneDNNGelu(Matmul):
     """Like `Matmul`, but one kernel of oneDNN computes x W + b and the GELU, for 4 rows or more.
 
     The kernel does not support gradients. `torch.compile` cannot trace the kernel, and some builds
@@ -64,10 +66,63 @@ class OneDNN(Matmul):
     def gelu(self, x: Rows, weight: Any) -> Output:
         """Return gelu_new(x W + b)."""
         # For fewer rows, `Matmul` is as fast in bfloat16, and 13% faster per block in float16.
-        linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+        linear = onednn_linear()
         if len(x) < FEW_ROWS or linear is None or torch.compiler.is_compiling():
             return super().gelu(x, weight)
         return linear.default(x, weight.W.T, weight.b, "gelu", [], "tanh")
+
+
+class OneDNN(Matmul):
+    """oneDNN computes x W + b and the GELU or the residual add that follows, in one kernel.
+
+    For a weight that is row-major in memory, `Matmul` is used instead, because oneDNN would copy
+    the weight in each call. The kernel does not support gradients.
+    """
+
+    column_major = True
+
+    def __init__(self) -> None:
+        self.traceable = traceable_linear()
+
+    def __call__(self, x: Rows, weight: Any) -> Output:
+        """Return x W + b."""
+        if weight.W.stride(0) != 1:
+            return super().__call__(x, weight)
+        if torch.compiler.is_compiling():
+            return self.traceable(x, weight.W.T, weight.b)
+        return onednn_linear().default(x, weight.W.T, weight.b, "none", [], "")
+
+    def gelu(self, x: Rows, weight: Any) -> Output:
+        """Return gelu_new(x W + b)."""
+        if weight.W.stride(0) != 1 or torch.compiler.is_compiling():
+            return super().gelu(x, weight)
+        return onednn_linear().default(x, weight.W.T, weight.b, "gelu", [], "tanh")
+
+    def add(self, residual: Output, x: Rows, weight: Any) -> Output:
+        """Return residual + x W + b as a new tensor."""
+        if weight.W.stride(0) != 1 or torch.compiler.is_compiling():
+            return residual + self(x, weight)
+        return onednn_linear().binary(x, residual, weight.W.T, weight.b, "add")
+
+
+def onednn_linear() -> Any:
+    """Return oneDNN's kernel, a private operation of PyTorch, or None if this build has none."""
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+@cache
+def traceable_linear() -> Any:
+    """Return an operation that calls oneDNN's kernel, which `torch.compile` cannot trace."""
+
+    @torch.library.custom_op("clean_transformer::onednn_linear", mutates_args=())
+    def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return onednn_linear().default(x, W, b, "none", [], "")
+
+    @linear.register_fake
+    def shape_of_output(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return x.new_empty(len(x), len(b))
+
+    return linear
 
 
 class ThroughFloat32(Matmul):
@@ -106,9 +161,20 @@ def kernel_for(dtype: torch.dtype, device: torch.device) -> Matmul:
     The result depends only on the arguments, the processor and the build of PyTorch. So every
     process on a machine uses the same kernel. README.md shows the measurements behind this rule.
     """
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+    if device.type != "cpu" or dtype == torch.float64:
         return Matmul()
-    return OneDNN() if has_instructions(dtype) else ThroughFloat32()
+    if dtype == torch.float32:
+        return OneDNN() if mkl_reads_with_one_thread() and onednn_linear() else Matmul()
+    return OneDNNGelu() if has_instructions(dtype) else ThroughFloat32()
+
+
+def mkl_reads_with_one_thread() -> bool:
+    """Whether PyTorch multiplies a single row with MKL, and on a processor of AMD.
+
+    There, MKL reads the weight with one thread, however many it has.
+    """
+    has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return has_mkl and "AMD" in processor()
 
 
 def has_instructions(dtype: torch.dtype) -> bool:

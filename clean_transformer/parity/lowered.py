@@ -4,10 +4,16 @@ from collections import Counter
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
+import torch.nn.functional as F
+
+from clean_transformer.modules.contract import kind
+from clean_transformer.parity.activations.black_box import BLACK_BOX
 from clean_transformer.parity.activations.bounds import PRODUCTS
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.limits import ALONE, GRADIENT, PART, SELDOM_EXCEEDED, SUM
 from clean_transformer.parity.operations import bounds
+from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.oracle import ACCUMULATOR, LOWER_PRECISION
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.verdict import Check, Verdict
@@ -15,7 +21,10 @@ from clean_transformer.parity.verdict import Check, Verdict
 Row = TypeVar("Row")
 
 # The kinds of operations and parts of a model whose errors come from matrix products.
-WITH_PRODUCTS = {kind.name for kind in (*PRODUCTS, SUM, PART, GRADIENT, ALONE)}
+WITH_PRODUCTS = {each.name for each in (*PRODUCTS, SUM, PART, GRADIENT, ALONE)}
+
+# The kinds of modules that multiply no matrices.
+WITHOUT_PRODUCTS = {"embed", "pos_embed", "ln1", "ln2", "ln_final"}
 
 
 def in_lower_precision(run: DeviceRun) -> DeviceRun:
@@ -25,13 +34,17 @@ def in_lower_precision(run: DeviceRun) -> DeviceRun:
     this precision. Then all products of the run have such errors, in every use. An error is
     explained if it is at most 8 roundings in the lower precision. The difference of an invariant is
     explained if it is as many times larger than allowed as a rounding is in the lower precision.
-    If the activations name both precisions, the one that more of them name counts. If they name
-    none, the result is the run as it is.
+    If the activations name both precisions, the one that more of them name counts. An optimized or
+    compiled run has no such activations, so a product of random matrices is computed on the device.
+    If no precision is named, the result is the run as it is.
     """
     named = Counter(row.lower_precision for row in run.isolated if row.lower_precision)
-    if not named:
+    is_watched = all(row.path != BLACK_BOX for row in run.isolated)
+    name = next((name for name, _ in named.most_common(1)), "")
+    if not is_watched and run.dtype == "float32":
+        name = precision_of_products(run.device)
+    if not name:
         return run
-    [(name, _)] = named.most_common(1)
     factor = {name: u for u, name in LOWER_PRECISION.items()}[name] / ACCUMULATOR
 
     def explain(row: Row) -> Row:
@@ -48,6 +61,10 @@ def in_lower_precision(run: DeviceRun) -> DeviceRun:
 
     return replace(
         run,
+        isolated=[
+            row if row.path != BLACK_BOX or kind(row.name) in WITHOUT_PRODUCTS else explain(row)
+            for row in run.isolated
+        ],
         uses=[replace(use, rows=tuple(map(explain, use.rows))) for use in run.uses],
         invariants=[degrade(each, factor * (each.allowed or 0.0)) for each in run.invariants],
         probes=[
@@ -57,3 +74,14 @@ def in_lower_precision(run: DeviceRun) -> DeviceRun:
             for probe in run.probes
         ],
     )
+
+
+def precision_of_products(device: str) -> str:
+    """Return the lower precision in which the device multiplies float32 matrices, such as "TF32".
+
+    The result is "" if it multiplies them in float32.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 256, 256, generator=generator).to(device)
+    finding = check_operations(F.linear, x, weight).finding
+    return finding.judgment.precision if finding else ""

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from benchmarks import kernels
-from clean_transformer.inference.matmuls import Matmul, OneDNN, ThroughFloat32
+from clean_transformer.inference.matmuls import (
+    Matmul,
+    OneDNN,
+    OneDNNGelu,
+    ThroughFloat32,
+    kernel_for,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -22,12 +28,14 @@ def test_it_prints_each_kernel_by_dtype_and_rows(capsys: pytest.CaptureFixture[s
     assert [line[:2] for line in lines[1:7]] == [
         [dtype, rows] for dtype in ("float32", "bfloat16", "float16") for rows in ("1", "8")
     ]
-    assert lines[1][-1] == "Matmul"
+    assert lines[1][-1] == type(kernel_for(torch.float32, torch.device("cpu"))).__name__
     names = [" ".join(line[:-1]) for line in lines[-6:]]
     assert names == [*kernels.readers()]
 
 
-@pytest.mark.parametrize("kernel", [Matmul(), OneDNN(), ThroughFloat32()], ids=lambda k: type(k))
+@pytest.mark.parametrize(
+    "kernel", [Matmul(), OneDNN(), OneDNNGelu(), ThroughFloat32()], ids=lambda k: type(k)
+)
 def test_all_kernels_compute_the_same_block(kernel: Matmul):
     torch.manual_seed(0)
     expected = kernels.block(Matmul(), torch.float32, 8)()

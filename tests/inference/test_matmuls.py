@@ -12,13 +12,21 @@ from clean_transformer.inference import matmuls
 from clean_transformer.inference.matmuls import (
     Matmul,
     OneDNN,
+    OneDNNGelu,
     ThroughFloat32,
     has_instructions,
     kernel_for,
+    mkl_reads_with_one_thread,
+    onednn_linear,
 )
+
+from ..helpers import assert_same_function, unchecked_types
 
 ANYWHERE = [Matmul(), ThroughFloat32(), ThroughFloat32(at_a_time=8)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+IN_ONEDNN = [dtype for dtype in DTYPES[1:] if has_instructions(dtype)]
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and onednn_linear() is not None
+needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="this build of PyTorch has no oneDNN")
 LIPSCHITZ_OF_GELU = 1.13
 
 
@@ -30,7 +38,8 @@ def drawn(*shape: int, seed: int) -> Tensor:
     ("matmul", "dtype"),
     [
         *((matmul, dtype) for matmul in ANYWHERE for dtype in DTYPES),
-        *((OneDNN(), dtype) for dtype in DTYPES[1:] if has_instructions(dtype)),
+        *((kernel, dtype) for kernel in (OneDNN(), OneDNNGelu()) for dtype in IN_ONEDNN),
+        pytest.param(OneDNN(), torch.float32, marks=needs_onednn),
     ],
     ids=lambda value: str(value) if isinstance(value, torch.dtype) else type(value).__name__,
 )
@@ -83,16 +92,59 @@ def test_a_build_without_onednn_can_import_it():
     subprocess.run([sys.executable, "-c", WITHOUT_ONEDNN], check=True)
 
 
+@pytest.mark.parametrize("one_thread", [True, False])
 @pytest.mark.parametrize("supported", [True, False])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
-def test_the_kernel_depends_on_dtype_device_and_instructions(monkeypatch, dtype, supported: bool):
+def test_the_kernel_depends_on_dtype_device_and_processor(
+    monkeypatch, dtype, supported: bool, one_thread: bool
+):
     monkeypatch.setattr(matmuls, "has_instructions", lambda _: supported)
-    in_half = dtype in (torch.bfloat16, torch.float16)
+    monkeypatch.setattr(matmuls, "mkl_reads_with_one_thread", lambda: one_thread)
+    monkeypatch.setattr(matmuls, "onednn_linear", lambda: object())
 
     kernel = kernel_for(dtype, torch.device("cpu"))
 
-    assert type(kernel) is ((OneDNN if supported else ThroughFloat32) if in_half else Matmul)
+    if dtype in (torch.bfloat16, torch.float16):
+        assert type(kernel) is (OneDNNGelu if supported else ThroughFloat32)
+    else:
+        assert type(kernel) is (OneDNN if one_thread and dtype == torch.float32 else Matmul)
     assert type(kernel_for(dtype, torch.device("cuda"))) is Matmul
+
+
+@pytest.mark.parametrize("name", ["AMD EPYC", "Intel(R) Xeon(R) Processor"])
+@pytest.mark.parametrize("has_mkl", [True, False])
+def test_only_mkl_on_amd_reads_with_one_thread(monkeypatch, name: str, has_mkl: bool):
+    monkeypatch.setattr(matmuls, "processor", lambda: name)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
+    assert mkl_reads_with_one_thread() is (has_mkl and name.startswith("AMD"))
+
+
+@needs_onednn
+@torch.no_grad()
+def test_onednn_leaves_a_row_major_weight_to_matmul():
+    x, residual, b = drawn(3, 8, seed=0), drawn(3, 16, seed=1), drawn(16, seed=2)
+    weight = OneDNN().prepare(drawn(8, 16, seed=3), b)
+    assert torch.equal(OneDNN()(x, weight), Matmul()(x, weight))
+    assert torch.equal(OneDNN().gelu(x, weight), Matmul().gelu(x, weight))
+    assert_same_function(OneDNN().add(residual, x, weight), Matmul().add(residual, x, weight))
+
+
+@pytest.mark.slow
+@needs_onednn
+@torch.no_grad()
+def test_a_graph_calls_onednn():
+    x, residual, b = drawn(1, 64, seed=0), drawn(1, 64, seed=1), drawn(64, seed=2)
+    kernel = OneDNN()
+    weight = kernel.prepare(drawn(64, 64, seed=3).T, b)
+
+    def run(x: Tensor, residual: Tensor) -> Tensor:
+        return kernel.add(residual, kernel.gelu(kernel(x, weight), weight), weight)
+
+    with unchecked_types(), torch.profiler.profile() as profiler:
+        found = torch.compile(run, fullgraph=True)(x, residual)
+    assert_same_function(found, run(x, residual))
+    calls = {event.key: event.count for event in profiler.key_averages()}
+    assert calls["mkldnn::_linear_pointwise"] == 3
 
 
 def test_without_onednn_there_are_no_instructions(monkeypatch):
@@ -105,5 +157,8 @@ def test_a_build_without_the_private_operations_uses_public_ones(monkeypatch):
     x, W = drawn(8, 5, seed=0).bfloat16(), drawn(5, 3, seed=1).bfloat16()
 
     assert type(kernel_for(torch.bfloat16, torch.device("cpu"))) is ThroughFloat32
-    weight = OneDNN().prepare(W, torch.zeros(3).bfloat16())
-    assert torch.equal(OneDNN().gelu(x, weight), Matmul().gelu(x, weight))
+    weight = OneDNNGelu().prepare(W, torch.zeros(3).bfloat16())
+    assert torch.equal(OneDNNGelu().gelu(x, weight), Matmul().gelu(x, weight))
+
+    monkeypatch.setattr(matmuls, "mkl_reads_with_one_thread", lambda: True)
+    assert type(kernel_for(torch.float32, torch.device("cpu"))) is Matmul

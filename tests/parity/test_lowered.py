@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from clean_transformer.inference import fast_modules
+from clean_transformer.inference.matmuls import Matmul
+from clean_transformer.parity import lowered
+from clean_transformer.parity.activations.black_box import BLACK_BOX
 from clean_transformer.parity.activations.isolated import Isolated
 from clean_transformer.parity.faults import inject
-from clean_transformer.parity.limits import COPY, LINEAR, PART, Kind
-from clean_transformer.parity.lowered import in_lower_precision
+from clean_transformer.parity.limits import ALONE, COPY, LINEAR, PART, Kind
+from clean_transformer.parity.lowered import in_lower_precision, precision_of_products
 from clean_transformer.parity.results import DeviceRun
 from clean_transformer.parity.suite import check_device
 from clean_transformer.parity.uses.judge import UseResult
@@ -20,13 +24,16 @@ WEIGHTS = small_weights(d_vocab=300, n_ctx=16)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["eager", "optimized"])
 @pytest.mark.parametrize(
     ("fault", "name"), [("matmul-tf32", "TF32"), ("matmul-bf16-inputs", "bfloat16")]
 )
-def test_a_lower_precision_is_no_wrong_result(fault: str, name: str):
+def test_a_lower_precision_is_no_wrong_result(monkeypatch, fault: str, name: str, mode: str):
     """With it, every use is less accurate, and none is wrong: the advice is a setting."""
+    # The faults are in ATen's products, and some processors use another kernel.
+    monkeypatch.setattr(fast_modules, "kernel_for", lambda *_: Matmul())
     with inject(fault):
-        run = check_device(WEIGHTS, "cpu", F32)
+        run = check_device(WEIGHTS, "cpu", F32, mode=mode)
     assert run.verdict is Verdict.DEGRADED, run.first_failure
     verdicts = {use.name: use.verdict for use in run.by_use}
     assert verdicts.pop("sampling") is Verdict.PASS
@@ -68,6 +75,33 @@ def test_only_products_are_explained_and_only_up_to_a_limit(
     run = replace(run, uses=[UseResult(use, (row(kind, ratio),))])
     given = run.uses[0].verdict
     assert in_lower_precision(run).uses[0].verdict is (verdict if named else given)
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "verdict"),
+    [
+        ("blocks.0", 8 * 2.0**13, Verdict.DEGRADED),
+        ("blocks.0", 8.1 * 2**13, Verdict.WRONG),
+        ("blocks.0.ln1", 1e3, Verdict.WRONG),
+    ],
+)
+@pytest.mark.parametrize("named", ["", "TF32"])
+def test_modules_whose_activations_cannot_be_watched(
+    monkeypatch, name: str, ratio: float, verdict: Verdict, named: str
+):
+    monkeypatch.setattr(lowered, "precision_of_products", lambda device: named)
+    given = replace(row(ALONE, ratio), name=name, path=BLACK_BOX)
+    run = in_lower_precision(DeviceRun("cpu", "float32", "optimized", isolated=[given]))
+    assert run.isolated[0].verdict is (verdict if named else given.verdict)
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"), [("matmul-tf32", "TF32"), ("matmul-bf16-inputs", "bfloat16")]
+)
+def test_a_product_names_the_precision(fault: str, name: str):
+    assert precision_of_products("cpu") == ""
+    with inject(fault):
+        assert precision_of_products("cpu") == name
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clean_transformer.inference import fast_modules
 from clean_transformer.inference.fast_modules import CompiledStep, FastBlock, FastUnembed
-from clean_transformer.inference.matmuls import Matmul, OneDNN
+from clean_transformer.inference.matmuls import Matmul, OneDNN, OneDNNGelu
 from clean_transformer.parity.faults.semantic.edits import Changes, Edit, planted, result
 
 
@@ -117,7 +117,7 @@ MODE_FAULTS = (
         "blocks.0",
         tuple(
             (kernel, "gelu", lambda _: lambda self, x, weight: F.gelu(self(x, weight)))
-            for kernel in (Matmul, OneDNN)
+            for kernel in (Matmul, OneDNN, OneDNNGelu)
         ),
     ),
     ModeFault(

@@ -28,6 +28,7 @@ from clean_transformer.parity.operations.attention import (
 )
 from clean_transformer.parity.operations.backward import BACKWARD
 from clean_transformer.parity.operations.norms import NORMS
+from clean_transformer.parity.operations.onednn import linear_pointwise
 from clean_transformer.parity.operations.optimizer import OPTIMIZER
 from clean_transformer.parity.operations.replay import Call64, Expected
 from clean_transformer.parity.operations.rules import (
@@ -241,6 +242,7 @@ RULES: dict[str, Rule] = {
     ),
     **rows("mm matmul dot mv linear", summed(LINEAR, factor_length)),
     **rows("addmm", summed(LINEAR, length("mat1"))),
+    "_linear_pointwise": linear_pointwise,
     # `bmm` may multiply an attention pattern by values. Then all terms may have the same sign.
     **rows("bmm", summed(SUM, factor_length)),
     **rows("baddbmm", summed(SUM, length("batch1"))),

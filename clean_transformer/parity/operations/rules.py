@@ -1,6 +1,7 @@
 """Functions that make rules for groups of ATen operations, such as sums.
 
-A rule returns an `Expected` (exact value and allowed error) for each output of a call.
+A rule returns an `Expected` (exact value and allowed error) for each output of a call, or None
+instead of a list for a call that cannot be checked.
 """
 
 import math
@@ -16,7 +17,7 @@ from clean_transformer.parity.limits import OTHER, Kind
 from clean_transformer.parity.operations.replay import Call64, Expected
 from clean_transformer.parity.scales import Size, square, sum_scale, typical_size
 
-Rule = Callable[[Call64], list[Expected | None]]
+Rule = Callable[[Call64], list[Expected | None] | None]
 
 # How often the inputs of an operation without a rule are changed by random roundings.
 DRAWS = 4
