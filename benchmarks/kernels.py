@@ -1,14 +1,15 @@
 """Measures the kernels of `optimize`: why each of them is used for its dtype and number of rows.
 
-The first table has the CPU time of the four matrix products of a block of GPT-2 small, with the
+The first table has the time of the four matrix products of a block of GPT-2 small, with the
 GELU and the residual adds, for each kernel. The second table says how fast kernels for 8-bit
 weights read a weight [768 3072] for a single row, in GB of weights per second. PyTorch's own
 kernels for 8 bits have one scale for each output feature, and `Int8` has one for 16 inputs.
 
-The kernels run in turn with one thread, and each time is the shortest of several rounds, so other
-programs on the machine change the times little.
+The kernels run in turn, and each time is the shortest of several rounds. With one thread, the
+script measures CPU time, so other programs on the machine change the times little. With several
+threads, it measures elapsed time.
 
-    python -m benchmarks.kernels
+    python -m benchmarks.kernels --threads 2
 """
 
 import time
@@ -81,22 +82,29 @@ def readers() -> dict[str, Callable[[], Tensor]]:
 
 
 def shortest(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the shortest CPU time of each function, in seconds. In a round, each runs once."""
+    """Return the shortest time of each function, in seconds. In a round, each runs once.
+
+    With one thread, this is CPU time, and with several threads elapsed time.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for run in runs.values():
         run()
     seconds = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for name, run in runs.items():
-            began = time.process_time()
+            began = clock()
             run()
-            seconds[name] = min(seconds[name], time.process_time() - began)
+            seconds[name] = min(seconds[name], clock() - began)
     return seconds
 
 
 @torch.inference_mode()
-def main(rounds: Annotated[int, typer.Option(help="Number of rounds.")] = 20) -> None:
+def main(
+    rounds: Annotated[int, typer.Option(help="Number of rounds.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
+) -> None:
     """Print the time of each kernel, by dtype and number of rows."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     console = Console(width=100)
     names = ("Matmul", "OneDNN", "OneDNNGelu", "ThroughFloat32")
     times = Table("dtype", "rows", *(f"{name} (ms)" for name in names), "used", box=None)

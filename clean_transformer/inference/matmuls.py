@@ -75,10 +75,10 @@ class OneDNNGelu(Matmul):
 class OneDNN(Matmul):
     """oneDNN computes x W + b and the GELU or the residual add that follows, in one kernel.
 
-    For a weight that is row-major in memory, `Matmul` is used instead, because oneDNN would copy
-    the weight in each call. The kernel does not support gradients.
+    The kernel does not support gradients.
     """
 
+    # For one row, it reads column-major weights faster: a token takes 18% less time.
     column_major = True
 
     def __init__(self) -> None:
@@ -86,21 +86,19 @@ class OneDNN(Matmul):
 
     def __call__(self, x: Rows, weight: Any) -> Output:
         """Return x W + b."""
-        if weight.W.stride(0) != 1:
-            return super().__call__(x, weight)
         if torch.compiler.is_compiling():
             return self.traceable(x, weight.W.T, weight.b)
         return onednn_linear().default(x, weight.W.T, weight.b, "none", [], "")
 
     def gelu(self, x: Rows, weight: Any) -> Output:
         """Return gelu_new(x W + b)."""
-        if weight.W.stride(0) != 1 or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return super().gelu(x, weight)
         return onednn_linear().default(x, weight.W.T, weight.b, "gelu", [], "tanh")
 
     def add(self, residual: Output, x: Rows, weight: Any) -> Output:
         """Return residual + x W + b as a new tensor."""
-        if weight.W.stride(0) != 1 or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return residual + self(x, weight)
         return onednn_linear().binary(x, residual, weight.W.T, weight.b, "add")
 
