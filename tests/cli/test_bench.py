@@ -283,7 +283,7 @@ def test_a_figure_of_growth_joins_only_what_grows():
     pytest.importorskip("plotly")
     from clean_transformer.benchmark.results.figures import GROWTH, growth
 
-    file = Path(__file__).parents[2] / "benchmarks/results/two_core_intel_avx512.json"
+    file = Path(__file__).parents[2] / "benchmarks/results/two_core_amd_avx512.json"
     found = read_results(file)
     for axis in GROWTH:
         for line in growth(found, axis).data:
@@ -294,7 +294,7 @@ def test_ours_stands_out():
     pytest.importorskip("plotly")
     from clean_transformer.benchmark.results.figures import growth, throughput
 
-    file = Path(__file__).parents[2] / "benchmarks/results/two_core_intel_avx512.json"
+    file = Path(__file__).parents[2] / "benchmarks/results/two_core_amd_avx512.json"
     found = read_results(file)
     lines = {line.name.partition(",")[0]: line.line for line in growth(found, "length").data}
     assert lines["optimized"].width > lines["transformers sdpa"].width

@@ -144,7 +144,7 @@ STRANGE = "\x1b[2J[/red]\u202e"
 
 
 def test_a_report_cannot_control_the_terminal(folder: Path):
-    report = json.loads((RESULTS / "two_core_intel_avx512.json").read_text())
+    report = json.loads((RESULTS / "two_core_amd_avx512.json").read_text())
     for row in report["results"]:
         row["measurement"] += STRANGE
     for name, version in (("before", "1\x1b[2J"), ("after", "[/bold]2")):

@@ -387,7 +387,7 @@ def test_other_checkpoints(run: Path, data, damage):
 @given(data=st.data(), damage=damages())
 def test_other_reports(tmp_path_factory, kind: str, data, damage):
     folder = tmp_path_factory.mktemp("reports")
-    bench = json.loads((ROOT / "benchmarks/results/two_core_intel_avx512.json").read_text())
+    bench = json.loads((ROOT / "benchmarks/results/two_core_amd_avx512.json").read_text())
     report = bench if kind == "bench" else to_json(REPORT)
     before, after = folder / "before.json", folder / "after.json"
     before.write_text(json.dumps(report))
