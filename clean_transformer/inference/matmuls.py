@@ -4,6 +4,7 @@
 The kernel in `int8` also rounds the weights to 8 bits.
 """
 
+import re
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -156,13 +157,15 @@ class ThroughFloat32(Matmul):
 def kernel_for(dtype: torch.dtype, device: torch.device) -> Matmul:
     """Return the kernel for weights with this dtype on this device.
 
-    The result depends only on the arguments, the processor and the build of PyTorch. So every
-    process on a machine uses the same kernel. README.md shows the measurements behind this rule.
+    The result depends only on the arguments, the processor, the build of PyTorch, and whether
+    `torch.backends.mkldnn` is enabled. So every process on a machine uses the same kernel.
+    README.md shows the measurements behind this rule.
     """
     if device.type != "cpu" or dtype == torch.float64:
         return Matmul()
     if dtype == torch.float32:
-        return OneDNN() if mkl_reads_with_one_thread() and onednn_linear() else Matmul()
+        has_onednn = torch.backends.mkldnn.enabled and onednn_linear() is not None
+        return OneDNN() if has_onednn and mkl_reads_with_one_thread() else Matmul()
     return OneDNNGelu() if has_instructions(dtype) else ThroughFloat32()
 
 
@@ -172,7 +175,8 @@ def mkl_reads_with_one_thread() -> bool:
     There, MKL reads the weight with one thread, however many it has.
     """
     has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return has_mkl and "AMD" in processor()
+    # Windows calls every 64-bit processor of this kind "AMD64".
+    return has_mkl and re.search(r"AMD(?!64)", processor()) is not None
 
 
 def has_instructions(dtype: torch.dtype) -> bool:

@@ -39,9 +39,9 @@ def in_lower_precision(run: DeviceRun) -> DeviceRun:
     If no precision is named, the result is the run as it is.
     """
     named = Counter(row.lower_precision for row in run.isolated if row.lower_precision)
-    is_watched = all(row.path != BLACK_BOX for row in run.isolated)
     name = next((name for name, _ in named.most_common(1)), "")
-    if not is_watched and run.dtype == "float32":
+    is_black_box = any(row.path == BLACK_BOX for row in run.isolated)
+    if not name and is_black_box and run.dtype == "float32":
         name = precision_of_products(run.device)
     if not name:
         return run

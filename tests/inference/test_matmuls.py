@@ -111,12 +111,29 @@ def test_the_kernel_depends_on_dtype_device_and_processor(
     assert type(kernel_for(dtype, torch.device("cuda"))) is Matmul
 
 
-@pytest.mark.parametrize("name", ["AMD EPYC", "Intel(R) Xeon(R) Processor"])
+@needs_onednn
+def test_who_turns_onednn_off_gets_another_kernel(monkeypatch):
+    monkeypatch.setattr(matmuls, "mkl_reads_with_one_thread", lambda: True)
+    assert type(kernel_for(torch.float32, torch.device("cpu"))) is OneDNN
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert type(kernel_for(torch.float32, torch.device("cpu"))) is Matmul
+
+
+@pytest.mark.parametrize(
+    ("name", "is_amd"),
+    [
+        ("AMD EPYC", True),
+        ("AMD64 Family 25 Model 33 Stepping 2, AuthenticAMD", True),
+        ("Intel(R) Xeon(R) Processor", False),
+        ("Intel64 Family 6 Model 85 Stepping 7, GenuineIntel", False),
+        ("AMD64", False),
+    ],
+)
 @pytest.mark.parametrize("has_mkl", [True, False])
-def test_only_mkl_on_amd_reads_with_one_thread(monkeypatch, name: str, has_mkl: bool):
+def test_only_mkl_on_amd_reads_with_one_thread(monkeypatch, name, is_amd: bool, has_mkl: bool):
     monkeypatch.setattr(matmuls, "processor", lambda: name)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
-    assert mkl_reads_with_one_thread() is (has_mkl and name.startswith("AMD"))
+    assert mkl_reads_with_one_thread() is (has_mkl and is_amd)
 
 
 @pytest.mark.slow
