@@ -5,7 +5,6 @@ The kernel in `int8` also rounds the weights to 8 bits.
 """
 
 import re
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -82,13 +81,10 @@ class OneDNN(Matmul):
     # For one row, it reads column-major weights faster: a token takes 18% less time.
     column_major = True
 
-    def __init__(self) -> None:
-        self.traceable = traceable_linear()
-
     def __call__(self, x: Rows, weight: Any) -> Output:
         """Return x W + b."""
         if torch.compiler.is_compiling():
-            return self.traceable(x, weight.W.T, weight.b)
+            return traceable_linear(x, weight.W.T, weight.b)
         return onednn_linear().default(x, weight.W.T, weight.b, "none", [], "")
 
     def gelu(self, x: Rows, weight: Any) -> Output:
@@ -109,19 +105,17 @@ def onednn_linear() -> Any:
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-@cache
-def traceable_linear() -> Any:
-    """Return an operation that calls oneDNN's kernel, which `torch.compile` cannot trace."""
+# `torch.compile` cannot trace oneDNN's kernel, but it can call this operation.
+@torch.library.custom_op("clean_transformer::onednn_linear", mutates_args=())
+def traceable_linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """Return x Wᵀ + b for x [row d_in], W [d_out d_in] and b [d_out]."""
+    product: Tensor = onednn_linear().default(x, W, b, "none", [], "")
+    return product
 
-    @torch.library.custom_op("clean_transformer::onednn_linear", mutates_args=())
-    def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-        return onednn_linear().default(x, W, b, "none", [], "")
 
-    @linear.register_fake
-    def shape_of_output(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-        return x.new_empty(len(x), len(b))
-
-    return linear
+@traceable_linear.register_fake
+def _shape_of_product(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(b))
 
 
 class ThroughFloat32(Matmul):

@@ -1,5 +1,7 @@
+import pickle
 import subprocess
 import sys
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -134,6 +136,12 @@ def test_only_mkl_on_amd_reads_with_one_thread(monkeypatch, name, is_amd: bool, 
     monkeypatch.setattr(matmuls, "processor", lambda: name)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
     assert mkl_reads_with_one_thread() is (has_mkl and is_amd)
+
+
+@pytest.mark.parametrize("kernel", [*ANYWHERE, OneDNN(), OneDNNGelu()], ids=lambda k: type(k))
+def test_a_kernel_can_be_copied_and_pickled(kernel: Matmul):
+    """With an optimized model, for example."""
+    assert type(deepcopy(kernel)) is type(pickle.loads(pickle.dumps(kernel))) is type(kernel)
 
 
 @pytest.mark.slow

@@ -170,8 +170,11 @@ def test_a_cache_slot_written_one_early_is_found_in_half_precision():
         return len(target.shape) == 4 and target.shape[1] == 1 and target.storage_offset > 0
 
     with DeviceFault("", "", frozenset({"copy_"}), is_slot, one_early).plant():
-        for name in ("generate", "unequal batch", "beams"):
+        for name in ("generate", "unequal batch"):
             assert judged(name, BF16).verdict is Verdict.WRONG, name
+        # The order of the beams is drawn. For some orders, the error is 5 times what is healthy,
+        # and WRONG begins at 10 times.
+        assert judged("beams", BF16).verdict.is_bad
         assert judged("forward", BF16).verdict is Verdict.PASS
 
 
