@@ -46,6 +46,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore::clean_transformer.inference.SlowDtype")
 @pytest.mark.parametrize(
     ("dtype", "optimized"),
     [
