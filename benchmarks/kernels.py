@@ -30,6 +30,7 @@ from clean_transformer.inference.matmuls import (
     OneDNNGelu,
     ThroughFloat32,
     has_instructions,
+    has_onednn,
     kernel_for,
 )
 
@@ -111,8 +112,8 @@ def main(
     missing = [dtype for dtype in HALF if not has_instructions(dtype)]
     for dtype in (torch.float32, *HALF):
         candidates: list[Matmul] = [Matmul()]
-        if dtype not in missing:
-            candidates += [OneDNN(), OneDNNGelu()] if dtype in HALF else [OneDNN()]
+        if has_onednn() and dtype not in missing:
+            candidates += [OneDNN(), OneDNNGelu()]
         if dtype in HALF:
             candidates.append(ThroughFloat32())
         used = type(kernel_for(dtype, torch.device("cpu"))).__name__

@@ -14,13 +14,13 @@ from clean_transformer.benchmark.contestants.limit import products, weight_bytes
 from clean_transformer.benchmark.running.models import TINY
 from clean_transformer.inference import fast_modules
 from clean_transformer.inference.int8 import TILE
-from clean_transformer.inference.matmuls import Matmul, OneDNN, has_instructions
+from clean_transformer.inference.matmuls import Matmul, OneDNN, has_onednn
 from clean_transformer.weights.synthetic import stress
 
 PRODUCTS = {
     "Matmul": Matmul(),
 }
-if has_instructions(torch.bfloat16):
+if has_onednn():
     PRODUCTS["OneDNN"] = OneDNN()
 
 

@@ -10,15 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clean_transformer.inference.matmuls import has_instructions, onednn_linear
+from clean_transformer.inference.matmuls import has_instructions, has_onednn, onednn_linear
 from clean_transformer.parity.operations.check import check_operations
 from clean_transformer.parity.operations.replay import operation_name
 from clean_transformer.parity.verdict import Verdict
 
-pytestmark = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available() or onednn_linear() is None,
-    reason="this build of PyTorch has no oneDNN",
-)
+pytestmark = pytest.mark.skipif(not has_onednn(), reason="this build of PyTorch has no oneDNN")
 HALVES = [each for each in (torch.bfloat16, torch.float16) if has_instructions(each)]
 
 Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -163,6 +163,8 @@ def test_a_cache_slot_written_one_early_is_found_in_half_precision():
         earlier = target.as_strided(
             target.shape, target.stride(), target.storage_offset() - target.stride(1)
         )
+        # The slot would keep uninitialized memory, which differs from run to run.
+        func(target, torch.zeros_like(source), *rest, **options)
         func(earlier, source, *rest, **options)
         return target
 
@@ -173,9 +175,8 @@ def test_a_cache_slot_written_one_early_is_found_in_half_precision():
     with DeviceFault("", "", frozenset({"copy_"}), is_slot, one_early).plant():
         for name in ("generate", "unequal batch"):
             assert judged(name, BF16).verdict is Verdict.WRONG, name
-        # The order of the beams is drawn. For some orders, the error is 5 times what is healthy,
-        # and WRONG begins at 10 times.
-        assert judged("beams", BF16).verdict.is_bad
+        # Here, the error is 5 times what is healthy, and WRONG begins at 10 times.
+        assert judged("beams", BF16).verdict is Verdict.DEGRADED
         assert judged("forward", BF16).verdict is Verdict.PASS
 
 
