@@ -90,7 +90,7 @@ class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
         if not found and (missed := self._matches(key, dict(self.model.named_modules()))):
             raise KeyError(
                 f"{key!r} was not captured in this run: names_filter did not select {missed[0]!r}, "
-                "or the module does not run it. names_filter=lambda name: True selects everything."
+                "or the module does not run it"
             )
         near = found or difflib.get_close_matches(str(key), self, n=3, cutoff=0.3)
         problem = "is ambiguous" if found else "is not in the cache"

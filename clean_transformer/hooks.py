@@ -162,11 +162,10 @@ class HookedModule(nn.Module):
         """Return the output of `self(*inputs, **arguments)`, and an `ActivationCache` of the run.
 
         `names_filter` selects the activations: one name, several names, or a function that takes
-        the name of a hook point and returns whether to capture its activation. None selects the
-        activations of all hook points in `default_points()`. The name of a submodule, such as
-        "blocks.0.ln1", selects the submodule's output. If attention scores or patterns are
-        selected, attention runs without its fused kernel, so that the output can have other
-        rounding errors than without a cache.
+        the name of a hook point and returns whether to capture its activation. A function selects
+        `PER_HEAD_INPUTS` only if it selects nothing else. None selects the activations of all hook
+        points in `default_points()`. If scores or patterns are selected, attention runs without its
+        fused kernel, so that the output can have other rounding errors than without a cache.
 
         The activations in the cache are detached. Writing into them does not change the model's
         weights. If `remove_batch_dim` is True, the activations have no batch axis; the batch must
@@ -267,7 +266,9 @@ class HookedModule(nn.Module):
     def _named(self, names: Names) -> dict[str, nn.Module]:
         modules = dict(self.named_modules())
         if callable(names):
-            wanted = [name for name in self.hook_dict if names(name)]
+            selected = [name for name in self.hook_dict if names(name)]
+            # As in TransformerLens, `"hook_q" in name` selects hook_q without hook_q_input.
+            wanted = [name for name in selected if not name.endswith(PER_HEAD_INPUTS)] or selected
             if not wanted:
                 raise KeyError(
                     f"the function selects no hook point of {type(self).__name__}; they are "

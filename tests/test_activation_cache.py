@@ -96,6 +96,24 @@ def test_names_may_be_one_or_several_or_a_predicate(model, cache):
     assert torch.equal(one["hook_embed"], cache["hook_embed"])
 
 
+@pytest.mark.parametrize(
+    ("text", "selected"),
+    [
+        ("hook_q", ["attn.hook_q"]),
+        ("mlp", ["hook_mlp_in", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"]),
+        ("attn_", ["attn.hook_attn_scores", "hook_attn_out"]),
+        ("_input", ["hook_q_input", "hook_k_input", "hook_v_input"]),
+    ],
+)
+def test_a_function_selects_the_inputs_of_single_heads_only_alone(model, text, selected):
+    """In TransformerLens, they are computed only after a switch was set."""
+    seen = []
+    keep = (lambda name: "blocks.0" in name and text in name, lambda _, hook: seen.append(hook.name))
+    _, cache = model.run_with_cache(TOKENS, names_filter=keep[0])
+    model.run_with_hooks(TOKENS, fwd_hooks=[keep])
+    assert {*cache} == {*seen} == {f"blocks.0.{name}" for name in selected}
+
+
 def test_the_name_of_a_submodule_captures_its_output(model, cache):
     _, outputs = model.run_with_cache(TOKENS, names_filter="blocks.0.mlp")
     torch.testing.assert_close(outputs["blocks.0.mlp"], cache["mlp_out", 0], rtol=0, atol=1e-12)

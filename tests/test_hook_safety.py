@@ -62,14 +62,14 @@ def test_gradients_flow_through_an_edit_in_place(model, name: str):
 
 def test_writing_into_the_cache_does_not_write_into_the_model(model):
     with torch.no_grad():
-        logits, cache = model.run_with_cache(TOKENS, names_filter=lambda name: True)
+        logits, cache = model.run_with_cache(TOKENS, names_filter=[*model.hook_dict])
         expected = logits.clone()
         for value in cache.values():
             if not value._is_view() or value.is_contiguous():
                 value.fill_(7)
         cache["pos_embed"].fill_(7)
         assert torch.equal(
-            model.run_with_cache(TOKENS, names_filter=lambda name: True)[0], expected
+            model.run_with_cache(TOKENS, names_filter=[*model.hook_dict])[0], expected
         )
 
 

@@ -73,7 +73,6 @@ def test_both_memory_orders_compute_the_same(kernel: Matmul, cfg: Config):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::clean_transformer.inference.SlowDtype")
 @pytest.mark.parametrize("kernel", [OneDNNGelu(), ThroughFloat32()])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kernels_for_half_precision_pass_the_parity_suite(
@@ -90,7 +89,6 @@ def test_kernels_for_half_precision_pass_the_parity_suite(
     assert run.verdict.value == "PASS", run
 
 
-@pytest.mark.filterwarnings("ignore::clean_transformer.inference.SlowDtype")
 @pytest.mark.parametrize(
     "dtype",
     [

@@ -207,7 +207,7 @@ class ThreeInputs(nn.Module):
 def test_inputs_of_single_heads_are_observed_only_where_attention_takes_them(make, watched: bool):
     model = random_model()
     swapped = swap(model, "blocks.0.attn", make)
-    _, cache = model.run_with_cache(TOKENS, names_filter=lambda name: True)
+    _, cache = model.run_with_cache(TOKENS, names_filter=lambda name: "hook_q_input" in name)
     assert ("blocks.0.hook_q_input" in cache) is watched
     assert ("blocks.0.hook_q_input" in swapped.lost) is not watched
 
@@ -215,7 +215,7 @@ def test_inputs_of_single_heads_are_observed_only_where_attention_takes_them(mak
 def test_attention_that_was_assigned_must_take_the_inputs_of_single_heads_to_be_observed_there():
     model = random_model()
     model.blocks[0].attn = Attention(TINY).double()
-    _, cache = model.run_with_cache(TOKENS, names_filter=lambda name: True)
+    _, cache = model.run_with_cache(TOKENS, names_filter=[*model.hook_dict])
     assert "blocks.0.hook_q_input" in cache
     model.blocks[0].attn = OneInput(TINY).double()
     model.run_with_cache(TOKENS)

@@ -298,7 +298,7 @@ def test_a_healthy_model_has_no_finding_and_nothing_unchecked(
 
     def run() -> None:
         if explicit:
-            model.run_with_cache(tokens, names_filter=lambda name: True)
+            model.run_with_cache(tokens, names_filter=[*model.hook_dict])
         else:
             model(tokens)
 

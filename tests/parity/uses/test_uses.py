@@ -46,7 +46,6 @@ SLOW = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::clean_transformer.inference.SlowDtype")
 @pytest.mark.parametrize(
     ("dtype", "optimized"),
     [
