@@ -108,7 +108,10 @@ def test_names_may_be_one_or_several_or_a_predicate(model, cache):
 def test_a_function_selects_the_inputs_of_single_heads_only_alone(model, text, selected):
     """In TransformerLens, they are computed only after a switch was set."""
     seen = []
-    keep = (lambda name: "blocks.0" in name and text in name, lambda _, hook: seen.append(hook.name))
+    keep = (
+        lambda name: "blocks.0" in name and text in name,
+        lambda _, hook: seen.append(hook.name),
+    )
     _, cache = model.run_with_cache(TOKENS, names_filter=keep[0])
     model.run_with_hooks(TOKENS, fwd_hooks=[keep])
     assert {*cache} == {*seen} == {f"blocks.0.{name}" for name in selected}
