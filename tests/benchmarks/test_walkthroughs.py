@@ -30,7 +30,7 @@ def test_each_cell_that_fails_is_printed(tmp_path: Path, capsys: pytest.CaptureF
     sources = [
         "model = HookedTransformer.from_pretrained('gpt2', fold_ln=False)",
         "model.set_use_attn_result(True)",
-        "from types import SimpleNamespace as Fields\nshallow = HookedTransformer(Fields(n_layers=1))",
+        "import types\nshallow = HookedTransformer(types.SimpleNamespace(n_layers=1))",
         "assert (len(model.blocks), len(shallow.blocks)) == (2, 1)\n"
         "assert hasattr(model.ln_final, 'w') and not hasattr(shallow.ln_final, 'w')\n"
         "shallow('a text')",
