@@ -121,6 +121,7 @@ ROWS: dict[tuple[int, str], list[str]] = {
         "only(names_filter='blocks.0.hook_resid_pre')",
         "only(names_filter=['blocks.0.hook_resid_pre', 'blocks.1.attn.hook_z'])",
         "only(names_filter=is_pattern)",
+        "only(names_filter=lambda name: 'hook_q' in name)",
     ],
     (13, "run_with_cache(return_type=)"): [
         f"model.run_with_cache(tokens, return_type={kind})[0]"
