@@ -1,12 +1,13 @@
-"""Prints how long each operation takes when a CPU decodes one token or runs one forward pass.
+"""Prints how long each operation takes in a decoded token, a forward pass or a training step.
 
 PyTorch's profiler measures these times. It does not measure the time that Python itself takes. For
 each matrix product, the script also prints a rate. If the script decodes a token, the rate is the
-number of bytes of weights that are read per second. If it runs a forward pass, the rate is the
-number of floating-point operations per second.
+number of bytes of weights that are read per second. If it runs a forward pass or a training step,
+the rate is the number of floating-point operations per second.
 
     python -m benchmarks.breakdown --dtype bfloat16
     python -m benchmarks.breakdown --batch 4 --length 256
+    python -m benchmarks.breakdown --batch 4 --length 256 --training --calls 5
 """
 
 import math
@@ -30,6 +31,7 @@ from clean_transformer.kv_cache import KVCache
 from clean_transformer.model import DemoTransformer
 from clean_transformer.support.dtypes import choose_dtype
 from clean_transformer.text.decoding import decode_one, prefill
+from clean_transformer.training.loss import cross_entropy
 from clean_transformer.weights.synthetic import stress
 
 Shapes = Sequence[Sequence[int]]
@@ -43,8 +45,8 @@ class Row:
 
     In each call of the model, the operation runs `times` times, and takes `seconds` in total. If
     the script decodes a token, `amount` is the number of bytes of weights that the operation reads
-    in these runs. If the script runs a forward pass, `amount` is the number of additions and
-    multiplications. `amount` is 0 if the operation is not a matrix product.
+    in these runs. Otherwise, `amount` is the number of additions and multiplications. `amount` is 0
+    if the operation is not a matrix product.
     """
 
     operation: str
@@ -72,6 +74,20 @@ def reader(model: DemoTransformer, batch: int, length: int) -> Callable[[], obje
     """Return a function that runs the model on `batch` inputs of `length` tokens each."""
     tokens = torch.arange(batch * length).view(batch, length) % model.cfg.d_vocab
     return lambda: model(tokens)
+
+
+def trainer(model: DemoTransformer, batch: int, length: int) -> Callable[[], object]:
+    """Return a function that makes a step of AdamW on `batch` inputs of `length` tokens each."""
+    tokens = torch.arange(batch * length).view(batch, length) % model.cfg.d_vocab
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5, fused=True)
+
+    def step() -> None:
+        logits = model(tokens[:, :-1])
+        torch.autograd.backward(cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def bytes_read(shapes: Shapes, itemsize: int) -> int:
@@ -134,17 +150,28 @@ def main(
     length: Annotated[
         int, typer.Option(help="Length of a forward pass; 0 decodes a token instead.")
     ] = 0,
+    training: Annotated[
+        bool, typer.Option("--training", help="Train on these inputs, without `optimize()`.")
+    ] = False,
     calls: Annotated[int, typer.Option(help="Number of profiled calls.")] = 20,
 ) -> None:
-    """Print how long each operation of an optimized model takes, for one token or forward pass."""
+    """Print how long each operation of an optimized model takes, for one token or forward pass.
+
+    With --training, the model is not optimized, and makes one training step.
+    """
+    if training and not (length and dtype == "float32" and not compiled):
+        raise typer.BadParameter("--training needs --length, and float32 without --compile")
     cfg = Config.gpt2(size)
     weights: Literal["int8"] | None = "int8" if dtype == "int8" else None
     computed = torch.float32 if weights else choose_dtype(dtype)
     itemsize = 1 if weights else computed.itemsize
     model = DemoTransformer.from_state_dict(stress(cfg), cfg).to(computed)
-    with torch.inference_mode():
-        optimized = model.requires_grad_(False).optimize(weights, compile=compiled)
-        call = reader(model, batch, length) if length else decoder(model, context, 3 * calls)
+    with torch.inference_mode(not training):
+        if training:
+            call = trainer(model, batch, length)
+        else:
+            Console().print(model.requires_grad_(False).optimize(weights, compile=compiled))
+            call = reader(model, batch, length) if length else decoder(model, context, 3 * calls)
         for _ in range(calls):
             call()
         taken = statistics.median(seconds(call, "cpu") for _ in range(calls))
@@ -152,7 +179,6 @@ def main(
             for _ in range(calls):
                 call()
     console = Console()
-    console.print(optimized)
     events = profiled.key_averages(group_by_input_shape=True)
     if length:
         rows = operations(events, calls, flops)
@@ -161,8 +187,8 @@ def main(
         share = sum(row.seconds for row in products) / taken
         rate = sum(row.amount for row in products) / share / taken
         console.print(
-            f"{1e3 * taken:.0f} ms per pass; the products take {share:.0%} of it, at "
-            f"{rate / 1e9:.0f} GFLOP/s"
+            f"{1e3 * taken:.0f} ms per {'step' if training else 'pass'}; the products take "
+            f"{share:.0%} of it, at {rate / 1e9:.0f} GFLOP/s"
         )
     else:
         rows = operations(events, calls, partial(bytes_read, itemsize=itemsize))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import profile
 
-from benchmarks.breakdown import bytes_read, decoder, flops, operations, reader, table
+from benchmarks.breakdown import bytes_read, decoder, flops, operations, reader, table, trainer
 from clean_transformer import DemoTransformer
 from clean_transformer.benchmark.contestants.limit import products, weight_bytes
 from clean_transformer.benchmark.running.models import TINY
@@ -56,3 +56,16 @@ def test_each_pass_multiplies_with_each_weight_once(monkeypatch: pytest.MonkeyPa
     rows = operations(profiled(monkeypatch, name, partial(reader, batch=2, length=7)), 3, flops)
     expected = sum(count * shape.flops for shape, count in products(TINY, 14, 14).items())
     assert sum(row.amount for row in rows) == pytest.approx(expected)
+
+
+def test_each_step_multiplies_three_times_with_each_weight():
+    model = DemoTransformer.from_state_dict(stress(TINY), TINY)
+    step = trainer(model, batch=2, length=8)
+    with profile(record_shapes=True) as profiler:
+        for _ in range(3):
+            step()
+    rows = operations(profiler.key_averages(group_by_input_shape=True), 3, flops)
+    weights = 3 * sum(count * shape.flops for shape, count in products(TINY, 14, 14).items())
+    done = sum(row.amount for row in rows)
+    assert done == pytest.approx(weights)
+    assert all(parameter.grad is None for parameter in model.parameters())
