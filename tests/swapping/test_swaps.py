@@ -344,8 +344,8 @@ def test_per_head_inputs_are_lost_to_attention_that_takes_one_stream():
     assert {f"blocks.0.hook_{name}" for name in ("attn_in", "q_input", "k_input", "v_input")} <= {
         *swapped.lost
     }
-    _, cache = model.run_with_cache(TOKENS, names_filter=lambda name: True)
-    assert {"blocks.1.hook_q_input"} == {name for name in cache if name.endswith("hook_q_input")}
+    _, cache = model.run_with_cache(TOKENS, names_filter=lambda name: "hook_q_input" in name)
+    assert [*cache] == ["blocks.1.hook_q_input"]
 
 
 BATCH = (2, 3, TINY.d_model)
