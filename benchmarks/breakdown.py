@@ -166,11 +166,12 @@ def main(
     computed = torch.float32 if weights else choose_dtype(dtype)
     itemsize = 1 if weights else computed.itemsize
     model = DemoTransformer.from_state_dict(stress(cfg), cfg).to(computed)
+    console = Console()
     with torch.inference_mode(not training):
         if training:
             call = trainer(model, batch, length)
         else:
-            Console().print(model.requires_grad_(False).optimize(weights, compile=compiled))
+            console.print(model.requires_grad_(False).optimize(weights, compile=compiled))
             call = reader(model, batch, length) if length else decoder(model, context, 3 * calls)
         for _ in range(calls):
             call()
@@ -178,7 +179,6 @@ def main(
         with profile(record_shapes=True) as profiled:
             for _ in range(calls):
                 call()
-    console = Console()
     events = profiled.key_averages(group_by_input_shape=True)
     if length:
         rows = operations(events, calls, flops)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from torch.profiler import profile
 
+from benchmarks import breakdown
 from benchmarks.breakdown import bytes_read, decoder, flops, operations, reader, table, trainer
 from clean_transformer import DemoTransformer
 from clean_transformer.benchmark.contestants.limit import products, weight_bytes
@@ -69,3 +71,11 @@ def test_each_step_multiplies_three_times_with_each_weight():
     done = sum(row.amount for row in rows)
     assert done == pytest.approx(weights)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "also", [{}, {"length": 8, "dtype": "int8"}, {"length": 8, "compiled": True}]
+)
+def test_a_training_step_is_that_of_the_plain_model(also: dict[str, Any]):
+    with pytest.raises(typer.BadParameter, match="--training needs --length, and float32"):
+        breakdown.main(training=True, **also)
