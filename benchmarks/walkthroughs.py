@@ -8,21 +8,18 @@ with `--reference` says which cells can work at all: some need a package or a do
     python -m benchmarks.walkthroughs Main_Demo.ipynb --weights gpt2
 """
 
-import contextlib
-import io
-import json
 import re
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clean_transformer.model import DemoTransformer
 from clean_transformer.parity.references.hooked_transformer import plain_model
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 CONSTRUCTION = re.compile(
     r"(?<!`)\b(HookedTransformer(\.from_pretrained)?|TransformerBridge\.boot_transformers)(?=\()"
@@ -58,27 +55,43 @@ def construct(weights: str, reference: bool, *arguments: Any, **flags: Any) -> A
     return hooked
 
 
-def run(notebook: Path, weights: str, reference: bool) -> list[str | None]:
+def setup(weights: str, reference: bool) -> str:
+    """Return the source of a first cell, which defines `construct` for the cells of a notebook."""
+    return (
+        "from functools import partial\n"
+        "from plotly.basedatatypes import BaseFigure\n"
+        "from benchmarks import walkthroughs\n"
+        f"construct = partial(walkthroughs.construct, {weights!r}, {reference})\n"
+        "BaseFigure.show = lambda *_, **__: None  # a picture needs a browser\n"
+        "del partial, BaseFigure, walkthroughs\n"
+        "%load_ext autoreload"
+    )
+
+
+def run(path: Path, weights: str, reference: bool) -> list[str | None]:
     """Run a notebook, and return the error of each cell of code. None: the cell has run.
 
     A cell that fails does not end the run.
     """
-    from IPython.core.interactiveshell import InteractiveShell
-    from plotly.basedatatypes import BaseFigure
+    import nbformat
+    from nbclient import NotebookClient
 
-    BaseFigure.show = lambda *_, **__: None
-    shell: Any = InteractiveShell.instance()
-    shell.extension_manager.load_extension("autoreload")
-    shell.user_ns["construct"] = partial(construct, weights, reference)
-    errors = list[str | None]()
-    for cell in json.loads(notebook.read_text())["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            result = shell.run_cell(changed("".join(cell["source"])))
-        error = result.error_before_exec or result.error_in_exec
-        errors.append(None if error is None else f"{type(error).__name__}: {error}")
-    return errors
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in cells:
+        cell.source = changed(cell.source)
+    first = nbformat.v4.new_code_cell(setup(weights, reference))
+    notebook.cells = [first, *cells]
+    NotebookClient(notebook, timeout=None, allow_errors=True).execute()
+    if error(first):
+        raise RuntimeError(error(first))
+    return [error(cell) for cell in cells]
+
+
+def error(cell: "NotebookNode") -> str | None:
+    """Return the name and the message of the error that a cell raised, or None."""
+    raised = [each for each in cell.outputs if each.output_type == "error"]
+    return f"{raised[0].ename}: {raised[0].evalue}" if raised else None
 
 
 def main(
@@ -88,9 +101,7 @@ def main(
 ) -> None:
     """Print how many cells of each notebook run, and the errors of the others."""
     for notebook in notebooks:
-        # A notebook changes global settings, so each one has a process of its own.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            errors = process.submit(run, notebook, weights, reference).result()
+        errors = run(notebook, weights, reference)
         failed = {index: error for index, error in enumerate(errors) if error is not None}
         print(f"{notebook.stem}: {len(errors) - len(failed)} of {len(errors)} cells run")
         for index, error in failed.items():
