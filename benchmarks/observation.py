@@ -5,18 +5,20 @@ with plain PyTorch hooks that keep the same activations in a list.
 
 In every round, each kind of run does one forward pass, so that a slow minute of the machine slows
 all kinds alike. The times are CPU seconds of one thread, because other programs on the machine
-change them less than wall-clock time. The script prints the median time of each kind, and the
-median over the rounds of the quotients of two kinds.
+change them less than wall-clock time. "Program" is the time in the program and its libraries, and
+"system" the time in the operating system, which clears new memory before a program gets it. The
+script prints the median times of each kind, and the median over the rounds of the quotients of two
+kinds, of all of the time and of the program's time alone.
 
     python -m benchmarks.observation --rounds 8
 """
 
+import os
+import random
 import statistics
-import time
-from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -42,6 +44,13 @@ QUOTIENTS = {
     (CAPTURE, LISTED): None,
     (CAPTURE, PLAIN): None,
 }
+
+
+class Seconds(NamedTuple):
+    """The CPU seconds of one run."""
+
+    program: float
+    system: float
 
 
 class NoHookPoint(nn.Module):
@@ -95,21 +104,23 @@ def keeping_a_list(model: DemoTransformer, tokens: Tensor) -> tuple[Tensor, list
 
 
 @torch.no_grad()
-def measure(model: DemoTransformer, tokens: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each kind of run in each round. A first round is not counted.
+def measure(model: DemoTransformer, tokens: Tensor, rounds: int) -> dict[str, list[Seconds]]:
+    """Return the CPU seconds of each kind of run in each round. A first round is not counted.
 
-    Each round begins with another kind, because a run can slow the next one: a run that frees much
-    memory makes the operating system give new memory to the next run.
+    Each round has another order, because a run that frees much memory changes the time of the next
+    one: the operating system must give this one new memory, or it finds the freed memory.
     """
     kinds = runs(model, tokens)
-    taken: dict[str, list[float]] = {name: [] for name in kinds}
-    order = deque(kinds)
+    taken: dict[str, list[Seconds]] = {name: [] for name in kinds}
+    shuffle = random.Random(0).shuffle
+    order = [*kinds]
     for _ in range(1 + rounds):
         for name in order:
-            began = time.process_time()
+            began = os.times()
             kinds[name]()
-            taken[name].append(time.process_time() - began)
-        order.rotate()
+            ended = os.times()
+            taken[name].append(Seconds(ended.user - began.user, ended.system - began.system))
+        shuffle(order)
     return {name: times[1:] for name, times in taken.items()}
 
 
@@ -134,17 +145,21 @@ def bytes_kept(model: DemoTransformer, tokens: Tensor) -> int:
     return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
 
 
-def report(taken: dict[str, list[float]]) -> None:
+def report(taken: dict[str, list[Seconds]]) -> None:
     """Print the median times, and the median quotients with the largest values allowed."""
-    table = Table("run", "median CPU seconds", box=None)
+    table = Table("median CPU seconds", "program", "system", box=None)
     for name, times in taken.items():
-        table.add_row(name, f"{statistics.median(times):.3f}")
-    quotients = Table("quotient", "median", "bound", box=None)
+        table.add_row(
+            name, *(f"{statistics.median(each):.3f}" for each in zip(*times, strict=True))
+        )
+    quotients = Table("quotient", "median", "bound", "program", box=None)
     for (over, under), bound in QUOTIENTS.items():
-        each = [a / b for a, b in zip(taken[over], taken[under], strict=True)]
+        pairs = [*zip(taken[over], taken[under], strict=True)]
+        median = statistics.median(sum(a) / sum(b) for a, b in pairs)
+        of_program = statistics.median(a.program / b.program for a, b in pairs)
         allowed = "" if bound is None else f"≤ {bound:.2f}"
-        quotients.add_row(f"{over} / {under}", f"{statistics.median(each):.3f}", allowed)
-    console = Console(width=110)
+        quotients.add_row(f"{over} / {under}", f"{median:.3f}", allowed, f"{of_program:.3f}")
+    console = Console(width=120)
     console.print(table)
     console.print(quotients)
 

@@ -40,15 +40,21 @@ def test_the_bytes_that_a_cache_keeps():
 
 
 def test_the_table_has_the_median_of_the_quotients(capsys: pytest.CaptureFixture[str]):
+    """The first quotient counts the system's time, and the last one leaves it out."""
     taken = observation.measure(random_model(), random_tokens(), rounds=2)
     assert {len(times) for times in taken.values()} == {2}
-    times = {observation.PLAIN: [1.0, 2.0, 4.0], observation.WITHOUT: [1.0, 1.0, 1.0]}
-    times |= {observation.EXPLICIT: [2.0, 2.0, 2.0], observation.CAPTURE: [4.0, 2.0, 1.0]}
-    times |= {observation.LISTED: [2.0, 2.0, 2.0]}
+    times = dict.fromkeys(taken, [observation.Seconds(1.0, 1.0)] * 3)
+    times[observation.CAPTURE] = [
+        observation.Seconds(2.0, 6.0),
+        observation.Seconds(1.5, 0.5),
+        observation.Seconds(1.0, 4.0),
+    ]
     observation.report(times)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-3:] for line in lines[-5:-3]] == [
-        ["2.000", "≤", "1.02"],
-        ["1.000", "≤", "1.08"],
+    assert [line.split()[-4:] for line in lines[-5:-3]] == [
+        ["1.000", "≤", "1.02", "1.000"],
+        ["2.500", "≤", "1.08", "1.500"],
     ]
-    assert lines[-1].split()[-1] == "1.000"
+    capture = next(line for line in lines if observation.CAPTURE in line)
+    assert capture.split()[-2:] == ["1.500", "4.000"]
+    assert lines[-1].split()[-2:] == ["2.500", "1.500"]
