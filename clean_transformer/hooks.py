@@ -3,7 +3,6 @@
 `HookedModule` is the base class of all modules that have hook points.
 """
 
-import difflib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -24,19 +23,27 @@ from clean_transformer.support.module_hooks import (
     Placement,
     Reading,
     add,
+    compiled,
     remove,
     require_runs,
 )
+from clean_transformer.support.selection import (
+    PER_HEAD,
+    Hooks,
+    Names,
+    pairs,
+    require_hookable,
+    select,
+)
 
-# A selection of activations: one name, several names, or a function that takes the name of a hook
-# point and returns whether the activation is selected.
-Names = str | Iterable[str] | Callable[[str], bool]
 HookFunction = Callable[..., Tensor | None]
-Hooks = Iterable[tuple[Names, HookFunction]]
 
 
 class HookPoint(KnowsLeftOut):
     """A module that returns its input. A hook on this module can read and replace an activation.
+
+    `is_shared` says that the model also uses the activation elsewhere. A plain PyTorch hook, which
+    may write into it, then gets a copy.
 
     A hook function gets the hook point as its argument `hook`. The attribute `hook.name` is the
     path of the hook point in the model, such as "blocks.0.attn.hook_z".
@@ -44,8 +51,15 @@ class HookPoint(KnowsLeftOut):
 
     name: str | None = None
 
+    def __init__(self, *, is_shared: bool = False):
+        super().__init__()
+        self.is_shared = is_shared
+
     def forward(self, activation: Tensor) -> Tensor:
-        """Return `activation` itself, not a copy."""
+        """Return `activation` itself, not a copy, unless it is shared and has plain hooks."""
+        hooks = self._forward_hooks
+        if self.is_shared and not all(isinstance(each, Reading) for each in [*hooks.values()]):
+            return activation.clone()
         return activation
 
     def layer(self) -> int:
@@ -85,7 +99,7 @@ def name_hook_points(module: nn.Module, path: str = "") -> None:
 
 
 def observed(*points: nn.Module) -> bool:
-    """Return whether any of the hook points `points` has a forward or backward hook.
+    """Return whether any of the modules `points` has a hook that works in this run.
 
     The result is also True if the `forward` of a hook point was replaced, because nnsight replaces
     `forward` to read activations. Modules such as `Attention` call this function to choose: if the
@@ -93,20 +107,13 @@ def observed(*points: nn.Module) -> bool:
     activation passes through its hook point.
     """
     return any(
-        point._forward_hooks
-        or point._forward_pre_hooks
+        point._forward_pre_hooks
         or point._backward_hooks
         or point._backward_pre_hooks
-        or "forward" in vars(point)
+        or any(getattr(hook, "is_active", True) for hook in [*point._forward_hooks.values()])
+        or ("forward" in vars(point) and isinstance(point, HookPoint))
         for point in points
     )
-
-
-# The block's hook points for the inputs of each attention head, and (in `PER_HEAD`) for each head's
-# output. These activations [batch pos head d_model] need n_heads times the memory of the residual
-# stream, so `run_with_cache` captures them only if its argument `names_filter` selects them.
-PER_HEAD_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
-PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 
 
 class HookedModule(nn.Module):
@@ -118,7 +125,9 @@ class HookedModule(nn.Module):
     of methods and arguments are those of TransformerLens.
 
     The hooks of these methods are called only in the thread that called the method. If a hook
-    function itself runs the model, these hooks are not called in this inner run. While hooks are in
+    function itself runs the model, these hooks are not called in this inner run. The hooks of one
+    hook point are called in the order in which they were put in place, also those for its gradient,
+    which get the gradient of the edited activation. While hooks are in
     place, a module that was compiled with `module.compile()` runs uncompiled, because a compiled
     graph does not call hooks. Do not combine hooks with gradient checkpointing: it runs modules
     again in the backward pass, where the hooks can be missing, so that gradients are wrong.
@@ -163,9 +172,9 @@ class HookedModule(nn.Module):
 
         `names_filter` selects the activations: one name, several names, or a function that takes
         the name of a hook point and returns whether to capture its activation. A function selects
-        `PER_HEAD_INPUTS` only if it selects nothing else. None selects the activations of all hook
-        points in `default_points()`. If scores or patterns are selected, attention runs without its
-        fused kernel, so that the output can have other rounding errors than without a cache.
+        the hook points in `SWITCHED` only if it selects nothing else. None selects all hook points
+        in `default_points()`. If scores or patterns are selected, attention runs without its fused
+        kernel, so that the output can have other rounding errors than without a cache.
 
         The activations in the cache are detached. Writing into them does not change the model's
         weights. If `remove_batch_dim` is True, the activations have no batch axis; the batch must
@@ -179,12 +188,11 @@ class HookedModule(nn.Module):
             "run_with_cache", arguments, "names_filter", "remove_batch_dim", "device"
         )
         captures = Captures(self, device)
-        wanted = self.default_points() if names_filter is None else self._named(names_filter)
+        wanted = self._named(names_filter)
         hooks = [(module, Reading(name, captures.capture)) for name, module in wanted.items()]
         with Placed(self, hooks):
             output = self(*inputs, **arguments)
-        if names_filter is not None:
-            require_runs(hooks, some=callable(names_filter))
+        require_runs(hooks, some=names_filter is None or callable(names_filter))
         captures.require_unchanged()
         cache = ActivationCache(captures.activations, self)
         if remove_batch_dim:
@@ -222,8 +230,8 @@ class HookedModule(nn.Module):
         `names` selects nothing. Raises `ValueError` for a replacement of another shape, dtype or
         device, and `RuntimeError` if a selected module does not run inside the block.
         """
-        groups = [(names, self._hooks(names, each)) for names, each in _pairs(fwd_hooks)]
-        for names, each in _pairs(bwd_hooks):
+        groups = [(names, self._hooks(names, each)) for names, each in pairs(fwd_hooks)]
+        for names, each in pairs(bwd_hooks):
             groups.append((names, self._hooks(names, each, EditingGradient)))
 
         def check() -> None:
@@ -239,7 +247,7 @@ class HookedModule(nn.Module):
 
         `hook(activation, hook=hook_point)` is called as in the method `hooks`. Prefer that method
         or `run_with_hooks`, which remove their hooks. The hooks of `add_hook` are called in every
-        thread. Raises the errors of `hooks`, and `KeyError` if `dir` is neither "fwd" nor "bwd".
+        thread. Raises the errors of `hooks`, and `ValueError` if `dir` is neither "fwd" nor "bwd".
         For TransformerLens's other arguments, raises a `TypeError` that says what to use instead.
         """
         refuse("add_hook", left_out)
@@ -258,43 +266,17 @@ class HookedModule(nn.Module):
                 if isinstance(each, Editing) and each.thread is None:
                     remove(module, each)
 
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Compile this module, as `nn.Module.compile` does. `add_hook` then raises an error."""
+        super().compile(*arguments, **options)
+        compiled.add(self)
+
     def _hooks(
         self, names: Names, function: HookFunction, kind: type[Editing] = Editing
     ) -> list[Placement]:
         return [(module, kind(name, function)) for name, module in self._named(names).items()]
 
-    def _named(self, names: Names) -> dict[str, nn.Module]:
-        modules = dict(self.named_modules())
-        if callable(names):
-            selected = [name for name in self.hook_dict if names(name)]
-            # As in TransformerLens, `"hook_q" in name` selects hook_q without hook_q_input.
-            wanted = [name for name in selected if not name.endswith(PER_HEAD_INPUTS)] or selected
-            if not wanted:
-                raise KeyError(
-                    f"the function selects no hook point of {type(self).__name__}; they are "
-                    f"{', '.join([*self.hook_dict][:3])}, …"
-                )
-        elif isinstance(names, Iterable):
-            wanted = [names] if isinstance(names, str) else [*names]
-            if not wanted:
-                raise KeyError("the list of names is empty, so it selects no activation")
-        else:
-            raise TypeError(f"names are {names!r}; give a name, a list of names, or a function")
-        for name in wanted:
-            if name not in modules or not name:
-                near = [each for each in modules if each.endswith(f".hook_{name}")]
-                near = near or difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
-                raise KeyError(f"{type(self).__name__} has no {name!r}; did you mean {near[:3]}?")
-        return {name: modules[name] for name in wanted}
-
-
-def _pairs(hooks: Hooks) -> list[tuple[Names, HookFunction]]:
-    """Return `hooks` as a list. Raises `TypeError` if they are not pairs (names, function)."""
-    pairs = [*hooks]
-    for each in pairs:
-        if not isinstance(each, (tuple, list)) or len(each) != 2 or not callable(each[1]):
-            raise TypeError(
-                f"{each!r} is no pair (names, function); give a list of pairs, such as "
-                'fwd_hooks=[("hook_embed", function)]'
-            )
-    return pairs
+    def _named(self, names: Names | None) -> dict[str, nn.Module]:
+        selected = self.default_points() if names is None else select(self, self.hook_dict, names)
+        require_hookable(self, selected)
+        return selected

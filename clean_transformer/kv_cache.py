@@ -161,6 +161,24 @@ class _Layer:
         return known[2]
 
 
+class LeftPadding(KVCache):
+    """Hides the padding on the left of the inputs in one forward pass, and stores no keys.
+
+    So it keeps gradients. `attention_mask` is as in `KVCache`.
+    """
+
+    def __init__(self, n_layers: int, attention_mask: Int[Tensor, "batch pos"]):
+        super().__init__(n_layers, attention_mask.shape[1], attention_mask)
+        self.layers = [_Unstored(self) for _ in range(n_layers)]
+
+
+class _Unstored(_Layer):
+    """The `LayerCache` of one layer of a `LeftPadding`."""
+
+    def append(self, k: New, v: New) -> tuple[Heads, Heads]:
+        return k, v
+
+
 class StaticKVCache(KVCache):
     """A `KVCache` whose tensors keep their shape and memory address in every forward pass.
 

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clean_transformer.config import Config, ConfigLike
-from clean_transformer.hooks import HookPoint, name_hook_points
+from clean_transformer.hooks import HookPoint, name_hook_points, observed
 from clean_transformer.inference.optimized import Optimized, optimize
-from clean_transformer.kv_cache import KVCache, StaticKVCache
+from clean_transformer.kv_cache import KVCache, LeftPadding, StaticKVCache
 from clean_transformer.modules.block import TransformerBlock
 from clean_transformer.modules.embed import Embed
 from clean_transformer.modules.layer_norm import NORMALIZATIONS
@@ -61,13 +61,13 @@ class DemoTransformer(GenerationMixin, PretrainedMixin):
         self.check_tokens(tokens)
         if kv_cache is None:
             return self.read(tokens, None, last_only, stop_at_layer, unembed)
-        if stop_at_layer is not None:
+        if stop_at_layer is not None and not isinstance(kv_cache, LeftPadding):
             raise ValueError("stop_at_layer leaves layers of the kv_cache empty; use one of them")
         kv_cache.require_fit(tokens, len(self.blocks), self.cfg.n_ctx)
         if isinstance(kv_cache, StaticKVCache) and tokens.shape[1] == 1 and unembed:
             output = self.read_one(tokens, kv_cache, last_only)
         else:
-            output = self.read(tokens, kv_cache, last_only, unembed=unembed)
+            output = self.read(tokens, kv_cache, last_only, stop_at_layer, unembed)
         kv_cache.advance(tokens.shape[1])
         return output
 
@@ -91,12 +91,13 @@ class DemoTransformer(GenerationMixin, PretrainedMixin):
         residual = embed + pos_embed
         for block, layer in list(zip(self.blocks, layers, strict=True))[:stop_at_layer]:
             residual = block(residual, kv_cache=layer)
-        if last_only:
-            residual = residual[:, -1:]
-        if stop_at_layer is not None:
-            return residual
-        normalized = self.ln_final(residual)
-        return self.unembed(normalized) if unembed else normalized
+        if last_only and not observed(*self.ln_final.modules(), *self.unembed.modules()):
+            residual = residual[:, -1:]  # a hook gets all positions
+        output = residual
+        if stop_at_layer is None:
+            normalized = self.ln_final(residual)
+            output = self.unembed(normalized) if unembed else normalized
+        return output[:, -1:] if last_only else output
 
     # For one new position and a `StaticKVCache`, `forward` calls `read_one` instead of `read`.
     # `optimize` can replace `read_one` with a compiled graph.
@@ -114,10 +115,13 @@ class DemoTransformer(GenerationMixin, PretrainedMixin):
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise an error for tokens that the model cannot read.
 
-        Raises `TypeError` if the tokens are not int64 or int32. Raises `ValueError` if their shape
-        is not [batch pos], if there are no tokens, if there are more than n_ctx positions, or if an
-        id is outside the vocabulary. `torch.export` records a graph without the check of the ids.
+        Raises `TypeError` if the tokens are no tensor of int64 or int32. Raises `ValueError` if
+        their shape is not [batch pos], if there are no tokens, if there are more than n_ctx
+        positions, or if an id is outside the vocabulary. `torch.export` records a graph without the
+        check of the ids.
         """
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens are a {type(tokens).__name__}; call the model: model(tokens)")
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens are {tokens.dtype}; they must be int64 or int32 token ids")
         if tokens.ndim != 2 or tokens.numel() == 0:

@@ -4,7 +4,7 @@ The methods have the same names, arguments and results as in TransformerLens.
 """
 
 from operator import index
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,9 +21,18 @@ Labeled = Stack | tuple[Stack, list[str]]
 Directions = Float[Tensor, "d_model"] | Float[Tensor, "d_model direction"]
 Projected = Float[Tensor, "component *batch_pos"] | Float[Tensor, "component *batch_pos direction"]
 Tokens = str | int | Int[Tensor, "..."]
+
+
+@runtime_checkable
+class Sliced(Protocol):
+    """A `Slice` of TransformerLens, whose attribute `slice` holds the positions."""
+
+    slice: Any
+
+
 # Some positions: one position, a range (start, end) or (start, end, step), a list of positions, or
 # None for all positions. With a single position, the result has no position axis.
-Positions = int | tuple[int, ...] | list[int] | slice | Tensor | np.ndarray | None
+Positions = int | tuple[int, ...] | list[int] | slice | Tensor | np.ndarray | Sliced | None
 
 
 class ResidualStacks:
@@ -293,8 +302,9 @@ class ResidualStacks:
 
 def at(activation: Tensor, positions: Positions, axis: int = -2) -> Tensor:
     """Return the activation at `positions`. `axis` is the negative index of the position axis."""
-    if positions is None:
+    where: Any = positions.slice if isinstance(positions, Sliced) else positions
+    if where is None:
         return activation
-    where: Any = slice(*positions) if isinstance(positions, tuple) else positions
+    where = slice(*where) if isinstance(where, tuple) else where
     index = (..., where, *[slice(None)] * (-axis - 1))
     return activation[index]

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from clean_transformer.activation_cache import ActivationCache
-from clean_transformer.hooks import PER_HEAD
 from clean_transformer.model import DemoTransformer
 from clean_transformer.modules.attention import Attention
+from clean_transformer.support.selection import PER_HEAD
 
 from .helpers import TINY, random_model, random_tensor, random_tokens, tiny
 
@@ -100,12 +100,15 @@ def test_names_may_be_one_or_several_or_a_predicate(model, cache):
     ("text", "selected"),
     [
         ("hook_q", ["attn.hook_q"]),
-        ("mlp", ["hook_mlp_in", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"]),
+        ("mlp", ["mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"]),
+        ("result", ["attn.hook_result"]),
+        ("attn.hook", [f"attn.hook_{each}" for each in (*"qkv", "attn_scores", "pattern", "z")]),
+        ("mlp_in", ["hook_mlp_in"]),
         ("attn_", ["attn.hook_attn_scores", "hook_attn_out"]),
         ("_input", ["hook_q_input", "hook_k_input", "hook_v_input"]),
     ],
 )
-def test_a_function_selects_the_inputs_of_single_heads_only_alone(model, text, selected):
+def test_a_function_selects_what_needs_a_switch_only_alone(model, text, selected):
     """In TransformerLens, they are computed only after a switch was set."""
     seen = []
     keep = (

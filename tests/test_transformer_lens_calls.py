@@ -122,6 +122,11 @@ ROWS: dict[tuple[int, str], list[str]] = {
         "only(names_filter=['blocks.0.hook_resid_pre', 'blocks.1.attn.hook_z'])",
         "only(names_filter=is_pattern)",
         "only(names_filter=lambda name: 'hook_q' in name)",
+        "sorted(only(names_filter=lambda name: name.startswith('blocks.')))",
+        "edited(lambda name: 'attn' in name)",
+        "edited(lambda name: 'mlp' in name)",
+        "edited(lambda name: name.endswith('_in'))",
+        "edited(lambda name: True)",
     ],
     (13, "run_with_cache(return_type=)"): [
         f"model.run_with_cache(tokens, return_type={kind})[0]"
@@ -137,6 +142,9 @@ ROWS: dict[tuple[int, str], list[str]] = {
         "model.tokenizer.decode(tokens[0, 1:])",
         "model.tokenizer.decode(5)",
         "model.tokenizer.batch_decode(tokens[:, 1:])",
+        "model.tokenizer.batch_decode(tokens[0, 1:])",
+        "model.tokenizer.batch_decode([tokens[0, 1:], tokens[1, :2]])",
+        "model.tokenizer.decode(model.to_tokens(TEXT)[0], skip_special_tokens=True)",
         "model.tokenizer.vocab['the']",
         "model.tokenizer.vocab_size",
         "model.tokenizer(TEXT).input_ids",
@@ -170,7 +178,17 @@ ROWS: dict[tuple[int, str], list[str]] = {
         "model(UNEQUAL, return_type='loss', padding_side='left')",
     ],
     (7, "remove_batch_dim"): ["single['blocks.0.attn.hook_pattern']"],
-    (7, "generate"): ["model.generate(tokens, max_new_tokens=3, temperature=0.0)"],
+    (7, "generate"): [
+        "model.generate(tokens, max_new_tokens=3, temperature=0.0)",
+        "generated_with('ln_final.hook_normalized')",
+    ],
+    (0, "left-padded token ids"): [
+        "left_padded(lambda tokens: model(tokens)[:, -1])",
+        "left_padded(lambda tokens: model(tokens, return_type='loss'))",
+        "left_padded(lambda tokens: model(tokens, stop_at_layer=1)[:, -1])",
+        "left_padded(lambda tokens: model.run_with_cache(tokens)[1]['resid_mid', 1][:, -1])",
+        "left_padded(lambda tokens: model.generate(tokens, max_new_tokens=2, temperature=0.0))",
+    ],
     (7, "get_full_resid_decomposition"): [
         "cache.get_full_resid_decomposition(expand_neurons=False, return_labels=True)",
         "cache.get_full_resid_decomposition(1, True, False, True, pos_slice=-1)",
@@ -178,6 +196,10 @@ ROWS: dict[tuple[int, str], list[str]] = {
         "cache.get_full_resid_decomposition(layer=1, mlp_input=True, apply_ln=True)",
         "cache.get_full_resid_decomposition(0)",
         "single.get_full_resid_decomposition(layer=-1, pos_slice=(1, 4))",
+        "cache.decompose_resid(pos_slice=utils.Slice(-1))",
+        "cache.decompose_resid(pos_slice=utils.Slice((1, 4)))",
+        "cache.decompose_resid(pos_slice=utils.Slice([0, 2]))",
+        "cache.decompose_resid(pos_slice=utils.Slice())",
         *(
             f"cache.get_full_resid_decomposition({arguments}project_output_onto={directions})"
             for arguments in ("", "apply_ln=True, pos_slice=-1, ", "1, True, False, True, ")
@@ -279,6 +301,8 @@ ONLY_HOOKED = {
     "only(names_filter=['blocks.0.hook_resid_pre', 'blocks.1.attn.hook_z'])",
     "model.blocks[0].attn.OV.AB",
     "model.blocks[1].attn.QK.AB",
+    *ROWS[13, "names_filter"][4:],
+    *ROWS[0, "left-padded token ids"],
 }
 
 # (uses, row): calls that raise an error here, and a part of its message.
@@ -415,6 +439,24 @@ def names(model: Any) -> dict[str, Any]:
         model.requires_grad_(False)
         return found[0]
 
+    def edited(selects: Callable[[str], bool]) -> Tensor:
+        return model.run_with_hooks(tokens, fwd_hooks=[(selects, lambda x, hook: x * 0.5)])
+
+    def generated_with(name: str) -> Tensor:
+        def flip(activation: Tensor, hook: Any) -> Tensor:
+            first = activation[:, :1].flip(-1)
+            return torch.cat([first, activation[:, 1:]], dim=1)
+
+        with model.hooks(fwd_hooks=[(name, flip)]):
+            return model.generate(tokens, max_new_tokens=1, temperature=0.0)
+
+    def left_padded(read: Callable[[Tensor], Any]) -> Any:
+        before, model.tokenizer.padding_side = model.tokenizer.padding_side, "left"
+        try:
+            return read(model.to_tokens(UNEQUAL))
+        finally:
+            model.tokenizer.padding_side = before
+
     def within(generating: bool = False) -> Tensor:
         with model.hooks(fwd_hooks=[("blocks.0.attn.hook_z", without_head)]):
             if generating:
@@ -435,6 +477,7 @@ def names(model: Any) -> dict[str, Any]:
         **{"TEXT": TEXT, "TEXTS": TEXTS, "UNEQUAL": UNEQUAL, "torch": torch, "np": np},
         **{"without_head": without_head, "in_place": in_place, "is_pattern": is_pattern},
         **{"seen": seen, "only": only, "added": added, "within": within, "printed": printed},
+        **{"edited": edited, "generated_with": generated_with, "left_padded": left_padded},
         **{
             "W_U": model.unembed.W_U,
             "model": model,

@@ -28,13 +28,13 @@ class TransformerBlock(HookedModule):
         self.mlp = MLP(cfg)
 
         self.hook_resid_pre = HookPoint()
-        self.hook_attn_in = HookPoint()
-        self.hook_q_input = HookPoint()
-        self.hook_k_input = HookPoint()
-        self.hook_v_input = HookPoint()
+        self.hook_attn_in = HookPoint(is_shared=True)
+        self.hook_q_input = HookPoint(is_shared=True)
+        self.hook_k_input = HookPoint(is_shared=True)
+        self.hook_v_input = HookPoint(is_shared=True)
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()
-        self.hook_mlp_in = HookPoint()
+        self.hook_mlp_in = HookPoint(is_shared=True)
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
 
@@ -54,7 +54,7 @@ class TransformerBlock(HookedModule):
     def attn_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Residual, ...]:
         """Return the inputs of `self.attn`: usually one tensor, the normalized residual stream.
 
-        If a hook point in `hooks.PER_HEAD_INPUTS`, such as `hook_q_input`, has a hook, and
+        If a hook point in `PER_HEAD_INPUTS`, such as `hook_q_input`, has a hook, and
         `self.attn` accepts a separate input for each head, the result is three tensors
         [batch pos head d_model]: the inputs for queries, for keys and for values.
         """

@@ -1,9 +1,9 @@
 """`Captures`: the outputs of modules in one run, and whether a module overwrote them later."""
 
-from collections import Counter
-
 import torch
 from torch import Tensor, nn
+
+from clean_transformer.support.selection import shared
 
 
 class Captures:
@@ -18,9 +18,7 @@ class Captures:
         self.device = device
         # By identity, because the memory on some devices, such as xla, has no address.
         self._weights = {each.untyped_storage() for each in module.parameters()}
-        # The hook of such a module cannot know in which place the module runs.
-        places = Counter(each for _, each in module.named_modules(remove_duplicate=False))
-        self._shared = {each for each, count in places.items() if count > 1}
+        self._shared = shared(module)
         self._writes: dict[str, int | None] = {}
 
     def capture(self, activation: Tensor, hook: nn.Module) -> None:

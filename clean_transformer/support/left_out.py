@@ -69,6 +69,15 @@ LEFT_OUT = {
     "eos_token_id": "stop_tokens=[...] says where to stop",
     "use_past_kv_cache": "generate always uses a KV cache",
     "freq_penalty": "the name is frequency_penalty",
+    "input": "give the prompt as the first argument",
+    "mod_dict": "use dict(model.named_modules())",
+    "hook_points": "use model.hook_dict.values()",
+    "all_head_labels": 'write f"L{layer}H{head}" in a loop',
+    "accumulated_bias": "add up model.b_O and model.b_out, which have one row for each layer",
+    **dict.fromkeys(
+        ("add_caching_hooks", "get_caching_hooks", "cache_all", "cache_some"),
+        "run_with_cache(names_filter=...) returns the activations",
+    ),
     "process_weights_": "load the weights with from_pretrained(..., fold_ln=True, ...)",
     "refactor_factored_attn_matrices": "the weights stay as trained, or are folded and centered",
 }

@@ -1,6 +1,7 @@
 """Forward hooks that read or edit a module's output, or edit the gradient of the output."""
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, SupportsIndex, TypeVar
 
@@ -8,17 +9,20 @@ from torch import Tensor, nn
 
 from clean_transformer.support.interrupts import Undoable
 from clean_transformer.support.stand_in import StandIn
+from clean_transformer.support.validation import refuse_other
 
 Root = TypeVar("Root", bound=nn.Module)
 
 
 class _Running(threading.local):
-    """`depth` is the number of hook functions that now run in this thread, one inside the other."""
+    """`hooks` are the hooks whose functions now run in this thread, one inside the other."""
 
-    depth = 0
+    hooks: "tuple[Reading, ...]" = ()
 
 
 _running = _Running()
+# The modules on which the method `compile` was called.
+compiled: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 # `register_forward_hook` increments a global counter. Two threads must not do this at once.
 _registering = threading.Lock()
 
@@ -27,19 +31,27 @@ class Reading:
     """A forward hook that calls `function(output, hook=module)` and ignores the result.
 
     `name` is the path of the module in the model. While the function runs, `module.name` is `name`.
-    The hook calls the function only in the thread that created the hook, or in every thread if the
-    attribute `thread` is None. If a hook function runs the module, the hook does nothing. `has_run`
-    says whether the function was called.
+    The hook calls the function only in the thread that created the hook, and not if another hook
+    function runs the module. If the attribute `thread` is None, the hook calls the function in
+    every thread, and in all runs but those that the function itself makes. `has_run` says whether
+    the function was called.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]):
         self.name, self.function, self.has_run = name, function, False
         self.thread: int | None = threading.get_ident()
-        self.depth = _running.depth
+        self.depth = len(_running.hooks)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the hook calls its function, if the module runs in this thread now."""
+        if self.thread is None:
+            return self not in _running.hooks
+        return self.thread == threading.get_ident() and self.depth == len(_running.hooks)
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         """Call the function, unless the hook must do nothing. Return the new output, or None."""
-        if self.thread not in (None, threading.get_ident()) or _running.depth != self.depth:
+        if not self.is_active:
             return None
         self.has_run = True
         return self.apply(module, output)
@@ -62,11 +74,11 @@ class Reading:
         """Return `function(value, hook=module)`. Meanwhile, `module.name` is `name`."""
         before: Any = getattr(module, "name", None)
         module.name = self.name  # type: ignore[assignment, unused-ignore]
-        _running.depth += 1
+        running, _running.hooks = _running.hooks, (*_running.hooks, self)
         try:
             return self.function(value, hook=module)
         finally:
-            _running.depth -= 1
+            _running.hooks = running
             module.name = before
 
 
@@ -116,14 +128,20 @@ class EditingGradient(Editing):
     """
 
     def apply(self, module: nn.Module, output: Tensor) -> Tensor:
-        """Return a new view of `output`, and register the function on the gradient of this view."""
+        """Return a view of `output`, and register the function on the gradient of this view.
+
+        All functions of one module use one view, so that they are called in their order.
+        """
         if not output.requires_grad:
             raise RuntimeError(
                 f"the backward hook at {self.name} cannot run: the activation needs no gradient; "
                 "run without torch.no_grad(), with parameters that require gradients"
             )
-        view = output.view_as(output)
-        view.register_hook(lambda gradient: self.edited(module, gradient, "gradient"))  # type: ignore[no-untyped-call]
+        view: Any = output
+        if getattr(output, "viewed_by", None) is not module:
+            view = output.view_as(output)
+            view.viewed_by = module
+        view.register_hook(lambda gradient: self.edited(module, gradient, "gradient"))
         return view
 
 
@@ -132,13 +150,34 @@ Placement = tuple[nn.Module, Reading]
 
 
 def register(module: nn.Module, hook: Reading) -> None:
-    """Register the forward hook on the module."""
+    """Register the forward hook on the module.
+
+    Hooks are called in the order of their registration, but those for gradients after all others.
+    So the function for a gradient gets the gradient of the edited activation.
+    """
     with _registering:
         module.register_forward_hook(hook)
+        for key, each in [*module._forward_hooks.items()]:
+            if isinstance(each, EditingGradient):
+                module._forward_hooks.move_to_end(key)  # type: ignore[attr-defined, unused-ignore]
 
 
 def add(module: nn.Module, name: str, function: Callable[..., Any], direction: Direction) -> None:
-    """Register a hook that edits the output ("fwd") or its gradient ("bwd") in every thread."""
+    """Register a hook that edits the output ("fwd") or its gradient ("bwd") in every thread.
+
+    Raises `TypeError` if `function` cannot be called, `ValueError` for another direction, and
+    `RuntimeError` if the module is in a module that was compiled with `module.compile()`.
+    """
+    refuse_other("dir", direction, "fwd", "bwd")
+    if not callable(function):
+        raise TypeError(f"the hook for {name} is {function!r}; give a function")
+    for root in [*compiled]:
+        if root._compiled_call_impl is not None and module in {*root.modules()}:
+            raise RuntimeError(
+                f"{name} is in a {type(root).__name__} that was compiled with compile(), and its "
+                "graph does not call hooks that are added now; use run_with_hooks or "
+                "`with model.hooks(...)`, or add the hook to a model that is not compiled"
+            )
     hook = {"fwd": Editing, "bwd": EditingGradient}[direction](name, function)
     hook.thread = None
     register(module, hook)

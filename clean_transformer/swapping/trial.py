@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.config import Config
-from clean_transformer.hooks import PER_HEAD_INPUTS, hook_points
+from clean_transformer.hooks import hook_points
 from clean_transformer.modules.contract import CONTRACT, kind
 from clean_transformer.support.module_hooks import Placed, Reading
 from clean_transformer.support.numerics import upcast
+from clean_transformer.support.selection import PER_HEAD_INPUTS
 
 
 class SwapError(ValueError):

@@ -56,7 +56,9 @@ class GenerationMixin(LanguageModel):
         stop token if the prompt consists of token ids. A returned text excludes the stop token or
         the stop string. Returned token ids include the stop token, or the tokens of the stop
         string. In a returned tensor, rows that stopped early are padded on the right with the first
-        of `stop_tokens`, or with the vocabulary's last token if there are no stop tokens.
+        of `stop_tokens`, or with the vocabulary's last token if there are no stop tokens. Padding
+        on the left of a tensor is not read, if the tokenizer's `padding_side` is "left" (see
+        `padding_mask`).
 
         If `prepend_bos` is False, the model reads texts without <|endoftext|> before them.
 
@@ -115,11 +117,13 @@ class GenerationMixin(LanguageModel):
         if prepend_bos is not None and not _is_text(prompt):
             raise TypeError("prepend_bos is for texts, not for token ids")
         each: Any = prompt.tolist() if isinstance(prompt, Tensor) else prompt
-        texts = [each] if isinstance(each, str) else each
-        rows = [
+        texts = [each] if isinstance(each, (str, int)) else each
+        rows: list[Any] = [
             self.to_tokens(one, prepend_bos)[0].tolist() if isinstance(one, str) else one
             for one in texts
         ]
+        if isinstance(prompt, Tensor) and (mask := self.padding_mask(prompt)) is not None:
+            rows = [row[keeps == 1].tolist() for row, keeps in zip(prompt, mask, strict=True)]
         if not all(isinstance(row, list) for row in rows):
             raise TypeError(
                 "a prompt is a text, a list of texts, tokens [batch pos] or a list of lists of "

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookedModule
-from clean_transformer.kv_cache import KVCache
+from clean_transformer.kv_cache import KVCache, LeftPadding
 from clean_transformer.support.knows_left_out import KnowsLeftOut
 from clean_transformer.support.left_out import NoValue
 from clean_transformer.support.numerics import at_least_float32
@@ -86,9 +87,10 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         """Run the model on a text, on several texts, or on token ids [batch pos].
 
         Token ids are a tensor, or a list with one list of ids per input, all of the same length.
-        `prepend_bos` and `padding_side` say how to tokenize texts (see `Tokenizer.to_tokens`).
-        Left-padded texts need `torch.no_grad()`, because a `KVCache` hides the padding, and keeps
-        no gradients. `rest` and `arguments` are the other arguments of `forward`.
+        `prepend_bos` and `padding_side` say how to tokenize texts (see `Tokenizer.to_tokens`). The
+        padding on the left of texts is hidden from attention. If the tokenizer's `padding_side` is
+        "left", the same holds for token ids without a `kv_cache` (see `padding_mask`). `rest` and
+        `arguments` are the other arguments of `forward`.
 
         `return_type` chooses the result: the logits, the loss (see `loss_fn`), both
         (`LogitsAndLoss`), or None. The loss ignores the padding of texts. If `loss_per_token` is
@@ -99,6 +101,12 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         each other, and for TransformerLens's arguments in `LEFT_OUT`.
         """
         self._refuse_other(type(self).__name__, arguments)
+        cache = rest[0] if rest else arguments.get("kv_cache")
+        if not isinstance(cache, (KVCache, NoneType)):
+            raise TypeError(
+                f"kv_cache is a {type(cache).__name__}; give a KVCache, and the other arguments by "
+                "their names, such as return_type='loss'"
+            )
         stops = arguments.get("stop_at_layer") is not None
         refuse_other("return_type", return_type, "logits", "loss", "both", None)
         partly = stops or arguments.get("last_only") or not arguments.get("unembed", True)
@@ -113,14 +121,16 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
             tokens, padded = self.tokenizer.to_padded(tokens, prepend_bos, padding_side)
             tokens = tokens.to(self.device)
             mask = None if padded is None else padded.to(self.device)
+            if mask is not None and padding_side == "left" and cache is not None:
+                raise TypeError("left-padded texts and a kv_cache contradict; pass token ids")
         elif prepend_bos is not None or padding_side is not None:
             raise TypeError("prepend_bos and padding_side are for texts, not for token ids")
         if not isinstance(tokens, Tensor):
             tokens = token_ids(tokens).to(self.device)
+        if mask is None and cache is None:
+            padding_side, mask = "left", self.padding_mask(tokens)
         if mask is not None and padding_side == "left":
-            if rest or arguments.get("kv_cache") is not None:
-                raise TypeError("left-padded texts need a KV cache of their own; pass token ids")
-            arguments["kv_cache"] = KVCache(self.cfg.n_layers, tokens.shape[1], mask)
+            rest, arguments["kv_cache"] = rest[1:], LeftPadding(self.cfg.n_layers, mask)
         if return_type is None:
             arguments["unembed"] = False  # nobody gets the logits
         output = super().__call__(tokens, *rest, **arguments)
@@ -163,6 +173,22 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
             raise ValueError("the loss needs a token after another token")
         losses = losses.masked_fill(~counts, 0)
         return losses if per_token else losses.sum() / counts.sum()
+
+    def padding_mask(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"] | None:
+        """Return 0 for padding on the left of `tokens`, and 1 for other tokens.
+
+        Padding is the tokenizer's `pad_token_id` at the start of an input. If this is also the
+        token that begins a text, the last one of them is not padding, as in TransformerLens. The
+        result is None if there is no padding, and unless the tokenizer was used or assigned, and
+        its `padding_side` is "left".
+        """
+        tokenizer: Any = vars(self).get("tokenizer")
+        if getattr(tokenizer, "padding_side", None) != "left" or tokens.ndim != 2:
+            return None
+        padding = (tokens == tokenizer.pad_token_id).cumprod(dim=1)
+        if tokenizer.pad_token_id == tokenizer.bos_token_id:
+            padding = torch.cat([padding[:, 1:], torch.zeros_like(padding[:, :1])], dim=1)
+        return 1 - padding if padding.any() else None
 
     def tl_parameters(self) -> dict[str, Tensor]:
         """Return a dictionary of all parameters and "unembed.W_U", by their names.
@@ -222,7 +248,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         refuse_other("mode", mode, "first", "last")
         if prepend_bos is not None and not isinstance(input, str):
             raise TypeError("prepend_bos is for texts, not for token ids")
-        tokens = self.to_tokens(input, prepend_bos) if isinstance(input, str) else input
+        tokens = self.to_tokens(input, prepend_bos) if isinstance(input, str) else token_ids(input)
         if tokens.ndim > 1 and len(tokens) != 1:
             raise ValueError(f"tokens of shape {[*tokens.shape]} are several texts; give one")
         token = single_token

@@ -6,7 +6,7 @@ file, starts quickly.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, SupportsFloat, TypedDict
 
 from clean_transformer.support.keywords import checks_fields
 from clean_transformer.support.validation import require
@@ -70,7 +70,8 @@ class Sampling:
             ("frequency_penalty", finite, "a finite number"),
         ):
             value = getattr(self, field)
-            require(self, field, value is None or holds(value), wanted)
+            is_number = isinstance(value, SupportsFloat)  # a str is none
+            require(self, field, value is None or (is_number and holds(value)), wanted)
         for field in ("top_k", "top_p", "min_p"):
             require(
                 self,

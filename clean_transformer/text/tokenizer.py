@@ -38,6 +38,7 @@ Tokens = (
     | Int[Tensor, "pos"]
     | Int[Tensor, ""]
     | Sequence[Sequence[int]]
+    | Sequence[Int[Tensor, "pos"]]
     | Sequence[int]
     | int
 )
@@ -188,7 +189,7 @@ class Tokenizer(TransformersCalls):
     ) -> list[list[str]]: ...
 
     def to_str_tokens(
-        self, text: Texts | Tokens | list[Tensor], prepend_bos: bool | None = None
+        self, text: Texts | Tokens, prepend_bos: bool | None = None
     ) -> list[str] | list[list[str]]:
         """Return one string for each token of `text`, to show the tokens to people.
 
@@ -217,19 +218,38 @@ class Tokenizer(TransformersCalls):
         `tokens` are not integers. Raises `ValueError` for ids outside the vocabulary, and for a
         tensor with more than two axes.
         """
+        return self._strings(tokens, skip_special_tokens=False)
+
+    def decode(self, tokens: Tokens, skip_special_tokens: bool = False) -> str | list[str]:
+        """Return the text of one token id, of token ids [pos], or of each row, as in transformers.
+
+        In contrast to `to_string`, the rows may be a list of rows of different lengths. If
+        `skip_special_tokens` is True, the text lacks special tokens, such as <|endoftext|>.
+        """
+        if isinstance(tokens, (list, tuple)) and any(map(_is_row, tokens)):
+            return [str(self._strings(row, skip_special_tokens)) for row in tokens]
+        return self._strings(tokens, skip_special_tokens)
+
+    def batch_decode(self, sequences: Tokens, skip_special_tokens: bool = False) -> list[str]:
+        """Return a list with the text of each row of token ids, as in transformers.
+
+        For the ids of one text [pos], the list has this text.
+        """
+        texts = self.decode(sequences, skip_special_tokens)
+        return [texts] if isinstance(texts, str) else texts
+
+    def _strings(self, tokens: Tokens, skip_special_tokens: bool) -> str | list[str]:
         ids = self._checked(tokens)
         if ids.ndim == 2:
             rows = [self._known(row) for row in ids.tolist()]
-            return self.backend.decode_batch(rows, skip_special_tokens=False)
-        return self.backend.decode(self._known(ids.flatten().tolist()), skip_special_tokens=False)
+            return self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        row = self._known(ids.flatten().tolist())
+        return self.backend.decode(row, skip_special_tokens=skip_special_tokens)
 
     def _known(self, ids: list[int]) -> list[int]:
         """Return `ids`, in which the tokens of "�" replace each id that has no token."""
         known = [[i] if i < self.d_vocab and self._has_token[i] else self._replacement for i in ids]
         return [token for tokens in known for token in tokens]
-
-    # The names in transformers of what `to_string` does.
-    decode = batch_decode = to_string
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.d_vocab} tokens; {self.eos_token} is {self.eos_token_id})"
@@ -269,3 +289,7 @@ class Tokenizer(TransformersCalls):
 
 def _is_one_text(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0)
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, (list, tuple)) or (_is_one_text(value) and not isinstance(value, str))

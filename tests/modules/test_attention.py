@@ -138,7 +138,7 @@ def test_results_of_the_heads_sum_to_the_output_without_its_bias():
 
 def test_hook_shapes():
     _, cache = Attention(TINY).run_with_cache(
-        torch.ones(2, 5, TINY.d_model), names_filter=lambda name: True
+        torch.ones(2, 5, TINY.d_model), names_filter=[*Attention(TINY).hook_dict]
     )
     assert {name: [*value.shape] for name, value in cache.items()} == {
         **{f"hook_{letter}": [2, 5, 3, 4] for letter in "qkv"},

@@ -2,8 +2,8 @@ import pytest
 import torch
 from einops import repeat
 
-from clean_transformer.hooks import PER_HEAD
 from clean_transformer.modules.block import TransformerBlock
+from clean_transformer.support.selection import PER_HEAD
 
 from ..helpers import (
     TINY,

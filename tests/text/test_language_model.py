@@ -122,10 +122,58 @@ def test_a_loss_of_nothing_is_refused(model):
         model(torch.tensor([[1]]), return_type="loss")
 
 
-def test_left_padding_needs_no_gradients(model):
+def test_left_padding_keeps_gradients(model):
     training = deepcopy(model).requires_grad_(True)
-    with pytest.raises(RuntimeError, match="no_grad"):
-        training(TEXTS, padding_side="left")
+    gradients = []
+    for side in ("left", "right"):
+        training(TEXTS, padding_side=side, return_type="loss").backward()
+        gradients.append(training.blocks[0].attn.W_Q.grad)
+        training.zero_grad()
+    assert gradients[0].norm() > 0
+    assert_same_function(*gradients)
+
+
+@torch.no_grad()
+def test_left_padded_ids_are_read_as_their_texts(model):
+    """As in TransformerLens, if the tokenizer pads on the left."""
+    watched = deepcopy(model)
+    ids = watched.to_tokens(TEXTS, padding_side="left")
+    texts = watched(TEXTS, padding_side="left")
+    loss = watched(TEXTS, padding_side="left", return_type="loss")
+    longer = watched.generate(TEXTS, 4, stop_tokens=[])
+    assert not torch.allclose(watched(ids), texts)  # the side of the tokenizer is "right"
+    assert watched.padding_mask(ids) is None
+    watched.tokenizer = Tokenizer(watched.tokenizer.backend, padding_side="left")
+    assert torch.equal(watched(ids), texts)
+    assert torch.equal(watched(ids.tolist(), None), texts)
+    assert torch.equal(watched(ids, return_type="loss"), loss)
+    _, cache = watched.run_with_cache(ids, stop_at_layer=1)
+    for row, text in enumerate(TEXTS):
+        alone = watched.run_with_cache(text)[1]["resid_post", 0][0]
+        assert_same_function(cache["resid_post", 0][row, -len(alone) :], alone)
+    continued = watched.generate(ids, 4)
+    assert torch.equal(continued[:, : ids.shape[1]], ids)
+    for row, text in zip(continued, longer, strict=True):
+        assert watched.tokenizer.decode(row, skip_special_tokens=True) == text
+
+
+@torch.no_grad()
+def test_the_padding_mask(model):
+    watched, eot = deepcopy(model), model.tokenizer.eos_token_id
+    watched.tokenizer = Tokenizer(watched.tokenizer.backend, padding_side="left")
+    rows = torch.tensor([[eot, eot, 5, eot], [eot, 4, 5, 6], [4, eot, eot, 5], [eot] * 4])
+    expected = [[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
+    assert watched.padding_mask(rows).tolist() == expected
+    assert watched.padding_mask(rows[1:3]) is None
+    watched.tokenizer.pad_token_id = 5
+    rows = torch.tensor([[5, 5, eot, 4], [eot, 5, 4, 4]])
+    assert watched.padding_mask(rows).tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+
+
+def test_a_kv_cache_is_not_something_else(model):
+    for wrong in ("loss", {}):
+        with pytest.raises(TypeError, match=r"give a KVCache, and .* such as return_type='loss'"):
+            model(TEXTS, wrong)
 
 
 def test_what_is_not_one_token_is_refused(model):

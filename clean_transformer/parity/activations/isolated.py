@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clean_transformer.activation_cache import ActivationCache
-from clean_transformer.hooks import PER_HEAD, HookedModule, HookPoint
+from clean_transformer.hooks import HookedModule, HookPoint
 from clean_transformer.modules.mlp import MLP
 from clean_transformer.parity.activations.bounds import (
     PASSED_ON,
@@ -40,6 +40,7 @@ from clean_transformer.parity.limits import (
 from clean_transformer.parity.oracle import LOWER_PRECISION, UNIT_ROUNDOFF, trusted
 from clean_transformer.parity.verdict import Verdict
 from clean_transformer.support.numerics import upcast
+from clean_transformer.support.selection import PER_HEAD
 
 # A module computes the activations in INNER and PER_HEAD only if their hook points have hooks. So
 # the watched hook points (those with hooks) decide which kernels run. PATHS maps the name of a path

@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from clean_transformer.config import Config
-from clean_transformer.hooks import PER_HEAD_INPUTS, hook_points
+from clean_transformer.hooks import hook_points
 from clean_transformer.modules.contract import accepts, kind
+from clean_transformer.support.selection import PER_HEAD_INPUTS
 from clean_transformer.swapping.libraries.base import Library, Place, place_at
 
 
