@@ -50,6 +50,7 @@ class HookPoint(KnowsLeftOut):
     """
 
     name: str | None = None
+    is_shared = False
 
     def __init__(self, *, is_shared: bool = False):
         super().__init__()
@@ -125,12 +126,14 @@ class HookedModule(nn.Module):
     of methods and arguments are those of TransformerLens.
 
     The hooks of these methods are called only in the thread that called the method. If a hook
-    function itself runs the model, these hooks are not called in this inner run. The hooks of one
-    hook point are called in the order in which they were put in place, also those for its gradient,
-    which get the gradient of the edited activation. While hooks are in
-    place, a module that was compiled with `module.compile()` runs uncompiled, because a compiled
-    graph does not call hooks. Do not combine hooks with gradient checkpointing: it runs modules
-    again in the backward pass, where the hooks can be missing, so that gradients are wrong.
+    function itself runs the model, these hooks are not called in this inner run. Hooks of the same
+    module are called in the order in which they were put in place. Hooks for a gradient, too, are
+    called in this order, and get the gradient of the edited activation.
+
+    While hooks are in place, a module that was compiled with `module.compile()` runs uncompiled,
+    because a compiled graph does not call hooks. Do not combine hooks with gradient checkpointing:
+    it runs modules again in the backward pass, where the hooks can be missing, so that gradients
+    are wrong.
     """
 
     name: str | None = None

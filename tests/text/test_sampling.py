@@ -148,6 +148,7 @@ def test_a_seed_means_the_same_draws_and_none_the_global_ones():
     ("settings", "message"),
     [
         ({"temperature": -1.0}, "Sampling.temperature is -1.0; it must be 0 or a positive number"),
+        ({"temperature": "0"}, "Sampling.temperature is '0'; it must be 0 or a positive number"),
         ({"temperature": math.nan}, "Sampling.temperature is nan"),
         ({"temperature": 1.0, "top_k": 0}, "Sampling.top_k is 0; it must be a positive integer"),
         (

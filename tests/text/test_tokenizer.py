@@ -186,6 +186,17 @@ def test_tokens_come_as_tensors_or_lists(tiny):
     assert tiny.to_string(ids.repeat(2, 1).tolist()) == [" the cat", " the cat"]
 
 
+def test_decoding_as_in_transformers(tiny):
+    ids = tiny.to_tokens(" the cat")[0]
+    rows = [ids, ids[:2]]
+    texts = ["<|endoftext|> the cat", "<|endoftext|> the"]
+    assert tiny.decode(rows) == tiny.batch_decode([row.tolist() for row in rows]) == texts
+    assert tiny.batch_decode(ids) == texts[:1]
+    assert tiny.decode(ids) == tiny.to_string(ids) == texts[0]
+    assert tiny.batch_decode(rows, skip_special_tokens=True) == [" the cat", " the"]
+    assert tiny.decode(ids[None], skip_special_tokens=True) == [" the cat"]
+
+
 # What cannot be done. Called through `__wrapped__`, where the tests' own check of types is not.
 
 
