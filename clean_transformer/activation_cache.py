@@ -12,6 +12,7 @@ from clean_transformer.reports.page import in_words
 from clean_transformer.reports.tensors import size_of, tensors_html
 from clean_transformer.residual_stacks import ResidualStacks
 from clean_transformer.support.left_out import has_no
+from clean_transformer.support.selection import SWITCHED
 
 # TransformerLens's short words for some hook points. The values are the names of the hook points
 # without "hook_".
@@ -91,6 +92,7 @@ class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
             raise KeyError(
                 f"{key!r} was not captured in this run: names_filter did not select {missed[0]!r}, "
                 "or the module does not run it"
+                + ("; give its name, not a function" if missed[0].endswith(SWITCHED) else "")
             )
         near = found or difflib.get_close_matches(str(key), self, n=3, cutoff=0.3)
         problem = "is ambiguous" if found else "is not in the cache"

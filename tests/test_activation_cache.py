@@ -183,7 +183,10 @@ def test_shorthand(cache, shorthand, name: str):
         (("resid_pre", 2), "is not in the cache"),
         (("resid_pre", -3), "is not in the cache"),
         (("pattern", 0, "mlp"), "is not in the cache"),
-        (("result", -1), r"was not captured .* did not select 'blocks.1.attn.hook_result', or"),
+        (
+            ("result", -1),
+            r"was not captured .* did not select 'blocks.1.attn.hook_result', or .* give its name",
+        ),
         ("blocks.0.hook_q_input", "did not select 'blocks.0.hook_q_input'"),
     ],
 )

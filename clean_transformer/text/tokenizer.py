@@ -38,7 +38,7 @@ Tokens = (
     | Int[Tensor, "pos"]
     | Int[Tensor, ""]
     | Sequence[Sequence[int]]
-    | Sequence[Int[Tensor, "pos"]]
+    | Sequence[Int[Tensor, "..."]]
     | Sequence[int]
     | int
 )

@@ -157,9 +157,8 @@ def test_a_part_is_what_the_difference_loses_without_it(cfg):
     model, tokens = random_model(cfg, b_U=True), random_tokens(cfg, 1)
     attribution = logit_attribution(model, tokens, 3, 9)
     parts = ("hook_scale", "hook_result", "embed", "hook_mlp_out", "hook_resid_post")
-    _, cache = model.run_with_cache(
-        tokens, names_filter=lambda name: name.endswith(parts), remove_batch_dim=True
-    )
+    names = [name for name in model.hook_dict if name.endswith(parts)]
+    _, cache = model.run_with_cache(tokens, names_filter=names, remove_batch_dim=True)
     scale = cache["scale", "ln_final"][-1]
 
     def difference(residual: Tensor) -> float:
