@@ -123,12 +123,13 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
             mask = None if padded is None else padded.to(self.device)
             if mask is not None and padding_side == "left" and cache is not None:
                 raise TypeError("left-padded texts and a kv_cache contradict; pass token ids")
-        elif prepend_bos is not None or padding_side is not None:
-            raise TypeError("prepend_bos and padding_side are for texts, not for token ids")
-        if not isinstance(tokens, Tensor):
-            tokens = token_ids(tokens).to(self.device)
-        if mask is None and cache is None:
-            padding_side, mask = "left", self.padding_mask(tokens)
+        else:
+            if prepend_bos is not None or padding_side is not None:
+                raise TypeError("prepend_bos and padding_side are for texts, not for token ids")
+            if not isinstance(tokens, Tensor):
+                tokens = token_ids(tokens).to(self.device)
+            if cache is None:
+                padding_side, mask = "left", self.padding_mask(tokens)
         if mask is not None and padding_side == "left":
             rest, arguments["kv_cache"] = rest[1:], LeftPadding(self.cfg.n_layers, mask)
         if return_type is None:

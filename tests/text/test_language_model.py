@@ -151,6 +151,9 @@ def test_left_padded_ids_are_read_as_their_texts(model):
     for row, text in enumerate(TEXTS):
         alone = watched.run_with_cache(text)[1]["resid_post", 0][0]
         assert_same_function(cache["resid_post", 0][row, -len(alone) :], alone)
+    # In texts, it is known what is padding.
+    again = "<|endoftext|>the cat"
+    assert torch.equal(watched(again), model(again))
     continued = watched.generate(ids, 4)
     assert torch.equal(continued[:, : ids.shape[1]], ids)
     for row, text in zip(continued, longer, strict=True):
