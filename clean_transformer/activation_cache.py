@@ -92,7 +92,7 @@ class ActivationCache(ResidualStacks, Mapping[str, Tensor]):
             raise KeyError(
                 f"{key!r} was not captured in this run: names_filter did not select {missed[0]!r}, "
                 "or the module does not run it"
-                + ("; give its name, not a function" if missed[0].endswith(SWITCHED) else "")
+                + ("; give its name in names_filter" if missed[0].endswith(SWITCHED) else "")
             )
         near = found or difflib.get_close_matches(str(key), self, n=3, cutoff=0.3)
         problem = "is ambiguous" if found else "is not in the cache"

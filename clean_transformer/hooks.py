@@ -191,7 +191,8 @@ class HookedModule(nn.Module):
             "run_with_cache", arguments, "names_filter", "remove_batch_dim", "device"
         )
         captures = Captures(self, device)
-        wanted = self._named(names_filter)
+        wanted = self.default_points() if names_filter is None else self._named(names_filter)
+        require_hookable(self, wanted)
         hooks = [(module, Reading(name, captures.capture)) for name, module in wanted.items()]
         with Placed(self, hooks):
             output = self(*inputs, **arguments)
@@ -270,7 +271,14 @@ class HookedModule(nn.Module):
                     remove(module, each)
 
     def compile(self, *arguments: Any, **options: Any) -> None:
-        """Compile this module, as `nn.Module.compile` does. `add_hook` then raises an error."""
+        """Compile this module, as `nn.Module.compile` does. `add_hook` then raises an error.
+
+        Raises `RuntimeError` for a module with hooks of `add_hook`: compiled blocks can share one
+        graph, and the graph of a block without hooks calls none.
+        """
+        for name, module in self.named_modules():
+            if any(isinstance(each, Editing) for each in module._forward_hooks.values()):
+                raise RuntimeError(f"{name} has a hook, which compiled graphs lose; reset_hooks()")
         super().compile(*arguments, **options)
         compiled.add(self)
 
@@ -279,7 +287,7 @@ class HookedModule(nn.Module):
     ) -> list[Placement]:
         return [(module, kind(name, function)) for name, module in self._named(names).items()]
 
-    def _named(self, names: Names | None) -> dict[str, nn.Module]:
-        selected = self.default_points() if names is None else select(self, self.hook_dict, names)
+    def _named(self, names: Names) -> dict[str, nn.Module]:
+        selected = select(self, self.hook_dict, names)
         require_hookable(self, selected)
         return selected

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from clean_transformer.hooks import observed
+from clean_transformer.hooks import HookedModule, HookPoint, observed
 from clean_transformer.model import DemoTransformer
 
 from .helpers import TINY, assert_same_function, random_model, random_tokens, unchecked_types
@@ -83,6 +83,37 @@ def test_hooks_for_a_gradient_are_called_in_order(model):
     assert_same_function(gradient(triple, ones), gradient(ones))
 
 
+class Twice(HookedModule):
+    """A module whose hook point gets its own earlier output."""
+
+    def __init__(self):
+        super().__init__()
+        self.hook = HookPoint()
+
+    def forward(self, x):
+        first = self.hook(x * 2)
+        return (first * 3).sum() + (self.hook(first) * 5).sum()
+
+
+def test_a_hook_point_that_gets_its_own_output_has_two_gradients():
+    twice, x, seen = Twice(), torch.ones(2, requires_grad=True), []
+
+    def ten_times(gradient, hook):
+        seen.append(gradient[0].item())
+        return gradient * 10
+
+    twice.run_with_hooks(x, bwd_hooks=[("hook", ten_times)]).backward()
+    assert seen == [5, 53]
+    assert x.grad.tolist() == [1060, 1060]
+
+
+def test_an_output_with_a_hook_for_its_gradient_is_saved_as_a_tensor(model, tmp_path):
+    logits = model.run_with_hooks(TOKENS, bwd_hooks=[("unembed", nothing)])
+    with pytest.warns(UserWarning, match="will not be serialized"):
+        torch.save(logits, tmp_path / "logits.pt")
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits)
+
+
 def test_the_two_ends_of_a_stream_are_two_hook_points(model):
     """`hook_resid_post` and the next `hook_resid_pre` pass the same tensor."""
     seen = []
@@ -118,7 +149,9 @@ def test_a_hook_that_was_added_is_called_in_every_run(model):
     assert torch.equal(inner[0], expected)
     model.reset_hooks()
     model.add_hook(STREAM, lambda _, hook: inner.append(model(TOKENS)))
+    model.add_hook(STREAM, lambda _, hook: inner.append(model(TOKENS)))
     model(TOKENS)
+    assert len(inner) == 3
     assert torch.equal(inner[1], plain)
 
 
@@ -160,6 +193,8 @@ def test_a_hook_is_not_added_to_a_compiled_module(model, path: str):
     assert not observed(model.hook_dict[Z])
     part._compiled_call_impl = None
     model.add_hook(Z, zero)
+    with pytest.raises(RuntimeError, match=r"hook_z has a hook, which compiled graphs lose"):
+        part.compile(backend="eager")
 
 
 def compiled_forward(model: DemoTransformer) -> None:
@@ -202,6 +237,8 @@ def test_what_is_no_hook_is_refused(model):
             model.add_hook("hook_embed", nothing, dir="both")
         with pytest.raises(TypeError, match=r"None is no pair \(names, function\)"):
             model.run_with_hooks(TOKENS, fwd_hooks=None)
+        with pytest.raises(TypeError, match="names are None"):
+            model.run_with_hooks(TOKENS, fwd_hooks=[(None, zero)])
         for names in ([nothing], 3, [3]):
             with pytest.raises(TypeError, match="give a name, a list of names, or a function"):
                 model.run_with_cache(TOKENS, names_filter=names)

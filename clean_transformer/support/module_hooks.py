@@ -17,7 +17,8 @@ Root = TypeVar("Root", bound=nn.Module)
 class _Running(threading.local):
     """`hooks` are the hooks whose functions now run in this thread, one inside the other."""
 
-    hooks: "tuple[Reading, ...]" = ()
+    def __init__(self) -> None:
+        self.hooks: tuple[Reading, ...] = ()
 
 
 _running = _Running()
@@ -33,8 +34,8 @@ class Reading:
     `name` is the path of the module in the model. While the function runs, `module.name` is `name`.
     The hook calls the function only in the thread that created the hook, and not if another hook
     function runs the module. If the attribute `thread` is None, the hook calls the function in
-    every thread, and in all runs but those that the function itself makes. `has_run` says whether
-    the function was called.
+    every thread, and in all runs but those that the function of such a hook makes. `has_run` says
+    whether the function was called.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]):
@@ -46,7 +47,7 @@ class Reading:
     def is_active(self) -> bool:
         """Whether the hook calls its function, if the module runs in this thread now."""
         if self.thread is None:
-            return self not in _running.hooks
+            return all(each.thread is not None for each in _running.hooks)
         return self.thread == threading.get_ident() and self.depth == len(_running.hooks)
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
@@ -128,19 +129,13 @@ class EditingGradient(Editing):
     """
 
     def apply(self, module: nn.Module, output: Tensor) -> Tensor:
-        """Return a view of `output`, and register the function on the gradient of this view.
-
-        All functions of one module use one view, so that they are called in their order.
-        """
+        """Return a new view of `output`, and register the function on the gradient of this view."""
         if not output.requires_grad:
             raise RuntimeError(
                 f"the backward hook at {self.name} cannot run: the activation needs no gradient; "
                 "run without torch.no_grad(), with parameters that require gradients"
             )
-        view: Any = output
-        if getattr(output, "viewed_by", None) is not module:
-            view = output.view_as(output)
-            view.viewed_by = module
+        view: Any = output.view_as(output)
         view.register_hook(lambda gradient: self.edited(module, gradient, "gradient"))
         return view
 
@@ -152,13 +147,14 @@ Placement = tuple[nn.Module, Reading]
 def register(module: nn.Module, hook: Reading) -> None:
     """Register the forward hook on the module.
 
-    Hooks are called in the order of their registration, but those for gradients after all others.
-    So the function for a gradient gets the gradient of the edited activation.
+    Hooks are called in the order of their registration, but those for gradients after all others,
+    the newest first. So a function for a gradient gets the gradient of the edited activation, and
+    the backward pass, which goes from the last view to the first, calls the oldest function first.
     """
     with _registering:
         module.register_forward_hook(hook)
         for key, each in [*module._forward_hooks.items()]:
-            if isinstance(each, EditingGradient):
+            if isinstance(each, EditingGradient) and each is not hook:
                 module._forward_hooks.move_to_end(key)  # type: ignore[attr-defined, unused-ignore]
 
 

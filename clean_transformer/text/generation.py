@@ -57,7 +57,7 @@ class GenerationMixin(LanguageModel):
         the stop string. Returned token ids include the stop token, or the tokens of the stop
         string. In a returned tensor, rows that stopped early are padded on the right with the first
         of `stop_tokens`, or with the vocabulary's last token if there are no stop tokens. Padding
-        on the left of a tensor is not read, if the tokenizer's `padding_side` is "left" (see
+        on the left of token ids is not read, if the tokenizer's `padding_side` is "left" (see
         `padding_mask`).
 
         If `prepend_bos` is False, the model reads texts without <|endoftext|> before them.
@@ -122,14 +122,16 @@ class GenerationMixin(LanguageModel):
             self.to_tokens(one, prepend_bos)[0].tolist() if isinstance(one, str) else one
             for one in texts
         ]
-        if isinstance(prompt, Tensor) and (mask := self.padding_mask(prompt)) is not None:
-            rows = [row[keeps == 1].tolist() for row, keeps in zip(prompt, mask, strict=True)]
         if not all(isinstance(row, list) for row in rows):
             raise TypeError(
                 "a prompt is a text, a list of texts, tokens [batch pos] or a list of lists of "
                 f"ids, not {shorten(prompt)}"
             )
-        return rows
+        return rows if _is_text(prompt) else [self._without_padding(row) for row in rows]
+
+    def _without_padding(self, row: list[int]) -> list[int]:
+        mask = self.padding_mask(torch.tensor([row]))
+        return row if mask is None else row[int((mask == 0).sum()) :]
 
     def _stop(
         self, prompt: Prompt, tokens: int | Sequence[int] | None, strings: str | Sequence[str]

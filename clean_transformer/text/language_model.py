@@ -181,14 +181,20 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         Padding is the tokenizer's `pad_token_id` at the start of an input. If this is also the
         token that begins a text, the last one of them is not padding, as in TransformerLens. The
         result is None if there is no padding, and unless the tokenizer was used or assigned, and
-        its `padding_side` is "left".
+        its `padding_side` is "left". A graph of `torch.export` or `torch.jit.trace` hides no
+        padding.
         """
         tokenizer: Any = vars(self).get("tokenizer")
         if getattr(tokenizer, "padding_side", None) != "left" or tokens.ndim != 2:
             return None
+        tracing: Any = torch.jit
+        is_exporting = getattr(torch.compiler, "is_exporting", bool)
+        if tokens.is_meta or tracing.is_tracing() or is_exporting():
+            return None
         padding = (tokens == tokenizer.pad_token_id).cumprod(dim=1)
         if tokenizer.pad_token_id == tokenizer.bos_token_id:
             padding = torch.cat([padding[:, 1:], torch.zeros_like(padding[:, :1])], dim=1)
+        padding[:, -1:] = 0  # an input of padding alone
         return 1 - padding if padding.any() else None
 
     def tl_parameters(self) -> dict[str, Tensor]:

@@ -227,7 +227,10 @@ class Tokenizer(TransformersCalls):
         `skip_special_tokens` is True, the text lacks special tokens, such as <|endoftext|>.
         """
         if isinstance(tokens, (list, tuple)) and any(map(_is_row, tokens)):
-            return [str(self._strings(row, skip_special_tokens)) for row in tokens]
+            texts = [self._strings(row, skip_special_tokens) for row in tokens]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("each row must have the shape [pos]; give tokens[0] of to_tokens")
+            return [str(text) for text in texts]
         return self._strings(tokens, skip_special_tokens)
 
     def batch_decode(self, sequences: Tokens, skip_special_tokens: bool = False) -> list[str]:
@@ -235,6 +238,8 @@ class Tokenizer(TransformersCalls):
 
         For the ids of one text [pos], the list has this text.
         """
+        if isinstance(sequences, (list, tuple)) and not sequences:
+            return []
         texts = self.decode(sequences, skip_special_tokens)
         return [texts] if isinstance(texts, str) else texts
 

@@ -156,6 +156,7 @@ def test_left_padded_ids_are_read_as_their_texts(model):
     assert torch.equal(watched(again), model(again))
     continued = watched.generate(ids, 4)
     assert torch.equal(continued[:, : ids.shape[1]], ids)
+    assert watched.generate(ids.tolist(), 4) == continued.tolist()
     for row, text in zip(continued, longer, strict=True):
         assert watched.tokenizer.decode(row, skip_special_tokens=True) == text
 
@@ -171,6 +172,8 @@ def test_the_padding_mask(model):
     watched.tokenizer.pad_token_id = 5
     rows = torch.tensor([[5, 5, eot, 4], [eot, 5, 4, 4]])
     assert watched.padding_mask(rows).tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+    assert watched.padding_mask(torch.full((1, 3), 5)).tolist() == [[0, 0, 1]]
+    assert watched.padding_mask(rows.to("meta")) is None
 
 
 def test_a_kv_cache_is_not_something_else(model):

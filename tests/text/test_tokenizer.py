@@ -194,6 +194,9 @@ def test_decoding_as_in_transformers(tiny):
     assert tiny.batch_decode(ids) == texts[:1]
     assert tiny.decode(ids) == tiny.to_string(ids) == texts[0]
     assert tiny.batch_decode(rows, skip_special_tokens=True) == [" the cat", " the"]
+    assert tiny.batch_decode([]) == []
+    with pytest.raises(ValueError, match=r"each row must have the shape \[pos\]"):
+        tiny.batch_decode([ids[None]])
     assert tiny.decode(ids[None], skip_special_tokens=True) == [" the cat"]
 
 
