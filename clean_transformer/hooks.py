@@ -24,6 +24,7 @@ from clean_transformer.support.module_hooks import (
     Reading,
     add,
     compiled,
+    edited_modules,
     remove,
     require_runs,
 )
@@ -50,7 +51,6 @@ class HookPoint(KnowsLeftOut):
     """
 
     name: str | None = None
-    is_shared = False
 
     def __init__(self, *, is_shared: bool = False):
         super().__init__()
@@ -191,7 +191,7 @@ class HookedModule(nn.Module):
             "run_with_cache", arguments, "names_filter", "remove_batch_dim", "device"
         )
         captures = Captures(self, device)
-        wanted = self.default_points() if names_filter is None else self._named(names_filter)
+        wanted = self.default_points() if names_filter is None else select(self, names_filter)
         require_hookable(self, wanted)
         hooks = [(module, Reading(name, captures.capture)) for name, module in wanted.items()]
         with Placed(self, hooks):
@@ -242,7 +242,9 @@ class HookedModule(nn.Module):
             for names, group in groups:
                 require_runs(group, some=callable(names))
 
-        return Placed(self, (hook for _, group in groups for hook in group), check)
+        placements = [hook for _, group in groups for hook in group]
+        require_hookable(self, {hook.name: module for module, hook in placements})
+        return Placed(self, placements, check)
 
     def add_hook(
         self, name: Names, hook: HookFunction, dir: Direction = "fwd", **left_out: Any
@@ -255,7 +257,9 @@ class HookedModule(nn.Module):
         For TransformerLens's other arguments, raises a `TypeError` that says what to use instead.
         """
         refuse("add_hook", left_out)
-        for path, module in self._named(name).items():
+        selected = select(self, name)
+        require_hookable(self, selected)
+        for path, module in selected.items():
             add(module, path, hook, dir)
 
     def reset_hooks(self, including_permanent: bool = True, **left_out: Any) -> None:
@@ -276,18 +280,13 @@ class HookedModule(nn.Module):
         Raises `RuntimeError` for a module with hooks of `add_hook`: compiled blocks can share one
         graph, and the graph of a block without hooks calls none.
         """
-        for name, module in self.named_modules():
-            if any(isinstance(each, Editing) for each in module._forward_hooks.values()):
-                raise RuntimeError(f"{name} has a hook, which compiled graphs lose; reset_hooks()")
+        for name in edited_modules(self):
+            raise RuntimeError(f"{name!r} has a hook, which compiled graphs lose; reset_hooks()")
         super().compile(*arguments, **options)
         compiled.add(self)
 
     def _hooks(
         self, names: Names, function: HookFunction, kind: type[Editing] = Editing
     ) -> list[Placement]:
-        return [(module, kind(name, function)) for name, module in self._named(names).items()]
-
-    def _named(self, names: Names) -> dict[str, nn.Module]:
-        selected = select(self, self.hook_dict, names)
-        require_hookable(self, selected)
-        return selected
+        selected = select(self, names)
+        return [(module, kind(name, function)) for name, module in selected.items()]

@@ -17,6 +17,7 @@ from clean_transformer.modules.pos_embed import PosEmbed
 from clean_transformer.modules.unembed import TiedUnembed, Unembed
 from clean_transformer.text.generation import GenerationMixin
 from clean_transformer.text.pretrained import PretrainedMixin
+from clean_transformer.text.token_ids import are_known
 
 Output = Float[Tensor, "batch logit_pos d_vocab"] | Float[Tensor, "batch logit_pos d_model"]
 
@@ -133,9 +134,7 @@ class DemoTransformer(GenerationMixin, PretrainedMixin):
                 f"{tokens.shape[1]} tokens are more than the n_ctx={self.cfg.n_ctx} positions that "
                 "the model has; shorten or split the text"
             )
-        # Without ids, only with shapes, there is nothing more to check. Older versions of PyTorch
-        # lack `is_exporting`.
-        if tokens.is_meta or getattr(torch.compiler, "is_exporting", bool)():
+        if not are_known(tokens):
             return
         # For an id outside the vocabulary, an accelerator could crash or return arbitrary numbers.
         lowest, highest = (int(bound) for bound in tokens.aminmax())

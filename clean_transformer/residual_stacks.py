@@ -4,15 +4,15 @@ The methods have the same names, arguments and results as in TransformerLens.
 """
 
 from operator import index
-from typing import Any, Literal, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Literal, SupportsIndex
 
-import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clean_transformer.support.keywords import checks_keywords
+from clean_transformer.support.positions import Positions, at
 from clean_transformer.support.validation import refuse_other
 
 Stack = Float[Tensor, "component *batch_pos d_model"]
@@ -21,18 +21,6 @@ Labeled = Stack | tuple[Stack, list[str]]
 Directions = Float[Tensor, "d_model"] | Float[Tensor, "d_model direction"]
 Projected = Float[Tensor, "component *batch_pos"] | Float[Tensor, "component *batch_pos direction"]
 Tokens = str | int | Int[Tensor, "..."]
-
-
-@runtime_checkable
-class Sliced(Protocol):
-    """A `Slice` of TransformerLens, whose attribute `slice` holds the positions."""
-
-    slice: Any
-
-
-# Some positions: one position, a range (start, end) or (start, end, step), a list of positions, or
-# None for all positions. With a single position, the result has no position axis.
-Positions = int | tuple[int, ...] | list[int] | slice | Tensor | np.ndarray | Sliced | None
 
 
 class ResidualStacks:
@@ -298,13 +286,3 @@ class ResidualStacks:
         if mlp_input and end == self.n_layers:
             raise ValueError(f"mlp_input=True needs a layer from 0 to {self.n_layers - 1}")
         return end
-
-
-def at(activation: Tensor, positions: Positions, axis: int = -2) -> Tensor:
-    """Return the activation at `positions`. `axis` is the negative index of the position axis."""
-    where: Any = positions.slice if isinstance(positions, Sliced) else positions
-    if where is None:
-        return activation
-    where = slice(*where) if isinstance(where, tuple) else where
-    index = (..., where, *[slice(None)] * (-axis - 1))
-    return activation[index]

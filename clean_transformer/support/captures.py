@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from clean_transformer.support.selection import shared
-
 
 class Captures:
     """The activations of one run of `module`, by name, without gradients.
@@ -18,20 +16,11 @@ class Captures:
         self.device = device
         # By identity, because the memory on some devices, such as xla, has no address.
         self._weights = {each.untyped_storage() for each in module.parameters()}
-        self._shared = shared(module)
         self._writes: dict[str, int | None] = {}
 
     def capture(self, activation: Tensor, hook: nn.Module) -> None:
-        """Store `activation` under the name of the module `hook`.
-
-        Raises `RuntimeError` if the module is in several places of the model.
-        """
+        """Store `activation` under the name of the module `hook`."""
         value, name = activation.detach(), str(hook.name)
-        if hook in self._shared:
-            raise RuntimeError(
-                f"{name} is in several places of the model, and a cache has one activation for "
-                "each name; put copies of the module into the other places"
-            )
         if self.device is not None:
             value = value.to(self.device, copy=True)
         elif value.untyped_storage() in self._weights:

@@ -179,6 +179,18 @@ def add(module: nn.Module, name: str, function: Callable[..., Any], direction: D
     register(module, hook)
 
 
+def edited_modules(root: nn.Module, path: str = "") -> list[str]:
+    """Return the paths of all modules in `root` that have a hook which edits their output.
+
+    `path` is the path of `root` itself. The paths begin with it.
+    """
+    return [
+        name
+        for name, module in root.named_modules(prefix=path)
+        if any(isinstance(each, Editing) for each in module._forward_hooks.values())
+    ]
+
+
 def remove(module: nn.Module, hook: Reading) -> None:
     """Remove the forward hook from the module. If the module does not have it, do nothing."""
     for key, each in [*module._forward_hooks.items()]:

@@ -4,7 +4,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from reprlib import repr as shorten
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -25,20 +25,32 @@ PER_HEAD = (*PER_HEAD_INPUTS, "hook_result")
 SWITCHED = (*PER_HEAD, "hook_mlp_in")
 
 
-def select(root: nn.Module, points: Iterable[str], names: Names) -> dict[str, nn.Module]:
+@runtime_checkable
+class HasPoints(Protocol):
+    """A `HookedModule`."""
+
+    @property
+    def hook_dict(self) -> Mapping[str, nn.Module]:
+        """The hook points by path."""
+
+    def named_modules(self) -> Iterable[tuple[str, nn.Module]]:
+        """Return the paths and all modules."""
+
+
+def select(root: HasPoints, names: Names) -> dict[str, nn.Module]:
     """Return the submodules of `root` that `names` selects, by path.
 
-    `points` are the paths of the hook points. Raises `KeyError` if a name is unknown or nothing is
-    selected, and `TypeError` for `names` of another type.
+    Raises `KeyError` if a name is unknown or nothing is selected, and `TypeError` for `names` of
+    another type.
     """
     modules = dict(root.named_modules())
     if callable(names):
-        selected = [name for name in points if names(name)]
+        selected = [name for name in root.hook_dict if names(name)]
         wanted = [name for name in selected if not name.endswith(SWITCHED)] or selected
         if not wanted:
             raise KeyError(
                 f"the function selects no hook point of {type(root).__name__}; they are "
-                f"{', '.join([*points][:3])}, …"
+                f"{', '.join([*root.hook_dict][:3])}, …"
             )
     else:
         wanted = [names] if isinstance(names, str) else _listed(names)
@@ -46,7 +58,8 @@ def select(root: nn.Module, points: Iterable[str], names: Names) -> dict[str, nn
         if name not in modules or not name:
             near = [each for each in modules if each.endswith(f".hook_{name}")]
             near = near or difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
-            hint = f"did you mean {near[:3]}?" if name and near else f"such as {[*points][:3]}"
+            some = [*root.hook_dict][:3]
+            hint = f"did you mean {near[:3]}?" if name and near else f"such as {some}"
             raise KeyError(f"{type(root).__name__} has no {name!r}; {hint}")
     return {name: modules[name] for name in wanted}
 
@@ -75,35 +88,41 @@ def pairs(hooks: Hooks) -> list[tuple[Names, Callable[..., Any]]]:
     return listed
 
 
-def shared(root: nn.Module) -> set[nn.Module]:
-    """Return the modules that are in several places of `root`.
-
-    A hook on such a module cannot know in which of the places the module runs.
-    """
-    places = Counter(each for _, each in root.named_modules(remove_duplicate=False))
-    return {each for each, count in places.items() if count > 1}
-
-
 def require_hookable(root: nn.Module, selected: Mapping[str, nn.Module]) -> None:
     """Raise `RuntimeError` if a hook on one of the modules `selected` could not work.
 
     This is the case for a module that is in several places of `root`, and inside of a module whose
     `forward` was compiled: the compiled graph does not call new hooks.
     """
-    in_several = shared(root)
-    compiled = [each for each in root.modules() if _has_compiled_forward(each)]
+    places = require_one_place(root, selected)
+    compiled = [each for each in places if _has_compiled_forward(each)]
     in_graph = {part for each in compiled for part in each.modules() if part is not each}
     for name, module in selected.items():
-        if module in in_several:
-            raise RuntimeError(
-                f"{name} is in several places of the model, and a hook cannot tell them apart; put "
-                "copies of the module into the other places"
-            )
         if module in in_graph:
             raise RuntimeError(
                 f"{name} is in a module that was compiled with torch.compile(...), and a compiled "
                 "graph does not call hooks; use module.compile(), which hooks can set aside"
             )
+
+
+def require_one_place(root: nn.Module, selected: Mapping[str, nn.Module]) -> Counter[nn.Module]:
+    """Return in how many places of `root` each of its modules is.
+
+    Raises `RuntimeError` if one of the modules `selected` is in several places. A hook cannot know
+    in which of them the module runs.
+    """
+    places, found = Counter[nn.Module](), [root]
+    while found:  # `named_modules` would also build all the paths
+        module = found.pop()
+        places[module] += 1
+        found += [part for part in module._modules.values() if part is not None]
+    for name, module in selected.items():
+        if places[module] > 1:
+            raise RuntimeError(
+                f"{name} is in several places of the model, and a hook cannot tell them apart; put "
+                "copies of the module into the other places"
+            )
+    return places
 
 
 def _has_compiled_forward(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from clean_transformer.support.captures import Captures
 from clean_transformer.support.interrupts import Interrupts
 from clean_transformer.support.module_hooks import Placed, Reading
 from clean_transformer.support.numerics import upcast
+from clean_transformer.support.selection import require_one_place
 from clean_transformer.swapping.effect_report import Change, Effect
 from clean_transformer.swapping.swaps import Swap
 
@@ -123,7 +124,9 @@ def _activations(model: DemoTransformer, tokens: Tensor, names: list[str]) -> di
     Unlike `run_with_cache`, leaves out hook points that a new module does not run.
     """
     captures = Captures(model, "cpu")
-    hooks = [(model.get_submodule(name), Reading(name, captures.capture)) for name in names]
+    watched = {name: model.get_submodule(name) for name in names}
+    require_one_place(model, watched)
+    hooks = [(module, Reading(name, captures.capture)) for name, module in watched.items()]
     with Placed(model, hooks):
         logits = model(tokens)
     captures.require_unchanged()

@@ -8,7 +8,7 @@ from torch import nn
 from clean_transformer.config import Config
 from clean_transformer.hooks import HookPoint, hook_points
 from clean_transformer.support.captures import writes
-from clean_transformer.support.module_hooks import Editing
+from clean_transformer.support.module_hooks import edited_modules
 from clean_transformer.swapping.libraries.find import library_of
 from clean_transformer.swapping.trial import SwapError
 
@@ -21,12 +21,11 @@ def require_no_hooks(old: nn.Module, path: str) -> None:
 
     The hook would stay in the old module, and have no effect.
     """
-    for name, module in old.named_modules(prefix=path):
-        if any(isinstance(each, Editing) for each in module._forward_hooks.values()):
-            raise SwapError(
-                f"{name} has a hook, which would not be called in the new module; swap first, and "
-                "add the hooks then"
-            )
+    for name in edited_modules(old, path):
+        raise SwapError(
+            f"{name} has a hook, which would not be called in the new module; swap first, and add "
+            "the hooks then"
+        )
 
 
 def taken_points(model: nn.Module, old: Iterable[nn.Module]) -> dict[HookPoint, str]:

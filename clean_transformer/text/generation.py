@@ -130,7 +130,7 @@ class GenerationMixin(LanguageModel):
         return rows if _is_text(prompt) else [self._without_padding(row) for row in rows]
 
     def _without_padding(self, row: list[int]) -> list[int]:
-        mask = self.padding_mask(torch.tensor([row]))
+        mask = self.padding_mask(torch.tensor([row], device="cpu"))
         return row if mask is None else row[int((mask == 0).sum()) :]
 
     def _stop(

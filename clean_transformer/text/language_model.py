@@ -17,7 +17,7 @@ from clean_transformer.support.knows_left_out import KnowsLeftOut
 from clean_transformer.support.left_out import NoValue
 from clean_transformer.support.numerics import at_least_float32
 from clean_transformer.support.validation import refuse_other
-from clean_transformer.text.token_ids import token_ids
+from clean_transformer.text.token_ids import are_known, token_ids
 from clean_transformer.text.tokenizer import PaddingSide, Texts, Tokenizer, Tokens
 from clean_transformer.weights.stacked import StackedWeights
 
@@ -187,9 +187,7 @@ class LanguageModel(HookedModule, StackedWeights, KnowsLeftOut):
         tokenizer: Any = vars(self).get("tokenizer")
         if getattr(tokenizer, "padding_side", None) != "left" or tokens.ndim != 2:
             return None
-        tracing: Any = torch.jit
-        is_exporting = getattr(torch.compiler, "is_exporting", bool)
-        if tokens.is_meta or tracing.is_tracing() or is_exporting():
+        if torch.jit.is_tracing() or not are_known(tokens):  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
             return None
         padding = (tokens == tokenizer.pad_token_id).cumprod(dim=1)
         if tokenizer.pad_token_id == tokenizer.bos_token_id:

@@ -7,6 +7,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 
+def are_known(ids: Int[Tensor, "..."]) -> bool:
+    """Return whether the values of `ids` can be read.
+
+    They cannot be read on the device "meta", nor while `torch.export` records a graph.
+    """
+    # Older versions of PyTorch lack `is_exporting`.
+    return not (ids.is_meta or getattr(torch.compiler, "is_exporting", bool)())
+
+
 def token_ids(tokens: object) -> Int[Tensor, "..."]:
     """Return the token ids `tokens` as a tensor of the same shape. A tensor is returned unchanged.
 

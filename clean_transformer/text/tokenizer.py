@@ -220,18 +220,18 @@ class Tokenizer(TransformersCalls):
         """
         return self._strings(tokens, skip_special_tokens=False)
 
-    def decode(self, tokens: Tokens, skip_special_tokens: bool = False) -> str | list[str]:
+    def decode(self, token_ids: Tokens, skip_special_tokens: bool = False) -> str | list[str]:
         """Return the text of one token id, of token ids [pos], or of each row, as in transformers.
 
         In contrast to `to_string`, the rows may be a list of rows of different lengths. If
         `skip_special_tokens` is True, the text lacks special tokens, such as <|endoftext|>.
         """
-        if isinstance(tokens, (list, tuple)) and any(map(_is_row, tokens)):
-            texts = [self._strings(row, skip_special_tokens) for row in tokens]
+        if isinstance(token_ids, (list, tuple)) and any(map(_is_row, token_ids)):
+            texts = [self._strings(row, skip_special_tokens) for row in token_ids]
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError("each row must have the shape [pos]; give tokens[0] of to_tokens")
             return [str(text) for text in texts]
-        return self._strings(tokens, skip_special_tokens)
+        return self._strings(token_ids, skip_special_tokens)
 
     def batch_decode(self, sequences: Tokens, skip_special_tokens: bool = False) -> list[str]:
         """Return a list with the text of each row of token ids, as in transformers.
